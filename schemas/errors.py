@@ -1,0 +1,42 @@
+"""Exceptions that carry what an operator asks for first. An ordinary outcome is a return value, never one of these."""
+
+
+class ReplayError(Exception):
+    """Something the operator has to act on: `what` went wrong and what `to_do` about it."""
+
+    exit_code = 1  # of the command line
+
+    def __init__(self, what: str, to_do: str = "") -> None:
+        """One line each, without a final full stop."""
+        super().__init__(f"{what}: {to_do}" if to_do else what)
+        self.what = what
+        self.to_do = to_do
+
+
+class BadInputError(ReplayError):
+    """The call, a file or a server's address is wrong; nothing has been changed."""
+
+    exit_code = 2
+
+
+class ServiceUnreachableError(BadInputError):
+    """PostgreSQL, Kafka, MongoDB or the user directory does not answer."""
+
+
+class MappingError(BadInputError):
+    """The source mapping file is not usable; the text names the file, the key and the line."""
+
+
+class CursorDidNotAdvanceError(ReplayError):
+    """The snapshot would read the same page for ever."""
+
+    def __init__(self, cursor: int, page_end: int) -> None:
+        """`cursor` is where the page began, `page_end` what it says it has scanned up to."""
+        super().__init__(
+            f"the cursor did not advance past audit id {cursor} (the page ended at {page_end})",
+            "this is a defect of the reader; the cursor is kept, nothing is lost",
+        )
+
+
+class UndecodableRecordError(ReplayError):
+    """Bytes from a topic are not a record of a schema we know. A caller that holds the record dead-letters it."""

@@ -1,0 +1,160 @@
+"""The source mapping file: what the CRM's tables, types, columns and status ids mean. Parsing is pure; see `load`."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from schemas.errors import MappingError
+
+DEFAULT_MAPPING = "mapping.default.yaml"
+Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_$]*$", max_length=63)]
+TypeName = Annotated[str, StringConstraints(min_length=1)]
+StatusId = int | str
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+
+
+class AccountColumn(_Strict):
+    """How an account's rows are told apart. Left out: the whole table is this account's."""
+
+    column: Identifier
+    query: str = Field(description="returns that column's value; %(company_sso_id)s is the account")
+
+    @model_validator(mode="after")
+    def _query_takes_the_account(self) -> "AccountColumn":
+        if "%(company_sso_id)s" not in self.query:
+            raise ValueError("the query does not use %(company_sso_id)s")
+        return self
+
+
+class AuditTable(_Strict):
+    """Where the audit rows are."""
+
+    schema_name: Identifier = Field(default="public", alias="schema")
+    table: Identifier = "audits"
+    account: AccountColumn | None = None
+
+
+class PersonRule(_Strict):
+    """Which rows and columns name a person."""
+
+    type: TypeName = "Crm::Person"
+    columns: tuple[Identifier, ...] = ("crm_person_id",)  # in audited_changes; tried in this order
+    comment_key: str = "crm_person_id"  # in a comment that is JSON
+
+
+class StatusRule(_Strict):
+    """An update of `column` to an id of the set is this action instead of `update`."""
+
+    column: Identifier
+    id_set: str
+    action: str
+
+
+class CategoryRule(_Strict):
+    """What rows of a type become: `<category>/create|update|delete`, or the status rule's action."""
+
+    category: str
+    status: StatusRule | None = None
+
+
+class JoinModel(_Strict):
+    """A type that links two records: `<category>/link|unlink|update`."""
+
+    category: str
+    links: dict[Identifier, TypeName] = Field(min_length=2, max_length=2)  # column -> type it refers to
+
+
+class TableOf(_Strict):
+    """Where the names of a type's records are."""
+
+    schema_name: Identifier = Field(default="public", alias="schema")
+    table: Identifier
+    id: Identifier = "id"
+    name: str = Field(description="an SQL expression over the table's columns")
+
+
+class UsersTable(_Strict):
+    """Where the CRM's users are."""
+
+    schema_name: Identifier = Field(default="public", alias="schema")
+    table: Identifier = "users"
+    id: Identifier = "id"
+    email: Identifier = "email"
+    full_name: Identifier = "full_name"
+    deleted_at: Identifier = "deleted_at"
+    type: str = "User"  # what audits.user_type says of them
+
+
+class SourceMapping(_Strict):
+    """The whole file."""
+
+    source: AuditTable = AuditTable()
+    scope: tuple[TypeName, ...] = Field(min_length=1, description="auditable_type values to read")
+    person: PersonRule = PersonRule()
+    categories: dict[TypeName, CategoryRule]
+    join_models: dict[TypeName, JoinModel] = {}
+    id_sets: dict[str, tuple[StatusId, ...]] = {}
+    labels: dict[TypeName, dict[str, str]] = {}
+    redact: dict[TypeName, tuple[str, ...]] = Field({}, description='columns by type; "*" stands for every type')
+    times_of_day: dict[TypeName, tuple[str, ...]] = {}
+    users: UsersTable = UsersTable()
+    referents: dict[TypeName, TableOf] = {}
+
+
+def parse(text: str, file: str) -> SourceMapping:
+    """Return the mapping in `text`; `file` is the name that errors give. Raises MappingError naming key and line."""
+    try:
+        node = yaml.compose(text, Loader=yaml.CSafeLoader)
+        data = yaml.load(text, Loader=yaml.CSafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}, line {mark.line + 1}" if mark else file
+        raise MappingError(
+            f"{where}: not YAML ({getattr(error, 'problem', None) or error})", "mend the file"
+        ) from error
+    if not isinstance(data, dict):
+        raise MappingError(f"{file}, line 1: not a mapping of keys to values", f"start from {DEFAULT_MAPPING}")
+    try:
+        return SourceMapping.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(the whole file)"
+        line = _line_of(node, first["loc"])
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise MappingError(f"{file}, line {line}, key {key}: {first['msg']}{more}", "mend the file") from error
+
+
+def load(path: str | Path | None) -> SourceMapping:
+    """Return the mapping in a file; None is the default one, which serves the sample CRM."""
+    if path is None or str(path) == "":
+        return parse(files("schemas").joinpath(DEFAULT_MAPPING).read_text("utf-8"), DEFAULT_MAPPING)
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MappingError(f"source mapping {path}: {error}", "name a readable UTF-8 file with --mapping") from error
+    return parse(text, str(path))
+
+
+def _line_of(node: Any, location: tuple[int | str, ...]) -> int:
+    """Return the line (from 1) where the deepest existing part of `location` stands in the composed YAML."""
+    line = 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    node, line = value, key.start_mark.line + 1
+                    break
+            else:
+                return line
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line

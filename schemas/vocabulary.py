@@ -1,0 +1,49 @@
+"""Closed vocabularies. Their values are stored, sent and graphed: add values, never rename one."""
+
+from enum import StrEnum
+
+
+class SkipReason(StrEnum):
+    """Why a source row becomes no activity log, on purpose. The first rule that applies decides."""
+
+    UNMAPPED_ACTION_TYPE = "unmapped_action_type"  # no category for this type, action and columns
+    CONTACT_NOT_FOUND = "contact_not_found"  # no CDP contact has any of the row's CRM person ids
+    POST_SYNC_LIVE_FEED = "post_sync_live_feed"  # from the sync instant on, the live feed owns it
+    PRE_SYNC_REPLAY = "pre_sync_replay"  # before the sync instant, the replay owns it
+    DUPLICATE_EXTERNAL_ID = "duplicate_external_id"  # the unique index has it already
+
+
+class DeadLetterCause(StrEnum):
+    """Why a record could not be understood or not be stored."""
+
+    UNDECODABLE_RECORD = "undecodable_record"  # not Avro of a schema we know
+    UNDECODABLE_CHANGES = "undecodable_changes"  # audited_changes is unreadable as a whole
+    WRONG_ACCOUNT = "wrong_account"  # a record of another account in this account's topic
+    TRANSFORM_FAILED = "transform_failed"  # a rule raised: a defect of ours
+    DOCUMENT_TOO_LARGE = "document_too_large"  # over MongoDB's 16 MiB
+    WRITE_REFUSED = "write_refused"  # MongoDB refused the document twice
+
+
+class JobStatus(StrEnum):
+    """State of a replay job; `ops.control.jobs` has the table of transitions."""
+
+    IN_PROGRESS = "in_progress"
+    HALTED = "halted"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    ROLLED_BACK = "rolled_back"
+
+
+class ActorKind(StrEnum):
+    """Who did it, as the activity log names it."""
+
+    USER = "user"
+    DELETED_USER = "deleted_user"
+    SYSTEM = "system"
+
+
+class MarkerEdge(StrEnum):
+    """Which end of a job's stretch of a partition a marker stands at."""
+
+    BEGIN = "begin"
+    END = "end"
