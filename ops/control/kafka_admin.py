@@ -1,0 +1,141 @@
+"""What a job needs of Kafka before its first worker starts: topics and committed offsets. Idempotent throughout."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType
+
+from schemas.errors import BadInputError, ServiceUnreachableError
+from schemas.topics import AccountTopics
+
+ANSWER_TIMEOUT_S = 10.0
+RECORD_BYTES_MAX = 20 * 1024 * 1024  # a 16 MiB document and its envelope
+DAY_MS = 24 * 3600 * 1000
+BACKLOG_RETENTION_MS = 7 * DAY_MS  # a replay is over within a day; the rest is for reruns
+DEAD_LETTER_RETENTION_MS = 30 * DAY_MS
+DEAD_LETTER_PARTITIONS = 1  # few records, read by people in order
+REFERENCE_PARTITIONS = 4  # loaded whole by every worker; parallel fetches
+
+
+def client(config: Mapping[str, Any]) -> AdminClient:
+    """Return an admin client that has reached the cluster; raises ServiceUnreachableError."""
+    quiet = {"log_level": 0, "socket.connection.setup.timeout.ms": 5000}
+    admin = AdminClient({**config, **quiet})
+    try:
+        admin.list_topics(timeout=ANSWER_TIMEOUT_S)
+    except KafkaException as error:
+        raise ServiceUnreachableError(
+            f"Kafka at {config['bootstrap.servers']} does not answer ({error.args[0].str()})",
+            "check KAFKA_BOOTSTRAP_SERVERS, or start the embedded servers: crm-replay services up",
+        ) from error
+    return admin
+
+
+def _replication_factor(admin: AdminClient) -> int:
+    """Return 3 where the cluster has three brokers, else what it has."""
+    return min(3, len(admin.list_topics(timeout=ANSWER_TIMEOUT_S).brokers))
+
+
+def topic_settings(topics: AccountTopics, partitions: int) -> dict[str, tuple[int, dict[str, str]]]:
+    """Return partition count and configuration of every topic of an account."""
+    size = {"max.message.bytes": str(RECORD_BYTES_MAX)}
+    backlog = {**size, "cleanup.policy": "delete", "retention.ms": str(BACKLOG_RETENTION_MS)}
+    compacted = {**size, "cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.3"}
+    return {
+        topics.replay: (partitions, backlog),
+        topics.outcomes: (partitions, backlog),
+        topics.dead_letters: (DEAD_LETTER_PARTITIONS, {**backlog, "retention.ms": str(DEAD_LETTER_RETENTION_MS)}),
+        **dict.fromkeys(topics.references, (REFERENCE_PARTITIONS, compacted)),
+    }
+
+
+def ensure_topics(admin: AdminClient, topics: AccountTopics, partitions: int) -> int:
+    """Create what is missing and return the partition count that the job has to use.
+
+    A topic that is there already keeps its partitions, or gets more; it never gets fewer, for Kafka cannot.
+    """
+    existing = admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics
+    present = max((len(existing[t].partitions) for t in (topics.replay, topics.outcomes) if t in existing), default=0)
+    partitions = max(partitions, present)
+    replicas = _replication_factor(admin)
+    wanted = topic_settings(topics, partitions)
+    new = [
+        NewTopic(name, num_partitions=count, replication_factor=replicas, config=config)
+        for name, (count, config) in wanted.items()
+        if name not in existing
+    ]
+    if new:
+        for name, future in admin.create_topics(new, operation_timeout=ANSWER_TIMEOUT_S).items():
+            _result(future, f"topic {name} could not be created", ignore=KafkaError.TOPIC_ALREADY_EXISTS)
+    grow = [
+        NewPartitions(name, partitions)
+        for name in (topics.replay, topics.outcomes)
+        if name in existing and len(existing[name].partitions) < partitions
+    ]
+    if grow:
+        for name, future in admin.create_partitions(grow, operation_timeout=ANSWER_TIMEOUT_S).items():
+            _result(future, f"topic {name} could not get {partitions} partitions")
+    return partitions
+
+
+def _result(future: Any, what: str, ignore: int | None = None) -> None:
+    try:
+        future.result(ANSWER_TIMEOUT_S)
+    except KafkaException as error:
+        if error.args[0].code() != ignore:
+            raise BadInputError(f"{what} ({error.args[0].str()})", "check the cluster and its permissions") from error
+
+
+def end_offsets(config: Mapping[str, Any], topic: str, partitions: int) -> list[int]:
+    """Return the offset after the last record of each partition."""
+    consumer = Consumer({**config, "group.id": f"crm.offsets.{topic}", "enable.auto.commit": False, "log_level": 0})
+    try:
+        return [
+            consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=ANSWER_TIMEOUT_S)[1]
+            for p in range(partitions)
+        ]
+    finally:
+        consumer.close()
+
+
+def commit_offsets(config: Mapping[str, Any], group: str, topic: str, offsets: Sequence[int]) -> None:
+    """Commit where `group` begins, for every partition; the group must have no members.
+
+    A group without committed offsets must never meet a worker: after a rebalance it would commit past records that
+    nobody handled (DECISIONS.md, decision 2).
+    """
+    consumer = Consumer({**config, "group.id": group, "enable.auto.commit": False, "log_level": 0})
+    wanted = [TopicPartition(topic, partition, offset) for partition, offset in enumerate(offsets)]
+    try:
+        answers = consumer.commit(offsets=wanted, asynchronous=False) or []
+        refused = [answer for answer in answers if answer.error]
+        if refused:
+            raise KafkaException(refused[0].error)
+        stored = {tp.partition: tp.offset for tp in consumer.committed(wanted, timeout=ANSWER_TIMEOUT_S)}
+    except KafkaException as error:
+        raise BadInputError(
+            f"offsets of group {group} could not be set ({error.args[0].str()})",
+            "workers of this account seem to run still; stop them first",
+        ) from error
+    finally:
+        consumer.close()
+    if stored != dict(enumerate(offsets)):
+        raise BadInputError(f"offsets of group {group} were not kept by Kafka", "try again")
+
+
+def committed_offsets(config: Mapping[str, Any], group: str, topic: str, partitions: int) -> list[int]:
+    """Return the committed offset of each partition; -1001 where there is none."""
+    consumer = Consumer({**config, "group.id": group, "enable.auto.commit": False, "log_level": 0})
+    try:
+        wanted = [TopicPartition(topic, partition) for partition in range(partitions)]
+        return [tp.offset for tp in consumer.committed(wanted, timeout=ANSWER_TIMEOUT_S)]
+    finally:
+        consumer.close()
+
+
+def topic_config(admin: AdminClient, topic: str) -> dict[str, str]:
+    """Return the effective configuration of a topic."""
+    resource = ConfigResource(ResourceType.TOPIC, topic)
+    entries = admin.describe_configs([resource])[resource].result(ANSWER_TIMEOUT_S)
+    return {name: entry.value for name, entry in entries.items()}

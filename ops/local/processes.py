@@ -1,0 +1,160 @@
+"""The processes of one job on this host: started, watched, restarted after a crash, ended with their parent.
+
+Nothing durable is here. A child that dies is started again and takes up its work from what it had committed; when this
+process dies, the kernel sends its children SIGTERM (Linux), so no half of a job runs on unwatched.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from schemas.errors import ReplayError
+
+STOP_TIMEOUT_S = 15.0  # a graceful leave hands partitions over at once; longer than this means it hangs
+RESTARTS_MAX = 5  # in a row, each within RESTART_WINDOW_S of its start: then the cause is not a passing one
+RESTART_WINDOW_S = 60.0
+RESTART_BACKOFF_S = 0.5
+LOG_LINES_SHOWN = 5
+_PR_SET_PDEATHSIG = 1
+
+
+class ProcessGaveUpError(ReplayError):
+    """A process of the job ended again and again."""
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent ends; runs in the child between fork and exec."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@dataclass
+class Supervised:
+    """One role's process and what has become of it."""
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    log: Path
+    finishes: bool = False  # ends by itself with exit code 0 when its work is done
+    final_codes: frozenset[int] = frozenset()  # exit codes that are an answer, not a crash
+    process: subprocess.Popen[bytes] | None = None
+    returncode: int | None = None  # set once it has ended for good
+    restarts: int = 0
+    started_at: float = 0.0
+    crashes_in_a_row: int = field(default=0)
+
+    def start(self) -> None:
+        """Start it; its output is appended to its log."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(  # noqa: S603 - our own modules
+                list(self.argv),
+                env=dict(self.env),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,
+                start_new_session=True,  # Ctrl-C reaches the runner alone, which then stops them in order
+            )
+        self.started_at = time.monotonic()
+
+    @property
+    def running(self) -> bool:
+        """Whether it is alive now."""
+        return self.process is not None and self.process.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Send a signal if it is alive."""
+        if self.process is not None and self.running:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(number)
+
+    def last_lines(self) -> str:
+        """Return the end of its log on one line."""
+        try:
+            lines = self.log.read_text("utf-8", "replace").splitlines()
+        except OSError:
+            return "(no log)"
+        return " | ".join(line.strip() for line in lines[-LOG_LINES_SHOWN:] if line.strip()) or "(empty log)"
+
+
+class Supervisor:
+    """Keeps the processes of one job alive. Use as a context manager: leaving it stops them all."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.processes: list[Supervised] = []
+
+    def __enter__(self) -> "Supervisor":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Stop whatever still runs."""
+        self.stop()
+
+    def add(self, process: Supervised) -> None:
+        """Start a process and watch it from now on."""
+        process.start()
+        self.processes.append(process)
+
+    def check(self) -> list[Supervised]:
+        """Start again what has crashed; return the processes that ended for good since the last call.
+
+        Raises ProcessGaveUpError for one that keeps crashing, with the end of its log.
+        """
+        ended = []
+        for process in self.processes:
+            if process.returncode is not None or process.process is None or process.running:
+                continue
+            code = process.process.returncode
+            if (process.finishes and code == 0) or code in process.final_codes:
+                process.returncode = code
+                ended.append(process)
+                continue
+            lived_s = time.monotonic() - process.started_at
+            process.crashes_in_a_row = process.crashes_in_a_row + 1 if lived_s < RESTART_WINDOW_S else 1
+            if process.crashes_in_a_row > RESTARTS_MAX:
+                raise ProcessGaveUpError(
+                    f"{process.name} ended {process.crashes_in_a_row} times in a row (last exit code {code}): "
+                    f"{process.last_lines()}",
+                    f"see {process.log}; the job can be resumed",
+                )
+            time.sleep(RESTART_BACKOFF_S * 2 ** (process.crashes_in_a_row - 1))
+            process.restarts += 1
+            process.start()
+        return ended
+
+    def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """End them all: SIGTERM, and SIGKILL for those that are still there after `timeout_s`."""
+        for process in self.processes:
+            process.signal(signal.SIGTERM)
+        deadline = time.monotonic() + timeout_s
+        for process in self.processes:
+            if process.process is None:
+                continue
+            try:
+                process.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.process.kill()
+                process.process.wait()
+            if process.returncode is None:
+                process.returncode = process.process.returncode
+
+
+def python_module(module: str) -> list[str]:
+    """Return the command that runs one of our packages in this interpreter."""
+    return [sys.executable, "-m", module]
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    """Return this process's environment with `extra`, and unbuffered output so that logs are complete after a kill."""
+    return {**os.environ, "PYTHONUNBUFFERED": "1", **extra}
