@@ -1,0 +1,109 @@
+"""The supervisor, with real child processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ops.local import processes
+from ops.local.processes import ProcessGaveUpError, Supervised, Supervisor, child_environment
+
+
+def python(name: str, code: str, tmp_path: Path, **options: object) -> Supervised:
+    return Supervised(name, [sys.executable, "-c", code], child_environment(), tmp_path / f"{name}.log", **options)
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Alive and not a zombie that its new parent has not collected yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_process_that_finishes_is_reported_once_and_not_started_again(tmp_path):
+    with Supervisor() as supervisor:
+        done = python("done", "print('bye')", tmp_path, finishes=True)
+        supervisor.add(done)
+        wait_until(lambda: not done.running)
+        assert supervisor.check() == [done]
+        assert supervisor.check() == []
+        assert (done.returncode, done.restarts, done.last_lines()) == (0, 0, "bye")
+
+
+def test_a_crashed_process_is_started_again_and_keeps_its_log(tmp_path):
+    code = f"""
+import pathlib, sys, time
+mark = pathlib.Path({str(tmp_path / "mark")!r})
+if mark.exists():
+    print("second life"); time.sleep(60)
+mark.touch(); print("first life"); sys.exit(7)
+"""
+    with Supervisor() as supervisor:
+        worker = python("worker", code, tmp_path)
+        supervisor.add(worker)
+        wait_until(lambda: supervisor.check() == [] and "second life" in worker.last_lines())
+        assert worker.restarts == 1
+        assert worker.last_lines() == "first life | second life"
+    assert not worker.running
+
+
+def test_a_process_that_keeps_crashing_is_given_up_with_its_last_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "RESTART_BACKOFF_S", 0.0)
+    with Supervisor() as supervisor:
+        supervisor.add(python("broken", "raise SystemExit('no such table')", tmp_path))
+        with pytest.raises(ProcessGaveUpError, match=r"broken ended 6 times in a row.*no such table"):
+            wait_until(lambda: supervisor.check() != [])
+
+
+def test_an_exit_code_that_is_an_answer_is_not_a_crash(tmp_path):
+    with Supervisor() as supervisor:
+        halted = python("sink", "raise SystemExit(3)", tmp_path, final_codes=frozenset({3}))
+        supervisor.add(halted)
+        wait_until(lambda: not halted.running)
+        assert [p.returncode for p in supervisor.check()] == [3]
+
+
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path):
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(60)"
+    supervisor = Supervisor()
+    stubborn = python("stubborn", code, tmp_path)
+    supervisor.add(stubborn)
+    wait_until(lambda: "up" in stubborn.last_lines())
+    supervisor.stop(timeout_s=0.2)
+    assert stubborn.returncode == -signal.SIGKILL
+
+
+def test_children_end_when_their_supervisor_is_killed(tmp_path):
+    code = f"""
+import time
+from pathlib import Path
+from ops.local.processes import *
+import sys
+s = Supervisor()
+log = Path({str(tmp_path)!r}) / "c.log"
+p = Supervised("child", [sys.executable, "-c", "import time; time.sleep(60)"], child_environment(), log)
+s.add(p)
+print(p.process.pid, flush=True)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ)
+    assert parent.stdout is not None
+    with parent.stdout:
+        child = int(parent.stdout.readline())
+    assert alive(child)
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not alive(child))
