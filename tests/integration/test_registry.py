@@ -1,0 +1,80 @@
+"""The codec against a schema registry's HTTP interface (a small server that keeps the registry's promises)."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from schemas.errors import BadInputError, ServiceUnreachableError, UndecodableRecordError
+from schemas.records import RECORD_TYPES, Referent, User
+from schemas.registry import codec_for
+
+
+class Registry(BaseHTTPRequestHandler):
+    """POST /subjects/<subject>/versions: the same schema gets the same id again."""
+
+    ids: dict[str, int]
+    refuses: set[str]
+
+    def do_POST(self):
+        schema = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["schema"]
+        subject = self.path.split("/")[2]
+        if subject in self.refuses:
+            self.answer(409, {"error_code": 409, "message": "incompatible"})
+        else:
+            self.answer(200, {"id": self.ids.setdefault(schema, 100 + len(self.ids))})
+
+    def answer(self, status: int, body: object) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_args: object) -> None:
+        """Keep the test's output clean."""
+
+
+@pytest.fixture
+def registry() -> Iterator[str]:
+    Registry.ids, Registry.refuses = {}, set()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Registry)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_records_are_framed_with_the_registrys_ids(registry):
+    codec = codec_for(registry)
+    user = User(7, "a@example.com", "A", False)
+    data = codec.encode(user)
+    assert data[0] == 0
+    assert int.from_bytes(data[1:5], "big") in Registry.ids.values()
+    assert codec.decode(data) == user
+    assert len(Registry.ids) == len(RECORD_TYPES)
+
+
+def test_a_second_process_reads_what_the_first_wrote(registry):
+    record = Referent("Crm::Deal", 7001, "Renewal")
+    assert codec_for(registry).decode(codec_for(registry).encode(record)) == record
+
+
+def test_single_object_framing_is_not_taken_for_the_registrys(registry):
+    with pytest.raises(UndecodableRecordError):
+        codec_for(registry).decode(codec_for("").encode(Referent("Crm::Deal", 7001, "Renewal")))
+
+
+def test_a_refused_schema_is_named(registry):
+    Registry.refuses = {"crm.audit.replay.User"}
+    with pytest.raises(BadInputError, match="refused user"):
+        codec_for(registry)
+
+
+def test_a_registry_that_is_not_there_is_one_clear_line():
+    with pytest.raises(ServiceUnreachableError, match="does not answer"):
+        codec_for("http://127.0.0.1:9")
