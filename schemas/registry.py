@@ -39,8 +39,9 @@ def codec_for(schema_registry_url: str) -> Codec:
                     "check SCHEMA_REGISTRY_URL, or leave it empty for Avro single-object encoding",
                 ) from error
             if answer.status_code != httpx.codes.OK:
+                answered = f"{answer.status_code}: {answer.text[:99]}"
                 raise BadInputError(
-                    f"the schema registry refused {schema_name(record_type)} ({answer.status_code}: {answer.text[:200]})",
+                    f"the schema registry refused {schema_name(record_type)} ({answered})",
                     "its compatibility rule must allow the subject's present versions",
                 )
             ids[record_type] = int(answer.json()["id"])
