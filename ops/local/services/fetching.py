@@ -1,0 +1,139 @@
+"""The cache of downloaded tools: each is installed once per user, whole or not at all.
+
+A tool is filled into a directory beside its place and renamed there as the last step, under a file lock. So a directory
+that is there is complete, two checkouts can install at once, and whatever a killed process left is swept by the next.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ops.local.services.detached import last_lines
+from schemas.errors import BadInputError, ReplayError
+
+Say = Callable[[str], None]
+_LOCK_LOOK_AGAIN_S = 0.2
+_TOOL_LOOK_AGAIN_S = 0.1
+
+
+class CancelledError(ReplayError):
+    """Another server failed, or the user interrupted: this work was given up on purpose."""
+
+
+@contextlib.contextmanager
+def locked(file: Path, *, cancel: threading.Event, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold an exclusive lock on `file` (made if missing); a holder that dies lets go of it.
+
+    `waiting` is called once if somebody else holds it. Raises CancelledError if `cancel` is set meanwhile.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as handle:
+        told = False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    told = True
+                    waiting()
+                if cancel.wait(_LOCK_LOOK_AGAIN_S):
+                    raise CancelledError("given up while waiting for another process") from None
+        yield
+
+
+class ToolCache:
+    """Installs tools below one directory, and remembers who to tell and when to stop."""
+
+    def __init__(self, directory: Path, *, logs: Path, say: Say, cancel: threading.Event) -> None:
+        """`logs` gets what the installers say; `cancel` ends a download under way."""
+        self.directory = directory
+        self.logs = logs
+        self.say = say
+        self.cancel = cancel
+
+    def path(self, name: str, what: str, fill: Callable[[Path], None]) -> Path:
+        """Return the directory of tool `name`, filled by `fill` if it is not there yet.
+
+        `name` has to say everything that decides the content: version, platform, digest of a pinned list.
+        """
+        target = self.directory / name
+        if target.is_dir():
+            return target
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInputError(
+                f"cannot make the cache directory {self.directory}: {error.strerror}",
+                "set CRM_REPLAY_CACHE to one that can be written",
+            ) from None
+
+        def waiting() -> None:
+            self.say(f"waiting for another process that is fetching {what}")
+
+        with locked(self.directory / f".{name}.lock", cancel=self.cancel, waiting=waiting):
+            if target.is_dir():
+                return target
+            for left_over in self.directory.glob(f".{name}.partial-*"):
+                shutil.rmtree(left_over, ignore_errors=True)
+            self.say(f"fetching {what}")
+            partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=self.directory))
+            try:
+                fill(partial)
+                partial.chmod(0o755)
+                os.sync()  # else a power cut could keep the name and lose the content
+                partial.rename(target)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+        return target
+
+    def run(
+        self,
+        what: str,
+        argv: Sequence[str | Path],
+        *,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        to_do: str = "check the network and the package settings of this user, then try again",
+    ) -> None:
+        """Run an installer to its end; its output is in `logs`/install-`what`.log.
+
+        Raises BadInputError with its last lines if it fails, CancelledError if we were told to stop.
+        """
+        self.logs.mkdir(parents=True, exist_ok=True)
+        log = self.logs / f"install-{what}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603 - argv is ours
+                [str(part) for part in argv],
+                cwd=cwd,
+                env=dict(env) if env is not None else None,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # so that its children can be ended with it
+            )
+            try:
+                while process.poll() is None:
+                    if self.cancel.is_set():
+                        raise CancelledError(f"fetching {what} was given up")
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(_TOOL_LOOK_AGAIN_S)
+            finally:
+                if process.returncode is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+        if process.returncode != 0:
+            program = Path(str(argv[0])).name
+            raise BadInputError(
+                f"{program} could not fetch {what} (exit code {process.returncode}): {last_lines(log)}",
+                f"{to_do}; all it said: {log}",
+            )

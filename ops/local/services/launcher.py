@@ -1,0 +1,76 @@
+"""Starts one server so that it outlives its starter. A script for `detached.start`; needs the standard library only.
+
+usage: python -I -S launcher.py '{"argv": [...], "process_file": ..., "log": ..., "cwd": ..., "uid": ..., "gid": ...}'
+
+The server's own process writes its id and start mark down *before* it becomes the server. So whatever kills the
+starter, and whenever, no server runs that the next `up` or `down` does not know of.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def start_mark(pid: int) -> str | None:
+    """Return what tells this process from a later one with the same id; None if it has ended (a zombie has).
+
+    On Linux the boot and the clock tick it was forked in: `exec` changes neither.
+    """
+    if sys.platform != "linux":
+        return _start_mark_by_ps(pid)
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text[text.rindex(")") + 2 :].split()  # the name before it may hold spaces and parentheses
+    return None if fields[0] in "ZX" else f"{boot}/{fields[19]}"
+
+
+def _start_mark_by_ps(pid: int) -> str | None:
+    answer = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    state, _, started = answer.stdout.strip().partition(" ")
+    return None if not state or state.startswith("Z") else started.strip()
+
+
+def _become(spec: dict[str, Any]) -> None:
+    os.setsid()
+    log = os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    process_file = Path(spec["process_file"])
+    partial = process_file.with_suffix(".partial")
+    partial.write_text(json.dumps({"pid": os.getpid(), "mark": start_mark(os.getpid())}))
+    partial.replace(process_file)
+    os.chdir(spec["cwd"])
+    if spec["uid"] is not None:
+        os.setgroups([])
+        os.setgid(spec["gid"])
+        os.setuid(spec["uid"])
+    os.execv(spec["argv"][0], spec["argv"])  # noqa: S606 - no shell is the point
+
+
+def main() -> int:
+    """Start the server; 0 once it has been exec'ed, else 1 with the reason on standard output."""
+    spec = json.loads(sys.argv[1])
+    reader, writer = os.pipe()  # closed by a successful exec: an end of file without a word is the good news
+    if os.fork() == 0:
+        try:
+            _become(spec)
+        except OSError as error:
+            os.write(writer, f"{error.filename or spec['argv'][0]}: {error.strerror}".encode())
+        os._exit(127)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        problem = answer.read()
+    print(problem, end="")  # noqa: T201 - this is how it answers
+    return 1 if problem else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

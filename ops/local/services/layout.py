@@ -1,0 +1,131 @@
+"""Names and places: the three servers, and where their data, logs and process ids are."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.errors import BadInputError
+
+
+class Service(StrEnum):
+    """The servers a replay needs. The value names its files and its options."""
+
+    KAFKA = "kafka"
+    POSTGRES = "postgres"
+    MONGODB = "mongodb"
+
+    @property
+    def variable(self) -> str:
+        """Return the environment variable that holds a server of the user's instead."""
+        return _VARIABLES[self]
+
+    @property
+    def setting(self) -> str:
+        """Return the field of `schemas.connections.Connections` with its address."""
+        return self.variable.lower()
+
+    @property
+    def port_variable(self) -> str:
+        """Return the environment variable that fixes its port."""
+        return f"CRM_REPLAY_{self.name}_PORT"
+
+
+_VARIABLES = {
+    Service.KAFKA: "KAFKA_BOOTSTRAP_SERVERS",
+    Service.POSTGRES: "CRM_AUDIT_DATABASE_URL",
+    Service.MONGODB: "MONGODB_URL",
+}
+
+
+class ServiceSettings(BaseSettings):
+    """What the environment says about the embedded servers; build it with `load`."""
+
+    model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_", env_ignore_empty=True, extra="ignore")
+
+    home: Path = Field(Path(".crm-replay"), description="data, logs and process ids of the servers of this checkout")
+    cache: Path | None = Field(None, description="downloaded tools, shared by all checkouts of this user")
+    kafka_port: int | None = Field(None, ge=1, le=65535)
+    postgres_port: int | None = Field(None, ge=1, le=65535)
+    mongodb_port: int | None = Field(None, ge=1, le=65535)
+    kafka_heap_mib: int = Field(768, ge=256, description="the most memory the broker's heap may take")
+    mongodb_cache_mib: int = Field(1024, ge=256, description="memory of MongoDB's storage engine")
+    start_timeout_s: float = Field(120.0, gt=0, description="from a server's start until it answers; fetching apart")
+    xdg_cache_home: Path | None = Field(None, validation_alias="XDG_CACHE_HOME")
+
+    @classmethod
+    def load(cls, **given: object) -> "ServiceSettings":
+        """Return the settings; those in `given` that are not None win over the environment.
+
+        Raises BadInputError naming the variable or option that makes no sense.
+        """
+        try:
+            return cls(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0]).upper()
+            raise BadInputError(f"CRM_REPLAY_{name}={first['input']!s} is not usable", first["msg"]) from None
+
+    def port(self, service: Service) -> int | None:
+        """Return the port the user wants for this server, None if any will do."""
+        port: int | None = getattr(self, f"{service.value}_port")
+        return port
+
+    @property
+    def cache_directory(self) -> Path:
+        """Return where downloaded tools are kept."""
+        if self.cache is not None:
+            return self.cache.expanduser().absolute()
+        return ((self.xdg_cache_home or Path("~/.cache")).expanduser() / "crm-replay").absolute()
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The directory of one set of servers. Nothing is created by asking where something is."""
+
+    path: Path
+
+    @classmethod
+    def at(cls, path: Path | None = None) -> "Home":
+        """Return the home at `path`, by default `CRM_REPLAY_HOME`, else `.crm-replay` in the current directory."""
+        chosen = path if path is not None else ServiceSettings.load().home
+        return cls(chosen.expanduser().absolute())
+
+    @property
+    def lock(self) -> Path:
+        """Return the file that `up` and `down` lock."""
+        return self.path / "services.lock"
+
+    @property
+    def ports(self) -> Path:
+        """Return the file with the ports of the last start."""
+        return self.path / "ports.json"
+
+    @property
+    def logs(self) -> Path:
+        """Return the directory of the logs."""
+        return self.path / "logs"
+
+    def directory(self, service: Service) -> Path:
+        """Return the directory with a server's data and its rendered configuration."""
+        return self.path / service.value
+
+    def log(self, service: Service) -> Path:
+        """Return a server's log."""
+        return self.logs / f"{service.value}.log"
+
+    def process_file(self, service: Service) -> Path:
+        """Return the file with the server's process id and start; it is written before the server runs."""
+        return self.path / "run" / f"{service.value}.pid"
+
+    def ready_file(self, service: Service) -> Path:
+        """Return the file that names the process that has answered its health check."""
+        return self.path / "run" / f"{service.value}.ready"
+
+    @property
+    def short_id(self) -> str:
+        """Return a few characters that tell this home from another one."""
+        return sha256(str(self.path).encode()).hexdigest()[:12]
