@@ -1,0 +1,17 @@
+"""What one `audited_changes` may cost. Nothing a CRM writes comes near; whatever does is unreadable, and says why."""
+
+# 64 levels of YAML or JSON end as about 70 of BSON; MongoDB takes 100.
+DEPTH_MAX = 64
+
+# Nodes after aliases are expanded (a billion laughs is a billion nodes). 20,000 take libyaml and us about 50 ms.
+NODES_MAX = 20_000
+
+# Characters of a YAML text, and again of what its aliases expand to. libyaml reads a million in about 50 ms.
+YAML_LENGTH_MAX = 1_000_000
+
+# A text longer than MongoDB's largest document is not even looked at: the outcome is document_too_large.
+LENGTH_MAX = 16 * 1024 * 1024
+
+
+class UnreadableError(Exception):
+    """Inside this package: the text cannot be read; the message is one line without any of its content."""
