@@ -1,0 +1,172 @@
+"""The Faust app of one account and job: replay topic -> outcomes topic.
+
+A run is transformed and its outcomes are on their way while the confirmations of the run before are awaited; runs are
+acknowledged strictly in order, each after its own outcomes are confirmed.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import faust
+import mode
+
+from processors.batching import Run, RunApp, Stretch
+from processors.lookups import TableLookups
+from processors.metrics import ProcessorMetrics
+from processors.outcomes import Delivery, OutcomeProducer
+from processors.runs import RunTransformer, acting_users
+from processors.settings import ProcessorSettings
+from processors.tables import HighWater, ReferenceTables
+
+log = logging.getLogger(__name__)
+
+RUNS_ON_THEIR_WAY_MAX = 2
+RUNS_BUFFERED_MAX = 4  # fetched and waiting: bounds memory, and what a rebalance throws away
+FETCH_BYTES_MAX = 4 * 1024 * 1024  # of a partition
+HEARTBEATS_PER_SESSION = 4
+LEAVE_TIMEOUT_S = 10.0
+
+BeforeAck = Callable[[Run], None]
+
+
+class ReplayApp(RunApp):
+    """Keeps what this worker knows of its partitions; ends by itself when told to stop at the end markers."""
+
+    def __init__(
+        self, *args: Any, metrics: ProcessorMetrics, run_number: int, exit_at_end: bool, **kwargs: Any
+    ) -> None:
+        """`run_number` is the job's run: notes of other runs do not count."""
+        super().__init__(*args, **kwargs)
+        self.ended = asyncio.Event()
+        self.high_waters: dict[Stretch, HighWater] = {}
+        self._metrics = metrics
+        self._run_number = run_number
+        self._exit_at_end = exit_at_end
+
+    async def on_stretches(self, stretches: Mapping[Any, Stretch]) -> None:
+        """Take up the published high-water of each partition from where it was committed."""
+        self.high_waters = {stretch: HighWater(self._run_number, stretch.begin_note) for stretch in stretches.values()}
+        self._metrics.rebalances += 1
+        log.info(
+            "assigned %s",
+            ", ".join(f"{tp.partition} from {stretch.begin}" for tp, stretch in sorted(stretches.items())) or "nothing",
+        )
+        self.check_end()
+
+    def check_end(self) -> None:
+        """Set `ended` if every assigned partition has passed its end marker and only then."""
+        committed = all(stretch.handled == stretch.delivered for stretch in self.high_waters)
+        if self._exit_at_end and self.high_waters and committed and all(h.ended for h in self.high_waters.values()):
+            self.ended.set()
+
+
+class RunHandler:
+    """Handles runs one after the other, with the confirmations of the last ones outstanding."""
+
+    def __init__(
+        self,
+        app: ReplayApp,
+        transformer: RunTransformer,
+        lookups: TableLookups,
+        tables: ReferenceTables,
+        producer: OutcomeProducer,
+        metrics: ProcessorMetrics,
+        before_ack: BeforeAck | None = None,
+    ) -> None:
+        """`before_ack` sees each run after its outcomes are confirmed and before it is acknowledged (tests)."""
+        self._app = app
+        self._transformer = transformer
+        self._lookups = lookups
+        self._tables = tables
+        self._producer = producer
+        self._metrics = metrics
+        self._before_ack = before_ack
+        self._settling: deque[asyncio.Task[None]] = deque()
+
+    async def handle(self, event: Any) -> None:
+        """Transform a run and send its outcomes; it is acknowledged in the background, after the runs before it.
+
+        Raises whatever made this run or one before it fail: then the worker has to end, and nothing was acknowledged.
+        """
+        while len(self._settling) >= RUNS_ON_THEIR_WAY_MAX or (self._settling and self._settling[0].done()):
+            await self._settling[0]
+            self._settling.popleft()
+        run: Run = event.value
+        high = self._app.high_waters.get(run.stretch)
+        if high is None:
+            event.ack()  # of a former assignment: not handled, so this moves nothing; its new owner gets it again
+            return
+        self._tables.check()
+        decoded = self._transformer.decode(run.records)
+        await self._lookups.prefetch_users(acting_users(decoded))
+        began = time.perf_counter()
+        messages = self._transformer.outcomes(run.records, decoded, run.partition, high)
+        delivery = self._producer.send(messages, len(messages), run.partition)
+        self._metrics.transform_s += time.perf_counter() - began
+        self._metrics.runs += 1
+        before = self._settling[-1] if self._settling else None
+        task = asyncio.create_task(self._settle(event, delivery, high.note(), before))
+        task.add_done_callback(self._end_on_failure)
+        self._settling.append(task)
+
+    async def _settle(self, event: Any, delivery: Delivery, note: str, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await before
+        began = time.perf_counter()
+        await self._producer.confirmed(delivery)
+        self._metrics.deliver_s += time.perf_counter() - began
+        run: Run = event.value
+        if self._before_ack is not None:
+            self._before_ack(run)
+        run.set_handled(note)
+        event.ack()  # dying before this line repeats the run; the sink absorbs what it has already
+        self._app.check_end()
+
+    def _end_on_failure(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._app.loop.create_task(self._app.crash(error))
+
+
+def kafka_url(bootstrap_servers: str) -> list[str]:
+    """Return Faust's broker URLs for a list of `host:port`."""
+    return [f"kafka://{server.strip()}" for server in bootstrap_servers.split(",") if server.strip()]
+
+
+def build_app(settings: ProcessorSettings, bootstrap_servers: str, metrics: ProcessorMetrics) -> ReplayApp:
+    """Return the account's app without its agent; inside a running event loop."""
+    job = settings.job
+    return ReplayApp(
+        job.topics.processors_group,
+        metrics=metrics,
+        run_number=job.run,
+        exit_at_end=settings.exit_at_end,
+        run_records_max=settings.run_records_max,
+        run_bytes_max=settings.run_bytes_max,
+        broker=kafka_url(bootstrap_servers),
+        consumer_group_instance_id=settings.worker,
+        broker_session_timeout=settings.session_timeout_s,
+        broker_heartbeat_interval=settings.session_timeout_s / HEARTBEATS_PER_SESSION,
+        broker_commit_interval=settings.commit_interval_s,
+        broker_max_poll_records=settings.run_records_max * RUNS_BUFFERED_MAX,
+        consumer_max_fetch_size=FETCH_BYTES_MAX,
+        stream_buffer_maxsize=RUNS_BUFFERED_MAX,
+        agent_supervisor=mode.CrashingSupervisor,
+    )
+
+
+def add_agent(app: ReplayApp, topic: str, handler: RunHandler) -> None:
+    """Have `handler` handle the runs of `topic`."""
+
+    async def transform_audit_runs(runs: "faust.StreamT[Run]") -> None:
+        async for event in runs.noack().events():  # acks are ours alone: Faust's own would come with any exception
+            try:
+                await handler.handle(event)
+            except Exception as error:
+                await app.crash(error)  # the worker ends; what was not acknowledged is delivered again
+                raise
+
+    app.agent(app.run_topic(topic), concurrency=1, name="processors.transform_audit_runs")(transform_audit_runs)

@@ -1,0 +1,394 @@
+"""Faust with runs of records instead of single records. The only module that knows Faust's and aiokafka's insides.
+
+Faust makes two asyncio tasks, an event, two queue hops and an ack out of every record: 3,500 records/s. Here one Faust
+message is a *run*, the records fetched from one partition, up to a bound: the same groups, assignment, rebalancing,
+streams and commits, at fifty times the rate.
+
+A rebalance is where records get lost, in Faust as it comes too: records fetched before the seek to the committed
+offset are handed over after it; a fetch whose caller was cancelled has moved the position all the same; records of a
+queue that is cleared are gone; and in each case what follows looks like a hole in the log, which Faust marks as
+acknowledged. So nothing is inferred from offsets here. What this worker has to handle of a partition is a `Stretch`,
+with three facts:
+
+- it begins at the offset committed at the broker, read in the consumer's thread in the same breath as the seek to it;
+- every fetch says from which position to which it reached, again read in that thread, in the same breath as the fetch.
+  Only a fetch that begins where the last delivered run ended is delivered, offsets without a record included (aborted
+  transactions, compaction); anything else is fetched again;
+- a run that was handled moves the stretch on only if it begins where the last handled one ended.
+
+What is committed is the end of the last handled run of a stretch, and so everything before it has been handled. A
+group without a committed offset, or one whose records retention has deleted, ends the worker
+(`auto_offset_reset=none`): there is no offset it could begin at without a guess. A new assignment or a new seek makes
+new stretches, and runs of an old one no longer count. tests/integration/processors/test_rebalance.py is the proof.
+"""
+
+# ruff: noqa: SLF001 - the private parts of faust-streaming 0.15.3 and aiokafka 0.14, which are pinned for this
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import faust
+from aiokafka.errors import CommitFailedError, IllegalStateError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.serializers import codecs
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from mode.utils.futures import notify
+
+RUN_CODEC = "run"
+FETCH_TIMEOUT_S = 1.0
+COMMITTED_TIMEOUT_S = 30.0  # well below the request timeout at which Faust would go on without an answer
+
+
+class CommittedOffsetMissingError(RuntimeError):
+    """The group has no committed offset on a partition, so nobody can say what has been handled there."""
+
+
+class Stretch:
+    """What this worker has to handle of one partition since it was assigned."""
+
+    __slots__ = ("begin", "begin_note", "committed", "delivered", "epoch", "handled", "note")
+
+    def __init__(self, begin: int, note: str, epoch: int) -> None:
+        """`begin` and `note` are the committed offset and its metadata; `epoch` counts the seeks of this consumer."""
+        self.begin = begin
+        self.begin_note = note
+        self.epoch = epoch
+        self.delivered = begin  # end of the last run that went to the stream
+        self.handled = begin  # end of the last run whose effects are confirmed
+        self.committed = begin
+        self.note = note  # metadata to commit together with `handled`
+
+
+class Run:
+    """Records of one partition, in order; covers every offset from `begin` up to but excluding `end`."""
+
+    __slots__ = ("begin", "end", "is_handled", "note", "records", "stretch", "tp")
+
+    def __init__(self, tp: Any, records: Sequence[Any], begin: int, end: int, stretch: Stretch) -> None:
+        """`records` are aiokafka's: `key`, `value`, `offset`, `timestamp`."""
+        self.tp = tp
+        self.records = records
+        self.begin = begin
+        self.end = end
+        self.stretch = stretch
+        self.is_handled = False
+        self.note = stretch.begin_note
+
+    @property
+    def topic(self) -> str:
+        """Return the topic it was read from."""
+        return str(self.tp.topic)
+
+    @property
+    def partition(self) -> int:
+        """Return the partition it was read from."""
+        return int(self.tp.partition)
+
+    def set_handled(self, note: str) -> None:
+        """Say that its effects are confirmed; only an ack after this counts. `note` is committed with its end."""
+        self.is_handled = True
+        self.note = note
+
+
+class Fetched:
+    """Records of one partition that one fetch returned, and from which position to which it reached."""
+
+    __slots__ = ("begin", "end", "epoch", "records")
+
+    def __init__(self, records: Sequence[Any], begin: int, end: int, epoch: int) -> None:
+        """`epoch` is that of the last seek of the partition before the fetch."""
+        self.records = records
+        self.begin = begin
+        self.end = end
+        self.epoch = epoch
+
+
+def split(records: Sequence[Any], end: int, records_max: int, bytes_max: int) -> Iterator[tuple[Sequence[Any], int]]:
+    """Yield the records in pieces within both bounds, each with the offset after it; the last one ends at `end`.
+
+    A single record over `bytes_max` is a piece of its own.
+    """
+    start = 0
+    size = 0
+    for index, record in enumerate(records):
+        size += len(record.value or b"") + len(record.key or b"")
+        if index > start and (index - start >= records_max or size > bytes_max):
+            yield records[start:index], record.offset
+            start = index
+            size = len(record.value or b"") + len(record.key or b"")
+    yield records[start:], end
+
+
+class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+    """aiokafka's consumer in its own thread and event loop; what is atomic here is atomic for the consumer."""
+
+    consumer: "RunConsumer"
+
+    def __post_init__(self) -> None:
+        """Faust's hook at the end of its constructor."""
+        super().__post_init__()
+        self._epoch = 0
+        self._reached: dict[Any, int] = {}  # position after the last fetch or seek, by partition
+        self._sought: dict[Any, int] = {}  # epoch of the last seek, by partition
+
+    async def seek_to_committed(self) -> Mapping[Any, int]:
+        """Begin a new stretch on every assigned partition and return where each begins.
+
+        Raises CommittedOffsetMissingError, and aiokafka's IllegalStateError if the assignment has changed meanwhile.
+        """
+        return dict(await self.call_thread(self._seek_to_committed))
+
+    async def _seek_to_committed(self) -> Mapping[Any, int]:
+        consumer = self._ensure_consumer()
+        assigned = list(consumer.assignment())
+        if not assigned:
+            return {}
+        committed = await asyncio.wait_for(consumer._coordinator.fetch_committed_offsets(assigned), COMMITTED_TIMEOUT_S)
+        missing = sorted(set(assigned) - set(committed))
+        if missing:
+            raise CommittedOffsetMissingError(
+                f"group {self.app.conf.id} has no committed offset on {missing[0].topic}[{missing[0].partition}]"
+                f" ({len(missing)} of {len(assigned)} partitions): commit where it begins before a worker starts"
+            )
+        stretches = {}
+        for tp in assigned:  # no await from here on: seek, epoch and stretch belong together
+            offset, note = committed[tp].offset, committed[tp].metadata or ""
+            self._seek_now(tp, offset)
+            stretches[TP(tp.topic, tp.partition)] = Stretch(offset, note, self._epoch)
+        self.consumer.stretches = stretches
+        return {tp: stretch.begin for tp, stretch in stretches.items()}
+
+    async def seek_back(self, tp: Any, stretch: Stretch) -> None:
+        """Fetch again what `stretch` has not delivered yet."""
+        await self.call_thread(self._seek_back, tp, stretch)
+
+    async def _seek_back(self, tp: Any, stretch: Stretch) -> None:
+        if self.consumer.stretches.get(tp) is stretch:
+            self._seek_now(TopicPartition(tp.topic, tp.partition), stretch.delivered)
+            stretch.epoch = self._epoch
+
+    def _seek_now(self, tp: TopicPartition, offset: int) -> None:
+        self._ensure_consumer().seek(tp, offset)
+        self._epoch += 1
+        self._reached[tp] = offset
+        self._sought[tp] = self._epoch
+
+    async def _fetch_records(
+        self, consumer: Any, active_partitions: Any, timeout: float | None = None, max_records: int | None = None
+    ) -> Mapping[Any, Fetched]:
+        """Return what was fetched by partition, each with the positions it spans."""
+        records = await super()._fetch_records(consumer, active_partitions, timeout=timeout, max_records=max_records)
+        fetched = {}
+        for tp, of_partition in records.items():  # no await since aiokafka moved the positions
+            state = consumer._subscription.subscription.assignment.state_value(tp)
+            if state is None or tp not in self._reached:
+                continue  # no longer assigned, or not sought yet: the seek to come fetches it again
+            end = max(state.position, of_partition[-1].offset + 1)
+            fetched[TP(tp.topic, tp.partition)] = Fetched(of_partition, self._reached[tp], end, self._sought[tp])
+            self._reached[tp] = end
+        return fetched
+
+    async def _commit(self, offsets: Mapping[Any, tuple[int, str]]) -> set[Any]:
+        """Commit offsets with their notes; return the partitions for which Kafka has taken them.
+
+        An empty answer means that the group has rebalanced: what was handled will be delivered once more.
+        """
+        consumer = self._ensure_consumer()
+        assigned = consumer.assignment()
+        mine = {tp: offset for tp, offset in offsets.items() if tp in assigned}
+        if not mine:
+            return set()
+        now = asyncio.get_running_loop().time()
+        try:
+            await consumer.commit(
+                {TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(*offset) for tp, offset in mine.items()}
+            )
+        except (CommitFailedError, IllegalStateError) as error:
+            self.log.info("offsets were not committed, their records come once more: %s", error)
+            return set()
+        self.tp_last_committed_at.update(dict.fromkeys(mine, now))
+        return set(mine)
+
+    async def on_thread_stop(self) -> None:
+        """Leave the group for good if the app is told to; a static member that just dies keeps its place."""
+        if self.app.leaving and self._consumer is not None:
+            # aiokafka sends LeaveGroup only for a member without an instance id.
+            self._consumer._coordinator._group_instance_id = None
+        await super().on_thread_stop()
+
+
+class RunConsumer(driver.Consumer):  # type: ignore[misc]
+    """Faust's consumer; delivers runs and commits the ends of stretches."""
+
+    consumer_stopped_errors: ClassVar[Any] = driver.Consumer.consumer_stopped_errors
+    stretches: dict[Any, Stretch]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what Faust passes."""
+        self.stretches = {}
+        super().__init__(*args, **kwargs)
+
+    def _new_consumer_thread(self) -> RunConsumerThread:
+        return RunConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    # -- assignment
+
+    async def on_partitions_assigned(self, assigned: set[Any], generation_id: int = 0) -> None:
+        """Forget the stretches of the former assignment; `perform_seek` makes the new ones."""
+        self.stretches = {}
+        await super().on_partitions_assigned(assigned, generation_id)
+
+    async def perform_seek(self) -> None:
+        """Begin new stretches at the committed offsets."""
+        begins = await self.seek_to_committed()
+        self._read_offset.update(begins)
+        self._committed_offset.update(begins)
+        await self.app.on_stretches(self.stretches)
+
+    def on_buffer_full(self, tp: Any) -> None:
+        """Do nothing: a full queue makes the delivery wait, and Faust's way round would sleep for a second."""
+
+    def on_buffer_drop(self, tp: Any) -> None:
+        """Do nothing, like `on_buffer_full`."""
+
+    # -- delivery
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        try:
+            while not (self._stopped.is_set() or fetcher._stopped.is_set()):
+                fetched, _ = await self._wait_next_records(FETCH_TIMEOUT_S)
+                if not fetched or self.should_stop or not self.flow_active:
+                    await self.sleep(0)
+                    continue
+                for tp, of_partition in fetched.items():
+                    if not await self._deliver(tp, of_partition):
+                        break  # the flow is suspended; whoever resumes it seeks first
+        except self.consumer_stopped_errors:
+            if not self.app.should_stop:
+                raise
+        except asyncio.CancelledError:
+            if not self.app.should_stop:
+                raise
+
+    async def _deliver(self, tp: Any, fetched: Fetched) -> bool:
+        """Hand over what was fetched from one partition; False once a rebalance has begun."""
+        stretch = self.stretches.get(tp)
+        if not self.flow_active:
+            return False
+        if stretch is None or fetched.epoch != stretch.epoch:
+            return True  # fetched before the last seek, which has it fetched again
+        if fetched.begin != stretch.delivered:
+            self.log.info("fetching %s[%d] again from offset %d", tp.topic, tp.partition, stretch.delivered)
+            await self._thread.seek_back(tp, stretch)
+            return True
+        for records, end in split(fetched.records, fetched.end, self.app.run_records_max, self.app.run_bytes_max):
+            run = Run(tp, records, stretch.delivered, end, stretch)
+            message = self._to_message(tp, records[-1])
+            message.value = run
+            await self.wait_first(self.callback(message), self.suspend_flow.wait())
+            if self.suspend_flow.is_set() or self.should_stop or self.stretches.get(tp) is not stretch:
+                return False  # it may or may not be in a queue; the stretch does not count it as delivered
+            stretch.delivered = end
+        return True
+
+    # -- acks and commits
+
+    def ack(self, message: Any) -> bool:
+        """Move the run's stretch on if the run was handled; True if it did.
+
+        Faust also acks messages that a stream has skipped: those were not handled and do not count. Raises
+        RuntimeError if runs before it have not been handled, which would be a defect.
+        """
+        if message.acked:
+            return False
+        message.acked = True
+        self._unacked_messages.discard(message)
+        notify(self._waiting_for_ack)
+        run = message.value
+        if not isinstance(run, Run) or not run.is_handled or self.stretches.get(run.tp) is not run.stretch:
+            return False
+        stretch = run.stretch
+        if run.begin != stretch.handled:
+            raise RuntimeError(
+                f"{run.topic}[{run.partition}]: a run from {run.begin} was acknowledged, {stretch.handled} comes first"
+            )
+        stretch.note = run.note
+        stretch.handled = run.end
+        self._n_acked += len(run.records)
+        return True
+
+    async def force_commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002
+        """Commit the end of every stretch that has moved on; True if Kafka has taken all of them."""
+        due = {tp: stretch for tp, stretch in self.stretches.items() if stretch.handled > stretch.committed}
+        if not due:
+            return False
+        offsets = {tp: (stretch.handled, stretch.note) for tp, stretch in due.items()}
+        committed = await self._thread.commit(offsets)
+        for tp in committed:
+            due[tp].committed = max(due[tp].committed, offsets[tp][0])
+        return len(committed) == len(due)
+
+    async def commit_and_end_transactions(self) -> None:
+        """Commit what was handled last, also if another commit was under way."""
+        if not await self.commit():
+            await self.commit()
+
+
+class RunTransport(driver.Transport):  # type: ignore[misc]
+    """Faust's transport with our consumer."""
+
+    Consumer: ClassVar[type[RunConsumer]] = RunConsumer
+
+
+class PassThrough(codecs.Codec):  # type: ignore[misc]
+    """A run is a Python object already: there is nothing to decode."""
+
+    def loads(self, s: Any) -> Any:
+        """Return it as it is."""
+        return s
+
+    def dumps(self, obj: Any) -> Any:
+        """Return it as it is."""
+        return obj
+
+
+codecs.register(RUN_CODEC, PassThrough())
+
+
+class RunApp(faust.App):  # type: ignore[misc]
+    """A Faust app whose topics deliver runs. It writes nothing to disk and creates no topics."""
+
+    def __init__(self, *args: Any, run_records_max: int, run_bytes_max: int, **kwargs: Any) -> None:
+        """Take Faust's arguments, and the bounds of a run."""
+        self.run_records_max = run_records_max
+        self.run_bytes_max = run_bytes_max
+        self.leaving = False  # set it before stopping the app to hand the partitions over at once
+        super().__init__(
+            *args,
+            store="memory://",
+            table_standby_replicas=0,  # no Faust tables, so no need for its assignor either
+            web_enabled=False,
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            consumer_auto_offset_reset="none",
+            **kwargs,
+        )
+
+    def run_topic(self, name: str) -> Any:
+        """Return the topic `name` as a source of `Run`s."""
+        return self.topic(name, key_serializer="raw", value_serializer=RUN_CODEC)
+
+    async def on_stretches(self, stretches: Mapping[Any, Stretch]) -> None:
+        """Learn what this worker has to handle from now on; called after each rebalance, before any delivery."""
+
+    def crashed_event(self) -> Any:
+        """Return the event that is set when the app cannot go on; `crash_reason` then says why."""
+        return self._crashed
+
+    def _new_transport(self) -> RunTransport:
+        return RunTransport(self.conf.broker_consumer, self)
+
+    def _create_directories(self) -> None:
+        """Create none: there is nothing to keep."""

@@ -1,0 +1,51 @@
+"""What a worker counts. Plain numbers, added to by one thread; read and logged as one line."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class ProcessorMetrics:
+    """Counts since the worker started. `records_in` = logs + skips + dead letters + markers + republished."""
+
+    records_in: int = 0
+    logs: int = 0
+    skips: Counter[str] = field(default_factory=Counter)  # by SkipReason
+    dead_letters: Counter[str] = field(default_factory=Counter)  # by DeadLetterCause
+    markers: int = 0  # passed over or forwarded
+    republished: int = 0  # rows that the snapshot published a second time
+    runs: int = 0
+    rebalances: int = 0
+    transform_s: float = 0.0  # decoding, rules and encoding
+    deliver_s: float = 0.0  # waiting for Kafka's confirmations, beyond the time of transforming
+    table_load_s: float = 0.0
+    table_entries: dict[str, int] = field(default_factory=dict)
+    table_rejects: int = 0  # entries of a wrong account
+
+    def line(self) -> str:
+        """Return everything as `name=value` pairs on one line."""
+        pairs: dict[str, object] = {
+            "records_in": self.records_in,
+            "logs": self.logs,
+            "skips": self.skips.total(),
+            **{f"skip.{reason}": count for reason, count in sorted(self.skips.items())},
+            "dead_letters": self.dead_letters.total(),
+            **{f"dead_letter.{cause}": count for cause, count in sorted(self.dead_letters.items())},
+            "markers": self.markers,
+            "republished": self.republished,
+            "runs": self.runs,
+            "rebalances": self.rebalances,
+            "transform_s": f"{self.transform_s:.2f}",
+            "deliver_s": f"{self.deliver_s:.2f}",
+            "table_load_s": f"{self.table_load_s:.2f}",
+            **{f"table.{name}": size for name, size in sorted(self.table_entries.items())},
+            "table_rejects": self.table_rejects,
+        }
+        return " ".join(f"{name}={value}" for name, value in pairs.items())
+
+    def report(self) -> None:
+        """Log the line."""
+        log.info("metrics %s", self.line())

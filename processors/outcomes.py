@@ -1,0 +1,105 @@
+"""Outcomes onto their topic: an idempotent producer, and the certainty that all of a run's outcomes are there.
+
+Dying after some deliveries repeats the run, and the sink absorbs what it has already. A delivery that Kafka refuses for
+good is an exception here, so that the run is not acknowledged and the worker ends.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from confluent_kafka import KafkaException, Producer
+
+from schemas.errors import ReplayError
+
+MESSAGE_BYTES_MAX = 20 * 1024 * 1024  # as the topic allows: a 16 MiB document and its envelope
+POLL_S = 0.1
+Message = tuple[bytes, bytes]  # key and value
+
+
+class OutcomeNotDeliveredError(ReplayError):
+    """Kafka refused an outcome for good, or was not reachable for too long."""
+
+
+class Delivery:
+    """The outcomes of one run on their way."""
+
+    __slots__ = ("_error", "_left")
+
+    def __init__(self, count: int) -> None:
+        """`count` confirmations are to come."""
+        self._left = count
+        self._error: Any = None
+
+    def report(self, error: Any, _message: Any) -> None:
+        """Take one confirmation or refusal; librdkafka calls it while the producer is polled."""
+        self._left -= 1
+        if error is not None and self._error is None:
+            self._error = error
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to wait for. Raises OutcomeNotDeliveredError as soon as one was refused."""
+        if self._error is not None:
+            raise OutcomeNotDeliveredError(
+                f"Kafka did not take an outcome ({self._error.str()})",
+                "nothing is lost: the worker goes on from the last committed offset when it is started again",
+            )
+        return self._left <= 0
+
+
+class OutcomeProducer:
+    """Produces to one topic; build one per process."""
+
+    def __init__(self, config: Mapping[str, Any], topic: str, delivery_timeout_s: float) -> None:
+        """`config` is confluent-kafka's connection."""
+        self._topic = topic
+        self._producer = Producer(
+            {
+                **config,
+                "enable.idempotence": True,
+                "acks": "all",
+                "delivery.timeout.ms": int(delivery_timeout_s * 1000),
+                "linger.ms": 5,  # a run is produced within one; half-filled batches cost brokers and sink more
+                "batch.size": 1024 * 1024,
+                "batch.num.messages": 10_000,
+                "message.max.bytes": MESSAGE_BYTES_MAX,
+                "queue.buffering.max.messages": 500_000,
+                "queue.buffering.max.kbytes": 256 * 1024,
+                "compression.type": "lz4",
+            }
+        )
+
+    def send(self, messages: Iterable[Message], count: int, partition: int) -> Delivery:
+        """Queue the messages of a run for `partition`, in order; `count` is how many they are.
+
+        Raises OutcomeNotDeliveredError for one that librdkafka itself refuses.
+        """
+        delivery = Delivery(count)
+        produce, topic, report = self._producer.produce, self._topic, delivery.report
+        for key, value in messages:
+            while True:
+                try:
+                    produce(topic, value, key, partition, report)
+                except BufferError:  # what is on its way has to arrive first
+                    self._producer.poll(POLL_S)
+                except KafkaException as error:
+                    raise OutcomeNotDeliveredError(
+                        f"an outcome of {len(value)} bytes could not be produced ({error.args[0].str()})",
+                        "look at the topic's settings (max.message.bytes) and permissions",
+                    ) from error
+                else:
+                    break
+        self._producer.poll(0)
+        return delivery
+
+    async def confirmed(self, delivery: Delivery) -> None:
+        """Return once every message is on the topic; raises OutcomeNotDeliveredError."""
+        self._producer.poll(0)
+        while not delivery.done:
+            # In a thread: the event loop goes on with the next run meanwhile.
+            await asyncio.get_running_loop().run_in_executor(None, self._producer.poll, POLL_S)
+
+    def close(self, timeout_s: float) -> None:
+        """Deliver what is still on its way, if that is possible in time; nothing of it has been acknowledged."""
+        self._producer.flush(timeout_s)

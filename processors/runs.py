@@ -1,0 +1,178 @@
+"""From the records of a run to their outcomes. Pure but for the clock that dates dead letters; every record is counted.
+
+Each record ends in exactly one outcome, except begin markers, markers of other jobs, and rows that the snapshot
+published a second time: those have had theirs.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from processors.metrics import ProcessorMetrics
+from processors.outcomes import Message
+from processors.tables import HighWater
+from schemas.codec import Codec
+from schemas.errors import UndecodableRecordError
+from schemas.job import ReplayJob
+from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord, SnapshotMarker
+from schemas.vocabulary import DeadLetterCause, MarkerEdge
+
+PAYLOAD_BYTES_MAX = 16 * 1024 * 1024  # of a dead letter; what is longer is cut, so that it can always be delivered
+KEY_BYTES_MAX = 64 * 1024
+DETAIL_CHARACTERS_MAX = 500
+DOCUMENT_BYTES_MAX = 16 * 1024 * 1024 - 64  # MongoDB's bound, less the _id that the sink puts in front
+
+
+class SourceRecord(Protocol):
+    """A record as it came from the topic."""
+
+    @property
+    def key(self) -> bytes | None:
+        """Return the key."""
+
+    @property
+    def value(self) -> bytes | None:
+        """Return the value; None is a tombstone."""
+
+    @property
+    def offset(self) -> int:
+        """Return where it stands in its partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """A record that is no audit event and no marker, and why."""
+
+    detail: str
+
+
+Decoded = AuditEvent | SnapshotMarker | Undecodable
+
+
+class RunTransformer:
+    """Turns runs into outcomes; one per process."""
+
+    def __init__(
+        self,
+        job: ReplayJob,
+        codec: Codec,
+        transform: Callable[[AuditEvent], Any],
+        encode_document: Callable[[Any], bytes],
+        metrics: ProcessorMetrics,
+    ) -> None:
+        """`transform` returns Transformed, Skip or Refused (processors.transform); `encode_document` BSON bytes."""
+        self._job = job
+        self._topic = job.topics.replay
+        self._codec = codec
+        self._transform = transform
+        self._encode_document = encode_document
+        self._metrics = metrics
+
+    def decode(self, records: Sequence[SourceRecord]) -> list[Decoded]:
+        """Return what each record is, in order."""
+        return [self._decode(record) for record in records]
+
+    def _decode(self, record: SourceRecord) -> Decoded:
+        if record.value is None:
+            return Undecodable("a tombstone: the record has no value")
+        try:
+            decoded = self._codec.decode(record.value)
+        except UndecodableRecordError as error:
+            return Undecodable(error.what)
+        if isinstance(decoded, SnapshotMarker):
+            return decoded  # markers need no key
+        if not isinstance(decoded, AuditEvent):
+            return Undecodable(f"a {type(decoded).__name__} stands where an AuditEvent belongs")
+        if record.key is None:
+            return Undecodable(f"audit {decoded.audit_id} has no key")
+        return decoded
+
+    def outcomes(
+        self, records: Sequence[SourceRecord], decoded: Sequence[Decoded], partition: int, high: HighWater
+    ) -> list[Message]:
+        """Return key and value of every outcome, in order; `high` has moved on to the end of the run."""
+        metrics = self._metrics
+        messages: list[Message] = []
+        for record, what in zip(records, decoded, strict=True):
+            if isinstance(what, AuditEvent):
+                if high.is_republished(what.id_range, what.audit_id):
+                    metrics.republished += 1
+                    continue
+                value = self._outcome(record, what, partition)
+            elif isinstance(what, SnapshotMarker):
+                metrics.markers += 1
+                if what.job_id != self._job.job_id or what.edge != MarkerEdge.END:
+                    continue
+                high.ended = True
+                value = self._codec.encode(what._replace(source_offset=record.offset, run=self._job.run))
+            else:
+                value = self._dead_letter(record, None, partition, DeadLetterCause.UNDECODABLE_RECORD, what.detail)
+            messages.append(((record.key or b"")[:KEY_BYTES_MAX], value))
+        metrics.records_in += len(records)
+        return messages
+
+    def _outcome(self, record: SourceRecord, event: AuditEvent, partition: int) -> bytes:
+        try:
+            result = self._transform(event)
+        except Exception:  # once more, for what a second look at the lookups can change
+            try:
+                result = self._transform(event)
+            except Exception as error:  # a defect of a rule costs one record, not the replay
+                detail = f"{type(error).__name__} in {_where(error)}"
+                return self._dead_letter(record, event, partition, DeadLetterCause.TRANSFORM_FAILED, detail)
+        if (reason := getattr(result, "reason", None)) is not None:
+            self._metrics.skips[str(reason)] += 1
+            return self._codec.encode(
+                SkippedRecord(event.audit_id, event.id_range, record.offset, self._job.run, str(reason))
+            )
+        if (cause := getattr(result, "cause", None)) is not None:
+            return self._dead_letter(record, event, partition, cause, result.detail)
+        try:
+            document = self._encode_document(result.document)
+        except Exception as error:  # as above
+            detail = f"{type(error).__name__} while encoding the document"
+            return self._dead_letter(record, event, partition, DeadLetterCause.TRANSFORM_FAILED, detail)
+        if len(document) > DOCUMENT_BYTES_MAX:
+            detail = f"{len(document)} bytes of BSON, MongoDB takes {DOCUMENT_BYTES_MAX}"
+            return self._dead_letter(record, event, partition, DeadLetterCause.DOCUMENT_TOO_LARGE, detail)
+        self._metrics.logs += 1
+        return self._codec.encode(ActivityLog(event.audit_id, event.id_range, record.offset, self._job.run, document))
+
+    def _dead_letter(
+        self, record: SourceRecord, event: AuditEvent | None, partition: int, cause: DeadLetterCause, detail: str
+    ) -> bytes:
+        self._metrics.dead_letters[str(cause)] += 1
+        payload = record.value or b""
+        detail = detail[:DETAIL_CHARACTERS_MAX]
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            detail = f"{detail} (payload cut from {len(payload)} to {PAYLOAD_BYTES_MAX} bytes)"
+            payload = payload[:PAYLOAD_BYTES_MAX]
+        return self._codec.encode(
+            DeadLetter(
+                audit_id=event.audit_id if event else 0,
+                id_range=event.id_range if event else 0,
+                source_topic=self._topic,
+                source_partition=partition,
+                source_offset=record.offset,
+                run=self._job.run,
+                cause=str(cause),
+                detail=detail,
+                key=(record.key or b"")[:KEY_BYTES_MAX],
+                payload=payload,
+                failed_at=time.time_ns() // 1000,
+            )
+        )
+
+
+def acting_users(decoded: Iterable[Decoded]) -> set[int]:
+    """Return the ids of the CRM users who did something in a run."""
+    return {what.user_id for what in decoded if isinstance(what, AuditEvent) and what.user_id}
+
+
+def _where(error: BaseException) -> str:
+    """Return file and line where it was raised: no text of the error, which can hold personal data."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}" if trace is not None else "an unknown place"

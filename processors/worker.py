@@ -1,0 +1,130 @@
+"""One worker from its start to its end: tables, then the app, until a signal, the end markers, or a failure."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from processors.app import BeforeAck, ReplayApp, RunHandler, add_agent, build_app
+from processors.lookups import Directory, TableLookups
+from processors.metrics import ProcessorMetrics
+from processors.outcomes import OutcomeProducer
+from processors.runs import RunTransformer
+from processors.settings import ProcessorSettings
+from processors.tables import ReferenceTables
+from schemas.codec import Codec
+from schemas.connections import Connections
+from schemas.errors import ReplayError
+from schemas.records import AuditEvent
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 12.0  # the supervisor kills after 15 s
+Transform = Callable[[AuditEvent], Any]
+
+
+class WorkerFailedError(ReplayError):
+    """The worker cannot go on; what it had not acknowledged is delivered again to whoever takes over."""
+
+
+async def run_worker(
+    settings: ProcessorSettings,
+    connections: Connections,
+    transform_with: Callable[[TableLookups], Transform],
+    encode_document: Callable[[Any], bytes],
+    directory: Directory | None = None,
+    before_ack: BeforeAck | None = None,
+) -> None:
+    """Return after SIGTERM, SIGINT or (if the settings say so) the last end marker, with everything committed.
+
+    `transform_with` makes the transformation of an event (processors.transform) from the lookups it may ask.
+    Raises ReplayError for everything that keeps the worker from going on.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    job = settings.job
+    metrics = ProcessorMetrics()
+    codec = Codec()
+    tables = ReferenceTables(
+        connections.kafka(),
+        {"contacts": job.topics.contacts, "users": job.topics.users, "referents": job.topics.referents},
+    )
+    producer = OutcomeProducer(connections.kafka(), job.topics.outcomes, settings.delivery_timeout_s)
+    try:
+        loading = asyncio.create_task(asyncio.to_thread(tables.load, settings.load_timeout_s, stop.is_set))
+        if not await _first(stop, loading):
+            return
+        metrics.table_load_s = tables.load_s
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collector need not look at it again
+        tables.follow()
+        lookups = TableLookups(tables.rows, codec, job.company_sso_id, directory)
+        app = build_app(settings, connections.kafka_bootstrap_servers, metrics)
+        transformer = RunTransformer(job, codec, transform_with(lookups), encode_document, metrics)
+        add_agent(app, job.topics.replay, RunHandler(app, transformer, lookups, tables, producer, metrics, before_ack))
+
+        def note_tables() -> None:
+            metrics.table_entries = tables.sizes()
+            metrics.table_rejects = lookups.rejects
+
+        reporting = asyncio.create_task(_report(metrics, note_tables, settings.metrics_interval_s))
+        try:
+            await _serve(app, stop)
+        finally:
+            reporting.cancel()
+            note_tables()
+            metrics.report()
+    finally:
+        stop.set()  # a load that is still under way ends
+        await asyncio.to_thread(producer.close, STOP_TIMEOUT_S / 4)
+        await asyncio.to_thread(tables.close)
+
+
+async def _first(stop: asyncio.Event, loading: "asyncio.Task[None]") -> bool:
+    """Return True once `loading` has ended well, False if `stop` came first."""
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([stopping, loading], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    await loading  # a load ends soon after `stop`
+    return not stop.is_set()
+
+
+async def _serve(app: ReplayApp, stop: asyncio.Event) -> None:
+    """Run the app until `stop`, its end, or its failure; then leave the group."""
+    app.finalize()
+    began = time.monotonic()
+    crashed = asyncio.create_task(app.crashed_event().wait())
+    ends = [crashed, asyncio.create_task(stop.wait()), asyncio.create_task(app.ended.wait())]
+    starting = asyncio.create_task(app.start())
+    try:
+        await asyncio.wait([starting, *ends], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            log.info("worker of group %s started in %.1f s", app.conf.id, time.monotonic() - began)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        failed = crashed.done()
+        app.leaving = not failed
+        for end in ends:
+            end.cancel()
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError, TimeoutError):
+            await asyncio.wait_for(app.stop(), STOP_TIMEOUT_S)
+    if failed:
+        reason = app.crash_reason
+        if isinstance(reason, ReplayError):
+            raise reason
+        raise WorkerFailedError(f"the worker failed ({type(reason).__name__}: {reason})", "") from reason
+
+
+async def _report(metrics: ProcessorMetrics, update: Callable[[], None], interval_s: float) -> None:
+    while True:
+        await asyncio.sleep(interval_s)
+        update()
+        metrics.report()
