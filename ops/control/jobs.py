@@ -1,0 +1,156 @@
+"""Pure: what a job is, which status may follow which, and the ledger that says whether every row is accounted for."""
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from schemas.errors import ReplayError
+from schemas.job import ReplayJob
+from schemas.vocabulary import JobStatus, SkipReason
+
+# What may follow. A rolled back job stays that: its account's next run is a new job.
+TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.IN_PROGRESS: frozenset((JobStatus.HALTED, JobStatus.COMPLETED, JobStatus.FAILED)),
+    JobStatus.HALTED: frozenset((JobStatus.IN_PROGRESS, JobStatus.FAILED, JobStatus.ROLLED_BACK)),
+    JobStatus.FAILED: frozenset((JobStatus.IN_PROGRESS, JobStatus.ROLLED_BACK)),
+    JobStatus.COMPLETED: frozenset((JobStatus.IN_PROGRESS, JobStatus.ROLLED_BACK)),
+    JobStatus.ROLLED_BACK: frozenset(),
+}
+# Statuses of a job that is over, whatever came of it; `finished_at` is set with them.
+FINISHED = frozenset((JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.ROLLED_BACK))
+_WHY_NOT: Mapping[tuple[JobStatus, JobStatus], str] = {
+    (JobStatus.IN_PROGRESS, JobStatus.ROLLED_BACK): "halt it first: its processes still write",
+    (JobStatus.HALTED, JobStatus.COMPLETED): "resume it: only a run that has passed every end marker is complete",
+    (JobStatus.FAILED, JobStatus.COMPLETED): "resume it: only a run that has passed every end marker is complete",
+    (JobStatus.ROLLED_BACK, JobStatus.IN_PROGRESS): "its documents are gone; start a new job of the account",
+}
+
+
+class IllegalTransitionError(ReplayError):
+    """A job cannot go from its status to the one asked for."""
+
+
+def refusal(source: JobStatus, target: JobStatus) -> str | None:
+    """Return why a job must not go from `source` to `target`, or None if it may."""
+    if target in TRANSITIONS[source]:
+        return None
+    if source is target:
+        return f"the job is {source} already"
+    return _WHY_NOT.get((source, target), f"a job that is {source} cannot become {target}")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job document. Times are aware UTC; `cutoff` keeps its microseconds."""
+
+    job_id: str
+    company_sso_id: str
+    status: JobStatus
+    run: int
+    partitions: int
+    top_audit_id: int
+    snapshot_xmax: int
+    cutoff: dt.datetime
+    mapping_path: str
+    mapping_sha256: str
+    triggered_by: str
+    date_range_start: dt.datetime | None
+    begin_offsets: tuple[int, ...]
+    records_total: int
+    records_migrated: int
+    records_skipped: int
+    records_failed: int
+    records_foreign: int
+    skips_by_reason: Mapping[str, int]
+    failures_by_cause: Mapping[str, int]
+    last_audit_id: int
+    progress_pct: float
+    accuracy_pct: float | None
+    created_at: dt.datetime
+    started_at: dt.datetime
+    updated_at: dt.datetime
+    finished_at: dt.datetime | None
+    heartbeat_at: dt.datetime
+    error: str | None
+
+    def replay_job(self) -> ReplayJob:
+        """Return what the processes of this run are told."""
+        return ReplayJob(
+            company_sso_id=self.company_sso_id,
+            job_id=self.job_id,
+            run=self.run,
+            partitions=self.partitions,
+            top_audit_id=self.top_audit_id,
+            snapshot_xmax=self.snapshot_xmax,
+            cutoff=self.cutoff,
+            mapping_path=self.mapping_path,
+            begin_offsets=self.begin_offsets,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Every source row in scope, and the bin it ended in. `foreign`: dead letters that are no known source rows.
+
+    `documents` is the number of documents in MongoDB that the account's replay owns; None if they were not counted.
+    """
+
+    source_rows: int
+    migrated: int
+    skipped: Mapping[str, int] = field(default_factory=dict)  # by reason
+    failed: int = 0
+    foreign: int = 0
+    documents: int | None = None
+
+    @property
+    def skipped_total(self) -> int:
+        """Rows left out on purpose."""
+        return sum(self.skipped.values())
+
+    @property
+    def accounted(self) -> int:
+        """Rows that ended in a bin."""
+        return self.migrated + self.skipped_total + self.failed
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every source row ended in exactly one bin."""
+        return self.accounted == self.source_rows
+
+    @property
+    def documents_expected(self) -> int:
+        """Rows that should have become a document: written by this run, or there before it."""
+        return self.migrated + self.skipped.get(SkipReason.DUPLICATE_EXTERNAL_ID, 0)
+
+    @property
+    def documents_agree(self) -> bool:
+        """Whether MongoDB holds as many documents as it should, where they were counted."""
+        return self.documents is None or self.documents == self.documents_expected
+
+    @property
+    def accuracy_pct(self) -> float | None:
+        """Documents in MongoDB per row that should have become one; None if not counted.
+
+        Cut to two digits, never rounded: 100.0 means all. More than 100 means documents that no row accounts for.
+        """
+        if self.documents is None:
+            return None
+        if self.documents_expected == 0:
+            return 100.0 if self.documents == 0 else 0.0
+        return percent(self.documents, self.documents_expected)
+
+    @property
+    def failure_rate(self) -> float:
+        """Return failed / (migrated + skipped + failed), foreign dead letters included; 0.0 if there is nothing."""
+        seen = self.accounted + self.foreign
+        return (self.failed + self.foreign) / seen if seen else 0.0
+
+
+def percent(part: int, whole: int) -> float:
+    """Return part of whole in per cent, cut to two digits so that 100.0 is never said too early."""
+    return part * 10_000 // whole / 100
+
+
+def progress_pct(accounted: int, records_total: int) -> float:
+    """Return how far a job is, 0.0 to 100.0; a job without rows is done at once."""
+    return min(100.0, percent(accounted, records_total)) if records_total > 0 else 100.0

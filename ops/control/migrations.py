@@ -1,0 +1,344 @@
+"""Collections and indexes, made and unmade in numbered steps, recorded in `crm_replay_migrations`.
+
+A step notes what it is going to make before it makes it, so one that died half-way is taken up again, and `down` undoes
+exactly what `up` did: an index or a collection that was there before stays, and so does every document of the customer.
+"""
+
+import contextlib
+import datetime as dt
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pymongo import ASCENDING
+from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError
+
+from schemas.errors import BadInputError, ReplayError
+from schemas.vocabulary import JobStatus
+from sink.database import Document, Documents
+from sink.indexes import (
+    ACTIVITY_LOGS,
+    COMPANY_SOURCE_TAG,
+    CONTACT_BY_CRM_ID,
+    CONTACT_ID_MAP,
+    CONTACT_ID_MAP_UNIQUE,
+    CONTACTS,
+    COUNTERS,
+    ENRICHMENT_MATCH,
+    JOBS,
+    JOBS_BY_COMPANY,
+    ONE_RUNNING_JOB,
+    PROGRESS,
+    PROGRESS_BY_RUN,
+    UNIQUE_EXTERNAL_ID,
+    UNIQUE_RUN,
+    Index,
+)
+
+MIGRATIONS_COLLECTION = "crm_replay_migrations"
+LOCK = "lock"
+LOCK_EXPIRY_S = 60.0
+NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)  # expiry of a lock that nobody has held
+LOCK_RENEWALS = 3  # within one expiry
+NAMESPACE_EXISTS = 48
+NAMESPACE_NOT_FOUND = 26
+INDEX_NOT_FOUND = 27
+DUPLICATE_KEY = 11000
+
+
+class MigrationRefusedError(BadInputError):
+    """The database is not in a state that this step can start from; nothing has been changed by it."""
+
+
+class MigrationLockedError(ReplayError):
+    """Another process is migrating this database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step. `own` collections hold nothing of the customer's, so `down` drops them with their documents."""
+
+    version: int
+    name: str
+    indexes: tuple[Index, ...]
+    collections: tuple[str, ...]
+    own: frozenset[str] = frozenset()
+
+
+MIGRATIONS = (
+    Migration(
+        1, "activity logs: idempotency and provenance", (UNIQUE_EXTERNAL_ID, COMPANY_SOURCE_TAG), (ACTIVITY_LOGS,)
+    ),
+    Migration(2, "contacts by CRM id", (CONTACT_BY_CRM_ID, CONTACT_ID_MAP_UNIQUE), (CONTACTS, CONTACT_ID_MAP)),
+    Migration(3, "jobs", (JOBS_BY_COMPANY, ONE_RUNNING_JOB, UNIQUE_RUN), (JOBS, COUNTERS), frozenset((JOBS, COUNTERS))),
+    Migration(4, "replay progress", (PROGRESS_BY_RUN,), (PROGRESS,), frozenset((PROGRESS,))),
+    Migration(5, "enrichment match key", (ENRICHMENT_MATCH,), (ACTIVITY_LOGS,)),
+)
+NEWEST = MIGRATIONS[-1].version
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationStatus:
+    """A step and when it was applied; None if it is not, or not completely."""
+
+    version: int
+    name: str
+    applied_at: dt.datetime | None
+
+
+def status(database: Any) -> list[MigrationStatus]:
+    """Return every step in order, those of a newer release included."""
+    records = _records(database)
+    known = {migration.version: migration.name for migration in MIGRATIONS}
+    names = {**{version: str(record.get("name", "")) for version, record in records.items()}, **known}
+    return [
+        MigrationStatus(version, names[version], (records.get(version) or {}).get("applied_at"))
+        for version in sorted(names)
+    ]
+
+
+def up(database: Any, to: int | None = None) -> list[int]:
+    """Apply what is missing up to version `to` (None: all) and return the versions applied now.
+
+    Raises MigrationRefusedError for a newer schema, a clashing index, or documents that break a unique index;
+    MigrationLockedError if another process is at it.
+    """
+    target = _checked(to, NEWEST)
+    applied = []
+    with _locked(database) as lock:
+        records = _not_newer(database)
+        pending = [m for m in MIGRATIONS if m.version <= target and not _is_applied(records.get(m.version))]
+        for migration in pending:
+            for index in migration.indexes:
+                _refuse_clash(database, index)  # all of them before the first change
+        for migration in pending:
+            lock.check()
+            _apply(database, migration, records.get(migration.version))
+            applied.append(migration.version)
+    return applied
+
+
+def down(database: Any, to: int = 0) -> list[int]:
+    """Undo every step above version `to`, the newest first, and return the versions undone.
+
+    Drops what `up` made: its indexes; our own collections with their documents; a customer's collection only if it is
+    empty. Refused while a job is in progress.
+    """
+    target = _checked(to, 0)
+    undone = []
+    with _locked(database) as lock:
+        records = _not_newer(database)
+        doomed = [m for m in reversed(MIGRATIONS) if m.version > target and m.version in records]
+        if doomed and database[JOBS].find_one({"status": JobStatus.IN_PROGRESS.value}) is not None:
+            raise MigrationRefusedError("a job is in progress", "halt it first: crm-replay halt")
+        for migration in doomed:
+            lock.check()
+            _revert(database, migration, records[migration.version])
+            undone.append(migration.version)
+    return undone
+
+
+def _checked(version: int | None, default: int) -> int:
+    if version is None:
+        return default
+    if not 0 <= version <= NEWEST:
+        raise BadInputError(f"there is no schema version {version}", f"give one from 0 to {NEWEST}")
+    return version
+
+
+def _records(database: Any) -> dict[int, Document]:
+    return {r["_id"]: r for r in database[MIGRATIONS_COLLECTION].find({"_id": {"$type": "number"}})}
+
+
+def _not_newer(database: Any) -> dict[int, Document]:
+    """Return the records of applied steps; raises MigrationRefusedError if this release does not know one of them."""
+    records = _records(database)
+    newest = max(records, default=0)
+    if newest > NEWEST:
+        raise MigrationRefusedError(
+            f"the database is at schema version {newest}, this release knows {NEWEST}", "use the newer release"
+        )
+    return records
+
+
+def _is_applied(record: Mapping[str, Any] | None) -> bool:
+    return record is not None and record.get("state") == "applied"
+
+
+def _apply(database: Any, migration: Migration, begun: Mapping[str, Any] | None) -> None:
+    """Make what the step needs. `begun` is the record of an attempt that died: what it noted counts as made by us."""
+    records: Documents = database[MIGRATIONS_COLLECTION]
+    existing = set(database.list_collection_names())
+    noted_collections = set((begun or {}).get("collections", ()))
+    noted_indexes = {tuple(pair) for pair in (begun or {}).get("indexes", ())}
+    collections = [c for c in migration.collections if c not in existing or c in noted_collections]
+    indexes = [
+        index
+        for index in migration.indexes
+        if _find_index(database, index) is None or (index.collection, index.name) in noted_indexes
+    ]
+    record: Document = {
+        "_id": migration.version,
+        "name": migration.name,
+        "state": "applying",
+        "collections": collections,
+        "indexes": [[index.collection, index.name] for index in indexes],
+        "applied_at": None,
+    }
+    # Dying after this line: the next `up` finds what it was about to make and goes on.
+    records.replace_one({"_id": migration.version}, record, upsert=True)
+    try:
+        for collection in collections:
+            _create_collection(database, collection)
+        for index in indexes:
+            keys = [(key, ASCENDING) for key in index.keys]
+            database[index.collection].create_index(keys, **index.options())
+    except OperationFailure as error:
+        _undo(database, migration, record)
+        records.delete_one({"_id": migration.version})
+        raise _why(error, migration) from error
+    applied = {"state": "applied", "applied_at": dt.datetime.now(dt.UTC)}
+    records.update_one({"_id": migration.version}, {"$set": applied})
+
+
+def _why(error: OperationFailure, migration: Migration) -> ReplayError:
+    if error.code == DUPLICATE_KEY:
+        names = ", ".join(f"{index.name} of {index.collection}" for index in migration.indexes if index.unique)
+        return MigrationRefusedError(
+            f"documents that are there already break a unique index ({names})",
+            "remove the duplicates, then migrate again",
+        )
+    return MigrationRefusedError(
+        f"step {migration.version} ({migration.name}) was refused with code {error.code}", "see the server's log"
+    )
+
+
+def _revert(database: Any, migration: Migration, record: Mapping[str, Any]) -> None:
+    records: Documents = database[MIGRATIONS_COLLECTION]
+    # Dying after this line: the step no longer counts as applied, and its record still says what is left to undo.
+    records.update_one({"_id": migration.version}, {"$set": {"state": "reverting", "applied_at": None}})
+    _undo(database, migration, record)
+    records.delete_one({"_id": migration.version})
+
+
+def _undo(database: Any, migration: Migration, record: Mapping[str, Any]) -> None:
+    """Drop the indexes and collections that the record says we made."""
+    for collection, name in record.get("indexes", ()):
+        with _ignoring(INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND):
+            database[collection].drop_index(name)
+    for collection in record.get("collections", ()):
+        if collection in migration.own or database[collection].find_one({}, {"_id": 1}) is None:
+            database.drop_collection(collection)
+
+
+def _create_collection(database: Any, name: str) -> None:
+    with _ignoring(NAMESPACE_EXISTS):
+        database.command("create", name)
+
+
+@contextlib.contextmanager
+def _ignoring(*codes: int) -> Iterator[None]:
+    try:
+        yield
+    except OperationFailure as error:
+        if error.code not in codes:
+            raise
+
+
+def _find_index(database: Any, index: Index) -> Mapping[str, Any] | None:
+    """Return the index of this name as the server has it, or None."""
+    for found in _list_indexes(database, index.collection):
+        if found["name"] == index.name:
+            return found
+    return None
+
+
+def _list_indexes(database: Any, collection: str) -> Sequence[Mapping[str, Any]]:
+    try:
+        return list(database[collection].list_indexes())
+    except OperationFailure as error:
+        if error.code != NAMESPACE_NOT_FOUND:
+            raise
+        return []
+
+
+def _refuse_clash(database: Any, index: Index) -> None:
+    """Raise MigrationRefusedError if another index stands under this name or over the same keys."""
+    keys = [(key, ASCENDING) for key in index.keys]
+    for found in _list_indexes(database, index.collection):
+        same_keys = list(found["key"].items()) == keys
+        same_rules = bool(found.get("unique")) == index.unique and dict(
+            found.get("partialFilterExpression", {})
+        ) == dict(index.partial)
+        if found["name"] == index.name:
+            if not (same_keys and same_rules):
+                raise MigrationRefusedError(
+                    f"{index.collection} has another index named {index.name}", "rename or drop it, then migrate again"
+                )
+        elif same_keys and same_rules:
+            raise MigrationRefusedError(
+                f"{index.collection} has the index {index.name} under the name {found['name']}",
+                f"drop {found['name']}, then migrate again",
+            )
+
+
+class _Lock:
+    """A lock document with an expiry by the server's clock, renewed by a thread while index builds take their time."""
+
+    def __init__(self, records: Documents, owner: str) -> None:
+        self._records = records
+        self._owner = owner
+        self._released = threading.Event()
+        self._lost = False
+        self._renewer = threading.Thread(target=self._renew, name="migration-lock", daemon=True)
+
+    def acquire(self) -> None:
+        """Take the lock, or raise MigrationLockedError."""
+        with contextlib.suppress(DuplicateKeyError):  # another process made it in this very moment
+            self._records.update_one({"_id": LOCK}, {"$setOnInsert": {"expires_at": NEVER}}, upsert=True)
+        free = {"_id": LOCK, "$expr": {"$lt": ["$expires_at", "$$NOW"]}}
+        if not self._records.update_one(free, self._claim()).matched_count:
+            raise MigrationLockedError(
+                "another process is migrating this database",
+                f"wait; a dead one's lock expires in {LOCK_EXPIRY_S:.0f} s",
+            )
+        self._renewer.start()
+
+    def _claim(self) -> list[Document]:
+        expires_at = {"$add": ["$$NOW", int(LOCK_EXPIRY_S * 1000)]}
+        return [{"$set": {"owner": self._owner, "expires_at": expires_at}}]
+
+    def _renew(self) -> None:
+        while not self._released.wait(LOCK_EXPIRY_S / LOCK_RENEWALS):
+            with contextlib.suppress(PyMongoError):  # the next renewal may succeed; an expired lock shows in `check`
+                if not self._records.update_one({"_id": LOCK, "owner": self._owner}, self._claim()).matched_count:
+                    self._lost = True
+                    return
+
+    def check(self) -> None:
+        """Raise MigrationLockedError if the lock has gone to another process."""
+        if self._lost or self._records.find_one({"_id": LOCK, "owner": self._owner}) is None:
+            raise MigrationLockedError("the migration lock was lost to another process", "look at its result first")
+
+    def release(self) -> None:
+        """Give the lock back; the last trace of a database without any step applied goes with it."""
+        self._released.set()
+        if self._renewer.is_alive():
+            self._renewer.join()
+        mine = {"_id": LOCK, "owner": self._owner}
+        if self._records.find_one({"_id": {"$ne": LOCK}}) is None and self._records.find_one(mine) is not None:
+            self._records.drop()
+        else:
+            self._records.delete_one(mine)
+
+
+@contextlib.contextmanager
+def _locked(database: Any) -> Iterator[_Lock]:
+    lock = _Lock(database[MIGRATIONS_COLLECTION], uuid.uuid4().hex)
+    lock.acquire()
+    try:
+        yield lock
+    finally:
+        lock.release()

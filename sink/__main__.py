@@ -1,0 +1,39 @@
+"""Wiring of one sink process: `python -m sink`. Exit codes: 0 done or stopped, 1 defect, 2 bad input, 3 halted."""
+
+import logging
+import signal
+import sys
+
+from schemas.connections import Connections
+from schemas.errors import ReplayError
+from schemas.registry import codec_for
+from sink.consumer import Sink
+from sink.database import connect
+from sink.effects import Seam, straight
+from sink.settings import load_settings
+
+
+def main(seam: Seam = straight) -> int:
+    """Run a sink until it ends; return the exit code."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        settings = load_settings()
+        connections = Connections()
+        connections.require("kafka_bootstrap_servers", "mongodb_url")
+        database = connect(connections, app_name="crm-replay-sink")
+        try:
+            sink = Sink(settings, connections.kafka(), database, codec_for(connections.schema_registry_url), seam=seam)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: sink.stop())
+            sink.run()
+        finally:
+            database.client.close()
+    except ReplayError as error:
+        logging.getLogger("sink").error("%s", error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

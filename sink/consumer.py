@@ -1,0 +1,556 @@
+"""Poll, write, dead-letter, count, commit, in that order.
+
+Every step may be repeated: a bulk write meets its own `_id`s, a dead letter says which record it is about, progress is
+compared before it is set, a commit that is lost only brings records again. So whatever dies between two steps, the next
+sink repeats the batch and ends with the same collection and the same counts.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from bson.errors import InvalidDocument
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from pymongo.errors import ConfigurationError, InvalidOperation, PyMongoError
+
+from schemas.codec import Codec
+from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
+from schemas.job import ReplayJob
+from schemas.records import ActivityLog, DeadLetter, SkippedRecord, SnapshotMarker
+from schemas.vocabulary import DeadLetterCause, MarkerEdge, SkipReason
+from sink.counting import NO_OFFSET, Advance, Bin, Decided, PartitionProgress, advance
+from sink.database import Document, Documents
+from sink.dead_letters import DeadLetterTopic, now_us
+from sink.documents import ID_BYTES, AccountCheck, BatchOutcome, is_whole, with_id
+from sink.effects import Effect, Seam, straight
+from sink.halting import JobGate, too_many_failed
+from sink.indexes import ACTIVITY_LOGS, JOBS, PROGRESS
+from sink.metrics import SinkMetrics
+from sink.progress import Progress
+from sink.settings import SinkSettings
+from sink.writer import WriteConcernUnmetError, write_batch
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MAX_S = 5.0
+STOP_CHECK_S = 0.1  # a wait looks this often whether it should end
+GATE_EVERY_S = 1.0  # how long a halt by another sink or an operator may go unnoticed
+END_CHECK_S = 0.25
+FIRST_RECORD_BYTES_GUESS = 2_000
+POLL_IDLE_S = 0.5
+ANSWER_TIMEOUT_S = 10.0
+SAVE_ATTEMPTS_MAX = 100  # races lost in a row; with a few sinks a second one is rare already
+
+# The group has moved on without us: what was to be committed is another sink's now, and will be repeated there.
+NOT_OURS_ANY_MORE = frozenset(
+    (
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError._ASSIGNMENT_LOST,  # noqa: SLF001  librdkafka's public names begin with an underscore
+        KafkaError._STATE,  # noqa: SLF001
+        KafkaError._NO_OFFSET,  # noqa: SLF001
+    )
+)
+
+
+class OutcomesLostError(ReplayError):
+    """Kafka deleted outcomes before they were written."""
+
+
+class HaltedError(ReplayError):
+    """The job is halted, or this run may not write any more; offsets are kept."""
+
+    exit_code = 3
+
+
+class StoppedError(Exception):
+    """Asked to stop while waiting for a server; nothing of the batch in hand is committed."""
+
+
+class Taken(NamedTuple):
+    """A record as it came from the outcomes topic."""
+
+    partition: int
+    offset: int
+    key: bytes
+    value: bytes
+
+
+class Pending(NamedTuple):
+    """A decoded record on its way to a bin."""
+
+    partition: int
+    decided: Decided
+    log_at: int  # position among the batch's documents; -1 for what is not written
+
+
+@dataclass
+class Batch:
+    """What one poll brought, decoded."""
+
+    pending: list[Pending] = field(default_factory=list)
+    documents: list[bytes] = field(default_factory=list)  # BSON with _id
+    sources: list[tuple[ActivityLog, Taken]] = field(default_factory=list)  # of the documents, for dead letters
+    next_offsets: dict[int, int] = field(default_factory=dict)  # by partition: what is to be committed
+    bytes: int = 0
+
+
+class Sink:
+    """One member of an account's sink group."""
+
+    def __init__(
+        self,
+        settings: SinkSettings,
+        kafka: dict[str, Any],
+        database: Any,
+        codec: Codec,
+        *,
+        seam: Seam = straight,
+    ) -> None:
+        """Open a sink; `kafka` is the connection's configuration, `seam` stands around every durable effect."""
+        self.job: ReplayJob = settings.job
+        self.metrics = SinkMetrics()
+        self._settings = settings
+        self._topics = self.job.topics
+        self._codec = codec
+        self._seam = seam
+        self._logs: Documents = database[ACTIVITY_LOGS]
+        self._progress = Progress(database[PROGRESS], self.job.job_id, self.job.run)
+        self._gate = JobGate(database[JOBS], self.job.job_id, self.job.run)
+        hello: Document = database.client.admin.command("hello")
+        self._document_bytes_max = int(hello.get("maxBsonObjectSize", 16 * 1024 * 1024))
+        self._is_ours = AccountCheck(self.job.company_sso_id)
+        self._dead_letters = DeadLetterTopic(kafka, self._topics.dead_letters, codec)
+        self._states: dict[int, PartitionProgress] = {}  # of assigned partitions, as last stored by us or read
+        self._gathered: list[Taken] = []
+        self._record_bytes = FIRST_RECORD_BYTES_GUESS
+        self._stop_requested = False
+        self._gate_seen_at = 0.0
+        self._end_seen_at = 0.0
+        self._consumer = Consumer(self._consumer_config(kafka), logger=log)
+
+    def _consumer_config(self, kafka: dict[str, Any]) -> dict[str, Any]:
+        config = {
+            **kafka,
+            "group.id": self._topics.sink_group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            # Where a group has no offset yet we say where to begin; an offset that Kafka has deleted is an error.
+            "auto.offset.reset": "error",
+            "allow.auto.create.topics": False,
+            "session.timeout.ms": self._settings.sink_session_timeout_ms,
+            "heartbeat.interval.ms": max(300, self._settings.sink_session_timeout_ms // 4),
+            "fetch.wait.max.ms": 100,
+            "queued.max.messages.kbytes": max(16_384, 2 * self._settings.sink_batch_bytes // 1024),
+        }
+        if self._settings.worker_id:
+            config["group.instance.id"] = f"{self._topics.sink_group}.{self._settings.worker_id}"
+        return config
+
+    def stop(self) -> None:
+        """Ask the loop to end after the batch in hand; safe in a signal handler."""
+        self._stop_requested = True
+
+    def run(self) -> None:
+        """Sink until asked to stop, or until the run has ended if that was asked for.
+
+        Raises HaltedError when the job is halted, OutcomesLostError, BadInputError for a topic that is not there.
+        """
+        try:
+            self._require_topics()
+            self._check_gate(at_once=True)
+            self._consumer.subscribe(
+                [self._topics.outcomes], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
+            )
+            while not self._stop_requested:
+                messages = self._gather()
+                failures = self._sink(messages) if messages else 0
+                self._check_gate(at_once=failures > 0)
+                if self._settings.exit_at_end and self._has_ended():
+                    return
+                self.metrics.log_if_due()
+        except StoppedError:
+            log.info("stopped while a server did not answer; the batch in hand comes again")
+        finally:
+            self._consumer.close()  # leaves the group: the others take over at once
+            self.metrics.log()
+
+    def _require_topics(self) -> None:
+        known = self._until_answered("Kafka", lambda: self._consumer.list_topics(timeout=ANSWER_TIMEOUT_S).topics)
+        for topic in (self._topics.outcomes, self._topics.dead_letters):
+            if topic not in known:
+                raise BadInputError(f"topic {topic} does not exist", "start the job with crm-replay run")
+
+    # --- the group ---
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Begin where the group had committed, or at the beginning; counts are read when they are needed."""
+        committed = self._until_answered("Kafka", lambda: consumer.committed(partitions, timeout=ANSWER_TIMEOUT_S))
+        for partition in committed:
+            self._states.pop(partition.partition, None)
+            if partition.offset < 0:
+                partition.offset = OFFSET_BEGINNING
+        consumer.assign(committed)
+        log.info("assigned %s", {p.partition: p.offset for p in committed})
+
+    def _revoked(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Forget what was gathered of partitions that are another sink's now; it has not been written."""
+        gone = {partition.partition for partition in partitions}
+        self._gathered = [message for message in self._gathered if message.partition not in gone]
+        for partition in gone:
+            self._states.pop(partition, None)
+        log.info("revoked %s", sorted(gone))
+
+    # --- a batch ---
+
+    def _gather(self) -> list[Taken]:
+        """Return up to a batch of records, bounded by count and bytes; empty after an idle moment."""
+        self._gathered = []
+        size = 0
+        deadline = 0.0
+        while len(self._gathered) < self._settings.sink_batch_records and size < self._settings.sink_batch_bytes:
+            # Ask for what fits by the size of the records so far, so that large ones overshoot by one poll only.
+            room = (self._settings.sink_batch_bytes - size) // self._record_bytes + 1
+            wanted = min(room, self._settings.sink_batch_records - len(self._gathered))
+            wait_s = max(0.0, deadline - time.monotonic()) if deadline else POLL_IDLE_S
+            if not deadline:
+                polled = self._consumer.consume(1, wait_s)  # the first record starts the clock
+            else:
+                polled = self._consumer.consume(wanted, wait_s)
+            for message in polled:
+                error = message.error()
+                if error is not None:
+                    self._consumer_error(error)
+                    continue
+                taken = _taken(message)
+                size += len(taken.value)
+                self._gathered.append(taken)
+            if self._gathered:
+                self._record_bytes = max(1, size // len(self._gathered))
+                deadline = deadline or time.monotonic() + self._settings.sink_linger_ms / 1000
+            if self._stop_requested or (not polled and (not deadline or time.monotonic() >= deadline)):
+                break
+        gathered, self._gathered = self._gathered, []
+        return gathered
+
+    def _consumer_error(self, error: KafkaError) -> None:
+        if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):  # noqa: SLF001
+            raise OutcomesLostError(
+                f"outcomes were deleted from {self._topics.outcomes} before they were written",
+                "lengthen the topic's retention and run crm-replay rerun",
+            )
+        if error.fatal():
+            raise KafkaException(error)
+        log.warning("Kafka: %s", error.str())
+
+    def _sink(self, messages: Sequence[Taken]) -> int:
+        """Write a batch and everything that follows from it; return its number of dead letters once it is committed."""
+        batch = self._decode(messages)
+
+        # Dying before this line costs nothing. Dying after it: the documents are there, uncounted; the next sink sends
+        # them again, meets their `_id`s, and counts them as migrated.
+        outcome = self._write(batch)
+        decided = self._decide(batch, outcome)
+        ahead = self._advance(decided, outcome, batch)
+
+        # Dying after this line brings the same dead letters once more: each names run, partition and source offset.
+        dead_letters = [letter for step in ahead.values() for letter in step.dead_letters]
+        self._deliver(dead_letters)
+
+        # Dying after this line: the batch comes again, is written again without effect, and counts nothing.
+        self._save(decided, ahead)
+
+        # Dying after this line costs nothing.
+        self._commit(batch.next_offsets)
+        return len(dead_letters)
+
+    def _decode(self, messages: Sequence[Taken]) -> Batch:
+        """Return the batch with every record in a provisional bin: migrated, until the server says otherwise."""
+        batch = Batch()
+        run = self.job.run
+        metrics = self.metrics
+        for message in messages:
+            partition, offset, _, value = message
+            batch.bytes += len(value)
+            batch.next_offsets[partition] = max(batch.next_offsets.get(partition, 0), offset + 1)
+            log_at = -1
+            try:
+                record = self._codec.decode(value)
+            except UndecodableRecordError as error:
+                metrics.undecodable += 1
+                decided = self._undecodable(message, error.what)
+            else:
+                if isinstance(record, ActivityLog):
+                    if record.run != run:
+                        metrics.other_runs += 1
+                        decided = Decided(offset, NO_OFFSET, 0, 0, Bin.PASSED_OVER)
+                    else:
+                        refusal = self._unfit(record)
+                        if refusal is None:
+                            log_at = len(batch.documents)
+                            batch.documents.append(with_id(run, record.audit_id, record.document))
+                            batch.sources.append((record, message))
+                            decided = Decided(
+                                offset, record.source_offset, record.audit_id, record.id_range, Bin.MIGRATED
+                            )
+                        else:
+                            decided = self._failed(record, message, *refusal)
+                elif isinstance(record, SkippedRecord | DeadLetter | SnapshotMarker):
+                    if record.run != run:
+                        metrics.other_runs += 1
+                        decided = Decided(offset, NO_OFFSET, 0, 0, Bin.PASSED_OVER)
+                    elif isinstance(record, SkippedRecord):
+                        decided = Decided(
+                            offset, record.source_offset, record.audit_id, record.id_range, Bin.SKIPPED, record.reason
+                        )
+                    elif isinstance(record, DeadLetter):
+                        decided = _from_dead_letter(offset, record)
+                    elif record.edge == MarkerEdge.END:
+                        decided = Decided(offset, record.source_offset, 0, 0, Bin.ENDED)
+                    else:
+                        decided = Decided(offset, record.source_offset, 0, 0, Bin.PASSED_OVER)
+                else:
+                    metrics.undecodable += 1
+                    decided = self._undecodable(message, f"a {type(record).__name__} is no outcome")
+            batch.pending.append(Pending(partition, decided, log_at))
+        return batch
+
+    def _unfit(self, record: ActivityLog) -> tuple[DeadLetterCause, str] | None:
+        """Return why a document cannot be sent at all, or None."""
+        document = record.document
+        if not is_whole(document):
+            return DeadLetterCause.UNDECODABLE_RECORD, "the document is not BSON"
+        if len(document) + ID_BYTES > self._document_bytes_max:
+            return (
+                DeadLetterCause.DOCUMENT_TOO_LARGE,
+                f"{len(document)} bytes, the server takes {self._document_bytes_max}",
+            )
+        if not self._is_ours(document):
+            return DeadLetterCause.WRONG_ACCOUNT, "the document is of another account than this topic"
+        return None
+
+    def _undecodable(self, message: Taken, detail: str) -> Decided:
+        letter = DeadLetter(
+            audit_id=0,
+            id_range=0,
+            source_topic=self._topics.outcomes,
+            source_partition=message.partition,
+            source_offset=message.offset,
+            run=self.job.run,
+            cause=DeadLetterCause.UNDECODABLE_RECORD,
+            detail=detail,
+            key=message.key,
+            payload=message.value,
+            failed_at=now_us(),
+        )
+        return Decided(message.offset, NO_OFFSET, 0, 0, Bin.FOREIGN, letter.cause, letter)
+
+    def _failed(self, record: ActivityLog, message: Taken, cause: DeadLetterCause, detail: str) -> Decided:
+        letter = DeadLetter(
+            audit_id=record.audit_id,
+            id_range=record.id_range,
+            source_topic=self._topics.replay,
+            source_partition=message.partition,
+            source_offset=record.source_offset,
+            run=record.run,
+            cause=cause,
+            detail=detail,
+            key=message.key,
+            payload=message.value,
+            failed_at=now_us(),
+        )
+        return Decided(
+            message.offset, record.source_offset, record.audit_id, record.id_range, Bin.FAILED, cause, letter
+        )
+
+    def _write(self, batch: Batch) -> BatchOutcome:
+        started = time.perf_counter()
+        outcome = self._until_answered(
+            "MongoDB", lambda: self._seam(Effect.WRITE_LOGS, lambda: write_batch(self._logs, batch.documents))
+        )
+        metrics = self.metrics
+        metrics.write_seconds += time.perf_counter() - started
+        metrics.batches += 1
+        metrics.records += len(batch.pending)
+        metrics.bytes += batch.bytes
+        metrics.inserted += len(outcome.inserted)
+        metrics.redelivered += len(outcome.redelivered)
+        metrics.duplicates += len(outcome.duplicates)
+        metrics.failed += len(outcome.failed)
+        return outcome
+
+    def _decide(self, batch: Batch, outcome: BatchOutcome) -> dict[int, list[Decided]]:
+        """Return every record with its final bin, by partition, in offset order."""
+        by_partition: dict[int, list[Decided]] = {partition: [] for partition in batch.next_offsets}
+        exceptions = bool(outcome.duplicates or outcome.failed)
+        for partition, decided, log_at in batch.pending:
+            final = decided
+            if exceptions and log_at >= 0:
+                if log_at in outcome.duplicates:
+                    final = decided._replace(bin=Bin.SKIPPED, reason=SkipReason.DUPLICATE_EXTERNAL_ID)
+                elif log_at in outcome.failed:
+                    record, message = batch.sources[log_at]
+                    final = self._failed(record, message, DeadLetterCause.WRITE_REFUSED, str(outcome.failed[log_at]))
+            by_partition[partition].append(final)
+        return by_partition
+
+    def _advance(self, decided: dict[int, list[Decided]], outcome: BatchOutcome, batch: Batch) -> dict[int, Advance]:
+        """Return each partition's progress after the batch, reading what is not known yet."""
+        unknown = [partition for partition in decided if partition not in self._states]
+        if unknown:
+            self._states.update(self._until_answered("MongoDB", lambda: self._progress.load(unknown)))
+        ahead = {partition: advance(self._states[partition], records) for partition, records in decided.items()}
+        repeated = sum(step.repeated for step in ahead.values())
+        self.metrics.repeated += repeated
+        if repeated and outcome.inserted:
+            self._watch_repeats(batch, outcome)
+        return ahead
+
+    def _watch_repeats(self, batch: Batch, outcome: BatchOutcome) -> None:
+        """Count documents that were inserted although their row had been counted: two outcomes of one row differ."""
+        for partition, record, log_at in batch.pending:
+            if log_at in outcome.inserted:
+                counted = self._states[partition].id_ranges.get(record.id_range, 0)
+                if record.audit_id <= counted:
+                    self.metrics.repeats_inserted += 1
+                    log.warning("audit %d was counted before and is written only now", record.audit_id)
+
+    def _deliver(self, dead_letters: Sequence[DeadLetter]) -> None:
+        if not dead_letters:
+            return
+        self._until_answered(
+            "Kafka",
+            lambda: self._seam(
+                Effect.DELIVER_DEAD_LETTERS,
+                lambda: self._dead_letters.deliver(dead_letters, lambda: not self._stop_requested),
+            ),
+        )
+        self.metrics.dead_letters += len(dead_letters)
+
+    def _save(self, decided: dict[int, list[Decided]], ahead: dict[int, Advance]) -> None:
+        """Store the counts; what another sink has stored meanwhile is read, and only what is new to it is added."""
+        wanted = {partition: step.progress for partition, step in ahead.items()}
+        for _ in range(SAVE_ATTEMPTS_MAX):
+            if self._until_answered(
+                "MongoDB", partial(self._seam, Effect.SAVE_PROGRESS, partial(self._progress.save, wanted))
+            ):
+                self._states.update(wanted)
+                return
+            self.metrics.lost_races += 1
+            stored = self._until_answered("MongoDB", partial(self._progress.load, list(wanted)))
+            # Dead letters of what is new below have been delivered above: they were new to the older progress too.
+            wanted = {partition: advance(stored[partition], records).progress for partition, records in decided.items()}
+        raise ReplayError(f"progress could not be saved in {SAVE_ATTEMPTS_MAX} attempts", "are there too many sinks?")
+
+    def _commit(self, next_offsets: dict[int, int]) -> None:
+        offsets = [
+            TopicPartition(self._topics.outcomes, partition, offset) for partition, offset in next_offsets.items()
+        ]
+
+        def commit() -> None:
+            answers = self._consumer.commit(offsets=offsets, asynchronous=False)
+            for answer in answers or ():
+                if answer.error is not None:
+                    raise KafkaException(answer.error)
+
+        try:
+            self._until_answered("Kafka", lambda: self._seam(Effect.COMMIT_OFFSETS, commit))
+        except KafkaException as error:
+            if error.args[0].code() not in NOT_OURS_ANY_MORE:
+                raise
+            log.warning("offsets not committed (%s); the batch comes again and counts nothing", error.args[0].str())
+
+    # --- halting and ending ---
+
+    def _check_gate(self, *, at_once: bool = False) -> None:
+        """Raise HaltedError if the job does not go on; halt it if too many records have failed."""
+        now = time.monotonic()
+        if not at_once and now - self._gate_seen_at < GATE_EVERY_S:
+            return
+        self._gate_seen_at = now
+        closed = self._until_answered("MongoDB", self._gate.closed_because)
+        if closed is not None:
+            raise HaltedError(closed, "offsets are kept; crm-replay resume goes on where it stopped")
+        totals = self._until_answered("MongoDB", self._progress.totals)
+        if too_many_failed(totals, self._gate.baseline):
+            reason = self._until_answered("MongoDB", lambda: self._gate.halt(totals))
+            raise HaltedError(reason, "see crm-replay dlq list; after the cause is gone, crm-replay resume")
+
+    def _has_ended(self) -> bool:
+        now = time.monotonic()
+        if now - self._end_seen_at < END_CHECK_S:
+            return False
+        self._end_seen_at = now
+        totals = self._until_answered("MongoDB", self._progress.totals)
+        return totals.partitions_ended >= self.job.partitions
+
+    def _until_answered(self, server: str, effect: Callable[[], T]) -> T:
+        """Return what the effect returns; while the server does not answer, try again with backoff.
+
+        Raises StoppedError when asked to stop meanwhile, and what is no outage.
+        """
+        wait_s = BACKOFF_FIRST_S
+        while True:
+            try:
+                return effect()
+            except (InvalidOperation, ConfigurationError, InvalidDocument):
+                raise  # a defect of ours, which no waiting mends
+            except (PyMongoError, WriteConcernUnmetError) as error:
+                # Errors of single documents never come here; a server that refuses everything (no primary, no space,
+                # no permission) is waited for, for it is an operator's to mend and nothing is lost meanwhile.
+                cause = type(error).__name__
+                code = getattr(error, "code", None)
+                log.warning(
+                    "%s does not answer (%s%s); again in %.1f s", server, cause, f" {code}" if code else "", wait_s
+                )
+            except KafkaException as error:
+                kafka_error = error.args[0]
+                if kafka_error.fatal() or kafka_error.code() in NOT_OURS_ANY_MORE:
+                    raise
+                log.warning("%s does not answer (%s); again in %.1f s", server, kafka_error.str(), wait_s)
+            self.metrics.retries += 1
+            self._sleep(wait_s)
+            wait_s = min(BACKOFF_MAX_S, wait_s * 2)
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait; raises StoppedError as soon as a stop is asked for."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if self._stop_requested:
+                raise StoppedError
+            time.sleep(min(left, STOP_CHECK_S))
+        if self._stop_requested:
+            raise StoppedError
+
+
+def _taken(message: Message) -> Taken:
+    """Return the record in a message; a null value (a tombstone) is taken as empty bytes, which decode to no record."""
+    partition, offset = message.partition(), message.offset()
+    assert partition is not None
+    assert offset is not None
+    return Taken(partition, offset, _bytes(message.key()), _bytes(message.value()))
+
+
+def _bytes(value: bytes | str | None) -> bytes:
+    return value if isinstance(value, bytes) else (value or "").encode()
+
+
+def _from_dead_letter(offset: int, record: DeadLetter) -> Decided:
+    """Return the bin of a dead letter that a processor made."""
+    foreign = record.audit_id <= 0 or record.cause == DeadLetterCause.WRONG_ACCOUNT
+    return Decided(
+        offset,
+        record.source_offset,
+        record.audit_id,
+        record.id_range,
+        Bin.FOREIGN if foreign else Bin.FAILED,
+        record.cause,
+        record,
+    )

@@ -1,0 +1,64 @@
+"""The customer data platform's MongoDB, opened the same way wherever it is written."""
+
+from typing import Any
+
+import pymongo
+from pymongo.collection import Collection
+from pymongo.database import Database
+from pymongo.errors import (
+    AutoReconnect,
+    ConfigurationError,
+    ConnectionFailure,
+    ExecutionTimeout,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+)
+from pymongo.write_concern import WriteConcern
+
+from schemas.connections import Connections
+from schemas.errors import BadInputError, ServiceUnreachableError
+
+Document = dict[str, Any]
+Documents = Collection[Document]
+
+SERVER_SELECTION_TIMEOUT_MS = 5_000
+SOCKET_TIMEOUT_MS = 120_000  # longer than any batch takes; a connection that hangs is given up in the end
+
+# Raised when it is not known whether the server did what it was asked: every effect of ours may then be repeated.
+UNANSWERED = (ConnectionFailure, AutoReconnect, ExecutionTimeout, WriteConcernError)
+
+
+def connect(connections: Connections, app_name: str = "crm-replay") -> Database[Document]:
+    """Return the database, reached once. Writes wait for the majority of a replica set unless the URL says otherwise.
+
+    Raises BadInputError for an address that is none, ServiceUnreachableError if nobody answers there.
+    """
+    connections.require("mongodb_url")
+    try:
+        client: pymongo.MongoClient[Document] = pymongo.MongoClient(
+            connections.mongodb_url,
+            tz_aware=True,
+            appname=app_name,
+            serverSelectionTimeoutMS=SERVER_SELECTION_TIMEOUT_MS,
+            connectTimeoutMS=SERVER_SELECTION_TIMEOUT_MS,
+            socketTimeoutMS=SOCKET_TIMEOUT_MS,
+        )
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        raise BadInputError(f"MONGODB_URL is not usable ({error})", "mongodb://host:port") from error
+    try:
+        client.admin.command("ping")
+    except OperationFailure as error:
+        client.close()
+        raise BadInputError(
+            f"MongoDB refuses us (code {error.code})", "check the user and password in MONGODB_URL"
+        ) from error
+    except PyMongoError as error:
+        client.close()
+        raise ServiceUnreachableError(
+            f"MongoDB does not answer ({type(error).__name__})",
+            "check MONGODB_URL, or start the embedded servers: crm-replay services up",
+        ) from error
+    concern = client.write_concern if client.write_concern.document else WriteConcern("majority")
+    return client.get_database(connections.mongodb_database, write_concern=concern)

@@ -1,0 +1,124 @@
+"""Pure: record -> document, server's answer -> what became of each document."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import bson
+
+OBJECT_ID_FIELD = b"\x07_id\x00"  # BSON: type ObjectId, name "_id"
+ID_BYTES = len(OBJECT_ID_FIELD) + 12  # what the sink adds to a document
+BSON_LENGTH_BYTES = 4
+BSON_BYTES_MIN = 5  # an empty document
+DUPLICATE_KEY = 11000
+PRIMARY_KEY_INDEX = "_id_"
+_INDEX_IN_MESSAGE = re.compile(r" index: (\S+)")
+# Values of a document appear in a server's message inside quotes, braces or brackets; none of them may be logged.
+_VALUES_IN_MESSAGE = re.compile(r"\{.*\}|\[.*\]|\"[^\"]*\"|'[^']*'|\{.*$|\[.*$|\"[^\"]*$", re.DOTALL)
+MESSAGE_LENGTH_MAX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the server did not take one document; `message` is without any of the document's values."""
+
+    code: int
+    message: str
+
+    def __str__(self) -> str:
+        """Return both in one line."""
+        return f"code {self.code}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOutcome:
+    """What became of each document of a batch, by its position in it. Every position is in exactly one of the four."""
+
+    inserted: frozenset[int] = frozenset()
+    redelivered: frozenset[int] = frozenset()  # this very run had written it before
+    duplicates: frozenset[int] = frozenset()  # the unique index had this external_id from elsewhere
+    failed: Mapping[int, Refusal] = field(default_factory=dict)
+
+
+def object_id(run: int, audit_id: int) -> bytes:
+    """Return the 12 bytes of a document's `_id`: four of the run, eight of the audit row.
+
+    So a record that Kafka delivers to this run again meets its own `_id`, and is told apart from a document of an
+    earlier run, which only meets the unique index.
+    """
+    return run.to_bytes(4, "big") + audit_id.to_bytes(8, "big")
+
+
+def with_id(run: int, audit_id: int, document: bytes) -> bytes:
+    """Return the BSON document with its `_id` in front; the rest is copied, never decoded."""
+    length = (len(document) + ID_BYTES).to_bytes(BSON_LENGTH_BYTES, "little")
+    return b"".join((length, OBJECT_ID_FIELD, object_id(run, audit_id), document[BSON_LENGTH_BYTES:]))
+
+
+def is_whole(document: bytes) -> bool:
+    """Return whether the bytes have a BSON document's length and end; what is between is not looked at."""
+    return (
+        len(document) >= BSON_BYTES_MIN
+        and int.from_bytes(document[:BSON_LENGTH_BYTES], "little") == len(document)
+        and document[-1] == 0
+    )
+
+
+class AccountCheck:
+    """Tells whether a document is this account's, in a fraction of a microsecond where the account comes first."""
+
+    def __init__(self, company_sso_id: str) -> None:
+        """`company_sso_id` is the only account that may pass."""
+        self._company_sso_id = company_sso_id
+        # The processors write company_sso_id first; a document then starts as one of this field alone.
+        self._start = bson.encode({"company_sso_id": company_sso_id})[BSON_LENGTH_BYTES:-1]
+        self._end = BSON_LENGTH_BYTES + len(self._start)
+
+    def __call__(self, document: bytes) -> bool:
+        """Return whether `company_sso_id` of the BSON document is the account."""
+        if document[BSON_LENGTH_BYTES : self._end] == self._start:
+            return True
+        try:
+            return bool(bson.decode(document).get("company_sso_id") == self._company_sso_id)
+        except bson.errors.InvalidBSON:
+            return False
+
+
+def scrub(message: str) -> str:
+    """Return a server's message without the values it quotes, in one line of bounded length."""
+    return " ".join(_VALUES_IN_MESSAGE.sub("…", message).split())[:MESSAGE_LENGTH_MAX]
+
+
+def violated_index(error: Mapping[str, Any]) -> str | None:
+    """Return the name of the index that a write error names as violated; None if it is no duplicate key error."""
+    if error.get("code") != DUPLICATE_KEY:
+        return None
+    named = _INDEX_IN_MESSAGE.search(str(error.get("errmsg", "")))
+    return named.group(1) if named else ""
+
+
+def classify(sent: int, write_errors: Iterable[Mapping[str, Any]], unique_index: str) -> BatchOutcome:
+    """Return what became of each of `sent` documents. Only `_id_` and `unique_index` make a duplicate, no other index.
+
+    Raises ValueError if the answer names a document twice or one that was not sent.
+    """
+    redelivered: set[int] = set()
+    duplicates: set[int] = set()
+    failed: dict[int, Refusal] = {}
+    inserted = set(range(sent))
+    for error in write_errors:
+        position = int(error["index"])
+        if position not in inserted:
+            raise ValueError(f"the answer names document {position} of {sent} twice, or it was never sent")
+        inserted.discard(position)
+        index = violated_index(error)
+        if index == PRIMARY_KEY_INDEX:
+            redelivered.add(position)
+        elif index == unique_index:
+            duplicates.add(position)
+        elif index is None:
+            failed[position] = Refusal(int(error.get("code", 0)), scrub(str(error.get("errmsg", ""))))
+        else:
+            failed[position] = Refusal(DUPLICATE_KEY, f"duplicate key in index {index or '(unnamed)'}")
+    return BatchOutcome(frozenset(inserted), frozenset(redelivered), frozenset(duplicates), failed)

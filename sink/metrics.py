@@ -1,0 +1,48 @@
+"""What a sink counts about itself since its start. The job's exact counts are in its progress documents."""
+
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+
+log = logging.getLogger(__name__)
+
+LOG_EVERY_S = 30.0
+
+
+@dataclass
+class SinkMetrics:
+    """Plain counters of one process."""
+
+    batches: int = 0
+    records: int = 0
+    bytes: int = 0
+    write_seconds: float = 0.0
+    inserted: int = 0
+    redelivered: int = 0  # this run had written them before
+    duplicates: int = 0  # somebody else had
+    failed: int = 0
+    skipped: int = 0
+    dead_letters: int = 0
+    repeated: int = 0  # had been counted before
+    repeats_inserted: int = 0  # counted before, yet new to the collection: a processor changed its mind
+    other_runs: int = 0  # left over from another run and passed over
+    undecodable: int = 0
+    lost_races: int = 0  # progress that another sink had moved meanwhile
+    retries: int = 0  # of effects that were not answered
+    _logged_at: float = field(default_factory=time.monotonic, repr=False)
+
+    def counters(self) -> dict[str, int | float]:
+        """Return every counter by name."""
+        return {name: value for name, value in asdict(self).items() if not name.startswith("_")}
+
+    def log_if_due(self) -> None:
+        """Log them every 30 seconds."""
+        if time.monotonic() - self._logged_at >= LOG_EVERY_S:
+            self.log()
+
+    def log(self) -> None:
+        """Log them now."""
+        self._logged_at = time.monotonic()
+        counters = self.counters()
+        counters["write_seconds"] = round(self.write_seconds, 3)
+        log.info("sink %s", " ".join(f"{name}={value}" for name, value in counters.items() if value))

@@ -1,0 +1,153 @@
+"""I/O: one progress document per job, run and partition, saved by compare-and-set."""
+
+import contextlib
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pymongo import UpdateOne
+from pymongo.errors import DuplicateKeyError
+
+from sink.counting import NO_OFFSET, PartitionProgress
+from sink.database import Document, Documents
+
+
+@dataclass(frozen=True, slots=True)
+class RunTotals:
+    """The counts of a run over all partitions. `foreign` are dead letters that are no known source rows."""
+
+    migrated: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    failed: Mapping[str, int] = field(default_factory=dict)
+    foreign: Mapping[str, int] = field(default_factory=dict)
+    partitions_ended: int = 0
+    last_audit_id: int = 0  # highest counted
+    updated_at: dt.datetime | None = None
+
+    @property
+    def skipped_total(self) -> int:
+        """Rows left out on purpose."""
+        return sum(self.skipped.values())
+
+    @property
+    def failed_total(self) -> int:
+        """Source rows that could not be understood or stored."""
+        return sum(self.failed.values())
+
+    @property
+    def foreign_total(self) -> int:
+        """Dead letters that are no known source rows."""
+        return sum(self.foreign.values())
+
+    @property
+    def accounted(self) -> int:
+        """Source rows that have ended in a bin."""
+        return self.migrated + self.skipped_total + self.failed_total
+
+
+class Progress:
+    """The progress documents of one run."""
+
+    def __init__(self, collection: Documents, job_id: str, run: int) -> None:
+        """`collection` is `crm_replay_progress`."""
+        self._collection = collection
+        self._job_id = job_id
+        self._run = run
+
+    def _key(self, partition: int) -> str:
+        return f"{self._job_id}/{self._run}/{partition}"
+
+    def load(self, partitions: Sequence[int]) -> dict[int, PartitionProgress]:
+        """Return each partition's progress as stored; a partition that has none gets an empty one, stored."""
+        found = self._find(partitions)
+        for partition in partitions:
+            if partition not in found:
+                self._create(partition)
+        if len(found) < len(set(partitions)):
+            found = self._find(partitions)
+        return found
+
+    def _find(self, partitions: Sequence[int]) -> dict[int, PartitionProgress]:
+        keys = [self._key(partition) for partition in partitions]
+        return {d["partition"]: from_document(d) for d in self._collection.find({"_id": {"$in": keys}})}
+
+    def _create(self, partition: int) -> None:
+        empty = PartitionProgress()
+        key = {"_id": self._key(partition), "job_id": self._job_id, "run": self._run, "partition": partition}
+        with contextlib.suppress(DuplicateKeyError):  # another sink was first
+            self._collection.insert_one({**key, **to_fields(empty), "updated_at": _now()})
+
+    def save(self, progress: Mapping[int, PartitionProgress]) -> bool:
+        """Save each partition's progress, if the stored one is still the version before it; return whether all were.
+
+        One atomic update a partition, all in one command. After False, load again and recompute: a partition that was
+        saved then has nothing new in the batch.
+        """
+        now = _now()
+        updates: list[UpdateOne] = [
+            UpdateOne(
+                {"_id": self._key(partition), "version": state.version - 1},
+                {"$set": {**to_fields(state), "updated_at": now}},
+            )
+            for partition, state in progress.items()
+        ]
+        return self._collection.bulk_write(updates, ordered=False).matched_count == len(updates)
+
+    def totals(self) -> RunTotals:
+        """Return the sums over all partitions, as stored."""
+        return totals_of(self._collection, self._job_id, self._run)
+
+
+def totals_of(collection: Documents, job_id: str, run: int) -> RunTotals:
+    """Return the sums over all partitions of a run, as stored."""
+    migrated = ended = last = 0
+    skipped: dict[str, int] = {}
+    failed: dict[str, int] = {}
+    foreign: dict[str, int] = {}
+    updated_at: dt.datetime | None = None
+    fields = {"migrated": 1, "skipped": 1, "failed": 1, "foreign": 1, "ended": 1, "id_ranges": 1, "updated_at": 1}
+    for document in collection.find({"job_id": job_id, "run": run}, fields):
+        migrated += document["migrated"]
+        ended += bool(document["ended"])
+        last = max(last, *document["id_ranges"].values(), 0)
+        for counts, name in ((skipped, "skipped"), (failed, "failed"), (foreign, "foreign")):
+            for reason, count in document[name].items():
+                counts[reason] = counts.get(reason, 0) + count
+        if updated_at is None or document["updated_at"] > updated_at:
+            updated_at = document["updated_at"]
+    return RunTotals(migrated, skipped, failed, foreign, ended, last, updated_at)
+
+
+def to_fields(progress: PartitionProgress) -> Document:
+    """Return the progress as the fields of its document."""
+    return {
+        "version": progress.version,
+        "outcomes_offset": progress.outcomes_offset,
+        "source_offset": progress.source_offset,
+        "id_ranges": {str(id_range): audit_id for id_range, audit_id in progress.id_ranges.items()},
+        "migrated": progress.migrated,
+        "skipped": dict(progress.skipped),
+        "failed": dict(progress.failed),
+        "foreign": dict(progress.foreign),
+        "ended": progress.ended,
+    }
+
+
+def from_document(document: Mapping[str, Any]) -> PartitionProgress:
+    """Return the progress in a stored document."""
+    return PartitionProgress(
+        version=document["version"],
+        outcomes_offset=document.get("outcomes_offset", NO_OFFSET),
+        source_offset=document.get("source_offset", NO_OFFSET),
+        id_ranges={int(id_range): audit_id for id_range, audit_id in document["id_ranges"].items()},
+        migrated=document["migrated"],
+        skipped=document["skipped"],
+        failed=document["failed"],
+        foreign=document["foreign"],
+        ended=document["ended"],
+    )
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

@@ -1,0 +1,37 @@
+"""The sink's environment."""
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from schemas.errors import BadInputError
+from schemas.job import ReplayJob
+
+
+class SinkSettings(BaseSettings):
+    """What one sink process is told, besides the servers' addresses (schemas.connections)."""
+
+    model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_", env_ignore_empty=True, extra="ignore")
+
+    job: ReplayJob = Field(description="the job as JSON")
+    exit_at_end: bool = Field(False, description="exit 0 once every partition of the run has ended")
+    worker_id: str = Field("", description="name of this sink within its group; kept over restarts, speeds them up")
+    sink_batch_records: int = Field(2000, ge=1, le=100_000, description="records of one bulk write, at most")
+    sink_batch_bytes: int = Field(
+        8 * 1024 * 1024, ge=1, description="bytes of one bulk write, about; one record may exceed it"
+    )
+    sink_linger_ms: int = Field(100, ge=0, le=10_000, description="how long to wait for a batch to fill")
+    sink_session_timeout_ms: int = Field(
+        10_000, ge=1_000, description="after this silence of a dead sink the others take over its partitions"
+    )
+
+
+def load_settings() -> SinkSettings:
+    """Return the settings in the environment; raises BadInputError naming the first variable that is wrong."""
+    try:
+        return SinkSettings()
+    except SettingsError as error:
+        raise BadInputError(f"the environment cannot be read ({error})", "CRM_REPLAY_JOB must be JSON") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = "CRM_REPLAY_" + ".".join(str(part) for part in first["loc"])
+        raise BadInputError(f"{name.upper()}: {first['msg']}", "the runner sets it; see sink/settings.py") from error

@@ -1,0 +1,111 @@
+"""I/O: one unordered bulk write."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from bson.raw_bson import RawBSONDocument
+from pymongo import InsertOne
+from pymongo.errors import BulkWriteError, OperationFailure
+
+from schemas.errors import ReplayError
+from sink.database import Documents
+from sink.documents import BatchOutcome, Refusal, classify, scrub
+from sink.indexes import UNIQUE_EXTERNAL_ID
+
+log = logging.getLogger(__name__)
+
+# Codes with which a server refuses a whole command for the sake of what is in a document.
+# BadValue, FailedToParse, Overflow (nested too deep), InvalidBSON, BSONObjectTooLarge
+REFUSED_FOR_A_DOCUMENT = frozenset((2, 9, 15, 22, 10334))
+
+
+class CountsDisagreeError(ReplayError):
+    """The server's answer does not add up to what was sent; nothing of the batch is counted or committed."""
+
+
+class WriteConcernUnmetError(ReplayError):
+    """The documents were written, but not as safely as asked. The batch is to be written again."""
+
+
+def write_batch(collection: Documents, documents: Sequence[bytes]) -> BatchOutcome:
+    """Insert what is new; each document ends in exactly one of inserted, redelivered, duplicates, failed.
+
+    `documents` are BSON with `_id`, none over the server's limit. A refused one is tried once more. Safe to repeat.
+    Raises pymongo's error or WriteConcernUnmetError only when the answer is unknown: then commit no offset.
+    """
+    outcome = _insert(collection, documents)
+    if outcome.failed:
+        outcome = _retry_failed(collection, documents, outcome)
+    if outcome.duplicates:
+        outcome = _own_among_duplicates(collection, documents, outcome)
+    binned = len(outcome.inserted) + len(outcome.redelivered) + len(outcome.duplicates) + len(outcome.failed)
+    if binned != len(documents):
+        raise CountsDisagreeError(f"{len(documents)} documents were sent, {binned} are accounted for", "report this")
+    return outcome
+
+
+def _insert(collection: Documents, documents: Sequence[bytes]) -> BatchOutcome:
+    """Insert once; the outcome of every document."""
+    if not documents:
+        return BatchOutcome()
+    sent = len(documents)
+    # The bytes go out as they are; pymongo splits them at the server's message size.
+    requests: list[Any] = [InsertOne(RawBSONDocument(document)) for document in documents]
+    errors: list[dict[str, Any]] = []
+    try:
+        inserted = collection.bulk_write(requests, ordered=False).inserted_count
+    except BulkWriteError as error:
+        if error.details["writeConcernErrors"]:
+            raise WriteConcernUnmetError("the write concern was not met", "check the replica set") from None
+        inserted, errors = error.details["nInserted"], error.details["writeErrors"]
+    except OperationFailure as error:
+        if error.code not in REFUSED_FOR_A_DOCUMENT:
+            raise
+        return _isolate(collection, documents, Refusal(error.code, scrub(error.args[0])))
+    outcome = classify(sent, errors, UNIQUE_EXTERNAL_ID.name)
+    if inserted != len(outcome.inserted):
+        raise CountsDisagreeError(
+            f"{sent} documents were sent, {inserted} inserted and {len(errors)} refused", "report this"
+        )
+    return outcome
+
+
+def _isolate(collection: Documents, documents: Sequence[bytes], refusal: Refusal) -> BatchOutcome:
+    """Insert the halves of a batch that was refused as a whole; in the end only the documents to blame have failed."""
+    if len(documents) == 1:
+        return BatchOutcome(failed={0: refusal})
+    half = len(documents) // 2
+    left, right = _insert(collection, documents[:half]), _insert(collection, documents[half:])
+    return BatchOutcome(
+        left.inserted | {half + i for i in right.inserted},
+        left.redelivered | {half + i for i in right.redelivered},
+        left.duplicates | {half + i for i in right.duplicates},
+        {**left.failed, **{half + i: refused for i, refused in right.failed.items()}},
+    )
+
+
+def _retry_failed(collection: Documents, documents: Sequence[bytes], outcome: BatchOutcome) -> BatchOutcome:
+    """Try each failed document once more; some refusals pass (a write conflict, a time limit)."""
+    positions = sorted(outcome.failed)
+    again = _insert(collection, [documents[position] for position in positions])
+    return BatchOutcome(
+        outcome.inserted | {positions[i] for i in again.inserted},
+        outcome.redelivered | {positions[i] for i in again.redelivered},
+        outcome.duplicates | {positions[i] for i in again.duplicates},
+        {positions[i]: refusal for i, refusal in again.failed.items()},
+    )
+
+
+def _own_among_duplicates(collection: Documents, documents: Sequence[bytes], outcome: BatchOutcome) -> BatchOutcome:
+    """Move to `redelivered` the duplicates whose stored document has the very `_id` that was sent.
+
+    A server names one of the violated indexes, and none promises that it is `_id_`. The look-up is by the unique index
+    and costs a tenth of what refusing the duplicates has cost.
+    """
+    positions = sorted(outcome.duplicates)
+    ids = [RawBSONDocument(documents[position])["_id"] for position in positions]
+    ours = {found["_id"] for found in collection.find({"_id": {"$in": ids}}, {"_id": 1})}
+    redelivered = {position for position, own_id in zip(positions, ids, strict=True) if own_id in ours}
+    return replace(outcome, redelivered=outcome.redelivered | redelivered, duplicates=outcome.duplicates - redelivered)
