@@ -1,11 +1,13 @@
 """The source mapping file: what the CRM's tables, types, columns and status ids mean. Parsing is pure; see `load`."""
 
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from schemas.errors import MappingError
 
@@ -91,8 +93,15 @@ class UsersTable(_Strict):
     type: str = "User"  # what audits.user_type says of them
 
 
+class ActorNames(_Strict):
+    """What an activity log calls those who are not (or no longer) known as users."""
+
+    deleted_user: str = "[Deleted CRM User]"
+    system: str = "Qontak System"
+
+
 class SourceMapping(_Strict):
-    """The whole file."""
+    """The whole file. Where columns are given by type, the type "*" stands for every type."""
 
     source: AuditTable = AuditTable()
     scope: tuple[TypeName, ...] = Field(min_length=1, description="auditable_type values to read")
@@ -100,11 +109,42 @@ class SourceMapping(_Strict):
     categories: dict[TypeName, CategoryRule]
     join_models: dict[TypeName, JoinModel] = {}
     id_sets: dict[str, tuple[StatusId, ...]] = {}
-    labels: dict[TypeName, dict[str, str]] = {}
-    redact: dict[TypeName, tuple[str, ...]] = Field({}, description='columns by type; "*" stands for every type')
-    times_of_day: dict[TypeName, tuple[str, ...]] = {}
+    labels: dict[TypeName, dict[str, str]] = Field({}, description="by column; else the column's name, humanised")
+    redact: dict[TypeName, tuple[str, ...]] = Field({}, description="columns that become [REDACTED] on both sides")
+    enums: dict[TypeName, dict[str, dict[int | str, str]]] = Field(
+        {}, description="by column: database value -> name, so that rows of all gem versions show the name"
+    )
+    list_columns: dict[TypeName, tuple[str, ...]] = Field(
+        {}, description="array and JSON columns: a list of two can be a value of theirs in a combined row"
+    )
+    times_of_day: dict[TypeName, tuple[str, ...]] = Field({}, description="columns of which only the clock time counts")
+    time_zone: str | None = Field(
+        None, description="of the CRM: for times of day that were stored as a plain UTC timestamp (IANA name)"
+    )
+    actors: ActorNames = ActorNames()
     users: UsersTable = UsersTable()
     referents: dict[TypeName, TableOf] = {}
+
+    @field_validator("time_zone")
+    @classmethod
+    def _time_zone_exists(cls, name: str | None) -> str | None:
+        if name is not None:
+            try:
+                ZoneInfo(name)
+            except (ZoneInfoNotFoundError, ValueError, OSError):
+                raise ValueError(f"{name!r} is no time zone; write it like Asia/Jakarta") from None
+        return name
+
+    @model_validator(mode="after")
+    def _types_have_one_rule(self) -> "SourceMapping":
+        for type_name in self.join_models:
+            if type_name in self.categories:
+                raise ValueError(f"{type_name} is under categories and under join_models")
+        return self
+
+    def columns_of(self, by_type: Mapping[str, Iterable[str]], type_name: str) -> frozenset[str]:
+        """Return the columns that `by_type` (one of this mapping's) has for a type and for all types."""
+        return frozenset((*by_type.get("*", ()), *by_type.get(type_name, ())))
 
 
 def parse(text: str, file: str) -> SourceMapping:

@@ -5,7 +5,7 @@ Pure. The order is the contract's: the comment, the changes, the row itself, wha
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from schemas.audited_changes import Columns, read
@@ -20,6 +20,7 @@ COMBINED = "\nThis audit is the result of multiple audits being combined."
 # (whose tag can be spelt in as many ways).
 _DISGUISE = re.compile(r"\\[xuU\r\n]|![b<%!]")
 _DIGITS = re.compile(r"0*([1-9][0-9]{0,18})")
+_BARE_ACTIONS = frozenset(("create", "destroy"))  # their values are never pairs
 _PLAIN_COMMENT = re.compile(r'\{"([A-Za-z_][A-Za-z0-9_]*)":([1-9][0-9]{0,17})\}')
 
 
@@ -30,40 +31,72 @@ def person_candidates(event: AuditEvent, rule: PersonRule) -> tuple[str, ...]:
     columns in `audited_changes` (in an update the new value, then the old); the row's own id if it is a person; the
     associated record's if that is one. A text that is unreadable as a whole names nobody.
     """
-    columns = read(event.audited_changes, event.changes_are_json) if _may_name_person(event, rule) else None
-    return candidates_in(event, rule, columns.values if isinstance(columns, Columns) else {})
-
-
-def candidates_in(event: AuditEvent, rule: PersonRule, changes: Mapping[str, Any]) -> tuple[str, ...]:
-    """Like `person_candidates`, for a caller who has read `audited_changes` already."""
-    if not event.comment and event.auditable_type != rule.type:
-        found = tuple(_in_changes(event.action, rule, changes))
-        if not found:
-            return (str(event.associated_id),) if event.associated_type == rule.type and event.associated_id > 0 else ()
-    else:
-        found = (*_in_comment(event.comment, rule.comment_key), *_in_changes(event.action, rule, changes))
-        if event.auditable_type == rule.type and event.auditable_id > 0:
-            found = (*found, str(event.auditable_id))
-    if event.associated_type == rule.type and event.associated_id > 0:
-        found = (*found, str(event.associated_id))
-    return found if len(found) < 2 else tuple(dict.fromkeys(found))
+    found = (
+        *comment_candidates(event.comment, rule),
+        *_read_candidates(event, rule),
+        *own_candidates(event, rule),
+    )
+    return tuple(dict.fromkeys(found))
 
 
 def record_key(event: AuditEvent, rule: PersonRule) -> str:
     """Return the row's record key: its first person candidate, else `type:id`."""
-    if event.comment:
-        for person_id in _in_comment(event.comment, rule.comment_key):
-            return person_id
-    if _may_name_person(event, rule):
-        columns = read(event.audited_changes, event.changes_are_json)
-        if isinstance(columns, Columns):
-            for person_id in _in_changes(event.action, rule, columns.values):
-                return person_id
+    found = comment_candidates(event.comment, rule) or _read_candidates(event, rule) or own_candidates(event, rule)
+    return found[0] if found else f"{event.auditable_type}:{event.auditable_id}"
+
+
+def comment_candidates(comment: str, rule: PersonRule) -> tuple[str, ...]:
+    """Return the person ids that a comment names: it is a JSON object that has the rule's key, or it names none.
+
+    A comment that the gem has added its line about combined audits to is read without that line.
+    """
+    if not comment:
+        return ()
+    if (plain := _PLAIN_COMMENT.fullmatch(comment)) is not None:
+        return (plain[2],) if plain[1] == rule.comment_key else ()
+    if rule.comment_key not in comment and "\\" not in comment:
+        return ()
+    while comment.endswith(COMBINED):
+        comment = comment.removesuffix(COMBINED)
+    if not comment.lstrip().startswith("{"):
+        return ()
+    try:
+        said = json.loads(comment)
+    except (ValueError, RecursionError):
+        return ()
+    value = said.get(rule.comment_key)
+    return _person_ids(value if isinstance(value, list) else [value])
+
+
+def changes_candidates(action: str, rule: PersonRule, changes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the person ids in the mapped columns of a row's changes; of a pair the new one first."""
+    found: tuple[str, ...] = ()
+    for column in rule.columns:
+        value = changes.get(column)
+        if value is None:
+            continue
+        if not isinstance(value, list):
+            found += _person_ids([value])
+        elif len(value) == 2 and action not in _BARE_ACTIONS:
+            found += _person_ids([value[1], value[0]])
+    return found
+
+
+def own_candidates(event: AuditEvent, rule: PersonRule) -> tuple[str, ...]:
+    """Return the ids of the row's own record and of the associated one, as far as they are persons."""
+    found: tuple[str, ...] = ()
     if event.auditable_type == rule.type and event.auditable_id > 0:
-        return str(event.auditable_id)
+        found = (str(event.auditable_id),)
     if event.associated_type == rule.type and event.associated_id > 0:
-        return str(event.associated_id)
-    return f"{event.auditable_type}:{event.auditable_id}"
+        found += (str(event.associated_id),)
+    return found
+
+
+def _read_candidates(event: AuditEvent, rule: PersonRule) -> tuple[str, ...]:
+    if not _may_name_person(event, rule):
+        return ()
+    columns = read(event.audited_changes, event.changes_are_json)
+    return changes_candidates(event.action, rule, columns.values) if isinstance(columns, Columns) else ()
 
 
 def _may_name_person(event: AuditEvent, rule: PersonRule) -> bool:
@@ -75,41 +108,8 @@ def _may_name_person(event: AuditEvent, rule: PersonRule) -> bool:
     return ("\\" in text or "!" in text) and _DISGUISE.search(text) is not None
 
 
-def _in_comment(comment: str, key: str) -> Iterator[str]:
-    if (plain := _PLAIN_COMMENT.fullmatch(comment)) is not None:
-        if plain[1] == key:
-            yield plain[2]
-        return
-    if key not in comment and "\\" not in comment:
-        return
-    while comment.endswith(COMBINED):
-        comment = comment.removesuffix(COMBINED)
-    if not comment.lstrip().startswith("{"):
-        return
-    try:
-        said = json.loads(comment)
-    except (ValueError, RecursionError):
-        return
-    value = said.get(key)
-    for part in value if isinstance(value, list) else (value,):
-        if (person_id := _person_id(part)) is not None:
-            yield person_id
-
-
-def _in_changes(action: str, rule: PersonRule, changes: Mapping[str, Any]) -> Iterator[str]:
-    for column in rule.columns:
-        value = changes.get(column)
-        if value is None:
-            continue
-        if isinstance(value, list):
-            if len(value) != 2 or action in ("create", "destroy"):
-                continue
-            parts = [value[1], value[0]]
-        else:
-            parts = [value]
-        for part in parts:
-            if (person_id := _person_id(part)) is not None:
-                yield person_id
+def _person_ids(values: Iterable[Any]) -> tuple[str, ...]:
+    return tuple([person_id for value in values if (person_id := _person_id(value)) is not None])
 
 
 def _person_id(value: Any) -> str | None:

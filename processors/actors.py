@@ -1,0 +1,50 @@
+"""Who did it. Pure: four cases, and none of them is a reason to drop a record."""
+
+from typing import Any, NamedTuple, Protocol
+
+from schemas.mapping import SourceMapping
+from schemas.records import AuditEvent, User
+from schemas.vocabulary import ActorKind
+
+
+class UserLookups(Protocol):
+    """What is known of the CRM's users."""
+
+    def user(self, user_id: int) -> User | None:
+        """Return the CRM user, soft-deleted or not."""
+
+    def sso_id(self, email: str) -> str | None:
+        """Return what the user directory has said; None if it knows no active user of this email, or said nothing."""
+
+
+class ActorRules:
+    """Names actors, by one source mapping."""
+
+    def __init__(self, mapping: SourceMapping) -> None:
+        """The two actors that are nobody in particular are made once."""
+        self._user_type = mapping.users.type
+        self.deleted_user = {"type": str(ActorKind.DELETED_USER), "id": None, "name": mapping.actors.deleted_user}
+        self.system = {"type": str(ActorKind.SYSTEM), "id": None, "name": mapping.actors.system}
+        self._user = str(ActorKind.USER)
+
+    def actor(self, event: AuditEvent, lookups: UserLookups) -> "Actor":
+        """Return the actor's part of the document, and whether a user fell back to `deleted_user` for want of an id."""
+        user_id = event.user_id
+        if not user_id:
+            return Actor(self.deleted_user if event.username else self.system, False)
+        if event.user_type != self._user_type:
+            return Actor(self.deleted_user, False)
+        user = lookups.user(user_id)
+        if user is None or user.deleted:
+            return Actor(self.deleted_user, False)
+        sso_id = lookups.sso_id(user.email) if user.email else None
+        if not sso_id:
+            return Actor(self.deleted_user, True)
+        return Actor({"type": self._user, "id": sso_id, "name": user.full_name}, False)
+
+
+class Actor(NamedTuple):
+    """Who did it."""
+
+    document: dict[str, Any]
+    fell_back: bool  # an active CRM user without an SSO id: the directory does not know the email, or did not answer
