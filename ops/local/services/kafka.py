@@ -33,6 +33,9 @@ SETTINGS = {
     "node.id": "1",
     "controller.listener.names": "CONTROLLER",
     "inter.broker.listener.name": "PLAINTEXT",
+    # After a kill the controller waits this long for the broker of before, which is this one (the default: 9 s).
+    "broker.session.timeout.ms": "3000",
+    "broker.heartbeat.interval.ms": "500",
     "num.network.threads": "3",
     "num.io.threads": "4",
     "num.partitions": "1",

@@ -15,7 +15,9 @@ const OP_REPLY = 1;
 const OP_QUERY = 2004; // only the very first "hello" of old handshakes
 const OP_MSG = 2013;
 const HEADER_BYTES = 16;
+const MORE_TO_COME = 2; // a flag of OP_MSG: no answer is wanted
 const MESSAGE_BYTES_MAX = 48000000 + 16384; // what the engine's hello promises, and some room as mongod leaves
+const MESSAGE_BYTES_OFFERED = 30000000; // the engine's limit, less what its arrays need more than the wire's sequences
 const WAITING_BYTES_MAX = 2 * MESSAGE_BYTES_MAX; // a client that sends faster than it is answered has to wait
 const CLOSE_TIMEOUT_MS = 20000;
 
@@ -44,24 +46,62 @@ function commandName(message) {
   return end < 0 ? '' : message.toString('latin1', name, end);
 }
 
+const INT32 = 0x10;
 const SESSION_FIELD = Buffer.from('logicalSessionTimeoutMinutes\0');
 const HIDDEN_FIELD = Buffer.from('withoutSessionTimeoutMinutes\0'); // as long, and no driver knows it
+const SIZE_FIELD = Buffer.from('\x10maxMessageSizeBytes\0');
 
 /**
- * The engine has no sessions, but its hello says that it has, and a driver would then send a session id with every
- * command. The field is renamed in place, in answers to a hello only: no document of a user's is ever touched.
+ * Two things the engine says of itself in a hello are not so. It has no sessions, but a driver that believes it has
+ * sends a session id with every command. And it refuses messages of more than 33.6 MB, although it offers 48. Both are
+ * corrected in place, in answers to a hello only: no document of a user's is ever touched.
  */
-function hideSessions(document) {
-  const at = document.indexOf(SESSION_FIELD);
-  if (at < 0) return document;
-  const changed = Buffer.from(document);
-  HIDDEN_FIELD.copy(changed, at);
+function corrected(hello) {
+  const changed = Buffer.from(hello);
+  const session = changed.indexOf(SESSION_FIELD);
+  if (session >= 0) HIDDEN_FIELD.copy(changed, session);
+  const size = changed.indexOf(SIZE_FIELD);
+  if (size >= 0) changed.writeInt32LE(MESSAGE_BYTES_OFFERED, size + SIZE_FIELD.length);
   return changed;
+}
+
+/** Returns a BSON document of numbers (integers as int32, `ok` as double) and strings. */
+function bson(fields) {
+  const elements = Object.entries(fields).map(([name, value]) => {
+    const key = Buffer.from(`${name}\0`);
+    if (name === 'ok') {
+      const number = Buffer.alloc(8);
+      number.writeDoubleLE(value);
+      return Buffer.concat([Buffer.from([0x01]), key, number]);
+    }
+    if (typeof value === 'number') {
+      const number = Buffer.alloc(4);
+      number.writeInt32LE(value);
+      return Buffer.concat([Buffer.from([INT32]), key, number]);
+    }
+    const text = Buffer.from(`${value}\0`);
+    const size = Buffer.alloc(4);
+    size.writeInt32LE(text.length);
+    return Buffer.concat([Buffer.from([0x02]), key, size, text]);
+  });
+  const body = Buffer.concat(elements);
+  const size = Buffer.alloc(4);
+  size.writeInt32LE(4 + body.length + 1);
+  return Buffer.concat([size, body, Buffer.from([0])]);
+}
+
+/** Returns the answer to a message the engine could not take at all; null if the client waits for none. */
+function refusal(message, error) {
+  if (message.readInt32LE(12) !== OP_MSG || message.readInt32LE(HEADER_BYTES) & MORE_TO_COME) return null;
+  const [, codeName = 'InternalError'] = /embedded MongoDB error: (\w+):/.exec(error.message) ?? [];
+  const code = codeName === 'BSONObjectTooLarge' ? 10334 : 1; // 1: InternalError
+  const response = bson({ ok: 0, errmsg: error.message, code, codeName });
+  return { requestId: message.readInt32LE(4), moreToCome: false, legacy: false, response };
 }
 
 /** Returns what to write for the engine's answer: header and document. */
 function framed(reply, id, isHello) {
-  const document = isHello ? hideSessions(reply.response) : reply.response;
+  const document = isHello ? corrected(reply.response) : reply.response;
   const header = Buffer.alloc(HEADER_BYTES + (reply.legacy ? 20 : 5)); // all further fields are 0
   header.writeInt32LE(header.length + document.length, 0);
   header.writeInt32LE(id, 4);
@@ -134,8 +174,11 @@ class Connection {
       if (this.socket.destroyed) return;
       const legacy = message.readInt32LE(12) === OP_QUERY;
       const isHello = legacy || /^(hello|ismaster)$/i.test(commandName(message));
-      const reply = await this.engine.roundTrip(message);
-      if (reply.moreToCome || this.socket.destroyed) return; // an unacknowledged write wants no answer
+      const reply = await this.engine.roundTrip(message).catch((error) => {
+        log(`a message of ${message.length} bytes was refused: ${error.message}`);
+        return refusal(message, error);
+      });
+      if (!reply || reply.moreToCome || this.socket.destroyed) return; // an unacknowledged write wants no answer
       lastId = (lastId + 1) & 0x7fffffff;
       const [header, document] = framed(reply, lastId, isHello);
       this.socket.cork();
@@ -173,27 +216,13 @@ class Connection {
 
 // ---- the server --------------------------------------------------------------------------------------------------
 
-/** Returns an OP_MSG with a command of int32 and string fields, for what the listener itself asks of the engine. */
+/** Returns an OP_MSG with a command, for what the listener itself asks of the engine. */
 function command(fields) {
-  const elements = Object.entries({ ...fields, $db: 'admin' }).map(([name, value]) => {
-    const key = Buffer.from(`${name}\0`);
-    if (typeof value === 'number') {
-      const number = Buffer.alloc(4);
-      number.writeInt32LE(value);
-      return Buffer.concat([Buffer.from([0x10]), key, number]);
-    }
-    const text = Buffer.from(`${value}\0`);
-    const size = Buffer.alloc(4);
-    size.writeInt32LE(text.length);
-    return Buffer.concat([Buffer.from([0x02]), key, size, text]);
-  });
-  const body = Buffer.concat(elements);
-  const message = Buffer.alloc(HEADER_BYTES + 4 + 1 + 4 + body.length + 1);
-  message.writeInt32LE(message.length, 0);
-  message.writeInt32LE(OP_MSG, 12);
-  message.writeInt32LE(4 + body.length + 1, HEADER_BYTES + 5);
-  body.copy(message, HEADER_BYTES + 9);
-  return message;
+  const document = bson({ ...fields, $db: 'admin' });
+  const head = Buffer.alloc(HEADER_BYTES + 4 + 1); // no flags; one section, of kind 0
+  head.writeInt32LE(head.length + document.length, 0);
+  head.writeInt32LE(OP_MSG, 12);
+  return Buffer.concat([head, document]);
 }
 
 /** Bounds the storage engine's memory; by default it would take half of the machine's. */

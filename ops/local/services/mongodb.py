@@ -1,6 +1,5 @@
 """MongoDB: the real server code with WiredTiger, as a Node.js add-on behind a small listener of ours."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ class MongoServer(Server):
         argv = [*self._program, str(_LISTENER), "--modules", str(self._modules), "--data", str(self._data.path),
                 "--host", loopback.HOST, "--port", str(ports["mongodb"]),
                 "--cache-mib", str(self._around.settings.mongodb_cache_mib)]  # fmt: skip
-        return Command(argv, cwd=self._root, env=environment(UV_THREADPOOL_SIZE=str(max(8, os.cpu_count() or 8))))
+        return Command(argv, cwd=self._root, env=environment())
 
     def problem(self, ports: Mapping[str, int]) -> str | None:
         """Ping it."""
@@ -63,7 +62,7 @@ class MongoServer(Server):
 
     def url(self, ports: Mapping[str, int]) -> str:
         """Return the URL for clients."""
-        return f"mongodb://{loopback.HOST}:{ports['mongodb']}/?directConnection=true"
+        return f"mongodb://{loopback.HOST}:{ports['mongodb']}/?directConnection=true&journal=true"
 
     def welcome(self, ports: Mapping[str, int]) -> None:  # noqa: ARG002 - the same for all servers
         """Note that the data directory is whole: the engine made it, and has answered."""
