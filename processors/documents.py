@@ -33,7 +33,7 @@ def encode(document: Mapping[str, Any]) -> bytes:
     try:
         return bson.encode(document)
     except (InvalidDocument, OverflowError, UnicodeEncodeError):
-        return bson.encode(_storable(document))
+        return bson.encode(storable(document))
 
 
 def is_too_large(encoded: bytes) -> bool:
@@ -41,12 +41,12 @@ def is_too_large(encoded: bytes) -> bool:
     return len(encoded) > DOCUMENT_BYTES_MAX
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
     """Return the value with every key and value that BSON has no place for replaced, as the module says."""
     if isinstance(value, Mapping):
-        return {_text(str(key)).replace(_NUL, _NUL_SYMBOL): _storable(part) for key, part in value.items()}
+        return {_text(str(key)).replace(_NUL, _NUL_SYMBOL): storable(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_storable(part) for part in value]
+        return [storable(part) for part in value]
     if isinstance(value, str):
         return _text(value)
     if type(value) is int:
