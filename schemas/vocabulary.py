@@ -18,6 +18,7 @@ class DeadLetterCause(StrEnum):
 
     UNDECODABLE_RECORD = "undecodable_record"  # not Avro of a schema we know
     UNDECODABLE_CHANGES = "undecodable_changes"  # audited_changes is unreadable as a whole
+    ROW_TOO_LARGE = "row_too_large"  # a source row over the replay topic's max.message.bytes; its beginning is kept
     WRONG_ACCOUNT = "wrong_account"  # a record of another account in this account's topic
     TRANSFORM_FAILED = "transform_failed"  # a rule raised: a defect of ours
     DOCUMENT_TOO_LARGE = "document_too_large"  # over MongoDB's 16 MiB

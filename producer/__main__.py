@@ -1,0 +1,107 @@
+"""`python -m producer`: the snapshot of one run, from its saved cursors to its end markers.
+
+Environment: CRM_REPLAY_JOB, `schemas.connections.Connections`, `producer.settings.ProducerSettings`.
+Exit codes: 0 done; 1 an outage or a defect, start again; 2 bad input; 3 stopped on request (SIGTERM, SIGINT), start
+again to go on. Whatever ends it, also SIGKILL: start it again and it goes on from the saved cursors.
+"""
+
+import logging
+import os
+import signal
+import sys
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import pymongo
+
+from producer import markers
+from producer.audits import AuditReader, connect, resolve
+from producer.checkpoint import Checkpoint
+from producer.cursor import next_number, share_out
+from producer.messages import Encoder
+from producer.parallel import EXIT_STOPPED, Stopped, end_with_parent, ranges_of_run, read_in_children, split_for
+from producer.publisher import Publisher, check_topic, message_bytes_max
+from producer.settings import job_from, settings_from_environment
+from producer.snapshot import Bounds, Snapshot
+from schemas.connections import Connections
+from schemas.errors import ReplayError
+from schemas.mapping import load
+from schemas.person import record_key
+from schemas.registry import codec_for
+
+logger = logging.getLogger("producer")
+
+
+def run(only: frozenset[int]) -> None:
+    """Read and end the run; or read only these id ranges, for a parent that does the rest."""
+    job = job_from(os.environ.get("CRM_REPLAY_JOB"))
+    settings = settings_from_environment()
+    connections = Connections()
+    connections.require("crm_audit_database_url", "kafka_bootstrap_servers", "mongodb_url")
+    signals: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda caught, _: signals.append(caught))
+    kafka, topic = connections.kafka(), job.topics.replay
+    check_topic(kafka, topic, job.partitions)
+    record_bytes = message_bytes_max(kafka, topic)
+    codec = codec_for(connections.schema_registry_url)
+    mapping = load(job.mapping_path)
+    with connect(connections.crm_audit_database_url, settings.statement_timeout_s) as db:
+        source = resolve(db, mapping, job.company_sso_id)
+    mongo: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
+        connections.mongodb_url, serverSelectionTimeoutMS=8_000, tz_aware=True, appname="crm-replay producer"
+    )
+    with (
+        mongo,
+        closing(
+            AuditReader(connections.crm_audit_database_url, source, job.cutoff, settings.limits(record_bytes))
+        ) as reader,
+        closing(Publisher(kafka, topic, record_bytes)) as publisher,
+    ):
+        checkpoint = Checkpoint(mongo[connections.mongodb_database], job.job_id, job.run)
+        snapshot = Snapshot(
+            reader,
+            Encoder(codec, partial(record_key, rule=mapping.person), topic, job.run, record_bytes),
+            publisher,
+            checkpoint,
+            Bounds(job.top_audit_id, job.snapshot_xmax, settings.id_window, settings.horizon_wait_s),
+            stop=lambda: bool(signals),
+        )
+        ranges = ranges_of_run(checkpoint, min(0, reader.smallest_id() - 1), job.top_audit_id)
+        if only:
+            for range_ in ranges:
+                if range_.id_range in only:
+                    snapshot.read(range_)
+            return
+        ranges = split_for(settings.id_ranges, ranges, next_number(checkpoint.load()), checkpoint, reader.spread)
+        lots = share_out(ranges, settings.id_ranges)
+        if len(lots) > 1:
+            read_in_children(lots, stop=lambda: bool(signals))
+        else:
+            for range_ in ranges:
+                snapshot.read(range_)
+        snapshot.read_late_rows(checkpoint.load())
+        markers.end(kafka, topic, job.partitions, job_id=job.job_id, run=job.run, codec=codec)
+        logger.info("done: %s", snapshot.counters)
+
+
+def main() -> int:
+    """Return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="producer: %(message)s")
+    only = frozenset(int(number) for number in sys.argv[1:])
+    if only:
+        end_with_parent()
+    try:
+        run(only)
+    except Stopped:
+        logger.info("stopped on request; start again to go on from the saved cursor")
+        return EXIT_STOPPED
+    except ReplayError as error:
+        logger.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

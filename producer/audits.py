@@ -1,0 +1,448 @@
+"""Reads the CRM's audits table, and nothing but reads it. Alone in knowing psycopg and the `.sql` files beside it.
+
+Every session is read-only by the server's own setting, every statement has a time limit, every value is a parameter.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types.numeric import Int8BinaryLoader
+
+from producer.cursor import Gap, in_gaps
+from producer.cursor import clip as clip_gaps
+from producer.messages import Defect, Page
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.mapping import SourceMapping
+from schemas.records import AuditEvent
+from schemas.vocabulary import DeadLetterCause
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+CONNECT_TIMEOUT_S = 5
+RECONNECT_FOR_S = 60.0  # how long a lost connection is tried again before the snapshot gives up; its cursor is kept
+# PostgreSQL counts microseconds from 2000-01-01, and sends infinity as the largest 64-bit number.
+EPOCH_2000_US = 946_684_800_000_000
+YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
+LARGE_ROW_KEPT_CHARS = 16 * 1024
+GAPS_A_PAGE_MAX = 500
+WINDOW_MIN = 1_000  # ids; a scan of so few that takes too long is not cured by scanning fewer
+PAGE_BYTES_MAX = 16 * 1024 * 1024  # a page that is larger makes the next one shorter, or memory would follow the rows
+
+INTEGERS = frozenset({"int2", "int4", "int8"})
+TEXTS = frozenset({"text", "varchar", "bpchar", "citext"})
+JSONS = frozenset({"json", "jsonb"})
+TIMES = frozenset({"timestamp", "timestamptz"})
+AUDIT_COLUMNS = {
+    "id": INTEGERS,
+    "auditable_type": TEXTS,
+    "auditable_id": INTEGERS,
+    "associated_type": TEXTS,
+    "associated_id": INTEGERS,
+    "user_type": TEXTS,
+    "user_id": INTEGERS,
+    "username": TEXTS,
+    "action": TEXTS,
+    "audited_changes": TEXTS | JSONS,
+    "version": INTEGERS,
+    "comment": TEXTS,
+    "request_uuid": TEXTS | {"uuid"},
+    "created_at": TIMES,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSource:
+    """One account's audits, found and checked."""
+
+    schema: str
+    relation: str
+    scope: tuple[str, ...]
+    account_column: str | None  # None: the whole table is this account's
+    account: Any
+    changes_are_json: bool
+    created_at_has_zone: bool  # else it is UTC, as Rails writes it
+
+    def query(self, *names: str) -> sql.Composed:
+        """Return the named `.sql` files one after the other, with the table and the account's predicate filled in."""
+        predicate: sql.Composable = sql.SQL("true")
+        if self.account_column is not None:
+            predicate = sql.SQL("{} = %(account)s").format(sql.Identifier(self.account_column))
+        text = "\n".join(sql_text(name) for name in names)
+        return sql.SQL(text).format(table=sql.Identifier(self.schema, self.relation), account=predicate)
+
+    def moment(self, moment: datetime) -> datetime:
+        """Return a time as a parameter to compare created_at with."""
+        moment = moment.astimezone(UTC)
+        return moment if self.created_at_has_zone else moment.replace(tzinfo=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one query may touch."""
+
+    page_rows: int = 500
+    id_window: int = 50_000  # ids one page may scan, whoever they belong to
+    statement_timeout_s: float = 60.0
+    row_bytes_max: int = 900_000  # of a row's changes and comment; more does not fit the topic
+
+
+@cache
+def sql_text(name: str) -> str:
+    """Return the text of a `.sql` file of this package."""
+    return files("producer").joinpath(f"{name}.sql").read_text("utf-8")
+
+
+def where(dsn: str) -> str:
+    """Return what may be shown of a DSN: database, host and port."""
+    try:
+        parts = conninfo_to_dict(dsn)
+    except psycopg.Error:
+        return "PostgreSQL"
+    host = parts.get("host") or parts.get("hostaddr") or "localhost"
+    return f"PostgreSQL database {parts.get('dbname') or 'default'} at {host}:{parts.get('port') or 5432}"
+
+
+def connect(dsn: str, statement_timeout_s: float = 60.0) -> Connection:
+    """Return a read-only connection in autocommit mode, which is therefore never idle in a transaction.
+
+    Raises BadInputError for a DSN that is none, ServiceUnreachableError for a server that does not let us in.
+    """
+    if not dsn:
+        raise BadInputError("CRM_AUDIT_DATABASE_URL is not set", "give the CRM's PostgreSQL database")
+    try:
+        given = conninfo_to_dict(dsn)
+        defaults: dict[str, Any] = {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "application_name": "crm-replay",
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+        }
+        session = (
+            f"-c default_transaction_read_only=on -c statement_timeout={int(statement_timeout_s * 1000)}"
+            " -c timezone=UTC -c client_encoding=UTF8"
+        )
+        options = f"{given.get('options') or ''} {session}".strip()
+        db = psycopg.connect(make_conninfo(**{**defaults, **given, "options": options}), autocommit=True)
+    except psycopg.OperationalError as error:
+        raise ServiceUnreachableError(
+            f"{where(dsn)} does not let us in ({first_line(error)})", "check CRM_AUDIT_DATABASE_URL"
+        ) from error
+    except psycopg.Error as error:
+        raise BadInputError(
+            f"CRM_AUDIT_DATABASE_URL is not a PostgreSQL address ({first_line(error)})", "postgresql://user@host/db"
+        ) from error
+    db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ  # of explicit transactions
+    # A timestamp's eight bytes are read as the number they are: a datetime per row would cost more than the rest of it.
+    db.adapters.register_loader("timestamp", Int8BinaryLoader)
+    db.adapters.register_loader("timestamptz", Int8BinaryLoader)
+    return db
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text, or its name."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+class QueryTooSlowError(ReplayError):
+    """PostgreSQL stopped a query at the time limit."""
+
+
+@contextmanager
+def answering(what: str) -> Iterator[None]:
+    """Turn what PostgreSQL says against a query into one line: BadInputError, or ReplayError for an outage."""
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise BadInputError(f"{what}: {first_line(error)}", "grant SELECT to the reader's role") from error
+    except psycopg.errors.QueryCanceled as error:
+        raise QueryTooSlowError(
+            f"{what}: {first_line(error)}",
+            "raise CRM_REPLAY_STATEMENT_TIMEOUT_S, or see why the CRM's database is slow",
+        ) from error
+    except psycopg.OperationalError as error:
+        raise ReplayError(
+            f"{what}: {first_line(error)}", "start again when the server is back; nothing is lost"
+        ) from error
+    except psycopg.Error as error:
+        raise BadInputError(f"{what}: {first_line(error)}", "mend the source mapping") from error
+
+
+def columns_of(db: Connection, schema: str, table: str) -> dict[str, str]:
+    """Return a table's columns with their types' names. Raises BadInputError if there is no such table."""
+    with answering(f"table {schema}.{table}"):
+        query = sql.SQL(sql_text("columns"))
+        columns: dict[str, str] = dict(db.execute(query, {"schema": schema, "table": table}).fetchall())
+    if not columns:
+        raise BadInputError(
+            f"there is no table {schema}.{table} in {where(db.info.dsn)}", "name it in the source mapping (--mapping)"
+        )
+    return columns
+
+
+def require_columns(columns: dict[str, str], table: str, wanted: Sequence[str]) -> None:
+    """Raise BadInputError naming the columns that are missing."""
+    missing = [name for name in wanted if name not in columns]
+    if missing:
+        raise BadInputError(f"table {table} has no column {', '.join(missing)}", "check the source mapping")
+
+
+def resolve(db: Connection, mapping: SourceMapping, company_sso_id: str) -> AuditSource:
+    """Return where this account's audits are, after checking table, columns, their types and the account itself.
+
+    Raises BadInputError with one line for whatever is not as the mapping says.
+    """
+    table = mapping.source
+    name = f"{table.schema_name}.{table.table}"
+    columns = columns_of(db, table.schema_name, table.table)
+    require_columns(columns, name, tuple(AUDIT_COLUMNS))
+    for column, types in AUDIT_COLUMNS.items():
+        if columns[column] not in types:
+            raise BadInputError(
+                f"column {name}.{column} is of type {columns[column]}",
+                f"this version reads {', '.join(sorted(types))} there",
+            )
+    account = None
+    if table.account is not None:
+        require_columns(columns, name, (table.account.column,))
+        account = _account_value(db, table.account.query, company_sso_id)
+    source = AuditSource(
+        schema=table.schema_name,
+        relation=table.table,
+        scope=mapping.scope,
+        account_column=table.account.column if table.account else None,
+        account=account,
+        changes_are_json=columns["audited_changes"] in JSONS,
+        created_at_has_zone=columns["created_at"] == "timestamptz",
+    )
+    with answering(f"table {name}"):  # shows early that we may read it, and that account value and column compare
+        db.execute(
+            source.query("count"),
+            {"cursor": 0, "window_end": 0, "scope": [], "account": account, "start": None},
+        )
+    return source
+
+
+def _account_value(db: Connection, query: str, company_sso_id: str) -> Any:
+    with answering("the source mapping's query for the account"):
+        rows = db.execute(sql.SQL(query), {"company_sso_id": company_sso_id}).fetchmany(2)
+    values = {row[0] for row in rows} - {None}
+    if not values:
+        raise BadInputError(f"the CRM has no account {company_sso_id}", "check the company_sso_id")
+    if len(values) > 1:
+        raise BadInputError(f"the CRM has several accounts {company_sso_id}", "mend the source mapping's account query")
+    return values.pop()
+
+
+class Reader(Protocol):
+    """What the snapshot reads from; `AuditReader` is the real one."""
+
+    def page_after(
+        self, cursor: int, last: int, id_range: int, gaps_known: Sequence[Gap], *, look_for_gaps: bool
+    ) -> Page:
+        """Return the next page of (cursor, last]; rows in `gaps_known` are left out: they are late."""
+        ...
+
+    def late_page_after(self, cursor: int, gaps: Sequence[Gap], id_range: int) -> Page:
+        """Return the next page of the rows that have appeared in `gaps` since."""
+        ...
+
+    def horizon_passed(self, xmax: int) -> bool:
+        """Return whether every transaction below `xmax` has ended."""
+        ...
+
+    def oldest_transactions(self) -> str:
+        """Return a phrase for the operator: who holds the horizon back."""
+        ...
+
+
+class AuditReader:
+    """One connection to the audits of one account; reads pages. A lost connection is opened again."""
+
+    def __init__(self, dsn: str, source: AuditSource, cutoff: datetime, limits: Limits) -> None:
+        """Connects at once; raises ServiceUnreachableError."""
+        self._dsn = dsn
+        self._source = source
+        self._limits = limits
+        self._page_rows = limits.page_rows
+        self._window = limits.id_window
+        self._values = {
+            "scope": list(source.scope),
+            "account": source.account,
+            "cutoff": source.moment(cutoff),
+            "size_max": limits.row_bytes_max,
+        }
+        self._page = source.query("page", "row")
+        self._gap_page = source.query("gap_page", "row")
+        self._gaps = source.query("gaps")
+        self._next_id = source.query("next_id")
+        self._large_row = source.query("large_row")
+        self._db = connect(dsn, limits.statement_timeout_s)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+    def page_after(
+        self, cursor: int, last: int, id_range: int, gaps_known: Sequence[Gap], *, look_for_gaps: bool
+    ) -> Page:
+        """Return the next page of (cursor, last]; it ends above `cursor`, and holds no row beyond the window.
+
+        Where a page takes longer than the time limit, the window shrinks. Raises ReplayError for an outage.
+        """
+        while True:
+            try:
+                with answering("reading a page"):
+                    rows, end, gaps = self._retry(self._read_page, cursor, last, look_for_gaps)
+                    rows = [row for row in rows if not in_gaps(gaps_known, row[0])] if gaps_known else rows
+                    return self._to_page(rows, end, id_range, gaps)
+            except QueryTooSlowError:
+                if self._window <= WINDOW_MIN:
+                    raise
+                self._window = max(WINDOW_MIN, self._window // 4)
+
+    def late_page_after(self, cursor: int, gaps: Sequence[Gap], id_range: int) -> Page:
+        """Return the next page of the rows that have appeared in `gaps`, which are in rising order."""
+        ahead = clip_gaps(gaps, cursor, gaps[-1][1])[:GAPS_A_PAGE_MAX]
+        lows, highs = [low for low, _ in ahead], [high for _, high in ahead]
+        page_rows = self._page_rows
+        with answering("reading the gaps again"):
+            rows = self._retry(self._query, self._gap_page, {"lows": lows, "highs": highs, "page_rows": page_rows})
+            end = cast("int", rows[-1][0]) if len(rows) >= page_rows else highs[-1]
+            return self._to_page(rows, end, id_range, ())
+
+    def smallest_id(self) -> int:
+        """Return the smallest id of the table, whoever it belongs to; 0 if it is empty."""
+        with answering("asking for the smallest id"):
+            return cast("int", self._retry(self._query, self._source.query("horizon"), {})[0][0])
+
+    def spread(self) -> list[int]:
+        """Return ids with about the same number of rows between any two neighbours; empty if nobody has counted."""
+        with answering("asking for the spread of the ids"):
+            rows = self._retry(
+                self._query,
+                self._source.query("spread"),
+                {"schema": self._source.schema, "relation": self._source.relation},
+            )
+        return [int(id_) for id_ in rows[0][0]] if rows and rows[0][0] else []
+
+    def horizon_passed(self, xmax: int) -> bool:
+        """Return whether every transaction below `xmax` has ended."""
+        query = sql.SQL("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= %(xmax)s")
+        with answering("asking for the oldest open transaction"):
+            return bool(self._retry(self._query, query, {"xmax": xmax})[0][0])
+
+    def oldest_transactions(self) -> str:
+        """Return a phrase for the operator: who holds the horizon back, as far as we may see it."""
+        query = sql.SQL(
+            "SELECT pid, COALESCE(usename, '')::text, extract(epoch FROM now() - xact_start)::bigint"
+            " FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND xact_start IS NOT NULL"
+            " ORDER BY xact_start LIMIT 3"
+        )
+        with answering("looking for the oldest open transaction"):
+            rows = self._retry(self._query, query, {})
+        seen = [f"pid {pid} of {user}, open for {age} s" for pid, user, age in rows]
+        return "; ".join(seen) or "this role may not see whose (pg_read_all_stats would let it)"
+
+    def _read_page(
+        self, cursor: int, last: int, look_for_gaps: bool
+    ) -> tuple[list[tuple[Any, ...]], int, tuple[Gap, ...]]:
+        """Return the rows of a page, where it ends, and the gaps in it: rows and gaps of one and the same snapshot."""
+        if not look_for_gaps:
+            return (*self._read_rows(cursor, last), ())
+        with self._db.transaction():  # repeatable read
+            rows, end = self._read_rows(cursor, last)
+            gaps = self._query(self._gaps, {"cursor": cursor, "scanned_to": end})
+        return rows, end, tuple(cast("list[Gap]", gaps))
+
+    def _read_rows(self, cursor: int, last: int) -> tuple[list[tuple[Any, ...]], int]:
+        window_end = min(cursor + self._window, last)
+        page_rows = self._page_rows
+        rows = self._query(self._page, {"cursor": cursor, "window_end": window_end, "page_rows": page_rows})
+        if len(rows) >= page_rows:
+            return rows, cast("int", rows[-1][0])
+        if rows or window_end == last:
+            return rows, window_end
+        # An empty window: jump to where there is a row again, of whatever account.
+        following = self._query(self._next_id, {"window_end": window_end, "last": last})
+        return rows, cast("int", following[0][0]) - 1 if following else last
+
+    def _to_page(self, rows: list[tuple[Any, ...]], end: int, id_range: int, gaps: tuple[Gap, ...]) -> Page:
+        events: list[AuditEvent] = []
+        defects: dict[int, Defect] = {}
+        changes_are_json = self._source.changes_are_json
+        size = 0
+        for (
+            id_, at, auditable_type, auditable_id, associated_type, associated_id, user_type, user_id, username, action,
+            changes, version, comment, request_uuid,
+        ) in rows:  # fmt: skip
+            at_us = at + EPOCH_2000_US
+            if changes is None:
+                changes, comment, defects[id_] = self._beginning_of(id_)
+            if not YEAR_1_US <= at_us < YEAR_10000_US:
+                at_us = max(YEAR_1_US, min(at_us, YEAR_10000_US - 1))
+                detail = "created_at is infinite or outside of the years 1 to 9999"
+                defects[id_] = Defect(DeadLetterCause.UNDECODABLE_RECORD, detail)
+            size += len(changes) + len(comment)
+            events.append(
+                AuditEvent(
+                    id_, id_range, at_us, auditable_type, auditable_id, associated_type, associated_id, user_type,
+                    user_id, username, action, changes, changes_are_json, version, comment, request_uuid,
+                )
+            )  # fmt: skip
+        self._page_rows = next_page_rows(self._page_rows, self._limits.page_rows, size)
+        return Page(tuple(events), end, gaps, defects)
+
+    def _beginning_of(self, audit_id: int) -> tuple[str, str, Defect]:
+        """Return the beginning of a large row's changes and comment, and how large they are."""
+        rows = self._retry(self._query, self._large_row, {"id": audit_id, "kept": LARGE_ROW_KEPT_CHARS})
+        changes, comment, changes_bytes, comment_bytes = rows[0] if rows else ("", "", 0, 0)
+        detail = (
+            f"audited_changes has {changes_bytes} bytes and comment {comment_bytes}; the replay topic takes"
+            f" {self._limits.row_bytes_max}, so the first {LARGE_ROW_KEPT_CHARS} characters of each are kept"
+        )
+        return changes, comment, Defect(DeadLetterCause.ROW_TOO_LARGE, detail)
+
+    def _query(self, query: sql.SQL | sql.Composed, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = self._db.execute(query, {**self._values, **values}, binary=True).fetchall()
+        return rows
+
+    def _retry(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what `read` returns, over a new connection if the old one was lost: reading again is always safe."""
+        give_up_at = time.monotonic() + RECONNECT_FOR_S
+        pause_s = 0.1
+        while True:
+            try:
+                if self._db.closed:
+                    self._db = connect(self._dsn, self._limits.statement_timeout_s)
+                return read(*args, **kwargs)
+            except (psycopg.OperationalError, ServiceUnreachableError) as error:
+                if isinstance(error, psycopg.errors.QueryCanceled) or time.monotonic() > give_up_at:
+                    raise
+                self._db.close()
+                logger.warning("the connection to PostgreSQL is lost (%s), trying again", first_line(error))
+                time.sleep(pause_s)
+                pause_s = min(5.0, pause_s * 2)
+
+
+def next_page_rows(page_rows: int, page_rows_max: int, page_bytes: int) -> int:
+    """Return how many rows the next page asks for, so that pages of large rows stay within memory."""
+    if page_bytes > PAGE_BYTES_MAX:
+        return max(1, page_rows // 4)
+    if page_bytes * 4 < PAGE_BYTES_MAX:
+        return min(page_rows_max, page_rows * 2)
+    return page_rows

@@ -1,0 +1,105 @@
+"""The resume cursor: one document per job, run and id range in `crm_replay_checkpoints`. It writes nothing else."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from pymongo import WriteConcern
+from pymongo.database import Database
+from pymongo.errors import ConnectionFailure, PyMongoError
+
+from producer.cursor import IdRange
+from schemas.errors import ReplayError, ServiceUnreachableError
+
+COLLECTION = "crm_replay_checkpoints"
+
+Document = dict[str, Any]
+
+
+class Saves(Protocol):
+    """Where the snapshot keeps its ranges; `Checkpoint` is the real one."""
+
+    def load(self) -> list[IdRange]:
+        """Return all ranges of this run, in no order."""
+        ...
+
+    def save(self, range_: IdRange) -> None:
+        """Return once the range is durable."""
+        ...
+
+
+class Checkpoint:
+    """The ranges of one run of one job."""
+
+    def __init__(
+        self,
+        database: Database[Document],
+        job_id: str,
+        run: int,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Write concern majority: a cursor taken back by a failover costs a repetition, but a gap taken back a row."""
+        self._collection = database.get_collection(COLLECTION, write_concern=WriteConcern(w="majority"))
+        self._job_id = job_id
+        self._run = run
+        self._now = now
+
+    def load(self) -> list[IdRange]:
+        """Return all ranges of this run, in no order; empty before the first one."""
+        with answering("loading the cursor"):
+            return [from_document(found) for found in self._collection.find({"job_id": self._job_id, "run": self._run})]
+
+    def save(self, range_: IdRange) -> None:
+        """Replace the range's document; returns once the server has it."""
+        document = to_document(range_, self._job_id, self._run, self._now())
+        with answering("saving the cursor"):
+            self._collection.replace_one({"_id": document["_id"]}, document, upsert=True)
+
+
+def to_document(range_: IdRange, job_id: str, run: int, now: datetime) -> Document:
+    """Return the range as it is stored."""
+    return {
+        "_id": f"{job_id}:{run}:{range_.id_range}",
+        "job_id": job_id,
+        "run": run,
+        "id_range": range_.id_range,
+        "first": range_.first,
+        "cursor": range_.cursor,
+        "last": range_.last,
+        "rows": range_.rows,
+        "reach": range_.reach,
+        "gaps": [list(gap) for gap in range_.gaps],
+        "gaps_to": range_.gaps_to,
+        "late": range_.late,
+        "done": range_.done,
+        "updated_at": now,
+    }
+
+
+def from_document(document: Document) -> IdRange:
+    """Return the range a document holds."""
+    return IdRange(
+        id_range=document["id_range"],
+        first=document["first"],
+        cursor=document["cursor"],
+        last=document["last"],
+        rows=document["rows"],
+        reach=document["reach"],
+        gaps=tuple((low, high) for low, high in document["gaps"]),
+        gaps_to=document["gaps_to"],
+        late=document["late"],
+    )
+
+
+@contextmanager
+def answering(what: str) -> Iterator[None]:
+    """Turn MongoDB's errors into one line: ServiceUnreachableError, or ReplayError if it answered with a refusal."""
+    try:
+        yield
+    except ConnectionFailure as error:  # server selection, time-outs and lost connections among them
+        raise ServiceUnreachableError(
+            f"MongoDB does not answer ({what})", "check MONGODB_URL and start again; nothing is lost"
+        ) from error
+    except PyMongoError as error:
+        raise ReplayError(f"MongoDB refused ({what}): {str(error)[:200]}", "see the server's log") from error

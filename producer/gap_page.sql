@@ -1,0 +1,11 @@
+-- The rows in scope that stand now at ids which had no row when they were first read.
+WITH audit AS (
+    SELECT late.* FROM unnest(%(lows)s::bigint[], %(highs)s::bigint[]) AS gap (low, high)
+    CROSS JOIN LATERAL (
+        SELECT * FROM {table}
+        WHERE id >= gap.low AND id <= gap.high
+          AND auditable_type = ANY(%(scope)s::text[]) AND created_at >= %(cutoff)s AND {account}
+        ORDER BY id LIMIT %(page_rows)s
+    ) AS late
+    ORDER BY id LIMIT %(page_rows)s
+)

@@ -1,0 +1,92 @@
+"""Pure: a page of rows -> the keyed records that are published for it, one a row, in the rows' order."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from producer.cursor import Gap
+from schemas.codec import Codec
+from schemas.records import AuditEvent, DeadLetter
+from schemas.vocabulary import DeadLetterCause
+
+KeyOf = Callable[[AuditEvent], str]
+
+KEPT_CHARS_MAX = 16 * 1024
+TEXT_FIELDS = (
+    "auditable_type",
+    "associated_type",
+    "user_type",
+    "username",
+    "action",
+    "audited_changes",
+    "comment",
+    "request_uuid",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """Why a row cannot be published as an audit event."""
+
+    cause: DeadLetterCause
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What lies in (cursor, end] of one id range."""
+
+    events: tuple[AuditEvent, ...]
+    end: int  # everything up to here has been scanned
+    gaps: tuple[Gap, ...] = ()  # ids without a row, if they were looked for
+    defects: Mapping[int, Defect] = field(default_factory=dict)  # by audit id: why an event is not the whole row
+
+
+class Encoder:
+    """Makes records of rows."""
+
+    def __init__(self, codec: Codec, key_of: KeyOf, topic: str, run: int, record_bytes_max: int) -> None:
+        """`record_bytes_max` is what the topic takes of key and value together."""
+        self._codec = codec
+        self._key_of = key_of
+        self._topic = topic
+        self._run = run
+        self._record_bytes_max = record_bytes_max
+
+    def encode(self, page: Page, now_us: int) -> list[tuple[bytes, bytes]]:
+        """Return key and value of each of the page's rows, in id order.
+
+        A row that is no whole audit event travels as a dead letter in its place, so that it is counted as failed
+        instead of stopping the snapshot or going missing.
+        """
+        encode, key_of, size_max = self._codec.encode, self._key_of, self._record_bytes_max
+        records = []
+        for event in page.events:
+            key = key_of(event).encode()
+            value = encode(event)
+            if len(key) + len(value) > size_max:
+                detail = f"the record has {len(value)} bytes; the replay topic takes {size_max}"
+                value = self._dead_letter(event, key, Defect(DeadLetterCause.ROW_TOO_LARGE, detail), now_us)
+            elif event.audit_id in page.defects:
+                value = self._dead_letter(event, key, page.defects[event.audit_id], now_us)
+            records.append((key, value))
+        return records
+
+    def _dead_letter(self, event: AuditEvent, key: bytes, defect: Defect, now_us: int) -> bytes:
+        """Return the dead letter of a row; its payload is an audit event again, cut so far that it fits."""
+        kept = min(KEPT_CHARS_MAX, self._record_bytes_max // (8 * len(TEXT_FIELDS)))
+        payload = self._codec.encode(event._replace(**{name: getattr(event, name)[:kept] for name in TEXT_FIELDS}))
+        return self._codec.encode(
+            DeadLetter(
+                audit_id=event.audit_id,
+                id_range=event.id_range,
+                source_topic=self._topic,
+                source_partition=-1,  # the reader of the topic knows both
+                source_offset=-1,
+                run=self._run,
+                cause=defect.cause,
+                detail=defect.detail,
+                key=key,
+                payload=payload,
+                failed_at=now_us,
+            )
+        )

@@ -1,0 +1,25 @@
+"""What the snapshot counts, for its log lines and its end report."""
+
+from dataclasses import dataclass
+
+from producer.messages import Page
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the start of this process; the checkpoint has the sums over all restarts."""
+
+    rows: int = 0  # published and confirmed
+    pages: int = 0
+    dead_letters: int = 0  # of the rows: those published as what could be kept of them
+    gaps_noted: int = 0
+    late_rows: int = 0  # of the rows: found in gaps by the second look («holes filled»)
+
+    def count(self, rows: int, page: Page, *, late: bool = False) -> None:
+        """Add a page that is confirmed and saved."""
+        self.pages += 1
+        self.rows += rows
+        self.dead_letters += len(page.defects)
+        self.gaps_noted += len(page.gaps)
+        if late:
+            self.late_rows += rows

@@ -1,0 +1,113 @@
+"""Who reads which id range: one process, or a child process for each lot of ranges.
+
+Ranges live in the checkpoint and readers are only hands: any number of them takes up what is left, whoever began it.
+Processes and not threads, since reading is bound by Python's own work. A child ends with its parent: a reader that
+lived on would publish beside the one that a restart begins.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+from producer.checkpoint import Saves
+from producer.cursor import IdRange, reconcile, split
+from schemas.errors import BadInputError, ReplayError
+
+logger = logging.getLogger(__name__)
+
+EXIT_STOPPED = 3
+EXIT_ORPHANED = 4
+CHILD_POLL_S = 0.2
+
+Spread = Callable[[], Sequence[int]]
+
+
+class Stopped(Exception):  # noqa: N818  (not an error: somebody asked for it)
+    """The snapshot was asked to stop; everything that was published is confirmed and saved."""
+
+
+def ranges_of_run(checkpoint: Saves, first: int, top: int) -> list[IdRange]:
+    """Return the ranges of this run as they stand, in rising order; a run's first start makes one of (first, top]."""
+    ranges = reconcile(checkpoint.load())
+    if not ranges and first < top:
+        ranges = [IdRange(0, first=first, cursor=first, last=top)]
+        checkpoint.save(ranges[0])
+    return ranges
+
+
+def split_for(readers: int, ranges: Sequence[IdRange], taken: int, checkpoint: Saves, spread: Spread) -> list[IdRange]:
+    """Return the ranges, split until each reader has one or nothing is left that is worth a split.
+
+    `taken` is the next free number. The tail is saved before its head is shortened: a death in between leaves an
+    overlap, which `reconcile` mends, and never a hole.
+    """
+    divided = list(ranges)
+    bounds = spread() if sum(not range_.done for range_ in divided) < readers else ()
+    while 0 < sum(not range_.done for range_ in divided) < readers:
+        largest = max((range_ for range_ in divided if not range_.done), key=lambda range_: weight(range_, bounds))
+        halves = split(largest, taken, bounds)
+        if halves is None:
+            break
+        taken += 1
+        head, tail = halves
+        checkpoint.save(tail)
+        checkpoint.save(head)
+        divided[divided.index(largest) : divided.index(largest) + 1] = [head, tail]
+    return divided
+
+
+def weight(range_: IdRange, bounds: Sequence[int]) -> tuple[int, int]:
+    """Return how much is left of a range: first by the bounds of equal row counts inside it, then by ids."""
+    return sum(range_.cursor < id_ <= range_.last for id_ in bounds), range_.left
+
+
+def read_in_children(lots: Sequence[Sequence[IdRange]], stop: Callable[[], bool]) -> None:
+    """Read each lot of ranges in a child process; return when all are done.
+
+    Raises Stopped when asked to stop, and ReplayError or BadInputError if a child failed (it has said why); the other
+    children then stop after their page.
+    """
+    # The command is this very program; the numbers are our own.
+    children = [
+        subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "producer", *(str(range_.id_range) for range_ in lot)], stdin=subprocess.PIPE
+        )
+        for lot in lots
+    ]
+    running, ending, codes = list(children), False, list[int]()
+    try:
+        while running:
+            for child in list(running):
+                try:
+                    codes.append(child.wait(CHILD_POLL_S))
+                except subprocess.TimeoutExpired:
+                    continue
+                running.remove(child)
+            if not ending and (stop() or any(codes)):
+                ending = True
+                for child in running:
+                    child.terminate()
+    finally:
+        for child in children:
+            if child.stdin is not None:
+                child.stdin.close()  # ends whatever still runs
+            child.wait()
+    worst = next((code for code in codes if code not in (0, EXIT_STOPPED)), 0)
+    if worst:
+        error = BadInputError if worst == BadInputError.exit_code else ReplayError
+        raise error(f"a reader of an id range ended with code {worst}", "see what it said above, and start again")
+    if any(codes):
+        raise Stopped
+
+
+def end_with_parent() -> None:
+    """End this process at once when its parent is gone: the parent holds the other end of our standard input."""
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(EXIT_ORPHANED)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

@@ -1,0 +1,150 @@
+"""An idempotent Kafka producer: `flush` returns once every delivery is confirmed."""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+
+logger = logging.getLogger(__name__)
+
+CHECK_TIMEOUT_S = 8.0
+DELIVERY_TIMEOUT_S = 120.0
+RECORD_OVERHEAD_BYTES = 1024  # batch header, record header and the Avro frame, generously
+MESSAGE_BYTES_LIMIT = 900 * 1024 * 1024
+
+Keyed = tuple[bytes | None, bytes | None]  # key and value; no value is a tombstone
+
+PRODUCER_CONFIG: dict[str, Any] = {
+    "enable.idempotence": True,
+    "acks": "all",
+    # The Java client's hash, said out loud: librdkafka's default is another one, and a key must have one partition
+    # whoever produces it.
+    "partitioner": "murmur2",
+    "compression.type": "lz4",
+    "linger.ms": 20,
+    "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
+    "delivery.report.only.error": True,
+    "queue.buffering.max.kbytes": 64 * 1024,  # bounds the memory; `produce` waits when it is full
+    "log_level": 3,
+}
+
+
+class Publishes(Protocol):
+    """What the snapshot publishes with; `Publisher` is the real one."""
+
+    def publish(self, records: Iterable[Keyed]) -> None:
+        """Hand records over for delivery, in this order on every partition."""
+        ...
+
+    def flush(self) -> None:
+        """Return once everything published so far is confirmed; raise if anything is not."""
+        ...
+
+
+class Publisher:
+    """Publishes to one topic."""
+
+    def __init__(self, kafka: Mapping[str, Any], topic: str, message_bytes_max: int = 1_000_000) -> None:
+        """`kafka` is a confluent-kafka configuration with at least the servers; does not wait for them."""
+        self._topic = topic
+        self._failure: KafkaError | None = None
+        # A batch may not be larger than what the topic takes of a message: to the broker the batch is the message.
+        batch_bytes = min(1_000_000, message_bytes_max)
+        self._producer = Producer(
+            {**PRODUCER_CONFIG, "message.max.bytes": message_bytes_max, "batch.size": batch_bytes, **kafka},
+            logger=logger,
+        )
+
+    def publish(self, records: Iterable[Keyed]) -> None:
+        """Hand records over; waits while the queue is full. Raises ReplayError if an earlier delivery has failed."""
+        produce, topic, failed = self._producer.produce, self._topic, self._failed
+        for key, value in records:
+            while True:
+                try:
+                    produce(topic, value, key, on_delivery=failed)
+                    break
+                except BufferError:
+                    self._producer.poll(0.1)
+                    self._raise_failure()
+                except KafkaException as error:
+                    raise self._not_delivered(error.args[0]) from error
+        self._producer.poll(0)
+        self._raise_failure()
+
+    def flush(self) -> None:
+        """Return once every delivery is confirmed. Raises ReplayError with the cause of the first that is not.
+
+        Only failures are reported one by one; that the queue is empty and no failure was reported proves the rest.
+        """
+        while self._producer.flush(1.0):
+            self._raise_failure()
+        self._raise_failure()
+
+    def close(self) -> None:
+        """Drop what has not been delivered; what matters was flushed."""
+        self._producer.purge()
+        self._producer.flush(1.0)
+
+    def _failed(self, error: KafkaError | None, _: Message) -> None:
+        if error is not None and self._failure is None:
+            self._failure = error
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._not_delivered(self._failure)
+
+    def _not_delivered(self, error: KafkaError) -> ReplayError:
+        return ReplayError(
+            f"Kafka did not take a record for {self._topic}: {error.str()}",
+            "start again when the cause is gone; the cursor is kept, nothing is lost",
+        )
+
+
+def check_topic(kafka: Mapping[str, Any], topic: str, partitions: int | None = None) -> int:
+    """Return the topic's partition count.
+
+    Raises ServiceUnreachableError if no broker answers in time, BadInputError if there is no such topic or it has
+    another number of partitions than `partitions`.
+    """
+    servers = kafka.get("bootstrap.servers", "")
+    admin = AdminClient({**kafka, "log_level": 0})
+    try:
+        found = admin.list_topics(timeout=CHECK_TIMEOUT_S).topics.get(topic)
+    except KafkaException as error:
+        raise ServiceUnreachableError(
+            f"Kafka at {servers or '(no address)'} does not answer ({error.args[0].str()})",
+            "check KAFKA_BOOTSTRAP_SERVERS",
+        ) from error
+    if found is None:
+        raise BadInputError(f"Kafka at {servers} has no topic {topic}", "the runner makes it: crm-replay run")
+    count = len(found.partitions)
+    if partitions is not None and count != partitions:
+        raise BadInputError(
+            f"topic {topic} has {count} partitions and the job says {partitions}",
+            "keys would move between partitions: start a job with the topic's number",
+        )
+    return count
+
+
+def message_bytes_max(kafka: Mapping[str, Any], topic: str) -> int:
+    """Return how many bytes of key and value a record of this topic may have. Raises ServiceUnreachableError."""
+    admin = AdminClient({**kafka, "log_level": 0})
+    resource = ConfigResource(ResourceType.TOPIC, topic)
+    try:
+        answer = admin.describe_configs([resource], request_timeout=CHECK_TIMEOUT_S)[resource].result()
+    except KafkaException as error:
+        raise ServiceUnreachableError(
+            f"Kafka does not tell the configuration of {topic} ({error.args[0].str()})", "check KAFKA_BOOTSTRAP_SERVERS"
+        ) from error
+    limit = int(answer["max.message.bytes"].value)
+    return max(RECORD_OVERHEAD_BYTES, min(limit, MESSAGE_BYTES_LIMIT) - RECORD_OVERHEAD_BYTES)
+
+
+def now_us() -> int:
+    """Return the time in microseconds since 1970."""
+    return time.time_ns() // 1000

@@ -1,0 +1,291 @@
+"""Publishes what the processors look up: contacts, users and referents, completely, to their compacted topics.
+
+Every key there is gets its present value, and every key that a former publication left behind and that is gone now gets
+a tombstone. So a table loaded from the topic is the source as it was at this moment. May be repeated at any time.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, cast
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+from psycopg import sql
+from pymongo.database import Database
+
+from producer.audits import Connection, answering, columns_of, connect, resolve
+from producer.checkpoint import answering as mongo_answering
+from producer.publisher import Publisher, check_topic, message_bytes_max
+from schemas.codec import Codec
+from schemas.errors import ReplayError
+from schemas.mapping import SourceMapping
+from schemas.records import Contact, Referent, User
+from schemas.topics import AccountTopics
+
+Document = dict[str, Any]
+Progress = Callable[[str, int], None]  # "contacts", "users" or "referents"; records published so far
+
+FETCH_ROWS = 5_000
+BATCH_RECORDS = 2_000
+PARTITION_EOF = -191  # librdkafka's RD_KAFKA_RESP_ERR__PARTITION_EOF: not an error, the end
+READ_IDLE_S = 30.0  # nothing for so long before the end of a topic: the broker is gone
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceCounts:
+    """What was published, and what of the contacts could not be."""
+
+    contacts: int
+    users: int
+    referents: int
+    tombstones: int
+    contacts_doubled: int  # contacts left out because an older one has the same CRM person id
+    contacts_mapped: int  # of the contacts: found through crm_contact_id_map only
+    contacts_unusable: int  # without a created_at that is a date, hence without a watermark
+    mapped_missing: int  # entries of crm_contact_id_map whose customer has no contact in this account
+
+
+@dataclass(frozen=True, slots=True)
+class FoundContacts:
+    """An account's contacts by CRM person id."""
+
+    by_person: dict[str, tuple[int, str]]  # created_at in microseconds, customer_id
+    doubled: int
+    mapped: int
+    unusable: int
+    mapped_missing: int
+
+
+def publish(
+    dsn: str,
+    mapping: SourceMapping,
+    company_sso_id: str,
+    *,
+    kafka: Mapping[str, Any],
+    mongo: Database[Document],
+    topics: AccountTopics,
+    codec: Codec,
+    statement_timeout_s: float = 60.0,
+    progress: Progress | None = None,
+) -> ReferenceCounts:
+    """Publish all three reference topics; returns once every delivery is confirmed.
+
+    Raises ServiceUnreachableError or BadInputError before anything is published, ReplayError for an outage in between:
+    then publish again. Keeps the contacts (about 300 bytes each) and the keys of one topic at a time in memory.
+    """
+    for topic in topics.references:
+        check_topic(kafka, topic)
+    with connect(dsn, statement_timeout_s) as db:
+        account = resolve(db, mapping, company_sso_id).account
+        found = find_contacts(mongo, company_sso_id)
+        tombstones = 0
+
+        def run(name: str, topic: str, records: Iterator[tuple[str, bytes]]) -> int:
+            nonlocal tombstones
+            published, dropped = _publish_topic(
+                kafka, topic, records, lambda n: progress(name, n) if progress else None
+            )
+            tombstones += dropped
+            return published
+
+        contacts = run("contacts", topics.contacts, _contact_records(found, company_sso_id, codec))
+        users = run("users", topics.users, _user_records(db, mapping, codec))
+        referents = run("referents", topics.referents, _referent_records(db, mapping, account, codec))
+    return ReferenceCounts(
+        contacts=contacts,
+        users=users,
+        referents=referents,
+        tombstones=tombstones,
+        contacts_doubled=found.doubled,
+        contacts_mapped=found.mapped,
+        contacts_unusable=found.unusable,
+        mapped_missing=found.mapped_missing,
+    )
+
+
+def find_contacts(mongo: Database[Document], company_sso_id: str) -> FoundContacts:
+    """Return the account's contacts by CRM person id: those that carry it, then those that the id map names.
+
+    Of several contacts with one CRM person id the oldest wins (then the smaller customer_id): its watermark leaves the
+    most to the live feed, which has written since.
+    """
+    direct: dict[str, tuple[int, str]] = {}
+    doubled = unusable = mapped = missing = 0
+    with mongo_answering("reading the contacts"):
+        entries = mongo.get_collection("crm_contact_id_map").find(
+            {"company_sso_id": company_sso_id}, {"_id": 0, "crm_person_id": 1, "customer_id": 1}
+        )
+        by_map = {}
+        for entry in entries:
+            person_id, customer_id = person_key(entry.get("crm_person_id")), entry.get("customer_id")
+            if person_id is not None and customer_id is not None:
+                by_map[person_id] = str(customer_id)
+        customers: dict[str, int | None] = dict.fromkeys(by_map.values())
+        contacts = mongo.get_collection("contacts").find(
+            {"company_sso_id": company_sso_id}, {"crm_data.id": 1, "created_at": 1, "customer_id": 1}
+        )
+        for contact in contacts.batch_size(FETCH_ROWS):
+            crm_data = contact.get("crm_data")
+            person_id = person_key(crm_data.get("id")) if isinstance(crm_data, dict) else None
+            customer_id = contact.get("customer_id")
+            customer = str(contact["_id"] if customer_id is None or customer_id == "" else customer_id)
+            if person_id is None and customer not in customers:
+                continue
+            created_at = microseconds(contact.get("created_at"))
+            if created_at is None:
+                unusable += 1
+                continue
+            if customer in customers:
+                known = customers[customer]
+                customers[customer] = created_at if known is None else min(known, created_at)
+            if person_id is not None:
+                before = direct.get(person_id)
+                doubled += before is not None
+                direct[person_id] = (created_at, customer) if before is None else min(before, (created_at, customer))
+    for person_id, customer in by_map.items():
+        if person_id in direct:
+            continue
+        created_at = customers[customer]
+        if created_at is None:
+            missing += 1
+        else:
+            direct[person_id] = (created_at, customer)
+            mapped += 1
+    return FoundContacts(direct, doubled, mapped, unusable, missing)
+
+
+def person_key(value: Any) -> str | None:
+    """Return a CRM person id, which may be stored as a number or as text, as the record key has it."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else None
+    text = str(value).strip() if value is not None else ""
+    if text.isascii() and text.isdigit():
+        text = text.lstrip("0")
+    return text or None
+
+
+def microseconds(value: Any) -> int | None:
+    """Return a stored date in microseconds since 1970, ISO 8601 text included; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            return None
+    if not isinstance(value, datetime):
+        return None
+    moment = value.replace(tzinfo=UTC) if value.tzinfo is None else value
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _contact_records(found: FoundContacts, company_sso_id: str, codec: Codec) -> Iterator[tuple[str, bytes]]:
+    for person_id, (created_at, customer_id) in found.by_person.items():
+        yield person_id, codec.encode(Contact(company_sso_id, person_id, customer_id, created_at))
+
+
+def _user_records(db: Connection, mapping: SourceMapping, codec: Codec) -> Iterator[tuple[str, bytes]]:
+    users = mapping.users
+    query = sql.SQL(
+        "SELECT {id}::bigint, COALESCE({email}::text, ''), COALESCE({full_name}::text, ''), {deleted_at} IS NOT NULL"
+        " FROM {table} WHERE {id} IS NOT NULL"
+    ).format(
+        id=sql.Identifier(users.id),
+        email=sql.Identifier(users.email),
+        full_name=sql.Identifier(users.full_name),
+        deleted_at=sql.Identifier(users.deleted_at),
+        table=sql.Identifier(users.schema_name, users.table),
+    )
+    for user_id, email, full_name, deleted in _stream(db, query, {}, f"reading {users.schema_name}.{users.table}"):
+        yield str(user_id), codec.encode(User(user_id, email, full_name, deleted))
+
+
+def _referent_records(
+    db: Connection, mapping: SourceMapping, account: Any, codec: Codec
+) -> Iterator[tuple[str, bytes]]:
+    account_column = mapping.source.account.column if mapping.source.account else None
+    for type_name, table in mapping.referents.items():
+        name = f"{table.schema_name}.{table.table}"
+        predicate: sql.Composable = sql.SQL("true")
+        if account_column is not None and account_column in columns_of(db, table.schema_name, table.table):
+            predicate = sql.SQL("{} = %(account)s").format(sql.Identifier(account_column))
+        query = sql.SQL(
+            "SELECT {id}::bigint, COALESCE(({name})::text, '') FROM {table} WHERE {id} IS NOT NULL AND {account}"
+        ).format(
+            id=sql.Identifier(table.id),
+            # The mapping's expression is the operator's own SQL; its per cent signs are not placeholders.
+            name=sql.SQL(table.name.replace("%", "%%")),
+            table=sql.Identifier(table.schema_name, table.table),
+            account=predicate,
+        )
+        for referent_id, text in _stream(db, query, {"account": account}, f"reading {name}"):
+            yield f"{type_name}:{referent_id}", codec.encode(Referent(type_name, referent_id, text))
+
+
+def _stream(db: Connection, query: sql.Composed, values: Mapping[str, Any], what: str) -> Iterator[tuple[Any, ...]]:
+    """Yield a query's rows without holding them all: a cursor on the server, in a transaction of its own."""
+    with answering(what), db.transaction(), db.cursor(name="crm_replay_references") as cursor:
+        cursor.itersize = FETCH_ROWS
+        yield from cursor.execute(query, values)
+
+
+def _publish_topic(
+    kafka: Mapping[str, Any], topic: str, records: Iterator[tuple[str, bytes]], progress: Callable[[int], None]
+) -> tuple[int, int]:
+    """Publish all records and tombstones for the keys that are no longer there; return how many of each."""
+    gone = keys_on(kafka, topic)
+    publisher = Publisher(kafka, topic, message_bytes_max(kafka, topic))
+    published = 0
+    try:
+        while batch := [(key.encode(), value) for key, value in islice(records, BATCH_RECORDS)]:
+            publisher.publish(batch)
+            gone.difference_update(key for key, _ in batch)
+            published += len(batch)
+            progress(published)
+        publisher.publish((key, None) for key in gone)
+        publisher.flush()
+    finally:
+        publisher.close()
+    progress(published)
+    return published, len(gone)
+
+
+def keys_on(kafka: Mapping[str, Any], topic: str) -> set[bytes]:
+    """Return the keys whose last record on a topic is no tombstone, reading all of it once."""
+    consumer = Consumer(
+        {
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,  # the offset before the end may have no record: compaction leaves holes
+            "log_level": 3,
+            **kafka,
+            "group.id": f"{topic}.keys",  # never committed to; the client wants a name
+        }
+    )
+    keys: set[bytes] = set()
+    try:
+        parts = [TopicPartition(topic, partition) for partition in range(check_topic(kafka, topic))]
+        for part in parts:
+            part.offset = OFFSET_BEGINNING
+        consumer.assign(parts)
+        unread = {part.partition for part in parts}
+        heard_at = time.monotonic()
+        while unread:
+            for message in consumer.consume(10_000, timeout=1.0):
+                heard_at = time.monotonic()
+                if (error := message.error()) is not None:
+                    if error.code() != PARTITION_EOF:
+                        raise KafkaException(error)
+                    unread.discard(cast("int", message.partition()))
+                elif (key := message.key()) is not None:
+                    keys.discard(key) if message.value() is None else keys.add(key)
+            if time.monotonic() - heard_at > READ_IDLE_S:
+                raise ReplayError(f"Kafka sends nothing of {topic}", "start again when it is back")
+    except KafkaException as error:
+        raise ReplayError(f"cannot read {topic}: {error.args[0].str()}", "start again when Kafka is back") from error
+    finally:
+        consumer.close()
+    return keys

@@ -1,0 +1,169 @@
+"""The loop: read, publish, flush, advance, save. In this order; beside each step stands what a death there costs.
+
+Ids are not committed in the order in which they are given out. So an id that has no row yet, a gap, is noted while a
+transaction that was open when the job started may still fill it, and again in the newest stretch. The gap is saved
+before the rows around it are published: whatever dies and is repeated later, a row that fills it keeps out of the main
+stream and is found by the second look, under a number of its own. Without that, a repeated page could show a row in the
+middle of ids that were published before, and everybody downstream would take it for a repetition.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from producer.audits import Reader
+from producer.checkpoint import Saves
+from producer.cursor import IdRange, advance, all_gaps, begin, next_number, note_gaps
+from producer.messages import Encoder, Page
+from producer.metrics import Counters
+from producer.parallel import Stopped
+from producer.publisher import Keyed, Publishes, now_us
+from schemas.errors import ReplayError
+
+logger = logging.getLogger(__name__)
+
+NEWEST_IDS = 10_000  # below the top: a transaction may have drawn an id and not yet have a transaction id to be seen by
+GAPS_NOTED_MAX = 5_000  # the checkpoint carries them all; more have to wait for the horizon
+HORIZON_POLL_S = 0.5
+HORIZON_LOG_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the job has fixed."""
+
+    top: int  # newest id when the job started
+    xmax: int  # transactions below it may still commit ids up to `top`
+    id_window: int
+    horizon_wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A page, read and encoded."""
+
+    page: Page
+    records: Sequence[Keyed]
+
+
+class Snapshot:
+    """Reads id ranges into the replay topic."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        encoder: Encoder,
+        publisher: Publishes,
+        checkpoint: Saves,
+        bounds: Bounds,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        counters: Counters | None = None,
+    ) -> None:
+        """`stop` is asked between pages."""
+        self._reader = reader
+        self._encoder = encoder
+        self._publisher = publisher
+        self._checkpoint = checkpoint
+        self._bounds = bounds
+        self._stop = stop
+        self.counters = counters if counters is not None else Counters()
+        self._horizon_passed = False
+        self._asked_at = float("-inf")
+
+    def read(self, range_: IdRange) -> IdRange:
+        """Publish the rest of a range; return it, done. Raises Stopped between pages, when asked to."""
+        if range_.done:
+            return range_
+        range_ = begin(range_, self._bounds.id_window)
+        self._checkpoint.save(range_)
+        ahead = self._prepare(range_)
+        while ahead is not None:
+            page, records = ahead.page, ahead.records
+            noted = note_gaps(range_, page.gaps, page.end)
+            if noted.gaps != range_.gaps:
+                range_ = noted
+                self._checkpoint.save(range_)  # before any row beside the gaps is published
+            self._publisher.publish(records)
+            # The next page is read and encoded while the brokers confirm this one. It is not published before that.
+            ahead = self._prepare(replace(range_, cursor=page.end))
+            self._publisher.flush()  # raises if any delivery failed; the cursor stays
+            range_ = advance(range_, page.end, len(records), self._bounds.id_window)
+            self._checkpoint.save(range_)  # dying before this line publishes the page again, under the same number
+            self.counters.count(len(records), page)
+        if not range_.done:
+            raise Stopped
+        return range_
+
+    def read_late_rows(self, ranges: Sequence[IdRange]) -> IdRange | None:
+        """Look at the gaps of all ranges again once nobody can fill them any more; return the late range, done.
+
+        None if there is nothing to look at. Raises ReplayError if transactions older than the job stay open for longer
+        than the bound, Stopped when asked to.
+        """
+        gaps = all_gaps(range_ for range_ in ranges if not range_.late)
+        if not gaps:
+            return None
+        self.wait_for_horizon()
+        late = next((range_ for range_ in ranges if range_.late), None)
+        if late is None:
+            before = gaps[0][0] - 1
+            late = IdRange(next_number(ranges), first=before, cursor=before, last=gaps[-1][1], late=True)
+        while not late.done:
+            if self._stop():
+                raise Stopped
+            page = self._reader.late_page_after(late.cursor, gaps, late.id_range)
+            records = self._encoder.encode(page, now_us())
+            self._publisher.publish(records)
+            self._publisher.flush()
+            late = advance(late, page.end, len(records), self._bounds.id_window)
+            self._checkpoint.save(late)
+            self.counters.count(len(records), page, late=True)
+        return late
+
+    def wait_for_horizon(self) -> None:
+        """Return once every transaction that was open when the job started has ended.
+
+        Raises ReplayError when that takes longer than the bound, Stopped when asked to.
+        """
+        started = logged = time.monotonic()
+        while not self._ask_for_horizon():
+            now = time.monotonic()
+            if self._stop():
+                raise Stopped
+            if now - started >= self._bounds.horizon_wait_s:
+                holders = self._reader.oldest_transactions()
+                raise ReplayError(
+                    f"transactions that were open when the job started are still open: {holders}",
+                    "end them, or raise CRM_REPLAY_HORIZON_WAIT_S, and start again; the cursor is kept",
+                )
+            if now - logged >= HORIZON_LOG_S or logged == started:
+                logged = now
+                logger.info("waiting for transactions older than the job: %s", self._reader.oldest_transactions())
+            time.sleep(HORIZON_POLL_S)
+
+    def _prepare(self, range_: IdRange) -> Prepared | None:
+        """Return the next page, encoded; None at the range's end or when asked to stop."""
+        if range_.done or self._stop():
+            return None
+        known = range_.gaps if range_.gaps_to > range_.cursor else ()
+        page = self._reader.page_after(
+            range_.cursor, range_.last, range_.id_range, known, look_for_gaps=self._looks_for_gaps(range_)
+        )
+        return Prepared(page, self._encoder.encode(page, now_us()))
+
+    def _looks_for_gaps(self, range_: IdRange) -> bool:
+        """Return whether ids above the cursor may still be given a row by somebody."""
+        if not self._horizon_passed and len(range_.gaps) >= GAPS_NOTED_MAX:
+            self.wait_for_horizon()
+        if not self._horizon_passed and time.monotonic() - self._asked_at >= HORIZON_POLL_S:
+            self._ask_for_horizon()
+        newest = range_.cursor + self._bounds.id_window > self._bounds.top - NEWEST_IDS
+        return not self._horizon_passed or newest
+
+    def _ask_for_horizon(self) -> bool:
+        if not self._horizon_passed:
+            self._horizon_passed = self._reader.horizon_passed(self._bounds.xmax)
+            self._asked_at = time.monotonic()
+        return self._horizon_passed

@@ -1,0 +1,171 @@
+"""What has to be known of the source before a job exists: that it is readable, what is in scope, where it ends."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from psycopg import sql
+
+from producer.audits import (
+    EPOCH_2000_US,
+    AuditSource,
+    Connection,
+    answering,
+    columns_of,
+    connect,
+    require_columns,
+    resolve,
+)
+from producer.cursor import EARLIEST, cutoff
+from schemas.errors import BadInputError
+from schemas.mapping import SourceMapping
+
+COUNT_WINDOW_IDS = 500_000  # a count is many short queries and not one long one
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SERVER_VERSION_MIN = 130_000  # pg_current_snapshot
+
+Progress = Callable[[int, int], None]  # id scanned up to, newest id
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The source as it is when a job starts."""
+
+    rows: int  # in scope and not created before the cutoff
+    rows_without_created_at: int  # of the account and of types in scope; in no date range, so never read
+    min_id: int  # of the account's rows of types in scope; 0 if there are none
+    max_id: int
+    top_audit_id: int  # newest id of the whole table
+    snapshot_xmax: int  # ids up to top may still be committed by transactions below it
+    cutoff: datetime  # aware UTC
+    account: Any  # the mapped account column's value; None if the whole table is this account's
+    changes_are_json: bool
+    created_at_has_zone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InScope:
+    """A count of the rows in scope up to an id."""
+
+    rows: int
+    rows_without_created_at: int
+    min_id: int
+    max_id: int
+    earliest: datetime | None  # created_at
+
+
+def survey(
+    dsn: str,
+    mapping: SourceMapping,
+    company_sso_id: str,
+    *,
+    date_range_start: datetime | None = None,
+    statement_timeout_s: float = 60.0,
+    progress: Progress | None = None,
+) -> Survey:
+    """Return what a job has to know; reads only.
+
+    Raises BadInputError in one line for a missing table or column, one of another type, a name expression that does
+    not work, an unknown account; ServiceUnreachableError for a server that does not let us in.
+    """
+    with connect(dsn, statement_timeout_s) as db:
+        if db.info.server_version < SERVER_VERSION_MIN:
+            raise BadInputError(f"PostgreSQL {db.info.server_version // 10_000} is too old", "13 or newer is needed")
+        source = resolve(db, mapping, company_sso_id)
+        check_references(db, mapping)
+        with answering("asking for the newest id"):
+            _, top, xmax = db.execute(source.query("horizon")).fetchall()[0]
+        found = count(db, source, top, date_range_start, progress)
+        with answering("asking for the time"):
+            now = db.execute("SELECT extract(epoch FROM now())::float8").fetchall()[0][0]
+    return Survey(
+        rows=found.rows,
+        rows_without_created_at=found.rows_without_created_at,
+        min_id=found.min_id,
+        max_id=found.max_id,
+        top_audit_id=top,
+        snapshot_xmax=xmax,
+        cutoff=cutoff(date_range_start, found.earliest, datetime.fromtimestamp(now, UTC)),
+        account=source.account,
+        changes_are_json=source.changes_are_json,
+        created_at_has_zone=source.created_at_has_zone,
+    )
+
+
+def count_in_scope(
+    dsn: str,
+    mapping: SourceMapping,
+    company_sso_id: str,
+    *,
+    top_audit_id: int,
+    cutoff: datetime,
+    statement_timeout_s: float = 60.0,
+    progress: Progress | None = None,
+) -> InScope:
+    """Return the count of the rows a job reads, late ones included: what the ledger has to add up to."""
+    with connect(dsn, statement_timeout_s) as db:
+        return count(db, resolve(db, mapping, company_sso_id), top_audit_id, cutoff, progress)
+
+
+def count(db: Connection, source: AuditSource, top: int, start: datetime | None, progress: Progress | None) -> InScope:
+    """Return the count of the rows in scope up to `top`, window by window; empty stretches of ids are jumped over."""
+    rows = without = min_id = max_id = 0
+    earliest: datetime | None = None
+    cursor = first_behind(db, source, -(2**63), top) - 1
+    while cursor < top:
+        window_end = min(cursor + COUNT_WINDOW_IDS, top)
+        values = {
+            "cursor": cursor,
+            "window_end": window_end,
+            "scope": list(source.scope),
+            "account": source.account,
+            "start": None if start is None else source.moment(start),
+        }
+        with answering("counting the rows in scope"):
+            answer = db.execute(source.query("count"), values, binary=True).fetchall()[0]
+        rows += answer[0]
+        without += answer[1]
+        if answer[2] is not None:
+            min_id = min_id or answer[2]
+            max_id = answer[3]
+        if answer[4] is not None:
+            moment = _moment(answer[4])
+            earliest = moment if earliest is None else min(earliest, moment)
+        if progress is not None:
+            progress(window_end, top)
+        cursor = first_behind(db, source, window_end, top) - 1
+    return InScope(rows, without, min_id, max_id, earliest)
+
+
+def first_behind(db: Connection, source: AuditSource, audit_id: int, top: int) -> int:
+    """Return the first id above `audit_id` that has a row, of whatever account; `top + 1` if none has."""
+    with answering("looking for the next id"):
+        found = db.execute(source.query("next_id"), {"window_end": audit_id, "last": top}).fetchall()
+    return cast("int", found[0][0]) if found else top + 1
+
+
+def _moment(since_2000_us: int) -> datetime:
+    """Return PostgreSQL's binary timestamp as aware UTC, the years before 1 as the first moment there is."""
+    try:
+        return EPOCH + timedelta(microseconds=since_2000_us + EPOCH_2000_US)
+    except OverflowError:
+        return EARLIEST
+
+
+def check_references(db: Connection, mapping: SourceMapping) -> None:
+    """Raise BadInputError if the tables of users and referents are not as the mapping says."""
+    users = mapping.users
+    columns = columns_of(db, users.schema_name, users.table)
+    wanted = (users.id, users.email, users.full_name, users.deleted_at)
+    require_columns(columns, f"{users.schema_name}.{users.table}", wanted)
+    for type_name, table in mapping.referents.items():
+        name = f"{table.schema_name}.{table.table}"
+        require_columns(columns_of(db, table.schema_name, table.table), name, (table.id,))
+        query = sql.SQL("SELECT {id}, ({name})::text FROM {table} LIMIT 0").format(
+            id=sql.Identifier(table.id),
+            name=sql.SQL(table.name),
+            table=sql.Identifier(table.schema_name, table.table),
+        )
+        with answering(f"the source mapping's referents.{type_name} (table {name}, name {table.name})"):
+            db.execute(query)
