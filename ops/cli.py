@@ -1,13 +1,29 @@
 """`crm-replay`: start anything, look at anything. Wiring only; each command lives with what it runs."""
 
+import json
+import os
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 import click
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from schemas.errors import ReplayError
+from ops.control import migrations
+from ops.control.jobs import Job
+from ops.control.store import JobStore
+from ops.local import services
+from ops.local.processes import child_environment, python_module
+from ops.local.services.cli import app as services_app
+from ops.local.services.layout import Home
+from ops.local.view import print_ledger, view_for
+from schemas.connections import Connections
+from schemas.errors import BadInputError, ReplayError
+from schemas.vocabulary import JobStatus
+from sink.database import connect
 
 app = typer.Typer(
     name="crm-replay",
@@ -17,6 +33,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+migrate_app = typer.Typer(help="Collections and indexes in MongoDB, versioned, up and down.", no_args_is_help=True)
+app.add_typer(services_app, name="services")
+app.add_typer(migrate_app, name="migrate")
+
+Account = Annotated[str, typer.Option(help="The account's company_sso_id.", show_default=False)]
+Mapping = Annotated[str, typer.Option(help="Source mapping file; left out: the sample CRM's.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+Partitions = Annotated[int, typer.Option(min=1, max=1024, help="Partitions of the account's topics.")]
+Workers = Annotated[int, typer.Option(min=1, max=64)]
+DateRangeStart = Annotated[
+    datetime | None, typer.Option(help="Leave out rows created before this (UTC).", show_default=False)
+]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,3 +66,167 @@ def main(argv: Sequence[str] | None = None) -> None:
         Console(stderr=True).print("crm-replay: interrupted", style="red")
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+@app.command()
+def run(
+    account: Account,
+    mapping: Mapping = "",
+    partitions: Partitions = 4,
+    processors: Workers = 1,
+    sinks: Workers = 1,
+    date_range_start: DateRangeStart = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay one account: every role of its job on this host, until the ledger is closed. Also goes on after a kill."""
+    from ops.local.runner import RunOptions
+
+    options = RunOptions(mapping, partitions, processors, sinks, _utc(date_range_start), home=Home.at(None).path)
+    _run(account, options, as_json=as_json)
+
+
+@app.command()
+def resume(
+    account: Account, mapping: Mapping = "", processors: Workers = 1, sinks: Workers = 1, as_json: AsJson = False
+) -> None:
+    """Go on with a job that was halted or has failed, when the cause is gone."""
+    from ops.local.runner import RunOptions
+
+    options = RunOptions(mapping, processors=processors, sinks=sinks, resume_halted=True, home=Home.at(None).path)
+    _run(account, options, as_json=as_json)
+
+
+def _run(account: str, options: Any, *, as_json: bool) -> None:
+    from ops.local.runner import run_account  # the clients of all three packages: not for `crm-replay --help`
+
+    view = view_for(Console(stderr=True))
+    try:
+        result = run_account(account, options, services.connections(), view)
+    finally:
+        view.close()
+    if as_json:
+        typer.echo(json.dumps({**_job_summary(result.job), "seconds": round(result.seconds, 3)}))
+    else:
+        print_ledger(Console(), account, result.ledger, seconds=result.seconds)
+    if not (result.ledger.balanced and result.ledger.documents_agree):
+        raise ReplayError(f"the ledger of {account} is out of balance", result.job.error or "")
+
+
+@app.command()
+def status(account: Account, as_json: AsJson = False) -> None:
+    """Show the account's job: status, progress, and where its rows have ended so far."""
+    with _database() as database:
+        job = JobStore(database).latest(account)
+    summary = {"company_sso_id": account, "status": "not_started"} if job is None else _job_summary(job)
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    table = Table(show_header=False)
+    for name, value in summary.items():
+        table.add_row(name, json.dumps(value) if isinstance(value, dict) else str(value))
+    Console().print(table)
+
+
+def _job_summary(job: Job) -> dict[str, Any]:
+    return {
+        "job_id": job.job_id,
+        "company_sso_id": job.company_sso_id,
+        "status": job.status.value,
+        "run": job.run,
+        "progress_pct": job.progress_pct,
+        "records_total": job.records_total,
+        "records_migrated": job.records_migrated,
+        "records_skipped": job.records_skipped,
+        "records_failed": job.records_failed,
+        "skips_by_reason": dict(job.skips_by_reason),
+        "failures_by_cause": dict(job.failures_by_cause),
+        "accuracy_pct": job.accuracy_pct,
+        "started_at": job.started_at.isoformat(),
+        "finished_at": job.finished_at.isoformat() if job.finished_at else None,
+        "error": job.error,
+    }
+
+
+@app.command()
+def produce(account: Account) -> None:
+    """Run the snapshot of the account's job in progress; it goes on from its saved cursor."""
+    _join(account, "producer")
+
+
+@app.command()
+def process(account: Account) -> None:
+    """Run one more processor for the account's job in progress; it joins the consumer group."""
+    _join(account, "processors")
+
+
+@app.command()
+def sink(account: Account) -> None:
+    """Run one more sink for the account's job in progress; it joins the consumer group."""
+    _join(account, "sink")
+
+
+def _join(account: str, module: str) -> None:
+    """Become a worker of the account's job in progress."""
+    connections = services.connections()
+    with _database(connections) as database:
+        job = JobStore(database).latest(account)
+    if job is None or job.status is not JobStatus.IN_PROGRESS or not job.begin_offsets:
+        state = "not started" if job is None else job.status.value
+        raise BadInputError(f"no job of {account} is in progress ({state})", f"crm-replay run --account {account}")
+    addresses = {name.upper(): str(value) for name, value in connections.model_dump().items() if value}
+    environment = child_environment(**addresses, CRM_REPLAY_JOB=job.replay_job().model_dump_json())
+    command = python_module(module)
+    os.execve(command[0], command, environment)  # noqa: S606 - our own module takes this process's place
+
+
+class _database:  # noqa: N801 - reads as the function it is
+    """Opens the customer data platform's database and closes it again."""
+
+    def __init__(self, connections: Connections | None = None) -> None:
+        self._connections = connections or services.connections()
+
+    def __enter__(self) -> Any:
+        self._database = connect(self._connections)
+        return self._database
+
+    def __exit__(self, *_exc: object) -> None:
+        self._database.client.close()
+
+
+Version = Annotated[int | None, typer.Option(help="Schema version to go to.", show_default=False)]
+
+
+@migrate_app.command("up")
+def migrate_up(to: Version = None) -> None:
+    """Make the collections and indexes that are missing."""
+    with _database() as database:
+        applied = migrations.up(database, to)
+    typer.echo(f"applied: {', '.join(map(str, applied))}" if applied else "nothing to do")
+
+
+@migrate_app.command("down")
+def migrate_down(to: Annotated[int, typer.Option(help="Schema version to go back to.")] = 0) -> None:
+    """Undo migrations, the newest first; documents that were there before stay as they are."""
+    with _database() as database:
+        undone = migrations.down(database, to)
+    typer.echo(f"undone: {', '.join(map(str, undone))}" if undone else "nothing to do")
+
+
+@migrate_app.command("status")
+def migrate_status(as_json: AsJson = False) -> None:
+    """Show which migrations have been applied, and when."""
+    with _database() as database:
+        steps = migrations.status(database)
+    if as_json:
+        rows = [
+            {"version": s.version, "name": s.name, "applied_at": s.applied_at and s.applied_at.isoformat()}
+            for s in steps
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    for step in steps:
+        typer.echo(f"{step.version:>3}  {step.applied_at or 'not applied':<32}  {step.name}")

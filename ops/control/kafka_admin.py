@@ -1,5 +1,6 @@
 """What a job needs of Kafka before its first worker starts: topics and committed offsets. Idempotent throughout."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.topics import AccountTopics
 
 ANSWER_TIMEOUT_S = 10.0
+EMPTY_GROUP_TIMEOUT_S = 30.0  # longer than the session timeout after which Kafka gives up a dead member
+_GROUP_IN_USE = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION)
 RECORD_BYTES_MAX = 20 * 1024 * 1024  # a 16 MiB document and its envelope
 DAY_MS = 24 * 3600 * 1000
 BACKLOG_RETENTION_MS = 7 * DAY_MS  # a replay is over within a day; the rest is for reruns
@@ -100,28 +103,35 @@ def end_offsets(config: Mapping[str, Any], topic: str, partitions: int) -> list[
 
 
 def commit_offsets(config: Mapping[str, Any], group: str, topic: str, offsets: Sequence[int]) -> None:
-    """Commit where `group` begins, for every partition; the group must have no members.
+    """Commit where `group` begins, for every partition; waits a while for members that died to be given up.
 
     A group without committed offsets must never meet a worker: after a rebalance it would commit past records that
-    nobody handled (DECISIONS.md, decision 2).
+    nobody handled (DECISIONS.md, decision 2). Raises BadInputError if the group keeps having members.
     """
+    deadline = time.monotonic() + EMPTY_GROUP_TIMEOUT_S
+    while True:
+        try:
+            _commit_once(config, group, topic, offsets)
+            return
+        except KafkaException as error:
+            if error.args[0].code() in _GROUP_IN_USE and time.monotonic() < deadline:
+                time.sleep(0.5)
+                continue
+            raise BadInputError(
+                f"offsets of group {group} could not be set ({error.args[0].str()})",
+                "workers of this account seem to run still; stop them first",
+            ) from error
+
+
+def _commit_once(config: Mapping[str, Any], group: str, topic: str, offsets: Sequence[int]) -> None:
     consumer = Consumer({**config, "group.id": group, "enable.auto.commit": False, "log_level": 0})
-    wanted = [TopicPartition(topic, partition, offset) for partition, offset in enumerate(offsets)]
     try:
-        answers = consumer.commit(offsets=wanted, asynchronous=False) or []
-        refused = [answer for answer in answers if answer.error]
-        if refused:
-            raise KafkaException(refused[0].error)
-        stored = {tp.partition: tp.offset for tp in consumer.committed(wanted, timeout=ANSWER_TIMEOUT_S)}
-    except KafkaException as error:
-        raise BadInputError(
-            f"offsets of group {group} could not be set ({error.args[0].str()})",
-            "workers of this account seem to run still; stop them first",
-        ) from error
+        wanted = [TopicPartition(topic, partition, offset) for partition, offset in enumerate(offsets)]
+        for answer in consumer.commit(offsets=wanted, asynchronous=False) or []:
+            if answer.error:
+                raise KafkaException(answer.error)
     finally:
         consumer.close()
-    if stored != dict(enumerate(offsets)):
-        raise BadInputError(f"offsets of group {group} were not kept by Kafka", "try again")
 
 
 def committed_offsets(config: Mapping[str, Any], group: str, topic: str, partitions: int) -> list[int]:

@@ -172,6 +172,21 @@ class JobStore:
         """Note that a runner is alive with this run."""
         self._jobs.update_one({"_id": job.job_id, "run": job.run}, {"$set": {"heartbeat_at": _now()}})
 
+    def claim(self, job: Job, stale_after_s: float) -> Job | None:
+        """Take over a job in progress whose runner has been silent for so long; None if another process was first."""
+        if (_now() - job.heartbeat_at).total_seconds() < stale_after_s:
+            return None
+        document = self._jobs.find_one_and_update(
+            {"_id": job.job_id, "run": job.run, "status": job.status.value, "heartbeat_at": job.heartbeat_at},
+            {"$set": {"heartbeat_at": _now()}},
+            return_document=ReturnDocument.AFTER,
+        )
+        return job_of(document) if document else None
+
+    def release(self, job: Job) -> None:
+        """Let another runner claim the job at once: this one has ended all its processes."""
+        self._jobs.update_one({"_id": job.job_id, "run": job.run}, {"$set": {"heartbeat_at": EPOCH}})
+
     def aggregate_progress(self, job: Job) -> RunTotals:
         """Return what the sinks have counted in the job's present run."""
         return totals_of(self._progress, job.job_id, job.run)

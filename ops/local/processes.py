@@ -45,6 +45,7 @@ class Supervised:
     log: Path
     finishes: bool = False  # ends by itself with exit code 0 when its work is done
     final_codes: frozenset[int] = frozenset()  # exit codes that are an answer, not a crash
+    hopeless_codes: frozenset[int] = frozenset()  # exit codes after which another start would end the same way
     process: subprocess.Popen[bytes] | None = None
     returncode: int | None = None  # set once it has ended for good
     restarts: int = 0
@@ -76,6 +77,10 @@ class Supervised:
         if self.process is not None and self.running:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(number)
+
+    def last_line(self) -> str:
+        """Return the last line of its log."""
+        return self.last_lines().rsplit(" | ", 1)[-1]
 
     def last_lines(self) -> str:
         """Return the end of its log on one line."""
@@ -120,6 +125,8 @@ class Supervisor:
                 process.returncode = code
                 ended.append(process)
                 continue
+            if code in process.hopeless_codes:
+                raise ProcessGaveUpError(f"{process.name} ended: {process.last_line()}", f"see {process.log}")
             lived_s = time.monotonic() - process.started_at
             process.crashes_in_a_row = process.crashes_in_a_row + 1 if lived_s < RESTART_WINDOW_S else 1
             if process.crashes_in_a_row > RESTARTS_MAX:

@@ -69,8 +69,10 @@ class PlainView:
         rate = self._meter.add(now, done)
         if now - self._said_at >= PLAIN_LINE_EVERY_S or (done >= total > 0 and self._said_at < now - 0.5):
             self._said_at = now
-            self.note(f"{done:,} of {total:,} rows, {rate:,.0f}/s, ETA {eta_text(total - done, rate)}"
-                      f"{_skips_text(skipped, failed)}")
+            self.note(
+                f"{done:,} of {total:,} rows, {rate:,.0f}/s, ETA {eta_text(total - done, rate)}"
+                f"{_skips_text(skipped, failed)}"
+            )
 
     def close(self) -> None:
         """Nothing to do."""
@@ -146,5 +148,6 @@ def print_ledger(console: Console, account: str, ledger: Ledger, *, seconds: flo
     table.add_row("ledger", verdict, style="bold green" if ledger.balanced else "bold red")
     console.print(table)
     if seconds:
-        console.print(f"{ledger.accounted:,} rows in {seconds:.1f} s: {ledger.accounted / seconds:,.0f} rows/s",
-                      highlight=False)
+        console.print(
+            f"{ledger.accounted:,} rows in {seconds:.1f} s: {ledger.accounted / seconds:,.0f} rows/s", highlight=False
+        )

@@ -1,0 +1,108 @@
+"""What processes cost, from /proc (Linux): CPU seconds and peak memory, children included, sampled while they live."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+SAMPLE_EVERY_S = 0.1
+STEADY_FROM, STEADY_TO = 0.2, 0.9  # of all rows: the part of a run that a longer run would have more of
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """CPU seconds (user and system) and peak resident memory of a process."""
+
+    cpu_s: float
+    peak_mib: float
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return user + system time of a process, without its children; 0.0 if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(int(value) for value in fields[11:13]) / TICKS_PER_S
+
+
+def peak_mib(pid: int) -> float:
+    """Return the highest resident set of a process in MiB; 0.0 if it is gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def children(pid: int) -> list[int]:
+    """Return the live children of a process."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+@dataclass
+class Meter:
+    """Samples processes and one counter in a thread of its own, from `start` to `stop`.
+
+    `pids` gives name -> process id, asked anew at every sample (processes come and go). A server's live children
+    (PostgreSQL's backends) count as its own.
+    """
+
+    pids: Callable[[], Mapping[str, int]]
+    counter: Callable[[], int] = lambda: 0
+    samples: list[tuple[float, int]] = field(default_factory=list)  # seconds since start, counter
+    _cpu: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)  # first and last seen
+    _peak: dict[str, float] = field(default_factory=dict)
+
+    def start(self) -> "Meter":
+        """Begin; returns itself."""
+        self._over = threading.Event()
+        self._started = time.monotonic()
+        self._sample(first=True)
+        self._thread = threading.Thread(target=self._run, name="meter", daemon=True)
+        self._thread.start()
+        return self
+
+    def stop(self) -> float:
+        """End, and return the seconds since the start."""
+        seconds = time.monotonic() - self._started
+        self._over.set()
+        self._thread.join()
+        return seconds
+
+    def costs(self) -> dict[str, Cost]:
+        """Return what each process has cost; one that was there before the start counts from then."""
+        cpu: dict[str, float] = {}
+        for (name, _), (first, last) in self._cpu.items():
+            cpu[name] = cpu.get(name, 0.0) + max(0.0, last - first)
+        return {name: Cost(round(seconds, 2), round(self._peak.get(name, 0.0), 1)) for name, seconds in cpu.items()}
+
+    def steady_rate(self, total: int) -> float | None:
+        """Return the counter's slope between 20 and 90 % of `total`; None if it was never sampled in between."""
+        inside = [(at, rows) for at, rows in self.samples if STEADY_FROM * total <= rows <= STEADY_TO * total]
+        if len(inside) < 2 or inside[-1][0] <= inside[0][0]:
+            return None
+        return (inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0])
+
+    def _run(self) -> None:
+        while not self._over.wait(SAMPLE_EVERY_S):
+            self._sample(first=False)
+
+    def _sample(self, *, first: bool) -> None:
+        with contextlib.suppress(Exception):  # a counter that cannot be asked now is asked again
+            self.samples.append((time.monotonic() - self._started, self.counter()))
+        for name, pid in self.pids().items():
+            for each in (pid, *children(pid)):
+                seconds = cpu_seconds(each)
+                if seconds == 0.0:
+                    continue
+                # A process that starts later began at 0; one that was there counts from here.
+                begin = seconds if first else 0.0
+                self._cpu[name, each] = (self._cpu.get((name, each), (begin, 0.0))[0], seconds)
+                self._peak[name] = max(self._peak.get(name, 0.0), peak_mib(each))
