@@ -28,8 +28,14 @@ async def _run() -> None:
     def transform_with(lookups: TableLookups) -> Transform:
         return lambda event: transformer.transform(event, lookups)
 
-    directory = UserDirectory(servers.user_directory_url, job.company_sso_id) if servers.user_directory_url else None
-    await run_worker(settings, servers, transform_with, documents.encode, directory)
+    async with UserDirectory(servers.user_directory_url, job.company_sso_id) as directory:
+
+        def counts() -> dict[str, int]:
+            of_directory = {f"directory.{name}": count for name, count in directory.counts.as_dict().items()}
+            return {**transformer.counts.as_dict(), **of_directory}
+
+        known = directory if servers.user_directory_url else None
+        await run_worker(settings, servers, transform_with, documents.encode, known, counts)
 
 
 def main() -> int:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 RUNS_ON_THEIR_WAY_MAX = 2
 RUNS_BUFFERED_MAX = 4  # fetched and waiting: bounds memory, and what a rebalance throws away
 FETCH_BYTES_MAX = 4 * 1024 * 1024  # of a partition
-HEARTBEATS_PER_SESSION = 4
+HEARTBEAT_MAX_S = 1.5  # how soon the others notice that somebody joins or leaves
 LEAVE_TIMEOUT_S = 10.0
 
 BeforeAck = Callable[[Run], None]
@@ -149,7 +149,7 @@ def build_app(settings: ProcessorSettings, bootstrap_servers: str, metrics: Proc
         broker=kafka_url(bootstrap_servers),
         consumer_group_instance_id=settings.worker,
         broker_session_timeout=settings.session_timeout_s,
-        broker_heartbeat_interval=settings.session_timeout_s / HEARTBEATS_PER_SESSION,
+        broker_heartbeat_interval=min(HEARTBEAT_MAX_S, settings.session_timeout_s / 4),
         broker_commit_interval=settings.commit_interval_s,
         broker_max_poll_records=settings.run_records_max * RUNS_BUFFERED_MAX,
         consumer_max_fetch_size=FETCH_BYTES_MAX,

@@ -16,7 +16,7 @@ class Directory(Protocol):
     """The user directory, as far as it is asked here (processors.directory.UserDirectory)."""
 
     async def prefetch(self, emails: Iterable[str]) -> None:
-        """Learn the SSO ids of these emails; returns in bounded time also when the directory is down."""
+        """Learn the SSO ids of these emails, as far as they are not known; returns in bounded time in any case."""
 
     def sso_id(self, email: str) -> str | None:
         """Return what has been learnt, None if nothing."""
@@ -67,17 +67,16 @@ class TableLookups:
         self._users = DecodedRows(rows["users"], codec, User, _any)
         self._referents = DecodedRows(rows["referents"], codec, Referent, _any)
         self._directory = directory
-        self._asked: set[str] = set()
 
-    def contact(self, person_id: int | str) -> Contact | None:
+    def contact(self, person_id: str) -> Contact | None:
         """Return the contact of this account with this CRM person id; another account's is never returned."""
-        return self._contacts.get(str(person_id).encode())
+        return self._contacts.get(person_id.encode("utf-8", "replace"))
 
     def user(self, user_id: int) -> User | None:
         """Return the CRM user, deleted or not."""
-        return self._users.get(str(user_id).encode())
+        return self._users.get(b"%d" % user_id)
 
-    def referent(self, referent_type: str, referent_id: int | str) -> Referent | None:
+    def referent(self, referent_type: str, referent_id: int) -> Referent | None:
         """Return what a CRM record is called."""
         return self._referents.get(f"{referent_type}:{referent_id}".encode())
 
@@ -86,14 +85,13 @@ class TableLookups:
         return self._directory.sso_id(email) if self._directory is not None else None
 
     async def prefetch_users(self, user_ids: Iterable[int]) -> None:
-        """Have the directory asked about those of these users that nobody has asked about yet."""
+        """Have the directory asked about those of these users whom it has not answered yet."""
         if self._directory is None:
             return
-        users = (self.user(user_id) for user_id in set(user_ids))
-        emails = {user.email for user in users if user is not None and not user.deleted and user.email} - self._asked
+        users = (self.user(user_id) for user_id in user_ids)
+        emails = {user.email for user in users if user is not None and not user.deleted and user.email}
         if emails:
             await self._directory.prefetch(sorted(emails))
-            self._asked |= emails
 
     @property
     def rejects(self) -> int:

@@ -23,7 +23,8 @@ class ProcessorMetrics:
     deliver_s: float = 0.0  # waiting for Kafka's confirmations, beyond the time of transforming
     table_load_s: float = 0.0
     table_entries: dict[str, int] = field(default_factory=dict)
-    table_rejects: int = 0  # entries of a wrong account
+    table_rejects: int = 0  # entries of a wrong account, or undecodable
+    transformation: dict[str, int] = field(default_factory=dict)  # what the rules count beside the outcomes
 
     def line(self) -> str:
         """Return everything as `name=value` pairs on one line."""
@@ -43,6 +44,7 @@ class ProcessorMetrics:
             "table_load_s": f"{self.table_load_s:.2f}",
             **{f"table.{name}": size for name, size in sorted(self.table_entries.items())},
             "table_rejects": self.table_rejects,
+            **self.transformation,
         }
         return " ".join(f"{name}={value}" for name, value in pairs.items())
 

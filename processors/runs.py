@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from processors.documents import DOCUMENT_BYTES_MAX
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import Message
 from processors.tables import HighWater
+from processors.transform import Refused, Skip, Transformed
 from schemas.codec import Codec
 from schemas.errors import UndecodableRecordError
 from schemas.job import ReplayJob
@@ -21,7 +23,6 @@ from schemas.vocabulary import DeadLetterCause, MarkerEdge
 PAYLOAD_BYTES_MAX = 16 * 1024 * 1024  # of a dead letter; what is longer is cut, so that it can always be delivered
 KEY_BYTES_MAX = 64 * 1024
 DETAIL_CHARACTERS_MAX = 500
-DOCUMENT_BYTES_MAX = 16 * 1024 * 1024 - 64  # MongoDB's bound, less the _id that the sink puts in front
 
 
 class SourceRecord(Protocol):
@@ -57,11 +58,11 @@ class RunTransformer:
         self,
         job: ReplayJob,
         codec: Codec,
-        transform: Callable[[AuditEvent], Any],
+        transform: Callable[[AuditEvent], Transformed | Skip | Refused],
         encode_document: Callable[[Any], bytes],
         metrics: ProcessorMetrics,
     ) -> None:
-        """`transform` returns Transformed, Skip or Refused (processors.transform); `encode_document` BSON bytes."""
+        """`encode_document` returns BSON."""
         self._job = job
         self._topic = job.topics.replay
         self._codec = codec
@@ -121,13 +122,15 @@ class RunTransformer:
             except Exception as error:  # a defect of a rule costs one record, not the replay
                 detail = f"{type(error).__name__} in {_where(error)}"
                 return self._dead_letter(record, event, partition, DeadLetterCause.TRANSFORM_FAILED, detail)
-        if (reason := getattr(result, "reason", None)) is not None:
-            self._metrics.skips[str(reason)] += 1
+        if type(result) is Skip:
+            reason = str(result.reason)
+            self._metrics.skips[reason] += 1
             return self._codec.encode(
-                SkippedRecord(event.audit_id, event.id_range, record.offset, self._job.run, str(reason))
+                SkippedRecord(event.audit_id, event.id_range, record.offset, self._job.run, reason)
             )
-        if (cause := getattr(result, "cause", None)) is not None:
-            return self._dead_letter(record, event, partition, cause, result.detail)
+        if type(result) is Refused:
+            return self._dead_letter(record, event, partition, result.cause, result.detail)
+        assert type(result) is Transformed
         try:
             document = self._encode_document(result.document)
         except Exception as error:  # as above

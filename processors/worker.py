@@ -6,7 +6,7 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from processors.app import BeforeAck, ReplayApp, RunHandler, add_agent, build_app
@@ -16,6 +16,7 @@ from processors.outcomes import OutcomeProducer
 from processors.runs import RunTransformer
 from processors.settings import ProcessorSettings
 from processors.tables import ReferenceTables
+from processors.transform import Refused, Skip, Transformed
 from schemas.codec import Codec
 from schemas.connections import Connections
 from schemas.errors import ReplayError
@@ -24,7 +25,7 @@ from schemas.records import AuditEvent
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 12.0  # the supervisor kills after 15 s
-Transform = Callable[[AuditEvent], Any]
+Transform = Callable[[AuditEvent], Transformed | Skip | Refused]
 
 
 class WorkerFailedError(ReplayError):
@@ -37,11 +38,13 @@ async def run_worker(
     transform_with: Callable[[TableLookups], Transform],
     encode_document: Callable[[Any], bytes],
     directory: Directory | None = None,
+    counts: Callable[[], Mapping[str, int]] = dict,
     before_ack: BeforeAck | None = None,
 ) -> None:
     """Return after SIGTERM, SIGINT or (if the settings say so) the last end marker, with everything committed.
 
-    `transform_with` makes the transformation of an event (processors.transform) from the lookups it may ask.
+    `transform_with` makes the transformation of an event (processors.transform) from the lookups it may ask;
+    `counts` are its own, to be logged with the worker's.
     Raises ReplayError for everything that keeps the worker from going on.
     """
     stop = asyncio.Event()
@@ -69,16 +72,17 @@ async def run_worker(
         transformer = RunTransformer(job, codec, transform_with(lookups), encode_document, metrics)
         add_agent(app, job.topics.replay, RunHandler(app, transformer, lookups, tables, producer, metrics, before_ack))
 
-        def note_tables() -> None:
+        def gather() -> None:
             metrics.table_entries = tables.sizes()
             metrics.table_rejects = lookups.rejects
+            metrics.transformation = dict(counts())
 
-        reporting = asyncio.create_task(_report(metrics, note_tables, settings.metrics_interval_s))
+        reporting = asyncio.create_task(_report(metrics, gather, settings.metrics_interval_s))
         try:
             await _serve(app, stop)
         finally:
             reporting.cancel()
-            note_tables()
+            gather()
             metrics.report()
     finally:
         stop.set()  # a load that is still under way ends

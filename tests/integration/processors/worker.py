@@ -1,6 +1,6 @@
 """A worker as a process of its own, with a transformation that keeps the audit id: `python -m tests....worker`.
 
-`HANDLED_FILE`: before each ack it writes a line `partition begin end first_offset...` there. `TRANSFORM`: `echo` or `real`.
+Before each ack it appends `partition begin end records` to HANDLED_FILE; SLOW_S makes each run take longer.
 """
 
 import asyncio
@@ -9,38 +9,28 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from processors import documents
 from processors.batching import Run
 from processors.lookups import TableLookups
 from processors.settings import ProcessorSettings, connections
+from processors.transform import Refused, Skip, Transformed
 from processors.worker import Transform, run_worker
 from schemas.errors import ReplayError
 from schemas.records import AuditEvent
 from schemas.vocabulary import SkipReason
 
 
-class Echo(NamedTuple):
-    document: AuditEvent
-
-
-class Left(NamedTuple):
-    reason: SkipReason
-
-
 def transform_with(lookups: TableLookups) -> Transform:
-    def transform(event: AuditEvent) -> Any:
+    def transform(event: AuditEvent) -> Transformed | Skip | Refused:
         if event.auditable_type == "Defect":
             raise KeyError("a rule's defect")
-        if event.user_id and lookups.contact(event.user_id) is None:
-            return Left(SkipReason.CONTACT_NOT_FOUND)
-        return Echo(event)
+        if event.user_id and lookups.contact(str(event.user_id)) is None:
+            return Skip(SkipReason.CONTACT_NOT_FOUND)
+        return Transformed({"audit_id": event.audit_id, "text": event.audited_changes})
 
     return transform
-
-
-def encode_document(document: AuditEvent) -> bytes:
-    return b"%d %s" % (document.audit_id, document.audited_changes.encode())
 
 
 def note_handled(path: str, slow_s: float) -> Any:
@@ -59,12 +49,12 @@ async def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     path = os.environ.get("HANDLED_FILE")
     before_ack = note_handled(path, float(os.environ.get("SLOW_S", "0"))) if path else None
-    await run_worker(settings, connections(), transform_with, encode_document, before_ack=before_ack)
+    await run_worker(settings, connections(), transform_with, documents.encode, before_ack=before_ack)
 
 
 if __name__ == "__main__":
     try:
         asyncio.run(main())
     except ReplayError as error:
-        print(f"worker: {error}", file=sys.stderr)
+        sys.stderr.write(f"worker: {error}\n")
         sys.exit(error.exit_code)

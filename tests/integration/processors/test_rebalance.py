@@ -1,0 +1,126 @@
+"""Two workers, killed, stopped and started again at random: nothing may be committed that nobody has handled.
+
+Every worker notes the offsets of a run before it acknowledges it. While the workers come and go, each committed offset
+is compared with what has been noted; at the end the notes have no hole and the outcomes topic has every row.
+
+A long soak: `CRM_REPLAY_SOAK_RUNS=100 pytest tests/integration/processors/test_rebalance.py -k random`.
+"""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from schemas.records import ActivityLog, SnapshotMarker
+from tests.integration.processors.harness import JobOnKafka, Worker, event, wait_until
+
+pytestmark = [pytest.mark.services, pytest.mark.slow]
+
+SOAK_RUNS = int(os.environ.get("CRM_REPLAY_SOAK_RUNS", "2"))
+ROWS = 30_000
+PARTITIONS = 4
+SETTINGS = {"CRM_REPLAY_RUN_RECORDS_MAX": "100", "CRM_REPLAY_COMMIT_INTERVAL_S": "0.2", "SLOW_S": "0.01"}
+RUN_TIMEOUT_S = 150.0
+ENDED_WELL = (0, -signal.SIGTERM)  # the latter: the signal came while Python was still importing
+
+
+def assert_nothing_is_lost(job: JobOnKafka, rows: int) -> None:
+    ends = job.ends()
+    assert job.handled_up_to() == ends
+    assert job.committed() == ends
+    outcomes = [outcome for _, _, outcome in job.outcomes()]
+    assert {o.audit_id for o in outcomes if isinstance(o, ActivityLog)} == set(range(1, rows + 1))
+    assert sum(isinstance(o, SnapshotMarker) for o in outcomes) >= job.partitions
+
+
+def assert_committed_is_handled(job: JobOnKafka) -> list[int]:
+    committed = job.committed()  # first: what is noted meanwhile may only be more
+    handled = job.handled_up_to()
+    assert all(c <= h for c, h in zip(committed, handled, strict=True)), (committed, handled)
+    return committed
+
+
+@pytest.mark.parametrize("seed", range(SOAK_RUNS))
+def test_random_kills_and_restarts_lose_nothing(new_job: Callable[[int], JobOnKafka], seed: int) -> None:
+    chance = random.Random(seed)
+    job = new_job(PARTITIONS)
+    job.publish_snapshot(event(audit_id) for audit_id in range(1, ROWS + 1))
+    job.begin()
+    ends = job.ends()
+    workers: dict[str, Worker] = {name: job.start(name, **SETTINGS) for name in ("a", "b")}
+    deadline = time.monotonic() + RUN_TIMEOUT_S
+    kills = 0
+    while assert_committed_is_handled(job) != ends:
+        assert time.monotonic() < deadline, "\n".join(worker.output()[-2000:] for worker in workers.values())
+        time.sleep(chance.uniform(0.1, 1.0))  # when chance strikes, not for anything to happen
+        name = chance.choice(("a", "b"))
+        worker = workers[name]
+        if not worker.running:
+            assert worker.process.returncode in (*ENDED_WELL, -signal.SIGKILL), worker.output()[-3000:]
+            workers[name] = job.start(name, **SETTINGS)
+        elif kills < 8 and (blow := chance.random()) < 0.5:
+            kills += 1
+            if blow < 0.15:
+                assert worker.leave() in ENDED_WELL, worker.output()[-3000:]
+            else:
+                worker.kill()
+                if blow < 0.35:
+                    workers[name] = job.start(name, **SETTINGS)
+    for worker in workers.values():
+        if worker.running:
+            assert worker.leave() in ENDED_WELL, worker.output()[-3000:]
+    assert kills
+    assert_nothing_is_lost(job, ROWS)
+
+
+def test_a_worker_that_slept_through_its_session_commits_nothing_of_it(new_job: Callable[[int], JobOnKafka]) -> None:
+    job = new_job(PARTITIONS)
+    job.publish_snapshot(event(audit_id) for audit_id in range(1, ROWS + 1))
+    job.begin()
+    ends = job.ends()
+    sleeper = job.start("sleeper", **SETTINGS)
+    wait_until(lambda: sum(job.committed()) > 2000, 60, "the first worker commits")
+    sleeper.process.send_signal(signal.SIGSTOP)
+    other = job.start("other", **SETTINGS)
+    wait_until(lambda: other.handled.exists() and other.handled.stat().st_size > 0, 60, "the other one takes over")
+    sleeper.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: assert_committed_is_handled(job) == ends, 90, "both get to the end")
+    for worker in (sleeper, other):
+        assert worker.leave() == 0, worker.output()[-3000:]
+    assert_nothing_is_lost(job, ROWS)
+
+
+def test_a_killed_worker_goes_on_within_five_seconds_of_its_restart(new_job: Callable[[int], JobOnKafka]) -> None:
+    job = new_job(PARTITIONS)
+    job.publish_snapshot(event(audit_id) for audit_id in range(1, ROWS + 1))
+    job.begin()
+    ends = job.ends()
+    worker = job.start("a", **SETTINGS)
+    wait_until(lambda: sum(job.committed()) > 2000, 60, "the worker commits")
+    worker.kill()
+    noted = worker.handled.stat().st_size
+    began = time.monotonic()
+    again = job.start("a", **SETTINGS)
+    wait_until(lambda: again.handled.stat().st_size > noted, 60, "the restarted worker handles something")
+    assert time.monotonic() - began < 5.0
+    assert job.committed() != ends
+    again.kill()
+
+
+def test_a_worker_that_leaves_hands_its_partitions_over_at_once(new_job: Callable[[int], JobOnKafka]) -> None:
+    job = new_job(PARTITIONS)
+    job.publish_snapshot(event(audit_id) for audit_id in range(1, ROWS + 1))
+    job.begin()
+    ends = job.ends()
+    session = {"CRM_REPLAY_SESSION_TIMEOUT_S": "45"}  # who waits for it to expire fails the test
+    first, second = job.start("a", **SETTINGS, **session), job.start("b", **SETTINGS, **session)
+    wait_until(
+        lambda: all(w.handled.exists() and w.handled.stat().st_size > 0 for w in (first, second)), 60, "both work"
+    )
+    assert first.leave() == 0
+    wait_until(lambda: assert_committed_is_handled(job) == ends, 30, "the other one does all that is left")
+    assert second.leave() == 0
+    assert_nothing_is_lost(job, ROWS)
