@@ -7,6 +7,7 @@ table. Whatever is unreadable as a whole is an `Unreadable`, never an exception,
 
 from typing import Any, NamedTuple
 
+from schemas.audited_changes.direct import read_directly
 from schemas.audited_changes.json_text import read_json
 from schemas.audited_changes.limits import LENGTH_MAX, UnreadableError
 from schemas.audited_changes.nodes import read_yaml
@@ -48,6 +49,10 @@ def read(text: str, is_json: bool = False, clock_columns: frozenset[str] = _NO_C
             return Columns(read_json(text) or {}, 0, True)
         if not text.startswith("---"):
             return _json_or_yaml(text, clock_columns)
+        if (not clock_columns or not any(column in text for column in clock_columns)) and (
+            direct := read_directly(text)
+        ) is not None:
+            return Columns(direct, 0, True)
         values, refused = read_yaml(text, clock_columns)
         return Columns(values or {}, refused, False)
     except UnreadableError as error:

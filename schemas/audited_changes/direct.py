@@ -1,0 +1,383 @@
+"""The short way through YAML: the forms that Psych writes for most rows, line by line, three to ten times faster.
+
+It never guesses. It takes a document only if every line has a form it knows; anything else (anchors outside of times,
+refused tags, flow collections, unusual keys, characters that YAML gives a meaning) is None, and `nodes` reads it.
+Whatever it does return is what `nodes` returns: tests/unit/schemas shows it on every sample row and on generated ones.
+"""
+
+import re
+from typing import Any
+
+from schemas.audited_changes import scalars
+from schemas.audited_changes.nodes import json_key
+
+LENGTH_MAX = 20_000  # characters: below NODES_MAX nodes, whatever they are
+_INDENT_MAX = 40  # 20 levels, below DEPTH_MAX
+_KEY_LENGTH_MAX = 128  # YAML ends implicit keys at 1,024
+_CACHED_LENGTH_MAX = 40
+_CACHE_SIZE_MAX = 20_000  # of scalars: 5 MB at most
+
+_HWIA = "!ruby/hash:ActiveSupport::HashWithIndifferentAccess"
+_TWZ = "!ruby/object:ActiveSupport::TimeWithZone"
+_DECIMAL = "!ruby/object:BigDecimal "
+_ZONE = "!ruby/object:ActiveSupport::TimeZone"
+_ANCHORED = re.compile(r"&([0-9]{1,6}) (.+)")
+
+_ROOTS = frozenset(("---", f"--- {_HWIA}"))
+_EMPTY_ROOTS = frozenset(("---\n", "--- {}\n", f"--- {_HWIA} {{}}\n"))
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|:?[A-Za-z_][A-Za-z0-9_ /-]*[A-Za-z0-9_]|[0-9]{1,9}")
+_INSTANT = re.compile(
+    r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8]) (?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{9} Z"
+)
+_SHAPE_OF_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{9} Z")
+_SPECIAL = frozenset("-?:,[]{}#&*!|>'\"%@`")
+_ESCAPE = re.compile(r"\\(?:(x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8})|(.))", re.DOTALL)
+_ESCAPES = {
+    "0": "\0", "a": "\a", "b": "\b", "t": "\t", "n": "\n", "v": "\v", "f": "\f", "r": "\r", "e": "\x1b", " ": " ",
+    '"': '"', "/": "/", "\\": "\\", "N": "\x85", "_": "\xa0", "L": "\u2028", "P": "\u2029",
+}  # fmt: skip
+_SIMPLE_DOUBLE_QUOTED = re.compile(r'(?:[^"\\]|\\.)*')
+
+
+class _UnknownFormError(Exception):
+    """This document is for `nodes`."""
+
+
+_UNKNOWN = _UnknownFormError()  # one is enough: it carries nothing, and is never shown
+_MISSING = object()
+_NIL = ("", " ")  # what libyaml 0.2.5 and 0.2.2 write after the colon of a nil
+_scalars: dict[str, Any] = {}  # text on one line -> value, for short scalars whose value cannot be changed
+_keys: dict[str, str] = {}  # text before the colon -> key
+
+
+def read_directly(text: str) -> dict[str, Any] | None:
+    """Return the columns of a document in one of the known forms, None for any other. Raises nothing."""
+    if len(text) > LENGTH_MAX:
+        return None
+    # Not printable are, among others: tabs, carriage returns, controls, the line separators, byte order marks.
+    if not text.replace("\n", "").isprintable() or not text.endswith("\n"):
+        return None
+    lines = text.split("\n")
+    if lines[0] not in _ROOTS:
+        return {} if text in _EMPTY_ROOTS else None
+    try:
+        return _Document(lines).root()
+    except _UnknownFormError:
+        return None
+
+
+class _Document:
+    """The lines of one document; the last one is empty, and ends every block."""
+
+    __slots__ = ("_anchors", "_at", "_lines")
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = lines
+        self._at = 1  # the next line
+        self._anchors: dict[str, str | None] = {}  # of a time's `utc`: the instant; of its `zone`: None
+
+    def root(self) -> dict[str, Any]:
+        members: dict[str, Any] = {}
+        lines, keys, known, missing = self._lines, _keys, _scalars, _MISSING
+        at, end = 1, len(lines) - 1
+        while at < end:
+            name, colon, rest = lines[at].partition(":")
+            at += 1
+            key = keys.get(name)
+            if key is None:
+                key = _key(name)
+            if len(rest) > 1:
+                if rest[0] != " ":
+                    raise _UNKNOWN
+                raw = rest[1:]
+                value = known.get(raw, missing)
+                if value is missing:
+                    self._at = at
+                    value = self._scalar(raw, 0)
+                    at = self._at
+                members[key] = value
+                continue
+            if not colon or rest not in _NIL:
+                raise _UNKNOWN
+            following = lines[at]
+            if following[:1] == "-":
+                items: list[Any] = []
+                while following[:1] == "-":
+                    at += 1
+                    if following[1:2] == " ":
+                        raw = following[2:]
+                        value = known.get(raw, missing)
+                        if value is missing:
+                            self._at = at
+                            value = self._item(raw, 0)
+                            at = self._at
+                        items.append(value)
+                    elif following == "-":
+                        items.append(None)
+                    else:
+                        raise _UNKNOWN
+                    following = lines[at]
+                members[key] = items
+            elif following[:1] == " ":
+                self._at = at
+                members[key] = self._mapping(2)
+                at = self._at
+            else:
+                members[key] = None
+        return members
+
+    def _mapping(self, indent: int) -> dict[str, Any]:
+        """Read the mapping whose keys stand at `indent`; it has one at least."""
+        if indent > _INDENT_MAX:
+            raise _UNKNOWN
+        members: dict[str, Any] = {}
+        lines = self._lines
+        margin = " " * indent
+        while True:
+            line = lines[self._at]
+            if not line.startswith(margin) or line[indent : indent + 1] in (" ", "", "-"):
+                break
+            name, colon, rest = line[indent:].partition(":") if line[indent] != ":" else _symbol_key(line[indent:])
+            key = _keys.get(name)
+            if key is None:
+                key = _key(name)
+            self._at += 1
+            if len(rest) > 1:
+                if rest[0] != " ":
+                    raise _UNKNOWN
+                raw = rest[1:]
+                value = _scalars.get(raw, _MISSING)
+                members[key] = self._scalar(raw, indent) if value is _MISSING else value
+                continue
+            if not colon or rest not in _NIL:
+                raise _UNKNOWN
+            following = lines[self._at]
+            if following.startswith(margin):
+                first = following[indent : indent + 1]
+                if first == "-":
+                    members[key] = self._sequence(indent)
+                    continue
+                if first == " ":
+                    members[key] = self._mapping(indent + 2)
+                    continue
+            members[key] = None
+        if not members:
+            raise _UNKNOWN
+        return members
+
+    def _sequence(self, indent: int) -> list[Any]:
+        """Read the sequence whose dashes stand at `indent`; it has one at least."""
+        if indent > _INDENT_MAX:
+            raise _UNKNOWN
+        items: list[Any] = []
+        lines = self._lines
+        dash = " " * indent + "-"
+        while True:
+            line = lines[self._at]
+            if not line.startswith(dash):
+                break
+            rest = line[indent + 1 :]
+            self._at += 1
+            if len(rest) < 2:
+                if rest == "-":
+                    raise _UNKNOWN
+                items.append(None)
+                continue
+            if rest[0] != " ":
+                raise _UNKNOWN
+            raw = rest[1:]
+            value = _scalars.get(raw, _MISSING)
+            items.append(self._item(raw, indent) if value is _MISSING else value)
+        return items
+
+    def _item(self, raw: str, indent: int) -> Any:
+        """Read what stands after a dash at `indent`: a scalar, or a collection that begins on the same line."""
+        if not raw:
+            return None
+        first = raw[0]
+        if first == "-" and raw[1:2] in (" ", ""):
+            self._at -= 1
+            self._lines[self._at] = f"{' ' * (indent + 2)}{raw}"
+            return self._sequence(indent + 2)
+        if first not in "'\"!&|" and (": " in raw or raw[-1] == ":"):
+            self._at -= 1
+            self._lines[self._at] = f"{' ' * (indent + 2)}{raw}"
+            return self._mapping(indent + 2)
+        return self._scalar(raw, indent)
+
+    def _scalar(self, raw: str, indent: int) -> Any:
+        """Read the value that begins with `raw`, in a collection at `indent`; `_at` is the line after it."""
+        first = raw[0]
+        value: Any
+        if first not in _SPECIAL or (first in "-:" and (raw[1:2].isalnum() or raw[1:2] in ("_", "."))):
+            if ": " in raw or raw[-1] in ": " or first == " " or " #" in raw:
+                raise _UNKNOWN
+            value = scalars.plain(raw)
+            if type(value) is dict:  # not a number: a new object every time
+                return value
+        elif first == "'":
+            value = raw[1:-1]
+            if len(raw) < 2 or raw[-1] != "'":
+                raise _UNKNOWN
+            if "'" in value:
+                if "'" in value.replace("''", ""):
+                    raise _UNKNOWN
+                value = value.replace("''", "'")
+        elif first == '"':
+            value = _double_quoted(raw)
+        elif first == "!":
+            return self._tagged(raw, indent)
+        elif first == "|":
+            return self._literal(raw, indent)
+        elif raw == "{}":
+            return {}
+        elif raw == "[]":
+            return []
+        else:
+            raise _UNKNOWN
+        if self._lines[self._at].startswith(" " * (indent + 1)):
+            raise _UNKNOWN  # the scalar goes on, on the next line
+        if len(raw) <= _CACHED_LENGTH_MAX:
+            if len(_scalars) >= _CACHE_SIZE_MAX:
+                _scalars.clear()
+            _scalars[raw] = value
+        return value
+
+    def _tagged(self, raw: str, indent: int) -> Any:
+        if raw.startswith(_DECIMAL):
+            value = scalars.decimal(raw[len(_DECIMAL) :]) if _PLAIN_DECIMAL.fullmatch(raw, len(_DECIMAL)) else None
+            if value is None:
+                raise _UNKNOWN
+            return value
+        if raw == _TWZ:
+            return self._time_with_zone(" " * (indent + 2))
+        if raw.startswith(_HWIA):
+            rest = raw[len(_HWIA) :]
+            if rest == " {}":
+                return {}
+            if rest == "":
+                return self._mapping(indent + 2)
+        raise _UNKNOWN
+
+    def _time_with_zone(self, margin: str) -> str:
+        lines, at, anchors = self._lines, self._at, self._anchors
+        if not lines[at].startswith(f"{margin}utc: "):
+            raise _UNKNOWN
+        raw = lines[at][len(margin) + 5 :]
+        anchor = None
+        if raw[:1] == "&":
+            if (found := _ANCHORED.fullmatch(raw)) is None:
+                raise _UNKNOWN
+            anchor, raw = found[1], found[2]
+        if raw[:1] == "*":
+            instant = anchors.get(raw[1:])
+        elif _INSTANT.fullmatch(raw) is not None:
+            instant = f"{raw[:10]}T{raw[11:26]}Z"
+        else:
+            instant = scalars.parse_instant(raw) if _SHAPE_OF_TIME.fullmatch(raw) is not None else None
+        if instant is None:
+            raise _UNKNOWN
+        if anchor is not None:
+            anchors[anchor] = instant
+
+        at += 1
+        if not lines[at].startswith(f"{margin}zone: "):
+            raise _UNKNOWN
+        raw = lines[at][len(margin) + 6 :]
+        at += 1
+        if raw[:1] == "*":
+            if raw[1:] not in anchors:
+                raise _UNKNOWN
+        else:
+            if raw[:1] == "&" and (found := _ANCHORED.fullmatch(raw)) is not None:
+                anchors[found[1]] = None
+                raw = found[2]
+            if (
+                raw != _ZONE
+                or _ZONE_NAME.fullmatch(lines[at], len(margin)) is None
+                or lines[at][: len(margin)] != margin
+            ):
+                raise _UNKNOWN
+            at += 1
+        if (
+            not lines[at].startswith(f"{margin}time: ")
+            or _SHAPE_OF_TIME.fullmatch(lines[at], len(margin) + 6) is None
+            or lines[at + 1].startswith(margin[1:])
+        ):
+            raise _UNKNOWN
+        self._at = at + 1
+        return instant
+
+    def _literal(self, raw: str, indent: int) -> str:
+        """Read a literal block, `|` or `|-`, whose first line has text and so shows how far it is indented."""
+        if raw not in ("|", "|-"):
+            raise _UNKNOWN
+        lines, at = self._lines, self._at
+        margin = " " * (indent + 2)
+        if not lines[at].startswith(margin) or lines[at][indent + 2 : indent + 3] in ("", " "):
+            raise _UNKNOWN
+        content: list[str] = []
+        last = len(lines) - 1
+        while at < last:
+            line = lines[at]
+            if line.startswith(margin):
+                content.append(line[indent + 2 :])
+            elif line == "":
+                content.append("")
+            else:
+                break
+            at += 1
+        if lines[at].startswith(" " * (indent + 1)):
+            raise _UNKNOWN
+        self._at = at
+        while content[-1] == "":
+            content.pop()
+        text = "\n".join(content)
+        return text if raw == "|-" else f"{text}\n"
+
+
+_PLAIN_DECIMAL = re.compile(r"[0-9]+:-?(?:[0-9.e+-]+|Infinity)|[0-9]+:NaN")
+_ZONE_NAME = re.compile(r"  name: [A-Z][A-Za-z_/+-]*[A-Za-z](?: (?:& )?\(?[A-Z][A-Za-z.]*\)?)*")
+
+
+def _key(name: str) -> str:
+    """Return the key that a plain text before a colon is, and remember it."""
+    if len(name) > _KEY_LENGTH_MAX or _KEY.fullmatch(name) is None:
+        raise _UNKNOWN
+    key = scalars.plain(name)
+    if type(key) is not str:
+        key = json_key(key)
+    if len(_keys) >= _CACHE_SIZE_MAX:
+        _keys.clear()
+    _keys[name] = key
+    return key
+
+
+def _symbol_key(line: str) -> tuple[str, str, str]:
+    name, colon, rest = line[1:].partition(":")
+    return f":{name}", colon, rest
+
+
+def _double_quoted(raw: str) -> str:
+    inner = raw[1:-1]
+    if len(raw) < 2 or raw[-1] != '"':
+        raise _UNKNOWN
+    if "\\" not in inner:
+        if '"' in inner:
+            raise _UNKNOWN
+        return inner
+    if _SIMPLE_DOUBLE_QUOTED.fullmatch(inner) is None:
+        raise _UNKNOWN
+    return _ESCAPE.sub(_unescaped, inner)
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    if (digits := found[1]) is None:
+        character = _ESCAPES.get(found[2])
+        if character is None:
+            raise _UNKNOWN
+        return character
+    code = int(digits[1:], 16)
+    if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
+        raise _UNKNOWN
+    return chr(code)
