@@ -83,13 +83,18 @@ class Instant:
     zone: str = "Asia/Jakarta"
 
 
-def decimal(value: str) -> Decimal:
-    """Return a BigDecimal; a name for what the value pools mean."""
-    return Decimal(value)
-
-
 def document(value: object, nil: str = NIL_025) -> str:
     """Return the YAML document of a value, as ActiveRecord stores it."""
+    return with_nil(template(value), nil)
+
+
+def with_nil(text: str, nil: str) -> str:
+    """Return a template's text with nil written as one of the two libyaml versions does."""
+    return text.replace(f" {_NIL_MARK}", nil)
+
+
+def template(value: object) -> str:
+    """Return the YAML document of a value with a mark for every nil: `with_nil` makes it whole."""
     events: list[Event] = [
         StreamStartEvent(),
         DocumentStartEvent(explicit=True),
@@ -97,16 +102,7 @@ def document(value: object, nil: str = NIL_025) -> str:
         DocumentEndEvent(explicit=False),
         StreamEndEvent(),
     ]
-    text = cast("str", yaml.emit(events, Dumper=yaml.CDumper, allow_unicode=True))
-    return text.replace(f" {_NIL_MARK}", nil)
-
-
-def entries(mapping: Mapping[str, object], nil: str = NIL_025) -> str:
-    """Return the lines of a hash's entries, without the document's first line: pieces to build documents from.
-
-    A piece that holds an anchor may stand in a document once, and only where no other piece holds a time.
-    """
-    return document(dict(mapping), nil).removeprefix("---\n")
+    return cast("str", yaml.emit(events, Dumper=yaml.CDumper, allow_unicode=True))
 
 
 def big_decimal(value: Decimal) -> str:

@@ -1,0 +1,15 @@
+"""A generated CRM of any size in PostgreSQL: deterministic, with the forms, the skew and the accidents of a real one.
+
+psych.py    Ruby values -> YAML as the gem stores it; proven on the sample rows
+pieces.py   parts of `audited_changes`, written once for each version of the gem
+history.py  pure: a plan -> rows of audits, as a stream
+plain.py    the same with flat rows only, for comparisons with pipelines that just copy
+tables.py   PostgreSQL: the tables, COPY, and what is there already
+command.py  `crm-replay generate`
+"""
+
+from ops.local.generator.command import generate
+from ops.local.generator.history import Plan
+from ops.local.generator.tables import Generated, accounts, generate_crm
+
+__all__ = ["Generated", "Plan", "accounts", "generate", "generate_crm"]
