@@ -178,9 +178,7 @@ class _Document:
                 break
             rest = line[indent + 1 :]
             self._at += 1
-            if len(rest) < 2:
-                if rest == "-":
-                    raise _UNKNOWN
+            if rest in _NIL:
                 items.append(None)
                 continue
             if rest[0] != " ":
