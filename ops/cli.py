@@ -16,9 +16,11 @@ from ops.control import migrations
 from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local import services
+from ops.local.generator import generate
 from ops.local.processes import child_environment, python_module
 from ops.local.services.cli import app as services_app
 from ops.local.services.layout import Home
+from ops.local.transform_rows import transform_rows
 from ops.local.view import print_ledger, view_for
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
@@ -230,3 +232,47 @@ def migrate_status(as_json: AsJson = False) -> None:
         return
     for step in steps:
         typer.echo(f"{step.version:>3}  {step.applied_at or 'not applied':<32}  {step.name}")
+
+
+app.command()(generate)
+app.command("transform")(transform_rows)
+
+
+@app.command()
+def demo(
+    audits: Annotated[int, typer.Option(min=1, help="Audits of the generated CRM, over all its accounts.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same CRM.")] = 1,
+) -> None:
+    """Load two CRMs into real servers, replay, show what came of it, and leave nothing running."""
+    from ops.local.demo import demo as show
+
+    show(Console(), audits=audits, seed=seed)
+
+
+@app.command()
+def bench(
+    rows: Annotated[int, typer.Option(min=1, help="Rows to replay.")] = 200_000,
+    stage: Annotated[list[str] | None, typer.Option(help="Only this stage; can be repeated.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each stage is measured.")] = 1,
+    shape: Annotated[
+        str, typer.Option(help="Rows of the generator: crm (realistic mix) or peer (small, flat).")
+    ] = "crm",
+    contacts: Annotated[int, typer.Option(min=1, help="Entries of the stage table_load.")] = 200_000,
+    partitions: Partitions = 4,
+    processors: Workers = 1,
+    sinks: Workers = 1,
+) -> None:
+    """Measure each stage alone and the whole; a JSON line each on standard output, a table on standard error."""
+    from ops.local.bench import bench as measure
+    from ops.local.runner import RunOptions
+
+    options = RunOptions(partitions=partitions, processors=processors, sinks=sinks, home=Home.at(None).path)
+    measure(
+        Console(stderr=True),
+        rows=rows,
+        contacts=contacts,
+        stages=stage or (),
+        repeats=repeats,
+        shape=shape,
+        options=options,
+    )

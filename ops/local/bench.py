@@ -1,0 +1,328 @@
+"""`crm-replay bench`: the rate of each stage alone and of the whole, on generated rows, as JSON lines.
+
+Every stage is the real process on the real servers, with topics and collections of its own:
+
+- `producer`: PostgreSQL -> replay topic, until every row and end marker is confirmed;
+- `processor`: the replay topic the producer has filled -> outcomes, full transformation;
+- `sink`: the outcomes the processor has made -> MongoDB, an empty collection;
+- `table_load`: a compacted topic of contacts -> a worker's table;
+- `transform`: the rules alone, in this process, no server;
+- `end_to_end`: all of it at once, from the first process's start to the last end marker at the sink.
+
+`rows_per_s` is rows over wall time, process start included; `steady_rows_per_s` the slope between 20 and 90 % of the
+rows, which a longer run would have. Compare within one run on one machine, by ratios.
+"""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from confluent_kafka import Producer
+from confluent_kafka.admin import NewTopic
+from rich.console import Console
+from rich.table import Table
+
+from ops.control import kafka_admin, migrations
+from ops.control.jobs import Job
+from ops.control.store import JobStore, NewJob
+from ops.local import bench_transform, sandbox, services
+from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
+from ops.local.measure import Cost, Meter, children
+from ops.local.processes import child_environment, python_module
+from ops.local.runner import RunOptions, run_account
+from ops.local.sample.contacts import seed_contacts
+from ops.local.view import PlainView
+from producer import markers, references
+from producer.survey import survey
+from schemas.connections import Connections
+from schemas.errors import BadInputError, ReplayError
+from schemas.mapping import load
+from schemas.records import Contact
+from schemas.registry import codec_for
+from schemas.topics import AccountTopics
+from sink.database import connect
+
+NAME = "crm_replay_bench"
+STAGES = ("transform", "table_load", "producer", "processor", "sink", "end_to_end")
+CONTACTS_TOPIC = "crm.bench.contacts"
+TRANSFORM_SECONDS = 3.0
+STAGE_TIMEOUT_S = 3600.0
+SEED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One stage, measured once."""
+
+    stage: str
+    rows: int
+    seconds: float
+    steady_rows_per_s: float | None
+    costs: Mapping[str, Cost]
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows over wall time."""
+        return self.rows / self.seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as a JSON line's object."""
+        total = sum(cost.cpu_s for cost in self.costs.values())
+        return {
+            "stage": self.stage,
+            "rows": self.rows,
+            "seconds": round(self.seconds, 3),
+            "rows_per_s": round(self.rows_per_s),
+            "steady_rows_per_s": None if self.steady_rows_per_s is None else round(self.steady_rows_per_s),
+            "cpu_us_per_row": round(total / self.rows * 1e6, 1),
+            "cpu_s": {name: cost.cpu_s for name, cost in self.costs.items()},
+            "peak_mib": {name: cost.peak_mib for name, cost in self.costs.items()},
+        }
+
+
+class Bench:
+    """The benchmark's surroundings: one account with all the rows, in databases of its own."""
+
+    def __init__(self, connections: Connections, account: str, rows: int, options: RunOptions) -> None:
+        """`account` has been generated and its contacts are seeded."""
+        self.connections, self.account, self.rows, self.options = connections, account, rows, options
+        self.topics = AccountTopics.of(account)
+        self.kafka = connections.kafka()
+        self.codec = codec_for(connections.schema_registry_url)
+        self.database = connect(connections, app_name="crm-replay-bench")
+        self.store = JobStore(self.database)
+        self.server_pids = {
+            str(found.service): found.pid for found in services.status() if found.pid and found.state == "running"
+        }
+
+    def prepared_job(self) -> Job:
+        """Return a new job with topics, references, begin markers and committed offsets: what a run does first."""
+        sandbox.forget(self.connections, self.account)
+        mapping = load(self.options.mapping_path)
+        dsn = self.connections.crm_audit_database_url
+        found = survey(dsn, mapping, self.account)
+        partitions = kafka_admin.ensure_topics(kafka_admin.client(self.kafka), self.topics, self.options.partitions)
+        job = self.store.create(
+            NewJob(
+                company_sso_id=self.account,
+                partitions=partitions,
+                top_audit_id=found.top_audit_id,
+                snapshot_xmax=found.snapshot_xmax,
+                cutoff=found.cutoff,
+                mapping_path=self.options.mapping_path,
+                records_total=found.rows,
+            )
+        )
+        references.publish(
+            dsn, mapping, self.account, kafka=self.kafka, mongo=self.database, topics=self.topics, codec=self.codec
+        )
+        begin = markers.begin(
+            self.kafka, self.topics.replay, partitions, job_id=job.job_id, run=job.run, codec=self.codec
+        )
+        kafka_admin.commit_offsets(
+            self.kafka, self.topics.processors_group, self.topics.replay, [offset + 1 for offset in begin]
+        )
+        kafka_admin.commit_offsets(self.kafka, self.topics.sink_group, self.topics.outcomes, [0] * partitions)
+        return self.store.set_begin_offsets(job, begin, partitions)
+
+    def process(self, stage: str, module: str, job: Job, counter: Callable[[], int]) -> Measured:
+        """Run one process of the job to its own end and measure it."""
+        addresses = {name.upper(): str(value) for name, value in self.connections.model_dump().items() if value}
+        environment = child_environment(
+            **addresses, CRM_REPLAY_JOB=job.replay_job().model_dump_json(), CRM_REPLAY_EXIT_AT_END="1"
+        )
+        log = self.options.home / "logs" / "bench" / f"{stage}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            child = subprocess.Popen(  # noqa: S603 - our own module
+                python_module(module), env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        meter = Meter(lambda: {**self.server_pids, stage: child.pid}, counter).start()
+        try:
+            code = child.wait(STAGE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            code = child.wait()
+        seconds = meter.stop()
+        if code:
+            raise ReplayError(f"the stage {stage} ended with code {code}", f"see {log}")
+        rows = counter()
+        if rows < self.rows:
+            raise ReplayError(f"the stage {stage} ended after {rows:,} of {self.rows:,} rows", f"see {log}")
+        return Measured(stage, self.rows, seconds, meter.steady_rate(self.rows), meter.costs())
+
+    def records_on(self, topic: str, partitions: int) -> Callable[[], int]:
+        """Return a function that gives the number of records that have been written to a topic from now on."""
+        at_first = sum(kafka_admin.end_offsets(self.kafka, topic, partitions))
+        return lambda: sum(kafka_admin.end_offsets(self.kafka, topic, partitions)) - at_first
+
+    def stages_alone(self, wanted: Iterable[str]) -> Iterator[Measured]:
+        """Yield producer, processor and sink, each fed by what the one before it has left."""
+        last = max((("producer", "processor", "sink").index(s) for s in wanted if s in STAGES[2:5]), default=-1)
+        if last < 0:
+            return
+        job = self.prepared_job()
+        yield self.process("producer", "producer", job, self.records_on(self.topics.replay, job.partitions))
+        if last >= 1:
+            yield self.process("processor", "processors", job, self.records_on(self.topics.outcomes, job.partitions))
+        if last >= 2:
+            yield self.process("sink", "sink", job, lambda: self.store.aggregate_progress(job).accounted)
+
+    def end_to_end(self) -> Measured:
+        """Run the whole account as `crm-replay run` does; the ledger has to balance."""
+        sandbox.forget(self.connections, self.account)
+        accounted = [0]
+
+        class View(PlainView):
+            def progress(self, done: int, *_rest: object) -> None:
+                accounted[0] = done
+
+            def note(self, text: str) -> None:
+                """Say nothing: a line takes time."""
+
+        meter = Meter(lambda: {**self.server_pids, **_workers()}, lambda: accounted[0]).start()
+        result = run_account(self.account, self.options, self.connections, View())
+        meter.stop()
+        if not (result.ledger.balanced and result.ledger.accounted >= self.rows):
+            raise ReplayError("the end-to-end run is out of balance", result.job.error or "")
+        rate = meter.steady_rate(self.rows)
+        return Measured("end_to_end", result.ledger.accounted, result.seconds, rate, meter.costs())
+
+    def table_load(self, contacts: int) -> Measured:
+        """Load a compacted topic of contacts as a worker does at its start."""
+        admin = kafka_admin.client(self.kafka)
+        self._delete(admin, CONTACTS_TOPIC)
+        new = NewTopic(CONTACTS_TOPIC, kafka_admin.REFERENCE_PARTITIONS, 1, config={"cleanup.policy": "compact"})
+        admin.create_topics([new])[CONTACTS_TOPIC].result(kafka_admin.ANSWER_TIMEOUT_S)
+        producer = Producer({**self.kafka, "linger.ms": 50, "queue.buffering.max.messages": contacts + 1})
+        for person in range(contacts):
+            contact = Contact(self.account, str(person), f"customer-{person:024d}", 1_700_000_000_000_000 + person)
+            producer.produce(CONTACTS_TOPIC, self.codec.encode(contact), str(person))
+            producer.poll(0)
+        producer.flush()
+        # In a process of its own, so that its memory is the table's.
+        code = (
+            "import sys, json, resource, time\n"
+            "from processors.tables import ReferenceTables\n"
+            "kafka, topic = json.loads(sys.argv[1]), sys.argv[2]\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF)\n"
+            "tables = ReferenceTables(kafka, {'contacts': topic})\n"
+            "tables.load(600.0)\n"
+            "after = resource.getrusage(resource.RUSAGE_SELF)\n"
+            "cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime\n"
+            "print(json.dumps([tables.sizes()['contacts'], tables.load_s, cpu, after.ru_maxrss / 1024]))\n"
+            "tables.close()\n"
+        )
+        argv = [*python_module("x")[:1], "-c", code, json.dumps(dict(self.kafka)), CONTACTS_TOPIC]
+        answer = subprocess.run(argv, check=True, capture_output=True, text=True, env=child_environment())  # noqa: S603
+        size, seconds, cpu_s, peak = json.loads(answer.stdout)
+        self._delete(admin, CONTACTS_TOPIC)
+        if size != contacts:
+            raise ReplayError(f"the table has {size:,} of {contacts:,} contacts")
+        return Measured("table_load", contacts, seconds, None, {"worker": Cost(round(cpu_s, 2), round(peak, 1))})
+
+    def _delete(self, admin: Any, topic: str) -> None:
+        if topic in admin.list_topics(timeout=kafka_admin.ANSWER_TIMEOUT_S).topics:
+            admin.delete_topics([topic])[topic].result(kafka_admin.ANSWER_TIMEOUT_S)
+            while topic in admin.list_topics(timeout=kafka_admin.ANSWER_TIMEOUT_S).topics:
+                time.sleep(0.1)
+
+
+def _workers() -> dict[str, int]:
+    """Return module -> pid of this process's children that run one of our packages."""
+    found: dict[str, int] = {}
+    for pid in children(os.getpid()):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if b"-m" in words:
+            found[words[words.index(b"-m") + 1].decode()] = pid
+    return found
+
+
+def bench(
+    console: Console,
+    *,
+    rows: int,
+    contacts: int,
+    stages: Iterable[str],
+    repeats: int,
+    shape: str,
+    options: RunOptions,
+) -> None:
+    """Measure the stages, each `repeats` times, and print a JSON line for each; a table on `console` at the end."""
+    wanted = tuple(dict.fromkeys(stages)) or STAGES
+    if unknown := [stage for stage in wanted if stage not in STAGES]:
+        raise BadInputError(f"there is no stage {unknown[0]}", f"give one of {', '.join(STAGES)}")
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, style="dim")
+
+    measured: list[Measured] = []
+    if "transform" in wanted:
+        for _ in range(repeats):
+            print(json.dumps({"stage": "transform", **bench_transform.run(TRANSFORM_SECONDS)}), flush=True)  # noqa: T201
+    if set(wanted) - {"transform"}:
+        with sandbox.servers(say) as servers:
+            own = sandbox.own_databases(servers, f"{NAME}_{shape}")
+            prepared = _prepare(own, rows, shape, options)
+            for _ in range(repeats):
+                for result in _measure(prepared, wanted, contacts):
+                    measured.append(result)
+                    print(json.dumps(result.as_dict()), flush=True)  # noqa: T201
+            prepared.database.client.close()
+    _print_table(console, measured)
+
+
+def _measure(prepared: Bench, wanted: Iterable[str], contacts: int) -> Iterator[Measured]:
+    if "table_load" in wanted:
+        yield prepared.table_load(contacts)
+    for result in prepared.stages_alone(wanted):
+        if result.stage in wanted:
+            yield result
+    if "end_to_end" in wanted:
+        yield prepared.end_to_end()
+
+
+def _prepare(connections: Connections, rows: int, shape: str, options: RunOptions) -> Bench:
+    dsn = connections.crm_audit_database_url
+    with reporting(rows) as report:
+        made = generate_crm(dsn, Plan(rows, 1, SEED, shape), progress=report)
+    ((account, generated),) = made.accounts.items()
+    database = connect(connections)
+    try:
+        migrations.up(database)
+        seed_contacts(database, dsn, accounts=[account])
+    finally:
+        database.client.close()
+    return Bench(connections, account, generated, replace(options, mapping_path=GENERATED_MAPPING))
+
+
+def _print_table(console: Console, measured: list[Measured]) -> None:
+    if not measured:
+        return
+    table = Table(title="rows/s, min / median / max")
+    for column in ("stage", "rows", "rows/s", "steady", "CPU µs/row", "peak MiB"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in dict.fromkeys(result.stage for result in measured):
+        same = [result for result in measured if result.stage == stage]
+        rates = [result.rows_per_s for result in same]
+        steady = [result.steady_rows_per_s for result in same if result.steady_rows_per_s]
+        cpu = median(result.as_dict()["cpu_us_per_row"] for result in same)
+        peak = max(cost.peak_mib for result in same for cost in result.costs.values())
+        table.add_row(
+            stage,
+            f"{same[0].rows:,}",
+            f"{min(rates):,.0f} / {median(rates):,.0f} / {max(rates):,.0f}",
+            f"{median(steady):,.0f}" if steady else "-",
+            f"{cpu:.0f}",
+            f"{peak:.0f}",
+        )
+    console.print(table)

@@ -1,0 +1,72 @@
+"""A place of one's own on the servers: databases that nobody else uses, for the demo and the benchmark.
+
+Servers that the environment names are used, but never their existing databases: what is loaded and deleted here lives
+in a PostgreSQL and a MongoDB database of the sandbox's name, and in topics of the accounts made for it.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from confluent_kafka import KafkaException
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from ops.control import kafka_admin
+from ops.local import services
+from schemas.connections import Connections
+from schemas.errors import ServiceUnreachableError
+from schemas.topics import AccountTopics
+from sink.database import connect
+
+
+@contextmanager
+def servers(say: Any) -> Iterator[Connections]:
+    """Give the servers' addresses; starts the embedded ones that are missing, and stops those again that it started."""
+    before = services.endpoints() or services.Endpoints()
+    services.up(say=say)
+    try:
+        yield services.connections()
+    finally:
+        if not before.environment():
+            services.down(say=say)
+
+
+def own_databases(connections: Connections, name: str) -> Connections:
+    """Return the connections with PostgreSQL and MongoDB databases called `name`; the former is created if missing."""
+    dsn = connections.crm_audit_database_url
+    try:
+        with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as db:
+            if db.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is None:
+                db.execute(
+                    sql.SQL("CREATE DATABASE {} ENCODING 'UTF8' TEMPLATE template0").format(sql.Identifier(name))
+                )
+    except psycopg.OperationalError as error:
+        raise ServiceUnreachableError(
+            f"PostgreSQL does not let us make the database {name} ({str(error).strip().splitlines()[0]})",
+            "check CRM_AUDIT_DATABASE_URL, or unset it for the embedded server",
+        ) from error
+    own = make_conninfo(dsn, dbname=name)
+    return connections.model_copy(update={"crm_audit_database_url": own, "mongodb_database": name})
+
+
+def forget(connections: Connections, account: str) -> None:
+    """Delete the account's topics, groups and documents, so that its next run is its first."""
+    topics = AccountTopics.of(account)
+    admin = kafka_admin.client(connections.kafka())
+    existing = admin.list_topics(timeout=kafka_admin.ANSWER_TIMEOUT_S).topics
+    names = (topics.replay, topics.outcomes, topics.dead_letters, *topics.references)
+    if doomed := [name for name in names if name in existing]:
+        for future in admin.delete_topics(doomed, operation_timeout=kafka_admin.ANSWER_TIMEOUT_S).values():
+            future.result()
+    for future in admin.delete_consumer_groups([topics.processors_group, topics.sink_group]).values():
+        with contextlib.suppress(KafkaException):  # there is none, or its last member is still being given up
+            future.result()
+    database = connect(connections)
+    try:
+        for collection in ("activity_logs", "crm_activity_log_migration_jobs"):
+            database[collection].delete_many({"company_sso_id": account})
+    finally:
+        database.client.close()
