@@ -16,7 +16,7 @@ from ops.local.services.layout import Service, ServiceSettings
 from ops.local.services.stack import Endpoints, ServiceStatus, status
 from ops.local.services.stack import down as stop_servers
 from ops.local.services.stack import up as start_servers
-from schemas.errors import BadInputError, ReplayError
+from schemas.errors import ReplayError
 
 app = typer.Typer(
     help="Real PostgreSQL, Kafka and MongoDB on this machine, without Docker.",
@@ -84,12 +84,7 @@ def up(
     """
     with _one_line(), _interruptible() as cancel:
         settings = ServiceSettings.load(kafka_port=kafka_port, postgres_port=postgres_port, mongodb_port=mongodb_port)
-        try:
-            found = start_servers(home, only=only or (), settings=settings, say=_say, cancel=cancel)
-        except ReplayError:
-            if cancel.is_set():
-                raise BadInputError("interrupted", "the servers that this command had started were stopped") from None
-            raise
+        found = start_servers(home, only=only or (), settings=settings, say=_say, cancel=cancel)
         _print_addresses(found, home, as_json=as_json)
 
 

@@ -7,6 +7,7 @@ that is there is complete, two checkouts can install at once, and whatever a kil
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,11 @@ from ops.local.services.detached import last_lines
 from schemas.errors import BadInputError, ReplayError
 
 Say = Callable[[str], None]
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_ERROR = re.compile(
+    r"(?i)^(?!.*(stack trace of the errors|Re-run Maven)).*\berror\b|^E: "
+)  # of Maven, npm and pip; of apt
+_GIST_CHARACTERS_MAX = 500
 _LOCK_LOOK_AGAIN_S = 0.2
 _TOOL_LOOK_AGAIN_S = 0.1
 
@@ -31,10 +37,15 @@ class CancelledError(ReplayError):
 def locked(file: Path, *, cancel: threading.Event, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold an exclusive lock on `file` (made if missing); a holder that dies lets go of it.
 
-    `waiting` is called once if somebody else holds it. Raises CancelledError if `cancel` is set meanwhile.
+    `waiting` is called once if somebody else holds it. Raises CancelledError if `cancel` is set meanwhile,
+    BadInputError if the file cannot be made.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as handle:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = file.open("w")
+    except OSError as error:
+        raise BadInputError(f"cannot write in {file.parent}: {error.strerror}", "give this user the right to") from None
+    with handle:
         told = False
         while True:
             try:
@@ -47,6 +58,13 @@ def locked(file: Path, *, cancel: threading.Event, waiting: Callable[[], None] =
                 if cancel.wait(_LOCK_LOOK_AGAIN_S):
                     raise CancelledError("given up while waiting for another process") from None
         yield
+
+
+def _gist(log: Path) -> str:
+    """Return the first errors of an installer's log (the last lines only point to manuals), else its end."""
+    text = _COLOURS.sub("", log.read_text("utf-8", "replace"))
+    errors = [line.strip() for line in text.splitlines() if _ERROR.search(line) and len(line.split()) > 1]
+    return " | ".join(errors[:2])[:_GIST_CHARACTERS_MAX] or last_lines(log)
 
 
 class ToolCache:
@@ -118,6 +136,7 @@ class ToolCache:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                umask=0o022,  # root's PostgreSQL is run by another user
                 start_new_session=True,  # so that its children can be ended with it
             )
             try:
@@ -134,6 +153,6 @@ class ToolCache:
         if process.returncode != 0:
             program = Path(str(argv[0])).name
             raise BadInputError(
-                f"{program} could not fetch {what} (exit code {process.returncode}): {last_lines(log)}",
+                f"{program} could not fetch {what} (exit code {process.returncode}): {_gist(log)}",
                 f"{to_do}; all it said: {log}",
             )

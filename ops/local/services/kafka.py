@@ -77,6 +77,7 @@ class KafkaServer(Server):
 
     def prepare(self) -> None:
         """Find Java, fetch the jars."""
+        self._refuse_unusable_paths()
         self._java = tools.find_java(self._around.tools)
         self._jars = tools.kafka_jars(self._around.tools, self._java)
         self._root.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,9 @@ class KafkaServer(Server):
             archive = self._root / f"classes-{major}-{self._jars.name}.jsa"
             options += ["-XX:+AutoCreateSharedArchive", f"-XX:SharedArchiveFile={archive}", "-Xlog:cds=off",
                         "-Xlog:cds+dynamic=off"]  # fmt: skip
-        return Command([*self._run(options), "kafka.Kafka", str(properties)], cwd=self._root, env=environment())
+        return Command(
+            [*self._run(options), "kafka.Kafka", str(properties)], cwd=self._root, env=environment(LC_ALL="C.UTF-8")
+        )
 
     def problem(self, ports: Mapping[str, int]) -> str | None:
         """Ask for the cluster's brokers, and that it is the cluster of our data directory."""
@@ -119,6 +122,17 @@ class KafkaServer(Server):
         """Remove topics, offsets and configuration."""
         self._data.wipe()
 
+    def _refuse_unusable_paths(self) -> None:
+        """Raise BadInputError for directories that Kafka and Java cannot be told of: they split at these characters."""
+        for path, character, variable in (
+            (self._data.path, ",", "CRM_REPLAY_HOME"),
+            (self._around.tools.directory, os.pathsep, "CRM_REPLAY_CACHE"),
+        ):
+            if character in str(path):
+                raise BadInputError(
+                    f"Kafka cannot be used with {path}: its name has a {character!r}", f"set {variable} to another one"
+                )
+
     def _run(self, options: list[str]) -> list[str]:
         logging_file = _HERE / "kafka.log4j2.properties"
         return [str(self._java), *options, f"-Dlog4j2.configurationFile={logging_file}", "-cp", f"{self._jars}/*"]
@@ -129,7 +143,7 @@ class KafkaServer(Server):
         cluster_id = "crm-" + os.urandom(9).hex()  # any text will do; it only has to be another one each time
         answer = subprocess.run(  # noqa: S603 - Java and our own arguments
             [*self._run(light), "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)],
-            env=environment(), capture_output=True, text=True, check=False,
+            env=environment(LC_ALL="C.UTF-8"), capture_output=True, text=True, check=False,
         )  # fmt: skip
         if answer.returncode != 0:
             said = " | ".join((answer.stdout + answer.stderr).strip().splitlines()[-3:])
@@ -155,6 +169,14 @@ def render(port: int, controller_port: int, data: Path) -> str:
             "controller.quorum.voters": f"1@{host}:{controller_port}",
             "listeners": f"PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}",
             "advertised.listeners": f"PLAINTEXT://{host}:{port}",
-            "log.dirs": str(data).replace("\\", "\\\\"),
+            "log.dirs": _property(str(data)),
         }.items()
     )
+
+
+def _property(text: str) -> str:
+    """Return `text` as a properties file has it: such a file is Latin-1, with everything else as `\\uXXXX`."""
+    units = text.encode("utf-16-be")
+    codes = [int.from_bytes(units[at : at + 2], "big") for at in range(0, len(units), 2)]
+    plain = range(ord(" "), 127)
+    return "".join(chr(code) if code in plain and code != ord("\\") else f"\\u{code:04x}" for code in codes)

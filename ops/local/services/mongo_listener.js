@@ -7,6 +7,7 @@
 // SIGTERM and SIGINT: no new connections, answers under way are finished, the engine is closed (a checkpoint), exit 0.
 // Whatever goes wrong on one connection ends that connection only.
 
+const fs = require('node:fs');
 const net = require('node:net');
 const path = require('node:path');
 const { parseArgs } = require('node:util');
@@ -20,6 +21,7 @@ const MESSAGE_BYTES_MAX = 48000000 + 16384; // what the engine's hello promises,
 const MESSAGE_BYTES_OFFERED = 30000000; // the engine's limit, less what its arrays need more than the wire's sequences
 const WAITING_BYTES_MAX = 2 * MESSAGE_BYTES_MAX; // a client that sends faster than it is answered has to wait
 const CLOSE_TIMEOUT_MS = 20000;
+const DATA_LOOKED_AT_MS = 5000;
 
 const { values: options } = parseArgs({
   options: {
@@ -245,6 +247,14 @@ async function main() {
     engine.close().finally(() => process.exit(1));
   });
   server.listen(Number(options.port), options.host, () => log(`ready on ${options.host}:${options.port}`));
+
+  // A directory that was deleted under a running server has no name to stop it by any more: it goes by itself.
+  setInterval(() => {
+    if (!fs.existsSync(options.data)) {
+      log('the data directory has gone: ended');
+      process.exit(1);
+    }
+  }, DATA_LOOKED_AT_MS).unref();
 
   let stopping = false;
   const stop = async (name) => {

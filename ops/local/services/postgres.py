@@ -56,12 +56,13 @@ class PostgresServer(Server):
     def __init__(self, around: Surroundings) -> None:
         """Nothing is looked for or created yet."""
         super().__init__(around)
-        self._user = _user_for_root() if os.geteuid() == 0 else None
+        self._user: User | None = None
         self._bin = Path()
         self._data = DataDirectory(self._root / "data", self._root / "data.json")
 
     def prepare(self) -> None:
         """Find or fetch the server, make the cluster if it is not complete."""
+        self._user = _user_for_root() if os.geteuid() == 0 else None
         self._root.mkdir(parents=True, exist_ok=True)
         place = self._place()
         self._data = DataDirectory(place / "data", self._root / "data.json")
@@ -115,7 +116,8 @@ class PostgresServer(Server):
             return self._root
         outside = self._outside()
         outside.mkdir(parents=True, exist_ok=True)
-        outside.chmod(0o755)
+        for directory in (outside.parent, outside):
+            directory.chmod(0o755)  # whatever our umask is
         if not _reaches(self._user, outside):
             raise BadInputError(
                 f"PostgreSQL does not run as root, and its user {self._user.name} can enter neither {self._root} nor "
@@ -130,7 +132,7 @@ class PostgresServer(Server):
 
     def _reachable(self, bin_directory: Path, place: Path) -> Path:
         """Return the bin directory, copied to `place` if the server's user cannot reach it (a cache below /root)."""
-        if self._user is None or _reaches(self._user, bin_directory):
+        if self._user is None or _reaches(self._user, bin_directory, program="postgres"):
             return bin_directory
         root = bin_directory.parent.parent  # of the wheel: its libraries lie beside the package
         libraries = root.with_name(f"{root.name}.libs")
@@ -217,9 +219,10 @@ def _run(user: User | None, argv: Sequence[str], *, cwd: Path) -> "subprocess.Co
     )
 
 
-def _reaches(user: User, directory: Path) -> bool:
-    """Whether the user can enter the directory: tried, since access lists and mounts have a say too."""
-    return _run(user, ["/bin/sh", "-c", 'cd "$1"', "sh", str(directory)], cwd=Path("/")).returncode == 0
+def _reaches(user: User, directory: Path, *, program: str | None = None) -> bool:
+    """Whether the user can enter the directory, and run `program` in it: tried, as access lists have a say too."""
+    script = 'cd "$1" && { [ -z "$2" ] || [ -x "./$2" ]; }'
+    return _run(user, ["/bin/sh", "-c", script, "sh", str(directory), program or ""], cwd=Path("/")).returncode == 0
 
 
 def _processes_in(directory: Path) -> Iterator[int]:

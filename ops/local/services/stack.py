@@ -30,6 +30,7 @@ _KINDS: Mapping[Service, type[Server]] = {kind.service: kind for kind in (KafkaS
 _PROBE_AGAIN_S = 0.1
 _STILL_THERE_S = 15.0  # for a server that is on file as ready: busy is not dead
 _PORT_TRIES = 3
+_STOP_UNREADY_S = 5.0  # a broker told to stop while it starts may hang, and nobody has written to it yet
 
 
 def _quiet(_text: str) -> None:
@@ -194,10 +195,11 @@ def _stop(place: Home, service: Service, say: Say) -> None:
     """End one server if it runs, and forget its process."""
     kind = _KINDS[service]
     process = Process.read(place.process_file(service))
-    if process is not None and not detached.stop(process, number=kind.stop_signal, timeout_s=kind.stop_timeout_s):
-        say(
-            f"{service.value}: did not end within {kind.stop_timeout_s:.0f} s and was killed; log: {place.log(service)}"
-        )
+    if process is not None:
+        was_ready = Process.read(place.ready_file(service)) == process
+        timeout_s = kind.stop_timeout_s if was_ready else _STOP_UNREADY_S
+        if not detached.stop(process, number=kind.stop_signal, timeout_s=timeout_s) and was_ready:
+            say(f"{service.value}: did not end within {timeout_s:.0f} s and was killed; log: {place.log(service)}")
     place.ready_file(service).unlink(missing_ok=True)
     place.process_file(service).unlink(missing_ok=True)
 
@@ -325,7 +327,7 @@ def _all_or_none(starts: list[_Start], cancel: threading.Event) -> None:
         list(stopping.map(_Start.undo, starts))
     real = next((error for error in problems if not isinstance(error, CancelledError)), None)
     if real is None:
-        raise BadInputError("the start was given up", "nothing was left running that had not been running before")
+        raise BadInputError("interrupted", "the servers that had been started until then were stopped again")
     if isinstance(real, ReplayError | KeyboardInterrupt | SystemExit):
         raise real
     if isinstance(real, OSError):

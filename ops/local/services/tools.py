@@ -34,6 +34,8 @@ _PLATFORM = f"{sys.platform}-{platform.machine()}"
 _OR_A_SERVER = "or set {variable} to a server of yours, or use Docker: docker compose up --wait"
 
 
+_MAVEN_DEPENDENCY_PLUGIN = "3.6.1"
+_SYSTEM_TRUST_STORES = (Path("/etc/ssl/certs/java/cacerts"), Path("/etc/pki/java/cacerts"))
 _NO_ENGINE = "set MONGODB_URL to a server of yours, or use Docker: docker compose up --wait"
 
 
@@ -129,15 +131,28 @@ def kafka_jars(cache: ToolCache, java: Path) -> Path:
                 "install it (the package is called maven), " + _OR_A_SERVER.format(variable="KAFKA_BOOTSTRAP_SERVERS"),
             )
         shutil.copy(pom, directory / "pom.xml")
+        plugin = f"org.apache.maven.plugins:maven-dependency-plugin:{_MAVEN_DEPENDENCY_PLUGIN}:copy-dependencies"
         cache.run(
             "kafka",
-            [maven, "-B", "-q", "-Dstyle.color=never", "dependency:copy-dependencies", "-DincludeScope=runtime",
+            [maven, "-B", "-q", "-Dstyle.color=never", plugin, "-DincludeScope=runtime",
              f"-DoutputDirectory={directory}"],
             cwd=directory,
-            env={**os.environ, "JAVA_HOME": str(java.parent.parent)},
+            env=_maven_environment(java),
         )  # fmt: skip
 
     return cache.path(f"kafka-{version}-{_digest(pom)}", f"Apache Kafka {version} (46 jars, 43 MB)", fill)
+
+
+def _maven_environment(java: Path) -> dict[str, str]:
+    """Return Maven's environment: it runs on the machine's own Java if there is one, of whatever version, else on ours.
+
+    Ours does not know the certificates that an administrator has added to the machine's, so it is told of them.
+    """
+    if shutil.which("java") or os.environ.get("JAVA_HOME"):
+        return dict(os.environ)
+    trusted = next((f"-Djavax.net.ssl.trustStore={store}" for store in _SYSTEM_TRUST_STORES if store.exists()), "")
+    options = f"{trusted} {os.environ.get('MAVEN_OPTS', '')}".strip()
+    return {**os.environ, "JAVA_HOME": str(java.parent.parent), "MAVEN_OPTS": options}
 
 
 @dataclass(frozen=True, slots=True)
