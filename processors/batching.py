@@ -29,20 +29,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import faust
-from aiokafka.errors import CommitFailedError, IllegalStateError
+from aiokafka.errors import CommitFailedError, IllegalStateError, OffsetOutOfRangeError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.serializers import codecs
+from faust.tables import TableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode.utils.futures import notify
+
+from schemas.errors import ReplayError
 
 RUN_CODEC = "run"
 FETCH_TIMEOUT_S = 1.0
 COMMITTED_TIMEOUT_S = 30.0  # well below the request timeout at which Faust would go on without an answer
 
 
-class CommittedOffsetMissingError(RuntimeError):
+class CommittedOffsetMissingError(ReplayError):
     """The group has no committed offset on a partition, so nobody can say what has been handled there."""
+
+
+class RecordsGoneError(ReplayError):
+    """What the group would have to handle next is no longer on the topic."""
 
 
 class Stretch:
@@ -133,6 +140,12 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         self._reached: dict[Any, int] = {}  # position after the last fetch or seek, by partition
         self._sought: dict[Any, int] = {}  # epoch of the last seek, by partition
 
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        """Faust reads what aborted transactions have written, unless it is exactly-once itself; we never do."""
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"
+        return consumer
+
     async def seek_to_committed(self) -> Mapping[Any, int]:
         """Begin a new stretch on every assigned partition and return where each begins.
 
@@ -150,7 +163,8 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         if missing:
             raise CommittedOffsetMissingError(
                 f"group {self.app.conf.id} has no committed offset on {missing[0].topic}[{missing[0].partition}]"
-                f" ({len(missing)} of {len(assigned)} partitions): commit where it begins before a worker starts"
+                f" ({len(missing)} of {len(assigned)} partitions)",
+                "let crm-replay run start the workers: it commits where each partition begins",
             )
         stretches = {}
         for tp in assigned:  # no await from here on: seek, epoch and stretch belong together
@@ -265,6 +279,11 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
                 for tp, of_partition in fetched.items():
                     if not await self._deliver(tp, of_partition):
                         break  # the flow is suspended; whoever resumes it seeks first
+        except OffsetOutOfRangeError as error:
+            raise RecordsGoneError(
+                f"the topic has no records at the committed offset any more ({error.args[0]})",
+                "its retention has deleted them: publish the snapshot again, or reset the group knowingly",
+            ) from error
         except self.consumer_stopped_errors:
             if not self.app.should_stop:
                 raise
@@ -310,6 +329,8 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
         if not isinstance(run, Run) or not run.is_handled or self.stretches.get(run.tp) is not run.stretch:
             return False
         stretch = run.stretch
+        if run.end <= stretch.handled:
+            return False  # delivered twice, and handled before
         if run.begin != stretch.handled:
             raise RuntimeError(
                 f"{run.topic}[{run.partition}]: a run from {run.begin} was acknowledged, {stretch.handled} comes first"
@@ -342,6 +363,15 @@ class RunTransport(driver.Transport):  # type: ignore[misc]
     Consumer: ClassVar[type[RunConsumer]] = RunConsumer
 
 
+class NoTables(TableManager):  # type: ignore[misc]
+    """Faust's table manager, for an app that has none: it starts without a pause of a second for them."""
+
+    async def on_start(self) -> None:
+        """Start what resumes the streams after a rebalance."""
+        await self._update_channels()
+        await self.recovery.start()
+
+
 class PassThrough(codecs.Codec):  # type: ignore[misc]
     """A run is a Python object already: there is nothing to decode."""
 
@@ -368,6 +398,7 @@ class RunApp(faust.App):  # type: ignore[misc]
         super().__init__(
             *args,
             store="memory://",
+            TableManager=NoTables,
             table_standby_replicas=0,  # no Faust tables, so no need for its assignor either
             web_enabled=False,
             topic_allow_declare=False,

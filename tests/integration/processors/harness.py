@@ -165,6 +165,16 @@ class JobOnKafka:
 
     # -- workers
 
+    def environment(self, name: str, **more: str) -> dict[str, str]:
+        """Return what a worker of this job finds in its environment."""
+        return {
+            **os.environ,
+            "KAFKA_BOOTSTRAP_SERVERS": self.bootstrap,
+            "CRM_REPLAY_JOB": self.job.model_dump_json(),
+            "CRM_REPLAY_WORKER": name,
+            **more,
+        }
+
     def start(self, name: str, **environment: str) -> Worker:
         """Start a worker process."""
         log = self.directory / f"{name}.log"
@@ -172,14 +182,7 @@ class JobOnKafka:
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-W", "default", "-m", "tests.integration.processors.worker"],
-                env={
-                    **os.environ,
-                    "KAFKA_BOOTSTRAP_SERVERS": self.bootstrap,
-                    "CRM_REPLAY_JOB": self.job.model_dump_json(),
-                    "CRM_REPLAY_WORKER": name,
-                    "HANDLED_FILE": str(handled),
-                    **environment,
-                },
+                env=self.environment(name, HANDLED_FILE=str(handled), **environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
