@@ -1,0 +1,95 @@
+"""A sandbox for whole runs: a PostgreSQL and a MongoDB database of its own, and the command line as a user calls it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo.database import Database
+
+from ops.local import sandbox, services
+from ops.local.sample.contacts import seed_contacts
+from ops.local.sample_crm import load_sample, mapping_path
+from schemas.connections import Connections
+
+COMMAND_TIMEOUT_S = 240
+
+
+@dataclass
+class Crm:
+    """Where a test's run takes place."""
+
+    environment: dict[str, str]
+    database: Database[dict[str, Any]]
+    home: Path
+
+    @property
+    def dsn(self) -> str:
+        return self.environment["CRM_AUDIT_DATABASE_URL"]
+
+    @property
+    def connections(self) -> Connections:
+        return Connections(**{name.lower(): value for name, value in self.environment.items()})
+
+    def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
+        """Start `crm-replay <words>`."""
+        return subprocess.Popen(
+            [sys.executable, "-c", "from ops.cli import main; main()", *words],
+            env={**os.environ, **self.environment, "CRM_REPLAY_HOME": str(self.home), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def call(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run `crm-replay <words>` to its end."""
+        with self.start(*words, **environment) as process:
+            out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+    def run(self, account: str, *words: str) -> dict[str, Any]:
+        """Replay an account and return the job as JSON; it must have gone well."""
+        done = self.call("run", "--account", account, "--json", *words)
+        assert done.returncode == 0, done.stderr
+        job: dict[str, Any] = json.loads(done.stdout)
+        return job
+
+    def logs(self, account: str) -> list[dict[str, Any]]:
+        """Return the account's activity logs in the order of their external ids, without `_id`."""
+        found = self.database["activity_logs"].find({"company_sso_id": account}, {"_id": 0})
+        return sorted(found, key=lambda log: str(log["external_id"]))
+
+
+@pytest.fixture
+def crm(
+    service_environment: dict[str, str], database_dsn: str, mongo_database: Database[dict[str, Any]], tmp_path: Path
+) -> Iterator[Crm]:
+    """Give an empty CRM and an empty, migrated customer data platform."""
+    environment = {
+        **service_environment,
+        "CRM_AUDIT_DATABASE_URL": database_dsn,
+        "MONGODB_DATABASE": mongo_database.name,
+        services.Service.KAFKA.variable: service_environment["KAFKA_BOOTSTRAP_SERVERS"],
+    }
+    place = Crm(environment, mongo_database, tmp_path / "home")
+    assert place.call("migrate", "up").returncode == 0
+    yield place
+    for account in mongo_database["crm_activity_log_migration_jobs"].distinct("company_sso_id"):
+        sandbox.forget(place.connections, account)
+
+
+@pytest.fixture
+def sample_crm(crm: Crm) -> Crm:
+    """Give the sample CRM with its contacts."""
+    load_sample(crm.dsn)
+    seed_contacts(crm.database)
+    return crm
+
+
+def mapping_of(account: str) -> str:
+    return str(mapping_path(account))

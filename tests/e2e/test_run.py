@@ -1,0 +1,166 @@
+"""Whole runs through every real part: PostgreSQL, Kafka, Faust workers, sinks, MongoDB."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm
+from ops.local.sample.contacts import seed_contacts
+from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
+from tests.e2e.conftest import Crm, mapping_of
+
+
+@pytest.mark.parametrize(("account", "rows"), [(SAMPLE_YAML, 326), (SAMPLE_JSONB, 202)])
+def test_every_row_of_the_sample_ends_in_exactly_one_bin_and_a_second_run_inserts_nothing(sample_crm, account, rows):
+    first = sample_crm.run(account, "--mapping", mapping_of(account))
+    assert first["status"] == "completed"
+    assert first["records_total"] == rows
+    assert first["records_migrated"] + sum(first["skips_by_reason"].values()) + first["records_failed"] == rows
+    assert first["accuracy_pct"] == 100.0
+    logs = sample_crm.logs(account)
+    assert len(logs) == first["records_migrated"] > 150
+    assert len({log["external_id"] for log in logs}) == len(logs)
+    assert {log["source_tag"] for log in logs} == {"crm_migration"}
+
+    second = sample_crm.run(account, "--mapping", mapping_of(account))
+    assert second["records_migrated"] == 0
+    assert second["skips_by_reason"] == {
+        **first["skips_by_reason"],
+        "duplicate_external_id": first["records_migrated"],
+    }
+    assert sample_crm.logs(account) == logs
+
+
+def test_accounts_that_share_person_ids_do_not_meet(sample_crm):
+    sample_crm.run(SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
+    before = sample_crm.logs(SAMPLE_YAML)
+    sample_crm.run(SAMPLE_JSONB, "--mapping", mapping_of(SAMPLE_JSONB))
+    assert sample_crm.logs(SAMPLE_YAML) == before
+    of_account = {
+        account: set(sample_crm.database["contacts"].distinct("customer_id", {"company_sso_id": account}))
+        for account in (SAMPLE_YAML, SAMPLE_JSONB)
+    }
+    for account, customers in of_account.items():
+        assert {log["customer_id"] for log in sample_crm.logs(account)} <= customers
+
+
+def generated(crm: Crm, audits: int) -> str:
+    """Load a generated CRM and return its largest account."""
+    accounts = generate_crm(crm.dsn, Plan(audits, 3, 7)).accounts
+    largest = max(accounts, key=lambda account: accounts[account])
+    seed_contacts(crm.database, crm.dsn, accounts=[largest])
+    return largest
+
+
+def test_a_run_whose_runner_and_workers_are_killed_is_taken_up_and_equals_an_uninterrupted_one(crm):
+    account = generated(crm, 24_000)
+    uninterrupted = crm.run(account, "--mapping", GENERATED_MAPPING)
+    expected = crm.logs(account)
+    crm.database["activity_logs"].delete_many({})
+    crm.database["crm_activity_log_migration_jobs"].delete_many({})
+
+    with crm.start("run", "--account", account, "--mapping", GENERATED_MAPPING) as runner:
+        deadline = time.monotonic() + 60
+        while crm.database["activity_logs"].estimated_document_count() < 500:
+            assert time.monotonic() < deadline
+            assert runner.poll() is None
+            time.sleep(0.02)
+        workers = [int(pid) for pid in Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split()]
+        assert len(workers) >= 2
+        for pid in (runner.pid, *workers):
+            os.kill(pid, signal.SIGKILL)
+        runner.communicate()
+    assert 0 < crm.database["activity_logs"].estimated_document_count() < len(expected)
+
+    too_early = crm.call("run", "--account", account, "--mapping", GENERATED_MAPPING)
+    assert too_early.returncode == 1
+    assert "is in progress" in too_early.stderr
+    time.sleep(10)  # the time after which a silent runner is taken for dead
+    resumed = crm.run(account, "--mapping", GENERATED_MAPPING)
+    same = ("records_total", "records_migrated", "records_skipped", "records_failed", "skips_by_reason", "accuracy_pct")
+    assert {key: resumed[key] for key in same} == {key: uninterrupted[key] for key in same}
+    assert crm.logs(account) == expected
+
+
+def test_an_interrupted_run_stops_its_workers_and_goes_on_at_once(crm):
+    account = generated(crm, 24_000)
+    with crm.start("run", "--account", account, "--mapping", GENERATED_MAPPING) as runner:
+        deadline = time.monotonic() + 60
+        while crm.database["activity_logs"].estimated_document_count() < 100:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        runner.send_signal(signal.SIGINT)
+        _, err = runner.communicate(timeout=60)
+    assert runner.returncode == 130
+    assert "interrupted" in err
+    resumed = crm.run(account, "--mapping", GENERATED_MAPPING, "--processors", "2", "--sinks", "2")
+    assert resumed["accuracy_pct"] == 100.0
+    assert resumed["records_migrated"] == len(crm.logs(account))
+
+
+def test_status_tells_how_the_job_ended(sample_crm):
+    account = SAMPLE_JSONB
+    unknown = json.loads(sample_crm.call("status", "--account", account, "--json").stdout)
+    assert unknown == {"company_sso_id": account, "status": "not_started"}
+    job = sample_crm.run(account, "--mapping", mapping_of(account))
+    shown = json.loads(sample_crm.call("status", "--account", account, "--json").stdout)
+    assert shown == {key: value for key, value in job.items() if key != "seconds"}
+
+
+# ---- bad input: one line that says what and what to do, exit code 2, nothing half-created ----------------------------
+
+
+def refused(crm: Crm, *words: str, says: str, **environment: str) -> None:
+    done = crm.call(*words, **environment)
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("crm-replay: ")
+    assert says in lines[0]
+    assert crm.database["crm_activity_log_migration_jobs"].count_documents({}) == 0
+    assert crm.database["activity_logs"].count_documents({}) == 0
+
+
+def test_a_server_that_is_not_there_is_named(sample_crm):
+    run = ("run", "--account", SAMPLE_YAML)
+    refused(sample_crm, *run, says="Kafka at 127.0.0.1:9", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9")
+    refused(sample_crm, *run, says="MongoDB does not answer", MONGODB_URL="mongodb://127.0.0.1:9")
+    nowhere = "postgresql://postgres@127.0.0.1:9/crm"
+    refused(sample_crm, *run, says="PostgreSQL database crm at 127.0.0.1:9", CRM_AUDIT_DATABASE_URL=nowhere)
+
+
+def test_a_missing_table_or_column_is_named(sample_crm, tmp_path):
+    with psycopg.connect(sample_crm.dsn, autocommit=True) as db:
+        db.execute("ALTER TABLE jsonb_variant.audits DROP COLUMN comment")
+    jsonb = ("run", "--account", SAMPLE_JSONB, "--mapping", mapping_of(SAMPLE_JSONB))
+    refused(sample_crm, *jsonb, says="has no column comment")
+    other = tmp_path / "other.yaml"
+    other.write_text(Path(mapping_of(SAMPLE_YAML)).read_text().replace("table: audits", "table: audit_log"))
+    refused(sample_crm, "run", "--account", "a", "--mapping", str(other), says="no table public.audit_log")
+
+
+def test_a_wrong_mapping_file_is_named_with_key_and_line(sample_crm, tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("scope: [Crm::Deal]\ncategories:\n  Crm::Deal: {categorie: deal}\n")
+    run = ("run", "--account", "a", "--mapping")
+    refused(sample_crm, *run, str(broken), says="broken.yaml, line 3, key categories.Crm::Deal.")
+    refused(sample_crm, *run, str(tmp_path / "none.yaml"), says="none.yaml")
+
+
+def test_an_unknown_account_is_named(crm):
+    generate_crm(crm.dsn, Plan(500, 2, 7))
+    refused(crm, "run", "--account", "nobody", "--mapping", GENERATED_MAPPING, says="the CRM has no account nobody")
+    refused(crm, "run", "--account", "", "--mapping", GENERATED_MAPPING, says="is not a company_sso_id")
+
+
+def test_a_database_without_its_indexes_is_refused(sample_crm):
+    assert sample_crm.call("migrate", "down").returncode == 0
+    done = sample_crm.call("run", "--account", SAMPLE_YAML)
+    assert done.returncode == 2
+    assert "crm-replay migrate up" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
