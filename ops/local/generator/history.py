@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 from random import Random
 
-from ops.local.generator.pieces import ERAS, NAMES, POOL, Pieces
+from ops.local.generator.pieces import ERAS, NAMES, POOL, Pieces, pieces_of
 
 HISTORY_BEGIN = datetime(2018, 1, 1, tzinfo=UTC)
 HISTORY_END = datetime(2025, 7, 1, tzinfo=UTC)
@@ -27,7 +27,9 @@ GONE = 0xFFFF  # in place of a name: destroyed
 NO_ASSOCIATED = "\\N\t\\N"
 
 SIZES = (1,) * 46 + (2,) * 11 + (3,) * 4 + (4, 5, 12)  # rows of a request; sixty-four of them
-Row = tuple[str, str, str, int, int]  # record and associated record, action, changes, version, person
+# Record and associated record, action, changes, version, and the person the comment names: 0 for none, negative where
+# older audits were folded into this one, whose comment then is no longer JSON.
+Row = tuple[str, str, str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +152,8 @@ NUMBERS = 256  # entries of the tables from which eight random bits choose
 
 # Comments as the application writes them, by frequency (of 256). %d is the person.
 COMMENTS = (
-    ('{"crm_person_id":%d}', 219),
-    ("\\N", 28),
+    ('{"crm_person_id":%d}', 226),
+    ("\\N", 21),
     ('{"crm_person_id":"%d","source":"import"}', 3),
     ('{"crm_person_id":%d,"crm_deal_id":null,"note":"ganti: \\\\"harga\\\\""}', 1),
     ("{crm_person_id: %d}", 1),
@@ -160,6 +162,9 @@ COMMENTS = (
     ('{"crm_person_id":null}', 1),
     (f'{{"crm_person_id":{UNKNOWN_PERSON_ID}}}', 1),
 )
+
+
+COMBINED = "\\nThis audit is the result of multiple audits being combined."
 
 
 class History:
@@ -178,7 +183,7 @@ class History:
         self._random = Random(f"history {plan.seed} {plan.audits} {plan.accounts}")  # noqa: S311  # reproducible
         self._bits = self._random.getrandbits
         self._clock = Clock()
-        self._eras = [Pieces(era, plan.seed) for era in ERAS]
+        self._eras = [pieces_of(era, plan.seed) for era in ERAS]
         self._pieces = self._eras[0]
         self._now_us = 0
         self._next_note = self._next_link = self._next_product = 1
@@ -200,21 +205,22 @@ class History:
         bits, clock = self._bits, self._clock
         total = self.plan.audits
         mean_size = sum(SIZES) / len(SIZES)
-        step_us = SPAN_US * mean_size / max(total, 1)
-        late_us = max(30_000_000, int(3 * step_us))
+        end_us = SPAN_US - 86_400_000_000  # a day before the end, so that no row of a long request passes it
+        late_us = max(30_000_000, int(3 * end_us * mean_size / total))
         turn = self._account_table()
         era_ends = [int(total * share) for share in ERA_ENDS]
         era = 0
         comments, addresses, events = self._comments, self._addresses, self._events
         audit_id = made = 0
-        clock_us = 0.0
+        clock_us: float = 0
         lines: list[str] = []
         while made < total:
             if made >= era_ends[era]:
                 era += 1
                 self._enter_era(era)
             noise = bits(60)
-            clock_us = min(clock_us + step_us * ((noise & 1023) + 1) / 512, SPAN_US - 1)
+            step_us = (end_us - clock_us) * mean_size / (total - made)  # in even steps to the end, give or take
+            clock_us = min(clock_us + step_us * ((noise & 1023) + 1) / 512, end_us)
             at_us = int(clock_us)
             noise >>= 10
             if not noise & 31:  # a long transaction: its ids are younger than its times
@@ -236,9 +242,12 @@ class History:
                 if not choice & 127:  # ids of a transaction that was rolled back
                     audit_id += 1 + (choice >> 7 & 15)
                 audit_id += 1
-                comment = comments[choice >> 11 & 255] if person else "\\N"
-                if "%" in comment:
-                    comment = comment % person
+                if person > 0:
+                    comment = comments[choice >> 11 & 255]
+                    if "%" in comment:
+                        comment = comment % person
+                else:
+                    comment = f'{{"crm_person_id":{-person}}}{COMBINED}' if person else "\\N"
                 lines.append(
                     f"{audit_id}\t{record}\t{actor}\t{action}\t{changes}\t{version}\t{comment}\t{address}\t{request}"
                     f"\t{clock.text(at_us)}\t{account.number}\n"
@@ -282,8 +291,8 @@ class History:
     def _event_table(self) -> list[Callable[[Account], Row]]:
         """Return 1,024 kinds of events to choose from by ten random bits."""
         shares: tuple[tuple[Callable[[Account], Row], int], ...] = (
-            (self._person_update, 268),
-            (self._deal_update, 112),
+            (self._person_update, 264),
+            (self._deal_update, 110),
             (self._deal_stage, 92),
             (self._task_update, 70),
             (self._task_status, 82),
@@ -310,6 +319,8 @@ class History:
             (self._api_client_update, 1),
             (self._nothing_changed, 2),
             (self._sample_form, 3),
+            (self._json_text, 4),
+            (self._combined, 2),
         )
         table = [event for event, times in shares for _ in range(times)]
         assert len(table) == 1024, len(table)
@@ -847,6 +858,28 @@ class History:
         deal.version += 1
         changes = self._pieces.nothing_changed
         return f"{deal.id}\tCrm::Deal\t{NO_ASSOCIATED}", "update", changes, deal.version, deal.person
+
+    def _json_text(self, account: Account) -> Row:
+        """An update from before the column became text: its changes are JSON, and stayed so."""
+        if self._pieces is not self._eras[0]:
+            return self._deal_update(account)
+        deal = self._pick(account.deals)
+        deal.version += 1
+        noise = self._bits(16)
+        changes = f'{{"amount_idr":[{250_000 * (noise & 255)},{250_000 * (noise >> 8)}],"lost_reason":[null,"harga"]}}'
+        return f"{deal.id}\tCrm::Deal\t{NO_ASSOCIATED}", "update", changes, deal.version, deal.person
+
+    def _combined(self, account: Account) -> Row:
+        """An update into which the create before it was folded (`max_audits`): bare values beside pairs."""
+        ticket = self._pick(account.tickets)
+        ticket.version += 1
+        pieces = self._pieces
+        changes = (
+            f"---\\naccount_id: {account.number}\\n{pieces.ticket_heads[self.tickets.names[ticket.place]]}"
+            f"crm_ticket_status_id:\\n- 1\\n- 2\\npriority:\\n{pieces.priority_raised}crm_person_id: {ticket.person}\\n"
+            f"{pieces.nil['crm_company_id']}{pieces.ticket_tails[self._bits(6)]}"
+        )
+        return f"{ticket.id}\tCrm::Ticket\t{NO_ASSOCIATED}", "update", changes, ticket.version, -ticket.person
 
     def _sample_form(self, account: Account) -> Row:
         """A row with the very text the real gem wrote for a sample row: all its rare forms."""

@@ -8,6 +8,7 @@ written (`Era`), because the gem, Psych and libyaml changed over the years.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from random import Random
 from typing import Any
 
@@ -411,6 +412,7 @@ class Pieces:
             self.write({"lost_reason": [None, f"{t.one(TOPICS)}: {t.one(JOBS)}"]}) for _ in range(POOL)
         ]
         open_, won, lost, _ = self.enum(DEAL_STATES, range(len(DEAL_STATES)))
+        self.priority_raised = "".join(self.item("priority", priority) for priority in priorities[:2])
         self.deal_won = self.write({"status": [open_, won]})
         self.deal_lost = self.write({"status": [open_, lost]})
         # 4.10 to 5.0 added every redacted column to every update, as a bare value.
@@ -585,6 +587,12 @@ class Pieces:
         Without those that name a person or move a status, which must fit the record they stand for, and the longest.
         """
         return [copy_text(text) for text in sample_updates(auditable_type, self.era)]
+
+
+@lru_cache(maxsize=len(ERAS))
+def pieces_of(era: Era, seed: int) -> Pieces:
+    """Return the era's pieces; a second history with the same seed does not write them again."""
+    return Pieces(era, seed)
 
 
 SAMPLE_BYTES_MAX = 4_000

@@ -1,4 +1,4 @@
-"""What the generator writes is what Psych writes: the real gem's fixture rows, read and written again, stay the same."""
+"""What the generator writes is what Psych writes: the real gem's rows, read and written again, stay the same bytes."""
 
 import json
 import re
@@ -15,71 +15,80 @@ from ops.local.generator import psych
 
 UNTAGGED = "tag:yaml.org,2002:"
 
+# Sample rows whose values the generator has no form for, and so never writes.
+UNWRITTEN = {
+    1200058: "y unquoted: psych 3.1",
+    1200059: "n unquoted: psych 3.1",
+    1200060: "y unquoted: psych 3.1",
+    1200151: "!!str '<<'",
+    1200153: "!!str '<<'",
+    1200186: "one Time object twice, so an anchor on a timestamp",
+}
 
-class NotOurs(Exception):
+
+class NotOursError(Exception):
     """A tag or form that the generator has no value for."""
 
 
-def ruby_value(node: Node, seen: set[int]) -> Any:
-    """Read a node into the generator's values; strings by their style, as Psych reads them."""
-    if id(node) in seen and not is_time_zone(node):
-        raise NotOurs("alias of a plain value")
+def read_back(text: str) -> Any:
+    """Return the generator's value of a document; raises NotOursError where it has none."""
+    node = yaml.compose(text, Loader=yaml.CSafeLoader)
+    assert node is not None
+    return _value(node, set())
+
+
+def _value(node: Node, seen: set[int]) -> Any:
+    if id(node) in seen and node.tag != psych.TIME_ZONE:
+        raise NotOursError("an alias of a value")
     seen.add(id(node))
     if isinstance(node, ScalarNode):
-        return scalar(node)
+        return _scalar(node)
     if isinstance(node, SequenceNode):
         if not node.tag.startswith(UNTAGGED):
-            raise NotOurs(node.tag)
-        return [ruby_value(item, seen) for item in node.value]
+            raise NotOursError(node.tag)
+        return [_value(item, seen) for item in node.value]
     assert isinstance(node, MappingNode)
-    pairs = [(ruby_value(key, seen), value) for key, value in node.value]
+    keys = [_value(key, seen) for key, _ in node.value]
     if node.tag == psych.TIME_WITH_ZONE:
-        parts = dict(pairs)
-        return psych.Instant(
-            utc=parts["utc"].value.removesuffix(" Z"),
-            wall=parts["time"].value.removesuffix(" Z"),
-            zone=parts["zone"].value[0][1].value,
-        )
+        utc, zone, wall = (value for _, value in node.value)
+        return psych.Instant(utc.value.removesuffix(" Z"), wall.value.removesuffix(" Z"), zone.value[0][1].value)
     if node.tag != psych.HASH_WITH_INDIFFERENT_ACCESS and not node.tag.startswith(UNTAGGED):
-        raise NotOurs(node.tag)
-    if any(isinstance(key, list) for key, _ in pairs):
-        raise NotOurs("a sequence as a key")
-    made = {key: ruby_value(value, seen) for key, value in pairs}
+        raise NotOursError(node.tag)
+    if any(isinstance(key, list) for key in keys):
+        raise NotOursError("a sequence as a key")
+    made = dict(zip(keys, (_value(value, seen) for _, value in node.value), strict=True))
     return psych.Indifferent(made) if node.tag == psych.HASH_WITH_INDIFFERENT_ACCESS else made
 
 
-def is_time_zone(node: Node) -> bool:
-    return bool(node.tag == psych.TIME_ZONE)
-
-
-def scalar(node: ScalarNode) -> Any:
+def _scalar(node: ScalarNode) -> Any:
     if node.tag == psych.BIG_DECIMAL:
         return Decimal(node.value.split(":", 1)[1])
     if not node.tag.startswith(UNTAGGED):
-        raise NotOurs(node.tag)
+        raise NotOursError(node.tag)
     if node.style:  # libyaml's plain is the empty string
         return str(node.value)
     if node.value == "":
         return None
     if node.value.startswith(":"):
         return psych.Symbol(node.value[1:])
-    if reads_as_a_value(node.value):
+    if _is_no_string(node.value):
         return psych.Plain(node.value)
     return str(node.value)
 
 
-def reads_as_a_value(plain: str) -> bool:
-    """Numbers, booleans, dates and times: the fixtures' unquoted scalars that are no strings."""
+def _is_no_string(plain: str) -> bool:
+    """Tell the unquoted numbers, booleans, dates and times from the unquoted strings."""
     return bool(
         re.fullmatch(
-            r"true|false|-?\d+|-?\d+\.\d+(e[-+]\d+)?|-?\.inf|\.nan|\d{4}-\d\d-\d\d"
+            r"true|false|-?\d+|-?\d+\.\d+(e[-+]\d+)?|-?\.inf|\.nan|\d{4}-(0\d|1[012])-([012]\d|3[01])"
             r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{9} (Z|[-+]\d\d:\d\d)",
             plain,
         )
     )
 
 
-def fixture_documents() -> Iterator[tuple[int, str, str]]:
+def sample_documents() -> Iterator[tuple[int, str, str]]:
+    """Yield (id, text, writer) of the sample's YAML rows."""
     sample = files("ops.local.sample")
     expected = sample.joinpath("expected_changes.jsonl").read_text("utf-8").split("\n")
     writers = {e["id"]: e["written_by"] for e in map(json.loads, filter(None, expected)) if e["table"] == "audits_yaml"}
@@ -88,21 +97,84 @@ def fixture_documents() -> Iterator[tuple[int, str, str]]:
             yield row["id"], row["audited_changes"], writers[row["id"]]
 
 
-def test_fixture_rows_written_again_are_the_same_bytes() -> None:
-    same, not_ours, different = 0, 0, []
-    for audit_id, text, writer in fixture_documents():
-        node = yaml.compose(text, Loader=yaml.CSafeLoader)
-        assert node is not None
+def test_the_sample_rows_written_again_are_the_same_bytes() -> None:
+    same, refused, different = 0, 0, set()
+    for audit_id, text, writer in sample_documents():
         try:
-            value = ruby_value(node, set())
-        except NotOurs:
-            not_ours += 1
+            value = read_back(text)
+        except NotOursError:
+            refused += 1
             continue
         nil = psych.NIL_022 if "psych 3.1" in writer else psych.NIL_025
         if psych.document(value, nil) == text:
             same += 1
         else:
-            different.append((audit_id, text, psych.document(value, nil)))
-    for d in different:
-        print(d)
-    print(same, not_ours, len(different))
+            different.add(audit_id)
+    assert different == UNWRITTEN.keys()
+    assert (same, refused) == (296, 23)  # refused: tags of other Ruby classes
+
+
+def test_the_strings_that_need_quotes_get_psychs() -> None:
+    written = {
+        text: psych.document([text]).removeprefix("---\n- ").removesuffix("\n")
+        for text in (
+            "yes",
+            "1.5",
+            "+62811",
+            "0812",
+            "~",
+            "",
+            "#1",
+            "a: b",
+            "12:30",
+            "2021-03-04",
+            "y",
+            "O'Neill",
+            "日本",
+        )
+    }
+    assert written == {
+        "yes": "'yes'",
+        "1.5": "'1.5'",
+        "+62811": '"+62811"',
+        "0812": "'0812'",
+        "~": '"~"',
+        "": "''",
+        "#1": '"#1"',
+        "a: b": "'a: b'",
+        "12:30": "'12:30'",
+        "2021-03-04": "'2021-03-04'",
+        "y": '"y"',
+        "O'Neill": "O'Neill",
+        "日本": "日本",
+    }
+
+
+def test_a_zone_is_written_once_and_then_aliased() -> None:
+    at = psych.Instant("2024-01-01 00:00:00.000000000", "2024-01-01 07:00:00.000000000")
+    text = psych.document({"due_at": [at, at], "other_at": [None, at]})
+    assert text.count("&1") == 1
+    assert text.count("zone: *1\n") == 2
+    assert "&" not in psych.document({"due_at": [None, at]})
+
+
+@pytest.mark.parametrize(
+    ("number", "dumped"),
+    [
+        ("12.5", "18:0.125e2"),
+        ("-12.5", "18:-0.125e2"),
+        ("0", "18:0.0"),
+        ("0.0001", "18:0.1e-3"),
+        ("125000000.5", "27:0.1250000005e9"),
+        ("1250000.75", "18:0.125000075e7"),
+        ("9999999999999.99", "27:0.999999999999999e13"),
+        ("250000000", "18:0.25e9"),
+    ],
+)
+def test_a_decimal_is_dumped_as_ruby_does(number: str, dumped: str) -> None:
+    assert psych.big_decimal(Decimal(number)) == dumped
+
+
+def test_a_value_without_a_form_is_refused() -> None:
+    with pytest.raises(TypeError, match="no form is known for a set"):
+        psych.document({"x": {1}})
