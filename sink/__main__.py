@@ -1,5 +1,6 @@
 """Wiring of one sink process: `python -m sink`. Exit codes: 0 done or stopped, 1 defect, 2 bad input, 3 halted."""
 
+import gc
 import logging
 import signal
 import sys
@@ -26,6 +27,7 @@ def main(seam: Seam = straight) -> int:
             sink = Sink(settings, connections.kafka(), database, codec_for(connections.schema_registry_url), seam=seam)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: sink.stop())
+            gc.freeze()  # what the imports made stays: the collector need not look at it with every batch
             sink.run()
         finally:
             database.client.close()

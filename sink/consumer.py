@@ -7,24 +7,26 @@ sink repeats the batch and ends with the same collection and the same counts.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from bson.errors import InvalidDocument
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from pymongo.errors import ConfigurationError, InvalidOperation, PyMongoError
 
 from schemas.codec import Codec
-from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
+from schemas.errors import BadInputError, ReplayError
 from schemas.job import ReplayJob
-from schemas.records import ActivityLog, DeadLetter, SkippedRecord, SnapshotMarker
-from schemas.vocabulary import DeadLetterCause, MarkerEdge, SkipReason
-from sink.counting import NO_OFFSET, Advance, Bin, Decided, PartitionProgress, advance
+from schemas.records import DeadLetter
+from sink.counting import Advance, Decided, PartitionProgress, advance
 from sink.database import Document, Documents
 from sink.dead_letters import DeadLetterTopic, now_us
-from sink.documents import ID_BYTES, AccountCheck, BatchOutcome, is_whole, with_id
+from sink.decoding import Batch, Decoder, Taken
+from sink.documents import BatchOutcome
 from sink.effects import Effect, Seam, straight
 from sink.halting import JobGate, too_many_failed
 from sink.indexes import ACTIVITY_LOGS, JOBS, PROGRESS
@@ -43,6 +45,7 @@ GATE_EVERY_S = 1.0  # how long a halt by another sink or an operator may go unno
 END_CHECK_S = 0.25
 FIRST_RECORD_BYTES_GUESS = 2_000
 POLL_IDLE_S = 0.5
+POLL_IN_FLIGHT_S = 0.02  # nothing new comes: see to the batch in flight instead
 ANSWER_TIMEOUT_S = 10.0
 SAVE_ATTEMPTS_MAX = 100  # races lost in a row; with a few sinks a second one is rare already
 
@@ -74,32 +77,12 @@ class StoppedError(Exception):
     """Asked to stop while waiting for a server; nothing of the batch in hand is committed."""
 
 
-class Taken(NamedTuple):
-    """A record as it came from the outcomes topic."""
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A batch that a writer's thread is writing."""
 
-    partition: int
-    offset: int
-    key: bytes
-    value: bytes
-
-
-class Pending(NamedTuple):
-    """A decoded record on its way to a bin."""
-
-    partition: int
-    decided: Decided
-    log_at: int  # position among the batch's documents; -1 for what is not written
-
-
-@dataclass
-class Batch:
-    """What one poll brought, decoded."""
-
-    pending: list[Pending] = field(default_factory=list)
-    documents: list[bytes] = field(default_factory=list)  # BSON with _id
-    sources: list[tuple[ActivityLog, Taken]] = field(default_factory=list)  # of the documents, for dead letters
-    next_offsets: dict[int, int] = field(default_factory=dict)  # by partition: what is to be committed
-    bytes: int = 0
+    batch: Batch
+    written: Future[tuple[BatchOutcome, float]]  # with the seconds it took
 
 
 class Sink:
@@ -125,8 +108,9 @@ class Sink:
         self._progress = Progress(database[PROGRESS], self.job.job_id, self.job.run)
         self._gate = JobGate(database[JOBS], self.job.job_id, self.job.run)
         hello: Document = database.client.admin.command("hello")
-        self._document_bytes_max = int(hello.get("maxBsonObjectSize", 16 * 1024 * 1024))
-        self._is_ours = AccountCheck(self.job.company_sso_id)
+        self._decoder = Decoder(self.job, codec, int(hello.get("maxBsonObjectSize", 16 * 1024 * 1024)))
+        self._writers = ThreadPoolExecutor(settings.sink_writers, thread_name_prefix="writer")
+        self._in_flight: deque[InFlight] = deque()  # in the order in which they were polled
         self._dead_letters = DeadLetterTopic(kafka, self._topics.dead_letters, codec)
         self._states: dict[int, PartitionProgress] = {}  # of assigned partitions, as last stored by us or read
         self._gathered: list[Taken] = []
@@ -167,20 +151,52 @@ class Sink:
             self._require_topics()
             self._check_gate(at_once=True)
             self._consumer.subscribe(
-                [self._topics.outcomes], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
+                [self._topics.outcomes], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
             )
             while not self._stop_requested:
-                messages = self._gather()
-                failures = self._sink(messages) if messages else 0
+                batch = self._decoder.batch(self._gather(), now_us())
+                failures = self._turn(batch if batch.records else None)
                 self._check_gate(at_once=failures > 0)
-                if self._settings.exit_at_end and self._has_ended():
+                if self._settings.exit_at_end and not self._in_flight and self._has_ended():
                     return
                 self.metrics.log_if_due()
+            self._drain()
         except StoppedError:
             log.info("stopped while a server did not answer; the batch in hand comes again")
         finally:
+            self._stop_requested = True  # ends the waiting of a batch that is still in flight; it comes again
+            self._writers.shutdown()
+            self._in_flight.clear()
             self._consumer.close()  # leaves the group: the others take over at once
             self.metrics.log()
+
+    def _turn(self, batch: Batch | None) -> int:
+        """Have a batch written, and account for the oldest one in flight meanwhile; return its number of dead letters.
+
+        Batches are accounted for in the order in which they were polled, whichever is written first.
+        """
+        must_wait = batch is None or len(self._in_flight) >= self._settings.sink_writers
+        oldest = self._oldest_written(wait=must_wait)
+        if batch is not None:
+            self._in_flight.append(InFlight(batch, self._writers.submit(self._write, batch)))
+        return self._account(*oldest) if oldest is not None else 0
+
+    def _oldest_written(self, *, wait: bool) -> tuple[Batch, BatchOutcome] | None:
+        """Return the oldest batch in flight with the server's answer; None if there is none, or none yet."""
+        if not self._in_flight or not (wait or self._in_flight[0].written.done()):
+            return None
+        batch, written = self._in_flight[0].batch, self._in_flight[0].written
+        outcome, seconds = written.result()
+        self._in_flight.popleft()
+        self.metrics.add_batch(batch, outcome, seconds)
+        return batch, outcome
+
+    def _drain(self) -> int:
+        """Account for everything in flight; return its number of dead letters."""
+        dead_letters = 0
+        while self._in_flight:
+            dead_letters += self._turn(None)
+        return dead_letters
 
     def _require_topics(self) -> None:
         known = self._until_answered("Kafka", lambda: self._consumer.list_topics(timeout=ANSWER_TIMEOUT_S).topics)
@@ -201,7 +217,12 @@ class Sink:
         log.info("assigned %s", {p.partition: p.offset for p in committed})
 
     def _revoked(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Forget what was gathered of partitions that are another sink's now; it has not been written."""
+        """Finish what is in flight while the partitions are still ours, and forget what was only gathered."""
+        self._drain()
+        self._lost(_consumer, partitions)
+
+    def _lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Forget what is another sink's by now; a batch in flight finds out when it saves its progress."""
         gone = {partition.partition for partition in partitions}
         self._gathered = [message for message in self._gathered if message.partition not in gone]
         for partition in gone:
@@ -219,7 +240,8 @@ class Sink:
             # Ask for what fits by the size of the records so far, so that large ones overshoot by one poll only.
             room = (self._settings.sink_batch_bytes - size) // self._record_bytes + 1
             wanted = min(room, self._settings.sink_batch_records - len(self._gathered))
-            wait_s = max(0.0, deadline - time.monotonic()) if deadline else POLL_IDLE_S
+            idle_s = POLL_IN_FLIGHT_S if self._in_flight else POLL_IDLE_S
+            wait_s = max(0.0, deadline - time.monotonic()) if deadline else idle_s
             if not deadline:
                 polled = self._consumer.consume(1, wait_s)  # the first record starts the clock
             else:
@@ -250,177 +272,47 @@ class Sink:
             raise KafkaException(error)
         log.warning("Kafka: %s", error.str())
 
-    def _sink(self, messages: Sequence[Taken]) -> int:
-        """Write a batch and everything that follows from it; return its number of dead letters once it is committed."""
-        batch = self._decode(messages)
-
+    def _write(self, batch: Batch) -> tuple[BatchOutcome, float]:
         # Dying before this line costs nothing. Dying after it: the documents are there, uncounted; the next sink sends
         # them again, meets their `_id`s, and counts them as migrated.
-        outcome = self._write(batch)
-        decided = self._decide(batch, outcome)
-        ahead = self._advance(decided, outcome, batch)
-
-        # Dying after this line brings the same dead letters once more: each names run, partition and source offset.
-        dead_letters = [letter for step in ahead.values() for letter in step.dead_letters]
-        self._deliver(dead_letters)
-
-        # Dying after this line: the batch comes again, is written again without effect, and counts nothing.
-        self._save(decided, ahead)
-
-        # Dying after this line costs nothing.
-        self._commit(batch.next_offsets)
-        return len(dead_letters)
-
-    def _decode(self, messages: Sequence[Taken]) -> Batch:
-        """Return the batch with every record in a provisional bin: migrated, until the server says otherwise."""
-        batch = Batch()
-        run = self.job.run
-        metrics = self.metrics
-        for message in messages:
-            partition, offset, _, value = message
-            batch.bytes += len(value)
-            batch.next_offsets[partition] = max(batch.next_offsets.get(partition, 0), offset + 1)
-            log_at = -1
-            try:
-                record = self._codec.decode(value)
-            except UndecodableRecordError as error:
-                metrics.undecodable += 1
-                decided = self._undecodable(message, error.what)
-            else:
-                if isinstance(record, ActivityLog):
-                    if record.run != run:
-                        metrics.other_runs += 1
-                        decided = Decided(offset, NO_OFFSET, 0, 0, Bin.PASSED_OVER)
-                    else:
-                        refusal = self._unfit(record)
-                        if refusal is None:
-                            log_at = len(batch.documents)
-                            batch.documents.append(with_id(run, record.audit_id, record.document))
-                            batch.sources.append((record, message))
-                            decided = Decided(
-                                offset, record.source_offset, record.audit_id, record.id_range, Bin.MIGRATED
-                            )
-                        else:
-                            decided = self._failed(record, message, *refusal)
-                elif isinstance(record, SkippedRecord | DeadLetter | SnapshotMarker):
-                    if record.run != run:
-                        metrics.other_runs += 1
-                        decided = Decided(offset, NO_OFFSET, 0, 0, Bin.PASSED_OVER)
-                    elif isinstance(record, SkippedRecord):
-                        decided = Decided(
-                            offset, record.source_offset, record.audit_id, record.id_range, Bin.SKIPPED, record.reason
-                        )
-                    elif isinstance(record, DeadLetter):
-                        decided = _from_dead_letter(offset, record)
-                    elif record.edge == MarkerEdge.END:
-                        decided = Decided(offset, record.source_offset, 0, 0, Bin.ENDED)
-                    else:
-                        decided = Decided(offset, record.source_offset, 0, 0, Bin.PASSED_OVER)
-                else:
-                    metrics.undecodable += 1
-                    decided = self._undecodable(message, f"a {type(record).__name__} is no outcome")
-            batch.pending.append(Pending(partition, decided, log_at))
-        return batch
-
-    def _unfit(self, record: ActivityLog) -> tuple[DeadLetterCause, str] | None:
-        """Return why a document cannot be sent at all, or None."""
-        document = record.document
-        if not is_whole(document):
-            return DeadLetterCause.UNDECODABLE_RECORD, "the document is not BSON"
-        if len(document) + ID_BYTES > self._document_bytes_max:
-            return (
-                DeadLetterCause.DOCUMENT_TOO_LARGE,
-                f"{len(document)} bytes, the server takes {self._document_bytes_max}",
-            )
-        if not self._is_ours(document):
-            return DeadLetterCause.WRONG_ACCOUNT, "the document is of another account than this topic"
-        return None
-
-    def _undecodable(self, message: Taken, detail: str) -> Decided:
-        letter = DeadLetter(
-            audit_id=0,
-            id_range=0,
-            source_topic=self._topics.outcomes,
-            source_partition=message.partition,
-            source_offset=message.offset,
-            run=self.job.run,
-            cause=DeadLetterCause.UNDECODABLE_RECORD,
-            detail=detail,
-            key=message.key,
-            payload=message.value,
-            failed_at=now_us(),
-        )
-        return Decided(message.offset, NO_OFFSET, 0, 0, Bin.FOREIGN, letter.cause, letter)
-
-    def _failed(self, record: ActivityLog, message: Taken, cause: DeadLetterCause, detail: str) -> Decided:
-        letter = DeadLetter(
-            audit_id=record.audit_id,
-            id_range=record.id_range,
-            source_topic=self._topics.replay,
-            source_partition=message.partition,
-            source_offset=record.source_offset,
-            run=record.run,
-            cause=cause,
-            detail=detail,
-            key=message.key,
-            payload=message.value,
-            failed_at=now_us(),
-        )
-        return Decided(
-            message.offset, record.source_offset, record.audit_id, record.id_range, Bin.FAILED, cause, letter
-        )
-
-    def _write(self, batch: Batch) -> BatchOutcome:
         started = time.perf_counter()
         outcome = self._until_answered(
             "MongoDB", lambda: self._seam(Effect.WRITE_LOGS, lambda: write_batch(self._logs, batch.documents))
         )
-        metrics = self.metrics
-        metrics.write_seconds += time.perf_counter() - started
-        metrics.batches += 1
-        metrics.records += len(batch.pending)
-        metrics.bytes += batch.bytes
-        metrics.inserted += len(outcome.inserted)
-        metrics.redelivered += len(outcome.redelivered)
-        metrics.duplicates += len(outcome.duplicates)
-        metrics.failed += len(outcome.failed)
-        return outcome
+        return outcome, time.perf_counter() - started
 
-    def _decide(self, batch: Batch, outcome: BatchOutcome) -> dict[int, list[Decided]]:
-        """Return every record with its final bin, by partition, in offset order."""
-        by_partition: dict[int, list[Decided]] = {partition: [] for partition in batch.next_offsets}
-        exceptions = bool(outcome.duplicates or outcome.failed)
-        for partition, decided, log_at in batch.pending:
-            final = decided
-            if exceptions and log_at >= 0:
-                if log_at in outcome.duplicates:
-                    final = decided._replace(bin=Bin.SKIPPED, reason=SkipReason.DUPLICATE_EXTERNAL_ID)
-                elif log_at in outcome.failed:
-                    record, message = batch.sources[log_at]
-                    final = self._failed(record, message, DeadLetterCause.WRITE_REFUSED, str(outcome.failed[log_at]))
-            by_partition[partition].append(final)
-        return by_partition
+    def _account(self, batch: Batch, outcome: BatchOutcome) -> int:
+        """Do everything that follows a batch's write; return its number of dead letters once it is committed."""
+        decided = self._decoder.decide(batch, outcome, now_us())
+        ahead = self._advance(decided)
+        repeated = sum(step.repeated for step in ahead.values())
+        self.metrics.repeated += repeated
+        if repeated:
+            self._watch_repeats(batch, outcome)
+        dead_letters = [letter for step in ahead.values() for letter in step.dead_letters]
+        self._deliver(dead_letters)
 
-    def _advance(self, decided: dict[int, list[Decided]], outcome: BatchOutcome, batch: Batch) -> dict[int, Advance]:
+        # Dying before this line brings the same dead letters once more: each names run, partition and source offset.
+        self._save(decided, ahead)
+
+        # Dying before this line: the batch comes again, is written again without effect, and counts nothing.
+        self._commit(batch.next_offsets)
+        return len(dead_letters)
+
+    def _advance(self, decided: dict[int, list[Decided]]) -> dict[int, Advance]:
         """Return each partition's progress after the batch, reading what is not known yet."""
         unknown = [partition for partition in decided if partition not in self._states]
         if unknown:
             self._states.update(self._until_answered("MongoDB", lambda: self._progress.load(unknown)))
-        ahead = {partition: advance(self._states[partition], records) for partition, records in decided.items()}
-        repeated = sum(step.repeated for step in ahead.values())
-        self.metrics.repeated += repeated
-        if repeated and outcome.inserted:
-            self._watch_repeats(batch, outcome)
-        return ahead
+        return {partition: advance(self._states[partition], records) for partition, records in decided.items()}
 
     def _watch_repeats(self, batch: Batch, outcome: BatchOutcome) -> None:
         """Count documents that were inserted although their row had been counted: two outcomes of one row differ."""
-        for partition, record, log_at in batch.pending:
-            if log_at in outcome.inserted:
-                counted = self._states[partition].id_ranges.get(record.id_range, 0)
-                if record.audit_id <= counted:
-                    self.metrics.repeats_inserted += 1
-                    log.warning("audit %d was counted before and is written only now", record.audit_id)
+        for at in outcome.inserted:
+            record, partition = batch.sources[at].record, batch.sources[at].taken.partition
+            if record.audit_id <= self._states[partition].id_ranges.get(record.id_range, 0):
+                self.metrics.repeats_inserted += 1
+                log.warning("audit %d was counted before and is written only now", record.audit_id)
 
     def _deliver(self, dead_letters: Sequence[DeadLetter]) -> None:
         if not dead_letters:
@@ -540,17 +432,3 @@ def _taken(message: Message) -> Taken:
 
 def _bytes(value: bytes | str | None) -> bytes:
     return value if isinstance(value, bytes) else (value or "").encode()
-
-
-def _from_dead_letter(offset: int, record: DeadLetter) -> Decided:
-    """Return the bin of a dead letter that a processor made."""
-    foreign = record.audit_id <= 0 or record.cause == DeadLetterCause.WRONG_ACCOUNT
-    return Decided(
-        offset,
-        record.source_offset,
-        record.audit_id,
-        record.id_range,
-        Bin.FOREIGN if foreign else Bin.FAILED,
-        record.cause,
-        record,
-    )

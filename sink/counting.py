@@ -73,36 +73,34 @@ def advance(progress: PartitionProgress, batch: Sequence[Decided]) -> Advance:
     }
     dead_letters: list[DeadLetter] = []
     for record in batch:
-        before = outcomes_offset
-        if record.offset > outcomes_offset:
-            outcomes_offset = record.offset
-        if record.bin is Bin.PASSED_OVER:
+        offset, from_offset, audit_id, id_range, into, reason, dead_letter = record
+        before, outcomes_offset = outcomes_offset, max(outcomes_offset, offset)
+        if into is Bin.PASSED_OVER:
             continue
-        if record.bin is Bin.ENDED:
+        if into is Bin.ENDED:
             ended = True
             continue
-        if record.bin is Bin.FOREIGN:
-            # Its audit id, if it has one, belongs to somebody else and must not move a range's high-water.
-            if record.source_offset >= 0:
-                is_new = record.source_offset > source_offset
-            else:
-                is_new = record.offset > before
-        else:
-            is_new = record.audit_id > ranges.get(record.id_range, 0)
+        if into is not Bin.FOREIGN:
+            is_new = audit_id > ranges.get(id_range, 0)
             if is_new:
-                ranges[record.id_range] = record.audit_id
-        if record.source_offset > source_offset:
-            source_offset = record.source_offset
+                ranges[id_range] = audit_id
+        # Its audit id, if it has one, belongs to somebody else and must not move a range's high-water.
+        elif from_offset >= 0:
+            is_new = from_offset > source_offset
+        else:
+            is_new = offset > before
+        if from_offset > source_offset:
+            source_offset = from_offset
         if not is_new:
             repeated += 1
             continue
-        if record.bin is Bin.MIGRATED:
+        if into is Bin.MIGRATED:
             migrated += 1
-        else:
-            counts = bins[record.bin]
-            counts[record.reason] = counts.get(record.reason, 0) + 1
-        if record.dead_letter is not None:
-            dead_letters.append(record.dead_letter)
+            continue
+        counts = bins[into]
+        counts[reason] = counts.get(reason, 0) + 1
+        if dead_letter is not None:
+            dead_letters.append(dead_letter)
     after = PartitionProgress(
         version=progress.version + 1,
         outcomes_offset=outcomes_offset,

@@ -8,9 +8,11 @@ from typing import Any
 import bson
 
 OBJECT_ID_FIELD = b"\x07_id\x00"  # BSON: type ObjectId, name "_id"
-ID_BYTES = len(OBJECT_ID_FIELD) + 12  # what the sink adds to a document
+RUN_BYTES, AUDIT_ID_BYTES = 4, 8  # the twelve bytes of an ObjectId
+ID_BYTES = len(OBJECT_ID_FIELD) + RUN_BYTES + AUDIT_ID_BYTES  # what the sink adds to a document
 BSON_LENGTH_BYTES = 4
 BSON_BYTES_MIN = 5  # an empty document
+DEPTH_MAX = 180  # levels of nesting that MongoDB stores
 DUPLICATE_KEY = 11000
 PRIMARY_KEY_INDEX = "_id_"
 _INDEX_IN_MESSAGE = re.compile(r" index: (\S+)")
@@ -47,13 +49,20 @@ def object_id(run: int, audit_id: int) -> bytes:
     So a record that Kafka delivers to this run again meets its own `_id`, and is told apart from a document of an
     earlier run, which only meets the unique index.
     """
-    return run.to_bytes(4, "big") + audit_id.to_bytes(8, "big")
+    return run.to_bytes(RUN_BYTES, "big") + audit_id.to_bytes(AUDIT_ID_BYTES, "big")
 
 
-def with_id(run: int, audit_id: int, document: bytes) -> bytes:
-    """Return the BSON document with its `_id` in front; the rest is copied, never decoded."""
-    length = (len(document) + ID_BYTES).to_bytes(BSON_LENGTH_BYTES, "little")
-    return b"".join((length, OBJECT_ID_FIELD, object_id(run, audit_id), document[BSON_LENGTH_BYTES:]))
+class IdMaker:
+    """Puts the `_id` of one run in front of documents."""
+
+    def __init__(self, run: int) -> None:
+        """`run` is the first half of every `_id` made."""
+        self._start = OBJECT_ID_FIELD + object_id(run, 0)[:RUN_BYTES]
+
+    def __call__(self, audit_id: int, document: bytes) -> bytes:
+        """Return the BSON document with its `_id` in front; the rest is copied, never decoded."""
+        length = (len(document) + ID_BYTES).to_bytes(BSON_LENGTH_BYTES, "little")
+        return length + self._start + audit_id.to_bytes(AUDIT_ID_BYTES, "big") + document[BSON_LENGTH_BYTES:]
 
 
 def is_whole(document: bytes) -> bool:
@@ -63,6 +72,23 @@ def is_whole(document: bytes) -> bool:
         and int.from_bytes(document[:BSON_LENGTH_BYTES], "little") == len(document)
         and document[-1] == 0
     )
+
+
+def is_sound(document: bytes) -> bool:
+    """Return whether a server can read the BSON document: every field is whole, nothing nested too deep.
+
+    Costs a full decode; only for a document that is under suspicion.
+    """
+    try:
+        level: list[Any] = [bson.decode(document)]
+    except (bson.errors.InvalidBSON, RecursionError):
+        return False
+    for _ in range(DEPTH_MAX):
+        values = [value for one in level for value in (one.values() if isinstance(one, dict) else one)]
+        level = [value for value in values if isinstance(value, dict | list)]
+        if not level:
+            return True
+    return False
 
 
 class AccountCheck:

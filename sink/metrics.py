@@ -4,6 +4,9 @@ import logging
 import time
 from dataclasses import asdict, dataclass, field
 
+from sink.decoding import Batch
+from sink.documents import BatchOutcome
+
 log = logging.getLogger(__name__)
 
 LOG_EVERY_S = 30.0
@@ -21,7 +24,6 @@ class SinkMetrics:
     redelivered: int = 0  # this run had written them before
     duplicates: int = 0  # somebody else had
     failed: int = 0
-    skipped: int = 0
     dead_letters: int = 0
     repeated: int = 0  # had been counted before
     repeats_inserted: int = 0  # counted before, yet new to the collection: a processor changed its mind
@@ -30,6 +32,19 @@ class SinkMetrics:
     lost_races: int = 0  # progress that another sink had moved meanwhile
     retries: int = 0  # of effects that were not answered
     _logged_at: float = field(default_factory=time.monotonic, repr=False)
+
+    def add_batch(self, batch: Batch, outcome: BatchOutcome, write_seconds: float) -> None:
+        """Add a batch that the server has answered."""
+        self.batches += 1
+        self.records += batch.records
+        self.bytes += batch.bytes
+        self.other_runs += batch.other_runs
+        self.undecodable += batch.undecodable
+        self.write_seconds += write_seconds
+        self.inserted += len(outcome.inserted)
+        self.redelivered += len(outcome.redelivered)
+        self.duplicates += len(outcome.duplicates)
+        self.failed += len(outcome.failed)
 
     def counters(self) -> dict[str, int | float]:
         """Return every counter by name."""

@@ -19,6 +19,7 @@ class SinkSettings(BaseSettings):
     sink_batch_bytes: int = Field(
         8 * 1024 * 1024, ge=1, description="bytes of one bulk write, about; one record may exceed it"
     )
+    sink_writers: int = Field(2, ge=1, le=16, description="bulk writes at once; memory is this many batches and one")
     sink_linger_ms: int = Field(100, ge=0, le=10_000, description="how long to wait for a batch to fill")
     sink_session_timeout_ms: int = Field(
         10_000, ge=1_000, description="after this silence of a dead sink the others take over its partitions"

@@ -7,11 +7,11 @@ from typing import Any
 
 from bson.raw_bson import RawBSONDocument
 from pymongo import InsertOne
-from pymongo.errors import BulkWriteError, OperationFailure
+from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure
 
 from schemas.errors import ReplayError
 from sink.database import Documents
-from sink.documents import BatchOutcome, Refusal, classify, scrub
+from sink.documents import BatchOutcome, Refusal, classify, is_sound, scrub
 from sink.indexes import UNIQUE_EXTERNAL_ID
 
 log = logging.getLogger(__name__)
@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 # Codes with which a server refuses a whole command for the sake of what is in a document.
 # BadValue, FailedToParse, Overflow (nested too deep), InvalidBSON, BSONObjectTooLarge
 REFUSED_FOR_A_DOCUMENT = frozenset((2, 9, 15, 22, 10334))
+
+UNSOUND = Refusal(22, "the document is not BSON that a server can read")  # InvalidBSON
 
 
 class CountsDisagreeError(ReplayError):
@@ -60,6 +62,12 @@ def _insert(collection: Documents, documents: Sequence[bytes]) -> BatchOutcome:
         if error.details["writeConcernErrors"]:
             raise WriteConcernUnmetError("the write concern was not met", "check the replica set") from None
         inserted, errors = error.details["nInserted"], error.details["writeErrors"]
+    except AutoReconnect:
+        # A server may drop the connection of a client that sends broken BSON: no outage, and it would never end.
+        unsound = {position for position, document in enumerate(documents) if not is_sound(document)}
+        if not unsound:
+            raise
+        return _without(collection, documents, unsound)
     except OperationFailure as error:
         if error.code not in REFUSED_FOR_A_DOCUMENT:
             raise
@@ -86,15 +94,32 @@ def _isolate(collection: Documents, documents: Sequence[bytes], refusal: Refusal
     )
 
 
+def _without(collection: Documents, documents: Sequence[bytes], unsound: set[int]) -> BatchOutcome:
+    """Insert all but the unsound documents, which have failed."""
+    sound = [position for position in range(len(documents)) if position not in unsound]
+    outcome = _insert(collection, [documents[position] for position in sound])
+    return BatchOutcome(
+        frozenset(sound[i] for i in outcome.inserted),
+        frozenset(sound[i] for i in outcome.redelivered),
+        frozenset(sound[i] for i in outcome.duplicates),
+        {**{sound[i]: refusal for i, refusal in outcome.failed.items()}, **dict.fromkeys(unsound, UNSOUND)},
+    )
+
+
 def _retry_failed(collection: Documents, documents: Sequence[bytes], outcome: BatchOutcome) -> BatchOutcome:
     """Try each failed document once more; some refusals pass (a write conflict, a time limit)."""
-    positions = sorted(outcome.failed)
+    positions = sorted(position for position, refusal in outcome.failed.items() if refusal is not UNSOUND)
+    if not positions:
+        return outcome
     again = _insert(collection, [documents[position] for position in positions])
     return BatchOutcome(
         outcome.inserted | {positions[i] for i in again.inserted},
         outcome.redelivered | {positions[i] for i in again.redelivered},
         outcome.duplicates | {positions[i] for i in again.duplicates},
-        {positions[i]: refusal for i, refusal in again.failed.items()},
+        {
+            **{position: refusal for position, refusal in outcome.failed.items() if refusal is UNSOUND},
+            **{positions[i]: refusal for i, refusal in again.failed.items()},
+        },
     )
 
 

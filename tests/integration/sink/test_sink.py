@@ -1,32 +1,318 @@
 """A sink on real Kafka and MongoDB: what it writes, counts, dead-letters and commits."""
 
-import pytest
+import os
+import signal
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from tests.integration.sink.conftest import Account
+import bson
+import pytest
+from pymongo.errors import AutoReconnect
+
+from schemas.errors import BadInputError
+from schemas.records import AuditEvent
+from schemas.vocabulary import DeadLetterCause
+from sink.consumer import HaltedError, OutcomesLostError
+from sink.dead_letters import DeadLetterTopic
+from sink.documents import ID_BYTES, object_id
+from sink.effects import Effect
+from tests.integration.sink.conftest import CODEC, Account, wait_until
 
 pytestmark = pytest.mark.services
+T = TypeVar("T")
+DOCUMENT_BYTES_MAX = 16 * 1024 * 1024
 
 
 def test_each_outcome_ends_in_its_bin(account: Account) -> None:
-    account.publish(
-        [
-            account.log(1),
-            account.skip(2),
-            account.log(3),
-            account.dead_letter(4),
-            account.skip(5, "other"),
-            account.end(),
-        ]
-    )
+    letter = account.dead_letter(4)
+    account.publish([account.log(1), account.skip(2), account.log(3), letter, account.skip(5, "other"), account.end()])
     sink = account.run_sink()
     totals = account.totals
     assert account.external_ids() == ["crm_audit:1", "crm_audit:3"]
-    assert (totals.migrated, totals.skipped, totals.failed) == (
-        2,
-        {"contact_not_found": 1, "other": 1},
-        {"undecodable_changes": 1},
-    )
+    assert totals.migrated == 2
+    assert totals.skipped == {"contact_not_found": 1, "other": 1}
+    assert totals.failed == {"undecodable_changes": 1}
     assert (totals.partitions_ended, totals.last_audit_id) == (1, 5)
     assert account.committed() == {0: 6}
-    assert account.dead_letters() == [account.dead_letter(4)]
+    assert account.dead_letters() == [letter]
     assert sink.metrics.inserted == 2
+
+
+def test_a_document_is_stored_byte_for_byte_behind_its_id(account: Account) -> None:
+    log = account.log(258)
+    account.publish([log, account.end()])
+    account.run_sink()
+    raw = account.logs.with_options(codec_options=bson.CodecOptions(document_class=bson.raw_bson.RawBSONDocument))
+    stored = raw.find_one({}).raw
+    assert stored[4 + ID_BYTES :] == log.document[4:]
+    assert account.logs.find_one({})["_id"].binary == object_id(7, 258) == bytes.fromhex("000000070000000000000102")
+
+
+def test_the_same_outcomes_again_insert_nothing_and_count_nothing(account: Account) -> None:
+    records = [account.log(1), account.skip(2), account.log(3), account.dead_letter(4)]
+    account.publish([*records, *records, account.end()])
+    sink = account.run_sink(sink_batch_records=4)
+    assert sink.metrics.inserted == 2
+    assert sink.metrics.redelivered == 2
+    assert sink.metrics.repeated == 4
+    assert account.totals.accounted == 4
+    assert account.totals.migrated == 2
+    assert len(account.dead_letters()) == 1
+
+
+def test_a_page_that_comes_twice_within_one_batch_is_counted_once(account: Account) -> None:
+    page = [account.log(i) for i in range(1, 51)]
+    republished = [account.log(i, 100 + i) for i in range(1, 51)]
+    account.publish([*page, *republished, account.end()])
+    account.run_sink()
+    assert account.totals.migrated == 50
+    assert account.totals.skipped == {}
+
+
+def test_each_id_range_has_its_own_high_water(account: Account) -> None:
+    account.publish([account.log(1000, id_range=1), account.log(1), account.log(1001, id_range=1), account.log(2)])
+    account.publish([account.log(1), account.log(1000, id_range=1), account.end()])
+    account.run_sink()
+    assert account.totals.migrated == 4
+
+
+def test_documents_of_an_earlier_run_are_duplicates_and_stay_as_they_are(make_account: Callable[..., Account]) -> None:
+    account = make_account()
+    before = {**account.document(1), "changes": "of an earlier run"}
+    account.logs.insert_one(dict(before))
+    account.publish([account.log(1), account.log(2), account.end()])
+    account.run_sink()
+    assert account.totals.migrated == 1
+    assert account.totals.skipped == {"duplicate_external_id": 1}
+    stored = account.logs.find_one({"external_id": "crm_audit:1"})
+    assert stored["changes"] == "of an earlier run"
+
+
+def test_redelivered_documents_count_as_migrated(account: Account) -> None:
+    """A sink died after its write: the documents are there under this run's ids, and nothing is counted."""
+    account.logs.insert_one({"_id": bson.ObjectId(object_id(7, 1)), **account.document(1)})
+    account.publish([account.log(1), account.log(2), account.end()])
+    sink = account.run_sink()
+    assert account.totals.migrated == 2
+    assert account.totals.skipped == {}
+    assert (sink.metrics.redelivered, sink.metrics.inserted) == (1, 1)
+
+
+def test_outcomes_of_another_run_are_passed_over(account: Account) -> None:
+    others = [record._replace(run=6) for record in (account.log(1), account.skip(2), account.dead_letter(3))]
+    account.publish([*others, account.end()._replace(run=6), account.log(4), account.end()])
+    sink = account.run_sink()
+    assert account.external_ids() == ["crm_audit:4"]
+    assert account.totals.accounted == 1
+    assert sink.metrics.other_runs == 4
+    assert account.dead_letters() == []
+
+
+def test_poison_bytes_become_dead_letters_and_the_rest_goes_on(account: Account) -> None:
+    whole = CODEC.encode(account.log(9))
+    event = CODEC.encode(AuditEvent(1, 0, 0, "t", 1, "", 0, "", 0, "", "update", "", False, 1, "", ""))
+    poison = [b"", b"garbage", whole[:-1], whole + b"\0", event]
+    account.publish([account.log(1), *poison, account.log(2), account.end()])
+    account.run_sink()
+    letters = account.dead_letters()
+    assert [letter.payload for letter in letters] == poison
+    assert {letter.cause for letter in letters} == {DeadLetterCause.UNDECODABLE_RECORD}
+    assert [(letter.source_topic, letter.source_offset) for letter in letters] == [
+        (account.job.topics.outcomes, offset) for offset in range(1, 6)
+    ]
+    totals = account.totals
+    assert (totals.migrated, totals.failed, totals.foreign) == (2, {}, {"undecodable_record": 5})
+
+
+def test_documents_that_cannot_be_sent_are_dead_letters(account: Account) -> None:
+    other = account.log(2, company_sso_id="somebody-else")
+    broken = account.log(3)._replace(document=b"\x05\0\0\0")
+    # Right at both ends, unreadable between them: only the server can tell.
+    inside = bytearray(account.log(4).document)
+    inside[inside.index(b"category") - 1] = 0x7E
+    account.publish([account.log(1), other, broken, account.log(4)._replace(document=bytes(inside)), account.log(5)])
+    account.publish([account.end()])
+    account.run_sink()
+    assert account.external_ids() == ["crm_audit:1", "crm_audit:5"]
+    assert account.totals.migrated == 2
+    assert account.totals.failed == {"wrong_account": 1, "undecodable_record": 1, "write_refused": 1}
+    assert {letter.audit_id: letter.cause for letter in account.dead_letters()} == {
+        2: "wrong_account",
+        3: "undecodable_record",
+        4: "write_refused",
+    }
+
+
+def test_only_our_own_index_makes_a_duplicate(account: Account) -> None:
+    account.logs.create_index("customer_id", unique=True, name="somebody_elses")
+    account.publish([account.log(1), account.log(2), account.log(8), account.end()])  # 8 has the customer of 1
+    account.run_sink()
+    assert account.external_ids() == ["crm_audit:1", "crm_audit:2"]
+    assert account.totals.failed == {"write_refused": 1}
+    assert account.totals.skipped == {}
+    (letter,) = account.dead_letters()
+    assert letter.audit_id == 8
+    assert (letter.source_topic, letter.source_offset) == (account.job.topics.replay, 8)
+    assert letter.detail == "code 11000: duplicate key in index somebody_elses"
+    assert CODEC.decode(letter.payload) == account.log(8)
+
+
+def test_a_refusal_is_dead_lettered_without_the_documents_values(account: Account) -> None:
+    account.logs.drop()
+    account.database.create_collection("activity_logs", validator={"customer_id": {"$ne": "secret person"}})
+    account.publish([account.log(1, customer_id="secret person"), account.log(2), account.end()])
+    account.run_sink()
+    assert account.external_ids() == ["crm_audit:2"]
+    (letter,) = account.dead_letters()
+    assert letter.cause == DeadLetterCause.WRITE_REFUSED
+    assert letter.detail.startswith("code 121: ")
+    assert "secret" not in letter.detail
+
+
+def test_the_largest_document_is_stored_and_one_byte_more_is_a_dead_letter(account: Account) -> None:
+    def sized(audit_id: int, size: int) -> Any:
+        room = size - ID_BYTES - len(account.log(audit_id, note="").document)
+        return account.log(audit_id, note="x" * room)
+
+    account.publish([sized(1, DOCUMENT_BYTES_MAX), sized(2, DOCUMENT_BYTES_MAX + 1), account.log(3), account.end()])
+    account.run_sink()
+    assert account.external_ids() == ["crm_audit:1", "crm_audit:3"]
+    assert account.totals.failed == {"document_too_large": 1}
+    (letter,) = account.dead_letters()
+    assert letter.audit_id == 2
+    assert len(letter.payload) > DOCUMENT_BYTES_MAX - ID_BYTES
+
+
+def test_a_dead_letter_too_large_for_its_topic_goes_without_payload(account: Account) -> None:
+    letter = account.dead_letter(1)._replace(payload=os.urandom(20 * 1024 * 1024))
+    topic = DeadLetterTopic(account.kafka, account.job.topics.dead_letters, CODEC)
+    topic.deliver([letter, account.dead_letter(2)], lambda: True)
+    small, cut = account.dead_letters()
+    assert small == account.dead_letter(2)
+    assert cut == letter._replace(payload=b"", detail="a test [payload of 20971520 bytes left out]")
+
+
+def test_every_effect_that_fails_once_is_repeated_and_counts_stay_exact(account: Account) -> None:
+    failed: list[str] = []
+
+    def fail_once(effect: Effect, run: Callable[[], T]) -> T:
+        if effect.value not in failed:
+            failed.append(effect.value)
+            if effect in (Effect.WRITE_LOGS, Effect.SAVE_PROGRESS):
+                run()  # done, but the answer is lost
+            raise AutoReconnect("the connection is gone")
+        return run()
+
+    account.publish([account.log(1), account.dead_letter(2), account.skip(3), account.log(4), account.end()])
+    sink = account.run_sink(fail_once)
+    assert sorted(failed) == sorted(Effect)
+    assert sink.metrics.retries == len(Effect)
+    assert account.external_ids() == ["crm_audit:1", "crm_audit:4"]
+    totals = account.totals
+    assert (totals.migrated, totals.skipped_total, totals.failed_total) == (2, 1, 1)
+    assert account.committed() == {0: 5}
+
+
+def test_nothing_is_committed_while_a_server_does_not_answer(account: Account) -> None:
+    def never(effect: Effect, run: Callable[[], T]) -> T:
+        if effect is Effect.WRITE_LOGS:
+            sink.stop() if sink.metrics.retries else None
+            raise AutoReconnect("the connection is gone")
+        return run()
+
+    account.publish([account.log(1), account.end()])
+    sink = account.sink(never)
+    sink.run()
+    assert account.committed() == {0: -1001}
+    assert account.totals.accounted == 0
+    account.run_sink()
+    assert account.totals.migrated == 1
+
+
+def insert_job(account: Account, **more: Any) -> None:
+    account.database["crm_activity_log_migration_jobs"].insert_one(
+        {"_id": account.job.job_id, "company_sso_id": "x", "run": account.job.run, "status": "in_progress", **more}
+    )
+
+
+def job_document(account: Account) -> Any:
+    return account.database["crm_activity_log_migration_jobs"].find_one({"_id": account.job.job_id})
+
+
+def test_too_many_failures_halt_the_job_and_keep_the_offsets(account: Account) -> None:
+    insert_job(account)
+    good = [account.log(i) for i in range(1, 445)]
+    bad = [account.dead_letter(i) for i in range(445, 500)]
+    account.publish([*good, *bad])  # 499 seen, 55 failed: not a page yet
+    account.publish([account.skip(500), *[account.dead_letter(i) for i in range(501, 503)], account.end()])
+    with pytest.raises(HaltedError) as halted:
+        account.run_sink(sink_batch_records=499)
+    assert halted.value.exit_code == 3
+    job = job_document(account)
+    assert job["status"] == "halted"
+    assert job["error"] == "57 of 502 records failed, more than 10%"
+    assert account.committed() == {0: 503}
+    assert len(account.dead_letters()) == 57
+
+
+def test_a_tenth_of_failures_does_not_halt(account: Account) -> None:
+    insert_job(account)
+    account.publish([account.log(i) if i % 10 else account.dead_letter(i) for i in range(1, 1001)])
+    account.publish([account.end()])
+    account.run_sink()
+    assert job_document(account)["status"] == "in_progress"
+    assert account.totals.failed_total == 100
+
+
+def test_failures_before_a_resume_do_not_halt_the_job_again(account: Account) -> None:
+    insert_job(account, failure_baseline={"failed": 600, "seen": 600})
+    account.publish([account.dead_letter(i) for i in range(1, 601)])
+    account.publish([account.log(i) for i in range(601, 1201)])
+    account.publish([account.end()])
+    account.run_sink()
+    assert account.totals.failed_total == 600
+    assert job_document(account)["status"] == "in_progress"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"status": "halted"}, "is halted"), ({"status": "rolled_back"}, "rolled_back"), ({"run": 8}, "run 8")],
+)
+def test_a_sink_of_a_job_that_does_not_go_on_writes_nothing(account: Account, change: dict[str, Any], why: str) -> None:
+    insert_job(account)
+    account.database["crm_activity_log_migration_jobs"].update_one({"_id": account.job.job_id}, {"$set": change})
+    account.publish([account.log(1), account.end()])
+    with pytest.raises(HaltedError, match=why):
+        account.run_sink()
+    assert account.external_ids() == []
+
+
+def test_a_missing_topic_is_bad_input(account: Account) -> None:
+    account.job = account.job.model_copy(update={"company_sso_id": account.job.company_sso_id + "-x"})
+    with pytest.raises(BadInputError, match="does not exist"):
+        account.run_sink()
+    account.job = account.job.model_copy(update={"company_sso_id": account.job.company_sso_id.removesuffix("-x")})
+
+
+def test_outcomes_that_kafka_deleted_unwritten_end_the_sink(account: Account) -> None:
+    from confluent_kafka import Consumer, TopicPartition
+
+    group = Consumer({**account.kafka, "group.id": account.job.topics.sink_group, "enable.auto.commit": False})
+    group.commit(offsets=[TopicPartition(account.job.topics.outcomes, 0, 5)], asynchronous=False)
+    group.close()
+    with pytest.raises(OutcomesLostError):
+        account.run_sink()
+
+
+def test_sigterm_finishes_the_batch_and_exits_0(account: Account) -> None:
+    account.publish([account.log(i) for i in range(1, 101)])
+    process = account.start_process()
+    wait_until(lambda: account.totals.migrated == 100, "the batch to be counted")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert account.committed() == {0: 100}
+
+
+@pytest.mark.parametrize("job", ["", "{", '{"run": 0}'])
+def test_a_wrong_job_is_one_line_and_exit_code_2(account: Account, job: str) -> None:
+    assert account.start_process(CRM_REPLAY_JOB=job).wait(30) == 2

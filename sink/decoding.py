@@ -1,0 +1,176 @@
+"""Pure: bytes of the outcomes topic -> a batch of documents to write, and the bin each record is about to end in."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from schemas.codec import Codec
+from schemas.errors import UndecodableRecordError
+from schemas.job import ReplayJob
+from schemas.records import ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker
+from schemas.vocabulary import DeadLetterCause, MarkerEdge, SkipReason
+from sink.counting import NO_OFFSET, Bin, Decided
+from sink.documents import ID_BYTES, AccountCheck, BatchOutcome, IdMaker, is_whole
+
+
+class Taken(NamedTuple):
+    """A record as it came from the outcomes topic; a null value is taken as empty bytes."""
+
+    partition: int
+    offset: int
+    key: bytes
+    value: bytes
+
+
+class Source(NamedTuple):
+    """Where a document of a batch came from: its record, and the place of that record in `Batch.decided`."""
+
+    position: int
+    record: ActivityLog
+    taken: Taken
+
+
+@dataclass
+class Batch:
+    """What one poll brought. `decided` has every record in offset order; a log counts as migrated until refused."""
+
+    decided: dict[int, list[Decided]] = field(default_factory=dict)  # by partition
+    documents: list[bytes] = field(default_factory=list)  # BSON with _id
+    sources: list[Source] = field(default_factory=list)  # of the documents, in the same order
+    records: int = 0
+    bytes: int = 0
+    other_runs: int = 0
+    undecodable: int = 0
+
+    @property
+    def next_offsets(self) -> dict[int, int]:
+        """What is to be committed of each partition once everything else is done."""
+        return {partition: records[-1].offset + 1 for partition, records in self.decided.items()}
+
+
+class Decoder:
+    """Decodes the outcomes of one run."""
+
+    def __init__(self, job: ReplayJob, codec: Codec, document_bytes_max: int) -> None:
+        """`document_bytes_max` is the server's limit of a document with its `_id`."""
+        self._run = job.run
+        self._topics = job.topics
+        self._codec = codec
+        self._document_bytes_max = document_bytes_max
+        self._is_ours = AccountCheck(job.company_sso_id)
+        self._with_id = IdMaker(job.run)
+
+    def batch(self, messages: Iterable[Taken], now_us: int) -> Batch:
+        """Return the messages as a batch; `now_us` dates the dead letters. Nothing in a message can make this raise."""
+        batch = Batch()
+        decided, documents, sources = batch.decided, batch.documents, batch.sources
+        decode, is_ours, with_id, run = self._codec.decode, self._is_ours, self._with_id, self._run
+        document_bytes_max = self._document_bytes_max - ID_BYTES
+        for taken in messages:
+            partition, offset, _, value = taken
+            batch.records += 1
+            batch.bytes += len(value)
+            records = decided.get(partition)
+            if records is None:
+                records = decided[partition] = []
+            try:
+                record = decode(value)
+            except UndecodableRecordError as error:
+                batch.undecodable += 1
+                records.append(self._undecodable(taken, error.what, now_us))
+                continue
+            # Nearly every record is a fit log of this run: no call is made for it that can be spared.
+            if type(record) is ActivityLog and record.run == run:
+                document = record.document
+                if is_whole(document) and len(document) <= document_bytes_max and is_ours(document):
+                    sources.append(Source(len(records), record, taken))
+                    documents.append(with_id(record.audit_id, document))
+                    records.append(
+                        Decided(offset, record.source_offset, record.audit_id, record.id_range, Bin.MIGRATED)
+                    )
+                else:
+                    records.append(self._unfit(record, taken, now_us))
+            else:
+                records.append(self._other(record, taken, batch, now_us))
+        return batch
+
+    def _other(self, record: Record, taken: Taken, batch: Batch, now_us: int) -> Decided:
+        """Return the bin of anything but a log of this run."""
+        offset = taken.offset
+        if not isinstance(record, ActivityLog | SkippedRecord | DeadLetter | SnapshotMarker):
+            batch.undecodable += 1
+            return self._undecodable(taken, f"a {type(record).__name__} is no outcome", now_us)
+        if record.run != self._run:
+            batch.other_runs += 1
+            return Decided(offset, NO_OFFSET, 0, 0, Bin.PASSED_OVER)
+        if isinstance(record, SkippedRecord):
+            return Decided(offset, record.source_offset, record.audit_id, record.id_range, Bin.SKIPPED, record.reason)
+        if isinstance(record, DeadLetter):
+            # Whatever audit id a record of another account carries, it is none of this account's.
+            foreign = record.audit_id <= 0 or record.cause == DeadLetterCause.WRONG_ACCOUNT
+            into = Bin.FOREIGN if foreign else Bin.FAILED
+            return Decided(
+                offset, record.source_offset, record.audit_id, record.id_range, into, record.cause, dead_letter=record
+            )
+        if isinstance(record, SnapshotMarker) and record.edge == MarkerEdge.END:
+            return Decided(offset, record.source_offset, 0, 0, Bin.ENDED)
+        return Decided(offset, record.source_offset, 0, 0, Bin.PASSED_OVER)
+
+    def _unfit(self, record: ActivityLog, taken: Taken, now_us: int) -> Decided:
+        """Return the bin of a log whose document is not sent at all."""
+        size = len(record.document)
+        if not is_whole(record.document):
+            return self.failed(record, taken, DeadLetterCause.UNDECODABLE_RECORD, "the document is not BSON", now_us)
+        if size + ID_BYTES > self._document_bytes_max:
+            detail = f"{size + ID_BYTES} bytes, the server takes {self._document_bytes_max}"
+            return self.failed(record, taken, DeadLetterCause.DOCUMENT_TOO_LARGE, detail, now_us)
+        return self.failed(
+            record, taken, DeadLetterCause.WRONG_ACCOUNT, "the document is not of this topic's account", now_us
+        )
+
+    def _undecodable(self, taken: Taken, detail: str, now_us: int) -> Decided:
+        letter = DeadLetter(
+            audit_id=0,
+            id_range=0,
+            source_topic=self._topics.outcomes,
+            source_partition=taken.partition,
+            source_offset=taken.offset,
+            run=self._run,
+            cause=DeadLetterCause.UNDECODABLE_RECORD,
+            detail=detail,
+            key=taken.key,
+            payload=taken.value,
+            failed_at=now_us,
+        )
+        return Decided(taken.offset, NO_OFFSET, 0, 0, Bin.FOREIGN, letter.cause, letter)
+
+    def failed(self, record: ActivityLog, taken: Taken, cause: DeadLetterCause, detail: str, now_us: int) -> Decided:
+        """Return a log's end as a dead letter. Its source position is that of the audit event, so it can be retried."""
+        letter = DeadLetter(
+            audit_id=record.audit_id,
+            id_range=record.id_range,
+            source_topic=self._topics.replay,
+            source_partition=taken.partition,
+            source_offset=record.source_offset,
+            run=record.run,
+            cause=cause,
+            detail=detail,
+            key=taken.key,
+            payload=taken.value,
+            failed_at=now_us,
+        )
+        return Decided(taken.offset, record.source_offset, record.audit_id, record.id_range, Bin.FAILED, cause, letter)
+
+    def decide(self, batch: Batch, outcome: BatchOutcome, now_us: int) -> dict[int, list[Decided]]:
+        """Return every record of the batch with its final bin, by partition, after the server's answer."""
+        decided = batch.decided
+        for at in outcome.duplicates:
+            position, _, taken = batch.sources[at]
+            records = decided[taken.partition]
+            records[position] = records[position]._replace(bin=Bin.SKIPPED, reason=SkipReason.DUPLICATE_EXTERNAL_ID)
+        for at, refusal in outcome.failed.items():
+            position, record, taken = batch.sources[at]
+            decided[taken.partition][position] = self.failed(
+                record, taken, DeadLetterCause.WRITE_REFUSED, str(refusal), now_us
+            )
+        return decided

@@ -1,0 +1,114 @@
+"""Sinks that are killed, frozen or moved at any effect: the collection and the counts are those of a quiet run."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.records import Record
+from sink.effects import Effect
+from tests.integration.sink.conftest import Account, wait_until
+
+pytestmark = pytest.mark.services
+
+ROWS = 300
+WORKER = {"CRM_REPLAY_WORKER_ID": "w", "CRM_REPLAY_SINK_BATCH_RECORDS": "50", "CRM_REPLAY_SINK_LINGER_MS": "20"}
+
+
+def outcomes(account: Account, first: int, last: int) -> list[Record | bytes]:
+    """Of ten rows seven are logs, one of them a duplicate; two are skipped, one is a dead letter."""
+
+    def outcome(i: int) -> Record:
+        if i % 10 in (3, 4):
+            return account.skip(i)
+        return account.dead_letter(i) if i % 10 == 5 else account.log(i)
+
+    return [outcome(i) for i in range(first, last + 1)]
+
+
+def prepare(account: Account) -> None:
+    """Some documents are there from an earlier run; one record per partition is poison."""
+    account.logs.insert_many([account.document(i) for i in range(10, ROWS + 1, 10)])
+    for partition in range(account.job.partitions):
+        mine = [
+            record for i in range(1 + partition, ROWS + 1, account.job.partitions) for record in outcomes(account, i, i)
+        ]
+        account.publish([*mine[:20], b"poison", *mine[20:], account.end()], partition)
+
+
+def check(account: Account) -> None:
+    totals = account.totals
+    tenth = ROWS // 10
+    assert totals.migrated == 6 * tenth
+    assert totals.skipped == {"contact_not_found": 2 * tenth, "duplicate_external_id": tenth}
+    assert totals.failed == {"undecodable_changes": tenth}
+    assert totals.foreign == {"undecodable_record": account.job.partitions}
+    assert totals.partitions_ended == account.job.partitions
+    expected = [f"crm_audit:{i}" for i in range(1, ROWS + 1) if i % 10 not in (3, 4, 5)]
+    assert account.external_ids() == sorted(expected)
+    letters = {(d.run, d.source_topic, d.source_partition, d.source_offset): d for d in account.dead_letters()}
+    assert len(letters) == tenth + account.job.partitions
+
+
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("effect", list(Effect))
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_at_any_effect_loses_and_doubles_nothing(account: Account, when: str, effect: str, number: int) -> None:
+    prepare(account)
+    killed = account.start_process(f"{when}:{effect}:{number}", **WORKER)
+    assert killed.wait(30) == -signal.SIGKILL
+    account.run_sink(worker_id="w", sink_batch_records=70)  # batches need not be cut the same way again
+    check(account)
+
+
+def test_one_death_after_another_loses_and_doubles_nothing(make_account: Callable[..., Account]) -> None:
+    account = make_account(partitions=3)
+    prepare(account)
+    for effect, number in (("save_progress", 1), ("write_logs", 2), ("commit_offsets", 1), ("deliver_dead_letters", 2)):
+        process = account.start_process(f"after:{effect}:{number}", **{**WORKER, "CRM_REPLAY_SINK_BATCH_RECORDS": "13"})
+        assert process.wait(30) == -signal.SIGKILL
+    assert account.start_process(**WORKER).wait(60) == 0
+    check(account)
+
+
+def test_two_sinks_share_the_partitions(make_account: Callable[..., Account]) -> None:
+    account = make_account(partitions=4)
+    sinks = [account.start_process(CRM_REPLAY_SINK_BATCH_RECORDS="20") for _ in range(2)]
+    prepare(account)
+    assert [sink.wait(60) for sink in sinks] == [0, 0]
+    check(account)
+
+
+@pytest.mark.parametrize("effect", [Effect.WRITE_LOGS, Effect.SAVE_PROGRESS, Effect.DELIVER_DEAD_LETTERS])
+def test_a_zombie_that_wakes_after_its_partitions_moved_counts_nothing_twice(account: Account, effect: Effect) -> None:
+    prepare(account)
+    zombie = account.start_process(f"freeze:{effect}:1", **{**WORKER, "CRM_REPLAY_WORKER_ID": ""})
+    wait_until(lambda: is_stopped(zombie), "the sink to freeze")
+    # The group waits for the frozen member's session to end, then its partitions are another sink's.
+    account.run_sink(sink_batch_records=30)
+    check(account)
+    zombie.send_signal(signal.SIGCONT)
+    assert zombie.wait(60) == 0
+    check(account)
+
+
+def test_a_zombie_that_wakes_in_the_middle_counts_nothing_twice(account: Account) -> None:
+    """The other sink has taken some of the frozen sink's batch, in other portions, and goes on after the thaw."""
+    account.logs.insert_many([account.document(i) for i in range(10, ROWS + 1, 10)])
+    account.publish([*outcomes(account, 1, 20), b"poison", *outcomes(account, 21, 120)])
+    zombie = account.start_process("freeze:write_logs:1", **{**WORKER, "CRM_REPLAY_WORKER_ID": ""})
+    wait_until(lambda: is_stopped(zombie), "the sink to freeze")
+    other = account.start_process(CRM_REPLAY_SINK_BATCH_RECORDS="7")
+    wait_until(lambda: account.totals.accounted >= 14, "the other sink to begin")
+    zombie.send_signal(signal.SIGCONT)
+    account.publish([*outcomes(account, 121, ROWS), account.end()])
+    assert [zombie.wait(60), other.wait(60)] == [0, 0]
+    check(account)
+
+
+def is_stopped(process: Any) -> bool:
+    """Return whether the kernel holds the process (state T)."""
+    assert process.poll() is None
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
