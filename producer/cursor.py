@@ -115,9 +115,10 @@ def split(range_: IdRange, number: int, ids: Sequence[int]) -> tuple[IdRange, Id
     """Return a range as its head, which keeps the number, and a tail under a new one; None if it is too short.
 
     `ids` are ids with about the same number of rows between any two neighbours (empty: unknown), since ids may be far
-    from evenly spread. Nothing above `reach` has been published yet, so the tail begins there or later.
+    from evenly spread. Nothing above `reach` has been published yet and nothing above `gaps_to` noted, so the
+    tail begins behind both.
     """
-    low = max(range_.cursor, range_.reach)
+    low = max(range_.cursor, range_.reach, range_.gaps_to)
     inside = [id_ for id_ in ids if low < id_ < range_.last]
     middle = inside[len(inside) // 2] if len(inside) > 1 else low + (range_.last - low) // 2
     if not low < middle < range_.last:

@@ -107,7 +107,8 @@ def end_with_parent() -> None:
     """End this process at once when its parent is gone: the parent holds the other end of our standard input."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # not sys.stdin: its lock must not be held when the interpreter ends
+            pass
         os._exit(EXIT_ORPHANED)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

@@ -26,7 +26,7 @@ PRODUCER_CONFIG: dict[str, Any] = {
     # whoever produces it.
     "partitioner": "murmur2",
     "compression.type": "lz4",
-    "linger.ms": 20,
+    "linger.ms": 5,
     "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
     "delivery.report.only.error": True,
     "queue.buffering.max.kbytes": 64 * 1024,  # bounds the memory; `produce` waits when it is full

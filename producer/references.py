@@ -259,6 +259,7 @@ def keys_on(kafka: Mapping[str, Any], topic: str) -> set[bytes]:
         {
             "enable.auto.commit": False,
             "auto.offset.reset": "error",
+            "fetch.wait.max.ms": 20,
             "enable.partition.eof": True,  # the offset before the end may have no record: compaction leaves holes
             "log_level": 3,
             **kafka,
@@ -274,7 +275,7 @@ def keys_on(kafka: Mapping[str, Any], topic: str) -> set[bytes]:
         unread = {part.partition for part in parts}
         heard_at = time.monotonic()
         while unread:
-            for message in consumer.consume(10_000, timeout=1.0):
+            for message in consumer.consume(10_000, timeout=0.1):
                 heard_at = time.monotonic()
                 if (error := message.error()) is not None:
                     if error.code() != PARTITION_EOF:

@@ -45,10 +45,10 @@ def make_audits(dsn: str, *, extra: str = "", json_type: str = "text", time_type
     """Make an empty audits table; `extra` adds columns."""
     with psycopg.connect(dsn) as db:
         db.execute(
-            f"CREATE TABLE audits (id bigserial PRIMARY KEY, auditable_id int, auditable_type varchar, associated_id int,"
-            f" associated_type varchar, user_id int, user_type varchar, username varchar, action varchar,"
-            f" audited_changes {json_type}, version int DEFAULT 0, comment varchar, remote_address varchar,"
-            f" request_uuid varchar, created_at {time_type}{extra})"
+            f"CREATE TABLE audits (id bigserial PRIMARY KEY, auditable_id int, auditable_type varchar,"
+            f" associated_id int, associated_type varchar, user_id int, user_type varchar, username varchar,"
+            f" action varchar, audited_changes {json_type}, version int DEFAULT 0, comment varchar,"
+            f" remote_address varchar, request_uuid varchar, created_at {time_type}{extra})"
         )
         db.execute("CREATE TABLE users (id int PRIMARY KEY, email text, full_name text, deleted_at timestamp)")
 
@@ -178,7 +178,7 @@ def everything_on(bootstrap: str, topic: str) -> list[tuple[int, bytes | None, b
         consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
         unread = set(partitions)
         while unread:
-            for message in consumer.consume(10_000, timeout=1.0):
+            for message in consumer.consume(10_000, timeout=0.2):
                 if message.error():
                     unread.discard(message.partition())
                 else:
