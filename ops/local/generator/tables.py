@@ -7,6 +7,8 @@ what was generated, so that the same call does nothing the next time, and that t
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any, LiteralString
 
 import psycopg
@@ -131,6 +133,17 @@ def accounts_of(db: psycopg.Connection[Any], schema: str) -> list[tuple[str, int
     """Return (company_sso_id, rows), the largest first."""
     query = sql.SQL("SELECT company_sso_id, audits FROM {} ORDER BY audits DESC, id")
     return db.execute(query.format(sql.Identifier(schema, "accounts"))).fetchall()
+
+
+def mapping_path() -> Traversable:
+    """Return the mapping file of the generated CRM in the schema `crm`."""
+    return files("ops.local").joinpath("mappings", "generated.yaml")
+
+
+def mapping_text(schema: str) -> str:
+    """Return the mapping file's text for a CRM generated into another schema; its name is a plain identifier."""
+    text = mapping_path().read_text("utf-8")
+    return text.replace("schema: crm", f"schema: {schema}").replace("FROM crm.accounts", f"FROM {schema}.accounts")
 
 
 def _check(plan: Plan) -> None:

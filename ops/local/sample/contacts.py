@@ -18,6 +18,7 @@ from bson import ObjectId
 from psycopg import sql
 from pymongo.database import Database
 
+from ops.local import generator
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML, json_lines
 
 Document = dict[str, Any]
@@ -100,12 +101,13 @@ def seed_generated(
 ) -> list[ContactCounts]:
     """Seed the contacts of the generated CRM's accounts, streaming its persons in id order."""
     made = []
+    generator.accounts(dsn, schema)  # raises BadInputError if there is none
     with psycopg.connect(dsn) as db:
         accounts = db.execute(
             sql.SQL(
                 "SELECT id, company_sso_id, first_audit_at, last_audit_at,"
                 " obj_description((SELECT to_regclass({}))) FROM {} ORDER BY id"
-            ).format(sql.Literal(f"{schema}.audits"), sql.Identifier(schema, "accounts"))
+            ).format(sql.Literal(sql.Identifier(schema, "audits").as_string(db)), sql.Identifier(schema, "accounts"))
         ).fetchall()
         for number, company_sso_id, begin, end, mark in accounts:
             if wanted is not None and company_sso_id not in wanted:
