@@ -174,6 +174,10 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         self.consumer.stretches = stretches
         return {tp: stretch.begin for tp, stretch in stretches.items()}
 
+    def reached(self, tp: Any) -> int | None:
+        """Return the position after the last fetch or seek; to be asked while no fetch is under way."""
+        return self._reached.get(tp)
+
     async def seek_back(self, tp: Any, stretch: Stretch) -> None:
         """Fetch again what `stretch` has not delivered yet."""
         await self.call_thread(self._seek_back, tp, stretch)
@@ -273,12 +277,9 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
         try:
             while not (self._stopped.is_set() or fetcher._stopped.is_set()):
                 fetched, _ = await self._wait_next_records(FETCH_TIMEOUT_S)
-                if not fetched or self.should_stop or not self.flow_active:
-                    await self.sleep(0)
-                    continue
-                for tp, of_partition in fetched.items():
-                    if not await self._deliver(tp, of_partition):
-                        break  # the flow is suspended; whoever resumes it seeks first
+                await self.sleep(0)
+                if self.flow_active and not self.should_stop:
+                    await self._take(fetched or {})
         except OffsetOutOfRangeError as error:
             raise RecordsGoneError(
                 f"the topic has no records at the committed offset any more ({error.args[0]})",
@@ -291,6 +292,20 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
             if not self.app.should_stop:
                 raise
 
+    async def _take(self, fetched: Mapping[Any, Fetched]) -> None:
+        """Deliver what one fetch returned."""
+        for tp, of_partition in fetched.items():
+            if not await self._deliver(tp, of_partition):
+                return  # the flow is suspended; whoever resumes it seeks first
+        if not fetched:  # at the end of the log no later fetch would show that an earlier one was lost
+            for tp, stretch in list(self.stretches.items()):
+                if self._thread.reached(tp) != stretch.delivered:
+                    await self._fetch_again(tp, stretch)
+
+    async def _fetch_again(self, tp: Any, stretch: Stretch) -> None:
+        self.log.info("fetching %s[%d] again from offset %d", tp.topic, tp.partition, stretch.delivered)
+        await self._thread.seek_back(tp, stretch)
+
     async def _deliver(self, tp: Any, fetched: Fetched) -> bool:
         """Hand over what was fetched from one partition; False once a rebalance has begun."""
         stretch = self.stretches.get(tp)
@@ -299,8 +314,7 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
         if stretch is None or fetched.epoch != stretch.epoch:
             return True  # fetched before the last seek, which has it fetched again
         if fetched.begin != stretch.delivered:
-            self.log.info("fetching %s[%d] again from offset %d", tp.topic, tp.partition, stretch.delivered)
-            await self._thread.seek_back(tp, stretch)
+            await self._fetch_again(tp, stretch)
             return True
         for records, end in split(fetched.records, fetched.end, self.app.run_records_max, self.app.run_bytes_max):
             run = Run(tp, records, stretch.delivered, end, stretch)

@@ -5,7 +5,7 @@ import socket
 from typing import Self
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from schemas.connections import Connections
 from schemas.errors import BadInputError
@@ -44,6 +44,8 @@ class ProcessorSettings(BaseSettings):
         """Read the environment; raises BadInputError naming the variable that is missing or wrong."""
         try:
             return cls()
+        except SettingsError as error:
+            raise BadInputError("CRM_REPLAY_JOB is not JSON", "crm-replay run sets it; see ReplayJob") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = [str(part) for part in first["loc"]]

@@ -1,0 +1,115 @@
+"""Delivery: every message has to be confirmed; one refusal is an error."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from processors import outcomes
+from processors.outcomes import Delivery, OutcomeNotDeliveredError, OutcomeProducer
+
+REFUSED = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+Report = Callable[[Any, Any], None]
+
+
+class FakeProducer:
+    """librdkafka's producer: reports come when it is polled, some messages at a time; its queue is small."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.queue: deque[Report] = deque()
+        self.sent: list[tuple[str, bytes, bytes, int]] = []
+        self.queue_max = 10_000
+        self.errors: dict[bytes, KafkaError] = {}
+        self.flushed = False
+
+    def produce(self, topic: str, value: bytes, key: bytes, partition: int, report: Report) -> None:
+        if value == b"too large":
+            raise KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
+        if len(self.queue) >= self.queue_max:
+            raise BufferError
+        self.sent.append((topic, key, value, partition))
+        error = self.errors.get(value)
+        self.queue.append(lambda _error, message: report(error, message))
+
+    def poll(self, _timeout: float) -> int:
+        for _ in range(min(3, len(self.queue))):
+            self.queue.popleft()(None, SimpleNamespace())
+        return 0
+
+    def flush(self, _timeout: float) -> int:
+        self.flushed = True
+        return 0
+
+
+@pytest.fixture
+def producer(monkeypatch: pytest.MonkeyPatch) -> OutcomeProducer:
+    monkeypatch.setattr(outcomes, "Producer", FakeProducer)
+    return OutcomeProducer({"bootstrap.servers": "localhost:9"}, "outcomes", 60)
+
+
+def fake(producer: OutcomeProducer) -> FakeProducer:
+    return cast("FakeProducer", producer._producer)
+
+
+def test_a_delivery_is_done_when_nothing_is_left() -> None:
+    delivery = Delivery(2)
+    done = []
+    for _ in range(2):
+        done.append(delivery.done)
+        delivery.report(None, None)
+    assert [*done, delivery.done] == [False, False, True]
+    assert Delivery(0).done
+
+
+def test_one_refusal_is_an_error_at_once() -> None:
+    delivery = Delivery(3)
+    delivery.report(REFUSED, None)
+    with pytest.raises(OutcomeNotDeliveredError, match="Kafka did not take an outcome"):
+        _ = delivery.done
+
+
+def test_the_producer_is_idempotent_and_waits_for_all_replicas(producer: OutcomeProducer) -> None:
+    config = fake(producer).config
+    assert config["enable.idempotence"] is True
+    assert config["acks"] == "all"
+    assert config["delivery.timeout.ms"] == 60_000
+
+
+def test_confirmed_returns_once_every_message_is_there(producer: OutcomeProducer) -> None:
+    messages = [(b"k%d" % n, b"v%d" % n) for n in range(20)]
+    delivery = producer.send(messages, 20, 5)
+    assert not delivery.done
+    asyncio.run(producer.confirmed(delivery))
+    assert fake(producer).sent == [("outcomes", key, value, 5) for key, value in messages]
+    assert not fake(producer).queue
+
+
+def test_a_refused_message_is_an_error_of_its_own_delivery_only(producer: OutcomeProducer) -> None:
+    fake(producer).errors[b"bad"] = REFUSED
+    good = producer.send([(b"k", b"v")], 1, 0)
+    bad = producer.send([(b"k", b"v"), (b"k", b"bad"), (b"k", b"w")], 3, 0)
+    with pytest.raises(OutcomeNotDeliveredError):
+        asyncio.run(producer.confirmed(bad))
+    asyncio.run(producer.confirmed(good))
+
+
+def test_a_full_queue_is_waited_for(producer: OutcomeProducer) -> None:
+    fake(producer).queue_max = 4
+    delivery = producer.send([(b"k", b"v")] * 50, 50, 0)
+    asyncio.run(producer.confirmed(delivery))
+    assert len(fake(producer).sent) == 50
+
+
+def test_what_librdkafka_itself_refuses_is_an_error(producer: OutcomeProducer) -> None:
+    with pytest.raises(OutcomeNotDeliveredError, match="an outcome of 9 bytes could not be produced"):
+        producer.send([(b"k", b"too large")], 1, 0)
+
+
+def test_closing_gives_what_is_on_its_way_a_last_chance(producer: OutcomeProducer) -> None:
+    producer.close(1)
+    assert fake(producer).flushed
