@@ -134,8 +134,8 @@ class Sink:
             "fetch.wait.max.ms": 100,
             "queued.max.messages.kbytes": max(16_384, 2 * self._settings.sink_batch_bytes // 1024),
         }
-        if self._settings.worker_id:
-            config["group.instance.id"] = f"{self._topics.sink_group}.{self._settings.worker_id}"
+        if self._settings.sink_instance_id:
+            config["group.instance.id"] = f"{self._topics.sink_group}.{self._settings.sink_instance_id}"
         return config
 
     def stop(self) -> None:

@@ -14,7 +14,10 @@ class SinkSettings(BaseSettings):
 
     job: ReplayJob = Field(description="the job as JSON")
     exit_at_end: bool = Field(False, description="exit 0 once every partition of the run has ended")
-    worker_id: str = Field("", description="name of this sink within its group; kept over restarts, speeds them up")
+    sink_instance_id: str = Field(
+        "",
+        description="static membership: kept over restarts, it speeds them up, but a graceful end keeps the partitions",
+    )
     sink_batch_records: int = Field(2000, ge=1, le=100_000, description="records of one bulk write, at most")
     sink_batch_bytes: int = Field(
         8 * 1024 * 1024, ge=1, description="bytes of one bulk write, about; one record may exceed it"

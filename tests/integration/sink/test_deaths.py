@@ -14,7 +14,7 @@ from tests.integration.sink.conftest import Account, wait_until
 pytestmark = pytest.mark.services
 
 ROWS = 300
-WORKER = {"CRM_REPLAY_WORKER_ID": "w", "CRM_REPLAY_SINK_BATCH_RECORDS": "50", "CRM_REPLAY_SINK_LINGER_MS": "20"}
+WORKER = {"CRM_REPLAY_SINK_INSTANCE_ID": "w", "CRM_REPLAY_SINK_BATCH_RECORDS": "50", "CRM_REPLAY_SINK_LINGER_MS": "20"}
 
 
 def outcomes(account: Account, first: int, last: int) -> list[Record | bytes]:
@@ -59,7 +59,7 @@ def test_a_kill_at_any_effect_loses_and_doubles_nothing(account: Account, when: 
     prepare(account)
     killed = account.start_process(f"{when}:{effect}:{number}", **WORKER)
     assert killed.wait(30) == -signal.SIGKILL
-    account.run_sink(worker_id="w", sink_batch_records=70)  # batches need not be cut the same way again
+    account.run_sink(sink_instance_id="w", sink_batch_records=70)  # batches need not be cut the same way again
     check(account)
 
 
@@ -84,7 +84,7 @@ def test_two_sinks_share_the_partitions(make_account: Callable[..., Account]) ->
 @pytest.mark.parametrize("effect", [Effect.WRITE_LOGS, Effect.SAVE_PROGRESS, Effect.DELIVER_DEAD_LETTERS])
 def test_a_zombie_that_wakes_after_its_partitions_moved_counts_nothing_twice(account: Account, effect: Effect) -> None:
     prepare(account)
-    zombie = account.start_process(f"freeze:{effect}:1", **{**WORKER, "CRM_REPLAY_WORKER_ID": ""})
+    zombie = account.start_process(f"freeze:{effect}:1", **{**WORKER, "CRM_REPLAY_SINK_INSTANCE_ID": ""})
     wait_until(lambda: is_stopped(zombie), "the sink to freeze")
     # The group waits for the frozen member's session to end, then its partitions are another sink's.
     account.run_sink(sink_batch_records=30)
@@ -98,7 +98,7 @@ def test_a_zombie_that_wakes_in_the_middle_counts_nothing_twice(account: Account
     """The other sink has taken some of the frozen sink's batch, in other portions, and goes on after the thaw."""
     account.logs.insert_many([account.document(i) for i in range(10, ROWS + 1, 10)])
     account.publish([*outcomes(account, 1, 20), b"poison", *outcomes(account, 21, 120)])
-    zombie = account.start_process("freeze:write_logs:1", **{**WORKER, "CRM_REPLAY_WORKER_ID": ""})
+    zombie = account.start_process("freeze:write_logs:1", **{**WORKER, "CRM_REPLAY_SINK_INSTANCE_ID": ""})
     wait_until(lambda: is_stopped(zombie), "the sink to freeze")
     other = account.start_process(CRM_REPLAY_SINK_BATCH_RECORDS="7")
     wait_until(lambda: account.totals.accounted >= 14, "the other sink to begin")

@@ -1,0 +1,110 @@
+"""The authoritative check of a run: every source row in exactly one bin, and as many documents as there should be."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ops.control.jobs import Ledger
+from sink.database import Documents
+from sink.indexes import ACTIVITY_LOGS, COMPANY_SOURCE_TAG, SOURCE_TAG, UNIQUE_EXTERNAL_ID
+from sink.progress import RunTotals
+from sink.rollback import documents_of
+
+EXTERNAL_ID_PREFIX = "crm_audit:"
+BIGINT_MAX = 2**63 - 1  # of an id in PostgreSQL
+SEGMENT_IDS = 10_000
+NAMED_MAX = 100  # ids that a mismatch names; beyond it the count says enough
+
+
+def validate(database: Any, company_sso_id: str, totals: RunTotals, source_rows: int | Callable[[], int]) -> Ledger:
+    """Return the ledger of a run whose every partition has ended; documents are counted by index.
+
+    `totals` are the sinks' counts, `source_rows` is the source's own COUNT in scope up to `top`. A run over a part of the
+    history only leaves the account with more documents than it accounts for; its `accuracy_pct` is then over 100.
+    """
+    return Ledger(
+        source_rows=source_rows if isinstance(source_rows, int) else source_rows(),
+        migrated=totals.migrated,
+        skipped=dict(totals.skipped),
+        failed=totals.failed_total,
+        foreign=totals.foreign_total,
+        documents=documents_of(database, company_sso_id),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class IdComparison:
+    """The source's ids against the documents'. The ids are the lowest of their kind, `NAMED_MAX` at most.
+
+    A row without a document may be skipped, failed or lost: which of these is not stored by id, so `without_document`
+    names the candidates, and only its count can be held against the ledger (`missing`). A document without a row is
+    always wrong.
+    """
+
+    without_document: tuple[int, ...]
+    without_document_total: int
+    without_row: tuple[str, ...]  # their external_id, or their _id if they have none
+    without_row_total: int
+
+    def missing(self, ledger: Ledger) -> int:
+        """Return how many rows should have a document and have none; negative if some have one that should not."""
+        skipped_or_failed = ledger.source_rows - ledger.documents_expected
+        return self.without_document_total - skipped_or_failed
+
+
+def compare_ids(
+    database: Any,
+    company_sso_id: str,
+    source_ids: Iterable[int],
+    rows_with: Callable[[Sequence[int]], Iterable[int]],
+    *,
+    segment_ids: int = SEGMENT_IDS,
+) -> IdComparison:
+    """Return which ids are on one side only, at bounded memory: both sides are read in segments, by index.
+
+    `source_ids` are all ids in scope, in any order, each once; `rows_with` returns those of some ids that are in scope.
+    """
+    logs: Documents = database[ACTIVITY_LOGS]
+    absent: list[int] = []
+    absent_total = 0
+    for segment in _segments(source_ids, segment_ids):
+        wanted = {f"{EXTERNAL_ID_PREFIX}{audit_id}": audit_id for audit_id in segment}
+        query = {"company_sso_id": company_sso_id, "external_id": {"$in": list(wanted)}}
+        found = logs.find(query, {"_id": 0, "external_id": 1}, hint=UNIQUE_EXTERNAL_ID.name)
+        there = {document["external_id"] for document in found}
+        gone = sorted(audit_id for external_id, audit_id in wanted.items() if external_id not in there)
+        absent_total += len(gone)
+        absent = sorted([*absent, *gone])[:NAMED_MAX]
+    extra: list[str] = []
+    extra_total = 0
+    ours = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}
+    documents = logs.find(ours, {"external_id": 1}, hint=COMPANY_SOURCE_TAG.name)
+    for batch in _segments(documents, segment_ids):
+        ids = {document["_id"]: audit_id_of(document.get("external_id")) for document in batch}
+        rows = set(rows_with([audit_id for audit_id in ids.values() if audit_id is not None]))
+        names = [str(d.get("external_id") or d["_id"]) for d in batch if ids[d["_id"]] not in rows]
+        extra_total += len(names)
+        extra = [*extra, *names][:NAMED_MAX]
+    return IdComparison(tuple(absent), absent_total, tuple(extra), extra_total)
+
+
+def audit_id_of(external_id: object) -> int | None:
+    """Return the audit id in an `external_id` of ours, or None if it is not one."""
+    if not isinstance(external_id, str):
+        return None
+    digits = external_id.removeprefix(EXTERNAL_ID_PREFIX)
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(BIGINT_MAX))):
+        return None
+    audit_id = int(digits)
+    return audit_id if audit_id <= BIGINT_MAX and external_id == f"{EXTERNAL_ID_PREFIX}{audit_id}" else None
+
+
+def _segments(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    segment: list[Any] = []
+    for item in items:
+        segment.append(item)
+        if len(segment) == size:
+            yield segment
+            segment = []
+    if segment:
+        yield segment

@@ -1,0 +1,53 @@
+"""The one delete: what the replay wrote for an account, by account and source_tag."""
+
+from collections.abc import Callable
+from typing import Any
+
+from schemas.errors import ReplayError
+from sink.database import Documents
+from sink.indexes import ACTIVITY_LOGS, COMPANY_SOURCE_TAG, SOURCE_TAG
+
+BATCH_DOCUMENTS = 5_000  # about a fifth of a second each; other writers get their turn in between
+
+
+class RollbackFailedError(ReplayError):
+    """Documents that are to go are still there."""
+
+
+def rollback(
+    database: Any,
+    company_sso_id: str,
+    *,
+    batch_documents: int = BATCH_DOCUMENTS,
+    on_batch: Callable[[int], None] = lambda removed: None,  # noqa: ARG005
+) -> int:
+    """Delete the account's documents with our source_tag and return how many this call removed.
+
+    Whatever happens half-way, call it again: it goes on with what is left, and removes 0 in the end. `on_batch` is told
+    the number removed so far. Found by index; other accounts' documents and those of the live feed are not touched.
+    Raises RollbackFailedError if a batch of documents cannot be removed, pymongo's errors for an outage.
+    """
+    logs: Documents = database[ACTIVITY_LOGS]
+    # The delete says the condition once more: a document that lost its tag meanwhile is somebody else's now.
+    ours = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}
+    removed = 0
+    while True:
+        found = logs.find(ours, {"_id": 1}, limit=batch_documents, hint=COMPANY_SOURCE_TAG.name)
+        ids = [document["_id"] for document in found]
+        if not ids:
+            return removed
+        deleted = logs.delete_many({"_id": {"$in": ids}, **ours}).deleted_count
+        if deleted == 0 and logs.find_one({"_id": ids[0], **ours}, {"_id": 1}) is not None:
+            raise RollbackFailedError(
+                f"{removed} documents of account {company_sso_id} were removed, the next are still there",
+                "see the server's log, then roll back again: it goes on where it stopped",
+            )
+        removed += deleted
+        on_batch(removed)
+
+
+def documents_of(database: Any, company_sso_id: str) -> int:
+    """Return how many documents of the account have our source_tag; counted in the index alone."""
+    logs: Documents = database[ACTIVITY_LOGS]
+    query = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}
+    return logs.count_documents(query, hint=COMPANY_SOURCE_TAG.name)
