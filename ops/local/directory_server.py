@@ -57,7 +57,9 @@ class DirectoryServer:
             self._server = _Server((host, port), self)
         except OSError as error:
             raise BadInputError(f"port {port} on {host}: {error.strerror}", "choose another one with --port") from None
-        self._thread = threading.Thread(target=self._server.serve_forever, name="user-directory", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="user-directory", daemon=True
+        )
 
     @property
     def url(self) -> str:

@@ -9,6 +9,9 @@ NODES_MAX = 20_000
 # Characters of a YAML text, and again of what its aliases expand to. libyaml reads a million in about 50 ms.
 YAML_LENGTH_MAX = 1_000_000
 
+# Characters of a key that is a collection, as JSON text.
+JSON_KEY_LENGTH_MAX = 10_000
+
 # A text longer than MongoDB's largest document is not even looked at: the outcome is document_too_large.
 LENGTH_MAX = 16 * 1024 * 1024
 

@@ -13,7 +13,7 @@ import yaml
 from yaml.cyaml import CParser  # type: ignore[attr-defined]
 
 from schemas.audited_changes import scalars
-from schemas.audited_changes.limits import DEPTH_MAX, NODES_MAX, YAML_LENGTH_MAX, UnreadableError
+from schemas.audited_changes.limits import DEPTH_MAX, JSON_KEY_LENGTH_MAX, NODES_MAX, YAML_LENGTH_MAX, UnreadableError
 
 TIME_WITH_ZONE = "!ruby/object:ActiveSupport::TimeWithZone"
 BIG_DECIMAL = "!ruby/object:BigDecimal"
@@ -272,5 +272,11 @@ def _merge(members: dict[str, Any], value: Any) -> bool:
 
 
 def json_key(key: Any) -> str:
-    """Return a mapping key that is not a string as JSON text: `1`, `2.5`, `true`, `null`, `[1,2]`."""
-    return orjson.dumps(key).decode()
+    """Return a mapping key that is not a string as JSON text: `1`, `2.5`, `true`, `null`, `[1,2]`.
+
+    Raises UnreadableError if that is long: a key inside a key inside a key doubles with every level of quoting.
+    """
+    text = orjson.dumps(key).decode()
+    if len(text) > JSON_KEY_LENGTH_MAX:
+        raise UnreadableError(f"a collection as a key, of more than {JSON_KEY_LENGTH_MAX} characters of JSON")
+    return text
