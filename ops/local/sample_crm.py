@@ -1,7 +1,6 @@
 """Loads the sample CRM, all of `ops/local/sample`, into a PostgreSQL database of one's own. Test data only."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -10,10 +9,11 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from ops.local.sample.rows import SAMPLE_JSONB, SAMPLE_YAML, json_lines
 from schemas.errors import BadInputError, ServiceUnreachableError
 
-SAMPLE_YAML = "sample-yaml"  # account of the rows whose changes are YAML text, public.audits
-SAMPLE_JSONB = "sample-jsonb"  # account of the rows whose changes are jsonb, jsonb_variant.audits
+__all__ = ["SAMPLE_JSONB", "SAMPLE_YAML", "SampleCounts", "load_sample", "mapping_path"]
+
 MAPPINGS = {SAMPLE_YAML: "sample_yaml.yaml", SAMPLE_JSONB: "sample_jsonb.yaml"}
 
 _MARK = "crm-replay sample 1"  # comment on public.audits; raise the number when the rows change
@@ -66,13 +66,6 @@ def mapping_path(company_sso_id: str) -> Traversable:
     if name is None:
         raise BadInputError(f"{company_sso_id} is no sample account", f"give one of {', '.join(MAPPINGS)}")
     return files("ops.local").joinpath("mappings", name)
-
-
-def json_lines(name: str) -> Iterator[dict[str, Any]]:
-    r"""Yield the objects of `<name>.jsonl`. Lines end at `\n` only: U+2028 stands raw inside strings."""
-    for line in files("ops.local.sample").joinpath(f"{name}.jsonl").read_text("utf-8").split("\n"):
-        if line:
-            yield json.loads(line)
 
 
 def load_sample(dsn: str) -> SampleCounts:

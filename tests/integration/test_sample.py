@@ -8,7 +8,8 @@ import psycopg
 import pytest
 
 from ops.local.sample.contacts import seed_contacts
-from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML, json_lines, load_sample, mapping_path
+from ops.local.sample.rows import json_lines
+from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML, load_sample, mapping_path
 from schemas.errors import BadInputError
 from schemas.mapping import load
 

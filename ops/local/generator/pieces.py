@@ -14,7 +14,7 @@ from typing import Any
 
 from ops.local.generator import psych
 from ops.local.generator.psych import Indifferent, Instant, Plain, Symbol
-from ops.local.sample_crm import json_lines
+from ops.local.sample.rows import json_lines
 
 POOL = 64  # pieces of a column; a power of two, so that six random bits choose one
 NAMES = 512  # names of people; the same for companies, deals, tasks and tickets

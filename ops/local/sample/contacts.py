@@ -19,7 +19,7 @@ from psycopg import sql
 from pymongo.database import Database
 
 from ops.local import generator
-from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML, json_lines
+from ops.local.sample.rows import SAMPLE_JSONB, SAMPLE_YAML, json_lines
 
 Document = dict[str, Any]
 

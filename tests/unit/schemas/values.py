@@ -1,0 +1,47 @@
+"""Hypothesis strategies for records, made from the Avro schemas themselves."""
+
+import json
+from importlib.resources import files
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from schemas.codec import schema_of
+from schemas.records import RECORD_TYPES, Record
+
+# By the schema's primitive types, which are all that the schemas use: nullable unions cost too much.
+PRIMITIVES: dict[str, SearchStrategy[Any]] = {
+    "long": st.integers(-(2**63), 2**63 - 1),
+    "int": st.integers(-(2**31), 2**31 - 1),
+    "string": st.text(st.characters(exclude_categories=["Cs"])),
+    "bytes": st.binary(),
+    "boolean": st.booleans(),
+}
+
+
+def fields_of(schema: dict[str, Any]) -> SearchStrategy[dict[str, Any]]:
+    """Return a strategy for a record of any schema, as the dictionary fastavro takes."""
+    return st.fixed_dictionaries({field["name"]: PRIMITIVES[field["type"]] for field in schema["fields"]})
+
+
+def records_of(record_type: type[Record]) -> SearchStrategy[Record]:
+    """Return a strategy for one of our record types."""
+    return fields_of(schema_of(record_type)).map(lambda fields: record_type(**fields))
+
+
+records: SearchStrategy[Record] = st.sampled_from(RECORD_TYPES).flatmap(records_of)
+
+
+def golden_versions() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the schemas that are out there: version -> schema name -> schema."""
+    folder = files("tests").joinpath("golden", "schemas")
+    return {
+        version.name: {
+            entry.name.removesuffix(".avsc"): json.loads(entry.read_text("utf-8"))
+            for entry in version.iterdir()
+            if entry.name.endswith(".avsc")
+        }
+        for version in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if version.is_dir()
+    }
