@@ -4,7 +4,7 @@ Read from the sources, so that a module nobody imports in the tests counts as we
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,12 +53,11 @@ def sources() -> dict[str, Path]:
     return {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    """Yield the full name of everything a file imports, wherever in the file that stands."""
-    yield from imports_in(path.read_text("utf-8"), module_name(path), path.name == "__init__.py")
+def imports_in(source: str, module: str, is_package: bool, modules: Collection[str] = ()) -> Iterator[str]:
+    """Yield the full name of everything a source imports, wherever in it that stands.
 
-
-def imports_in(source: str, module: str, is_package: bool) -> Iterator[str]:
+    `from package import module` is an import of that module, if it is one of `modules`, and not of the package's own text.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -67,12 +66,17 @@ def imports_in(source: str, module: str, is_package: bool) -> Iterator[str]:
             if node.level:
                 above = module.split(".")[: len(module.split(".")) - node.level + is_package]
                 base = ".".join((*above, *filter(None, [node.module])))
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            names = [f"{base}.{alias.name}" for alias in node.names]
+            yield from names
+            if not all(name in modules for name in names):
+                yield base
 
 
 SOURCES = sources()
-IMPORTS = {module: set(imports_of(path)) for module, path in SOURCES.items()}
+IMPORTS = {
+    module: set(imports_in(path.read_text("utf-8"), module, path.name == "__init__.py", SOURCES))
+    for module, path in SOURCES.items()
+}
 
 
 def ours(module: str) -> set[str]:
@@ -175,3 +179,8 @@ def test_pure_modules_import_no_module_that_does_input_and_output(module: str) -
 )
 def test_the_reader_of_imports_finds_all_forms(module: str, is_package: bool, source: str, imported: set[str]) -> None:
     assert set(imports_in(source, module, is_package)) == imported
+
+
+def test_a_module_taken_out_of_a_package_is_not_the_package() -> None:
+    assert set(imports_in("from a import b", "x", False, {"a", "a.b"})) == {"a.b"}
+    assert set(imports_in("from a import b, c", "x", False, {"a", "a.b"})) == {"a", "a.b", "a.c"}
