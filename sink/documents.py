@@ -17,7 +17,7 @@ DUPLICATE_KEY = 11000
 PRIMARY_KEY_INDEX = "_id_"
 _INDEX_IN_MESSAGE = re.compile(r" index: (\S+)")
 # Values of a document appear in a server's message inside quotes, braces or brackets; none of them may be logged.
-_VALUES_IN_MESSAGE = re.compile(r"\{.*\}|\[.*\]|\"[^\"]*\"|'[^']*'|\{.*$|\[.*$|\"[^\"]*$", re.DOTALL)
+_VALUES_IN_MESSAGE = re.compile(r"\{.*\}|\[.*\]|\"[^\"]*\"|'[^']*'|\{.*$|\[.*$|\"[^\"]*$|'[^']*$", re.DOTALL)
 MESSAGE_LENGTH_MAX = 200
 
 

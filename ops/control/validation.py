@@ -19,7 +19,7 @@ NAMED_MAX = 100  # ids that a mismatch names; beyond it the count says enough
 def validate(database: Any, company_sso_id: str, totals: RunTotals, source_rows: int | Callable[[], int]) -> Ledger:
     """Return the ledger of a run whose every partition has ended; documents are counted by index.
 
-    `totals` are the sinks' counts, `source_rows` is the source's own COUNT in scope up to `top`. A run over a part of the
+    `totals` are the sinks' counts, `source_rows` is the source's own COUNT in scope up to `top`. A run over part of the
     history only leaves the account with more documents than it accounts for; its `accuracy_pct` is then over 100.
     """
     return Ledger(

@@ -1,0 +1,95 @@
+"""Bytes of the outcomes topic -> bins."""
+
+import datetime as dt
+
+import bson
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.codec import Codec
+from schemas.job import ReplayJob
+from schemas.records import ActivityLog, DeadLetter, SkippedRecord, SnapshotMarker
+from sink.counting import Bin
+from sink.decoding import Decoder, Taken
+from sink.documents import BatchOutcome, Refusal
+
+JOB = ReplayJob(
+    company_sso_id="acc",
+    job_id="j",
+    run=7,
+    partitions=2,
+    top_audit_id=100,
+    snapshot_xmax=0,
+    cutoff=dt.datetime(2020, 1, 1, tzinfo=dt.UTC),
+    mapping_path="",
+)
+CODEC = Codec()
+DECODER = Decoder(JOB, CODEC, 1000)
+DOCUMENT = bson.encode({"company_sso_id": "acc", "a": 1})
+
+
+def log(audit_id: int) -> bytes:
+    return CODEC.encode(ActivityLog(audit_id, 0, audit_id, 7, DOCUMENT))
+
+
+def taken(*values: bytes, partition: int = 0) -> list[Taken]:
+    return [Taken(partition, offset, b"key", value) for offset, value in enumerate(values)]
+
+
+@given(st.binary(max_size=64))
+def test_no_bytes_raise(data: bytes) -> None:
+    batch = DECODER.batch(taken(data, log(1)[:-1] + data, log(1) + data), 5)
+    assert batch.records == 3
+
+
+def test_a_batch_knows_its_documents_bins_and_next_offsets() -> None:
+    skip = CODEC.encode(SkippedRecord(2, 0, 2, 7, "why"))
+    end = CODEC.encode(SnapshotMarker("end", "j", 9, 7))
+    begin = CODEC.encode(SnapshotMarker("begin", "j", 0, 7))
+    messages = [*taken(begin, log(1), skip, log(3), end), *taken(log(4), partition=1)]
+    batch = DECODER.batch(messages, 5)
+    assert [record.bin for record in batch.decided[0]] == [
+        Bin.PASSED_OVER,
+        Bin.MIGRATED,
+        Bin.SKIPPED,
+        Bin.MIGRATED,
+        Bin.ENDED,
+    ]
+    assert batch.next_offsets == {0: 5, 1: 1}
+    assert [source.record.audit_id for source in batch.sources] == [1, 3, 4]
+    assert [bson.decode(document)["a"] for document in batch.documents] == [1, 1, 1]
+
+
+def test_the_servers_answer_moves_only_the_records_it_names() -> None:
+    batch = DECODER.batch([*taken(log(1), log(2), log(3)), *taken(log(4), partition=1)], 5)
+    outcome = BatchOutcome(frozenset((0,)), frozenset(), frozenset((3,)), {1: Refusal(121, "no")})
+    outcome = BatchOutcome(outcome.inserted | {2}, outcome.redelivered, outcome.duplicates, outcome.failed)
+    decided = DECODER.decide(batch, outcome, 6)
+    assert [(record.bin, record.reason) for record in decided[0]] == [
+        (Bin.MIGRATED, ""),
+        (Bin.FAILED, "write_refused"),
+        (Bin.MIGRATED, ""),
+    ]
+    assert [(record.bin, record.reason) for record in decided[1]] == [(Bin.SKIPPED, "duplicate_external_id")]
+    letter = decided[0][1].dead_letter
+    assert letter is not None
+    assert (letter.audit_id, letter.source_topic, letter.detail) == (2, JOB.topics.replay, "code 121: no")
+    assert (letter.payload, letter.key, letter.failed_at) == (log(2), b"key", 6)
+
+
+def test_a_document_over_the_limit_is_never_sent() -> None:
+    at_limit = bson.encode({"company_sso_id": "acc", "x": ""})
+    at_limit = bson.encode({"company_sso_id": "acc", "x": "x" * (1000 - 17 - len(at_limit))})
+    over = bson.encode({"company_sso_id": "acc", "x": "x" * 983})
+    messages = taken(*(CODEC.encode(ActivityLog(i, 0, i, 7, d)) for i, d in ((1, at_limit), (2, over))))
+    batch = DECODER.batch(messages, 5)
+    assert [len(document) for document in batch.documents] == [1000]
+    assert [record.reason for record in batch.decided[0]] == ["", "document_too_large"]
+
+
+def test_a_dead_letter_of_another_account_is_foreign_whatever_id_it_carries() -> None:
+    letter = DeadLetter(10**9, 0, "t", 0, 3, 7, "wrong_account", "", b"", b"", 1)
+    unknown = letter._replace(audit_id=0, cause="undecodable_record")
+    known = letter._replace(audit_id=5, cause="undecodable_changes")
+    batch = DECODER.batch(taken(*map(CODEC.encode, (letter, unknown, known))), 5)
+    assert [record.bin for record in batch.decided[0]] == [Bin.FOREIGN, Bin.FOREIGN, Bin.FAILED]
