@@ -56,7 +56,7 @@ def sources() -> dict[str, Path]:
 def imports_in(source: str, module: str, is_package: bool, modules: Collection[str] = ()) -> Iterator[str]:
     """Yield the full name of everything a source imports, wherever in it that stands.
 
-    `from package import module` is an import of that module, if it is one of `modules`, and not of the package's own text.
+    `from package import module` is an import of that module, if it is one of `modules`, and not of the package itself.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
