@@ -24,6 +24,7 @@ from schemas.records import AuditEvent
 
 log = logging.getLogger(__name__)
 
+GC_THRESHOLD = 50_000  # a run makes some thousand objects, none of them in cycles: look for those now and then
 STOP_TIMEOUT_S = 12.0  # the supervisor kills after 15 s
 Transform = Callable[[AuditEvent], Transformed | Skip | Refused]
 
@@ -66,6 +67,7 @@ async def run_worker(
         metrics.table_load_s = tables.load_s
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not look at it again
+        gc.set_threshold(GC_THRESHOLD, 20, 50)
         tables.follow()
         lookups = TableLookups(tables.rows, codec, job.company_sso_id, directory)
         app = build_app(settings, connections.kafka_bootstrap_servers, metrics)
