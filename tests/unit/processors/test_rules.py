@@ -281,7 +281,8 @@ def test_a_record_s_row_links_the_record_and_a_person_s_row_nothing() -> None:
     ("value", "record_id"),
     [
         (5, 5), ("5", 5), ([4, 5], 5), ([4, None], 4), ([None, "5"], 5), (None, None), (0, None), (-1, None),
-        (True, None), (5.0, None), ("x", None), ("²", None), ([1], None), ([[1], [2]], None), ("9" * 30, None), (2**63, None),
+        (True, None), (5.0, None), ("x", None), ("²", None), ([1], None), ([[1], [2]], None), ("9" * 30, None),
+        (2**63, None),
     ],
 )  # fmt: skip
 def test_the_id_in_a_foreign_key(value: Any, record_id: int | None) -> None:
