@@ -53,7 +53,7 @@ def run(only: frozenset[int]) -> None:
     with connect(connections.crm_audit_database_url, settings.statement_timeout_s) as db:
         source = resolve(db, mapping, job.company_sso_id)
     mongo: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
-        connections.mongodb_url, serverSelectionTimeoutMS=8_000, tz_aware=True, appname="crm-replay producer"
+        connections.mongodb_url, serverSelectionTimeoutMS=5_000, tz_aware=True, appname="crm-replay producer"
     )
     with (
         mongo,

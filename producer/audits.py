@@ -349,13 +349,14 @@ class AuditReader:
     def oldest_transactions(self) -> str:
         """Return a phrase for the operator: who holds the horizon back, as far as we may see it."""
         query = sql.SQL(
-            "SELECT pid, COALESCE(usename, '')::text, extract(epoch FROM now() - xact_start)::bigint"
+            "SELECT 'pid ' || pid, usename::text, extract(epoch FROM now() - xact_start)::bigint AS age"
             " FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND xact_start IS NOT NULL"
-            " ORDER BY xact_start LIMIT 3"
+            " UNION ALL SELECT 'prepared transaction ' || gid, owner, extract(epoch FROM now() - prepared)::bigint"
+            " FROM pg_prepared_xacts ORDER BY age DESC LIMIT 3"
         )
         with answering("looking for the oldest open transaction"):
             rows = self._retry(self._query, query, {})
-        seen = [f"pid {pid} of {user}, open for {age} s" for pid, user, age in rows]
+        seen = [f"{who} of {user}, open for {age} s" for who, user, age in rows]
         return "; ".join(seen) or "this role may not see whose (pg_read_all_stats would let it)"
 
     def _read_page(

@@ -41,6 +41,14 @@ class Page:
     defects: Mapping[int, Defect] = field(default_factory=dict)  # by audit id: why an event is not the whole row
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A page's records, keys and values, one a row."""
+
+    records: list[tuple[bytes, bytes]]
+    dead_letters: int  # how many of them
+
+
 class Encoder:
     """Makes records of rows."""
 
@@ -52,7 +60,7 @@ class Encoder:
         self._run = run
         self._record_bytes_max = record_bytes_max
 
-    def encode(self, page: Page, now_us: int) -> list[tuple[bytes, bytes]]:
+    def encode(self, page: Page, now_us: int) -> Encoded:
         """Return key and value of each of the page's rows, in id order.
 
         A row that is no whole audit event travels as a dead letter in its place, so that it is counted as failed
@@ -60,16 +68,19 @@ class Encoder:
         """
         encode, key_of, size_max = self._codec.encode, self._key_of, self._record_bytes_max
         records = []
+        dead_letters = 0
         for event in page.events:
             key = key_of(event).encode()
             value = encode(event)
             if len(key) + len(value) > size_max:
                 detail = f"the record has {len(value)} bytes; the replay topic takes {size_max}"
                 value = self._dead_letter(event, key, Defect(DeadLetterCause.ROW_TOO_LARGE, detail), now_us)
+                dead_letters += 1
             elif event.audit_id in page.defects:
                 value = self._dead_letter(event, key, page.defects[event.audit_id], now_us)
+                dead_letters += 1
             records.append((key, value))
-        return records
+        return Encoded(records, dead_letters)
 
     def _dead_letter(self, event: AuditEvent, key: bytes, defect: Defect, now_us: int) -> bytes:
         """Return the dead letter of a row; its payload is an audit event again, cut so far that it fits."""

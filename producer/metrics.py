@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from producer.messages import Page
+from producer.messages import Encoded, Page
 
 
 @dataclass(slots=True)
@@ -15,11 +15,12 @@ class Counters:
     gaps_noted: int = 0
     late_rows: int = 0  # of the rows: found in gaps by the second look («holes filled»)
 
-    def count(self, rows: int, page: Page, *, late: bool = False) -> None:
+    def count(self, page: Page, encoded: Encoded, *, late: bool = False) -> None:
         """Add a page that is confirmed and saved."""
+        rows = len(encoded.records)
         self.pages += 1
         self.rows += rows
-        self.dead_letters += len(page.defects)
+        self.dead_letters += encoded.dead_letters
         self.gaps_noted += len(page.gaps)
         if late:
             self.late_rows += rows

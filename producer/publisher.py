@@ -12,7 +12,7 @@ from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 
 logger = logging.getLogger(__name__)
 
-CHECK_TIMEOUT_S = 8.0
+CHECK_TIMEOUT_S = 5.0
 DELIVERY_TIMEOUT_S = 120.0
 RECORD_OVERHEAD_BYTES = 1024  # batch header, record header and the Avro frame, generously
 MESSAGE_BYTES_LIMIT = 900 * 1024 * 1024

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from producer.audits import Reader
 from producer.checkpoint import Saves
 from producer.cursor import IdRange, advance, all_gaps, begin, next_number, note_gaps
-from producer.messages import Encoder, Page
+from producer.messages import Encoded, Encoder, Page
 from producer.metrics import Counters
 from producer.parallel import Stopped
-from producer.publisher import Keyed, Publishes, now_us
+from producer.publisher import Publishes, now_us
 from schemas.errors import ReplayError
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Prepared:
     """A page, read and encoded."""
 
     page: Page
-    records: Sequence[Keyed]
+    encoded: Encoded
 
 
 class Snapshot:
@@ -80,18 +80,18 @@ class Snapshot:
         self._checkpoint.save(range_)
         ahead = self._prepare(range_)
         while ahead is not None:
-            page, records = ahead.page, ahead.records
+            page, encoded = ahead.page, ahead.encoded
             noted = note_gaps(range_, page.gaps, page.end)
             if noted.gaps != range_.gaps:
                 range_ = noted
                 self._checkpoint.save(range_)  # before any row beside the gaps is published
-            self._publisher.publish(records)
+            self._publisher.publish(encoded.records)
             # The next page is read and encoded while the brokers confirm this one. It is not published before that.
             ahead = self._prepare(replace(range_, cursor=page.end))
             self._publisher.flush()  # raises if any delivery failed; the cursor stays
-            range_ = advance(range_, page.end, len(records), self._bounds.id_window)
+            range_ = advance(range_, page.end, len(encoded.records), self._bounds.id_window)
             self._checkpoint.save(range_)  # dying before this line publishes the page again, under the same number
-            self.counters.count(len(records), page)
+            self.counters.count(page, encoded)
         if not range_.done:
             raise Stopped
         return range_
@@ -114,12 +114,12 @@ class Snapshot:
             if self._stop():
                 raise Stopped
             page = self._reader.late_page_after(late.cursor, gaps, late.id_range)
-            records = self._encoder.encode(page, now_us())
-            self._publisher.publish(records)
+            encoded = self._encoder.encode(page, now_us())
+            self._publisher.publish(encoded.records)
             self._publisher.flush()
-            late = advance(late, page.end, len(records), self._bounds.id_window)
+            late = advance(late, page.end, len(encoded.records), self._bounds.id_window)
             self._checkpoint.save(late)
-            self.counters.count(len(records), page, late=True)
+            self.counters.count(page, encoded, late=True)
         return late
 
     def wait_for_horizon(self) -> None:

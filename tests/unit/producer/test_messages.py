@@ -34,13 +34,14 @@ def encoder(record_bytes_max: int = 100_000) -> Encoder:
 def test_each_row_is_one_record_under_its_key_in_the_rows_order() -> None:
     events = (event(1), event(2, "é" * 300), event(2**40))
     records = encoder().encode(Page(events, end=2**40), now_us=0)
-    assert [key for key, _ in records] == [b"key-1", b"key-2", b"key-1099511627776"]
-    assert [CODEC.decode(value) for _, value in records] == list(events)
+    assert records.dead_letters == 0
+    assert [key for key, _ in records.records] == [b"key-1", b"key-2", b"key-1099511627776"]
+    assert [CODEC.decode(value) for _, value in records.records] == list(events)
 
 
 def test_a_row_with_a_defect_travels_in_its_place_as_a_dead_letter() -> None:
     page = Page((event(1), event(2), event(3)), end=3, defects={2: Defect(DeadLetterCause.UNDECODABLE_RECORD, "why")})
-    records = [CODEC.decode(value) for _, value in encoder().encode(page, now_us=77)]
+    records = [CODEC.decode(value) for _, value in encoder().encode(page, now_us=77).records]
     assert [record.audit_id for record in records if isinstance(record, AuditEvent | DeadLetter)] == [1, 2, 3]
     letter = records[1]
     assert letter == DeadLetter(
@@ -51,7 +52,9 @@ def test_a_row_with_a_defect_travels_in_its_place_as_a_dead_letter() -> None:
 def test_a_record_over_the_limit_becomes_a_dead_letter_that_fits_and_can_be_read() -> None:
     for size_max in (2_000, 10_000, 100_000):
         large = event(5, changes="ö" * 200_000, comment="x" * 200_000)
-        [(key, value)] = encoder(size_max).encode(Page((large,), end=5), now_us=0)
+        encoded = encoder(size_max).encode(Page((large,), end=5), now_us=0)
+        assert encoded.dead_letters == 1
+        [(key, value)] = encoded.records
         assert len(key) + len(value) <= size_max
         letter = CODEC.decode_as(DeadLetter, value)
         assert letter.cause == DeadLetterCause.ROW_TOO_LARGE
