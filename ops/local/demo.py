@@ -3,12 +3,15 @@
 import json
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
 
+import psycopg
 from rich.console import Console
 
 from ops.control import migrations
 from ops.local import sample_crm, sandbox
+from ops.local.directory_server import DirectoryServer
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
 from ops.local.runner import RunOptions, RunResult, run_account
 from ops.local.sample.contacts import seed_contacts
@@ -40,7 +43,9 @@ def demo(console: Console, *, audits: int, seed: int) -> None:
             generated = generate_crm(dsn, Plan(audits, seed=seed), progress=report).accounts
         say("generated CRM: " + ", ".join(f"{name} {rows:,}" for name, rows in generated.items()))
         database = connect(connections, app_name="crm-replay-demo")
-        try:
+        with closing(database.client), DirectoryServer(_emails(dsn)) as directory:
+            if not connections.user_directory_url:  # a development directory: each active user has an SSO id
+                connections = connections.model_copy(update={"user_directory_url": directory.url})
             migrations.up(database)
             seed_contacts(database, dsn)
             largest = max(generated, key=lambda account: generated[account])
@@ -56,8 +61,6 @@ def demo(console: Console, *, audits: int, seed: int) -> None:
             console.print("\nThe same account again: everything is there already.", style="bold")
             mapping = str(sample_crm.mapping_path(sample_crm.SAMPLE_YAML))
             again = _replay(console, sample_crm.SAMPLE_YAML, mapping, connections)
-        finally:
-            database.client.close()
     _judge(results, again)
     rows = sum(result.ledger.source_rows for result in results)
     console.print(
@@ -67,6 +70,12 @@ def demo(console: Console, *, audits: int, seed: int) -> None:
         highlight=False,
     )
     console.print(f"Data and logs: {Home.at(None).path}. Look around: crm-replay services up", highlight=False)
+
+
+def _emails(dsn: str) -> list[str]:
+    """Return the emails of the users of both CRMs."""
+    with psycopg.connect(dsn) as db:
+        return [row[0] for row in db.execute("SELECT email FROM public.users UNION SELECT email FROM crm.users")]
 
 
 def _replay(console: Console, account: str, mapping: str, connections: Connections) -> RunResult:
