@@ -9,8 +9,9 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from ops.local.sample.database import connected
 from ops.local.sample.rows import SAMPLE_JSONB, SAMPLE_YAML, json_lines
-from schemas.errors import BadInputError, ServiceUnreachableError
+from schemas.errors import BadInputError
 
 __all__ = ["SAMPLE_JSONB", "SAMPLE_YAML", "SampleCounts", "load_sample", "mapping_path"]
 
@@ -74,13 +75,7 @@ def load_sample(dsn: str) -> SampleCounts:
     One transaction: either all is there afterwards or nothing. Other schemas of the database are left alone.
     Raises BadInputError if `public.audits` is there and is not the sample's, ServiceUnreachableError if nobody answers.
     """
-    try:
-        db = psycopg.connect(dsn)
-    except psycopg.OperationalError as error:
-        raise ServiceUnreachableError(
-            f"PostgreSQL does not answer ({str(error).splitlines()[0]})", "check CRM_AUDIT_DATABASE_URL"
-        ) from error
-    with db:
+    with connected(dsn) as db:
         db.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK_KEY,))
         if _is_loaded(db):
             return SampleCounts(_count(db), loaded=False)
@@ -91,7 +86,7 @@ def load_sample(dsn: str) -> SampleCounts:
             _copy(db, table, rows)
         db.execute(sql.SQL("COMMENT ON TABLE public.audits IS {}").format(sql.Literal(_MARK)))
         counts = _count(db)
-    with psycopg.connect(dsn, autocommit=True) as db:
+    with connected(dsn, autocommit=True) as db:
         for table in counts:
             db.execute(sql.SQL("ANALYZE {}").format(_name(table)))
     return SampleCounts(counts, loaded=True)

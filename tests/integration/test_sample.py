@@ -10,7 +10,7 @@ import pytest
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample.rows import json_lines
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML, load_sample, mapping_path
-from schemas.errors import BadInputError
+from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.mapping import load
 
 pytestmark = pytest.mark.services
@@ -86,13 +86,26 @@ def test_a_foreign_audits_table_is_refused_and_left_alone(database_dsn: str) -> 
 def test_a_load_that_fails_half_way_leaves_nothing(database_dsn: str) -> None:
     with psycopg.connect(database_dsn) as db:
         db.execute("CREATE TABLE public.crm_tickets (id bigint)")
-    with pytest.raises(psycopg.errors.DuplicateTable):
+    with pytest.raises(BadInputError, match='PostgreSQL refused .relation "crm_tickets" already exists'):
         load_sample(database_dsn)
     with psycopg.connect(database_dsn) as db:
         tables = db.execute(
             "SELECT tablename FROM pg_tables WHERE schemaname IN ('public', 'jsonb_variant')"
         ).fetchall()
         assert tables == [("crm_tickets",)]
+
+
+def test_a_server_that_does_not_answer_is_one_clear_line() -> None:
+    with pytest.raises(ServiceUnreachableError, match="PostgreSQL does not answer") as raised:
+        load_sample("postgresql://nobody@127.0.0.1:1/none")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_database_that_may_not_be_written_is_one_clear_line(database_dsn: str) -> None:
+    read_only = f"{database_dsn} options='-c default_transaction_read_only=on'"
+    with pytest.raises(BadInputError, match=r"PostgreSQL refused .*read-only transaction") as raised:
+        load_sample(read_only)
+    assert "\n" not in str(raised.value)
 
 
 def test_contacts_are_seeded_once_and_leave_others_alone(mongo_database: Any) -> None:

@@ -8,12 +8,10 @@ tables.py   PostgreSQL: the tables, COPY, and what is there already
 command.py  `crm-replay generate`
 """
 
-from importlib.resources import files
-
 from ops.local.generator.command import generate, reporting
 from ops.local.generator.history import Plan
-from ops.local.generator.tables import Generated, accounts, generate_crm
+from ops.local.generator.tables import Generated, accounts, generate_crm, mapping_path
 
-GENERATED_MAPPING = str(files("ops.local").joinpath("mappings", "generated.yaml"))  # source mapping of its accounts
+GENERATED_MAPPING = str(mapping_path())  # source mapping of its accounts
 
 __all__ = ["GENERATED_MAPPING", "Generated", "Plan", "accounts", "generate", "generate_crm", "reporting"]

@@ -17,7 +17,8 @@ from psycopg import sql
 from ops.local.generator.history import GONE, HISTORY_BEGIN, History, Plan, Records
 from ops.local.generator.pieces import Pieces, copy_text
 from ops.local.generator.plain import PlainHistory
-from schemas.errors import BadInputError, ServiceUnreachableError
+from ops.local.sample.database import connected
+from schemas.errors import BadInputError
 
 VERSION = 1  # raise when the rows change: what an older version made is then replaced
 MARK = "crm-replay generated"  # how the comment on our audits tables begins
@@ -95,8 +96,7 @@ def generate_crm(
     """
     _check(plan)
     mark = f"{MARK} version {VERSION} shape {plan.shape} audits {plan.audits} accounts {plan.accounts} seed {plan.seed}"
-    db = _connect(dsn)
-    with db:
+    with connected(dsn) as db:
         db.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"crm-replay generate {schema}",))
         there = _mark_of(db, schema)
         if there == mark and not recreate:
@@ -109,7 +109,7 @@ def generate_crm(
         db.execute(_named(KEYS, schema))
         db.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(sql.Identifier(schema, "audits"), sql.Literal(mark)))
         made = dict(accounts_of(db, schema))
-    with _connect(dsn, autocommit=True) as after:
+    with connected(dsn, autocommit=True) as after:
         after.execute(sql.SQL("VACUUM (ANALYZE) {}").format(sql.Identifier(schema, "audits")))
         for table in ("accounts", "users", "crm_people", "crm_deals", "crm_tasks", "crm_tickets", "crm_companies"):
             after.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(schema, table)))
@@ -121,7 +121,7 @@ def accounts(dsn: str, schema: str = "crm") -> list[tuple[str, int]]:
 
     Raises BadInputError if there is no generated CRM in this schema.
     """
-    with _connect(dsn) as db:
+    with connected(dsn) as db:
         if _mark_of(db, schema) is None:
             raise BadInputError(
                 f"there is no generated CRM in the schema {schema}", "make one: crm-replay generate --schema NAME"
@@ -155,16 +155,6 @@ def _check(plan: Plan) -> None:
         )
     if plan.shape not in SHAPES:
         raise BadInputError(f"{plan.shape} is no shape of rows", f"give {' or '.join(SHAPES)}")
-
-
-def _connect(dsn: str, *, autocommit: bool = False) -> psycopg.Connection[Any]:
-    try:
-        return psycopg.connect(dsn, autocommit=autocommit)
-    except psycopg.OperationalError as error:
-        raise ServiceUnreachableError(
-            f"PostgreSQL does not answer ({str(error).splitlines()[0]})",
-            "check CRM_AUDIT_DATABASE_URL or --dsn, or start the embedded servers: crm-replay services up",
-        ) from error
 
 
 def _mark_of(db: psycopg.Connection[Any], schema: str) -> str | None:

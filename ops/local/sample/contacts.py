@@ -13,12 +13,12 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
-import psycopg
 from bson import ObjectId
 from psycopg import sql
 from pymongo.database import Database
 
 from ops.local import generator
+from ops.local.sample.database import connected
 from ops.local.sample.rows import SAMPLE_JSONB, SAMPLE_YAML, json_lines
 
 Document = dict[str, Any]
@@ -102,7 +102,7 @@ def seed_generated(
     """Seed the contacts of the generated CRM's accounts, streaming its persons in id order."""
     made = []
     generator.accounts(dsn, schema)  # raises BadInputError if there is none
-    with psycopg.connect(dsn) as db:
+    with connected(dsn) as db:
         accounts = db.execute(
             sql.SQL(
                 "SELECT id, company_sso_id, first_audit_at, last_audit_at,"

@@ -1,0 +1,1 @@
+"""Source mapping files of the sample CRM and of the generated one."""
