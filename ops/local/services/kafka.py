@@ -118,6 +118,10 @@ class KafkaServer(Server):
         """Return the bootstrap server."""
         return f"{loopback.HOST}:{ports['kafka']}"
 
+    def traces(self) -> list[tuple[str, str]]:
+        """Return its class and its configuration."""
+        return [("kafka.Kafka", str(self._root / "server.properties"))]
+
     def delete_data(self) -> None:
         """Remove topics, offsets and configuration."""
         self._data.wipe()

@@ -69,6 +69,10 @@ class MongoServer(Server):
         if self._data.made_by() is None:
             self._data.complete(self._modules.parent.name)
 
+    def traces(self) -> list[tuple[str, str]]:
+        """Return the option with its data directory."""
+        return [("--data", str(self._data.path))]
+
     def delete_data(self) -> None:
         """Remove the databases."""
         self._data.wipe()

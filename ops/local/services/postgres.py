@@ -20,8 +20,7 @@ import psycopg
 
 from ops.local.services import ports as loopback
 from ops.local.services import tools
-from ops.local.services.detached import Command, Process, User, stop
-from ops.local.services.launcher import start_mark
+from ops.local.services.detached import Command, User
 from ops.local.services.layout import Service
 from ops.local.services.server import DataDirectory, Server, Surroundings, environment
 from schemas.errors import BadInputError
@@ -104,6 +103,10 @@ class PostgresServer(Server):
             if db.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
                 db.execute(f"CREATE DATABASE {DATABASE}")
 
+    def traces(self) -> list[tuple[str, str]]:
+        """Return the option with its data directory, in both places it may be."""
+        return [("-D", str(place / "data")) for place in (self._root, self._outside())]
+
     def delete_data(self) -> None:
         """Remove the cluster, and what was put outside the home for it."""
         for place in (self._root, self._outside()):
@@ -165,16 +168,12 @@ class PostgresServer(Server):
         """Remove what a killed server left behind, so that it can be started again.
 
         Called when no server of ours runs. Its children may still be at work (they end once they see that the
-        postmaster is gone), and after a reboot its lock file may name the process id of something else.
+        postmaster is gone), and its lock file may name the process id of something else by now, which PostgreSQL
+        would take for itself.
         """
         lock = self._data.path / "postmaster.pid"
         if not lock.exists():
             return
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            pid = int(lock.read_text().splitlines()[0])
-            mark = start_mark(pid)
-            if mark is not None and pid in set(_processes_in(self._data.path)):  # ours, but its process file was lost
-                stop(Process(pid, mark), number=self.stop_signal, timeout_s=self.stop_timeout_s)
         deadline = time.monotonic() + _BACKENDS_END_S
         while any(_processes_in(self._data.path)):
             if time.monotonic() > deadline or self._around.tools.cancel.wait(0.05):

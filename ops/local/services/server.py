@@ -55,6 +55,10 @@ class Server(ABC):
         """Return its address for clients."""
 
     @abstractmethod
+    def traces(self) -> list[tuple[str, str]]:
+        """Return pairs of words that only this home's server has side by side on its command line."""
+
+    @abstractmethod
     def delete_data(self) -> None:
         """Remove its data, wherever it is; it does not run."""
 

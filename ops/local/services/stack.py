@@ -5,6 +5,7 @@ ready once it has answered. A process that is on file as running but not as read
 next `up` ends it and starts another.
 """
 
+import contextlib
 import shutil
 import threading
 import time
@@ -150,23 +151,21 @@ def down(home: Path | None = None, *, say: Say = _quiet, delete_data: bool = Fal
     `delete_data` removes the data and the logs as well.
     """
     place = Home.at(home)
-    if not place.path.is_dir():
-        return []
-    never = threading.Event()
-    around = Surroundings(
-        place, ServiceSettings.load(), ToolCache(place.path, logs=place.logs, say=say, cancel=never), say
-    )
-    with locked(place.lock, cancel=never, waiting=lambda: say("waiting for another crm-replay services command")):
-        running = [service for service in Service if Process.read(place.process_file(service))]
-        with ThreadPoolExecutor(len(Service)) as pool:
-            list(pool.map(lambda service: _stop(place, service, say), Service))
+    around = _look_around(place, say)
+    servers = [_KINDS[service](around) for service in Service]
+    with contextlib.ExitStack() as holding:
+        if place.path.is_dir():  # else it was deleted, perhaps under running servers
+            waiting = "waiting for another crm-replay services command"
+            holding.enter_context(locked(place.lock, cancel=around.tools.cancel, waiting=lambda: say(waiting)))
+        with ThreadPoolExecutor(len(servers)) as pool:
+            stopped = list(pool.map(lambda server: _stop(server, place, say), servers))
         if delete_data:
-            for service in Service:
-                _KINDS[service](around).delete_data()
-                shutil.rmtree(place.directory(service), ignore_errors=True)
+            for server in servers:
+                server.delete_data()
+                shutil.rmtree(place.directory(server.service), ignore_errors=True)
             shutil.rmtree(place.logs, ignore_errors=True)
             place.ports.unlink(missing_ok=True)
-    return running
+    return [server.service for server, ran in zip(servers, stopped, strict=True) if ran]
 
 
 def status(home: Path | None = None) -> list[ServiceStatus]:
@@ -191,17 +190,27 @@ def status(home: Path | None = None) -> list[ServiceStatus]:
         return list(pool.map(look, Service))
 
 
-def _stop(place: Home, service: Service, say: Say) -> None:
-    """End one server if it runs, and forget its process."""
-    kind = _KINDS[service]
+def _stop(server: Server, place: Home, say: Say) -> bool:
+    """End one server if it runs, and forget its process; whether it ran."""
+    service = server.service
     process = Process.read(place.process_file(service))
-    if process is not None:
-        was_ready = Process.read(place.ready_file(service)) == process
-        timeout_s = kind.stop_timeout_s if was_ready else _STOP_UNREADY_S
-        if not detached.stop(process, number=kind.stop_signal, timeout_s=timeout_s) and was_ready:
+    was_ready = process is not None and Process.read(place.ready_file(service)) == process
+    lost = [found for words in server.traces() for found in detached.with_arguments(*words) if found != process]
+    for one in [process, *lost]:
+        if one is None:
+            continue
+        timeout_s = server.stop_timeout_s if was_ready or one is not process else _STOP_UNREADY_S
+        try:
+            in_time = detached.stop(one, number=server.stop_signal, timeout_s=timeout_s)
+        except PermissionError:
+            raise BadInputError(
+                f"{service.value} (process {one.pid}) was started by another user", "stop it as that user"
+            ) from None
+        if not in_time and timeout_s != _STOP_UNREADY_S:
             say(f"{service.value}: did not end within {timeout_s:.0f} s and was killed; log: {place.log(service)}")
     place.ready_file(service).unlink(missing_ok=True)
     place.process_file(service).unlink(missing_ok=True)
+    return process is not None or bool(lost)
 
 
 class _Start:
@@ -219,7 +228,7 @@ class _Start:
         """Return once it answers. Raises BadInputError, or CancelledError if it was told to give up."""
         if self._already_runs():
             return
-        _stop(self._home, self._service, self._around.say)  # left by an `up` that died, or it hangs
+        _stop(self.server, self._home, self._around.say)  # left by an `up` that died, or it hangs
         self.server.prepare()
         for attempt in range(_PORT_TRIES):
             self._stop_if_cancelled()
@@ -298,7 +307,7 @@ class _Start:
     def undo(self) -> None:
         """Stop it if this call has started it."""
         if self.started:
-            _stop(self._home, self._service, self._around.say)
+            _stop(self.server, self._home, self._around.say)
 
 
 def _all_or_none(starts: list[_Start], cancel: threading.Event) -> None:
