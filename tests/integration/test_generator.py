@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -193,8 +194,23 @@ def test_the_command_makes_it_and_says_what_it_made(database_dsn: str, monkeypat
     assert "there already, nothing to do" in again.stdout
 
 
-def test_the_command_without_a_database_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_makes_the_contacts_as_well(
+    database_dsn: str, mongo_database: Any, mongodb_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = Typer()
+    app.command()(generate)
+    monkeypatch.setenv("MONGODB_URL", mongodb_url)
+    monkeypatch.setenv("MONGODB_DATABASE", mongo_database.name)
+    call = ["--audits", "600", "--accounts", "1", "--dsn", database_dsn, "--contacts"]
+    done = CliRunner().invoke(app, call, catch_exceptions=False)
+    there = mongo_database["contacts"].count_documents({"company_sso_id": "crm-1"})
+    assert there > 0
+    assert done.stdout.endswith(f"  crm-1  600, {there} contacts\n")
+
+
+def test_the_command_without_a_database_says_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CRM_AUDIT_DATABASE_URL", raising=False)
+    monkeypatch.setenv("CRM_REPLAY_HOME", str(tmp_path))  # where no embedded server runs
     with pytest.raises(BadInputError, match="CRM_AUDIT_DATABASE_URL is not set"):
         generate(audits=10)
 

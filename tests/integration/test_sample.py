@@ -86,7 +86,7 @@ def test_a_foreign_audits_table_is_refused_and_left_alone(database_dsn: str) -> 
 def test_a_load_that_fails_half_way_leaves_nothing(database_dsn: str) -> None:
     with psycopg.connect(database_dsn) as db:
         db.execute("CREATE TABLE public.crm_tickets (id bigint)")
-    with pytest.raises(BadInputError, match='PostgreSQL refused .relation "crm_tickets" already exists'):
+    with pytest.raises(BadInputError, match=r'PostgreSQL refused .relation "crm_tickets" already exists'):
         load_sample(database_dsn)
     with psycopg.connect(database_dsn) as db:
         tables = db.execute(
