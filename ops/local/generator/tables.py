@@ -104,7 +104,7 @@ def generate_crm(
         db.execute(_named(TABLES, schema))
         history = PlainHistory(plan) if plan.shape == "peer" else History(plan)
         _copy(db, schema, "audits", AUDIT_COLUMNS, history.chunks(), plan.audits, progress)
-        for table, columns, lines in _tables(history):
+        for table, columns, lines in crm_tables(history):
             _copy(db, schema, table, columns, _in_chunks(lines))
         db.execute(_named(KEYS, schema))
         db.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(sql.Identifier(schema, "audits"), sql.Literal(mark)))
@@ -229,8 +229,8 @@ def _in_chunks(lines: Iterable[str]) -> Iterator[tuple[bytes, int]]:
     yield "".join(held).encode(), len(held)
 
 
-def _tables(history: History) -> Iterator[tuple[str, str, Iterable[str]]]:
-    """Yield (table, columns, lines of COPY text) of everything but the audits; after the history's last row."""
+def crm_tables(history: History) -> Iterator[tuple[str, str, Iterable[str]]]:
+    """Yield (table, columns, lines of COPY text) of all other tables; call it after the history's last row."""
     pieces = history.names
     people = [f"{copy_text(a)}\t{copy_text(b)}\t{copy_text(c)}" for a, b, c in _people_names(pieces)]
     yield "accounts", "id, company_sso_id, audits, first_audit_at, last_audit_at", _accounts(history)

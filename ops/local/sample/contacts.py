@@ -128,19 +128,22 @@ def seed_generated(
                     (number,),
                 )
                 mapped: list[Document] = []
-                contacts = _generated_contacts(company_sso_id, people, gone, history, mapped)
+                contacts = generated_contacts(company_sso_id, people, gone, history, mapped)
                 made.append(_seed(database, company_sso_id, f"{mark}, contacts {_VERSION}", contacts, mapped))
     return made
 
 
-def _generated_contacts(
+def generated_contacts(
     company_sso_id: str,
     people: Iterable[tuple[int, str]],
     gone: Iterable[tuple[int, int | None]],
     history: tuple[datetime, datetime],
     mapped: list[Document],
 ) -> Iterator[Document]:
-    """Yield the contacts of an account; fills `mapped` on the way."""
+    """Yield the contacts of an account's persons, (id, name) by id, and of destroyed ones, (id, merged into or None).
+
+    Fills `mapped` with the id map's entries on the way; `history` is the account's first and last audit.
+    """
     begin, end = history
     span = end - begin
     for rank, (person, name) in enumerate(people):
