@@ -17,7 +17,7 @@ from schemas.codec import (
 )
 from schemas.errors import UndecodableRecordError
 from schemas.records import RECORD_TYPES, Record, Referent, SkippedRecord, SnapshotMarker
-from tests.unit.schemas.values import records
+from tests.unit.schemas.values import records, unhurried
 
 CODEC = Codec()
 CONFLUENT_IDS = {record_type: 100_000 + number for number, record_type in enumerate(RECORD_TYPES)}
@@ -75,6 +75,7 @@ def test_every_record_type_has_a_header_of_its_own() -> None:
     assert len(set(HEADERS.values())) == len(RECORD_TYPES) == len(HEADERS)
 
 
+@unhurried
 @given(records)
 def test_a_record_survives_the_way_there_and_back(record: Record) -> None:
     for codec in (CODEC, CONFLUENT):
@@ -84,12 +85,14 @@ def test_a_record_survives_the_way_there_and_back(record: Record) -> None:
         assert codec.decode_as(type(record), codec.encode(record)) == record
 
 
+@unhurried
 @given(records)
 def test_the_same_record_gives_the_same_bytes_in_any_codec_of_a_kind(record: Record) -> None:
     assert CODEC.encode(record) == Codec().encode(record)
     assert CODEC.encode(record)[SINGLE_OBJECT_HEADER_BYTES:] == CONFLUENT.encode(record)[CONFLUENT_HEADER_BYTES:]
 
 
+@unhurried
 @given(records)
 def test_the_confluent_frame_is_a_zero_and_the_schemas_id(record: Record) -> None:
     data = CONFLUENT.encode(record)
@@ -97,6 +100,7 @@ def test_the_confluent_frame_is_a_zero_and_the_schemas_id(record: Record) -> Non
     assert int.from_bytes(data[1:5], "big") == CONFLUENT_IDS[type(record)]
 
 
+@unhurried
 @given(records, st.data())
 def test_a_record_cut_short_is_undecodable(record: Record, data: st.DataObject) -> None:
     encoded = CODEC.encode(record)
@@ -105,12 +109,14 @@ def test_a_record_cut_short_is_undecodable(record: Record, data: st.DataObject) 
         CODEC.decode(encoded[:cut])
 
 
+@unhurried
 @given(records, st.binary(min_size=1))
 def test_bytes_behind_a_record_make_it_undecodable(record: Record, more: bytes) -> None:
     with pytest.raises(UndecodableRecordError):
         CODEC.decode(CODEC.encode(record) + more)
 
 
+@unhurried
 @given(st.sampled_from(RECORD_TYPES), st.binary(max_size=200))
 def test_garbage_behind_a_header_is_undecodable_or_that_very_record(record_type: type[Record], garbage: bytes) -> None:
     try:
@@ -122,6 +128,7 @@ def test_garbage_behind_a_header_is_undecodable_or_that_very_record(record_type:
     assert again == record
 
 
+@unhurried
 @given(records, st.data())
 def test_a_flipped_bit_never_raises_anything_else(record: Record, data: st.DataObject) -> None:
     encoded = bytearray(CODEC.encode(record))

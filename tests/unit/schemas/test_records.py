@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from schemas.codec import schema_name, schema_of
 from schemas.records import RECORD_TYPES, Outcome, Record
-from tests.unit.schemas.values import fields_of, golden_versions
+from tests.unit.schemas.values import fields_of, golden_versions, unhurried
 
 AVRO_TYPES = {int: {"int", "long"}, str: {"string"}, bytes: {"bytes"}, bool: {"boolean"}}
 VERSIONS = golden_versions()
@@ -66,6 +66,7 @@ def read_with_the_present_schema(name: str, version: str, fields: dict[str, Any]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+@unhurried
 @given(st.data())
 def test_what_a_kept_version_wrote_can_be_read_with_the_present_schema(version: str, data: st.DataObject) -> None:
     for name, schema in VERSIONS[version].items():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import BadInputError
 from schemas.topics import ACCOUNT_LENGTH_MAX, LIVE_TOPIC, AccountTopics, encode_account
+from tests.unit.schemas.values import unhurried
 
 LEGAL = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 TOPICS = ("replay", "outcomes", "dead_letters", "contacts", "users", "referents")
@@ -27,6 +28,7 @@ def decode_account(encoded: str) -> str:
     return re.sub(rb"_([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), encoded.encode()).decode()
 
 
+@unhurried
 @given(accounts)
 @example("a" * ACCOUNT_LENGTH_MAX)
 @example("é" * ACCOUNT_LENGTH_MAX)
@@ -39,6 +41,7 @@ def test_every_name_is_legal(account: str) -> None:
         assert LEGAL.fullmatch(name)
 
 
+@unhurried
 @given(accounts, accounts)
 @example("a", "A")
 @example("a.b", "a_2eb")
@@ -52,6 +55,7 @@ def test_two_accounts_share_no_name(one: str, other: str) -> None:
     assert not names & others  # not even where metrics take . and _ for the same character
 
 
+@unhurried
 @given(accounts)
 def test_the_encoding_can_be_read_back(account: str) -> None:
     encoded = encode_account(account)
@@ -61,6 +65,7 @@ def test_the_encoding_can_be_read_back(account: str) -> None:
         assert len(encoded) == 100 + 2 + 64
 
 
+@unhurried
 @given(st.text("abcXYZ0189-", min_size=1, max_size=200))
 def test_a_plain_id_stays_as_it_is(account: str) -> None:
     assert encode_account(account) == account

@@ -4,11 +4,15 @@ import json
 from importlib.resources import files
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from schemas.codec import schema_of
 from schemas.records import RECORD_TYPES, Record
+
+# A busy machine must not fail a test that only took its time.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # By the schema's primitive types, which are all that the schemas use: nullable unions cost too much.
 PRIMITIVES: dict[str, SearchStrategy[Any]] = {
