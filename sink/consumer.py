@@ -29,7 +29,7 @@ from sink.decoding import Batch, Decoder, Taken
 from sink.documents import BatchOutcome
 from sink.effects import Effect, Seam, straight
 from sink.halting import JobGate, too_many_failed
-from sink.indexes import ACTIVITY_LOGS, JOBS, PROGRESS
+from sink.indexes import ACTIVITY_LOGS, JOBS, PROGRESS, UNIQUE_EXTERNAL_ID
 from sink.metrics import SinkMetrics
 from sink.progress import Progress
 from sink.settings import SinkSettings
@@ -149,6 +149,7 @@ class Sink:
         """
         try:
             self._require_topics()
+            self._require_unique_index()
             self._check_gate(at_once=True)
             self._consumer.subscribe(
                 [self._topics.outcomes], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
@@ -204,11 +205,27 @@ class Sink:
             if topic not in known:
                 raise BadInputError(f"topic {topic} does not exist", "start the job with crm-replay run")
 
+    def _require_unique_index(self) -> None:
+        """Refuse to write without the index that decides duplicates: a rerun would store everything twice."""
+        index = UNIQUE_EXTERNAL_ID
+        indexes = self._until_answered("MongoDB", self._logs.index_information)
+        found = indexes.get(index.name, {})
+        if [key for key, _ in found.get("key", ())] != list(index.keys) or not found.get("unique"):
+            raise BadInputError(f"{ACTIVITY_LOGS} lacks the unique index {index.name}", "crm-replay migrate up")
+
     # --- the group ---
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Begin where the group had committed, or at the beginning; counts are read when they are needed."""
-        committed = self._until_answered("Kafka", lambda: consumer.committed(partitions, timeout=ANSWER_TIMEOUT_S))
+
+        def ask() -> list[TopicPartition]:
+            answers = consumer.committed(partitions, timeout=ANSWER_TIMEOUT_S)
+            for answer in answers:
+                if answer.error is not None:
+                    raise KafkaException(answer.error)
+            return answers
+
+        committed = self._until_answered("Kafka", ask)
         for partition in committed:
             self._states.pop(partition.partition, None)
             if partition.offset < 0:

@@ -5,29 +5,18 @@ from typing import Any
 import pymongo
 from pymongo.collection import Collection
 from pymongo.database import Database
-from pymongo.errors import (
-    AutoReconnect,
-    ConfigurationError,
-    ConnectionFailure,
-    ExecutionTimeout,
-    InvalidURI,
-    OperationFailure,
-    PyMongoError,
-    WriteConcernError,
-)
+from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 from pymongo.write_concern import WriteConcern
 
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ServiceUnreachableError
+from sink.indexes import JOBS
 
 Document = dict[str, Any]
 Documents = Collection[Document]
 
 SERVER_SELECTION_TIMEOUT_MS = 5_000
 SOCKET_TIMEOUT_MS = 120_000  # longer than any batch takes; a connection that hangs is given up in the end
-
-# Raised when it is not known whether the server did what it was asked: every effect of ours may then be repeated.
-UNANSWERED = (ConnectionFailure, AutoReconnect, ExecutionTimeout, WriteConcernError)
 
 
 def connect(connections: Connections, app_name: str = "crm-replay") -> Database[Document]:
@@ -48,7 +37,8 @@ def connect(connections: Connections, app_name: str = "crm-replay") -> Database[
     except (InvalidURI, ConfigurationError, ValueError) as error:
         raise BadInputError(f"MONGODB_URL is not usable ({error})", "mongodb://host:port") from error
     try:
-        client.admin.command("ping")
+        # A ping is answered without a password; a read shows whether we are let in.
+        client[connections.mongodb_database][JOBS].find_one({}, {"_id": 1})
     except OperationFailure as error:
         client.close()
         raise BadInputError(

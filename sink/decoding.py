@@ -1,5 +1,6 @@
 """Pure: bytes of the outcomes topic -> a batch of documents to write, and the bin each record is about to end in."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,6 +12,9 @@ from schemas.records import ActivityLog, DeadLetter, Record, SkippedRecord, Snap
 from schemas.vocabulary import DeadLetterCause, MarkerEdge, SkipReason
 from sink.counting import NO_OFFSET, Bin, Decided
 from sink.documents import ID_BYTES, AccountCheck, BatchOutcome, IdMaker, is_whole
+
+REASON = re.compile(r"[a-z0-9_]{1,64}")
+UNREADABLE_REASON = "unreadable_reason"
 
 
 class Taken(NamedTuple):
@@ -48,6 +52,11 @@ class Batch:
         return {partition: records[-1].offset + 1 for partition, records in self.decided.items()}
 
 
+def countable(reason: str) -> str:
+    """Return a skip's reason or a failure's cause if it can name a count, one of a newer release included."""
+    return reason if REASON.fullmatch(reason) else UNREADABLE_REASON
+
+
 class Decoder:
     """Decodes the outcomes of one run."""
 
@@ -80,7 +89,7 @@ class Decoder:
                 records.append(self._undecodable(taken, error.what, now_us))
                 continue
             # Nearly every record is a fit log of this run: no call is made for it that can be spared.
-            if type(record) is ActivityLog and record.run == run:
+            if type(record) is ActivityLog and record.run == run and record.audit_id > 0:
                 document = record.document
                 if is_whole(document) and len(document) <= document_bytes_max and is_ours(document):
                     sources.append(Source(len(records), record, taken))
@@ -103,15 +112,18 @@ class Decoder:
         if record.run != self._run:
             batch.other_runs += 1
             return Decided(offset, NO_OFFSET, 0, 0, Bin.PASSED_OVER)
+        if isinstance(record, ActivityLog | SkippedRecord) and record.audit_id <= 0:
+            batch.undecodable += 1
+            return self._undecodable(taken, f"audit id {record.audit_id}", now_us)
         if isinstance(record, SkippedRecord):
-            return Decided(offset, record.source_offset, record.audit_id, record.id_range, Bin.SKIPPED, record.reason)
+            reason = countable(record.reason)
+            return Decided(offset, record.source_offset, record.audit_id, record.id_range, Bin.SKIPPED, reason)
         if isinstance(record, DeadLetter):
             # Whatever audit id a record of another account carries, it is none of this account's.
             foreign = record.audit_id <= 0 or record.cause == DeadLetterCause.WRONG_ACCOUNT
             into = Bin.FOREIGN if foreign else Bin.FAILED
-            return Decided(
-                offset, record.source_offset, record.audit_id, record.id_range, into, record.cause, dead_letter=record
-            )
+            cause = countable(record.cause)
+            return Decided(offset, record.source_offset, record.audit_id, record.id_range, into, cause, record)
         if isinstance(record, SnapshotMarker) and record.edge == MarkerEdge.END:
             return Decided(offset, record.source_offset, 0, 0, Bin.ENDED)
         return Decided(offset, record.source_offset, 0, 0, Bin.PASSED_OVER)

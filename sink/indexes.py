@@ -69,7 +69,7 @@ JOBS_BY_COMPANY = Index(JOBS, "idx_company_sso_id", ("company_sso_id",))
 ONE_RUNNING_JOB = Index(
     JOBS, "idx_company_status", ("company_sso_id", "status"), unique=True, partial={"status": "in_progress"}
 )
-UNIQUE_RUN = Index(JOBS, "uniq_run", ("run",), unique=True)
+UNIQUE_RUN = Index(JOBS, "uniq_run", ("run",), unique=True, partial={"run": {"$exists": True}})
 PROGRESS_BY_RUN = Index(PROGRESS, "uniq_job_run_partition", ("job_id", "run", "partition"), unique=True)
 
 INDEXES = (

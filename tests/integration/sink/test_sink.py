@@ -16,6 +16,7 @@ from sink.consumer import HaltedError, OutcomesLostError
 from sink.dead_letters import DeadLetterTopic
 from sink.documents import ID_BYTES, object_id
 from sink.effects import Effect
+from sink.indexes import UNIQUE_EXTERNAL_ID
 from tests.integration.sink.conftest import CODEC, Account, wait_until
 
 pytestmark = pytest.mark.services
@@ -159,7 +160,8 @@ def test_only_our_own_index_makes_a_duplicate(account: Account) -> None:
 
 def test_a_refusal_is_dead_lettered_without_the_documents_values(account: Account) -> None:
     account.logs.drop()
-    account.database.create_collection("activity_logs", validator={"customer_id": {"$ne": "secret person"}})
+    logs = account.database.create_collection("activity_logs", validator={"customer_id": {"$ne": "secret person"}})
+    logs.create_index([(key, 1) for key in UNIQUE_EXTERNAL_ID.keys], **UNIQUE_EXTERNAL_ID.options())
     account.publish([account.log(1, customer_id="secret person"), account.log(2), account.end()])
     account.run_sink()
     assert account.external_ids() == ["crm_audit:2"]
@@ -292,6 +294,14 @@ def test_a_missing_topic_is_bad_input(account: Account) -> None:
     with pytest.raises(BadInputError, match="does not exist"):
         account.run_sink()
     account.job = account.job.model_copy(update={"company_sso_id": account.job.company_sso_id.removesuffix("-x")})
+
+
+def test_a_collection_without_the_unique_index_is_not_written_to(account: Account) -> None:
+    account.logs.drop_index(UNIQUE_EXTERNAL_ID.name)
+    account.publish([account.log(1), account.end()])
+    with pytest.raises(BadInputError, match="migrate up"):
+        account.run_sink()
+    assert account.external_ids() == []
 
 
 def test_outcomes_that_kafka_deleted_unwritten_end_the_sink(account: Account) -> None:

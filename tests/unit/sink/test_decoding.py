@@ -87,6 +87,20 @@ def test_a_document_over_the_limit_is_never_sent() -> None:
     assert [record.reason for record in batch.decided[0]] == ["", "document_too_large"]
 
 
+def test_a_record_whose_id_no_row_can_have_is_a_foreign_dead_letter() -> None:
+    records = (ActivityLog(-1, 0, 1, 7, DOCUMENT), ActivityLog(0, 0, 1, 7, DOCUMENT), SkippedRecord(-5, 0, 1, 7, "why"))
+    batch = DECODER.batch(taken(*map(CODEC.encode, records)), 5)
+    assert batch.documents == []
+    assert [(record.bin, record.reason) for record in batch.decided[0]] == [(Bin.FOREIGN, "undecodable_record")] * 3
+
+
+def test_a_reason_that_cannot_name_a_field_is_counted_under_another_name() -> None:
+    reasons = ("contact_not_found", "of_a_newer_release", "a.b", "$x", "", "nul\0", "x" * 65)
+    records = [CODEC.encode(SkippedRecord(i, 0, i, 7, reason)) for i, reason in enumerate(reasons, 1)]
+    counted = [record.reason for record in DECODER.batch(taken(*records), 5).decided[0]]
+    assert counted == ["contact_not_found", "of_a_newer_release", *["unreadable_reason"] * 5]
+
+
 def test_a_dead_letter_of_another_account_is_foreign_whatever_id_it_carries() -> None:
     letter = DeadLetter(10**9, 0, "t", 0, 3, 7, "wrong_account", "", b"", b"", 1)
     unknown = letter._replace(audit_id=0, cause="undecodable_record")
