@@ -1,6 +1,6 @@
 """Who did it. Pure: four cases, and none of them is a reason to drop a record."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from schemas.mapping import SourceMapping
 from schemas.records import AuditEvent, User
@@ -27,24 +27,20 @@ class ActorRules:
         self.system = {"type": str(ActorKind.SYSTEM), "id": None, "name": mapping.actors.system}
         self._user = str(ActorKind.USER)
 
-    def actor(self, event: AuditEvent, lookups: UserLookups) -> "Actor":
-        """Return the actor's part of the document, and whether a user fell back to `deleted_user` for want of an id."""
+    def actor(self, event: AuditEvent, lookups: UserLookups) -> tuple[dict[str, Any], bool]:
+        """Return the actor's part of the document, and whether a user fell back to `deleted_user` for want of an id.
+
+        That is an active CRM user whose email the directory does not know, or about whom it did not answer.
+        """
         user_id = event.user_id
         if not user_id:
-            return Actor(self.deleted_user if event.username else self.system, False)
+            return (self.deleted_user if event.username else self.system), False
         if event.user_type != self._user_type:
-            return Actor(self.deleted_user, False)
+            return self.deleted_user, False
         user = lookups.user(user_id)
         if user is None or user.deleted:
-            return Actor(self.deleted_user, False)
+            return self.deleted_user, False
         sso_id = lookups.sso_id(user.email) if user.email else None
         if not sso_id:
-            return Actor(self.deleted_user, True)
-        return Actor({"type": self._user, "id": sso_id, "name": user.full_name}, False)
-
-
-class Actor(NamedTuple):
-    """Who did it."""
-
-    document: dict[str, Any]
-    fell_back: bool  # an active CRM user without an SSO id: the directory does not know the email, or did not answer
+            return self.deleted_user, True
+        return {"type": self._user, "id": sso_id, "name": user.full_name}, False

@@ -52,25 +52,28 @@ class AssociationRules:
     ) -> None:
         """Put type, id and name of what the row links into `metadata`."""
         type_name = event.auditable_type
+        if type_name == self._person_type:
+            return
         sides = self._joins.get(type_name)
         if sides is None:
-            if type_name == self._person_type or not event.auditable_id:
+            record_id = event.auditable_id
+            if not record_id:
                 return
             metadata["linked_entity_type"] = type_name
-            metadata["linked_entity_id"] = event.auditable_id
+            metadata["linked_entity_id"] = record_id
             if type_name in self._has_names:
-                referent = lookups.referent(type_name, event.auditable_id)
+                referent = lookups.referent(type_name, record_id)
                 if referent is not None and referent.name:
                     metadata["linked_entity_name"] = referent.name
             return
         for side in sides:
-            record_id = record_id_in(columns.get(side.column))
-            if record_id is None:
+            linked_id = record_id_in(columns.get(side.column))
+            if linked_id is None:
                 continue
             if side.id_key == "linked_entity_id":
                 metadata["linked_entity_type"] = side.type
-            metadata[side.id_key] = record_id
-            referent = lookups.referent(side.type, record_id)
+            metadata[side.id_key] = linked_id
+            referent = lookups.referent(side.type, linked_id)
             if referent is not None and referent.name:
                 metadata[side.name_key] = referent.name
 

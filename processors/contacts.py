@@ -1,7 +1,7 @@
 """Which CDP contact a row belongs to. Pure; persons are tried in order, and another account's contact never fits."""
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from schemas.records import Contact
 
@@ -13,11 +13,7 @@ class ContactLookups(Protocol):
         """Return the contact with this CRM person id: by `crm_data.id`, then by `crm_contact_id_map`."""
 
 
-class Resolved(NamedTuple):
-    """The first person with a contact."""
-
-    person_id: str
-    contact: Contact
+Resolved = tuple[str, Contact]  # the person id that was tried, and its contact
 
 
 def resolve(person_ids: Iterable[str], company_sso_id: str, lookups: ContactLookups) -> Resolved | None:
@@ -29,5 +25,5 @@ def resolve(person_ids: Iterable[str], company_sso_id: str, lookups: ContactLook
     for person_id in person_ids:
         contact = lookups.contact(person_id)
         if contact is not None and contact.company_sso_id == company_sso_id:
-            return Resolved(person_id, contact)
+            return person_id, contact
     return None

@@ -107,59 +107,62 @@ class Transformer:
             return _UNMAPPED
 
         # The comment is tried alone at first: it names the person of most rows, without their changes being read.
+        company_sso_id = self._company_sso_id
         columns: Columns | Unreadable | None = None
-        resolved = resolve(comment_candidates(event.comment, self._person), self._company_sso_id, lookups)
+        resolved = resolve(comment_candidates(event.comment, self._person), company_sso_id, lookups)
         if resolved is None:
             columns = self._read(event)
             resolved = self._resolve_without_comment(event, columns, lookups)
             if resolved is None:
                 return _NO_CONTACT
+        person_id, contact = resolved
 
-        if (reason := skip_reason(event.created_at, resolved.contact.created_at, self._live)) is not None:
+        if (reason := skip_reason(event.created_at, contact.created_at, self._live)) is not None:
             return _OTHER_SIDE[reason]
 
         if columns is None:
             columns = self._read(event)
-        if type(columns) is Unreadable:
+        if type(columns) is not Columns:
+            assert isinstance(columns, Unreadable)
             cause = DeadLetterCause.DOCUMENT_TOO_LARGE if columns.too_large else DeadLetterCause.UNDECODABLE_CHANGES
             return Refused(cause, columns.why)
         created_at_ms = event.created_at // 1000
         if not _TIMESTAMP_MIN_MS <= created_at_ms <= _TIMESTAMP_MAX_MS:
             return Refused(DeadLetterCause.TRANSFORM_FAILED, "created_at is outside the years 1 to 9999")
-        assert type(columns) is Columns
-        values = columns.values
-        counts = self.counts
-        counts.refused_values += columns.refused
-        if not columns.direct:
-            counts.read_by_nodes += 1
+        values, refused, direct = columns
+        if refused:
+            self.counts.refused_values += refused
+        if not direct:
+            self.counts.read_by_nodes += 1
 
         action = rule.action
-        if rule.status_column and changes_status(rule, values):
+        if rule.status_column in values and changes_status(rule, values):
             if rule.status_ids is None:
-                counts.status_id_set_missing += 1
+                self.counts.status_id_set_missing += 1
             action = action_of(rule, values)
         actor, fell_back = self._actors.actor(event, lookups)
         if fell_back:
-            counts.actors_fell_back += 1
+            self.counts.actors_fell_back += 1
+        metadata: dict[str, Any] = {"crm_person_id": int(person_id)}
+        self._associations.add_linked(metadata, event, values, lookups)
+        if event.request_uuid:
+            metadata["request_id"] = event.request_uuid
+        if event.version:
+            metadata["version"] = event.version
         document: dict[str, Any] = {
-            "company_sso_id": self._company_sso_id,
-            "customer_id": resolved.contact.customer_id,
+            "company_sso_id": company_sso_id,
+            "customer_id": contact.customer_id,
             "category": rule.category,
             "action": action,
             "actor": actor,
             "changes": self._change_rules.changes(event.auditable_type, event.action, values),
             "timestamp": _EPOCH + timedelta(milliseconds=created_at_ms),
             "external_id": f"crm_audit:{event.audit_id}",
+            "source_tag": SOURCE_TAG,
+            "metadata": metadata,
         }
-        if not self._live:
-            document["source_tag"] = SOURCE_TAG
-        metadata: dict[str, Any] = {"crm_person_id": int(resolved.person_id)}
-        self._associations.add_linked(metadata, event, values, lookups)
-        if event.request_uuid:
-            metadata["request_id"] = event.request_uuid
-        if event.version:
-            metadata["version"] = event.version
-        document["metadata"] = metadata
+        if self._live:
+            del document["source_tag"]
         return Transformed(document)
 
     def _read(self, event: AuditEvent) -> Columns | Unreadable:

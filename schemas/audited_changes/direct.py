@@ -36,6 +36,7 @@ _ESCAPES = {
     "0": "\0", "a": "\a", "b": "\b", "t": "\t", "n": "\n", "v": "\v", "f": "\f", "r": "\r", "e": "\x1b", " ": " ",
     '"': '"', "/": "/", "\\": "\\", "N": "\x85", "_": "\xa0", "L": "\u2028", "P": "\u2029",
 }  # fmt: skip
+_CLOSED = {"'": re.compile(r"(?:[^']|'')*+'(?!')"), '"': re.compile(r'(?:[^"\\]|\\.)*+"')}
 _SIMPLE_DOUBLE_QUOTED = re.compile(r'(?:[^"\\]|\\.)*')
 
 
@@ -45,6 +46,8 @@ class _UnknownFormError(Exception):
 
 _UNKNOWN = _UnknownFormError()  # one is enough: it carries nothing, and is never shown
 _MISSING = object()
+_KEY_INDICATORS = frozenset(":'\"")
+_QUOTED_KEY = re.compile(r"""(?:'([^']{0,128})'|"([^"\\]{0,128})"):( .*)?""")
 _NIL = ("", " ")  # what libyaml 0.2.5 and 0.2.2 write after the colon of a nil
 _scalars: dict[str, Any] = {}  # text on one line -> value, for short scalars whose value cannot be changed
 _keys: dict[str, str] = {}  # text before the colon -> key
@@ -54,8 +57,10 @@ def read_directly(text: str) -> dict[str, Any] | None:
     """Return the columns of a document in one of the known forms, None for any other. Raises nothing."""
     if len(text) > LENGTH_MAX:
         return None
-    # Not printable are, among others: tabs, carriage returns, controls, the line separators, byte order marks.
-    if not text.replace("\n", "").isprintable() or not text.endswith("\n"):
+    # Not printable are, among others: tabs, carriage returns, controls, the line separators, byte order marks; and a
+    # no-break space, which means nothing to YAML.
+    bare = text.replace("\n", "")
+    if not text.endswith("\n") or not (bare.isprintable() or bare.replace("\xa0", "").isprintable()):
         return None
     lines = text.split("\n")
     if lines[0] not in _ROOTS:
@@ -124,6 +129,8 @@ class _Document:
                 at = self._at
             else:
                 members[key] = None
+        if not members and lines[0] != "---":
+            raise _UNKNOWN  # a tag without a mapping
         return members
 
     def _mapping(self, indent: int) -> dict[str, Any]:
@@ -137,10 +144,13 @@ class _Document:
             line = lines[self._at]
             if not line.startswith(margin) or line[indent : indent + 1] in (" ", "", "-"):
                 break
-            name, colon, rest = line[indent:].partition(":") if line[indent] != ":" else _symbol_key(line[indent:])
-            key = _keys.get(name)
-            if key is None:
-                key = _key(name)
+            if line[indent] not in _KEY_INDICATORS:
+                name, colon, rest = line[indent:].partition(":")
+                key = _keys.get(name)
+                if key is None:
+                    key = _key(name)
+            else:
+                key, colon, rest = _indicated_key(line[indent:])
             self._at += 1
             if len(rest) > 1:
                 if rest[0] != " ":
@@ -207,21 +217,26 @@ class _Document:
         """Read the value that begins with `raw`, in a collection at `indent`; `_at` is the line after it."""
         first = raw[0]
         value: Any
+        goes_on = self._lines[self._at].startswith(" " * (indent + 1))
         if first not in _SPECIAL or (first in "-:" and (raw[1:2].isalnum() or raw[1:2] in ("_", "."))):
+            if goes_on:
+                return scalars.plain(self._folded_plain(raw, indent))
             if ": " in raw or raw[-1] in ": " or first == " " or " #" in raw:
                 raise _UNKNOWN
             value = scalars.plain(raw)
             if type(value) is dict:  # not a number: a new object every time
                 return value
         elif first == "'":
+            if len(raw) < 2 or raw[-1] != "'" or goes_on or self._lines[self._at] == "":
+                return self._folded_quoted(raw, "'").replace("''", "'")
             value = raw[1:-1]
-            if len(raw) < 2 or raw[-1] != "'":
-                raise _UNKNOWN
             if "'" in value:
                 if "'" in value.replace("''", ""):
                     raise _UNKNOWN
                 value = value.replace("''", "'")
         elif first == '"':
+            if len(raw) < 2 or raw[-1] != '"' or goes_on or self._lines[self._at] == "":
+                return _ESCAPE.sub(_unescaped, self._folded_quoted(raw, '"'))
             value = _double_quoted(raw)
         elif first == "!":
             return self._tagged(raw, indent)
@@ -233,13 +248,59 @@ class _Document:
             return []
         else:
             raise _UNKNOWN
-        if self._lines[self._at].startswith(" " * (indent + 1)):
-            raise _UNKNOWN  # the scalar goes on, on the next line
+        if goes_on:
+            raise _UNKNOWN
         if len(raw) <= _CACHED_LENGTH_MAX:
             if len(_scalars) >= _CACHE_SIZE_MAX:
                 _scalars.clear()
             _scalars[raw] = value
         return value
+
+    def _folded_plain(self, raw: str, indent: int) -> str:
+        """Return the text of a plain scalar over several lines; Psych folds long ones at spaces."""
+        margin = " " * (indent + 1)
+        parts = [raw]
+        while (line := self._lines[self._at]).startswith(margin):
+            parts.append(line.strip(" "))
+            self._at += 1
+        for part in parts:
+            if not part or ": " in part or part[-1] in ": " or part[0] in " #" or " #" in part:
+                raise _UNKNOWN
+        if self._lines[self._at] == "" and self._at < len(self._lines) - 1:
+            raise _UNKNOWN  # an empty line is a line break in the text
+        return " ".join(parts)
+
+    def _folded_quoted(self, raw: str, quote: str) -> str:
+        """Return what stands between quotes over several lines, folded, with the escapes still in it."""
+        lines, last = self._lines, len(self._lines) - 1
+        closed = _CLOSED[quote]
+        text = raw[1:]
+        if closed.match(text) is not None:
+            if closed.fullmatch(text) is None:
+                raise _UNKNOWN
+            return text[:-1]
+        text = text.rstrip(" ")
+        breaks = 0
+        while self._at < last:
+            line = lines[self._at]
+            self._at += 1
+            if line == "":
+                breaks += 1
+                continue
+            stripped = line.lstrip(" ")
+            if stripped in ("", line) or text[-1:] == "\\":
+                break
+            line = stripped
+            text += "\n" * breaks if breaks else " "
+            breaks = 0
+            if closed.match(line) is not None:
+                if closed.fullmatch(line) is None:
+                    break
+                return text + line[:-1]
+            text += line.rstrip(" ")
+            if line[-1] == " ":
+                break
+        raise _UNKNOWN
 
     def _tagged(self, raw: str, indent: int) -> Any:
         if raw.startswith(_DECIMAL):
@@ -247,6 +308,8 @@ class _Document:
             if value is None:
                 raise _UNKNOWN
             return value
+        if raw == "!binary |-":
+            return scalars.binary(self._literal("|-", indent))
         if raw == _TWZ:
             return self._time_with_zone(" " * (indent + 2))
         if raw.startswith(_HWIA):
@@ -307,12 +370,15 @@ class _Document:
         return instant
 
     def _literal(self, raw: str, indent: int) -> str:
-        """Read a literal block, `|` or `|-`, whose first line has text and so shows how far it is indented."""
-        if raw not in ("|", "|-"):
-            raise _UNKNOWN
+        """Read a literal block: `|` or `|-` whose first line shows how far it is indented, or `|2` or `|2-`."""
         lines, at = self._lines, self._at
         margin = " " * (indent + 2)
-        if not lines[at].startswith(margin) or lines[at][indent + 2 : indent + 3] in ("", " "):
+        if raw in ("|2", "|2-"):  # says itself how far; the text begins with a space or an empty line
+            if not self._has_text(margin):
+                raise _UNKNOWN
+        elif raw not in ("|", "|-") or (
+            not lines[at].startswith(margin) or lines[at][indent + 2 : indent + 3] in ("", " ")
+        ):
             raise _UNKNOWN
         content: list[str] = []
         last = len(lines) - 1
@@ -331,7 +397,14 @@ class _Document:
         while content[-1] == "":
             content.pop()
         text = "\n".join(content)
-        return text if raw == "|-" else f"{text}\n"
+        return text if raw[-1] == "-" else f"{text}\n"
+
+    def _has_text(self, margin: str) -> bool:
+        """Return whether a literal block that begins here has a line with anything on it."""
+        at = self._at
+        while self._lines[at] == "" and at < len(self._lines) - 1:
+            at += 1
+        return self._lines[at].startswith(margin)
 
 
 _PLAIN_DECIMAL = re.compile(r"[0-9]+:-?(?:[0-9.e+-]+|Infinity)|[0-9]+:NaN")
@@ -351,9 +424,14 @@ def _key(name: str) -> str:
     return key
 
 
-def _symbol_key(line: str) -> tuple[str, str, str]:
-    name, colon, rest = line[1:].partition(":")
-    return f":{name}", colon, rest
+def _indicated_key(line: str) -> tuple[str, str, str]:
+    """Return the key that is a symbol or quoted, the colon, and the rest of its line."""
+    if line[0] == ":":
+        name, colon, rest = line[1:].partition(":")
+        return _keys.get(f":{name}") or _key(f":{name}"), colon, rest
+    if (found := _QUOTED_KEY.fullmatch(line)) is None:
+        raise _UNKNOWN
+    return found[1] if found[1] is not None else found[2], ":", found[3] or ""
 
 
 def _double_quoted(raw: str) -> str:

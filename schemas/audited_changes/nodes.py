@@ -141,12 +141,16 @@ class _Reader:
             event = next_event()
             kind = type(event)
             if kind is yaml.ScalarEvent:
-                self._count(len(event.value))
-                value = self._scalar(event)
-                if value == "<<" and event.tag is None and not event.style and stack and stack[-1].awaits_key():
-                    value = _MERGE
+                text = event.value
+                self._count(len(text))
+                if event.tag is None and event.style:  # quoted or a block
+                    value = text
+                else:
+                    value = self._scalar(event)
+                    if text == "<<" and event.tag is None and stack and stack[-1].awaits_key():
+                        value = _MERGE
                 if event.anchor is not None:
-                    anchors[event.anchor] = (value, 1, len(event.value))
+                    anchors[event.anchor] = (value, 1, len(text))
             elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
                 if len(stack) >= DEPTH_MAX:
                     raise UnreadableError(f"nested deeper than {DEPTH_MAX} levels")
@@ -194,8 +198,6 @@ class _Reader:
         tag: str | None = event.tag
         text: str = event.value
         if tag is None:
-            if event.style:  # quoted or a block
-                return text
             if self._has_nonspecific and _NONSPECIFIC.match(self._text, event.start_mark.index):
                 return text
             return scalars.plain(text)

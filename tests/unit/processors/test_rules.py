@@ -128,7 +128,7 @@ def test_persons_are_tried_until_one_has_a_contact() -> None:
     lookups = Contacts(Contact("A", "2", "customer-2", 0), Contact("A", "3", "customer-3", 0))
     found = resolve(("1", "2", "3"), "A", lookups)
     assert found is not None
-    assert (found.person_id, found.contact.customer_id) == ("2", "customer-2")
+    assert (found[0], found[1].customer_id) == ("2", "customer-2")
     assert lookups.asked == ["1", "2"]
     assert resolve(("1", "9"), "A", lookups) is None
     assert resolve((), "A", lookups) is None
@@ -139,9 +139,9 @@ def test_another_account_s_contact_never_fits(known: list[tuple[str, str]], trie
     # Two CRMs count their persons from 1 both: the same id in the wrong table is another human being.
     contacts = [Contact(account, person_id, f"{account}-{person_id}", 0) for person_id, account in known]
     found = resolve(tried, "A", Contacts(*contacts))
-    assert found is None or found.contact.company_sso_id == "A"
+    assert found is None or found[1].company_sso_id == "A"
     of_a = {person_id for person_id, account in dict(known).items() if account == "A"}
-    assert (found.person_id if found else None) == next((person for person in tried if person in of_a), None)
+    assert (found[0] if found else None) == next((person for person in tried if person in of_a), None)
 
 
 # Watermark ------------------------------------------------------------------------------------------------------------
@@ -226,8 +226,8 @@ def test_who_did_it(fields: dict[str, Any], actor: dict[str, Any], fell_back: bo
 def test_the_names_of_nobody_are_the_mapping_s() -> None:
     other = mapping.ActorNames(deleted_user="[Gone]", system="CRM")
     rules = ActorRules(MAPPING.model_copy(update={"actors": other}))
-    assert rules.actor(event(), Users()).document["name"] == "CRM"
-    assert rules.actor(event(username="x"), Users()).document["name"] == "[Gone]"
+    assert rules.actor(event(), Users())[0]["name"] == "CRM"
+    assert rules.actor(event(username="x"), Users())[0]["name"] == "[Gone]"
 
 
 # Associations ---------------------------------------------------------------------------------------------------------
