@@ -1,6 +1,8 @@
 import asyncio
 import logging
+import os
 import sys
+import threading
 
 from processors import documents
 from processors.directory import UserDirectory
@@ -48,4 +50,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        logging.shutdown()
+        os._exit(code)  # a thread of Faust's that could not be stopped must not keep the process
+    sys.exit(code)

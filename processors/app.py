@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 RUNS_ON_THEIR_WAY_MAX = 2
 RUNS_BUFFERED_MAX = 4  # fetched and waiting: bounds memory, and what a rebalance throws away
-FETCH_BYTES_MAX = 4 * 1024 * 1024  # of a partition
+FETCH_BYTES_MAX = 2 * 1024 * 1024  # of a partition, as they are on the wire
 HEARTBEAT_MAX_S = 1.5  # how soon the others notice that somebody joins or leaves
 LEAVE_TIMEOUT_S = 10.0
 
@@ -92,16 +92,20 @@ class RunHandler:
 
         Raises whatever made this run or one before it fail: then the worker has to end, and nothing was acknowledged.
         """
+        began = time.perf_counter()
         while len(self._settling) >= RUNS_ON_THEIR_WAY_MAX or (self._settling and self._settling[0].done()):
             await self._settling[0]
             self._settling.popleft()
+        self._metrics.deliver_s += time.perf_counter() - began
         run: Run = event.value
         high = self._app.high_waters.get(run.stretch)
         if high is None:
             event.ack()  # of a former assignment: not handled, so this moves nothing; its new owner gets it again
             return
         self._tables.check()
+        began = time.perf_counter()
         decoded = self._transformer.decode(run.records)
+        self._metrics.transform_s += time.perf_counter() - began
         await self._lookups.prefetch_users(acting_users(decoded))
         began = time.perf_counter()
         messages = self._transformer.outcomes(run.records, decoded, run.partition, high)
@@ -116,9 +120,7 @@ class RunHandler:
     async def _settle(self, event: Any, delivery: Delivery, note: str, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await before
-        began = time.perf_counter()
         await self._producer.confirmed(delivery)
-        self._metrics.deliver_s += time.perf_counter() - began
         run: Run = event.value
         if self._before_ack is not None:
             self._before_ack(run)

@@ -19,8 +19,8 @@ class ProcessorMetrics:
     republished: int = 0  # rows that the snapshot published a second time
     runs: int = 0
     rebalances: int = 0
-    transform_s: float = 0.0  # decoding, rules and encoding
-    deliver_s: float = 0.0  # waiting for Kafka's confirmations, beyond the time of transforming
+    transform_s: float = 0.0  # decoding, rules, encoding, and queueing for the producer
+    deliver_s: float = 0.0  # not transforming, because Kafka had not confirmed the runs before
     table_load_s: float = 0.0
     table_entries: dict[str, int] = field(default_factory=dict)
     table_rejects: int = 0  # entries of a wrong account, or undecodable

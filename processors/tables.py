@@ -34,6 +34,7 @@ from schemas.errors import ReplayError, ServiceUnreachableError
 log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S = 10.0
+NEW_TOPIC_TIMEOUT_S = 3.0  # a topic that was created a moment ago may not be known to every broker yet
 LOAD_BATCH = 20_000
 UPDATE_BATCH = 1000
 POLL_S = 0.1
@@ -159,26 +160,32 @@ class ReferenceTables:
             self._consumer = None
 
     def _assign_all(self, consumer: Consumer) -> set[tuple[str, int]]:
-        """Assign every partition from its beginning and return those that have rows to read."""
-        try:
-            metadata = consumer.list_topics(timeout=ANSWER_TIMEOUT_S).topics
-        except KafkaException as error:
-            raise ServiceUnreachableError(
-                f"Kafka at {self._config['bootstrap.servers']} does not answer ({error.args[0].str()})",
-                "check KAFKA_BOOTSTRAP_SERVERS, or start the embedded servers: crm-replay services up",
-            ) from error
-        for topic in self._table_of:
-            if topic not in metadata or metadata[topic].error is not None:
-                raise TablesNotLoadedError(
-                    f"topic {topic} does not exist", "publish the reference topics first: crm-replay produce"
-                )
+        """Assign every partition from its beginning and return all of them."""
         every = [
             TopicPartition(topic, partition, OFFSET_BEGINNING)
             for topic in self._table_of
-            for partition in metadata[topic].partitions
+            for partition in self._partitions(consumer, topic)
         ]
         consumer.assign(every)
         return {(partition.topic, partition.partition) for partition in every}
+
+    def _partitions(self, consumer: Consumer, topic: str) -> list[int]:
+        deadline = time.monotonic() + NEW_TOPIC_TIMEOUT_S
+        while True:
+            try:
+                metadata = consumer.list_topics(topic, timeout=ANSWER_TIMEOUT_S).topics[topic]
+            except KafkaException as error:
+                raise ServiceUnreachableError(
+                    f"Kafka at {self._config['bootstrap.servers']} does not answer ({error.args[0].str()})",
+                    "check KAFKA_BOOTSTRAP_SERVERS, or start the embedded servers: crm-replay services up",
+                ) from error
+            if metadata.error is None and metadata.partitions:
+                return list(metadata.partitions)
+            if time.monotonic() > deadline:
+                raise TablesNotLoadedError(
+                    f"topic {topic} does not exist", "publish the reference topics first: crm-replay produce"
+                )
+            time.sleep(POLL_S)
 
     def _apply(self, messages: list[Message], left: set[tuple[str, int]]) -> None:
         """Take over rows; a partition that has been read to its end leaves `left`."""

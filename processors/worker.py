@@ -1,7 +1,6 @@
 """One worker from its start to its end: tables, then the app, until a signal, the end markers, or a failure."""
 
 import asyncio
-import contextlib
 import gc
 import logging
 import signal
@@ -25,7 +24,8 @@ from schemas.records import AuditEvent
 log = logging.getLogger(__name__)
 
 GC_THRESHOLD = 50_000  # a run makes some thousand objects, none of them in cycles: look for those now and then
-STOP_TIMEOUT_S = 12.0  # the supervisor kills after 15 s
+STOP_TIMEOUT_S = 9.0  # with what follows well below the 15 s after which the supervisor kills
+FLUSH_TIMEOUT_S = 2.0
 Transform = Callable[[AuditEvent], Transformed | Skip | Refused]
 
 
@@ -88,7 +88,7 @@ async def run_worker(
             metrics.report()
     finally:
         stop.set()  # a load that is still under way ends
-        await asyncio.to_thread(producer.close, STOP_TIMEOUT_S / 4)
+        await asyncio.to_thread(producer.close, FLUSH_TIMEOUT_S)
         await asyncio.to_thread(tables.close)
 
 
@@ -120,13 +120,25 @@ async def _serve(app: ReplayApp, stop: asyncio.Event) -> None:
         for end in ends:
             end.cancel()
         starting.cancel()
-        with contextlib.suppress(asyncio.CancelledError, TimeoutError):
-            await asyncio.wait_for(app.stop(), STOP_TIMEOUT_S)
+        stopped = await _stop(app)
     if failed:
         reason = app.crash_reason
         if isinstance(reason, ReplayError):
             raise reason
         raise WorkerFailedError(f"the worker failed ({type(reason).__name__}: {reason})", "") from reason
+    if not stopped:
+        raise WorkerFailedError(
+            f"the worker did not stop within {STOP_TIMEOUT_S:.0f} s", "what it had not committed is handled once more"
+        )
+
+
+async def _stop(app: ReplayApp) -> bool:
+    """Stop the app; False if it does not in time: then it is left as it is, for the process ends."""
+    stopping = asyncio.create_task(app.stop())
+    done, _ = await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
+    if stopping in done and not stopping.cancelled() and (error := stopping.exception()) is not None:
+        log.warning("while stopping: %s: %s", type(error).__name__, error)
+    return bool(done)
 
 
 async def _report(metrics: ProcessorMetrics, update: Callable[[], None], interval_s: float) -> None:
