@@ -1,6 +1,7 @@
 """The sample CRM in a real PostgreSQL and its contacts in a real MongoDB."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import Any
 
@@ -72,6 +73,13 @@ def test_sequences_stand_behind_the_loaded_rows(database_dsn: str) -> None:
     with psycopg.connect(database_dsn) as db:
         added = db.execute("INSERT INTO public.audits (action) VALUES ('create') RETURNING id").fetchone()
     assert added == (max(row["id"] for row in json_lines("audits_yaml")) + 1,)
+
+
+def test_two_loads_at_once_load_it_once(database_dsn: str) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(load_sample, [database_dsn, database_dsn])
+    assert sorted([first.loaded, second.loaded]) == [False, True]
+    assert first.rows == second.rows
 
 
 def test_a_foreign_audits_table_is_refused_and_left_alone(database_dsn: str) -> None:
