@@ -1,1 +1,1 @@
-""
+"""WRITES: outcomes topic -> MongoDB's activity logs, once per external_id, with every record accounted for."""
