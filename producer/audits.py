@@ -40,7 +40,9 @@ YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
 LARGE_ROW_KEPT_CHARS = 16 * 1024
 GAPS_A_PAGE_MAX = 500
 WINDOW_MIN = 1_000  # ids; a scan of so few that takes too long is not cured by scanning fewer
-PAGE_BYTES_MAX = 16 * 1024 * 1024  # a page that is larger makes the next one shorter, or memory would follow the rows
+PAGE_BYTES_MAX = 16 * 1024 * 1024  # memory must not follow the rows: a page that gets larger ends early
+INLINE_BYTES_MAX = 64 * 1024  # of a row within a page; larger ones are fetched one by one
+GAPS_WINDOW_IDS = 20_000  # of a page whose gaps are looked for: every other id may be one, and all are saved
 
 INTEGERS = frozenset({"int2", "int4", "int8"})
 TEXTS = frozenset({"text", "varchar", "bpchar", "citext"})
@@ -284,7 +286,7 @@ class AuditReader:
             "scope": list(source.scope),
             "account": source.account,
             "cutoff": source.moment(cutoff),
-            "size_max": limits.row_bytes_max,
+            "size_max": min(INLINE_BYTES_MAX, limits.row_bytes_max),
         }
         self._page = source.query("page", "row")
         self._gap_page = source.query("gap_page", "row")
@@ -309,7 +311,7 @@ class AuditReader:
                 with answering("reading a page"):
                     rows, end, gaps = self._retry(self._read_page, cursor, last, look_for_gaps)
                     rows = [row for row in rows if not in_gaps(gaps_known, row[0])] if gaps_known else rows
-                    return self._to_page(rows, end, id_range, gaps)
+                    return self._retry(self._to_page, rows, cursor, end, id_range, gaps)
             except QueryTooSlowError:
                 if self._window <= WINDOW_MIN:
                     raise
@@ -323,7 +325,7 @@ class AuditReader:
         with answering("reading the gaps again"):
             rows = self._retry(self._query, self._gap_page, {"lows": lows, "highs": highs, "page_rows": page_rows})
             end = cast("int", rows[-1][0]) if len(rows) >= page_rows else highs[-1]
-            return self._to_page(rows, end, id_range, ())
+            return self._retry(self._to_page, rows, cursor, end, id_range, ())
 
     def smallest_id(self) -> int:
         """Return the smallest id of the table, whoever it belongs to; 0 if it is empty."""
@@ -364,14 +366,14 @@ class AuditReader:
     ) -> tuple[list[tuple[Any, ...]], int, tuple[Gap, ...]]:
         """Return the rows of a page, where it ends, and the gaps in it: rows and gaps of one and the same snapshot."""
         if not look_for_gaps:
-            return (*self._read_rows(cursor, last), ())
+            return (*self._read_rows(cursor, last, self._window), ())
         with self._db.transaction():  # repeatable read
-            rows, end = self._read_rows(cursor, last)
+            rows, end = self._read_rows(cursor, last, min(self._window, GAPS_WINDOW_IDS))
             gaps = self._query(self._gaps, {"cursor": cursor, "scanned_to": end})
         return rows, end, tuple(cast("list[Gap]", gaps))
 
-    def _read_rows(self, cursor: int, last: int) -> tuple[list[tuple[Any, ...]], int]:
-        window_end = min(cursor + self._window, last)
+    def _read_rows(self, cursor: int, last: int, window: int) -> tuple[list[tuple[Any, ...]], int]:
+        window_end = min(cursor + window, last)
         page_rows = self._page_rows
         rows = self._query(self._page, {"cursor": cursor, "window_end": window_end, "page_rows": page_rows})
         if len(rows) >= page_rows:
@@ -382,7 +384,9 @@ class AuditReader:
         following = self._query(self._next_id, {"window_end": window_end, "last": last})
         return rows, cast("int", following[0][0]) - 1 if following else last
 
-    def _to_page(self, rows: list[tuple[Any, ...]], end: int, id_range: int, gaps: tuple[Gap, ...]) -> Page:
+    def _to_page(
+        self, rows: list[tuple[Any, ...]], cursor: int, end: int, id_range: int, gaps: tuple[Gap, ...]
+    ) -> Page:
         events: list[AuditEvent] = []
         defects: dict[int, Defect] = {}
         changes_are_json = self._source.changes_are_json
@@ -393,7 +397,12 @@ class AuditReader:
         ) in rows:  # fmt: skip
             at_us = at + EPOCH_2000_US
             if changes is None:
-                changes, comment, defects[id_] = self._beginning_of(id_)
+                if size > PAGE_BYTES_MAX:
+                    end = events[-1].audit_id
+                    break
+                changes, comment, defect = self._large(id_)
+                if defect is not None:
+                    defects[id_] = defect
             if not YEAR_1_US <= at_us < YEAR_10000_US:
                 at_us = max(YEAR_1_US, min(at_us, YEAR_10000_US - 1))
                 detail = "created_at is infinite or outside of the years 1 to 9999"
@@ -406,15 +415,18 @@ class AuditReader:
                 )
             )  # fmt: skip
         self._page_rows = next_page_rows(self._page_rows, self._limits.page_rows, size)
-        return Page(tuple(events), end, gaps, defects)
+        return Page(tuple(events), end, tuple(clip_gaps(gaps, cursor, end)), defects)
 
-    def _beginning_of(self, audit_id: int) -> tuple[str, str, Defect]:
-        """Return the beginning of a large row's changes and comment, and how large they are."""
-        rows = self._retry(self._query, self._large_row, {"id": audit_id, "kept": LARGE_ROW_KEPT_CHARS})
+    def _large(self, audit_id: int) -> tuple[str, str, Defect | None]:
+        """Return a large row's changes and comment, cut short and with a defect if the topic does not take them."""
+        size_max = self._limits.row_bytes_max
+        rows = self._query(self._large_row, {"id": audit_id, "size_max": size_max, "kept": LARGE_ROW_KEPT_CHARS})
         changes, comment, changes_bytes, comment_bytes = rows[0] if rows else ("", "", 0, 0)
+        if changes_bytes + comment_bytes <= size_max:
+            return changes, comment, None
         detail = (
-            f"audited_changes has {changes_bytes} bytes and comment {comment_bytes}; the replay topic takes"
-            f" {self._limits.row_bytes_max}, so the first {LARGE_ROW_KEPT_CHARS} characters of each are kept"
+            f"audited_changes has {changes_bytes} bytes and comment {comment_bytes}; the replay topic takes {size_max},"
+            f" so the first {LARGE_ROW_KEPT_CHARS} characters of each are kept"
         )
         return changes, comment, Defect(DeadLetterCause.ROW_TOO_LARGE, detail)
 
@@ -441,7 +453,7 @@ class AuditReader:
 
 
 def next_page_rows(page_rows: int, page_rows_max: int, page_bytes: int) -> int:
-    """Return how many rows the next page asks for, so that pages of large rows stay within memory."""
+    """Return how many rows the next page asks for: fewer after a page of large rows, as memory is bounded."""
     if page_bytes > PAGE_BYTES_MAX:
         return max(1, page_rows // 4)
     if page_bytes * 4 < PAGE_BYTES_MAX:

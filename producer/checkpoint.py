@@ -9,7 +9,7 @@ from pymongo import WriteConcern
 from pymongo.database import Database
 from pymongo.errors import ConnectionFailure, PyMongoError
 
-from producer.cursor import IdRange
+from producer.cursor import Gap, IdRange
 from schemas.errors import ReplayError, ServiceUnreachableError
 
 COLLECTION = "crm_replay_checkpoints"
@@ -44,6 +44,7 @@ class Checkpoint:
         self._job_id = job_id
         self._run = run
         self._now = now
+        self._gaps_saved: dict[int, tuple[Gap, ...]] = {}
 
     def load(self) -> list[IdRange]:
         """Return all ranges of this run, in no order; empty before the first one."""
@@ -51,10 +52,13 @@ class Checkpoint:
             return [from_document(found) for found in self._collection.find({"job_id": self._job_id, "run": self._run})]
 
     def save(self, range_: IdRange) -> None:
-        """Replace the range's document; returns once the server has it."""
+        """Save the range; returns once the server has it."""
         document = to_document(range_, self._job_id, self._run, self._now())
+        if self._gaps_saved.get(range_.id_range) == range_.gaps:
+            del document["gaps"]  # they may be thousands, and change seldom
         with answering("saving the cursor"):
-            self._collection.replace_one({"_id": document["_id"]}, document, upsert=True)
+            self._collection.update_one({"_id": document.pop("_id")}, {"$set": document}, upsert=True)
+        self._gaps_saved[range_.id_range] = range_.gaps
 
 
 def to_document(range_: IdRange, job_id: str, run: int, now: datetime) -> Document:
@@ -78,16 +82,16 @@ def to_document(range_: IdRange, job_id: str, run: int, now: datetime) -> Docume
 
 
 def from_document(document: Document) -> IdRange:
-    """Return the range a document holds."""
+    """Return the range a document holds; its numbers as plain int: psycopg refuses lists that mix it with BSON's."""
     return IdRange(
-        id_range=document["id_range"],
-        first=document["first"],
-        cursor=document["cursor"],
-        last=document["last"],
-        rows=document["rows"],
-        reach=document["reach"],
-        gaps=tuple((low, high) for low, high in document["gaps"]),
-        gaps_to=document["gaps_to"],
+        id_range=int(document["id_range"]),
+        first=int(document["first"]),
+        cursor=int(document["cursor"]),
+        last=int(document["last"]),
+        rows=int(document["rows"]),
+        reach=int(document["reach"]),
+        gaps=tuple((int(low), int(high)) for low, high in document["gaps"]),
+        gaps_to=int(document["gaps_to"]),
         late=document["late"],
     )
 

@@ -15,7 +15,9 @@ logger = logging.getLogger(__name__)
 CHECK_TIMEOUT_S = 5.0
 DELIVERY_TIMEOUT_S = 120.0
 RECORD_OVERHEAD_BYTES = 1024  # batch header, record header and the Avro frame, generously
-MESSAGE_BYTES_LIMIT = 900 * 1024 * 1024
+MESSAGE_BYTES_LIMIT = (
+    32 * 1024 * 1024
+)  # whatever the topic allows: MongoDB takes 16 MiB, and memory has to stay bounded
 
 Keyed = tuple[bytes | None, bytes | None]  # key and value; no value is a tombstone
 

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from producer.audits import Reader
 from producer.checkpoint import Saves
@@ -39,8 +40,7 @@ class Bounds:
     horizon_wait_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A page, read and encoded."""
 
     page: Page
@@ -78,22 +78,25 @@ class Snapshot:
             return range_
         range_ = begin(range_, self._bounds.id_window)
         self._checkpoint.save(range_)
-        ahead = self._prepare(range_)
-        while ahead is not None:
-            page, encoded = ahead.page, ahead.encoded
+        ahead: Prepared | None = None
+        while not range_.done:
+            if self._too_many_gaps(range_):
+                self.wait_for_horizon()
+            page, encoded = ahead or self._prepare(range_)
             noted = note_gaps(range_, page.gaps, page.end)
             if noted.gaps != range_.gaps:
                 range_ = noted
                 self._checkpoint.save(range_)  # before any row beside the gaps is published
             self._publisher.publish(encoded.records)
             # The next page is read and encoded while the brokers confirm this one. It is not published before that.
-            ahead = self._prepare(replace(range_, cursor=page.end))
+            following = replace(range_, cursor=page.end)
+            ahead = None if following.done or self._too_many_gaps(range_) else self._prepare(following)
             self._publisher.flush()  # raises if any delivery failed; the cursor stays
             range_ = advance(range_, page.end, len(encoded.records), self._bounds.id_window)
             self._checkpoint.save(range_)  # dying before this line publishes the page again, under the same number
             self.counters.count(page, encoded)
-        if not range_.done:
-            raise Stopped
+            if self._stop() and not range_.done:
+                raise Stopped
         return range_
 
     def read_late_rows(self, ranges: Sequence[IdRange]) -> IdRange | None:
@@ -110,6 +113,7 @@ class Snapshot:
         if late is None:
             before = gaps[0][0] - 1
             late = IdRange(next_number(ranges), first=before, cursor=before, last=gaps[-1][1], late=True)
+            self._checkpoint.save(late)
         while not late.done:
             if self._stop():
                 raise Stopped
@@ -143,24 +147,23 @@ class Snapshot:
                 logger.info("waiting for transactions older than the job: %s", self._reader.oldest_transactions())
             time.sleep(HORIZON_POLL_S)
 
-    def _prepare(self, range_: IdRange) -> Prepared | None:
-        """Return the next page, encoded; None at the range's end or when asked to stop."""
-        if range_.done or self._stop():
-            return None
-        known = range_.gaps if range_.gaps_to > range_.cursor else ()
+    def _prepare(self, range_: IdRange) -> Prepared:
+        """Return the next page, encoded."""
+        if not self._horizon_passed and time.monotonic() - self._asked_at >= HORIZON_POLL_S:
+            self._ask_for_horizon()
+        newest_from = self._bounds.top - NEWEST_IDS
+        in_newest = range_.cursor >= newest_from
         page = self._reader.page_after(
-            range_.cursor, range_.last, range_.id_range, known, look_for_gaps=self._looks_for_gaps(range_)
+            range_.cursor,
+            range_.last if in_newest else min(range_.last, newest_from),
+            range_.id_range,
+            range_.gaps if range_.gaps_to > range_.cursor else (),
+            look_for_gaps=in_newest or not self._horizon_passed,
         )
         return Prepared(page, self._encoder.encode(page, now_us()))
 
-    def _looks_for_gaps(self, range_: IdRange) -> bool:
-        """Return whether ids above the cursor may still be given a row by somebody."""
-        if not self._horizon_passed and len(range_.gaps) >= GAPS_NOTED_MAX:
-            self.wait_for_horizon()
-        if not self._horizon_passed and time.monotonic() - self._asked_at >= HORIZON_POLL_S:
-            self._ask_for_horizon()
-        newest = range_.cursor + self._bounds.id_window > self._bounds.top - NEWEST_IDS
-        return not self._horizon_passed or newest
+    def _too_many_gaps(self, range_: IdRange) -> bool:
+        return len(range_.gaps) >= GAPS_NOTED_MAX and not self._horizon_passed
 
     def _ask_for_horizon(self) -> bool:
         if not self._horizon_passed:

@@ -347,6 +347,18 @@ def test_rows_no_event_can_hold_travel_as_dead_letters_in_their_place(make_job: 
     assert {letter.run for letter in letters.values()} == {7}
 
 
+def test_pages_of_large_rows_end_early_and_lose_nothing(make_job: MakeJob, mongo_database: Any) -> None:
+    here = make_job(top_audit_id=60)
+    crm.make_audits(here.dsn)
+    sizes = {id_: 900_000 if 10 <= id_ < 50 else 10 for id_ in range(1, 61)}
+    for id_, size in sizes.items():
+        crm.add_audits(here.dsn, [id_], audited_changes="x" * size)
+    code, said = here.run()
+    assert code == 0, said
+    assert {event.audit_id: len(event.audited_changes) for event in here.events()} == sizes
+    assert "rows=60, pages=3, dead_letters=0" in said
+
+
 def test_a_connection_that_is_cut_is_opened_again(make_job: MakeJob, mongo_database: Any) -> None:
     here = make_job(top_audit_id=20_000)
     crm.make_audits(here.dsn)

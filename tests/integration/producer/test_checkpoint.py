@@ -1,0 +1,55 @@
+"""The resume cursor on a real MongoDB."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pymongo
+import pytest
+
+from producer.checkpoint import COLLECTION, Checkpoint
+from producer.cursor import IdRange
+from schemas.errors import ServiceUnreachableError
+
+pytestmark = pytest.mark.services
+
+NOW = datetime(2024, 5, 6, tzinfo=UTC)
+WHOLE = IdRange(0, first=0, cursor=2**40, last=2**62, rows=7, reach=2**41, gaps=((5, 9), (2**33, 2**33)), gaps_to=2**40)
+
+
+def test_what_is_saved_is_loaded_by_the_same_run_only(mongo_database: Any) -> None:
+    Checkpoint(mongo_database, "job", 1).save(WHOLE)
+    Checkpoint(mongo_database, "job", 2).save(IdRange(0, 0, 1, 2))
+    Checkpoint(mongo_database, "other", 1).save(IdRange(0, 0, 0, 2, late=True))
+    [loaded] = Checkpoint(mongo_database, "job", 1).load()
+    assert loaded == WHOLE
+    assert {type(value) for value in (loaded.cursor, loaded.last, *loaded.gaps[1])} == {int}
+    assert [document["_id"] for document in mongo_database[COLLECTION].find().sort("_id")] == [
+        "job:1:0",
+        "job:2:0",
+        "other:1:0",
+    ]
+
+
+def test_saving_again_replaces_and_gaps_are_kept_though_not_sent_again(mongo_database: Any) -> None:
+    checkpoint = Checkpoint(mongo_database, "job", 1, now=lambda: NOW)
+    checkpoint.save(WHOLE)
+    mongo_database[COLLECTION].update_one({}, {"$set": {"gaps": [[1, 1]]}})
+    further = IdRange(0, 0, 2**50, 2**62, rows=9, reach=2**51, gaps=WHOLE.gaps, gaps_to=2**40)
+    checkpoint.save(further)
+    [document] = mongo_database[COLLECTION].find()
+    assert (document["cursor"], document["rows"], document["gaps"]) == (2**50, 9, [[1, 1]]), (
+        "unchanged gaps are not sent"
+    )
+    assert (document["updated_at"], document["done"]) == (NOW, False)
+    noted = IdRange(0, 0, 2**50, 2**62, rows=9, reach=2**51, gaps=(*WHOLE.gaps, (2**45, 2**46)), gaps_to=2**50)
+    checkpoint.save(noted)
+    assert Checkpoint(mongo_database, "job", 1).load() == [noted]
+
+
+def test_a_server_that_is_gone_is_one_line() -> None:
+    with pymongo.MongoClient("mongodb://127.0.0.1:1", serverSelectionTimeoutMS=200) as client:
+        checkpoint = Checkpoint(client["cdp"], "job", 1)
+        with pytest.raises(ServiceUnreachableError, match=r"^MongoDB does not answer \(loading the cursor\)"):
+            checkpoint.load()
+        with pytest.raises(ServiceUnreachableError, match=r"\(saving the cursor\): check MONGODB_URL"):
+            checkpoint.save(WHOLE)
