@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import faust
-from aiokafka.errors import CommitFailedError, IllegalStateError, OffsetOutOfRangeError
+from aiokafka.errors import CommitFailedError, IllegalStateError, OffsetMetadataTooLargeError, OffsetOutOfRangeError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.serializers import codecs
 from faust.tables import TableManager
@@ -219,10 +219,13 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         if not mine:
             return set()
         now = asyncio.get_running_loop().time()
+        wanted = {TopicPartition(*tp): OffsetAndMetadata(*offset) for tp, offset in mine.items()}
         try:
-            await consumer.commit(
-                {TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(*offset) for tp, offset in mine.items()}
-            )
+            try:
+                await consumer.commit(wanted)
+            except OffsetMetadataTooLargeError:  # the broker's offset.metadata.max.bytes is below Kafka's default
+                self.log.warning("Kafka refuses the notes on the offsets, they are committed without")
+                await consumer.commit({tp: OffsetAndMetadata(offset.offset, "") for tp, offset in wanted.items()})
         except (CommitFailedError, IllegalStateError) as error:
             self.log.info("offsets were not committed, their records come once more: %s", error)
             return set()

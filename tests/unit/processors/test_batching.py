@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
-from aiokafka.errors import CommitFailedError
+from aiokafka.errors import CommitFailedError, OffsetMetadataTooLargeError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.types import TP
 from hypothesis import given, settings
@@ -73,6 +73,7 @@ class Partition:
         self.committed = None if committed is None else OffsetAndMetadata(committed, "")
         self.position = 0
         self.commits_fail = False
+        self.note_characters_max = 4096
         self._closed = False
         self._max_poll_records = FETCH_RECORDS
         self._coordinator = self
@@ -104,6 +105,8 @@ class Partition:
         return {WIRE_TP: [Record(offset) for offset in offsets]}
 
     async def commit(self, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
+        if len(offsets[WIRE_TP].metadata) > self.note_characters_max:
+            raise OffsetMetadataTooLargeError
         if self.commits_fail:
             raise CommitFailedError("the group has already rebalanced")
         self.committed = offsets[WIRE_TP]
@@ -324,6 +327,19 @@ def test_a_commit_that_failed_is_made_again() -> None:
         assert await simulation.consumer.force_commit() is True
         assert simulation.partition.committed == OffsetAndMetadata(4, "")
         assert await simulation.consumer.force_commit() is False  # nothing new
+
+    simulate(scenario())
+
+
+def test_where_kafka_refuses_notes_the_offset_is_committed_without() -> None:
+    async def scenario() -> None:
+        simulation = begun(list(range(1, 30)), 30)
+        simulation.partition.note_characters_max = 3
+        await simulation.resume()
+        await simulation.deliver(await simulation.fetch())
+        simulation.handle("note")
+        await simulation.commit()
+        assert simulation.partition.committed == OffsetAndMetadata(4, "")
 
     simulate(scenario())
 
