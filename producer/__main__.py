@@ -26,7 +26,7 @@ from producer.publisher import Publisher, check_topic, message_bytes_max
 from producer.settings import job_from, settings_from_environment
 from producer.snapshot import Bounds, Snapshot
 from schemas.connections import Connections
-from schemas.errors import ReplayError
+from schemas.errors import ReplayError, ServiceUnreachableError
 from schemas.mapping import load
 from schemas.person import record_key
 from schemas.registry import codec_for
@@ -85,7 +85,10 @@ def run(only: frozenset[int]) -> None:
             for range_ in ranges:
                 snapshot.read(range_)
         snapshot.read_late_rows(checkpoint.load())
-        markers.end(kafka, topic, job.partitions, job_id=job.job_id, run=job.run, codec=codec)
+        try:
+            markers.end(kafka, topic, job.partitions, job_id=job.job_id, run=job.run, codec=codec)
+        except ServiceUnreachableError as error:  # it was there at the start: an outage, worth another start
+            raise ReplayError(error.what, error.to_do) from error
         logger.info("done: %s", snapshot.counters)
 
 

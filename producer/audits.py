@@ -444,8 +444,12 @@ class AuditReader:
                     self._db = connect(self._dsn, self._limits.statement_timeout_s)
                 return read(*args, **kwargs)
             except (psycopg.OperationalError, ServiceUnreachableError) as error:
-                if isinstance(error, psycopg.errors.QueryCanceled) or time.monotonic() > give_up_at:
+                if isinstance(error, psycopg.errors.QueryCanceled):
                     raise
+                if time.monotonic() > give_up_at:
+                    raise ReplayError(
+                        f"{where(self._dsn)} has been away for a minute", "start again when it is back"
+                    ) from error
                 self._db.close()
                 logger.warning("the connection to PostgreSQL is lost (%s), trying again", first_line(error))
                 time.sleep(pause_s)

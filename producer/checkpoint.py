@@ -1,5 +1,7 @@
 """The resume cursor: one document per job, run and id range in `crm_replay_checkpoints`. It writes nothing else."""
 
+import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,6 +13,8 @@ from pymongo.errors import ConnectionFailure, PyMongoError
 
 from producer.cursor import Gap, IdRange
 from schemas.errors import ReplayError, ServiceUnreachableError
+
+logger = logging.getLogger(__name__)
 
 COLLECTION = "crm_replay_checkpoints"
 
@@ -37,13 +41,16 @@ class Checkpoint:
         database: Database[Document],
         job_id: str,
         run: int,
+        *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        outage_max_s: float = 60.0,
     ) -> None:
         """Write concern majority: a cursor taken back by a failover costs a repetition, but a gap taken back a row."""
         self._collection = database.get_collection(COLLECTION, write_concern=WriteConcern(w="majority"))
         self._job_id = job_id
         self._run = run
         self._now = now
+        self._outage_max_s = outage_max_s
         self._gaps_saved: dict[int, tuple[Gap, ...]] = {}
 
     def load(self) -> list[IdRange]:
@@ -52,12 +59,27 @@ class Checkpoint:
             return [from_document(found) for found in self._collection.find({"job_id": self._job_id, "run": self._run})]
 
     def save(self, range_: IdRange) -> None:
-        """Save the range; returns once the server has it."""
+        """Save the range; returns once the server has it. Saving is repeatable, so an outage is sat out for a while.
+
+        Raises ReplayError if the server stays away or refuses.
+        """
         document = to_document(range_, self._job_id, self._run, self._now())
         if self._gaps_saved.get(range_.id_range) == range_.gaps:
             del document["gaps"]  # they may be thousands, and change seldom
-        with answering("saving the cursor"):
-            self._collection.update_one({"_id": document.pop("_id")}, {"$set": document}, upsert=True)
+        key = {"_id": document.pop("_id")}
+        give_up_at = time.monotonic() + self._outage_max_s
+        pause_s = 0.1
+        while True:
+            try:
+                with answering("saving the cursor"):
+                    self._collection.update_one(key, {"$set": document}, upsert=True)
+                break
+            except ServiceUnreachableError as error:
+                if time.monotonic() > give_up_at:
+                    raise ReplayError(error.what, error.to_do) from error
+                logger.warning("%s; trying again", error.what)
+                time.sleep(pause_s)
+                pause_s = min(5.0, pause_s * 2)
         self._gaps_saved[range_.id_range] = range_.gaps
 
 

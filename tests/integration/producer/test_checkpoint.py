@@ -1,14 +1,19 @@
 """The resume cursor on a real MongoDB."""
 
+import contextlib
+import logging
+import socket
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
 import pymongo
 import pytest
+from pymongo.uri_parser import parse_uri
 
 from producer.checkpoint import COLLECTION, Checkpoint
 from producer.cursor import IdRange
-from schemas.errors import ServiceUnreachableError
+from schemas.errors import ReplayError, ServiceUnreachableError
 
 pytestmark = pytest.mark.services
 
@@ -48,8 +53,62 @@ def test_saving_again_replaces_and_gaps_are_kept_though_not_sent_again(mongo_dat
 
 def test_a_server_that_is_gone_is_one_line() -> None:
     with pymongo.MongoClient("mongodb://127.0.0.1:1", serverSelectionTimeoutMS=200) as client:
-        checkpoint = Checkpoint(client["cdp"], "job", 1)
+        checkpoint = Checkpoint(client["cdp"], "job", 1, outage_max_s=0.1)
         with pytest.raises(ServiceUnreachableError, match=r"^MongoDB does not answer \(loading the cursor\)"):
             checkpoint.load()
-        with pytest.raises(ServiceUnreachableError, match=r"\(saving the cursor\): check MONGODB_URL"):
+        with pytest.raises(ReplayError, match=r"\(saving the cursor\): check MONGODB_URL") as caught:
             checkpoint.save(WHOLE)
+        assert caught.value.exit_code == 1, "an outage on the way is worth another start"
+
+
+def test_an_outage_is_sat_out(mongo_database: Any, mongodb_url: str) -> None:
+    """The server is away behind a door that opens while `save` is trying."""
+    door = socket.socket()
+    door.bind(("127.0.0.1", 0))
+    port = door.getsockname()[1]
+    server = parse_uri(mongodb_url)["nodelist"][0]
+    away = pymongo.MongoClient(
+        f"mongodb://127.0.0.1:{port}/?directConnection=true", serverSelectionTimeoutMS=200, heartbeatFrequencyMS=500
+    )
+    opened = threading.Event()
+
+    def open_door() -> None:
+        tried.wait(30)
+        door.listen()
+        opened.set()
+        while True:
+            try:
+                inside, _ = door.accept()
+            except OSError:
+                return
+            outside = socket.create_connection(server)
+            for source, target in ((inside, outside), (outside, inside)):
+                threading.Thread(target=pipe, args=(source, target), daemon=True).start()
+
+    tried = threading.Event()
+
+    class Watched(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tried.set()
+
+    logger, handler = logging.getLogger("producer.checkpoint"), Watched()
+    logger.addHandler(handler)
+    opener = threading.Thread(target=open_door, daemon=True)
+    opener.start()
+    try:
+        with away:
+            Checkpoint(away[mongo_database.name], "job", 1).save(WHOLE)
+        assert opened.is_set(), "it was away at first"
+        assert Checkpoint(mongo_database, "job", 1).load() == [WHOLE]
+    finally:
+        logger.removeHandler(handler)
+        with contextlib.suppress(OSError):
+            door.shutdown(socket.SHUT_RDWR)
+        door.close()
+        opener.join(10)
+
+
+def pipe(source: socket.socket, target: socket.socket) -> None:
+    with source, target, contextlib.suppress(OSError):
+        while data := source.recv(65_536):
+            target.sendall(data)
