@@ -33,6 +33,19 @@ class CancelledError(ReplayError):
     """Another server failed, or the user interrupted: this work was given up on purpose."""
 
 
+def flush(directory: Path) -> None:
+    """Return once everything in this directory is on the disk (`sync` would wait for everybody else's data too)."""
+    for parent, _directories, files in os.walk(directory):
+        for name in (".", *files):
+            path = Path(parent, name)
+            if path.is_file() or name == ".":
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
+
+
 @contextlib.contextmanager
 def locked(file: Path, *, cancel: threading.Event, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold an exclusive lock on `file` (made if missing); a holder that dies lets go of it.
@@ -106,7 +119,7 @@ class ToolCache:
             try:
                 fill(partial)
                 partial.chmod(0o755)
-                os.sync()  # else a power cut could keep the name and lose the content
+                flush(partial)  # else a power cut could keep the name and lose the content
                 partial.rename(target)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)

@@ -157,12 +157,12 @@ class PostgresServer(Server):
         data.mkdir(mode=0o700)
         if self._user is not None:
             os.chown(data, self._user.uid, self._user.gid)
-        making = ["-D", str(data), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale"]
+        making = ["-D", str(data), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
         answer = _run(self._user, [str(self._bin / "initdb"), *making], cwd=data)
         if answer.returncode != 0:
             said = " | ".join(line for line in answer.stderr.splitlines() if line.strip())[-500:]
             raise BadInputError(f"PostgreSQL could not make its data directory {data}: {said}", "see the message")
-        self._data.complete(str(major))
+        self._data.complete(str(major))  # which flushes it, once
 
     def _clear_stale_lock(self) -> None:
         """Remove what a killed server left behind, so that it can be started again.
@@ -228,8 +228,8 @@ def _processes_in(directory: Path) -> Iterator[int]:
     """Yield the ids of the processes whose working directory is this one: PostgreSQL's all work in its data."""
     if sys.platform != "linux":
         return
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if (entry / "cwd").readlink() == directory:
-                    yield int(entry.name)
+    place = directory.resolve()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (entry / "cwd").readlink() == place:
+                yield int(entry.name)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ops.local.services.detached import Command
-from ops.local.services.fetching import Say, ToolCache
+from ops.local.services.fetching import Say, ToolCache, flush
 from ops.local.services.layout import Home, Service, ServiceSettings
 
 
@@ -89,7 +89,7 @@ class DataDirectory:
 
     def complete(self, made_by: str) -> None:
         """Say that it is whole, and what made it. Moved to another place it does not count any more."""
-        os.sync()  # the marker must not survive a power cut that its directory did not survive
+        flush(self.path)  # the marker must not survive a power cut that its directory did not survive
         partial = self._marker.with_suffix(".partial")
         partial.write_text(json.dumps({"made_by": made_by, "path": str(self.path)}))
         partial.replace(self._marker)

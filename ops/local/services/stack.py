@@ -29,7 +29,7 @@ from schemas.errors import BadInputError, ReplayError
 
 _KINDS: Mapping[Service, type[Server]] = {kind.service: kind for kind in (KafkaServer, PostgresServer, MongoServer)}
 _PROBE_AGAIN_S = 0.1
-_STILL_THERE_S = 15.0  # for a server that is on file as ready: busy is not dead
+_STILL_THERE_S = 60.0  # for a server that is on file as ready: busy is not dead
 _PORT_TRIES = 3
 _STOP_UNREADY_S = 5.0  # a broker told to stop while it starts may hang, and nobody has written to it yet
 

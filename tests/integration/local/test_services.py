@@ -118,6 +118,9 @@ def test_a_second_up_changes_nothing_and_says_the_same(stack: Stack) -> None:
     assert services.endpoints(stack.home) == stack.endpoints
     assert [stack.process(service) for service in Service] == before
     assert said == []
+    answer = CliRunner().invoke(app, ["up", "--home", str(stack.home), "--json"])
+    assert json.loads(answer.stdout) == {name.lower(): url for name, url in stack.endpoints.environment().items()}
+    assert [stack.process(service) for service in Service] == before
 
 
 def test_killed_servers_come_back_on_the_same_ports_with_their_data(stack: Stack) -> None:
@@ -157,15 +160,15 @@ def test_a_server_left_by_an_up_that_died_is_replaced(stack: Stack) -> None:
 
 
 def test_a_stale_process_file_never_hits_another_process(empty_home: Path) -> None:
-    only, home = [Service.POSTGRES], Home.at(empty_home)
+    only, home = [Service.MONGODB], Home.at(empty_home)
     before = services.up(empty_home, only=only)
-    kill(Process.read(home.process_file(Service.POSTGRES)))
+    kill(Process.read(home.process_file(Service.MONGODB)))
     with bystander() as other:
         mark = start_mark(other.pid)
         assert mark is not None
         stale = Process(other.pid, mark[:-1] + ("0" if mark[-1] != "0" else "1"))  # the id was given to another process
-        stale.write(home.process_file(Service.POSTGRES))
-        stale.write(home.ready_file(Service.POSTGRES))
+        stale.write(home.process_file(Service.MONGODB))
+        stale.write(home.ready_file(Service.MONGODB))
         assert services.down(empty_home) == []
         assert services.up(empty_home, only=only) == before
         assert other.poll() is None
