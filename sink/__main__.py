@@ -4,14 +4,32 @@ import gc
 import logging
 import signal
 import sys
+import time
+
+from pymongo.database import Database
 
 from schemas.connections import Connections
-from schemas.errors import ReplayError
+from schemas.errors import ReplayError, ServiceUnreachableError
 from schemas.registry import codec_for
 from sink.consumer import Sink
-from sink.database import connect
+from sink.database import Document, connect
 from sink.effects import Seam, straight
 from sink.settings import load_settings
+
+CONNECT_EVERY_S = 1.0
+
+
+def connect_patiently(connections: Connections, patience_s: float) -> Database[Document]:
+    """Return the database; a sink that is started again in the middle of an outage waits for its end."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return connect(connections, app_name="crm-replay-sink")
+        except ServiceUnreachableError as error:
+            if time.monotonic() >= deadline:
+                raise
+            logging.getLogger("sink").warning("%s; trying again", error.what)
+            time.sleep(CONNECT_EVERY_S)
 
 
 def main(seam: Seam = straight) -> int:
@@ -22,7 +40,7 @@ def main(seam: Seam = straight) -> int:
         settings = load_settings()
         connections = Connections()
         connections.require("kafka_bootstrap_servers", "mongodb_url")
-        database = connect(connections, app_name="crm-replay-sink")
+        database = connect_patiently(connections, settings.sink_patience_s)
         try:
             sink = Sink(settings, connections.kafka(), database, codec_for(connections.schema_registry_url), seam=seam)
             for number in (signal.SIGTERM, signal.SIGINT):

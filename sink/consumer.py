@@ -19,7 +19,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from pymongo.errors import ConfigurationError, InvalidOperation, PyMongoError
 
 from schemas.codec import Codec
-from schemas.errors import BadInputError, ReplayError
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.job import ReplayJob
 from schemas.records import DeadLetter
 from sink.counting import Advance, Decided, PartitionProgress, advance
@@ -200,7 +200,20 @@ class Sink:
         return dead_letters
 
     def _require_topics(self) -> None:
-        known = self._until_answered("Kafka", lambda: self._consumer.list_topics(timeout=ANSWER_TIMEOUT_S).topics)
+        deadline = time.monotonic() + self._settings.sink_patience_s
+
+        def ask() -> Any:
+            try:
+                return self._consumer.list_topics(timeout=ANSWER_TIMEOUT_S).topics
+            except KafkaException as error:
+                if time.monotonic() < deadline:
+                    raise
+                raise ServiceUnreachableError(
+                    f"Kafka does not answer ({error.args[0].str()})",
+                    "check KAFKA_BOOTSTRAP_SERVERS, or start the embedded servers: crm-replay services up",
+                ) from error
+
+        known = self._until_answered("Kafka", ask)
         for topic in (self._topics.outcomes, self._topics.dead_letters):
             if topic not in known:
                 raise BadInputError(f"topic {topic} does not exist", "start the job with crm-replay run")

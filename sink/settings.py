@@ -24,6 +24,9 @@ class SinkSettings(BaseSettings):
     )
     sink_writers: int = Field(2, ge=1, le=16, description="bulk writes at once; memory is this many batches and one")
     sink_linger_ms: int = Field(100, ge=0, le=10_000, description="how long to wait for a batch to fill")
+    sink_patience_s: float = Field(
+        60.0, ge=0, description="a server that does not answer at the start for longer ends the sink; later, never"
+    )
     sink_session_timeout_ms: int = Field(
         6_000,  # the least that brokers allow by default; taking partitions from a live sink costs no data
         ge=1_000,

@@ -50,7 +50,6 @@ class Account:
     mongodb_url: str
     job: ReplayJob
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    outcomes_seen: int = 0
 
     @property
     def logs(self) -> Any:

@@ -323,6 +323,17 @@ def test_sigterm_finishes_the_batch_and_exits_0(account: Account) -> None:
     assert account.committed() == {0: 100}
 
 
+def test_a_halted_job_ends_the_process_with_exit_code_3(account: Account) -> None:
+    insert_job(account, status="halted")
+    assert account.start_process().wait(30) == 3
+
+
+@pytest.mark.parametrize("server", ["MONGODB_URL", "KAFKA_BOOTSTRAP_SERVERS"])
+def test_a_server_that_is_not_there_at_the_start_is_exit_code_2(account: Account, server: str) -> None:
+    nowhere = {"MONGODB_URL": "mongodb://127.0.0.1:9", "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9"}[server]
+    assert account.start_process(**{server: nowhere}, CRM_REPLAY_SINK_PATIENCE_S="0").wait(40) == 2
+
+
 @pytest.mark.parametrize("job", ["", "{", '{"run": 0}'])
 def test_a_wrong_job_is_one_line_and_exit_code_2(account: Account, job: str) -> None:
     assert account.start_process(CRM_REPLAY_JOB=job).wait(30) == 2
