@@ -203,6 +203,23 @@ class JobOnKafka:
             if future.exception(10) is not None:
                 break  # a killed member may still be in it; the broker drops an empty group by itself
 
+    def visit(self) -> int:
+        """Join the workers' group, get partitions, do nothing with them and leave: two rebalances. Return how many."""
+        visitor = Consumer(
+            {
+                **self.config,
+                "group.id": self.topics.processors_group,
+                "partition.assignment.strategy": "roundrobin",
+                "enable.auto.commit": False,
+                "session.timeout.ms": 6000,
+            }
+        )
+        got: list[int] = []
+        visitor.subscribe([self.topics.replay], on_assign=lambda _, partitions: got.append(len(partitions)))
+        wait_until(lambda: visitor.poll(0.1) is not None or bool(got), 30, "the visitor gets its partitions")
+        visitor.close()
+        return got[0] if got else 0
+
     # -- afterwards
 
     def ends(self) -> list[int]:

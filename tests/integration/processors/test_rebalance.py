@@ -61,18 +61,41 @@ def test_random_kills_and_restarts_lose_nothing(new_job: Callable[[int], JobOnKa
         if not worker.running:
             assert worker.process.returncode in (*ENDED_WELL, -signal.SIGKILL), worker.output()[-3000:]
             workers[name] = job.start(name, **SETTINGS)
-        elif kills < 8 and (blow := chance.random()) < 0.5:
+        elif kills < 8 and (blow := chance.random()) < 0.6:
             kills += 1
-            if blow < 0.15:
+            if blow < 0.1:
+                job.visit()
+            elif blow < 0.2:
                 assert worker.leave() in ENDED_WELL, worker.output()[-3000:]
             else:
                 worker.kill()
-                if blow < 0.35:
+                if blow < 0.4:
                     workers[name] = job.start(name, **SETTINGS)
     for worker in workers.values():
         if worker.running:
             assert worker.leave() in ENDED_WELL, worker.output()[-3000:]
     assert kills
+    assert_nothing_is_lost(job, ROWS)
+
+
+def test_members_that_come_and_go_while_runs_are_handled_lose_nothing(new_job: Callable[[int], JobOnKafka]) -> None:
+    job = new_job(PARTITIONS)
+    job.publish_snapshot(event(audit_id) for audit_id in range(1, ROWS + 1))
+    job.begin()
+    ends = job.ends()
+    workers = [job.start(name, **{**SETTINGS, "SLOW_S": "0.05"}) for name in ("a", "b")]
+    wait_until(lambda: sum(job.committed()) > 1000, 60, "the workers commit")
+    visits = 0
+    while assert_committed_is_handled(job) != ends:
+        assert all(worker.running for worker in workers), "\n".join(worker.output()[-3000:] for worker in workers)
+        if visits < 6:
+            job.visit()
+            visits += 1
+        else:
+            wait_until(lambda: assert_committed_is_handled(job) == ends, 60, "the workers get to the end")
+    assert visits >= 3
+    for worker in workers:
+        assert worker.leave() == 0, worker.output()[-3000:]
     assert_nothing_is_lost(job, ROWS)
 
 
