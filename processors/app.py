@@ -93,6 +93,7 @@ class RunHandler:
         Raises whatever made this run or one before it fail: then the worker has to end, and nothing was acknowledged.
         """
         began = time.perf_counter()
+        self._metrics.first_run_at = self._metrics.first_run_at or began
         while len(self._settling) >= RUNS_ON_THEIR_WAY_MAX or (self._settling and self._settling[0].done()):
             await self._settling[0]
             self._settling.popleft()
@@ -125,6 +126,7 @@ class RunHandler:
         if self._before_ack is not None:
             self._before_ack(run)
         run.set_handled(note)
+        self._metrics.last_ack_at = time.perf_counter()
         event.ack()  # dying before this line repeats the run; the sink absorbs what it has already
         self._app.check_end()
 

@@ -18,6 +18,8 @@ class ProcessorMetrics:
     markers: int = 0  # passed over or forwarded
     republished: int = 0  # rows that the snapshot published a second time
     runs: int = 0
+    first_run_at: float = 0.0  # time.perf_counter() when the first run came; 0: none yet
+    last_ack_at: float = 0.0  # and when the last one was acknowledged
     rebalances: int = 0
     transform_s: float = 0.0  # decoding, rules, encoding, and queueing for the producer
     deliver_s: float = 0.0  # not transforming, because Kafka had not confirmed the runs before
@@ -25,6 +27,10 @@ class ProcessorMetrics:
     table_entries: dict[str, int] = field(default_factory=dict)
     table_rejects: int = 0  # entries of a wrong account, or undecodable
     transformation: dict[str, int] = field(default_factory=dict)  # what the rules count beside the outcomes
+
+    def running_s(self) -> float:
+        """Return the seconds from the first run to the last ack: without the start, with every pause."""
+        return max(self.last_ack_at - self.first_run_at, 0.0)
 
     def line(self) -> str:
         """Return everything as `name=value` pairs on one line."""
@@ -38,6 +44,8 @@ class ProcessorMetrics:
             "markers": self.markers,
             "republished": self.republished,
             "runs": self.runs,
+            "running_s": f"{self.running_s():.2f}",
+            "records_per_s": f"{self.records_in / self.running_s():.0f}" if self.running_s() else "0",
             "rebalances": self.rebalances,
             "transform_s": f"{self.transform_s:.2f}",
             "deliver_s": f"{self.deliver_s:.2f}",
