@@ -23,7 +23,6 @@ from schemas.errors import BadInputError
 
 _HERE = Path(__file__).parent
 _MIB = 1 << 20
-_ARCHIVE_JAVA_MIN = 19  # from here on Java keeps an archive of loaded classes up to date by itself
 _QUIET = logging.getLogger("ops.local.services.kafka.probe")
 _QUIET.addHandler(logging.NullHandler())
 _QUIET.propagate = False  # a broker that is still starting refuses connections: that is what the probe is for
@@ -91,11 +90,6 @@ class KafkaServer(Server):
         heap_mib = self._around.settings.kafka_heap_mib
         options = [f"-Xms{min(512, heap_mib)}m", f"-Xmx{heap_mib}m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20",
                    "-XX:+ExplicitGCInvokesConcurrent", "-Djava.awt.headless=true"]  # fmt: skip
-        major = tools.java_major(self._java) or 0
-        if major >= _ARCHIVE_JAVA_MIN:  # saves a second or two at every start but the first
-            archive = self._root / f"classes-{major}-{self._jars.name}.jsa"
-            options += ["-XX:+AutoCreateSharedArchive", f"-XX:SharedArchiveFile={archive}", "-Xlog:cds=off",
-                        "-Xlog:cds+dynamic=off"]  # fmt: skip
         return Command(
             [*self._run(options), "kafka.Kafka", str(properties)], cwd=self._root, env=environment(LC_ALL="C.UTF-8")
         )
