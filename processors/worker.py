@@ -16,10 +16,10 @@ from processors.runs import RunTransformer
 from processors.settings import ProcessorSettings
 from processors.tables import ReferenceTables
 from processors.transform import Refused, Skip, Transformed
-from schemas.codec import Codec
 from schemas.connections import Connections
 from schemas.errors import ReplayError
 from schemas.records import AuditEvent
+from schemas.registry import codec_for
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ async def run_worker(
         loop.add_signal_handler(number, stop.set)
     job = settings.job
     metrics = ProcessorMetrics()
-    codec = Codec()
+    codec = codec_for(connections.schema_registry_url)
     tables = ReferenceTables(
         connections.kafka(),
         {"contacts": job.topics.contacts, "users": job.topics.users, "referents": job.topics.referents},
