@@ -111,7 +111,7 @@ async def _serve(app: ReplayApp, stop: asyncio.Event) -> None:
     try:
         await asyncio.wait([starting, *ends], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
-            starting.result()
+            _raise_clearly(starting.exception())
             log.info("worker of group %s started in %.1f s", app.conf.id, time.monotonic() - began)
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -122,14 +122,20 @@ async def _serve(app: ReplayApp, stop: asyncio.Event) -> None:
         starting.cancel()
         stopped = await _stop(app)
     if failed:
-        reason = app.crash_reason
-        if isinstance(reason, ReplayError):
-            raise reason
-        raise WorkerFailedError(f"the worker failed ({type(reason).__name__}: {reason})", "") from reason
+        _raise_clearly(app.crash_reason or RuntimeError("for no known reason"))
     if not stopped:
         raise WorkerFailedError(
             f"the worker did not stop within {STOP_TIMEOUT_S:.0f} s", "what it had not committed is handled once more"
         )
+
+
+def _raise_clearly(error: BaseException | None) -> None:
+    """Raise the error, if there is one, as a ReplayError."""
+    if error is None:
+        return
+    if isinstance(error, ReplayError):
+        raise error
+    raise WorkerFailedError(f"the worker failed ({type(error).__name__}: {error})", "") from error
 
 
 async def _stop(app: ReplayApp) -> bool:
