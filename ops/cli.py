@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ops.control import migrations
+from ops.control import migrations, operations
 from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local import services
@@ -151,6 +151,31 @@ def _job_summary(job: Job) -> dict[str, Any]:
         "finished_at": job.finished_at.isoformat() if job.finished_at else None,
         "error": job.error,
     }
+
+
+@app.command()
+def halt(account: Account, reason: Annotated[str, typer.Option(help="Kept in the job document.")] = "") -> None:
+    """Stop the account's running job; cursor and offsets are kept, `resume` goes on."""
+    with _database() as database:
+        job = operations.halt(JobStore(database), account, reason or "halted by the operator")
+    typer.echo(f"job {job.job_id} of {account} is halted")
+
+
+@app.command()
+def rollback(
+    account: Account,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete what the replay wrote for the account; documents of others and of the live feed stay as they are."""
+    if not yes and typer.prompt("This deletes the account's replayed activity logs. Type the account") != account:
+        raise BadInputError("that is not the account", "nothing was deleted")
+    console = Console(stderr=True)
+    with _database() as database, console.status("rolling back") as shown:
+        removed = operations.rollback(
+            database, account, lambda count: shown.update(f"rolling back: {count:,} documents removed")
+        )
+    typer.echo(json.dumps({"records_removed": removed}) if as_json else f"{removed:,} documents removed")
 
 
 @app.command()

@@ -254,7 +254,8 @@ def _conclude(job: Job, around: Surroundings) -> tuple[Job, Ledger]:
         return store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.COMPLETED), ledger
     reason = (
         f"{ledger.source_rows} source rows, {ledger.accounted} accounted for; "
-        f"{ledger.documents_expected} documents expected, {ledger.documents} found"
+        f"{ledger.documents_expected} documents expected, {ledger.documents} found; "
+        f"crm-replay verify --account {job.company_sso_id} names the rows"
     )
     return store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, reason), ledger
 

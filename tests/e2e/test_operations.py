@@ -1,0 +1,66 @@
+"""Halting, resuming and rolling back, from the command line."""
+
+import json
+import time
+
+from ops.control import operations
+from ops.control.store import JobStore
+from ops.local.generator import GENERATED_MAPPING
+from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
+from tests.e2e.conftest import mapping_of
+from tests.e2e.test_run import generated
+
+
+def test_a_halted_job_stops_its_workers_and_resumes_to_the_same_end(crm):
+    account = generated(crm, 24_000)
+    with crm.start("run", "--account", account, "--mapping", GENERATED_MAPPING) as runner:
+        deadline = time.monotonic() + 60
+        while crm.database["activity_logs"].estimated_document_count() < 100:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        operations.halt(JobStore(crm.database), account, "the CRM is slow today")
+        _, err = runner.communicate(timeout=60)
+    assert runner.returncode == 1
+    assert "the CRM is slow today" in err
+    written = crm.database["activity_logs"].count_documents({})
+    status = json.loads(crm.call("status", "--account", account, "--json").stdout)
+    assert (status["status"], status["error"]) == ("halted", "the CRM is slow today")
+    assert status["records_migrated"] <= written
+
+    refused = crm.call("run", "--account", account, "--mapping", GENERATED_MAPPING)
+    assert refused.returncode == 2
+    assert "crm-replay resume" in refused.stderr
+    resumed = crm.call("resume", "--account", account, "--mapping", GENERATED_MAPPING, "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    job = json.loads(resumed.stdout)
+    assert (job["status"], job["accuracy_pct"]) == ("completed", 100.0)
+    assert job["records_migrated"] == len(crm.logs(account)) > written
+
+
+def test_rolling_back_removes_the_replays_documents_alone_and_a_new_run_brings_them_back(sample_crm):
+    live = {"company_sso_id": SAMPLE_YAML, "customer_id": "someone", "category": "note", "external_id": "crm_audit:1"}
+    sample_crm.database["activity_logs"].insert_one(dict(live))
+    sample_crm.run(SAMPLE_JSONB, "--mapping", mapping_of(SAMPLE_JSONB))
+    sample_crm.run(SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
+    others, ours = sample_crm.logs(SAMPLE_JSONB), sample_crm.logs(SAMPLE_YAML)
+
+    unsure = sample_crm.call("rollback", "--account", SAMPLE_YAML)
+    assert unsure.returncode != 0
+    assert sample_crm.logs(SAMPLE_YAML) == ours
+    done = sample_crm.call("rollback", "--account", SAMPLE_YAML, "--yes", "--json")
+    assert json.loads(done.stdout) == {"records_removed": len(ours) - 1}
+    assert sample_crm.logs(SAMPLE_YAML) == [live]
+    assert sample_crm.logs(SAMPLE_JSONB) == others
+    again = sample_crm.call("rollback", "--account", SAMPLE_YAML, "--yes", "--json")
+    assert json.loads(again.stdout) == {"records_removed": 0}
+
+    back = sample_crm.run(SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
+    assert back["records_migrated"] == len(ours) - 1
+    assert sample_crm.logs(SAMPLE_YAML) == ours
+
+
+def test_what_has_no_job_cannot_be_halted_or_rolled_back(crm):
+    for words in (("halt",), ("rollback", "--yes")):
+        done = crm.call(*words, "--account", "nobody")
+        assert done.returncode == 2
+        assert "nobody has no job" in done.stderr
