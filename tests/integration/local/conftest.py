@@ -14,15 +14,22 @@ from ops.local.services.layout import Home
 from tests.fixtures.services import private_home
 
 
-@pytest.fixture(scope="package")
-def without_urls() -> Iterator[pytest.MonkeyPatch]:
-    """No server and no port of the user's is in the environment."""
+@contextlib.contextmanager
+def no_urls() -> Iterator[None]:
+    """No server, home or port of the user's is in the environment."""
     with pytest.MonkeyPatch.context() as patch:
         for service in Service:
             patch.delenv(service.variable, raising=False)
             patch.delenv(service.port_variable, raising=False)
         patch.delenv("CRM_REPLAY_HOME", raising=False)
-        yield patch
+        yield
+
+
+@pytest.fixture
+def without_urls() -> Iterator[None]:
+    """No server of the user's is in the environment during this test."""
+    with no_urls():
+        yield
 
 
 @dataclass
@@ -38,15 +45,16 @@ class Stack:
 
 
 @pytest.fixture(scope="package")
-def stack(without_urls: pytest.MonkeyPatch) -> Iterator[Stack]:
+def stack() -> Iterator[Stack]:
     """All three servers in a home of their own. A test that stops one starts it again."""
-    with contextlib.ExitStack() as leave:
-        home = leave.enter_context(private_home())
-        yield Stack(home, services.up(home))
+    with private_home() as home:
+        with no_urls():
+            endpoints = services.up(home)
+        yield Stack(home, endpoints)
 
 
 @pytest.fixture
-def empty_home(without_urls: pytest.MonkeyPatch) -> Iterator[Path]:
+def empty_home() -> Iterator[Path]:
     """A home in which nothing has run yet."""
     with private_home() as home:
         yield home

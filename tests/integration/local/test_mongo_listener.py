@@ -21,6 +21,8 @@ from ops.local.services import Service
 from ops.local.services.detached import stop
 from tests.integration.local.conftest import Stack
 
+pytestmark = [pytest.mark.services, pytest.mark.usefixtures("without_urls")]
+
 OP_REPLY, OP_QUERY, OP_COMPRESSED, OP_MSG = 1, 2004, 2012, 2013
 MIB = 1 << 20
 

@@ -33,6 +33,8 @@ from schemas.connections import Connections
 from schemas.errors import BadInputError
 from tests.integration.local.conftest import Stack
 
+pytestmark = [pytest.mark.services, pytest.mark.usefixtures("without_urls")]
+
 PYTHON_CLI = [sys.executable, "-c", "from ops.local.services.cli import app; app()"]
 
 
@@ -208,7 +210,7 @@ def test_servers_whose_process_files_were_lost_are_found_and_ended(empty_home: P
     assert processes_of(empty_home) == []
 
 
-def test_servers_of_a_home_that_was_deleted_are_ended_by_down(without_urls: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_servers_of_a_home_that_was_deleted_are_ended_by_down(tmp_path: Path) -> None:
     home = tmp_path / "home"
     services.up(home, only=[Service.MONGODB])
     shutil.rmtree(home)
@@ -323,9 +325,7 @@ def test_two_ups_at_once_start_one_set_of_servers(empty_home: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's PostgreSQL runs as another user")
-def test_a_home_that_is_closed_to_postgres_gets_its_data_elsewhere(
-    without_urls: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_home_that_is_closed_to_postgres_gets_its_data_elsewhere(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     said: list[str] = []
     try:

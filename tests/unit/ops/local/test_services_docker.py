@@ -9,7 +9,7 @@ import pytest
 
 from ops.local import services
 from ops.local.services import Service
-from tests.fixtures.services import SessionServers
+from tests.fixtures.services import SessionServers, urls_of_environment
 
 ROOT = Path(__file__).parents[4]
 DOCKER = """#!/bin/sh
@@ -43,7 +43,7 @@ def docker(calls: Path, *, compose: int = 0, daemon: int = 0, up: int = 0) -> No
 
 def test_docker_starts_what_is_needed_on_ports_of_its_own_and_removes_it(calls: Path) -> None:
     docker(calls)
-    servers = SessionServers(frozenset({Service.KAFKA, Service.MONGODB}), lambda _text: None)
+    servers = SessionServers(frozenset({Service.KAFKA, Service.MONGODB}), {}, lambda _text: None)
     url = servers.url(Service.KAFKA)
     mongodb_url = servers.url(Service.MONGODB)
     servers.close()
@@ -66,7 +66,7 @@ def test_without_a_daemon_compose_or_images_the_servers_are_embedded(
     found = services.Endpoints(mongodb_url="mongodb://embedded")
     monkeypatch.setattr(services, "up", lambda *_args, **_options: found)
     said: list[str] = []
-    servers = SessionServers(frozenset(), said.append)
+    servers = SessionServers(frozenset(), {}, said.append)
     assert servers.url(Service.MONGODB) == "mongodb://embedded"
     servers.close()
     assert said == (
@@ -79,7 +79,7 @@ def test_an_address_in_the_environment_is_taken_before_anything_is_looked_for(
 ) -> None:
     docker(calls)
     monkeypatch.setenv("MONGODB_URL", "mongodb://mine")
-    servers = SessionServers(frozenset({Service.MONGODB}), lambda _text: None)
+    servers = SessionServers(frozenset({Service.MONGODB}), urls_of_environment(), lambda _text: None)
     assert servers.url(Service.MONGODB) == "mongodb://mine"
     servers.close()
     assert not calls.exists()
