@@ -21,7 +21,7 @@ from typing import Any
 
 INT_MIN = -(2**63)
 INT_MAX = 2**63 - 1
-DIGITS_MAX = 4_000  # of one integer; Python refuses to convert longer ones, in either direction
+NUMBER_LENGTH_MAX = 1_000  # longer ones stay text: to convert a million digits takes long, and Python refuses integers
 EXPONENT_MAX = 400  # of a decimal written out in full; beyond, it keeps its exponent
 
 NAN = "NaN"
@@ -73,7 +73,7 @@ def plain(text: str) -> Any:
         return _word(text) if len(text) <= 5 else text
     if first == ":":
         return _symbol(text)
-    if first not in "0123456789+-.":
+    if first not in "0123456789+-." or len(text) > NUMBER_LENGTH_MAX:
         return text
     if "-" in text:
         if (found := _DATE.fullmatch(text)) is not None:
@@ -210,8 +210,6 @@ def _date(text: str, found: re.Match[str]) -> str:
 def _integer(text: str, found: re.Match[str]) -> Any:
     digits = text.replace(",", "").replace("_", "")
     base = _BASE[str(found.lastgroup)]
-    if len(digits) > DIGITS_MAX:
-        return digits if base == 10 else text
     if base == 8 and digits.lstrip("+-") == "0":
         return 0
     try:
@@ -247,7 +245,7 @@ def _float(text: str) -> Any:
 
 def _to_i(text: str) -> int:
     found = _RUBY_TO_I.match(text)
-    return int(found[0][:DIGITS_MAX].replace("_", "")) if found is not None else 0
+    return int(found[0].replace("_", "")) if found is not None else 0
 
 
 def _to_f(text: str) -> float:
