@@ -14,8 +14,8 @@ from schemas.audited_changes.nodes import json_key
 LENGTH_MAX = 20_000  # characters: below NODES_MAX nodes, whatever they are
 _INDENT_MAX = 40  # 20 levels, below DEPTH_MAX
 _KEY_LENGTH_MAX = 128  # YAML ends implicit keys at 1,024
-_CACHED_LENGTH_MAX = 40
-_CACHE_SIZE_MAX = 20_000  # of scalars: 5 MB at most
+_CACHED_LENGTH_MAX = 60
+_CACHE_SIZE_MAX = 20_000  # of each: together 15 MB at most
 
 _HWIA = "!ruby/hash:ActiveSupport::HashWithIndifferentAccess"
 _TWZ = "!ruby/object:ActiveSupport::TimeWithZone"
@@ -49,8 +49,12 @@ _MISSING = object()
 _KEY_INDICATORS = frozenset(":'\"")
 _QUOTED_KEY = re.compile(r"""(?:'([^']{0,128})'|"([^"\\]{0,128})"):( .*)?""")
 _NIL = ("", " ")  # what libyaml 0.2.5 and 0.2.2 write after the colon of a nil
-_scalars: dict[str, Any] = {}  # text on one line -> value, for short scalars whose value cannot be changed
+# What has been read once: rows of a table repeat their columns and most of their values. Only what is short, means the
+# same wherever it stands, and cannot be changed by whoever gets it. (A line that goes on below is noticed there.)
+_scalars: dict[str, Any] = {}  # text on one line -> value
 _keys: dict[str, str] = {}  # text before the colon -> key
+_columns: dict[str, tuple[str, Any]] = {}  # line of the root mapping -> column and value, or _MISSING: look below
+_items: dict[str, Any] = {}  # line of a sequence in the root mapping -> value
 
 
 def read_directly(text: str) -> dict[str, Any] | None:
@@ -83,44 +87,50 @@ class _Document:
 
     def root(self) -> dict[str, Any]:
         members: dict[str, Any] = {}
-        lines, keys, known, missing = self._lines, _keys, _scalars, _MISSING
+        lines, columns, known_items, missing = self._lines, _columns, _items, _MISSING
         at, end = 1, len(lines) - 1
         while at < end:
-            name, colon, rest = lines[at].partition(":")
+            line = lines[at]
             at += 1
-            key = keys.get(name)
-            if key is None:
-                key = _key(name)
-            if len(rest) > 1:
-                if rest[0] != " ":
-                    raise _UNKNOWN
-                raw = rest[1:]
-                value = known.get(raw, missing)
-                if value is missing:
+            known = columns.get(line)
+            if known is not None:
+                key, value = known
+                if value is not missing:
+                    members[key] = value
+                    continue
+            else:
+                name, colon, rest = line.partition(":")
+                key = _keys.get(name) or _key(name)
+                if len(rest) > 1:
+                    if rest[0] != " ":
+                        raise _UNKNOWN
                     self._at = at
-                    value = self._scalar(raw, 0)
-                    at = self._at
-                members[key] = value
-                continue
-            if not colon or rest not in _NIL:
-                raise _UNKNOWN
+                    members[key] = value = self._scalar(rest[1:], 0)
+                    if self._at != at:  # it went on below
+                        at = self._at
+                    elif len(line) <= _CACHED_LENGTH_MAX and rest[1:] in _scalars:
+                        _remember(columns, line, (key, value))
+                    continue
+                if not colon or rest not in _NIL:
+                    raise _UNKNOWN
+                if len(line) <= _CACHED_LENGTH_MAX:
+                    _remember(columns, line, (key, missing))
             following = lines[at]
             if following[:1] == "-":
                 items: list[Any] = []
                 while following[:1] == "-":
                     at += 1
-                    if following[1:2] == " ":
-                        raw = following[2:]
-                        value = known.get(raw, missing)
-                        if value is missing:
-                            self._at = at
-                            value = self._item(raw, 0)
+                    value = known_items.get(following, missing)
+                    if value is missing:
+                        if following[1:2] not in _NIL:
+                            raise _UNKNOWN
+                        self._at = at
+                        value = self._item(following[2:], 0)
+                        if self._at != at:
                             at = self._at
-                        items.append(value)
-                    elif following == "-":
-                        items.append(None)
-                    else:
-                        raise _UNKNOWN
+                        elif len(following) <= _CACHED_LENGTH_MAX and following[2:] in _scalars:
+                            _remember(known_items, following, value)
+                    items.append(value)
                     following = lines[at]
                 members[key] = items
             elif following[:1] == " ":
@@ -201,6 +211,7 @@ class _Document:
     def _item(self, raw: str, indent: int) -> Any:
         """Read what stands after a dash at `indent`: a scalar, or a collection that begins on the same line."""
         if not raw:
+            _remember(_scalars, raw, None)
             return None
         first = raw[0]
         if first == "-" and raw[1:2] in (" ", ""):
@@ -251,9 +262,7 @@ class _Document:
         if goes_on:
             raise _UNKNOWN
         if len(raw) <= _CACHED_LENGTH_MAX:
-            if len(_scalars) >= _CACHE_SIZE_MAX:
-                _scalars.clear()
-            _scalars[raw] = value
+            _remember(_scalars, raw, value)
         return value
 
     def _folded_plain(self, raw: str, indent: int) -> str:
@@ -418,10 +427,14 @@ def _key(name: str) -> str:
     key = scalars.plain(name)
     if type(key) is not str:
         key = json_key(key)
-    if len(_keys) >= _CACHE_SIZE_MAX:
-        _keys.clear()
-    _keys[name] = key
+    _remember(_keys, name, key)
     return key
+
+
+def _remember(cache: dict[str, Any], text: str, what: Any) -> None:
+    if len(cache) >= _CACHE_SIZE_MAX:
+        cache.clear()
+    cache[text] = what
 
 
 def _indicated_key(line: str) -> tuple[str, str, str]:
