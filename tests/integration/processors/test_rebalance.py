@@ -23,6 +23,7 @@ SOAK_RUNS = int(os.environ.get("CRM_REPLAY_SOAK_RUNS", "2"))
 ROWS = 30_000
 PARTITIONS = 4
 SETTINGS = {"CRM_REPLAY_RUN_RECORDS_MAX": "100", "CRM_REPLAY_COMMIT_INTERVAL_S": "0.2", "SLOW_S": "0.01"}
+LONG_SESSION = {"CRM_REPLAY_SESSION_TIMEOUT_S": "120"}  # who waits for it to expire fails the test
 RUN_TIMEOUT_S = 150.0
 ENDED_WELL = (0, -signal.SIGTERM)  # the latter: the signal came while Python was still importing
 
@@ -116,21 +117,19 @@ def test_a_worker_that_slept_through_its_session_commits_nothing_of_it(new_job: 
     assert_nothing_is_lost(job, ROWS)
 
 
-def test_a_killed_worker_goes_on_within_five_seconds_of_its_restart(new_job: Callable[[int], JobOnKafka]) -> None:
+def test_a_killed_worker_that_is_restarted_does_not_wait_for_its_session_to_expire(
+    new_job: Callable[[int], JobOnKafka],
+) -> None:
     job = new_job(PARTITIONS)
     job.publish_snapshot(event(audit_id) for audit_id in range(1, ROWS + 1))
     job.begin()
-    ends = job.ends()
-    worker = job.start("a", **SETTINGS)
+    worker = job.start("a", **SETTINGS, **LONG_SESSION)
     wait_until(lambda: sum(job.committed()) > 2000, 60, "the worker commits")
     worker.kill()
     noted = worker.handled.stat().st_size
-    began = time.monotonic()
-    again = job.start("a", **SETTINGS)
+    again = job.start("a", **SETTINGS, **LONG_SESSION)
     wait_until(lambda: again.handled.stat().st_size > noted, 60, "the restarted worker handles something")
-    assert time.monotonic() - began < 5.0
-    assert job.committed() != ends
-    again.kill()
+    assert again.leave() == 0
 
 
 def test_a_worker_that_leaves_hands_its_partitions_over_at_once(new_job: Callable[[int], JobOnKafka]) -> None:
@@ -138,12 +137,11 @@ def test_a_worker_that_leaves_hands_its_partitions_over_at_once(new_job: Callabl
     job.publish_snapshot(event(audit_id) for audit_id in range(1, ROWS + 1))
     job.begin()
     ends = job.ends()
-    session = {"CRM_REPLAY_SESSION_TIMEOUT_S": "45"}  # who waits for it to expire fails the test
-    first, second = job.start("a", **SETTINGS, **session), job.start("b", **SETTINGS, **session)
+    first, second = (job.start(name, **SETTINGS, **LONG_SESSION) for name in ("a", "b"))
     wait_until(
         lambda: all(w.handled.exists() and w.handled.stat().st_size > 0 for w in (first, second)), 60, "both work"
     )
     assert first.leave() == 0
-    wait_until(lambda: assert_committed_is_handled(job) == ends, 30, "the other one does all that is left")
+    wait_until(lambda: assert_committed_is_handled(job) == ends, 60, "the other one does all that is left")
     assert second.leave() == 0
     assert_nothing_is_lost(job, ROWS)
