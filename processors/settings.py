@@ -32,7 +32,7 @@ class ProcessorSettings(BaseSettings):
     run_bytes_max: int = Field(4 * 1024 * 1024, ge=1, description="of keys and values of a run")
     # Kafka's own lower bound, group.min.session.timeout.ms: a killed worker that is not started again loses its
     # partitions after this long; one that is started again has them back at once.
-    session_timeout_s: float = Field(6.0, ge=1, le=300)
+    session_timeout_s: float = Field(6.0, ge=1, le=80)  # Faust wants it below its request timeout, 90
     commit_interval_s: float = Field(1.0, gt=0, le=60, description="what a killed worker repeats at most, in seconds")
     delivery_timeout_s: float = Field(120.0, ge=1, description="Kafka unreachable for longer ends the worker")
     metrics_interval_s: float = Field(30.0, gt=0)

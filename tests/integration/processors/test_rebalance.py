@@ -23,7 +23,7 @@ SOAK_RUNS = int(os.environ.get("CRM_REPLAY_SOAK_RUNS", "2"))
 ROWS = 30_000
 PARTITIONS = 4
 SETTINGS = {"CRM_REPLAY_RUN_RECORDS_MAX": "100", "CRM_REPLAY_COMMIT_INTERVAL_S": "0.2", "SLOW_S": "0.01"}
-LONG_SESSION = {"CRM_REPLAY_SESSION_TIMEOUT_S": "120"}  # who waits for it to expire fails the test
+LONG_SESSION = {"CRM_REPLAY_SESSION_TIMEOUT_S": "80"}  # who waits for it to expire fails the test
 RUN_TIMEOUT_S = 150.0
 ENDED_WELL = (0, -signal.SIGTERM)  # the latter: the signal came while Python was still importing
 
