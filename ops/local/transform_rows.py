@@ -132,7 +132,9 @@ def read_contacts(path: str, company: str) -> dict[str, Contact]:
         if type(person_id) not in (int, str) or type(customer_id) not in (int, str):
             raise BadInputError(f"{where}: crm_person_id or customer_id is missing", "give both, as text or numbers")
         created_at = _instant(row, "created_at", where) if row.get("created_at") is not None else NO_WATERMARK
-        found[str(person_id)] = Contact(company, str(person_id), str(customer_id), created_at)
+        # A file can hold the contacts of several accounts, as the collection does; then each line says whose it is.
+        if row.get("company_sso_id", company) == company:
+            found[str(person_id)] = Contact(company, str(person_id), str(customer_id), created_at)
     return found
 
 

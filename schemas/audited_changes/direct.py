@@ -382,11 +382,11 @@ class _Document:
         """Read a literal block: `|` or `|-` whose first line shows how far it is indented, or `|2` or `|2-`."""
         lines, at = self._lines, self._at
         margin = " " * (indent + 2)
-        if raw in ("|2", "|2-"):  # says itself how far; the text begins with a space or an empty line
-            if not self._has_text(margin):
-                raise _UNKNOWN
-        elif raw not in ("|", "|-") or (
-            not lines[at].startswith(margin) or lines[at][indent + 2 : indent + 3] in ("", " ")
+        # `|2` says itself how far, because the text begins with a space or an empty line.
+        if raw not in ("|2", "|2-") and (
+            raw not in ("|", "|-")
+            or not lines[at].startswith(margin)
+            or lines[at][indent + 2 : indent + 3] in ("", " ")
         ):
             raise _UNKNOWN
         content: list[str] = []
@@ -403,17 +403,12 @@ class _Document:
         if lines[at].startswith(" " * (indent + 1)):
             raise _UNKNOWN
         self._at = at
-        while content[-1] == "":
+        while content and content[-1] == "":
             content.pop()
+        if not content:
+            raise _UNKNOWN
         text = "\n".join(content)
         return text if raw[-1] == "-" else f"{text}\n"
-
-    def _has_text(self, margin: str) -> bool:
-        """Return whether a literal block that begins here has a line with anything on it."""
-        at = self._at
-        while self._lines[at] == "" and at < len(self._lines) - 1:
-            at += 1
-        return self._lines[at].startswith(margin)
 
 
 _PLAIN_DECIMAL = re.compile(r"[0-9]+:-?(?:[0-9.e+-]+|Infinity)|[0-9]+:NaN")

@@ -354,6 +354,37 @@ def test_the_length_of_yaml_is_limited() -> None:
     assert cpu_ms("---\na: '" + "x '' " * 150_000 + "'\n") < 100
 
 
+MEGABYTE = 990_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"---\na: {'1' * MEGABYTE}\n",
+        f"---\na: {'1' * MEGABYTE}.5\n",
+        f"---\na: 1{',1' * (MEGABYTE // 2)}\n",
+        f"---\na: 1{':1' * (MEGABYTE // 2)}\n",
+        f"---\na: 2024-01-01{' ' * MEGABYTE}x\n",
+        "---\n" + "".join(f"a{n}: {'9' * 990}\n" for n in range(990)),
+        "---\n" + "".join(f"a{n}: {'9' * 990}.5\n" for n in range(990)),
+        f"---\na: !ruby/object:BigDecimal 18:{'1' * MEGABYTE}\n",
+        f"---\na: !binary {'A' * MEGABYTE}\n",
+        f"---\na: 'x{chr(10) * MEGABYTE}'\n",
+        "---\n" + "".join(f"a{n}: &a{n} x\n" for n in range(9_900)),
+        f"---\na: {'{' * 60}{'x: ' * 9_000}\n",
+        f"---\n{'#' * MEGABYTE}\na: 1\n",
+        '---\na: "' + "\\x41" * (MEGABYTE // 4) + '"\n',
+        "---\n" + '"' * MEGABYTE,
+        '{"a": "' + '\\",' * (MEGABYTE // 3),
+        '{"a": [' + '"\\' * (MEGABYTE // 2),
+        '"' * MEGABYTE,
+    ],
+    ids=range(18),
+)
+def test_a_megabyte_of_anything_is_read_or_refused_in_time(text: str) -> None:
+    assert cpu_ms(text) < 100
+
+
 def test_json_nodes_and_nesting_are_limited() -> None:
     numbers = ",".join(["1"] * (NODES_MAX - 1))
     assert f"more than {NODES_MAX} nodes" in why_not(f'{{"a": [{numbers},1,1]}}', is_json=True)

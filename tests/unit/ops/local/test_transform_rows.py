@@ -111,6 +111,19 @@ def test_users_and_contacts_come_from_files(tmp_path: Path) -> None:
     assert found[6]["document"]["changes"][0]["to"] == "123456789012345678901234567890"
 
 
+def test_another_account_s_contact_is_none(tmp_path: Path) -> None:
+    contacts = tmp_path / "contacts.jsonl"
+    contacts.write_text(
+        '{"company_sso_id":"A","crm_person_id":7,"customer_id":"a-7"}\n'
+        '{"company_sso_id":"B","crm_person_id":7,"customer_id":"b-7"}\n'
+        '{"company_sso_id":"B","crm_person_id":8,"customer_id":"b-8"}\n'
+    )
+    text = "\n".join(json.dumps(ROW | {"action": "create", "auditable_id": person_id}) for person_id in (7, 8))
+    found = outcomes("--rows", "-", "--contacts", contacts, "--company", "A", text=text)
+    assert found[0]["document"]["customer_id"] == "a-7"
+    assert found[1]["reason"] == "contact_not_found"
+
+
 def test_lines_end_at_line_feeds_only() -> None:
     row = json.dumps(ROW | {"action": "create", "audited_changes": "---\nname: 'a\u2028b'\n"}, ensure_ascii=False)
     (outcome,) = outcomes("--rows", "-", text=f"{row}\r\n\n".encode())
