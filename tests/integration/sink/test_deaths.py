@@ -1,7 +1,9 @@
 """Sinks that are killed, frozen or moved at any effect: the collection and the counts are those of a quiet run."""
 
+import random
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from schemas.records import Record
 from sink.effects import Effect
+from sink.progress import RunTotals
 from tests.integration.sink.conftest import Account, wait_until
 
 pytestmark = pytest.mark.services
@@ -112,3 +115,67 @@ def is_stopped(process: Any) -> bool:
     """Return whether the kernel holds the process (state T)."""
     assert process.poll() is None
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def moved_on(account: Account, before: RunTotals) -> bool:
+    now = account.totals
+    return (now.accounted, now.partitions_ended) != (before.accounted, before.partitions_ended)
+
+
+@pytest.mark.slow
+def test_random_deaths_of_three_sinks_under_redelivery_change_nothing(make_account: Callable[..., Account]) -> None:
+    """Sinks are killed, ended and frozen at random while processors repeat stretches of what they did."""
+    chance = random.Random(4)
+    account = make_account(partitions=4)
+    rows = 6000
+
+    def outcome(i: int) -> Record:
+        if i % 10 in (3, 4):
+            return account.skip(i)
+        return account.dead_letter(i) if i % 100 == 5 else account.log(i)
+
+    account.logs.insert_many([account.document(i) for i in range(10, rows + 1, 10)])
+    for partition in range(4):
+        mine = [outcome(i) for i in range(1 + partition, rows + 1, 4)]
+        published: list[Record | bytes] = [b"poison"]
+        at = 0
+        while at < len(mine):
+            end = min(len(mine), at + chance.randint(1, 300))
+            published += mine[at:end]
+            at = end if chance.random() < 0.7 else chance.randint(at, end)
+        account.publish([*published, account.end()], partition)
+
+    small = {"CRM_REPLAY_SINK_BATCH_RECORDS": "5", "CRM_REPLAY_SINK_LINGER_MS": "10"}
+    sinks: list[Any] = []
+    faults = 0
+    while faults < 12 and account.totals.partitions_ended < account.job.partitions:
+        sinks = [sink for sink in sinks if sink.poll() is None]
+        sinks += [account.start_process(**small) for _ in range(3 - len(sinks))]
+        before = account.totals
+        wait_until(partial(moved_on, account, before), "one more batch to be counted")
+        victim = chance.choice(sinks)
+        fault = chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP))
+        victim.send_signal(fault)
+        faults += 1
+        if fault == signal.SIGSTOP:
+            sinks.remove(victim)
+        else:
+            victim.wait(30)
+    for process in account.processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)  # the frozen ones are zombies by now
+    account.start_process(**small)
+    for process in account.processes:
+        process.wait(120)
+    assert faults >= 5
+
+    totals = account.totals
+    hundredth = rows // 100
+    assert totals.migrated == 69 * hundredth
+    assert totals.skipped == {"contact_not_found": 20 * hundredth, "duplicate_external_id": 10 * hundredth}
+    assert totals.failed == {"undecodable_changes": hundredth}
+    assert (totals.foreign, totals.partitions_ended) == ({"undecodable_record": 4}, 4)
+    expected = [f"crm_audit:{i}" for i in range(1, rows + 1) if i % 10 not in (3, 4) and i % 100 != 5]
+    assert account.external_ids() == sorted(expected)
+    letters = {(d.source_topic, d.source_partition, d.source_offset) for d in account.dead_letters()}
+    assert len(letters) == hundredth + 4
