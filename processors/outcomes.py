@@ -5,10 +5,12 @@ good is an exception here, so that the run is not acknowledged and the worker en
 """
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from schemas.errors import ReplayError
 
@@ -41,11 +43,15 @@ class Delivery:
     def done(self) -> bool:
         """Whether nothing is left to wait for. Raises OutcomeNotDeliveredError as soon as one was refused."""
         if self._error is not None:
-            raise OutcomeNotDeliveredError(
-                f"Kafka did not take an outcome ({self._error.str()})",
-                "nothing is lost: the worker goes on from the last committed offset when it is started again",
-            )
+            raise _refused(self._error)
         return self._left <= 0
+
+
+def _refused(error: KafkaError) -> OutcomeNotDeliveredError:
+    return OutcomeNotDeliveredError(
+        f"Kafka did not take an outcome ({error.str()})",
+        "nothing is lost: the worker goes on from the last committed offset when it is started again",
+    )
 
 
 class OutcomeProducer:
@@ -54,11 +60,15 @@ class OutcomeProducer:
     def __init__(self, config: Mapping[str, Any], topic: str, delivery_timeout_s: float) -> None:
         """`config` is confluent-kafka's connection."""
         self._topic = topic
+        logger = logging.getLogger(f"{__name__}.librdkafka")
+        logger.addFilter(lambda record: "enable.gapless.guarantee is experimental" not in record.getMessage())
         self._producer = Producer(
             {
                 **config,
                 "enable.idempotence": True,
                 "acks": "all",
+                # A message that fails must not let later ones through: the sink takes a partition's ids to be in order.
+                "enable.gapless.guarantee": True,
                 "delivery.timeout.ms": int(delivery_timeout_s * 1000),
                 "linger.ms": 5,  # a run is produced within one; half-filled batches cost brokers and sink more
                 "batch.size": 1024 * 1024,
@@ -67,7 +77,8 @@ class OutcomeProducer:
                 "queue.buffering.max.messages": 500_000,
                 "queue.buffering.max.kbytes": 256 * 1024,
                 "compression.type": "lz4",
-            }
+            },
+            logger=logger,
         )
 
     def send(self, messages: Iterable[Message], count: int, partition: int) -> Delivery:
@@ -82,7 +93,7 @@ class OutcomeProducer:
                 try:
                     produce(topic, value, key, partition, report)
                 except BufferError:  # what is on its way has to arrive first
-                    self._producer.poll(POLL_S)
+                    self._poll(POLL_S)
                 except KafkaException as error:
                     raise OutcomeNotDeliveredError(
                         f"an outcome of {len(value)} bytes could not be produced ({error.args[0].str()})",
@@ -90,16 +101,24 @@ class OutcomeProducer:
                     ) from error
                 else:
                     break
-        self._producer.poll(0)
+        self._poll(0)
         return delivery
 
     async def confirmed(self, delivery: Delivery) -> None:
         """Return once every message is on the topic; raises OutcomeNotDeliveredError."""
-        self._producer.poll(0)
+        self._poll(0)
         while not delivery.done:
             # In a thread: the event loop goes on with the next run meanwhile.
-            await asyncio.get_running_loop().run_in_executor(None, self._producer.poll, POLL_S)
+            await asyncio.get_running_loop().run_in_executor(None, self._poll, POLL_S)
+
+    def _poll(self, timeout_s: float) -> None:
+        """Take what confirmations there are; raises OutcomeNotDeliveredError once the producer has failed for good."""
+        try:
+            self._producer.poll(timeout_s)
+        except KafkaException as error:
+            raise _refused(error.args[0]) from error
 
     def close(self, timeout_s: float) -> None:
         """Deliver what is still on its way, if that is possible in time; nothing of it has been acknowledged."""
-        self._producer.flush(timeout_s)
+        with contextlib.suppress(KafkaException):  # it has failed for good, and that has been said
+            self._producer.flush(timeout_s)

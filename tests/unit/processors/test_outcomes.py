@@ -19,13 +19,14 @@ Report = Callable[[Any, Any], None]
 class FakeProducer:
     """librdkafka's producer: reports come when it is polled, some messages at a time; its queue is small."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], logger: Any) -> None:
         self.config = config
         self.queue: deque[Report] = deque()
         self.sent: list[tuple[str, bytes, bytes, int]] = []
         self.queue_max = 10_000
         self.errors: dict[bytes, KafkaError] = {}
         self.flushed = False
+        self.fatal = False
 
     def produce(self, topic: str, value: bytes, key: bytes, partition: int, report: Report) -> None:
         if value == b"too large":
@@ -37,6 +38,8 @@ class FakeProducer:
         self.queue.append(lambda _error, message: report(error, message))
 
     def poll(self, _timeout: float) -> int:
+        if self.fatal:
+            raise KafkaException(REFUSED)
         for _ in range(min(3, len(self.queue))):
             self.queue.popleft()(None, SimpleNamespace())
         return 0
@@ -77,6 +80,7 @@ def test_the_producer_is_idempotent_and_waits_for_all_replicas(producer: Outcome
     config = fake(producer).config
     assert config["enable.idempotence"] is True
     assert config["acks"] == "all"
+    assert config["enable.gapless.guarantee"] is True
     assert config["delivery.timeout.ms"] == 60_000
 
 
@@ -108,6 +112,13 @@ def test_a_full_queue_is_waited_for(producer: OutcomeProducer) -> None:
 def test_what_librdkafka_itself_refuses_is_an_error(producer: OutcomeProducer) -> None:
     with pytest.raises(OutcomeNotDeliveredError, match="an outcome of 9 bytes could not be produced"):
         producer.send([(b"k", b"too large")], 1, 0)
+
+
+def test_a_producer_that_has_failed_for_good_says_so(producer: OutcomeProducer) -> None:
+    delivery = producer.send([(b"k", b"v")], 1, 0)
+    fake(producer).fatal = True
+    with pytest.raises(OutcomeNotDeliveredError, match="Kafka did not take an outcome"):
+        asyncio.run(producer.confirmed(delivery))
 
 
 def test_closing_gives_what_is_on_its_way_a_last_chance(producer: OutcomeProducer) -> None:
