@@ -18,7 +18,7 @@ COMBINED = "\nThis audit is the result of multiple audits being combined."
 
 # A key can be spelt so that its name is not in the text: by a numeric escape, a broken line, or base64 under `!binary`
 # (whose tag can be spelt in as many ways).
-_DISGUISE = re.compile(r"\\[xuU\r\n]|![b<%!]")
+_DISGUISE = re.compile(r"\\[xuU\r\n]|![b<%!]|%TAG")
 _DIGITS = re.compile(r"0*([1-9][0-9]{0,18})")
 _BARE_ACTIONS = frozenset(("create", "destroy"))  # their values are never pairs
 _PLAIN_COMMENT = re.compile(r'\{"([A-Za-z_][A-Za-z0-9_]*)":([1-9][0-9]{0,17})\}')

@@ -3,13 +3,15 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
-from ops.local.directory_server import DirectoryServer, sso_id_of
+from ops.local.directory_server import DirectoryServer, read_emails, sso_id_of
 from processors import directory as client
 from processors.directory import UserDirectory
+from schemas.errors import BadInputError
 
 COMPANY = "company-1"
 EMAILS = [f"user{n}@example.com" for n in range(120)]
@@ -142,3 +144,21 @@ def test_the_behaviour_can_be_changed_over_http(server: DirectoryServer) -> None
     assert httpx.put(f"{server.url}/behaviour", json={"mood": "bad"}).status_code == 400
     assert httpx.get(f"{server.url}/private/users").status_code == 400
     assert httpx.get(f"{server.url}/elsewhere").status_code == 404
+
+
+def test_users_come_from_a_file_and_a_broken_line_is_named(tmp_path: Path) -> None:
+    users = tmp_path / "users.jsonl"
+    users.write_text('{"id":1,"email":"a@example.com"}\n\n{"id":2,"email":null}\n')
+    assert read_emails(str(users)) == ["a@example.com"]
+    for broken in ("{", '{"id":1}', "[]"):
+        users.write_text(f'{{"email":"a@example.com"}}\n{broken}\n')
+        with pytest.raises(BadInputError, match=r"users\.jsonl, line 2"):
+            read_emails(str(users))
+    with pytest.raises(BadInputError, match="--users"):
+        read_emails(str(tmp_path / "missing.jsonl"))
+
+
+def test_a_port_that_is_taken_is_one_clear_error(server: DirectoryServer) -> None:
+    port = int(server.url.rpartition(":")[2])
+    with pytest.raises(BadInputError, match=f"port {port}"):
+        DirectoryServer(EMAILS, port=port)

@@ -87,6 +87,7 @@ def test_who_a_comment_names(comment: str, expected: tuple[str, ...]) -> None:
         ("create", '---\n"crm_person\\x5fid": 5\n', ("5",)),
         ("create", "---\n!binary Y3JtX3BlcnNvbl9pZA==: 5\n", ("5",)),
         ("create", "---\n!<!bin%61ry> Y3JtX3BlcnNvbl9pZA==: 5\n", ("5",)),
+        ("create", "%TAG ! tag:yaml.org,2002:bin\n---\n!ary Y3JtX3BlcnNvbl9pZA==: 5\n", ("5",)),
         ("create", '---\n? "crm_person\\\n  _id"\n: 5\n', ("5",)),
         ("create", "---\nnote: |\n  crm_person_id: 5\n", ()),
         ("create", "---\nnested:\n  crm_person_id: 5\n", ()),
