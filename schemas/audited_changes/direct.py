@@ -71,7 +71,9 @@ def read_directly(text: str) -> dict[str, Any] | None:
         return {} if text in _EMPTY_ROOTS else None
     try:
         return _Document(lines).root()
-    except _UnknownFormError:
+    except _UnknownFormError as unknown:
+        # It is one for all of them: it would keep every frame that it ever passed, and the pages of rows in them.
+        unknown.__traceback__ = None
         return None
 
 

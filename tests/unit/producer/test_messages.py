@@ -1,5 +1,14 @@
+import gc
+import json
+import sys
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
 from producer.messages import Defect, Encoder, Page
 from schemas.codec import Codec
+from schemas.mapping import PersonRule
+from schemas.person import record_key
 from schemas.records import AuditEvent, DeadLetter
 from schemas.vocabulary import DeadLetterCause
 
@@ -62,3 +71,23 @@ def test_a_record_over_the_limit_becomes_a_dead_letter_that_fits_and_can_be_read
         assert kept.audit_id == 5
         assert large.audited_changes.startswith(kept.audited_changes)
         assert kept.audited_changes
+
+
+def test_encoding_pages_keeps_nothing_of_them() -> None:
+    """Memory must not follow the rows, whatever form their changes have."""
+    texts = [row["audited_changes"] for row in sample_rows() if row["audited_changes"]]
+    page = Page(tuple(event(number, text, '{"a": [') for number, text in enumerate(texts, 1)), end=len(texts))
+    real = Encoder(CODEC, partial(record_key, rule=PersonRule()), "topic", 9, 100_000)
+    for _ in range(3):  # fill the caches
+        real.encode(page, now_us=0)
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for _ in range(10):
+        real.encode(page, now_us=0)
+    gc.collect()
+    assert sys.getallocatedblocks() - before < len(texts), "less than a tenth of an object a row"
+
+
+def sample_rows() -> list[dict[str, Any]]:
+    text = files("ops.local").joinpath("sample", "audits_yaml.jsonl").read_text("utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
