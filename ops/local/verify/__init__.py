@@ -1,0 +1,18 @@
+"""`crm-replay verify`: proves an account's copy without trusting a counter.
+
+The account's source rows are read again in id segments and transformed again, by the code that the producer and the
+processors run, in one process a core; the documents of each segment are compared with what came of it, byte for byte.
+
+    model, compare, expected   pure: findings and their sums; two documents; what a row has to end as
+    segments, workers          I/O: one worker's segments; the processes
+    copy, topics               I/O: documents that no segment finds; what the account's topics say
+    check                      the whole, in order
+    repair                     what a repair deletes and replays
+    command                    the command line
+"""
+
+from ops.local.verify.check import VerifyOptions, verify_account
+from ops.local.verify.command import verify
+from ops.local.verify.model import Finding, Kind, Report
+
+__all__ = ["Finding", "Kind", "Report", "VerifyOptions", "verify", "verify_account"]

@@ -1,0 +1,236 @@
+"""The check from its first question to its report. Reads only; what it would change, the repair does.
+
+The order is that of what may have threads: dead letters and tables are read and their clients closed, then the workers
+are forked, and only then this process opens clients that it keeps.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any
+
+from pymongo.errors import PyMongoError
+
+from ops.control import kafka_admin
+from ops.control.jobs import Job
+from ops.control.store import JobStore
+from ops.local.verify import copy, topics
+from ops.local.verify.model import NAMED_MAX, Kind, Report, Tally, count_mismatches
+from ops.local.verify.segments import Chunk, SegmentChecker, Work
+from ops.local.verify.workers import check_all
+from ops.local.view import RunView
+from processors.tables import ReferenceTables
+from producer.audits import AuditSource, connect, resolve
+from producer.publisher import message_bytes_max
+from producer.survey import first_behind
+from schemas.codec import Codec
+from schemas.connections import Connections
+from schemas.errors import BadInputError, ReplayError
+from schemas.mapping import SourceMapping, load
+from schemas.registry import codec_for
+from schemas.topics import AccountTopics
+from schemas.vocabulary import JobStatus, SkipReason
+from sink.database import connect as connect_mongodb
+from sink.indexes import PROGRESS
+from sink.progress import RunTotals
+from sink.rollback import documents_of
+
+CHUNK_IDS_MIN, CHUNK_IDS_MAX = 5_000, 200_000
+CHUNKS_A_WORKER = 50  # so many turns at least: the progress shown moves, and nobody waits long for the last one
+LOAD_TIMEOUT_S = 900.0
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """How a check is done."""
+
+    workers: int = 0  # 0: one a core
+    named_max: int = NAMED_MAX
+    mapping_path: str = ""  # "": that of the job
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What is known before any row is read."""
+
+    job: Job
+    mapping: SourceMapping
+    totals: RunTotals
+    runs: tuple[int, ...]
+
+
+def verify_account(account: str, options: VerifyOptions, connections: Connections, view: RunView) -> Report:
+    """Return how the account's documents compare with its source rows up to the job's top.
+
+    Raises BadInputError if there is nothing to compare or a server or the mapping is not as it should be, ReplayError
+    for an outage on the way. Changes nothing.
+    """
+    began = time.monotonic()
+    account_topics = AccountTopics.of(account)
+    connections.require("crm_audit_database_url", "kafka_bootstrap_servers", "mongodb_url")
+    kafka = connections.kafka()
+    kafka_admin.client(kafka)
+    codec = codec_for(connections.schema_registry_url)
+    with connect(connections.crm_audit_database_url) as db:
+        known = _known(account, options, connections)
+        source = resolve(db, known.mapping, account)
+        work = _work(account, options, connections, known, source, account_topics, codec)
+        job, workers = known.job, options.workers or os.cpu_count() or 1
+        tally = Tally()
+        for _, part in check_all(work, _chunks(db, source, job.top_audit_id, workers), workers):
+            tally.add(part, options.named_max)
+            view.progress(tally.rows, max(job.records_total, tally.rows), dict(tally.found), tally.failed_total)
+    database = connect_mongodb(connections, app_name="crm-replay-verify")
+    try:
+        report = Report(account, job.job_id, job.run, job.top_audit_id, tally, documents_of(database, account))
+        report.mapping_path = options.mapping_path or job.mapping_path
+        if report.documents != tally.tagged:
+            view.note(
+                f"{report.documents - tally.tagged:,} documents of the account belong to no row: looking for them"
+            )
+            _add_strays(report, work, database, options.named_max)
+        _tell_owners(report, database)
+        _check_counts(report, known)
+        report.offsets = topics.unhandled(kafka, job)
+        _trace(report, known, connections, codec, view)
+    except PyMongoError as error:
+        raise ReplayError(
+            f"MongoDB does not answer ({type(error).__name__})", "verify again when it is back"
+        ) from error
+    finally:
+        database.client.close()
+    tally.findings.sort(key=lambda finding: (finding.kind.value, finding.audit_id or 0))
+    tally.failures.sort(key=lambda failed: failed.audit_id)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _known(account: str, options: VerifyOptions, connections: Connections) -> _Checked:
+    """Return the account's latest job and what the sinks counted; the connection is closed again."""
+    database = connect_mongodb(connections, app_name="crm-replay-verify")
+    try:
+        store = JobStore(database)
+        job = store.latest(account)
+        if job is None or job.status is JobStatus.ROLLED_BACK:
+            state = "has never been replayed" if job is None else "has been rolled back"
+            raise BadInputError(f"{account} {state}, there is no copy to verify", f"crm-replay run --account {account}")
+        if job.status is JobStatus.IN_PROGRESS:
+            raise BadInputError(f"a run of {account} is in progress", "verify when it is over")
+        mapping = load(options.mapping_path or job.mapping_path or None)
+        if job.mapping_sha256 and sha256(mapping.model_dump_json().encode()).hexdigest() != job.mapping_sha256:
+            raise BadInputError(
+                f"the source mapping {options.mapping_path or job.mapping_path or '(default)'} is not the one that"
+                f" {account} was replayed with",
+                "name that one with --mapping, or replay the account with the new one",
+            )
+        copy.require_indexes(database)
+        jobs = [each.job_id for each in store.jobs(account)]
+        runs = {job.run, *database[PROGRESS].distinct("run", {"job_id": {"$in": jobs}})}
+        return _Checked(
+            job, mapping, store.aggregate_progress(job), copy.runs_with_documents(database, runs, job.top_audit_id)
+        )
+    finally:
+        database.client.close()
+
+
+def _work(
+    account: str,
+    options: VerifyOptions,
+    connections: Connections,
+    known: _Checked,
+    source: AuditSource,
+    account_topics: AccountTopics,
+    codec: Codec,
+) -> Work:
+    """Return what the workers have to know; every client of Kafka is closed again."""
+    kafka, job = connections.kafka(), known.job
+    tables = ReferenceTables(
+        kafka,
+        {"contacts": account_topics.contacts, "users": account_topics.users, "referents": account_topics.referents},
+    )
+    try:
+        tables.load(LOAD_TIMEOUT_S)
+    finally:
+        tables.close()
+    held = topics.spans(kafka, account_topics.dead_letters)
+    kept_for = timedelta(milliseconds=kafka_admin.DEAD_LETTER_RETENTION_MS)
+    return Work(
+        connections=connections,
+        company_sso_id=account,
+        mapping=known.mapping,
+        source=source,
+        cutoff_us=(job.cutoff - EPOCH) // timedelta(microseconds=1),
+        runs=known.runs,
+        record_bytes_max=message_bytes_max(kafka, account_topics.replay),
+        tables=tables.rows,
+        dead_letters=topics.dead_letters(kafka, account_topics, codec),
+        dead_letters_expired=any(span.low > 0 for span in held.values())
+        and datetime.now(UTC) - job.started_at > kept_for,
+        named_max=options.named_max,
+    )
+
+
+def _chunks(db: Any, source: AuditSource, top: int, workers: int) -> Iterator[Chunk]:
+    """Yield the ids up to `top` in chunks without a gap between them; where no row is, a chunk reaches on."""
+    first = first_behind(db, source, -(2**63), top)
+    ids = min(CHUNK_IDS_MAX, max(CHUNK_IDS_MIN, (top - first) // (workers * CHUNKS_A_WORKER)))
+    low = min(0, first - 1)
+    at = max(low, first - 1)
+    while low < top:
+        following = first_behind(db, source, min(at + ids, top), top) - 1
+        yield Chunk(low, following)
+        low = at = following
+
+
+def _add_strays(report: Report, work: Work, database: Any, named_max: int) -> None:
+    checker = SegmentChecker(work)
+    try:
+        for finding in copy.strays(database, work.company_sso_id, work.runs, report.top_audit_id, checker):
+            report.tally.note(finding, named_max)
+    finally:
+        checker.close()
+
+
+def _tell_owners(report: Report, database: Any) -> None:
+    """Say of the named documents whose customers they stand at, where that is not an account's own."""
+    named = [finding for finding in report.tally.findings if finding.customer_id]
+    owners = copy.owners_of(database, report.company_sso_id, {finding.customer_id for finding in named})
+    for finding in named:
+        if (said := owners.get(finding.customer_id)) is not None:
+            finding.why = f"{finding.why}; {said}"
+
+
+def _check_counts(report: Report, known: _Checked) -> None:
+    """Hold the sinks' counts and the job document's against what the rows say."""
+    job, totals, tally = known.job, known.totals, report.tally
+    if tally.rows not in (job.records_total, totals.accounted):
+        report.notes.append(
+            f"the last run was over {job.records_total:,} of {tally.rows:,} rows, so its counts are not compared"
+        )
+        return
+    report.counts = count_mismatches(
+        tally,
+        migrated=totals.migrated,
+        skipped=totals.skipped,
+        failed=totals.failed_total,
+        duplicate_reason=SkipReason.DUPLICATE_EXTERNAL_ID.value,
+    )
+
+
+def _trace(report: Report, known: _Checked, connections: Connections, codec: Codec, view: RunView) -> None:
+    """Say of the named rows without a document how far they came."""
+    named = [f for f in report.tally.findings if f.kind in (Kind.MISSING, Kind.DEAD_LETTER_LOST) and f.audit_id]
+    tracer = topics.Tracer(
+        connections.kafka(),
+        known.job,
+        codec,
+        whole_topic=bool(report.notes),
+        registry=bool(connections.schema_registry_url),
+    )
+    seen = tracer.trace([finding.audit_id for finding in named if finding.audit_id], view.note)
+    for finding in named:
+        finding.why = "; ".join(filter(None, (finding.why, seen.get(finding.audit_id or 0))))

@@ -1,0 +1,324 @@
+"""One worker's part: source rows of an id segment, transformed again, against the documents of the same segment.
+
+A segment is a stretch of audit ids. Its documents are found without their content: the `_id` of a document that the
+replay wrote begins with the run and ends with the audit id (sink.documents), so those of a segment are one range of the
+primary key for each run that has documents. What is not there is looked for by external_id, in the unique index.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, cast
+
+from bson import ObjectId
+
+from ops.local.verify.compare import (
+    BODY_AT,
+    body_of,
+    decode,
+    differences,
+    documents,
+    expected_document,
+    stored,
+)
+from ops.local.verify.expected import Expected, expected_of
+from ops.local.verify.model import Finding, Kind, Tally
+from processors.directory import UserDirectory
+from processors.lookups import TableLookups
+from processors.tables import TableRows
+from processors.transform import SOURCE_TAG, Transformer
+from producer.audits import AuditReader, AuditSource, Limits
+from producer.cursor import EARLIEST
+from producer.messages import Page
+from schemas.codec import Codec
+from schemas.connections import Connections
+from schemas.errors import ServiceUnreachableError
+from schemas.mapping import SourceMapping
+from schemas.records import AuditEvent
+from schemas.vocabulary import DeadLetterCause, SkipReason
+from sink.database import Documents, connect
+from sink.documents import object_id
+from sink.indexes import ACTIVITY_LOGS, UNIQUE_EXTERNAL_ID
+
+PAGE_ROWS = 2_000
+SEGMENT_ROWS = 2_000  # rows and documents of so many are held at once by a worker
+LOOK_UP_MAX = 1_000  # external ids a query
+BATCH_DOCUMENTS = 5_000
+EXTERNAL_ID_PREFIX = "crm_audit:"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The ids in (low, high], one worker's task."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What every worker has to know; inherited when the process is forked, never sent."""
+
+    connections: Connections
+    company_sso_id: str
+    mapping: SourceMapping
+    source: AuditSource
+    cutoff_us: int
+    runs: tuple[int, ...]  # that have documents
+    record_bytes_max: int  # of the replay topic
+    tables: dict[str, TableRows]
+    dead_letters: dict[int, str]  # audit id -> cause
+    dead_letters_expired: bool  # the topic may have let some go
+    named_max: int
+
+
+@dataclass(slots=True)
+class _Segment:
+    """The rows of a stretch of ids, as they have to end."""
+
+    bodies: dict[int, bytes] = field(default_factory=dict)  # audit id -> the document without its length
+    skipped: dict[int, SkipReason] = field(default_factory=dict)
+    refused: dict[int, DeadLetterCause] = field(default_factory=dict)
+    created_at: dict[int, int] = field(default_factory=dict)  # of every row
+
+
+class SegmentChecker:
+    """Checks chunks, one after the other, over connections of its own."""
+
+    def __init__(self, work: Work) -> None:
+        """Connects at once."""
+        self._work = work
+        self._account = work.company_sso_id
+        self._transformer = Transformer(work.mapping, work.company_sso_id)
+        self._limits = Limits(page_rows=PAGE_ROWS, row_bytes_max=work.record_bytes_max)
+        self._reader = AuditReader(work.connections.crm_audit_database_url, work.source, EARLIEST, self._limits)
+        self._database = connect(work.connections, app_name="crm-replay-verify")
+        logs: Documents = self._database[ACTIVITY_LOGS]
+        self._logs = logs
+        url = work.connections.user_directory_url
+        self._directory = UserDirectory(url, work.company_sso_id) if url else None
+        self._loop = asyncio.new_event_loop()
+        self._codec = Codec()
+        self._lookups = TableLookups(work.tables, self._codec, work.company_sso_id, self._directory)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._reader.close()
+        self._database.client.close()
+        if self._directory is not None:
+            self._loop.run_until_complete(self._directory.aclose())
+        self._loop.close()
+
+    def check(self, chunk: Chunk) -> Tally:
+        """Return what the rows and documents of a chunk come to."""
+        tally, segment = Tally(), _Segment()
+        low = cursor = chunk.low
+        while cursor < chunk.high:
+            page = self._reader.page_after(cursor, chunk.high, 0, (), look_for_gaps=False)
+            self._take(page, segment)
+            cursor = page.end
+            if len(segment.created_at) >= SEGMENT_ROWS or cursor >= chunk.high:
+                self._compare(low, cursor, segment, tally)
+                low, segment = cursor, _Segment()
+        return tally
+
+    def rows_of(self, audit_ids: Sequence[int]) -> dict[int, Expected]:
+        """Return how the rows with these ids have to end; an id without a row in scope is left out."""
+        segment = _Segment()
+        ids = sorted(set(audit_ids))
+        cursor = ids[0] - 1 if ids else 0
+        while ids and cursor < ids[-1]:
+            page = self._reader.late_page_after(cursor, [(audit_id, audit_id) for audit_id in ids], 0)
+            self._take(page, segment)
+            cursor = page.end
+        return {**segment.bodies, **segment.skipped, **segment.refused}
+
+    # ---- the source's side
+
+    def _take(self, page: Page, segment: _Segment) -> None:
+        """Add a page's rows to the segment."""
+        if self._directory is not None:
+            self._ask_directory(page.events)
+        transformer, lookups = self._transformer, self._lookups
+        bodies, created_at = segment.bodies, segment.created_at
+        for event in page.events:
+            audit_id = event.audit_id
+            created_at[audit_id] = event.created_at
+            expected = expected_of(event, transformer, lookups)
+            if type(expected) is bytes:
+                bodies[audit_id] = body_of(expected)
+            elif type(expected) is SkipReason:
+                segment.skipped[audit_id] = expected
+            else:
+                segment.refused[audit_id] = expected  # type: ignore[assignment]
+        for audit_id, defect in page.defects.items():  # such a row never reaches the rules
+            bodies.pop(audit_id, None)
+            segment.skipped.pop(audit_id, None)
+            segment.refused[audit_id] = defect.cause
+
+    def _ask_directory(self, events: Iterable[AuditEvent]) -> None:
+        assert self._directory is not None
+        self._loop.run_until_complete(self._lookups.prefetch_users({e.user_id for e in events if e.user_id}))
+        counts = self._directory.counts
+        if counts.failed or counts.not_asked:
+            raise ServiceUnreachableError(
+                "the user directory does not answer, so who acted cannot be told",
+                "check USER_DIRECTORY_URL, then verify again",
+            )
+
+    # ---- the copy's side
+
+    def _compare(self, low: int, high: int, segment: _Segment, tally: Tally) -> None:
+        """Compare rows and documents of (low, high]."""
+        work, bodies = self._work, segment.bodies
+        missing = dict(bodies)  # until their document is met
+        odd: list[tuple[int, bytes]] = []
+        matched = 0
+        for run in work.runs:
+            for batch in self._range(run, low, high):
+                for begin, end, audit_id in stored(batch):
+                    body = missing.pop(audit_id, None)
+                    if body is not None and body == batch[begin + BODY_AT : end]:
+                        matched += 1
+                        continue
+                    if body is not None:
+                        missing[audit_id] = body
+                    odd.append((audit_id, batch[begin:end]))
+        tally.matched += matched
+        tally.tagged += matched  # they are the account's and have our tag, for their bytes are the same
+        met: set[int] = set()
+        elsewhere: set[int] = set()
+        for audit_id, document in odd:
+            self._judge_by_id(audit_id, decode(document), segment, missing, elsewhere, met, tally)
+        if missing:
+            self._look_up(missing, segment, met, tally)
+        self._count(segment, missing, elsewhere, tally)
+
+    def _range(self, run: int, low: int, high: int) -> Iterable[bytes]:
+        first, last = max(low + 1, 1), max(high, 1)
+        span = {"$gte": ObjectId(object_id(run, first)), "$lte": ObjectId(object_id(run, last))}
+        return self._raw({"_id": span}, "_id_")
+
+    def _raw(self, query: dict[str, Any], index: str) -> Iterable[bytes]:
+        """Return batches of documents as the server keeps them; pymongo's types say they were decoded."""
+        found: Any = self._logs.find_raw_batches(query, batch_size=BATCH_DOCUMENTS, hint=index)
+        return cast("Iterable[bytes]", found)
+
+    def _judge_by_id(
+        self,
+        audit_id: int,
+        document: dict[str, Any],
+        segment: _Segment,
+        missing: dict[int, bytes],
+        elsewhere: set[int],
+        met: set[int],
+        tally: Tally,
+    ) -> None:
+        """Decide about a document that has the `_id` of a row, but not its bytes."""
+        if document.get("company_sso_id") != self._account:
+            elsewhere.add(audit_id)  # not ours to touch; the row goes without
+            return
+        is_tagged = document.get("source_tag") == SOURCE_TAG
+        tally.tagged += is_tagged
+        external_id = document.get("external_id")
+        if audit_id in missing and external_id == f"{EXTERNAL_ID_PREFIX}{audit_id}":
+            self._judge(audit_id, missing.pop(audit_id), document, segment, tally)
+            met.add(audit_id)
+        elif is_tagged:
+            if external_id != f"{EXTERNAL_ID_PREFIX}{audit_id}":
+                why = f"its external_id is not that of row {audit_id}, which its _id names"
+            else:
+                why = why_extra(segment.skipped.get(audit_id) or segment.refused.get(audit_id))
+            tally.note(extra(document, audit_id, why), self._work.named_max)
+
+    def _judge(self, audit_id: int, body: bytes, document: dict[str, Any], segment: _Segment, tally: Tally) -> None:
+        """Decide about the document that stands for a row."""
+        fields, enriched = differences(expected_document(body), document)
+        if not fields:
+            tally.matched += 1
+            tally.enriched += enriched
+            return
+        tally.note(
+            Finding(
+                Kind.DIFFERENT,
+                audit_id,
+                segment.created_at[audit_id],
+                f"{', '.join(fields)} {'differs' if len(fields) == 1 else 'differ'} from what the row becomes",
+                fields,
+                str(document.get("external_id")),
+                document.get("_id"),
+                str(document.get("customer_id")) if "customer_id" in fields else "",
+            ),
+            self._work.named_max,
+        )
+
+    def _look_up(self, missing: dict[int, bytes], segment: _Segment, met: set[int], tally: Tally) -> None:
+        """Find documents by external_id that have the `_id` of no run; what is left in `missing` has none."""
+        ids = list(missing)
+        for at in range(0, len(ids), LOOK_UP_MAX):
+            wanted = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in ids[at : at + LOOK_UP_MAX]]
+            query = {"company_sso_id": self._account, "external_id": {"$in": wanted}}
+            for batch in self._raw(query, UNIQUE_EXTERNAL_ID.name):
+                for document in documents(batch):
+                    tally.tagged += document.get("source_tag") == SOURCE_TAG
+                    audit_id = int(str(document["external_id"])[len(EXTERNAL_ID_PREFIX) :])
+                    self._judge(audit_id, missing.pop(audit_id), document, segment, tally)
+                    met.add(audit_id)
+
+    def _count(self, segment: _Segment, missing: dict[int, bytes], elsewhere: set[int], tally: Tally) -> None:
+        """Put every row of the segment into its bin."""
+        work, named_max = self._work, self._work.named_max
+        letters, created_at, cutoff_us = work.dead_letters, segment.created_at, work.cutoff_us
+        old = {audit_id for audit_id, at_us in created_at.items() if at_us < cutoff_us}
+        tally.before_cutoff += len(old)
+        tally.rows += len(created_at) - len(old)
+        tally.logs += len(segment.bodies) - sum(audit_id in segment.bodies for audit_id in old)
+        tally.skipped.update(reason.value for audit_id, reason in segment.skipped.items() if audit_id not in old)
+        if letters:
+            tally.retried += sum(
+                audit_id in letters for audit_id in segment.bodies if audit_id not in missing and audit_id not in old
+            )
+        for audit_id in missing:
+            if audit_id in old:
+                continue
+            cause = letters.get(audit_id)
+            if cause is not None:
+                tally.logs -= 1
+                tally.fail(audit_id, cause, named_max)
+                continue
+            why = "its document stands under another company_sso_id" if audit_id in elsewhere else ""
+            tally.note(Finding(Kind.MISSING, audit_id, created_at[audit_id], why), named_max)
+        for audit_id, refused in segment.refused.items():
+            if audit_id in old:
+                continue
+            cause = letters.get(audit_id)
+            if cause is not None or work.dead_letters_expired:
+                tally.fail(audit_id, cause or refused.value, named_max)
+                continue
+            why = f"the row ends as {refused.value}, and the dead-letter topic does not have it"
+            tally.note(Finding(Kind.DEAD_LETTER_LOST, audit_id, created_at[audit_id], why), named_max)
+
+
+def extra(document: dict[str, Any], audit_id: int | None, why: str) -> Finding:
+    """Return the finding that a document is one too many."""
+    stamp = document.get("timestamp")  # whatever somebody has written there
+    at_us = int(stamp.timestamp() * 1_000_000) if isinstance(stamp, datetime) else None
+    return Finding(
+        Kind.EXTRA,
+        audit_id,
+        at_us,
+        why,
+        external_id=str(document.get("external_id", "")),
+        document_id=document.get("_id"),
+        customer_id=str(document.get("customer_id", "")),
+    )
+
+
+def why_extra(reason: SkipReason | DeadLetterCause | None) -> str:
+    """Return why no document should stand for a row that ends so; None: there is no such row."""
+    if reason is None:
+        return "no source row of the account in scope has this id"
+    if isinstance(reason, SkipReason):
+        return f"its row is skipped: {reason.value}"
+    return f"its row cannot become a document: {reason.value}"

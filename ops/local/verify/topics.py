@@ -1,0 +1,243 @@
+"""What the account's topics say: dead letters, where rows that are missing were last seen, what is not handled yet.
+
+Everything is read by plain consumers that join no group and commit nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from ops.control import kafka_admin
+from ops.control.jobs import Job
+from ops.local.verify.model import Unhandled
+from schemas.codec import CONFLUENT_HEADER_BYTES, SINGLE_OBJECT_HEADER_BYTES, Codec
+from schemas.errors import ReplayError, UndecodableRecordError
+from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
+from schemas.topics import AccountTopics
+
+ANSWER_TIMEOUT_S = 10.0
+READ_IDLE_S = 30.0
+BATCH_RECORDS = 10_000
+POLL_S = 0.1
+PARTITION_EOF = KafkaError._PARTITION_EOF  # noqa: SLF001 - confluent-kafka's name for it
+
+
+class Read(NamedTuple):
+    """A record as it came."""
+
+    partition: int
+    offset: int
+    value: bytes
+
+
+class Span(NamedTuple):
+    """The offsets that a partition holds: from `low` up to, but not with, `end`."""
+
+    low: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Where a row was seen on a topic."""
+
+    partition: int
+    offset: int
+    what: str  # of an outcome: `log`, `skipped as <reason>`, `dead letter (<cause>)`
+
+
+def spans(kafka: Mapping[str, Any], topic: str) -> dict[int, Span]:
+    """Return what each partition of a topic holds; empty if there is no such topic. Raises ReplayError."""
+    consumer = _consumer(kafka, topic)
+    try:
+        found = consumer.list_topics(topic, timeout=ANSWER_TIMEOUT_S).topics[topic]
+        if found.error is not None:
+            return {}
+        return {
+            partition: Span(*consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_TIMEOUT_S))
+            for partition in found.partitions
+        }
+    except KafkaException as error:
+        raise _unanswered(topic, error) from error
+    finally:
+        consumer.close()
+
+
+def records(kafka: Mapping[str, Any], topic: str, begin: Mapping[int, int] | None = None) -> Iterator[Read]:
+    """Yield the records that a topic holds now, from the `begin` offsets where given; tombstones are left out.
+
+    Raises ReplayError if Kafka stops answering.
+    """
+    held = spans(kafka, topic)
+    starts = {p: max(span.low, (begin or {}).get(p, 0)) for p, span in held.items()}
+    unread = {p for p, span in held.items() if starts[p] < span.end}
+    if not unread:
+        return
+    consumer = _consumer(kafka, topic)
+    try:
+        consumer.assign([TopicPartition(topic, p, starts[p]) for p in sorted(unread)])
+        idle_s = 0.0
+        while unread:
+            messages = consumer.consume(BATCH_RECORDS, POLL_S)
+            idle_s = 0.0 if messages else idle_s + POLL_S
+            if idle_s > READ_IDLE_S:
+                raise ReplayError(f"Kafka sends nothing of {topic}", "verify again when it is back")
+            for message in messages:
+                partition, offset, error = message.partition(), message.offset(), message.error()
+                if error is not None:
+                    if error.code() != PARTITION_EOF:
+                        raise KafkaException(error)
+                    unread.discard(partition or 0)
+                    continue
+                assert partition is not None
+                assert offset is not None
+                if offset >= held[partition].end:
+                    unread.discard(partition)
+                    continue
+                value = message.value()
+                if value is not None:
+                    yield Read(partition, offset, value if isinstance(value, bytes) else value.encode())
+                if offset + 1 >= held[partition].end:
+                    unread.discard(partition)
+    except KafkaException as error:
+        raise _unanswered(topic, error) from error
+    finally:
+        consumer.close()
+
+
+def dead_letters(kafka: Mapping[str, Any], topics: AccountTopics, codec: Codec) -> dict[int, str]:
+    """Return the cause of each audit id on the dead-letter topic; of several of one id, the last."""
+    causes: dict[str, str] = {}  # each text once
+    found: dict[int, str] = {}
+    for read in records(kafka, topics.dead_letters):
+        try:
+            letter = codec.decode_as(DeadLetter, read.value)
+        except UndecodableRecordError:
+            continue
+        if letter.audit_id > 0:
+            found[letter.audit_id] = causes.setdefault(letter.cause, letter.cause)
+    return found
+
+
+def unhandled(kafka: Mapping[str, Any], job: Job) -> list[Unhandled]:
+    """Return the partitions of which a group of the account has not committed everything."""
+    topics = AccountTopics.of(job.company_sso_id)
+    found = []
+    for group, topic in ((topics.processors_group, topics.replay), (topics.sink_group, topics.outcomes)):
+        held = spans(kafka, topic)
+        committed = kafka_admin.committed_offsets(kafka, group, topic, len(held))
+        found += [
+            Unhandled(group, partition, offset, held[partition].end)
+            for partition, offset in enumerate(committed)
+            if offset < held[partition].end and held[partition].end > held[partition].low
+        ]
+    return found
+
+
+class Tracer:
+    """Finds out how far rows came that have no document. Reads a run's whole stretch: only for rows that are named."""
+
+    def __init__(self, kafka: Mapping[str, Any], job: Job, codec: Codec, *, whole_topic: bool, registry: bool) -> None:
+        """`whole_topic`: the last run replayed a part only, so earlier runs are looked through as well."""
+        self._kafka = kafka
+        self._job = job
+        self._topics = AccountTopics.of(job.company_sso_id)
+        self._codec = codec
+        self._whole_topic = whole_topic
+        self._header_bytes = CONFLUENT_HEADER_BYTES if registry else SINGLE_OBJECT_HEADER_BYTES
+
+    def trace(self, audit_ids: Sequence[int], progress: Callable[[str], None]) -> dict[int, str]:
+        """Return one phrase for each id."""
+        if not audit_ids:
+            return {}
+        begin = dict(enumerate(self._job.begin_offsets))
+        held = spans(self._kafka, self._topics.replay)
+        cut = any(held.get(p, Span(0, 0)).low > offset for p, offset in begin.items())
+        progress(f"looking for {len(audit_ids):,} rows on {self._topics.replay}")
+        published = self._find(self._topics.replay, audit_ids, {} if self._whole_topic else begin)
+        there = [audit_id for audit_id in audit_ids if audit_id in published]
+        if there:
+            progress(f"looking for the outcomes of {len(there):,} rows on {self._topics.outcomes}")
+        outcomes = self._find(self._topics.outcomes, there, {})
+        return {
+            audit_id: phrase(published.get(audit_id), outcomes.get(audit_id), topic_cut=cut) for audit_id in audit_ids
+        }
+
+    def _find(self, topic: str, audit_ids: Iterable[int], begin: Mapping[int, int]) -> dict[int, Seen]:
+        """Return where each id was seen last."""
+        # The audit id is the first field of all these records. Its bytes are compared before anything is decoded.
+        wanted = {zigzag(audit_id): audit_id for audit_id in audit_ids}
+        lengths = sorted({len(encoded) for encoded in wanted})
+        at = self._header_bytes
+        found: dict[int, Seen] = {}
+        for partition, offset, value in records(self._kafka, topic, begin) if wanted else ():
+            for length in lengths:
+                audit_id = wanted.get(value[at : at + length])
+                if audit_id is not None and (what := self._what(value, audit_id)) is not None:
+                    found[audit_id] = Seen(partition, offset, what)
+        return found
+
+    def _what(self, value: bytes, audit_id: int) -> str | None:
+        """Return what a record says of the row; None if it is not about that row or not of this run."""
+        try:
+            record = self._codec.decode(value)
+        except UndecodableRecordError:
+            return None
+        if not isinstance(record, AuditEvent | ActivityLog | SkippedRecord | DeadLetter) or record.audit_id != audit_id:
+            return None
+        if isinstance(record, AuditEvent):
+            return "event"
+        if record.run != self._job.run and not self._whole_topic:
+            return None
+        if isinstance(record, ActivityLog):
+            return "log"
+        if isinstance(record, SkippedRecord):
+            return f"skipped as {record.reason}"
+        return f"dead letter ({record.cause})"
+
+
+def phrase(published: Seen | None, outcome: Seen | None, *, topic_cut: bool) -> str:
+    """Return how far a row without a document came. `topic_cut`: the run's records are no longer all on the topic."""
+    if published is None:
+        if topic_cut:
+            return "the replay topic does not hold all of the run any more, so it cannot be told where it was lost"
+        return "never published: the cursor passed it"
+    where = f"published at partition {published.partition}, offset {published.offset}"
+    if outcome is None:
+        return f"{where}, no outcome: its offset was committed before it was handled"
+    at = f"{where}; outcome at partition {outcome.partition}, offset {outcome.offset}"
+    if outcome.what == "log":
+        return f"{at}, no document: it was removed, or its offset was committed before it was written"
+    return f"{at}: {outcome.what}"
+
+
+def zigzag(number: int) -> bytes:
+    """Return a long as Avro encodes it."""
+    rest = (number << 1) ^ (number >> 63)
+    out = bytearray()
+    while rest > 0x7F:
+        out.append((rest & 0x7F) | 0x80)
+        rest >>= 7
+    out.append(rest)
+    return bytes(out)
+
+
+def _consumer(kafka: Mapping[str, Any], topic: str) -> Consumer:
+    return Consumer(
+        {
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "error",
+            "fetch.wait.max.ms": 50,
+            "queued.max.messages.kbytes": 64 * 1024,
+            "log_level": 0,
+            **kafka,
+            "group.id": f"{topic}.verify",  # never joined or committed to; the client wants a name
+        }
+    )
+
+
+def _unanswered(topic: str, error: KafkaException) -> ReplayError:
+    return ReplayError(f"cannot read {topic}: {error.args[0].str()}", "verify again when Kafka is back")
