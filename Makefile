@@ -41,5 +41,6 @@ lock: ## pin every dependency again (needs uv: pip install uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --extra dev --upgrade --quiet --custom-compile-command 'make lock' pyproject.toml -o requirements.lock
 
-clean: ## remove what setup and the servers left in this folder
+clean: ## stop the servers; remove what setup and they left in this folder
+	@if [ -x $(BIN)/crm-replay ]; then $(BIN)/crm-replay services down --delete-data; fi
 	rm -rf $(VENV) .crm-replay .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

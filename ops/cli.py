@@ -3,8 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import click
@@ -21,7 +22,7 @@ from ops.local.processes import child_environment, python_module
 from ops.local.services.cli import app as services_app
 from ops.local.services.layout import Home
 from ops.local.transform_rows import transform_rows
-from ops.local.view import print_ledger, view_for
+from ops.local.view import RunView, print_ledger, view_for
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
 from schemas.vocabulary import JobStatus
@@ -38,6 +39,8 @@ app = typer.Typer(
 migrate_app = typer.Typer(help="Collections and indexes in MongoDB, versioned, up and down.", no_args_is_help=True)
 app.add_typer(services_app, name="services")
 app.add_typer(migrate_app, name="migrate")
+
+AUDIT_IDS_MAX = 100_000  # named by hand or by `verify`; they travel in one document
 
 Account = Annotated[str, typer.Option(help="The account's company_sso_id.", show_default=False)]
 Mapping = Annotated[str, typer.Option(help="Source mapping file; left out: the sample CRM's.", show_default=False)]
@@ -102,12 +105,69 @@ def resume(
     _run(account, options, as_json=as_json)
 
 
+@app.command()
+def rerun(
+    account: Account,
+    since: Annotated[
+        datetime | None, typer.Option("--from", help="Only rows created at or after this (UTC).", show_default=False)
+    ] = None,
+    audit_ids: Annotated[
+        str, typer.Option(help="Only these: 17,18,20-25, or @FILE with one or more a line.", show_default=False)
+    ] = "",
+    mapping: Mapping = "",
+    processors: Workers = 1,
+    sinks: Workers = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Replay again: what was published, by offset reset; or part of the source, published anew. Inserts what is missing."""
+    from ops.local import runner
+
+    options = runner.RunOptions(mapping, processors=processors, sinks=sinks, home=Home.at(None).path)
+    if since is not None and audit_ids:
+        raise BadInputError("--from and --audit-ids exclude each other", "give one of them")
+    if audit_ids:
+        chosen = parse_audit_ids(audit_ids)
+        _finish(lambda c, view: runner.run_selected(account, chosen, options, c, view), account, as_json=as_json)
+    elif since is not None:
+        start = _utc(since)
+        assert start is not None
+        _finish(lambda c, view: runner.run_since(account, start, options, c, view), account, as_json=as_json)
+    else:
+        _finish(lambda c, view: runner.rerun_account(account, options, c, view), account, as_json=as_json)
+
+
+def parse_audit_ids(text: str) -> list[int]:
+    """Return the ids in `17,18,20-25`, or in the file that `@FILE` names. Raises BadInputError naming what is wrong."""
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInputError(f"{text[1:]} cannot be read ({error})", "name a file with audit ids") from error
+    ids: list[int] = []
+    for word in text.replace(",", " ").split():
+        first, dash, last = word.partition("-")
+        if not (first.isascii() and first.isdigit() and (not dash or (last.isascii() and last.isdigit()))):
+            raise BadInputError(f"{word} is no audit id", "give numbers like 17,18,20-25")
+        low, high = int(first), int(last or first)
+        if high < low or high - low >= AUDIT_IDS_MAX or len(ids) >= AUDIT_IDS_MAX:
+            raise BadInputError(
+                f"{word} is too much, or backwards", f"at most {AUDIT_IDS_MAX:,} ids; use --from for more"
+            )
+        ids.extend(range(low, high + 1))
+    return ids
+
+
 def _run(account: str, options: Any, *, as_json: bool) -> None:
     from ops.local.runner import run_account  # the clients of all three packages: not for `crm-replay --help`
 
+    _finish(lambda connections, view: run_account(account, options, connections, view), account, as_json=as_json)
+
+
+def _finish(replay: Callable[[Connections, RunView], Any], account: str, *, as_json: bool) -> None:
+    """Run a replay, show its ledger, and raise ReplayError if that is out of balance."""
     view = view_for(Console(stderr=True))
     try:
-        result = run_account(account, options, services.connections(), view)
+        result = replay(services.connections(), view)
     finally:
         view.close()
     if as_json:

@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class ProcessorMetrics:
-    """Counts since the worker started. `records_in` = logs + skips + dead letters + markers + republished."""
+    """Counts since the worker started; `records_in` = logs, skips, dead letters, markers, republished, beyond_end."""
 
     records_in: int = 0
     logs: int = 0
@@ -17,6 +17,7 @@ class ProcessorMetrics:
     dead_letters: Counter[str] = field(default_factory=Counter)  # by DeadLetterCause
     markers: int = 0  # passed over or forwarded
     republished: int = 0  # rows that the snapshot published a second time
+    beyond_end: int = 0  # behind this run's end marker: not its own
     runs: int = 0
     first_run_at: float = 0.0  # time.perf_counter() when the first run came; 0: none yet
     last_ack_at: float = 0.0  # and when the last one was acknowledged
@@ -43,6 +44,7 @@ class ProcessorMetrics:
             **{f"dead_letter.{cause}": count for cause, count in sorted(self.dead_letters.items())},
             "markers": self.markers,
             "republished": self.republished,
+            "beyond_end": self.beyond_end,
             "runs": self.runs,
             "running_s": f"{self.running_s():.2f}",
             "records_per_s": f"{self.records_in / self.running_s():.0f}" if self.running_s() else "0",

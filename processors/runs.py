@@ -1,7 +1,7 @@
 """From the records of a run to their outcomes. Pure but for the clock that dates dead letters; every record is counted.
 
-Each record ends in exactly one outcome, except begin markers, markers of other jobs, and rows that the snapshot
-published a second time: those have had theirs.
+Each record ends in exactly one outcome, except begin markers, markers of other jobs, rows that the snapshot published a
+second time (those have had theirs), and whatever stands behind the run's end marker: that is another run's.
 """
 
 import time
@@ -96,6 +96,9 @@ class RunTransformer:
         metrics = self._metrics
         messages: list[Message] = []
         for record, what in zip(records, decoded, strict=True):
+            if high.ended and not isinstance(what, SnapshotMarker):
+                metrics.beyond_end += 1  # of a later run's stretch, which a rerun from the beginning comes across
+                continue
             if isinstance(what, AuditEvent):
                 if high.is_republished(what.id_range, what.audit_id):
                     metrics.republished += 1
@@ -105,6 +108,8 @@ class RunTransformer:
                 metrics.markers += 1
                 if what.job_id != self._job.job_id or what.edge != MarkerEdge.END:
                     continue
+                if high.ended:
+                    continue  # the snapshot was started again after its end
                 high.ended = True
                 value = self._codec.encode(what._replace(source_offset=record.offset, run=self._job.run))
             else:

@@ -45,8 +45,8 @@ class Checkpoint:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         outage_max_s: float = 60.0,
     ) -> None:
-        """Write concern majority: a cursor taken back by a failover costs a repetition, but a gap taken back a row."""
-        self._collection = database.get_collection(COLLECTION, write_concern=WriteConcern(w="majority"))
+        """Write concern majority, journaled: a cursor taken back costs a repetition, but a gap taken back a row."""
+        self._collection = database.get_collection(COLLECTION, write_concern=WriteConcern(w="majority", j=True))
         self._job_id = job_id
         self._run = run
         self._now = now

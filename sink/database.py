@@ -20,7 +20,7 @@ SOCKET_TIMEOUT_MS = 120_000  # longer than any batch takes; a connection that ha
 
 
 def connect(connections: Connections, app_name: str = "crm-replay") -> Database[Document]:
-    """Return the database, reached once. Writes wait for the majority of a replica set unless the URL says otherwise.
+    """Return the database, reached once. Writes wait for the majority's journals unless the URL says otherwise.
 
     Raises BadInputError for an address that is none, ServiceUnreachableError if nobody answers there.
     """
@@ -50,5 +50,5 @@ def connect(connections: Connections, app_name: str = "crm-replay") -> Database[
             f"MongoDB does not answer ({type(error).__name__})",
             "check MONGODB_URL, or start the embedded servers: crm-replay services up",
         ) from error
-    concern = client.write_concern if client.write_concern.document else WriteConcern("majority")
+    concern = client.write_concern if client.write_concern.document else WriteConcern("majority", j=True)
     return client.get_database(connections.mongodb_database, write_concern=concern)

@@ -54,6 +54,7 @@ class Job:
     mapping_path: str
     mapping_sha256: str
     triggered_by: str
+    partial: bool  # replays chosen rows of a history that another job has replayed
     date_range_start: dt.datetime | None
     begin_offsets: tuple[int, ...]
     records_total: int

@@ -90,13 +90,22 @@ def _result(future: Any, what: str, ignore: int | None = None) -> None:
             raise BadInputError(f"{what} ({error.args[0].str()})", "check the cluster and its permissions") from error
 
 
+def oldest_offsets(config: Mapping[str, Any], topic: str, partitions: int) -> list[int]:
+    """Return the offset of the first record that Kafka still has of each partition."""
+    return [low for low, _ in _watermarks(config, topic, partitions)]
+
+
 def end_offsets(config: Mapping[str, Any], topic: str, partitions: int) -> list[int]:
     """Return the offset after the last record of each partition."""
+    return [high for _, high in _watermarks(config, topic, partitions)]
+
+
+def _watermarks(config: Mapping[str, Any], topic: str, partitions: int) -> list[tuple[int, int]]:
     consumer = Consumer({**config, "group.id": f"crm.offsets.{topic}", "enable.auto.commit": False, "log_level": 0})
     try:
         return [
-            consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=ANSWER_TIMEOUT_S)[1]
-            for p in range(partitions)
+            consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_TIMEOUT_S)
+            for partition in range(partitions)
         ]
     finally:
         consumer.close()

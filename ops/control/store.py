@@ -46,6 +46,7 @@ class NewJob:
     records_total: int = 0
     triggered_by: str = ""
     date_range_start: dt.datetime | None = None
+    partial: bool = False  # replays chosen rows of a history that another job has replayed
 
 
 class JobStore:
@@ -83,6 +84,7 @@ class JobStore:
             "company_sso_id": new.company_sso_id,
             "status": JobStatus.IN_PROGRESS.value,
             "triggered_by": new.triggered_by,
+            "partial": new.partial,
             "created_at": now,
             **_run_fields(new, self.next_run(), begin_offsets, now),
         }
@@ -105,10 +107,11 @@ class JobStore:
         return job_of(document) if document else None
 
     def latest(self, company_sso_id: str) -> Job | None:
-        """Return the account's job in progress, else the one that started last."""
+        """Return the account's job in progress, else the one that started last, partial replays left out."""
         running = self._jobs.find_one({"company_sso_id": company_sso_id, "status": JobStatus.IN_PROGRESS.value})
         document = running or self._jobs.find_one(
-            {"company_sso_id": company_sso_id}, sort=[("started_at", DESCENDING), ("run", DESCENDING)]
+            {"company_sso_id": company_sso_id, "partial": {"$ne": True}},
+            sort=[("started_at", DESCENDING), ("run", DESCENDING)],
         )
         return job_of(document) if document else None
 
@@ -243,6 +246,7 @@ def job_of(document: Mapping[str, Any]) -> Job:
         mapping_path=document["mapping_path"],
         mapping_sha256=document["mapping_sha256"],
         triggered_by=document["triggered_by"],
+        partial=bool(document.get("partial")),
         date_range_start=document["date_range_start"],
         begin_offsets=tuple(document["begin_offsets"]),
         records_total=document["records_total"],

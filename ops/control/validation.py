@@ -1,5 +1,6 @@
 """The authoritative check of a run: every source row in exactly one bin, and as many documents as there should be."""
 
+import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,25 @@ def validate(database: Any, company_sso_id: str, totals: RunTotals, source_rows:
         foreign=totals.foreign_total,
         documents=documents_of(database, company_sso_id),
     )
+
+
+def documents_with(database: Any, company_sso_id: str, audit_ids: Sequence[int]) -> int:
+    """Return how many of these rows have a document of ours."""
+    logs: Documents = database[ACTIVITY_LOGS]
+    found = 0
+    for segment in _segments(audit_ids, SEGMENT_IDS):
+        names = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in segment]
+        query = {"company_sso_id": company_sso_id, "external_id": {"$in": names}, "source_tag": SOURCE_TAG}
+        found += logs.count_documents(query, hint=UNIQUE_EXTERNAL_ID.name)
+    return found
+
+
+def documents_since(database: Any, company_sso_id: str, cutoff: dt.datetime) -> int:
+    """Return how many documents of ours are of rows created at or after `cutoff`; documents have milliseconds."""
+    logs: Documents = database[ACTIVITY_LOGS]
+    first = cutoff.replace(microsecond=cutoff.microsecond // 1000 * 1000)
+    query = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG, "timestamp": {"$gte": first}}
+    return logs.count_documents(query, hint=COMPANY_SOURCE_TAG.name)
 
 
 @dataclass(frozen=True, slots=True)

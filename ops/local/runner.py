@@ -15,9 +15,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -30,6 +30,10 @@ from ops.control.store import JobAlreadyRunningError, JobStore, NewJob
 from ops.local.processes import Supervised, Supervisor, child_environment, python_module
 from ops.local.view import RunView
 from producer import markers, references
+from producer.audits import AuditReader, Limits, resolve
+from producer.audits import connect as db_connect
+from producer.checkpoint import Checkpoint
+from producer.cursor import EARLIEST, Gap, IdRange
 from producer.survey import Survey, count_in_scope, survey
 from schemas.codec import Codec
 from schemas.connections import Connections
@@ -39,6 +43,7 @@ from schemas.registry import codec_for
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.database import connect
+from sink.progress import RunTotals
 
 HEARTBEAT_EVERY_S = 1.0
 STALE_AFTER_S = 10.0  # without a heartbeat for so long, a job's runner is taken for dead
@@ -80,6 +85,15 @@ class RunResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """What a run reads, where that is not simply everything from the source."""
+
+    snapshot: IdRange | None = None  # saved as the snapshot's cursor before it starts
+    published_at: tuple[int, ...] = ()  # begin offsets of a former run's stretch, to be read again
+    audit_ids: tuple[int, ...] | None = None  # all that is replayed
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
     """Everything that has been checked before anything is changed."""
 
@@ -99,26 +113,129 @@ def run_account(account: str, options: RunOptions, connections: Connections, vie
     Takes up a job whose runner has died. Raises BadInputError before anything is changed, HaltedError,
     InterruptedRunError (both can be resumed), or ReplayError if a process keeps dying.
     """
+    with _checked(account, options, connections) as around:
+        return _run(_open_job(account, options, around, view), Stretch(), options, around, view)
+
+
+def rerun_account(account: str, options: RunOptions, connections: Connections, view: RunView) -> RunResult:
+    """Replay what the account's last run has published, by offset reset of its groups; the source is only counted.
+
+    Raises BadInputError if there is no finished run, or if Kafka has deleted the beginning of its stretch.
+    """
+    with _checked(account, options, connections) as around:
+        last = around.store.latest(account)
+        if last is None or last.status not in (JobStatus.COMPLETED, JobStatus.FAILED) or not last.begin_offsets:
+            state = "never been replayed" if last is None else f"a job that is {last.status}"
+            raise BadInputError(f"{account} has {state}", f"crm-replay run --account {account}")
+        _require_mapping(last, around)
+        oldest = kafka_admin.oldest_offsets(around.kafka, around.topics.replay, last.partitions)
+        if any(low > begin for low, begin in zip(oldest, last.begin_offsets, strict=True)):
+            raise BadInputError(
+                f"Kafka has deleted the beginning of the last run of {account}", f"crm-replay run --account {account}"
+            )
+        job = around.store.rerun(
+            last.job_id,
+            NewJob(
+                company_sso_id=account,
+                partitions=last.partitions,
+                top_audit_id=last.top_audit_id,
+                snapshot_xmax=last.snapshot_xmax,
+                cutoff=last.cutoff,
+                mapping_path=last.mapping_path,
+                mapping_sha256=last.mapping_sha256,
+                records_total=last.records_total,
+                triggered_by=last.triggered_by,
+                date_range_start=last.date_range_start,
+            ),
+        )
+        nothing = IdRange(0, first=job.top_audit_id, cursor=job.top_audit_id, last=job.top_audit_id)
+        return _run(job, Stretch(published_at=last.begin_offsets, snapshot=nothing), options, around, view)
+
+
+def run_since(account: str, since: datetime, options: RunOptions, connections: Connections, view: RunView) -> RunResult:
+    """Replay the account's rows created at or after `since`, in a job of their own, and return their ledger."""
+    options = replace(options, date_range_start=since.replace(microsecond=since.microsecond // 1000 * 1000))
+    with _checked(account, options, connections) as around:
+        last = around.store.latest(account)
+        if last is not None:
+            _require_mapping(last, around)
+        job = around.store.create(replace(_new_job(account, options, around), partial=True))
+        return _run(job, Stretch(), options, around, view)
+
+
+def run_selected(
+    account: str, audit_ids: Iterable[int], options: RunOptions, connections: Connections, view: RunView
+) -> RunResult:
+    """Replay chosen rows of the account through the topology, in a job of their own, and return their ledger.
+
+    Ids that are not rows of the account in scope are no source rows and so in no bin.
+    """
+    gaps = _stretches(audit_ids)
+    if not gaps:
+        raise BadInputError("no audit ids were given", "name at least one")
+    with _checked(account, options, connections) as around:
+        last = around.store.latest(account)
+        if last is not None:
+            _require_mapping(last, around)
+        ids = _selected_ids(around, account, gaps, options.date_range_start or EARLIEST)
+        new = _new_job(account, options, around)
+        job = around.store.create(
+            replace(new, partial=True, records_total=len(ids), cutoff=options.date_range_start or EARLIEST)
+        )
+        # A range that has been read, with the chosen ids as its gaps: the snapshot looks at gaps once more at its end.
+        chosen = IdRange(0, gaps[0][0] - 1, gaps[-1][1], gaps[-1][1], gaps=tuple(gaps), gaps_to=gaps[-1][1])
+        return _run(job, Stretch(snapshot=chosen, audit_ids=ids), options, around, view)
+
+
+@contextmanager
+def _checked(account: str, options: RunOptions, connections: Connections) -> Iterator[Surroundings]:
+    """Give the surroundings of a run after every check that needs no job; nothing has been changed by then."""
     topics = AccountTopics.of(account)
     connections.require("crm_audit_database_url", "kafka_bootstrap_servers", "mongodb_url")
     mapping = load(options.mapping_path or None)
     found = survey(connections.crm_audit_database_url, mapping, account, date_range_start=options.date_range_start)
     kafka = connections.kafka()
-    admin = kafka_admin.client(kafka)
+    kafka_admin.client(kafka)
     database = connect(connections, app_name="crm-replay-runner")
     try:
         _require_migrations(database)
         codec = codec_for(connections.schema_registry_url)
-        around = Surroundings(connections, kafka, mapping, found, JobStore(database), database, topics, codec)
-        with _stop_on_signals() as stop:
-            job = _open_job(account, options, around, view)
-            heartbeat = _Heartbeat(around.store, job)
-            with heartbeat:
-                partitions = kafka_admin.ensure_topics(admin, topics, job.partitions)
-                job = _prepare(job, partitions, around, view, heartbeat)
-                return _work(job, options, around, view, stop)
+        yield Surroundings(connections, kafka, mapping, found, JobStore(database), database, topics, codec)
     finally:
         database.client.close()
+
+
+def _run(job: Job, stretch: Stretch, options: RunOptions, around: Surroundings, view: RunView) -> RunResult:
+    with _stop_on_signals() as stop, _Heartbeat(around.store, job) as heartbeat:
+        partitions = kafka_admin.ensure_topics(kafka_admin.client(around.kafka), around.topics, job.partitions)
+        job = heartbeat.job = _prepare(job, stretch, partitions, around, view)
+        return _work(job, stretch, options, around, view, stop)
+
+
+def _selected_ids(around: Surroundings, account: str, gaps: Sequence[Gap], cutoff: datetime) -> tuple[int, ...]:
+    """Return those of the chosen ids that are rows of the account in scope, in rising order."""
+    dsn = around.connections.crm_audit_database_url
+    with closing(db_connect(dsn)) as db:
+        source = resolve(db, around.mapping, account)
+    ids: list[int] = []
+    with closing(AuditReader(dsn, source, cutoff, Limits())) as reader:
+        cursor = gaps[0][0] - 1
+        while cursor < gaps[-1][1]:
+            page = reader.late_page_after(cursor, gaps, 0)
+            ids += [event.audit_id for event in page.events]
+            cursor = page.end
+    return tuple(ids)
+
+
+def _stretches(audit_ids: Iterable[int]) -> list[Gap]:
+    """Return ids as runs of neighbours, first and last of each, in rising order."""
+    gaps: list[Gap] = []
+    for audit_id in sorted(set(audit_ids)):
+        if gaps and audit_id == gaps[-1][1] + 1:
+            gaps[-1] = (gaps[-1][0], audit_id)
+        else:
+            gaps.append((audit_id, audit_id))
+    return gaps
 
 
 def _require_migrations(database: Any) -> None:
@@ -129,10 +246,8 @@ def _require_migrations(database: Any) -> None:
         )
 
 
-def _open_job(account: str, options: RunOptions, around: Surroundings, view: RunView) -> Job:
-    """Return the account's job in progress: a new one, the next run of a completed one, or one taken up again."""
-    store, latest = around.store, around.store.latest(account)
-    new = NewJob(
+def _new_job(account: str, options: RunOptions, around: Surroundings) -> NewJob:
+    return NewJob(
         company_sso_id=account,
         partitions=options.partitions,
         top_audit_id=around.survey.top_audit_id,
@@ -141,19 +256,26 @@ def _open_job(account: str, options: RunOptions, around: Surroundings, view: Run
         mapping_path=str(Path(options.mapping_path).resolve()) if options.mapping_path else "",
         mapping_sha256=_digest(around.mapping),
         records_total=around.survey.rows,
-        triggered_by=f"crm-replay run on {socket.gethostname()}",
+        triggered_by=f"crm-replay on {socket.gethostname()}",
         date_range_start=options.date_range_start,
     )
+
+
+def _open_job(account: str, options: RunOptions, around: Surroundings, view: RunView) -> Job:
+    """Return the account's job in progress: a new one, the next run of a completed one, or one taken up again."""
+    store, new = around.store, _new_job(account, options, around)
+    latest = store.latest(account)
+    if latest is not None and latest.partial and store.claim(latest, STALE_AFTER_S) is not None:
+        # A replay of chosen rows whose runner died: whoever asked for it asks again.
+        store.transition(latest.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, "its runner died")
+        latest = store.latest(account)
     if latest is None or latest.status is JobStatus.ROLLED_BACK:
         return store.create(new)
     if latest.status is JobStatus.COMPLETED:
         view.note(f"{account} has been replayed before; what is there already is skipped as a duplicate")
         return store.rerun(latest.job_id, new)
-    if latest.mapping_sha256 != new.mapping_sha256:
-        raise BadInputError(
-            f"the job of {account} was started with another source mapping ({latest.mapping_path or 'the default'})",
-            "give the same --mapping to take it up again",
-        )
+    if not latest.partial:
+        _require_mapping(latest, around)
     if latest.status is JobStatus.IN_PROGRESS:
         claimed = store.claim(latest, STALE_AFTER_S)
         if claimed is None:
@@ -171,12 +293,21 @@ def _open_job(account: str, options: RunOptions, around: Surroundings, view: Run
     return store.transition(latest.job_id, latest.status, JobStatus.IN_PROGRESS)
 
 
+def _require_mapping(job: Job, around: Surroundings) -> None:
+    if job.mapping_sha256 != _digest(around.mapping):
+        raise BadInputError(
+            f"the job of {job.company_sso_id} was started with another source mapping "
+            f"({job.mapping_path or 'the default'})",
+            "give the same --mapping",
+        )
+
+
 def _digest(mapping: SourceMapping) -> str:
     return sha256(mapping.model_dump_json().encode()).hexdigest()
 
 
-def _prepare(job: Job, partitions: int, around: Surroundings, view: RunView, heartbeat: "_Heartbeat") -> Job:
-    """Publish references and begin markers and commit where both groups begin, unless that is on file."""
+def _prepare(job: Job, stretch: Stretch, partitions: int, around: Surroundings, view: RunView) -> Job:
+    """Publish the references, and say where the run's stretch begins for both groups, unless that is on file."""
     kafka, topics, store = around.kafka, around.topics, around.store
     published = references.publish(
         around.connections.crm_audit_database_url,
@@ -191,24 +322,25 @@ def _prepare(job: Job, partitions: int, around: Surroundings, view: RunView, hea
         f"references published: {published.contacts:,} contacts, {published.users:,} users, "
         f"{published.referents:,} referents"
     )
-    if not job.begin_offsets:
-        # Nobody has worked for this run yet. Dying before its begin offsets are on file repeats these two lines.
-        outcomes_end = kafka_admin.end_offsets(kafka, topics.outcomes, partitions)
-        kafka_admin.commit_offsets(kafka, topics.sink_group, topics.outcomes, outcomes_end)
-        begin_offsets = markers.begin(
-            kafka, topics.replay, partitions, job_id=job.job_id, run=job.run, codec=around.codec
-        )
-        job = store.set_begin_offsets(job, begin_offsets, partitions)
-        heartbeat.job = job
-    begin = [offset + 1 for offset in job.begin_offsets]
-    committed = kafka_admin.committed_offsets(kafka, topics.processors_group, topics.replay, len(begin))
-    wanted = [max(pair) for pair in zip(committed, begin, strict=True)]
-    if wanted != committed:  # a group that has not come to this run's stretch yet starts behind its begin marker
-        kafka_admin.commit_offsets(kafka, topics.processors_group, topics.replay, wanted)
-    return job
+    if job.begin_offsets:
+        return job
+    # Nobody works for this run before its begin offsets are on file, so dying here repeats all of it.
+    outcomes_end = kafka_admin.end_offsets(kafka, topics.outcomes, partitions)
+    kafka_admin.commit_offsets(kafka, topics.sink_group, topics.outcomes, outcomes_end)
+    if stretch.snapshot is not None:
+        Checkpoint(around.database, job.job_id, job.run).save(stretch.snapshot)
+    begin_offsets = stretch.published_at or markers.begin(
+        kafka, topics.replay, partitions, job_id=job.job_id, run=job.run, codec=around.codec
+    )
+    # Behind the begin marker: a group without committed offsets must never meet a worker (decision 2).
+    first = [offset + 1 for offset in begin_offsets]
+    kafka_admin.commit_offsets(kafka, topics.processors_group, topics.replay, first)
+    return store.set_begin_offsets(job, begin_offsets, partitions)
 
 
-def _work(job: Job, options: RunOptions, around: Surroundings, view: RunView, stop: threading.Event) -> RunResult:
+def _work(
+    job: Job, stretch: Stretch, options: RunOptions, around: Surroundings, view: RunView, stop: threading.Event
+) -> RunResult:
     """Run the processes until every end marker has passed the sink, then validate."""
     store = around.store
     started = time.monotonic()
@@ -235,20 +367,13 @@ def _work(job: Job, options: RunOptions, around: Surroundings, view: RunView, st
             time.sleep(POLL_EVERY_S)
         seconds = time.monotonic() - started
     view.close()
-    return RunResult(*_conclude(job, around), seconds)
+    return RunResult(*_conclude(job, stretch, around), seconds)
 
 
-def _conclude(job: Job, around: Surroundings) -> tuple[Job, Ledger]:
+def _conclude(job: Job, stretch: Stretch, around: Surroundings) -> tuple[Job, Ledger]:
     """Validate, write the verdict into the job document and return both."""
     store, totals = around.store, around.store.aggregate_progress(job)
-    source = count_in_scope(
-        around.connections.crm_audit_database_url,
-        around.mapping,
-        job.company_sso_id,
-        top_audit_id=job.top_audit_id,
-        cutoff=job.cutoff,
-    )
-    ledger = validation.validate(around.database, job.company_sso_id, totals, source.rows)
+    ledger = _ledger(job, stretch, around, totals)
     job = store.save_totals(job, totals, accuracy_pct=ledger.accuracy_pct)
     if ledger.balanced and ledger.documents_agree:
         return store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.COMPLETED), ledger
@@ -258,6 +383,24 @@ def _conclude(job: Job, around: Surroundings) -> tuple[Job, Ledger]:
         f"crm-replay verify --account {job.company_sso_id} names the rows"
     )
     return store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, reason), ledger
+
+
+def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals) -> Ledger:
+    account, database = job.company_sso_id, around.database
+    if stretch.audit_ids is not None:
+        ledger = validation.validate(database, account, totals, len(stretch.audit_ids))
+        return replace(ledger, documents=validation.documents_with(database, account, stretch.audit_ids))
+    source = count_in_scope(
+        around.connections.crm_audit_database_url,
+        around.mapping,
+        account,
+        top_audit_id=job.top_audit_id,
+        cutoff=job.cutoff,
+    )
+    ledger = validation.validate(database, account, totals, source.rows)
+    if job.date_range_start is None:
+        return ledger
+    return replace(ledger, documents=validation.documents_since(database, account, job.cutoff))
 
 
 def _processes(job: Job, options: RunOptions, connections: Connections) -> Iterator[Supervised]:

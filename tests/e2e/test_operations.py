@@ -2,6 +2,8 @@
 
 import json
 import time
+from datetime import UTC, datetime
+from typing import Any
 
 from ops.control import operations
 from ops.control.store import JobStore
@@ -64,3 +66,55 @@ def test_what_has_no_job_cannot_be_halted_or_rolled_back(crm):
         done = crm.call(*words, "--account", "nobody")
         assert done.returncode == 2
         assert "nobody has no job" in done.stderr
+
+
+def test_a_rerun_reads_the_topics_again_and_inserts_nothing_a_lost_document_comes_back(sample_crm):
+    account, mapping = SAMPLE_YAML, mapping_of(SAMPLE_YAML)
+    first = sample_crm.run(account, "--mapping", mapping)
+    logs = sample_crm.logs(account)
+
+    def rerun(*words: str) -> dict[str, Any]:
+        done = sample_crm.call("rerun", "--account", account, "--mapping", mapping, "--json", *words)
+        assert done.returncode == 0, done.stderr
+        job: dict[str, Any] = json.loads(done.stdout)
+        return job
+
+    again = rerun()
+    assert again["job_id"] == first["job_id"]
+    assert again["run"] > first["run"]
+    assert (again["records_migrated"], again["records_total"]) == (0, 326)
+    assert again["skips_by_reason"]["duplicate_external_id"] == first["records_migrated"]
+    assert sample_crm.logs(account) == logs
+
+    lost = logs[7]["external_id"]
+    sample_crm.database["activity_logs"].delete_one({"company_sso_id": account, "external_id": lost})
+    audit_id = str(lost).removeprefix("crm_audit:")
+    chosen = rerun("--audit-ids", f"{audit_id},1-3")
+    assert (chosen["records_total"], chosen["records_migrated"], chosen["accuracy_pct"]) == (1, 1, 100.0)
+    assert sample_crm.logs(account) == logs
+
+    recent = rerun("--from", "2022-01-01")
+    expected = sum(log["timestamp"] >= datetime(2022, 1, 1, tzinfo=UTC) for log in logs)
+    assert recent["skips_by_reason"]["duplicate_external_id"] == expected > 0
+    assert recent["records_total"] < 326
+    assert recent["accuracy_pct"] == 100.0
+
+    # Replays of a part leave the account's own job as it was, and a rerun passes over what they published.
+    status = json.loads(sample_crm.call("status", "--account", account, "--json").stdout)
+    assert (status["job_id"], status["run"], status["status"]) == (again["job_id"], again["run"], "completed")
+    last = rerun()
+    assert (last["records_migrated"], last["records_total"], last["accuracy_pct"]) == (0, 326, 100.0)
+
+
+def test_a_rerun_without_a_run_and_wrong_ids_are_refused(sample_crm):
+    for words, says in (
+        ((), "has never been replayed"),
+        (("--audit-ids", "7,x"), "x is no audit id"),
+        (("--audit-ids", "9-3"), "9-3 is too much, or backwards"),
+        (("--audit-ids", "@/nowhere"), "/nowhere cannot be read"),
+        (("--audit-ids", "1", "--from", "2024-01-01"), "exclude each other"),
+    ):
+        done = sample_crm.call("rerun", "--account", SAMPLE_YAML, *words)
+        assert done.returncode == 2, done.stderr
+        assert says in done.stderr
+    assert sample_crm.database["crm_activity_log_migration_jobs"].count_documents({}) == 0

@@ -1,7 +1,8 @@
-"""`crm-replay services`: up, status, down."""
+"""`crm-replay services`: up, status, env, down."""
 
 import contextlib
 import json
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -114,6 +115,17 @@ def status_command(home: Home = None, as_json: AsJson = False) -> None:
             parts = (f"{one.service.value:<9}{one.state:<15}", one.url, process, one.problem, str(one.log or ""))
             typer.echo("  ".join(part for part in parts if part).rstrip())
     if any(one.state not in ("running", "environment") for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def env(home: Home = None) -> None:
+    """Print the addresses as shell exports: eval "$(crm-replay services env)". Exit code 1 if none is known."""
+    with _one_line():
+        addresses = _addresses(home)
+    for name, url in addresses.items():
+        typer.echo(f"export {name}={shlex.quote(url)}")
+    if not addresses:
         raise typer.Exit(1)
 
 
