@@ -164,6 +164,14 @@ def test_only_this_jobs_end_marker_is_passed_on_in_this_runs_name() -> None:
     assert bench.metrics.markers == bench.metrics.records_in == 4
 
 
+def test_what_stands_behind_this_runs_end_is_another_runs_and_has_no_outcome_here() -> None:
+    bench = Bench()
+    later = [Record(b"k", CODEC.encode(EVENT)), Record(b"k", b"garbage"), marker("end"), marker("begin", "job-2")]
+    assert bench.run(marker("end"), *later) == [(b"", SnapshotMarker("end", "job-1", 77, 9))]
+    assert (bench.metrics.beyond_end, bench.metrics.markers) == (2, 3)
+    assert bench.metrics.records_in == 5
+
+
 def test_a_row_published_twice_has_one_outcome_also_if_that_was_a_dead_letter() -> None:
     bench = Bench(
         lambda event: Refused(DeadLetterCause.UNDECODABLE_CHANGES, "") if event.audit_id == 5 else echo(event)
