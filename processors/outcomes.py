@@ -7,6 +7,7 @@ good is an exception here, so that the run is not acknowledged and the worker en
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -40,6 +41,11 @@ class Delivery:
             self._error = error
 
     @property
+    def left(self) -> int:
+        """How many confirmations are still to come."""
+        return self._left
+
+    @property
     def done(self) -> bool:
         """Whether nothing is left to wait for. Raises OutcomeNotDeliveredError as soon as one was refused."""
         if self._error is not None:
@@ -60,6 +66,7 @@ class OutcomeProducer:
     def __init__(self, config: Mapping[str, Any], topic: str, delivery_timeout_s: float) -> None:
         """`config` is confluent-kafka's connection."""
         self._topic = topic
+        self._delivery_timeout_s = delivery_timeout_s
         logger = logging.getLogger(f"{__name__}.librdkafka")
         logger.addFilter(lambda record: "enable.gapless.guarantee is experimental" not in record.getMessage())
         self._producer = Producer(
@@ -68,8 +75,9 @@ class OutcomeProducer:
                 "enable.idempotence": True,
                 "acks": "all",
                 # A message that fails must not let later ones through: the sink takes a partition's ids to be in order.
+                # One that expires would, guarantee or not; so none expires, and `confirmed` keeps the time.
                 "enable.gapless.guarantee": True,
-                "delivery.timeout.ms": int(delivery_timeout_s * 1000),
+                "delivery.timeout.ms": 0,
                 "linger.ms": 5,  # a run is produced within one; half-filled batches cost brokers and sink more
                 "batch.size": 1024 * 1024,
                 "batch.num.messages": 10_000,
@@ -107,9 +115,17 @@ class OutcomeProducer:
     async def confirmed(self, delivery: Delivery) -> None:
         """Return once every message is on the topic; raises OutcomeNotDeliveredError."""
         self._poll(0)
+        left, moved_at = delivery.left, time.monotonic()
         while not delivery.done:
             # In a thread: the event loop goes on with the next run meanwhile.
             await asyncio.get_running_loop().run_in_executor(None, self._poll, POLL_S)
+            if delivery.left != left:
+                left, moved_at = delivery.left, time.monotonic()
+            elif time.monotonic() - moved_at > self._delivery_timeout_s:
+                raise OutcomeNotDeliveredError(
+                    f"Kafka has confirmed no outcome for {self._delivery_timeout_s:.0f} s",
+                    "nothing is lost: the worker goes on from the last committed offset when it is started again",
+                )
 
     def _poll(self, timeout_s: float) -> None:
         """Take what confirmations there are; raises OutcomeNotDeliveredError once the producer has failed for good."""

@@ -13,7 +13,7 @@ from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 logger = logging.getLogger(__name__)
 
 CHECK_TIMEOUT_S = 5.0
-DELIVERY_TIMEOUT_S = 120.0
+DELIVERY_TIMEOUT_S = 120.0  # without a single confirmation
 RECORD_OVERHEAD_BYTES = 1024  # batch header, record header and the Avro frame, generously
 MESSAGE_BYTES_LIMIT = (
     32 * 1024 * 1024
@@ -29,7 +29,10 @@ PRODUCER_CONFIG: dict[str, Any] = {
     "partitioner": "murmur2",
     "compression.type": "lz4",
     "linger.ms": 5,
-    "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
+    # A message never expires on its own, and none may be left out: librdkafka would go on with those behind it, and a
+    # row published later under the same number lies below the high-water marks and would be dropped as a repetition.
+    "delivery.timeout.ms": 0,
+    "enable.gapless.guarantee": True,
     "delivery.report.only.error": True,
     "queue.buffering.max.kbytes": 64 * 1024,  # bounds the memory; `produce` waits when it is full
     "log_level": 3,
@@ -71,11 +74,11 @@ class Publisher:
                     produce(topic, value, key, on_delivery=failed)
                     break
                 except BufferError:
-                    self._producer.poll(0.1)
+                    self._flush(0.1)
                     self._raise_failure()
                 except KafkaException as error:
                     raise self._not_delivered(error.args[0]) from error
-        self._producer.poll(0)
+        self._flush(0)
         self._raise_failure()
 
     def flush(self) -> None:
@@ -83,14 +86,31 @@ class Publisher:
 
         Only failures are reported one by one; that the queue is empty and no failure was reported proves the rest.
         """
-        while self._producer.flush(1.0):
+        left, moved_at = len(self._producer), time.monotonic()
+        while still := self._flush(1.0):
             self._raise_failure()
+            if still < left:
+                left, moved_at = still, time.monotonic()
+            elif time.monotonic() - moved_at > DELIVERY_TIMEOUT_S:
+                raise ReplayError(
+                    f"Kafka has confirmed nothing for {self._topic} for {DELIVERY_TIMEOUT_S:.0f} s",
+                    "start again when the brokers are back; the cursor is kept, nothing is lost",
+                )
         self._raise_failure()
 
     def close(self) -> None:
         """Drop what has not been delivered; what matters was flushed."""
         self._producer.purge()
-        self._producer.flush(1.0)
+        self._flush(1.0)
+
+    def _flush(self, timeout_s: float) -> int:
+        """Return how many records are still on their way after the time-out, or fewer if all are sooner."""
+        try:
+            return self._producer.flush(timeout_s)
+        except (KafkaException, SystemError):
+            # A fatal error surfaces out of whichever call is made next (as a SystemError where a callback ran before).
+            # The failed deliveries come with the call after it, with the cause.
+            return self._producer.flush(timeout_s)
 
     def _failed(self, error: KafkaError | None, _: Message) -> None:
         if error is not None and self._failure is None:

@@ -81,7 +81,7 @@ def test_the_producer_is_idempotent_and_waits_for_all_replicas(producer: Outcome
     assert config["enable.idempotence"] is True
     assert config["acks"] == "all"
     assert config["enable.gapless.guarantee"] is True
-    assert config["delivery.timeout.ms"] == 60_000
+    assert config["delivery.timeout.ms"] == 0
 
 
 def test_confirmed_returns_once_every_message_is_there(producer: OutcomeProducer) -> None:
@@ -124,3 +124,10 @@ def test_a_producer_that_has_failed_for_good_says_so(producer: OutcomeProducer) 
 def test_closing_gives_what_is_on_its_way_a_last_chance(producer: OutcomeProducer) -> None:
     producer.close(1)
     assert fake(producer).flushed
+
+
+def test_a_broker_that_confirms_nothing_ends_the_wait(producer: OutcomeProducer) -> None:
+    producer._delivery_timeout_s = 0.01
+    delivery = producer.send([], 1, 0)  # a confirmation that never comes
+    with pytest.raises(OutcomeNotDeliveredError, match="confirmed no outcome"):
+        asyncio.run(producer.confirmed(delivery))
