@@ -198,6 +198,7 @@ def _active(answer: Any) -> dict[str, str]:
         if not isinstance(user, dict):
             raise ValueError("not an answer of the user directory")
         email, sso_id = user.get("email"), user.get("sso_id")
-        if isinstance(email, str) and isinstance(sso_id, str) and sso_id and str(user.get("status", ACTIVE)).lower() == ACTIVE:
+        is_active = str(user.get("status", ACTIVE)).lower() == ACTIVE
+        if isinstance(email, str) and isinstance(sso_id, str) and sso_id and is_active:
             found[email.strip().lower()] = sso_id
     return found

@@ -41,10 +41,12 @@ _SIMPLE_DOUBLE_QUOTED = re.compile(r'(?:[^"\\]|\\.)*')
 
 
 class _UnknownFormError(Exception):
-    """This document is for `nodes`."""
+    """This document is for `nodes`.
+
+    Raised as a new one each time: one for all would collect a traceback, and with it the frames and pages above.
+    """
 
 
-_UNKNOWN = _UnknownFormError()  # one is enough: it carries nothing, and is never shown
 _MISSING = object()
 _KEY_INDICATORS = frozenset(":'\"")
 _QUOTED_KEY = re.compile(r"""(?:'([^']{0,128})'|"([^"\\]{0,128})"):( .*)?""")
@@ -71,9 +73,7 @@ def read_directly(text: str) -> dict[str, Any] | None:
         return {} if text in _EMPTY_ROOTS else None
     try:
         return _Document(lines).root()
-    except _UnknownFormError as unknown:
-        # It is one for all of them: it would keep every frame that it ever passed, and the pages of rows in them.
-        unknown.__traceback__ = None
+    except _UnknownFormError:
         return None
 
 
@@ -105,7 +105,7 @@ class _Document:
                 key = _keys.get(name) or _key(name)
                 if len(rest) > 1:
                     if rest[0] != " ":
-                        raise _UNKNOWN
+                        raise _UnknownFormError
                     self._at = at
                     members[key] = value = self._scalar(rest[1:], 0)
                     if self._at != at:  # it went on below
@@ -114,7 +114,7 @@ class _Document:
                         _remember(columns, line, (key, value))
                     continue
                 if not colon or rest not in _NIL:
-                    raise _UNKNOWN
+                    raise _UnknownFormError
                 if len(line) <= _CACHED_LENGTH_MAX:
                     _remember(columns, line, (key, missing))
             following = lines[at]
@@ -125,7 +125,7 @@ class _Document:
                     value = known_items.get(following, missing)
                     if value is missing:
                         if following[1:2] not in _NIL:
-                            raise _UNKNOWN
+                            raise _UnknownFormError
                         self._at = at
                         value = self._item(following[2:], 0)
                         if self._at != at:
@@ -142,13 +142,13 @@ class _Document:
             else:
                 members[key] = None
         if not members and lines[0] != "---":
-            raise _UNKNOWN  # a tag without a mapping
+            raise _UnknownFormError  # a tag without a mapping
         return members
 
     def _mapping(self, indent: int) -> dict[str, Any]:
         """Read the mapping whose keys stand at `indent`; it has one at least."""
         if indent > _INDENT_MAX:
-            raise _UNKNOWN
+            raise _UnknownFormError
         members: dict[str, Any] = {}
         lines = self._lines
         margin = " " * indent
@@ -166,13 +166,13 @@ class _Document:
             self._at += 1
             if len(rest) > 1:
                 if rest[0] != " ":
-                    raise _UNKNOWN
+                    raise _UnknownFormError
                 raw = rest[1:]
                 value = _scalars.get(raw, _MISSING)
                 members[key] = self._scalar(raw, indent) if value is _MISSING else value
                 continue
             if not colon or rest not in _NIL:
-                raise _UNKNOWN
+                raise _UnknownFormError
             following = lines[self._at]
             if following.startswith(margin):
                 first = following[indent : indent + 1]
@@ -184,13 +184,13 @@ class _Document:
                     continue
             members[key] = None
         if not members:
-            raise _UNKNOWN
+            raise _UnknownFormError
         return members
 
     def _sequence(self, indent: int) -> list[Any]:
         """Read the sequence whose dashes stand at `indent`; it has one at least."""
         if indent > _INDENT_MAX:
-            raise _UNKNOWN
+            raise _UnknownFormError
         items: list[Any] = []
         lines = self._lines
         dash = " " * indent + "-"
@@ -204,7 +204,7 @@ class _Document:
                 items.append(None)
                 continue
             if rest[0] != " ":
-                raise _UNKNOWN
+                raise _UnknownFormError
             raw = rest[1:]
             value = _scalars.get(raw, _MISSING)
             items.append(self._item(raw, indent) if value is _MISSING else value)
@@ -235,7 +235,7 @@ class _Document:
             if goes_on:
                 return scalars.plain(self._folded_plain(raw, indent))
             if ": " in raw or raw[-1] in ": " or first == " " or " #" in raw:
-                raise _UNKNOWN
+                raise _UnknownFormError
             value = scalars.plain(raw)
             if type(value) is dict:  # not a number: a new object every time
                 return value
@@ -245,7 +245,7 @@ class _Document:
             value = raw[1:-1]
             if "'" in value:
                 if "'" in value.replace("''", ""):
-                    raise _UNKNOWN
+                    raise _UnknownFormError
                 value = value.replace("''", "'")
         elif first == '"':
             if len(raw) < 2 or raw[-1] != '"' or goes_on or self._lines[self._at] == "":
@@ -260,9 +260,9 @@ class _Document:
         elif raw == "[]":
             return []
         else:
-            raise _UNKNOWN
+            raise _UnknownFormError
         if goes_on:
-            raise _UNKNOWN
+            raise _UnknownFormError
         if len(raw) <= _CACHED_LENGTH_MAX:
             _remember(_scalars, raw, value)
         return value
@@ -276,9 +276,9 @@ class _Document:
             self._at += 1
         for part in parts:
             if not part or ": " in part or part[-1] in ": " or part[0] in " #" or " #" in part:
-                raise _UNKNOWN
+                raise _UnknownFormError
         if self._lines[self._at] == "" and self._at < len(self._lines) - 1:
-            raise _UNKNOWN  # an empty line is a line break in the text
+            raise _UnknownFormError  # an empty line is a line break in the text
         return " ".join(parts)
 
     def _folded_quoted(self, raw: str, quote: str) -> str:
@@ -288,7 +288,7 @@ class _Document:
         text = raw[1:]
         if closed.match(text) is not None:
             if closed.fullmatch(text) is None:
-                raise _UNKNOWN
+                raise _UnknownFormError
             return text[:-1]
         text = text.rstrip(" ")
         breaks = 0
@@ -311,13 +311,13 @@ class _Document:
             text += line.rstrip(" ")
             if line[-1] == " ":
                 break
-        raise _UNKNOWN
+        raise _UnknownFormError
 
     def _tagged(self, raw: str, indent: int) -> Any:
         if raw.startswith(_DECIMAL):
             value = scalars.decimal(raw[len(_DECIMAL) :]) if _PLAIN_DECIMAL.fullmatch(raw, len(_DECIMAL)) else None
             if value is None:
-                raise _UNKNOWN
+                raise _UnknownFormError
             return value
         if raw == "!binary |-":
             return scalars.binary(self._literal("|-", indent))
@@ -329,17 +329,17 @@ class _Document:
                 return {}
             if rest == "":
                 return self._mapping(indent + 2)
-        raise _UNKNOWN
+        raise _UnknownFormError
 
     def _time_with_zone(self, margin: str) -> str:
         lines, at, anchors = self._lines, self._at, self._anchors
         if not lines[at].startswith(f"{margin}utc: "):
-            raise _UNKNOWN
+            raise _UnknownFormError
         raw = lines[at][len(margin) + 5 :]
         anchor = None
         if raw[:1] == "&":
             if (found := _ANCHORED.fullmatch(raw)) is None:
-                raise _UNKNOWN
+                raise _UnknownFormError
             anchor, raw = found[1], found[2]
         if raw[:1] == "*":
             instant = anchors.get(raw[1:])
@@ -348,18 +348,18 @@ class _Document:
         else:
             instant = scalars.parse_instant(raw) if _SHAPE_OF_TIME.fullmatch(raw) is not None else None
         if instant is None:
-            raise _UNKNOWN
+            raise _UnknownFormError
         if anchor is not None:
             anchors[anchor] = instant
 
         at += 1
         if not lines[at].startswith(f"{margin}zone: "):
-            raise _UNKNOWN
+            raise _UnknownFormError
         raw = lines[at][len(margin) + 6 :]
         at += 1
         if raw[:1] == "*":
             if raw[1:] not in anchors:
-                raise _UNKNOWN
+                raise _UnknownFormError
         else:
             if raw[:1] == "&" and (found := _ANCHORED.fullmatch(raw)) is not None:
                 anchors[found[1]] = None
@@ -369,14 +369,14 @@ class _Document:
                 or _ZONE_NAME.fullmatch(lines[at], len(margin)) is None
                 or lines[at][: len(margin)] != margin
             ):
-                raise _UNKNOWN
+                raise _UnknownFormError
             at += 1
         if (
             not lines[at].startswith(f"{margin}time: ")
             or _SHAPE_OF_TIME.fullmatch(lines[at], len(margin) + 6) is None
             or lines[at + 1].startswith(margin[1:])
         ):
-            raise _UNKNOWN
+            raise _UnknownFormError
         self._at = at + 1
         return instant
 
@@ -390,7 +390,7 @@ class _Document:
             or not lines[at].startswith(margin)
             or lines[at][indent + 2 : indent + 3] in ("", " ")
         ):
-            raise _UNKNOWN
+            raise _UnknownFormError
         content: list[str] = []
         last = len(lines) - 1
         while at < last:
@@ -403,12 +403,12 @@ class _Document:
                 break
             at += 1
         if lines[at].startswith(" " * (indent + 1)):
-            raise _UNKNOWN
+            raise _UnknownFormError
         self._at = at
         while content and content[-1] == "":
             content.pop()
         if not content:
-            raise _UNKNOWN
+            raise _UnknownFormError
         text = "\n".join(content)
         return text if raw[-1] == "-" else f"{text}\n"
 
@@ -420,7 +420,7 @@ _ZONE_NAME = re.compile(r"  name: [A-Z][A-Za-z_/+-]*[A-Za-z](?: (?:& )?\(?[A-Z][
 def _key(name: str) -> str:
     """Return the key that a plain text before a colon is, and remember it."""
     if len(name) > _KEY_LENGTH_MAX or _KEY.fullmatch(name) is None:
-        raise _UNKNOWN
+        raise _UnknownFormError
     key = scalars.plain(name)
     if type(key) is not str:
         key = json_key(key)
@@ -440,20 +440,20 @@ def _indicated_key(line: str) -> tuple[str, str, str]:
         name, colon, rest = line[1:].partition(":")
         return _keys.get(f":{name}") or _key(f":{name}"), colon, rest
     if (found := _QUOTED_KEY.fullmatch(line)) is None:
-        raise _UNKNOWN
+        raise _UnknownFormError
     return found[1] if found[1] is not None else found[2], ":", found[3] or ""
 
 
 def _double_quoted(raw: str) -> str:
     inner = raw[1:-1]
     if len(raw) < 2 or raw[-1] != '"':
-        raise _UNKNOWN
+        raise _UnknownFormError
     if "\\" not in inner:
         if '"' in inner:
-            raise _UNKNOWN
+            raise _UnknownFormError
         return inner
     if _SIMPLE_DOUBLE_QUOTED.fullmatch(inner) is None:
-        raise _UNKNOWN
+        raise _UnknownFormError
     return _ESCAPE.sub(_unescaped, inner)
 
 
@@ -461,9 +461,9 @@ def _unescaped(found: re.Match[str]) -> str:
     if (digits := found[1]) is None:
         character = _ESCAPES.get(found[2])
         if character is None:
-            raise _UNKNOWN
+            raise _UnknownFormError
         return character
     code = int(digits[1:], 16)
     if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
-        raise _UNKNOWN
+        raise _UnknownFormError
     return chr(code)
