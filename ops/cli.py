@@ -22,6 +22,7 @@ from ops.local.processes import child_environment, python_module
 from ops.local.services.cli import app as services_app
 from ops.local.services.layout import Home
 from ops.local.transform_rows import transform_rows
+from ops.local.verify.command import verify
 from ops.local.view import RunView, print_ledger, view_for
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
@@ -119,7 +120,7 @@ def rerun(
     sinks: Workers = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Replay again: what was published, by offset reset; or part of the source, published anew. Inserts what is missing."""
+    """Replay again: what was published, by offset reset; or a part of the source. Inserts what is missing."""
     from ops.local import runner
 
     options = runner.RunOptions(mapping, processors=processors, sinks=sinks, home=Home.at(None).path)
@@ -321,6 +322,7 @@ def migrate_status(as_json: AsJson = False) -> None:
 
 app.command()(generate)
 app.command("transform")(transform_rows)
+app.command()(verify)
 
 
 @app.command()
