@@ -48,7 +48,7 @@ class Undecodable:
     detail: str
 
 
-Decoded = AuditEvent | SnapshotMarker | Undecodable
+Decoded = AuditEvent | SnapshotMarker | DeadLetter | Undecodable
 
 
 class RunTransformer:
@@ -81,8 +81,8 @@ class RunTransformer:
             decoded = self._codec.decode(record.value)
         except UndecodableRecordError as error:
             return Undecodable(error.what)
-        if isinstance(decoded, SnapshotMarker):
-            return decoded  # markers need no key
+        if isinstance(decoded, SnapshotMarker | DeadLetter):
+            return decoded  # neither needs a key
         if not isinstance(decoded, AuditEvent):
             return Undecodable(f"a {type(decoded).__name__} stands where an AuditEvent belongs")
         if record.key is None:
@@ -112,6 +112,11 @@ class RunTransformer:
                     continue  # the snapshot was started again after its end
                 high.ended = True
                 value = self._codec.encode(what._replace(source_offset=record.offset, run=self._job.run))
+            elif isinstance(what, DeadLetter):
+                if high.is_republished(what.id_range, what.audit_id):
+                    metrics.republished += 1
+                    continue
+                value = self._passed_on(record, what, partition)
             else:
                 value = self._dead_letter(record, None, partition, DeadLetterCause.UNDECODABLE_RECORD, what.detail)
             messages.append(((record.key or b"")[:KEY_BYTES_MAX], value))
@@ -146,6 +151,15 @@ class RunTransformer:
             return self._dead_letter(record, event, partition, DeadLetterCause.DOCUMENT_TOO_LARGE, detail)
         self._metrics.logs += 1
         return self._codec.encode(ActivityLog(event.audit_id, event.id_range, record.offset, self._job.run, document))
+
+    def _passed_on(self, record: SourceRecord, letter: DeadLetter, partition: int) -> bytes:
+        """Return a row that the snapshot could not publish as it is (too large, ...), with where its letter stands."""
+        self._metrics.dead_letters[letter.cause] += 1
+        return self._codec.encode(
+            letter._replace(
+                source_topic=self._topic, source_partition=partition, source_offset=record.offset, run=self._job.run
+            )
+        )
 
     def _dead_letter(
         self, record: SourceRecord, event: AuditEvent | None, partition: int, cause: DeadLetterCause, detail: str

@@ -164,3 +164,12 @@ def test_a_database_without_its_indexes_is_refused(sample_crm):
     assert done.returncode == 2
     assert "crm-replay migrate up" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_row_too_large_for_its_topic_is_one_failure_and_the_rest_goes_on(sample_crm):
+    with psycopg.connect(sample_crm.dsn, autocommit=True) as db:
+        db.execute("UPDATE audits SET audited_changes = repeat('x', 21000000) WHERE id = 1200006")
+    job = sample_crm.run(SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
+    assert (job["records_failed"], job["failures_by_cause"]) == (1, {"row_too_large": 1})
+    assert job["records_total"] == 326
+    assert job["accuracy_pct"] == 100.0

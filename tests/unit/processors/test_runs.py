@@ -188,3 +188,13 @@ def test_acting_users_are_those_of_the_events() -> None:
     bench = Bench()
     records = [Record(b"k", CODEC.encode(EVENT._replace(user_id=n))) for n in (3, 0, 3, 8)]
     assert acting_users(bench.transformer.decode([*records, marker("end"), Record(b"k", b"x")])) == {3, 8}
+
+
+def test_a_row_the_snapshot_could_not_publish_is_passed_on_with_where_it_stands() -> None:
+    bench = Bench()
+    letter = DeadLetter(6, 1, "", -1, -1, 8, "row_too_large", "20 MB", b"k", b"cut", 5)
+    record = Record(None, CODEC.encode(letter), 41)
+    passed = letter._replace(source_topic=JOB.topics.replay, source_partition=1, source_offset=41, run=9)
+    assert bench.run(record) == [(b"", passed)]
+    assert bench.run(record) == []  # published twice
+    assert (bench.metrics.dead_letters, bench.metrics.republished) == ({"row_too_large": 1}, 1)
