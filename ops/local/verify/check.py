@@ -6,7 +6,8 @@ are forked, and only then this process opens clients that it keeps.
 
 import os
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -18,7 +19,7 @@ from ops.control import kafka_admin
 from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local.verify import copy, topics
-from ops.local.verify.model import NAMED_MAX, Kind, Report, Tally, count_mismatches
+from ops.local.verify.model import NAMED_MAX, Counted, Kind, Report, Tally, count_mismatches
 from ops.local.verify.segments import Chunk, SegmentChecker, Work
 from ops.local.verify.workers import check_all
 from ops.local.view import RunView
@@ -34,13 +35,13 @@ from schemas.registry import codec_for
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus, SkipReason
 from sink.database import connect as connect_mongodb
-from sink.indexes import PROGRESS
 from sink.progress import RunTotals
 from sink.rollback import documents_of
 
 CHUNK_IDS_MIN, CHUNK_IDS_MAX = 5_000, 200_000
 CHUNKS_A_WORKER = 50  # so many turns at least: the progress shown moves, and nobody waits long for the last one
 LOAD_TIMEOUT_S = 900.0
+JOBS_MAX = 1_000  # of an account; documents of older ones are found one by one
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -59,7 +60,9 @@ class _Checked:
 
     job: Job
     mapping: SourceMapping
-    totals: RunTotals
+    counted: Counted  # by the last run over the whole history
+    since: Counted  # by replays of chosen rows after it
+    accounted: int
     runs: tuple[int, ...]
 
 
@@ -128,13 +131,32 @@ def _known(account: str, options: VerifyOptions, connections: Connections) -> _C
                 "name that one with --mapping, or replay the account with the new one",
             )
         copy.require_indexes(database)
-        jobs = [each.job_id for each in store.jobs(account)]
-        runs = {job.run, *database[PROGRESS].distinct("run", {"job_id": {"$in": jobs}})}
+        totals = store.aggregate_progress(job)
+        later = [
+            store.aggregate_progress(each)
+            for each in store.jobs(account, JOBS_MAX)
+            if each.partial and each.run > job.run
+        ]
         return _Checked(
-            job, mapping, store.aggregate_progress(job), copy.runs_with_documents(database, runs, job.top_audit_id)
+            job,
+            mapping,
+            _counted([totals]),
+            _counted(later),
+            totals.accounted,
+            copy.runs_of(database, [each.job_id for each in store.jobs(account, JOBS_MAX)]),
         )
     finally:
         database.client.close()
+
+
+def _counted(runs: Sequence[RunTotals]) -> Counted:
+    skipped: Counter[str] = Counter()
+    for totals in runs:
+        skipped.update(totals.skipped)
+    there_before = skipped.pop(SkipReason.DUPLICATE_EXTERNAL_ID.value, 0)
+    return Counted(
+        sum(totals.migrated for totals in runs) + there_before, skipped, sum(totals.failed_total for totals in runs)
+    )
 
 
 def _work(
@@ -206,19 +228,13 @@ def _tell_owners(report: Report, database: Any) -> None:
 
 def _check_counts(report: Report, known: _Checked) -> None:
     """Hold the sinks' counts and the job document's against what the rows say."""
-    job, totals, tally = known.job, known.totals, report.tally
-    if tally.rows not in (job.records_total, totals.accounted):
+    job, tally = known.job, report.tally
+    if tally.rows not in (job.records_total, known.accounted):
         report.notes.append(
             f"the last run was over {job.records_total:,} of {tally.rows:,} rows, so its counts are not compared"
         )
         return
-    report.counts = count_mismatches(
-        tally,
-        migrated=totals.migrated,
-        skipped=totals.skipped,
-        failed=totals.failed_total,
-        duplicate_reason=SkipReason.DUPLICATE_EXTERNAL_ID.value,
-    )
+    report.counts = count_mismatches(tally, known.counted, known.since)
 
 
 def _trace(report: Report, known: _Checked, connections: Connections, codec: Codec, view: RunView) -> None:

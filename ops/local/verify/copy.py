@@ -16,9 +16,10 @@ from producer.references import find_contacts
 from schemas.errors import BadInputError
 from sink.database import Documents
 from sink.documents import object_id
-from sink.indexes import ACTIVITY_LOGS, COMPANY_SOURCE_TAG, CONTACTS, SOURCE_TAG, UNIQUE_EXTERNAL_ID
+from sink.indexes import ACTIVITY_LOGS, COMPANY_SOURCE_TAG, CONTACTS, PROGRESS, SOURCE_TAG, UNIQUE_EXTERNAL_ID
 
 BATCH_DOCUMENTS = 500
+RUNS_MAX = 8
 OWNER_LOOKUP_MS = 10_000  # whose contact a customer is, may take a scan of all contacts; it is a courtesy
 
 
@@ -33,12 +34,21 @@ def require_indexes(database: Any) -> None:
         raise BadInputError(f"activity_logs lacks the index {', '.join(sorted(missing))}", "crm-replay migrate up")
 
 
-def runs_with_documents(database: Any, runs: Iterable[int], top: int) -> tuple[int, ...]:
-    """Return the runs, the newest first, under whose `_id`s there is any document."""
-    logs: Documents = database[ACTIVITY_LOGS]
-    return tuple(
-        run for run in sorted(set(runs), reverse=True) if logs.find_one({"_id": _ids_of(run, top)}, {"_id": 1})
+def runs_of(database: Any, job_ids: Sequence[str]) -> tuple[int, ...]:
+    """Return the runs of these jobs that wrote the most documents, `RUNS_MAX` at most.
+
+    Each is one more range to read in every segment. Documents of other runs are found by their external_id.
+    """
+    progress: Documents = database[PROGRESS]
+    found = progress.aggregate(
+        [
+            {"$match": {"job_id": {"$in": list(job_ids)}, "migrated": {"$gt": 0}}},
+            {"$group": {"_id": "$run", "migrated": {"$sum": "$migrated"}}},
+            {"$sort": {"migrated": -1, "_id": -1}},
+            {"$limit": RUNS_MAX},
+        ]
     )
+    return tuple(int(run["_id"]) for run in found)
 
 
 def strays(

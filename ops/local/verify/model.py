@@ -201,29 +201,32 @@ class Report:
         return shown
 
 
-def count_mismatches(
-    tally: Tally,
-    *,
-    migrated: int,
-    skipped: Mapping[str, int],
-    failed: int,
-    duplicate_reason: str,
-) -> list[CountMismatch]:
-    """Return where a run's counts are not what its rows say. A duplicate is, for the truth, as good as migrated.
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a run has counted, or the sum of several. A document that was there before is as good as migrated."""
 
-    Rows that were retried may have been counted on either side.
+    documents: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    failed: int = 0
+
+
+def count_mismatches(tally: Tally, run: Counted, since: Counted) -> list[CountMismatch]:
+    """Return where the counts of the account's run are not what its rows say.
+
+    `since` is what later replays of chosen rows have counted. Such a row may have been counted by the run as well or
+    not (that may be why it was chosen), so each of them makes the answer wider by one; so does a row whose dead letter
+    was retried.
     """
-    wrong = []
-    documents = migrated + skipped.get(duplicate_reason, 0)
-    if not tally.logs - tally.retried <= documents <= tally.logs:
-        wrong.append(CountMismatch("migrated", documents, tally.logs))
-    wrong += [
-        CountMismatch(f"skipped: {reason}", skipped.get(reason, 0), tally.skipped[reason])
-        for reason in sorted((set(skipped) | set(tally.skipped)) - {duplicate_reason})
-        if skipped.get(reason, 0) != tally.skipped[reason]
-    ]
     lost = tally.found[Kind.DEAD_LETTER_LOST.value]
-    truth = tally.failed_total + lost
-    if not truth <= failed <= truth + tally.retried:
-        wrong.append(CountMismatch("failed", failed, truth))
-    return wrong
+    failed = tally.failed_total + lost
+    bounds = [("migrated", run.documents, since.documents + tally.retried, tally.logs, 0)]
+    bounds += [
+        (f"skipped: {reason}", run.skipped.get(reason, 0), since.skipped.get(reason, 0), tally.skipped[reason], 0)
+        for reason in sorted(set(run.skipped) | set(tally.skipped))
+    ]
+    bounds.append(("failed", run.failed, since.failed, failed, tally.retried))
+    return [
+        CountMismatch(name, counted, truth)
+        for name, counted, more, truth, less in bounds
+        if not truth - more <= counted <= truth + less
+    ]

@@ -23,6 +23,7 @@ from ops.local.verify.compare import (
     stored,
 )
 from ops.local.verify.expected import Expected, expected_of
+from ops.local.verify.lookups import KeptLookups
 from ops.local.verify.model import Finding, Kind, Tally
 from processors.directory import UserDirectory
 from processors.lookups import TableLookups
@@ -100,7 +101,8 @@ class SegmentChecker:
         self._directory = UserDirectory(url, work.company_sso_id) if url else None
         self._loop = asyncio.new_event_loop()
         self._codec = Codec()
-        self._lookups = TableLookups(work.tables, self._codec, work.company_sso_id, self._directory)
+        self._tables = TableLookups(work.tables, self._codec, work.company_sso_id, self._directory)
+        self._lookups = KeptLookups(self._tables)
 
     def close(self) -> None:
         """Close the connections."""
@@ -159,7 +161,7 @@ class SegmentChecker:
 
     def _ask_directory(self, events: Iterable[AuditEvent]) -> None:
         assert self._directory is not None
-        self._loop.run_until_complete(self._lookups.prefetch_users({e.user_id for e in events if e.user_id}))
+        self._loop.run_until_complete(self._tables.prefetch_users({e.user_id for e in events if e.user_id}))
         counts = self._directory.counts
         if counts.failed or counts.not_asked:
             raise ServiceUnreachableError(

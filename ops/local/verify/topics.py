@@ -180,7 +180,7 @@ class Tracer:
         return found
 
     def _what(self, value: bytes, audit_id: int) -> str | None:
-        """Return what a record says of the row; None if it is not about that row or not of this run."""
+        """Return what a record says of the row; None if it is not about that row, or of an earlier run."""
         try:
             record = self._codec.decode(value)
         except UndecodableRecordError:
@@ -189,7 +189,7 @@ class Tracer:
             return None
         if isinstance(record, AuditEvent):
             return "event"
-        if record.run != self._job.run and not self._whole_topic:
+        if record.run < self._job.run and not self._whole_topic:
             return None
         if isinstance(record, ActivityLog):
             return "log"
