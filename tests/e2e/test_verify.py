@@ -1,0 +1,282 @@
+"""The check of a copy against real servers: a sound copy is equal, and every planted defect is named."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+import pytest
+from bson import ObjectId
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from ops.control import kafka_admin
+from ops.control.store import JobStore, NewJob
+from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
+from producer import markers
+from producer.checkpoint import Checkpoint
+from producer.cursor import IdRange
+from producer.survey import survey
+from schemas.codec import Codec
+from schemas.mapping import load
+from schemas.records import ActivityLog, AuditEvent
+from schemas.topics import AccountTopics
+from sink.indexes import ACTIVITY_LOGS
+from tests.e2e.conftest import Crm, mapping_of
+
+ACCOUNT, OTHER = SAMPLE_YAML, SAMPLE_JSONB
+UNREADABLE = 1_200_001_000_000  # above every sample id
+LATE = UNREADABLE + 1
+
+
+def verify(crm: Crm, *words: str) -> dict[str, Any]:
+    """Verify the account and return the report; the exit code must go with it."""
+    done = crm.call("verify", "--account", ACCOUNT, "--json", *words)
+    assert done.returncode in (0, 1), done.stderr
+    assert done.stdout, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert (done.returncode == 0) is report["equal"]
+    return report
+
+
+def only_finding(report: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return the one thing that the report names."""
+    kinds = ("missing", "extra", "different", "dead_letter_lost")
+    assert {name: report[name] for name in kinds} == {**dict.fromkeys(kinds, 0), kind: 1}
+    (finding,) = report["findings"]
+    assert finding["kind"] == kind
+    return dict(finding)
+
+
+def add_row(crm: Crm, audit_id: int, changes: str, created_at: str = "2023-01-15 10:00:00") -> None:
+    """Add a row about a person whom the platform knows."""
+    with psycopg.connect(crm.dsn, autocommit=True) as db:
+        db.execute(
+            "INSERT INTO audits (id, auditable_type, auditable_id, action, audited_changes, version, created_at)"
+            " SELECT %s, auditable_type, auditable_id, 'update', %s, 99, %s FROM audits"
+            " WHERE auditable_type = 'Crm::Person' AND auditable_id = 50001 LIMIT 1",
+            (audit_id, changes, created_at),
+        )
+
+
+@pytest.fixture
+def copied(sample_crm: Crm) -> Crm:
+    """Give both sample accounts replayed; one more row of the account ended as a dead letter."""
+    add_row(sample_crm, UNREADABLE, "--- [never closed")
+    sample_crm.run(ACCOUNT, "--mapping", mapping_of(ACCOUNT))
+    sample_crm.run(OTHER, "--mapping", mapping_of(OTHER))
+    return sample_crm
+
+
+def test_each_planted_defect_is_named_and_a_repair_mends_them_all(copied):
+    logs = copied.database[ACTIVITY_LOGS]
+    sound = copied.logs(ACCOUNT)
+    ours = list(logs.find({"company_sso_id": ACCOUNT}).sort("_id"))
+    theirs = logs.find_one({"company_sso_id": OTHER})
+    dropped, doubled, altered, misplaced, enriched = ours[3], ours[10], ours[17], ours[24], ours[31]
+
+    # What happens beside a replay and is none of it: the live feed's document of a row that the live feed owns, a row
+    # that was written since, and what the enricher adds.
+    add_row(copied, LATE, "---\nlead_score:\n- 1\n- 2\n")
+    post_sync = {"company_sso_id": ACCOUNT, "customer_id": "someone", "external_id": "crm_audit:1200282"}
+    logs.insert_one(dict(post_sync))
+    logs.update_one({"_id": enriched["_id"]}, {"$set": {"metadata.linked_name": "PT Maju"}})
+    report = verify(copied)
+    assert report["equal"], report
+    assert report["documents"] == report["documents_expected"] == report["documents_equal"] == len(sound)
+    assert report["source_rows"] == 327 == len(sound) + sum(report["skipped"].values()) + 1
+    assert report["enriched"] == 1
+    assert report["failed"] == {"undecodable_changes": 1}
+    assert report["failed_rows"] == [{"audit_id": UNREADABLE, "cause": "undecodable_changes"}]
+    logs.update_one({"_id": enriched["_id"]}, {"$unset": {"metadata.linked_name": 1}})
+
+    logs.delete_one({"_id": dropped["_id"]})
+    finding = only_finding(verify(copied), "missing")
+    assert finding["external_id" if "external_id" in finding else "audit_id"] == audit_id(dropped)
+    assert "outcome at partition" in finding["why"]
+    assert "no document" in finding["why"]
+    assert finding["age_s"] > 0
+    logs.insert_one(dropped)
+
+    logs.insert_one({**doubled, "_id": ObjectId(), "external_id": "crm_audit:77"})
+    finding = only_finding(verify(copied), "extra")
+    assert (finding["audit_id"], finding["external_id"]) == (77, "crm_audit:77")
+    assert "no source row" in finding["why"]
+    logs.delete_one({"external_id": "crm_audit:77"})
+
+    logs.update_one({"_id": altered["_id"]}, {"$set": {"actor.name": "Somebody Else"}})
+    finding = only_finding(verify(copied), "different")
+    assert (finding["audit_id"], finding["fields"]) == (audit_id(altered), ["actor.name"])
+    assert "Somebody" not in json.dumps(finding)
+    logs.replace_one({"_id": altered["_id"]}, altered)
+
+    logs.update_one({"_id": misplaced["_id"]}, {"$set": {"customer_id": theirs["customer_id"]}})
+    finding = only_finding(verify(copied), "different")
+    assert (finding["audit_id"], finding["fields"]) == (audit_id(misplaced), ["customer_id"])
+    assert f"its customer is a contact of account {OTHER}" in finding["why"]
+    logs.replace_one({"_id": misplaced["_id"]}, misplaced)
+
+    logs.insert_one({**theirs, "_id": ObjectId(), "company_sso_id": ACCOUNT, "external_id": "crm_audit:78"})
+    finding = only_finding(verify(copied), "extra")
+    assert finding["external_id"] == "crm_audit:78"
+    assert f"its customer is a contact of account {OTHER}" in finding["why"]
+
+    # All of them at once, and a repair.
+    logs.delete_one({"_id": dropped["_id"]})
+    logs.insert_one({**doubled, "_id": ObjectId(), "external_id": "crm_audit:77"})
+    logs.update_one({"_id": altered["_id"]}, {"$set": {"actor.name": "Somebody Else"}})
+    logs.update_one({"_id": misplaced["_id"]}, {"$set": {"customer_id": theirs["customer_id"]}})
+    report = verify(copied, "--limit", "1")
+    assert (report["missing"], report["extra"], report["different"]) == (1, 2, 2)
+    assert report["findings_left_out"] == 2
+    others = copied.logs(OTHER)
+    mended = verify(copied, "--repair")
+    assert mended["equal"], mended
+    assert mended["repair"] == {"documents_deleted": 4, "rows_replayed": 3}
+    assert copied.logs(OTHER) == others
+    assert logs.count_documents(post_sync) == 1
+    assert [log for log in copied.logs(ACCOUNT) if log.get("source_tag")] == sound
+
+
+def audit_id(document: Mapping[str, Any]) -> int:
+    return int(document["external_id"].removeprefix("crm_audit:"))
+
+
+def test_a_lost_dead_letter_is_named(copied):
+    assert verify(copied)["equal"]
+    topic = AccountTopics.of(ACCOUNT).dead_letters
+    admin = AdminClient(copied.connections.kafka())
+    admin.delete_records([TopicPartition(topic, 0, -1)])[TopicPartition(topic, 0, -1)].result(30)
+    finding = only_finding(verify(copied), "dead_letter_lost")
+    assert finding["audit_id"] == UNREADABLE
+    assert "undecodable_changes" in finding["why"]
+
+
+def test_a_skipped_rows_document_is_one_too_many(copied):
+    logs = copied.database[ACTIVITY_LOGS]
+    some = logs.find_one({"company_sso_id": ACCOUNT})
+    logs.insert_one({**some, "_id": ObjectId(), "external_id": "crm_audit:1200282"})  # of the live feed's side
+    finding = only_finding(verify(copied), "extra")
+    assert finding["why"].startswith("its row is skipped: post_sync_live_feed")
+
+
+def test_a_cursor_saved_and_offsets_committed_too_early_are_named(sample_crm):
+    """Three promises broken in one run: each loses rows, and the check says at which step."""
+    crm, topics, codec = sample_crm, AccountTopics.of(ACCOUNT), Codec()
+    kafka = crm.connections.kafka()
+    job = begun(crm)
+    environment = {
+        **os.environ,
+        **crm.environment,
+        "CRM_REPLAY_JOB": job.replay_job().model_dump_json(),
+        "CRM_REPLAY_EXIT_AT_END": "1",
+    }
+
+    # The cursor is saved behind the first rows before they are published.
+    passed_up_to = 1_200_020
+    first = IdRange(0, first=0, cursor=passed_up_to, last=job.top_audit_id)
+    Checkpoint(crm.database, job.job_id, job.run).save(first)
+    subprocess.run([sys.executable, "-m", "producer"], env=environment, check=True, timeout=60)
+
+    # The processors' group commits behind the first rows of a partition before they are handled.
+    partition = 0
+    begin = job.begin_offsets[partition] + 1
+    published = [r for r in records(kafka, topics.replay, partition) if isinstance(codec.decode(r), AuditEvent)]
+    unhandled = {codec.decode_as(AuditEvent, value).audit_id for value in published[:7]}
+    committed = [offset + 1 for offset in job.begin_offsets]
+    committed[partition] = begin + 7
+    kafka_admin.commit_offsets(kafka, topics.processors_group, topics.replay, committed)
+    subprocess.run([sys.executable, "-m", "processors"], env=environment, check=True, timeout=60)
+
+    # The sink's group commits behind the first outcomes of another partition before they are written.
+    other = 1
+    outcomes = [codec.decode(value) for value in records(kafka, topics.outcomes, other)][:9]
+    unwritten = {outcome.audit_id for outcome in outcomes if isinstance(outcome, ActivityLog)}
+    offsets = [0] * job.partitions
+    offsets[other] = 9
+    kafka_admin.commit_offsets(kafka, topics.sink_group, topics.outcomes, offsets)
+    JobStore(crm.database).release(job)
+    ended = crm.call("run", "--account", ACCOUNT, "--mapping", mapping_of(ACCOUNT))
+    assert ended.returncode == 1
+    assert "out of balance" in ended.stderr
+
+    report = verify(crm, "--limit", "1000")
+    assert (report["extra"], report["different"], report["offsets"]) == (0, 0, [])
+    assert {count["name"] for count in report["counts"]} >= {"migrated"}
+    why = {finding["audit_id"]: finding["why"] for finding in report["findings"]}
+    passed = {id_ for id_, text in why.items() if text == "never published: the cursor passed it"}
+    assert passed == {id_ for id_ in why if id_ <= passed_up_to}
+    assert len(passed) > 10
+    lost = {id_ for id_, text in why.items() if "no outcome: its offset was committed before" in text}
+    assert lost
+    assert lost <= unhandled
+    assert all(f"published at partition {partition}, " in why[id_] for id_ in lost)
+    dropped = {id_ for id_, text in why.items() if "no document" in text}
+    assert dropped == unwritten
+    assert all(f"outcome at partition {other}, " in why[id_] for id_ in dropped)
+    assert set(why) == passed | lost | dropped
+
+    mended = verify(crm, "--repair", "--limit", "1000")
+    assert mended["equal"], mended
+
+
+def begun(crm: Crm) -> Any:
+    """Return a job of the account that is about to run: topics, references and begin markers are there."""
+    from producer import references
+
+    kafka, topics, codec = crm.connections.kafka(), AccountTopics.of(ACCOUNT), Codec()
+    mapping = load(mapping_of(ACCOUNT))
+    found = survey(crm.dsn, mapping, ACCOUNT)
+    partitions = kafka_admin.ensure_topics(kafka_admin.client(kafka), topics, 2)
+    store = JobStore(crm.database)
+    from ops.local.runner import _digest
+
+    job = store.create(
+        NewJob(
+            company_sso_id=ACCOUNT,
+            partitions=partitions,
+            top_audit_id=found.top_audit_id,
+            snapshot_xmax=found.snapshot_xmax,
+            cutoff=found.cutoff,
+            mapping_path=mapping_of(ACCOUNT),
+            mapping_sha256=_digest(mapping),
+            records_total=found.rows,
+        )
+    )
+    references.publish(crm.dsn, mapping, ACCOUNT, kafka=kafka, mongo=crm.database, topics=topics, codec=codec)
+    begin = markers.begin(kafka, topics.replay, partitions, job_id=job.job_id, run=job.run, codec=codec)
+    kafka_admin.commit_offsets(kafka, topics.processors_group, topics.replay, [offset + 1 for offset in begin])
+    kafka_admin.commit_offsets(kafka, topics.sink_group, topics.outcomes, [0] * partitions)
+    return store.set_begin_offsets(job, begin, partitions)
+
+
+def records(kafka: Mapping[str, Any], topic: str, partition: int) -> list[bytes]:
+    """Return the values of a partition's records."""
+    consumer = Consumer({**kafka, "group.id": f"{topic}.test", "enable.auto.commit": False})
+    try:
+        place = TopicPartition(topic, partition, 0)
+        _, end = consumer.get_watermark_offsets(place, timeout=30)
+        consumer.assign([place])
+        found: list[bytes] = []
+        while len(found) < end:
+            found += [message.value() for message in consumer.consume(1000, 0.2) if message.error() is None]
+        return found
+    finally:
+        consumer.close()
+
+
+@pytest.mark.parametrize("words", [(), ("--repair",)])
+def test_without_a_copy_there_is_nothing_to_verify(sample_crm, words):
+    done = sample_crm.call("verify", "--account", ACCOUNT, *words)
+    assert done.returncode == 2
+    assert f"{ACCOUNT} has never been replayed" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_another_mapping_than_the_jobs_is_refused(copied):
+    done = copied.call("verify", "--account", ACCOUNT, "--mapping", mapping_of(OTHER))
+    assert done.returncode == 2
+    assert "is not the one that" in done.stderr
