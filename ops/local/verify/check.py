@@ -98,7 +98,7 @@ def verify_account(account: str, options: VerifyOptions, connections: Connection
             _add_strays(report, work, database, options.named_max)
         _tell_owners(report, database)
         _check_counts(report, known)
-        report.offsets = topics.unhandled(kafka, job)
+        report.offsets = topics.unhandled(kafka, job, codec)
         _trace(report, known, connections, codec, view)
     except PyMongoError as error:
         raise ReplayError(

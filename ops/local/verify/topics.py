@@ -3,7 +3,7 @@
 Everything is read by plain consumers that join no group and commit nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from ops.control.jobs import Job
 from ops.local.verify.model import Unhandled
 from schemas.codec import CONFLUENT_HEADER_BYTES, SINGLE_OBJECT_HEADER_BYTES, Codec
 from schemas.errors import ReplayError, UndecodableRecordError
-from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
+from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord, SnapshotMarker
 from schemas.topics import AccountTopics
 
 ANSWER_TIMEOUT_S = 10.0
@@ -121,18 +121,42 @@ def dead_letters(kafka: Mapping[str, Any], topics: AccountTopics, codec: Codec) 
     return found
 
 
-def unhandled(kafka: Mapping[str, Any], job: Job) -> list[Unhandled]:
-    """Return the partitions of which a group of the account has not committed everything."""
+def unhandled(kafka: Mapping[str, Any], job: Job, codec: Codec) -> list[Unhandled]:
+    """Return the partitions of which a group of the account has not committed every row.
+
+    Markers may be left: a run is over when the first end marker has passed, and a producer that was started again after
+    its end has published another.
+    """
     topics = AccountTopics.of(job.company_sso_id)
     found = []
     for group, topic in ((topics.processors_group, topics.replay), (topics.sink_group, topics.outcomes)):
         held = spans(kafka, topic)
-        committed = kafka_admin.committed_offsets(kafka, group, topic, len(held))
-        found += [
-            Unhandled(group, partition, offset, held[partition].end)
-            for partition, offset in enumerate(committed)
-            if offset < held[partition].end and held[partition].end > held[partition].low
-        ]
+        committed = dict(enumerate(kafka_admin.committed_offsets(kafka, group, topic, len(held))))
+        behind = {p: offset for p, offset in committed.items() if max(offset, held[p].low) < held[p].end}
+        # From where a group has committed nothing on, everything is left; the others' rest is looked at.
+        with_rows = {partition for partition, offset in behind.items() if offset < 0}
+        rest = {p: behind.get(p, span.end) for p, span in held.items() if p not in with_rows}
+        looked_at = behind.keys() - with_rows
+        if looked_at:
+            with_rows |= _with_rows(kafka, topic, {**rest, **{p: held[p].end for p in with_rows}}, looked_at, codec)
+        found += [Unhandled(group, p, behind[p], held[p].end) for p in sorted(with_rows)]
+    return found
+
+
+def _with_rows(
+    kafka: Mapping[str, Any], topic: str, begin: Mapping[int, int], partitions: Set[int], codec: Codec
+) -> set[int]:
+    """Return those of the partitions on which anything but markers stands from `begin` on."""
+    found: set[int] = set()
+    for read in records(kafka, topic, begin):
+        try:
+            is_marker = isinstance(codec.decode(read.value), SnapshotMarker)
+        except UndecodableRecordError:
+            is_marker = False
+        if not is_marker:
+            found.add(read.partition)
+            if found >= partitions:
+                break
     return found
 
 
