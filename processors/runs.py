@@ -65,6 +65,7 @@ class RunTransformer:
         """`encode_document` returns BSON."""
         self._job = job
         self._topic = job.topics.replay
+        self._accounts = ("", job.company_sso_id)  # the topic is one account's, so a row need not say it
         self._codec = codec
         self._transform = transform
         self._encode_document = encode_document
@@ -99,7 +100,11 @@ class RunTransformer:
             if high.ended and not isinstance(what, SnapshotMarker):
                 metrics.beyond_end += 1  # of a later run's stretch, which a rerun from the beginning comes across
                 continue
-            if isinstance(what, AuditEvent):
+            if isinstance(what, AuditEvent) and what.company_sso_id not in self._accounts:
+                # Before the high-water: an id of somebody else's must not make ours look published twice.
+                detail = "the row is another account's"
+                value = self._dead_letter(record, what, partition, DeadLetterCause.WRONG_ACCOUNT, detail)
+            elif isinstance(what, AuditEvent):
                 if high.is_republished(what.id_range, what.audit_id):
                     metrics.republished += 1
                     continue

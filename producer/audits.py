@@ -70,6 +70,7 @@ AUDIT_COLUMNS = {
 class AuditSource:
     """One account's audits, found and checked."""
 
+    company_sso_id: str
     schema: str
     relation: str
     scope: tuple[str, ...]
@@ -223,6 +224,7 @@ def resolve(db: Connection, mapping: SourceMapping, company_sso_id: str) -> Audi
         require_columns(columns, name, (table.account.column,))
         account = _account_value(db, table.account.query, company_sso_id)
     source = AuditSource(
+        company_sso_id=company_sso_id,
         schema=table.schema_name,
         relation=table.table,
         scope=mapping.scope,
@@ -389,7 +391,7 @@ class AuditReader:
     ) -> Page:
         events: list[AuditEvent] = []
         defects: dict[int, Defect] = {}
-        changes_are_json = self._source.changes_are_json
+        changes_are_json, company = self._source.changes_are_json, self._source.company_sso_id
         size = 0
         for (
             id_, at, auditable_type, auditable_id, associated_type, associated_id, user_type, user_id, username, action,
@@ -411,7 +413,7 @@ class AuditReader:
             events.append(
                 AuditEvent(
                     id_, id_range, at_us, auditable_type, auditable_id, associated_type, associated_id, user_type,
-                    user_id, username, action, changes, changes_are_json, version, comment, request_uuid,
+                    user_id, username, action, changes, changes_are_json, version, comment, request_uuid, company,
                 )
             )  # fmt: skip
         self._page_rows = next_page_rows(self._page_rows, self._limits.page_rows, size)

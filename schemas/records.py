@@ -26,6 +26,7 @@ class AuditEvent(NamedTuple):
     version: int
     comment: str
     request_uuid: str
+    company_sso_id: str = ""
 
 
 class ActivityLog(NamedTuple):

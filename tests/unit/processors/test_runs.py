@@ -198,3 +198,15 @@ def test_a_row_the_snapshot_could_not_publish_is_passed_on_with_where_it_stands(
     assert bench.run(record) == [(b"", passed)]
     assert bench.run(record) == []  # published twice
     assert (bench.metrics.dead_letters, bench.metrics.republished) == ({"row_too_large": 1}, 1)
+
+
+def test_another_accounts_row_is_a_dead_letter_and_hides_none_of_ours() -> None:
+    bench = Bench()
+    foreign = EVENT._replace(audit_id=9_000, company_sso_id="account-2")
+    ours = EVENT._replace(audit_id=7, company_sso_id=JOB.company_sso_id)
+    records = [Record(b"k", CODEC.encode(event), 40 + n) for n, event in enumerate((foreign, ours, foreign))]
+    first, second, third = [outcome for _, outcome in bench.run(*records)]
+    assert isinstance(first, DeadLetter)
+    assert isinstance(third, DeadLetter)
+    assert (first.cause, first.audit_id, first.source_offset) == ("wrong_account", 9_000, 40)
+    assert second == ActivityLog(7, 1, 41, 9, b"7")

@@ -26,7 +26,7 @@ CONFLUENT = Codec(CONFLUENT_IDS)
 # What stands before every record of a type. It changes with the schema, and then old records need the old schema:
 # see tests/golden/schemas/README.md before you change one of these.
 HEADERS = {
-    "audit_event": "c3016917688265858d77",
+    "audit_event": "c3012543f9a99c7db6d7",
     "activity_log": "c301e9a2d420658ac176",
     "skipped_record": "c301931bfc4b6a049f11",
     "dead_letter": "c30119e677cfdea249d1",
