@@ -61,9 +61,13 @@ class _Checked:
     job: Job
     mapping: SourceMapping
     counted: Counted  # by the last run over the whole history
-    since: Counted  # by replays of chosen rows after it
+    since: Counted | None  # by replays of chosen rows after it; None: there were none
     accounted: int
     runs: tuple[int, ...]
+
+    def is_part(self, rows: int) -> bool:
+        """Whether the run was over another number of rows than there are, so that its counts say nothing of them."""
+        return rows not in (self.job.records_total, self.accounted)
 
 
 def verify_account(account: str, options: VerifyOptions, connections: Connections, view: RunView) -> Report:
@@ -141,7 +145,7 @@ def _known(account: str, options: VerifyOptions, connections: Connections) -> _C
             job,
             mapping,
             _counted([totals]),
-            _counted(later),
+            _counted(later) if later else None,
             totals.accounted,
             copy.runs_of(database, [each.job_id for each in store.jobs(account, JOBS_MAX)]),
         )
@@ -229,12 +233,18 @@ def _tell_owners(report: Report, database: Any) -> None:
 def _check_counts(report: Report, known: _Checked) -> None:
     """Hold the sinks' counts and the job document's against what the rows say."""
     job, tally = known.job, report.tally
-    if tally.rows not in (job.records_total, known.accounted):
+    if known.is_part(tally.rows):
         report.notes.append(
             f"the last run was over {job.records_total:,} of {tally.rows:,} rows, so its counts are not compared"
         )
         return
-    report.counts = count_mismatches(tally, known.counted, known.since)
+    wrong = count_mismatches(tally, known.counted, known.since)
+    if known.since is None:
+        report.counts = wrong
+    elif wrong:
+        # Rows of it that were lost and have been replayed since may have been skips, which no repair can name.
+        said = ", ".join(f"{count.name} {count.job:,} of {count.truth:,}" for count in wrong)
+        report.notes.append(f"the run itself counted {said}; rows have been replayed since")
 
 
 def _trace(report: Report, known: _Checked, connections: Connections, codec: Codec, view: RunView) -> None:
@@ -244,7 +254,7 @@ def _trace(report: Report, known: _Checked, connections: Connections, codec: Cod
         connections.kafka(),
         known.job,
         codec,
-        whole_topic=bool(report.notes),
+        whole_topic=known.is_part(report.tally.rows),
         registry=bool(connections.schema_registry_url),
     )
     seen = tracer.trace([finding.audit_id for finding in named if finding.audit_id], view.note)

@@ -210,13 +210,14 @@ class Counted:
     failed: int = 0
 
 
-def count_mismatches(tally: Tally, run: Counted, since: Counted) -> list[CountMismatch]:
+def count_mismatches(tally: Tally, run: Counted, since: Counted | None) -> list[CountMismatch]:
     """Return where the counts of the account's run are not what its rows say.
 
     `since` is what later replays of chosen rows have counted. Such a row may have been counted by the run as well or
     not (that may be why it was chosen), so each of them makes the answer wider by one; so does a row whose dead letter
     was retried.
     """
+    since = since or Counted()
     lost = tally.found[Kind.DEAD_LETTER_LOST.value]
     failed = tally.failed_total + lost
     bounds = [("migrated", run.documents, since.documents + tally.retried, tally.logs, 0)]
