@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, cast
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from psycopg import sql
 from pymongo.database import Database
 
@@ -268,14 +268,17 @@ def keys_on(kafka: Mapping[str, Any], topic: str) -> set[bytes]:
     )
     keys: set[bytes] = set()
     try:
-        parts = [TopicPartition(topic, partition) for partition in range(check_topic(kafka, topic))]
-        for part in parts:
-            part.offset = OFFSET_BEGINNING
+        parts = []
+        for partition in range(check_topic(kafka, topic)):
+            # Offsets that are known and partitions that are not empty: anything else costs the client half a second.
+            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=READ_IDLE_S)
+            if low < high:
+                parts.append(TopicPartition(topic, partition, low))
         consumer.assign(parts)
         unread = {part.partition for part in parts}
         heard_at = time.monotonic()
         while unread:
-            for message in consumer.consume(10_000, timeout=0.1):
+            for message in consumer.consume(10_000, timeout=0.02):
                 heard_at = time.monotonic()
                 if (error := message.error()) is not None:
                     if error.code() != PARTITION_EOF:
