@@ -17,6 +17,9 @@ RECORD_BYTES_MAX = 20 * 1024 * 1024  # a 16 MiB document and its envelope
 DAY_MS = 24 * 3600 * 1000
 BACKLOG_RETENTION_MS = 7 * DAY_MS  # a replay is over within a day; the rest is for reruns
 DEAD_LETTER_RETENTION_MS = 30 * DAY_MS
+RETENTION_MIN_MS = 3600 * 1000
+RATE_MIN_PER_S = 500  # rows; a replay that is slower than this is out of the contract
+ROW_BYTES_GUESS = 1_000  # on a topic, with keys and envelopes
 DEAD_LETTER_PARTITIONS = 1  # few records, read by people in order
 REFERENCE_PARTITIONS = 4  # loaded whole by every worker; parallel fetches
 
@@ -80,6 +83,28 @@ def ensure_topics(admin: AdminClient, topics: AccountTopics, partitions: int) ->
         for name, future in admin.create_partitions(grow, operation_timeout=ANSWER_TIMEOUT_S).items():
             _result(future, f"topic {name} could not get {partitions} partitions")
     return partitions
+
+
+def require_retention(admin: AdminClient, topics: AccountTopics, rows: int) -> None:
+    """Raise BadInputError if Kafka could delete records of a replay of so many rows before they are consumed.
+
+    Looks at the topics that are there already; those still to be made get `BACKLOG_RETENTION_MS`. A replay at the
+    slowest rate that is accepted has to fit twice, and all of its bytes.
+    """
+    existing = admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics
+    needed_ms = max(RETENTION_MIN_MS, rows * 2_000 // RATE_MIN_PER_S)
+    for topic in (topics.replay, topics.outcomes):
+        if topic not in existing:
+            continue
+        config = topic_config(admin, topic)
+        needed_bytes = rows * ROW_BYTES_GUESS * 2 // len(existing[topic].partitions)
+        for name, needed in (("retention.ms", needed_ms), ("retention.bytes", needed_bytes)):
+            allowed = int(config.get(name, -1))
+            if "delete" in config.get("cleanup.policy", "delete") and 0 <= allowed < needed:
+                raise BadInputError(
+                    f"topic {topic} has {name}={allowed}: Kafka could delete what {rows:,} rows leave there too early",
+                    f"set it to {needed} or more, or to -1",
+                )
 
 
 def _result(future: Any, what: str, ignore: int | None = None) -> None:

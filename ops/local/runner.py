@@ -16,13 +16,16 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from confluent_kafka import KafkaException
+from pymongo.errors import ConnectionFailure, PyMongoError
 
 from ops.control import kafka_admin, migrations, validation
 from ops.control.jobs import Job, Ledger
@@ -48,6 +51,7 @@ from sink.progress import RunTotals
 HEARTBEAT_EVERY_S = 1.0
 STALE_AFTER_S = 10.0  # without a heartbeat for so long, a job's runner is taken for dead
 POLL_EVERY_S = 0.2
+OUTAGE_MAX_S = 300.0  # of MongoDB; its sinks wait for ever, but a run that nobody can follow is no use
 SINK_HALTED = 3  # exit code of a sink that halted its job
 BAD_INPUT = 2  # exit code of a process that will not do better when started again
 
@@ -60,6 +64,10 @@ class InterruptedRunError(ReplayError):
 
 class HaltedError(ReplayError):
     """Too many records failed."""
+
+
+class OutageError(ReplayError):
+    """A server was away for too long; the job can be taken up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +203,7 @@ def _checked(account: str, options: RunOptions, connections: Connections) -> Ite
     mapping = load(options.mapping_path or None)
     found = survey(connections.crm_audit_database_url, mapping, account, date_range_start=options.date_range_start)
     kafka = connections.kafka()
-    kafka_admin.client(kafka)
+    kafka_admin.require_retention(kafka_admin.client(kafka), topics, found.rows)
     database = connect(connections, app_name="crm-replay-runner")
     try:
         _require_migrations(database)
@@ -206,10 +214,21 @@ def _checked(account: str, options: RunOptions, connections: Connections) -> Ite
 
 
 def _run(job: Job, stretch: Stretch, options: RunOptions, around: Surroundings, view: RunView) -> RunResult:
-    with _stop_on_signals() as stop, _Heartbeat(around.store, job) as heartbeat:
+    with _stop_on_signals() as stop, _outages_in_one_line(), _Heartbeat(around.store, job) as heartbeat:
         partitions = kafka_admin.ensure_topics(kafka_admin.client(around.kafka), around.topics, job.partitions)
         job = heartbeat.job = _prepare(job, stretch, partitions, around, view)
         return _work(job, stretch, options, around, view, stop)
+
+
+@contextmanager
+def _outages_in_one_line() -> Iterator[None]:
+    """Turn what a server's client raises into one line; what was done by then is taken up by the next run."""
+    try:
+        yield
+    except PyMongoError as error:
+        raise OutageError(f"MongoDB does not answer ({type(error).__name__})", "the same command goes on") from error
+    except KafkaException as error:
+        raise OutageError(f"Kafka does not answer ({error.args[0].str()})", "the same command goes on") from error
 
 
 def _selected_ids(around: Surroundings, account: str, gaps: Sequence[Gap], cutoff: datetime) -> tuple[int, ...]:
@@ -343,46 +362,91 @@ def _work(
 ) -> RunResult:
     """Run the processes until every end marker has passed the sink, then validate."""
     store = around.store
+    patience = _Patience(view, stop)
     started = time.monotonic()
     with Supervisor() as supervisor:
         for process in _processes(job, options, around.connections):
             supervisor.add(process)
         saved_at = 0.0
+        halted = False
         while True:
-            halted = any(p.returncode == SINK_HALTED for p in supervisor.check())
-            totals = store.aggregate_progress(job)
-            view.progress(totals.accounted, job.records_total, dict(totals.skipped), totals.failed_total)
-            if time.monotonic() - saved_at >= HEARTBEAT_EVERY_S:
-                job = store.save_totals(job, totals)
-                saved_at = time.monotonic()
-            if halted or job.status is JobStatus.HALTED:
-                raise HaltedError(
-                    f"the job is halted: {store.get(job.job_id).error}",  # type: ignore[union-attr]
-                    f"see the dead letters; then crm-replay resume --account {job.company_sso_id}",
-                )
+            halted |= any(p.returncode == SINK_HALTED for p in supervisor.check())
+            try:
+                totals = store.aggregate_progress(job)
+                view.progress(totals.accounted, job.records_total, dict(totals.skipped), totals.failed_total)
+                if time.monotonic() - saved_at >= HEARTBEAT_EVERY_S:
+                    job = store.save_totals(job, totals)
+                    saved_at = time.monotonic()
+                if halted or job.status is JobStatus.HALTED:
+                    raise HaltedError(
+                        f"the job is halted: {store.get(job.job_id).error}",  # type: ignore[union-attr]
+                        f"see the dead letters; then crm-replay resume --account {job.company_sso_id}",
+                    )
+            except ConnectionFailure as error:  # the sinks sit it out too; their counts are on file
+                patience.wait(error)
+                continue
+            patience.over()
             if totals.partitions_ended >= job.partitions:
                 break
             if stop.is_set():
-                raise InterruptedRunError("interrupted", "the same command goes on from here")
+                raise _interrupted()
             time.sleep(POLL_EVERY_S)
         seconds = time.monotonic() - started
     view.close()
-    return RunResult(*_conclude(job, stretch, around), seconds)
+    while True:
+        try:
+            return RunResult(*_conclude(job, stretch, around), seconds)
+        except ConnectionFailure as error:
+            patience.wait(error)
+
+
+def _interrupted() -> InterruptedRunError:
+    return InterruptedRunError("interrupted", "the same command goes on from here")
+
+
+class _Patience:
+    """Sits out an outage of MongoDB, and says so."""
+
+    def __init__(self, view: RunView, stop: threading.Event) -> None:
+        self._view = view
+        self._stop = stop
+        self._since: float | None = None
+
+    def wait(self, error: ConnectionFailure) -> None:
+        """Wait a moment. Raises OutageError when it has lasted too long, InterruptedRunError when asked to stop."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            self._view.note(f"MongoDB does not answer ({type(error).__name__}); waiting for it")
+        if now - self._since > OUTAGE_MAX_S:
+            raise OutageError(f"MongoDB has not answered for {OUTAGE_MAX_S:.0f} s", "the same command goes on")
+        if self._stop.wait(POLL_EVERY_S):
+            raise _interrupted()
+
+    def over(self) -> None:
+        """Note that it answers."""
+        if self._since is not None:
+            self._view.note(f"MongoDB answers again after {time.monotonic() - self._since:.0f} s")
+            self._since = None
 
 
 def _conclude(job: Job, stretch: Stretch, around: Surroundings) -> tuple[Job, Ledger]:
-    """Validate, write the verdict into the job document and return both."""
+    """Validate, write the verdict into the job document and return both. May be repeated after an outage."""
     store, totals = around.store, around.store.aggregate_progress(job)
     ledger = _ledger(job, stretch, around, totals)
     job = store.save_totals(job, totals, accuracy_pct=ledger.accuracy_pct)
     if ledger.balanced and ledger.documents_agree:
-        return store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.COMPLETED), ledger
-    reason = (
-        f"{ledger.source_rows} source rows, {ledger.accounted} accounted for; "
-        f"{ledger.documents_expected} documents expected, {ledger.documents} found; "
-        f"crm-replay verify --account {job.company_sso_id} names the rows"
-    )
-    return store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, reason), ledger
+        verdict, reason = JobStatus.COMPLETED, ""
+    else:
+        verdict = JobStatus.FAILED
+        reason = (
+            f"{ledger.source_rows} source rows, {ledger.accounted} accounted for; "
+            f"{ledger.documents_expected} documents expected, {ledger.documents} found; "
+            f"crm-replay verify --account {job.company_sso_id} names the rows"
+        )
+    if job.status is verdict:
+        return job, ledger  # written before the outage; only its answer was lost
+    return store.transition(job.job_id, JobStatus.IN_PROGRESS, verdict, reason), ledger
 
 
 def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals) -> Ledger:
@@ -448,7 +512,8 @@ class _Heartbeat:
     def __exit__(self, *_exc: object) -> None:
         self._over.set()
         self._thread.join()
-        self._store.release(self.job)
+        with suppress(PyMongoError):  # then the job can be taken up a little later; what ended the run is told
+            self._store.release(self.job)
 
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT_EVERY_S):

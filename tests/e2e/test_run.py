@@ -8,10 +8,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
+from ops.control import kafka_admin
+from ops.local import sandbox
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
+from schemas.topics import AccountTopics
 from tests.e2e.conftest import Crm, mapping_of
 
 
@@ -173,3 +177,17 @@ def test_a_row_too_large_for_its_topic_is_one_failure_and_the_rest_goes_on(sampl
     assert (job["records_failed"], job["failures_by_cause"]) == (1, {"row_too_large": 1})
     assert job["records_total"] == 326
     assert job["accuracy_pct"] == 100.0
+
+
+def test_a_topic_that_would_lose_the_backlog_is_refused(sample_crm):
+    topics = AccountTopics.of(SAMPLE_YAML)
+    admin = kafka_admin.client(sample_crm.connections.kafka())
+    kafka_admin.ensure_topics(admin, topics, 2)
+    resource = ConfigResource(ResourceType.TOPIC, topics.outcomes)
+    change = ConfigEntry("retention.ms", "60000", incremental_operation=AlterConfigOpType.SET)
+    try:
+        resource.add_incremental_config(change)
+        admin.incremental_alter_configs([resource])[resource].result(10)
+        refused(sample_crm, "run", "--account", SAMPLE_YAML, says=f"{topics.outcomes} has retention.ms=60000")
+    finally:
+        sandbox.forget(sample_crm.connections, SAMPLE_YAML)
