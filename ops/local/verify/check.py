@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
@@ -20,12 +20,13 @@ from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local.verify import copy, topics
 from ops.local.verify.model import NAMED_MAX, Counted, Kind, Report, Tally, count_mismatches
-from ops.local.verify.segments import Chunk, SegmentChecker, Work
+from ops.local.verify.segments import PAGE_ROWS, Chunk, SegmentChecker, Work
 from ops.local.verify.workers import check_all
 from ops.local.view import RunView
 from processors.tables import ReferenceTables
 from producer.audits import AuditSource, connect, resolve
 from producer.publisher import message_bytes_max
+from producer.settings import settings_from_environment
 from producer.survey import first_behind
 from schemas.codec import Codec
 from schemas.connections import Connections
@@ -38,7 +39,7 @@ from sink.database import connect as connect_mongodb
 from sink.progress import RunTotals
 from sink.rollback import documents_of
 
-CHUNK_IDS_MIN, CHUNK_IDS_MAX = 5_000, 200_000
+CHUNK_IDS_MIN, CHUNK_IDS_MAX = 2_000, 200_000
 CHUNKS_A_WORKER = 50  # so many turns at least: the progress shown moves, and nobody waits long for the last one
 LOAD_TIMEOUT_S = 900.0
 JOBS_MAX = 1_000  # of an account; documents of older ones are found one by one
@@ -95,6 +96,8 @@ def verify_account(account: str, options: VerifyOptions, connections: Connection
     try:
         report = Report(account, job.job_id, job.run, job.top_audit_id, tally, documents_of(database, account))
         report.mapping_path = options.mapping_path or job.mapping_path
+        if job.status is not JobStatus.COMPLETED:
+            report.notes.append(f"the job is {job.status}: rows that it did not come to are missing")
         if report.documents != tally.tagged:
             view.note(
                 f"{report.documents - tally.tagged:,} documents of the account belong to no row: looking for them"
@@ -191,9 +194,11 @@ def _work(
         source=source,
         cutoff_us=(job.cutoff - EPOCH) // timedelta(microseconds=1),
         runs=known.runs,
-        record_bytes_max=message_bytes_max(kafka, account_topics.replay),
+        limits=replace(
+            settings_from_environment().limits(message_bytes_max(kafka, account_topics.replay)), page_rows=PAGE_ROWS
+        ),
         tables=tables.rows,
-        dead_letters=topics.dead_letters(kafka, account_topics, codec),
+        dead_letters=topics.dead_letters(kafka, account_topics, codec, job.run),
         dead_letters_expired=any(span.low > 0 for span in held.values())
         and datetime.now(UTC) - job.started_at > kept_for,
         named_max=options.named_max,

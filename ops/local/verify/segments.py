@@ -67,7 +67,7 @@ class Work:
     source: AuditSource
     cutoff_us: int
     runs: tuple[int, ...]  # that have documents
-    record_bytes_max: int  # of the replay topic
+    limits: Limits  # of the reader; what does not fit the replay topic is no document either
     tables: dict[str, TableRows]
     dead_letters: dict[int, str]  # audit id -> cause
     dead_letters_expired: bool  # the topic may have let some go
@@ -92,8 +92,7 @@ class SegmentChecker:
         self._work = work
         self._account = work.company_sso_id
         self._transformer = Transformer(work.mapping, work.company_sso_id)
-        self._limits = Limits(page_rows=PAGE_ROWS, row_bytes_max=work.record_bytes_max)
-        self._reader = AuditReader(work.connections.crm_audit_database_url, work.source, EARLIEST, self._limits)
+        self._reader = AuditReader(work.connections.crm_audit_database_url, work.source, EARLIEST, work.limits)
         self._database = connect(work.connections, app_name="crm-replay-verify")
         logs: Documents = self._database[ACTIVITY_LOGS]
         self._logs = logs

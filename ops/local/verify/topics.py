@@ -3,6 +3,7 @@
 Everything is read by plain consumers that join no group and commit nothing.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,11 +17,14 @@ from schemas.codec import CONFLUENT_HEADER_BYTES, SINGLE_OBJECT_HEADER_BYTES, Co
 from schemas.errors import ReplayError, UndecodableRecordError
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord, SnapshotMarker
 from schemas.topics import AccountTopics
+from schemas.vocabulary import DeadLetterCause
 
 ANSWER_TIMEOUT_S = 10.0
 READ_IDLE_S = 30.0
 BATCH_RECORDS = 10_000
 POLL_S = 0.1
+LEADER_TIMEOUT_S = 10.0  # how long a partition may be without a leader that the client knows: an election, a new topic
+NO_LEADER = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 PARTITION_EOF = KafkaError._PARTITION_EOF  # noqa: SLF001 - confluent-kafka's name for it
 
 
@@ -50,6 +54,17 @@ class Seen:
 
 def spans(kafka: Mapping[str, Any], topic: str) -> dict[int, Span]:
     """Return what each partition of a topic holds; empty if there is no such topic. Raises ReplayError."""
+    deadline = time.monotonic() + LEADER_TIMEOUT_S
+    while True:
+        try:
+            return _spans(kafka, topic)
+        except KafkaException as error:
+            if error.args[0].code() not in NO_LEADER or time.monotonic() > deadline:
+                raise _unanswered(topic, error) from error
+            time.sleep(POLL_S)
+
+
+def _spans(kafka: Mapping[str, Any], topic: str) -> dict[int, Span]:
     consumer = _consumer(kafka, topic)
     try:
         found = consumer.list_topics(topic, timeout=ANSWER_TIMEOUT_S).topics[topic]
@@ -59,8 +74,6 @@ def spans(kafka: Mapping[str, Any], topic: str) -> dict[int, Span]:
             partition: Span(*consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_TIMEOUT_S))
             for partition in found.partitions
         }
-    except KafkaException as error:
-        raise _unanswered(topic, error) from error
     finally:
         consumer.close()
 
@@ -107,8 +120,12 @@ def records(kafka: Mapping[str, Any], topic: str, begin: Mapping[int, int] | Non
         consumer.close()
 
 
-def dead_letters(kafka: Mapping[str, Any], topics: AccountTopics, codec: Codec) -> dict[int, str]:
-    """Return the cause of each audit id on the dead-letter topic; of several of one id, the last."""
+def dead_letters(kafka: Mapping[str, Any], topics: AccountTopics, codec: Codec, since_run: int) -> dict[int, str]:
+    """Return the cause of each audit id that ended as a dead letter in `since_run` or later; of several the last.
+
+    A letter of an earlier run excuses no row: the run has brought the row's document, or a letter of its own. Nor does
+    one about a record of another account, whose audit id is somebody else's.
+    """
     causes: dict[str, str] = {}  # each text once
     found: dict[int, str] = {}
     for read in records(kafka, topics.dead_letters):
@@ -116,7 +133,7 @@ def dead_letters(kafka: Mapping[str, Any], topics: AccountTopics, codec: Codec) 
             letter = codec.decode_as(DeadLetter, read.value)
         except UndecodableRecordError:
             continue
-        if letter.audit_id > 0:
+        if letter.audit_id > 0 and letter.run >= since_run and letter.cause != DeadLetterCause.WRONG_ACCOUNT:
             found[letter.audit_id] = causes.setdefault(letter.cause, letter.cause)
     return found
 

@@ -1,21 +1,25 @@
 """Pure parts of the check: documents compared, rows counted, topics read, ages told."""
 
 import json
+import os
 from datetime import UTC, datetime
 
 import bson
 import pytest
 from bson import Int64, ObjectId
 
+from ops.local.verify import workers
 from ops.local.verify.command import age_text
 from ops.local.verify.compare import body_of, decode, differences, documents, expected_document, stored
 from ops.local.verify.expected import expected_of
 from ops.local.verify.lookups import KeptLookups
 from ops.local.verify.model import REPAIR_MAX, Counted, Finding, Kind, Report, Tally, count_mismatches
+from ops.local.verify.segments import Chunk
 from ops.local.verify.topics import Seen, phrase, zigzag
 from processors.transform import Refused, Skip, Transformed
 from schemas.codec import SINGLE_OBJECT_HEADER_BYTES, Codec
-from schemas.records import ActivityLog, Contact, DeadLetter, SkippedRecord
+from schemas.errors import BadInputError, ReplayError
+from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, SkippedRecord
 from schemas.vocabulary import DeadLetterCause, SkipReason
 from sink.documents import IdMaker, object_id
 
@@ -296,7 +300,12 @@ def test_a_retried_dead_letter_was_counted_as_failed() -> None:
 @pytest.mark.parametrize("audit_id", [1, 63, 64, 1_200_001, 2**31 + 5, 2**63 - 1])
 def test_the_audit_id_is_what_avro_writes_first(audit_id) -> None:
     letter = DeadLetter(audit_id, 0, "t", 0, 1, 9, "write_refused", "", b"", b"", 0)
-    for record in (ActivityLog(audit_id, 0, 3, 9, b"x"), SkippedRecord(audit_id, 0, 3, 9, "why"), letter):
+    event = AuditEvent(*([0] * len(AuditEvent._fields)))._replace(
+        audit_id=audit_id,
+        changes_are_json=False,
+        **{name: "" for name, kind in AuditEvent.__annotations__.items() if kind in (str, "str")},
+    )
+    for record in (event, ActivityLog(audit_id, 0, 3, 9, b"x"), SkippedRecord(audit_id, 0, 3, 9, "why"), letter):
         encoded = zigzag(audit_id)
         assert Codec().encode(record)[SINGLE_OBJECT_HEADER_BYTES:].startswith(encoded)
 
@@ -315,3 +324,49 @@ def test_how_far_a_row_came_is_told_in_one_phrase() -> None:
 )
 def test_an_age_is_told_in_its_largest_unit(seconds, text) -> None:
     assert age_text(seconds) == text
+
+
+# ---- processes
+
+
+class Checker:
+    """Stands in for the checker of a worker; a forked process inherits it."""
+
+    def __init__(self, work: str) -> None:
+        if work == "refused":
+            raise BadInputError("there is no such table", "mend the mapping")
+
+    def check(self, chunk: Chunk) -> Tally:
+        if chunk.low == 13:
+            raise ReplayError("the server is away", "verify again")
+        if chunk.low == 66:
+            os._exit(9)
+        return Tally(rows=chunk.high - chunk.low)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture
+def faked(monkeypatch) -> None:
+    monkeypatch.setattr(workers, "SegmentChecker", Checker)
+
+
+def test_every_chunk_is_checked_once_by_some_process(faked) -> None:
+    chunks = [Chunk(low, low + 10) for low in range(100, 300, 10)]
+    done = list(workers.check_all("work", iter(chunks), 2))  # type: ignore[arg-type]
+    assert sorted(chunk.low for chunk, _ in done) == [chunk.low for chunk in chunks]
+    assert sum(tally.rows for _, tally in done) == 200
+
+
+@pytest.mark.parametrize(
+    ("work", "low", "error", "says"),
+    [
+        ("work", 13, ReplayError, "the server is away: verify again"),
+        ("refused", 1, BadInputError, "there is no such table: mend the mapping"),
+        ("work", 66, ReplayError, "a process of the check has died"),
+    ],
+)
+def test_what_goes_wrong_in_a_process_is_raised_here(faked, work, low, error, says) -> None:
+    with pytest.raises(error, match=says):
+        list(workers.check_all(work, [Chunk(1, 2), Chunk(low, low + 1), Chunk(3, 4)], 2))
