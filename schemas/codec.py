@@ -1,4 +1,4 @@
-"""Records <-> Avro bytes. The only module that knows fastavro.
+"""Records <-> Avro bytes. The only module that knows fastavro, which reads the schemas and names their fingerprints.
 
 A value on a topic is a short frame that names the writer's schema, then the record in Avro's binary encoding. The
 frame is Avro's single-object header (`C3 01` and the CRC-64-AVRO fingerprint), or, with a schema registry, Confluent's
@@ -6,14 +6,14 @@ frame is Avro's single-object header (`C3 01` and the CRC-64-AVRO fingerprint), 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
-from io import BytesIO
 from typing import Any, TypeVar, cast
 
 import fastavro
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 
+from schemas import flat_avro
 from schemas.errors import UndecodableRecordError
 from schemas.records import RECORD_TYPES, Record
 
@@ -47,52 +47,42 @@ class Codec:
 
     def __init__(self, schema_ids: Mapping[type[Record], int] | None = None) -> None:
         """Frame for Confluent's registry if `schema_ids` gives its id of every record type, else as single objects."""
-        self._write: Callable[[BytesIO, Any, Any], None] = fastavro.schemaless_writer
-        self._read: Callable[[BytesIO, Any], dict[str, Any]] = fastavro.schemaless_reader
-        self._schemas: dict[type[Record], Any] = {}
-        self._headers: dict[type[Record], bytes] = {}
-        self._types: dict[bytes, tuple[type[Record], Any]] = {}
+        self._header_bytes = SINGLE_OBJECT_HEADER_BYTES if schema_ids is None else CONFLUENT_HEADER_BYTES
+        self._encoders: dict[type[Record], flat_avro.Encode] = {}
+        self._decoders: dict[bytes, tuple[type[Record], flat_avro.Decode]] = {}
         for record_type in RECORD_TYPES:
-            schema = fastavro.parse_schema(schema_of(record_type))
+            schema = schema_of(record_type)
+            fastavro.parse_schema(schema)  # raises for what is no Avro schema
             if schema_ids is None:
                 header = single_object_header(record_type)
             else:
                 header = b"\x00" + schema_ids[record_type].to_bytes(4, "big")
-            self._schemas[record_type] = schema
-            self._headers[record_type] = header
-            self._types[header] = (record_type, schema)
-        self._header_bytes = SINGLE_OBJECT_HEADER_BYTES if schema_ids is None else CONFLUENT_HEADER_BYTES
+            self._encoders[record_type] = flat_avro.compile_encoder(schema, header)
+            self._decoders[header] = (
+                record_type,
+                flat_avro.compile_decoder(schema, record_type, self._header_bytes),
+            )
 
     def encode(self, record: Record) -> bytes:
         """Return the framed bytes of a record."""
-        record_type = type(record)
-        out = BytesIO()
-        out.write(self._headers[record_type])
-        self._write(out, self._schemas[record_type], record._asdict())
-        return out.getvalue()
+        return self._encoders[type(record)](record)
 
     def decode(self, data: bytes) -> Record:
         """Return the record in `data`, which says itself which one it is.
 
         Raises UndecodableRecordError for anything that is not a complete record of a known schema.
         """
-        header = data[: self._header_bytes]
         try:
-            record_type, schema = self._types[header]
+            record_type, decode = self._decoders[data[: self._header_bytes]]
         except KeyError:
-            raise UndecodableRecordError(f"unknown schema header {header.hex() or '(empty)'}") from None
-        body = BytesIO(data)
-        body.seek(self._header_bytes)
+            header = data[: self._header_bytes].hex() or "(empty)"
+            raise UndecodableRecordError(f"unknown schema header {header}") from None
         try:
-            fields = self._read(body, schema)
-        except Exception as error:  # fastavro raises whatever its C code meets: EOFError, ValueError, IndexError, ...
+            return cast("Record", decode(data))
+        except (EOFError, IndexError, ValueError) as error:  # a UnicodeDecodeError is a ValueError
             raise UndecodableRecordError(
                 f"{len(data)} bytes are no {record_type.__name__} ({type(error).__name__})"
             ) from error
-        if body.tell() != len(data):
-            raise UndecodableRecordError(f"{len(data) - body.tell()} bytes follow a complete {record_type.__name__}")
-        # fastavro fills the dictionary in the schema's order, which is the record's (tests/unit/schemas shows it).
-        return record_type(*fields.values())
 
     def decode_as(self, record_type: type[R], data: bytes) -> R:
         """Like `decode`, where only one record type makes sense."""

@@ -1,0 +1,111 @@
+"""The compiled encoding is Avro's: the same bytes and the same records as fastavro, and errors instead of nonsense."""
+
+import io
+from typing import Any
+
+import fastavro
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import flat_avro
+from schemas.codec import Codec, schema_of
+from schemas.errors import UndecodableRecordError
+from schemas.records import RECORD_TYPES, AuditEvent, Record, SkippedRecord
+from tests.unit.schemas.values import records, unhurried
+
+SCHEMAS = {record_type: fastavro.parse_schema(schema_of(record_type)) for record_type in RECORD_TYPES}
+ENCODE = {record_type: flat_avro.compile_encoder(schema_of(record_type), b"") for record_type in RECORD_TYPES}
+DECODE = {
+    record_type: flat_avro.compile_decoder(schema_of(record_type), record_type, 0) for record_type in RECORD_TYPES
+}
+
+
+def by_library(record: Record) -> bytes:
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, SCHEMAS[type(record)], record._asdict())
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("record_type", RECORD_TYPES)
+def test_every_schema_is_flat(record_type: type[Record]) -> None:
+    assert flat_avro.is_flat(schema_of(record_type))
+
+
+@unhurried
+@given(record=records)
+def test_bytes_and_records_are_the_librarys(record: Record) -> None:
+    data = ENCODE[type(record)](record)
+    assert data == by_library(record)
+    read = fastavro.schemaless_reader(io.BytesIO(data), SCHEMAS[type(record)])
+    assert DECODE[type(record)](data) == record == type(record)(**read)  # type: ignore[arg-type]
+    assert type(DECODE[type(record)](data)) is type(record)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1, 63, 64, 8191, 8192, 16_383, 16_384, 2**31, -(2**31), 2**63 - 1, -(2**63)])
+def test_numbers_of_every_size(number: int) -> None:
+    record = SkippedRecord(number, 0, number, 0, "x")
+    assert ENCODE[SkippedRecord](record) == by_library(record)
+    assert DECODE[SkippedRecord](ENCODE[SkippedRecord](record)) == record
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
+def test_a_number_beyond_64_bits_is_refused(number: int) -> None:
+    with pytest.raises(OverflowError):
+        ENCODE[SkippedRecord](SkippedRecord(number, 0, 0, 0, "x"))
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 16_383, 16_384, 300_000])
+def test_texts_of_every_length(size: int) -> None:
+    record = SkippedRecord(1, 0, 0, 0, "é" * size)
+    assert ENCODE[SkippedRecord](record) == by_library(record)
+    assert DECODE[SkippedRecord](ENCODE[SkippedRecord](record)) == record
+
+
+@unhurried
+@given(record=records, data=st.data())
+def test_what_is_cut_short_or_too_long_is_refused(record: Record, data: Any) -> None:
+    codec = Codec()
+    whole = codec.encode(record)
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    for broken in (whole[:cut], whole + b"\x00"):
+        with pytest.raises(UndecodableRecordError):
+            codec.decode(broken)
+
+
+@unhurried
+@given(record=records, data=st.data())
+def test_changed_bytes_give_a_record_that_the_library_reads_too_or_an_error(record: Record, data: Any) -> None:
+    whole = bytearray(ENCODE[type(record)](record))
+    if whole:
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        read = DECODE[type(record)](bytes(whole))
+    except (EOFError, IndexError, ValueError):
+        return
+    source = io.BytesIO(bytes(whole))
+    try:
+        expected = fastavro.schemaless_reader(source, SCHEMAS[type(record)])
+    except Exception as error:
+        raise AssertionError(f"read what the library refuses ({error})") from error
+    assert read == type(record)(**expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xff" * 11,  # a varint without an end
+        b"\x02\x00\x00\x00\x01",  # a text of length -1
+        b"\x02\x00\x00\x00\x04\xff\xfe",  # no UTF-8
+        b"\x02\x00\x00\x00\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01x",  # a text of nine exabytes
+    ],
+)
+def test_impossible_lengths_and_texts_are_refused(body: bytes) -> None:
+    with pytest.raises((EOFError, IndexError, ValueError)):
+        DECODE[SkippedRecord](body)
+
+
+def test_a_record_that_is_not_flat_is_told() -> None:
+    schema = schema_of(AuditEvent)
+    union = {**schema, "fields": [*schema["fields"], {"name": "more", "type": ["null", "string"]}]}
+    assert not flat_avro.is_flat(union)
