@@ -45,7 +45,7 @@ class Supervised:
     log: Path
     finishes: bool = False  # ends by itself with exit code 0 when its work is done
     final_codes: frozenset[int] = frozenset()  # exit codes that are an answer, not a crash
-    hopeless_codes: frozenset[int] = frozenset()  # exit codes after which another start would end the same way
+    hopeless_codes: frozenset[int] = frozenset()  # exit codes of a first start that another would end with too
     process: subprocess.Popen[bytes] | None = None
     returncode: int | None = None  # set once it has ended for good
     restarts: int = 0
@@ -125,7 +125,8 @@ class Supervisor:
                 process.returncode = code
                 ended.append(process)
                 continue
-            if code in process.hopeless_codes:
+            # What has run before was told nothing wrong: a later start that fails like this met an outage.
+            if code in process.hopeless_codes and process.restarts == 0:
                 raise ProcessGaveUpError(f"{process.name} ended: {process.last_line()}", f"see {process.log}")
             lived_s = time.monotonic() - process.started_at
             process.crashes_in_a_row = process.crashes_in_a_row + 1 if lived_s < RESTART_WINDOW_S else 1
