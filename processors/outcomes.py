@@ -67,6 +67,7 @@ class OutcomeProducer:
         """`config` is confluent-kafka's connection."""
         self._topic = topic
         self._delivery_timeout_s = delivery_timeout_s
+        self._failure: OutcomeNotDeliveredError | None = None  # with its cause, once it has failed for good
         logger = logging.getLogger(f"{__name__}.librdkafka")
         logger.addFilter(lambda record: "enable.gapless.guarantee is experimental" not in record.getMessage())
         self._producer = Producer(
@@ -103,6 +104,9 @@ class OutcomeProducer:
                 except BufferError:  # what is on its way has to arrive first
                     self._poll(POLL_S)
                 except KafkaException as error:
+                    if error.args[0].code() == KafkaError._FATAL:  # noqa: SLF001  which names no cause
+                        self._poll(0)
+                        raise self._failure or _refused(error.args[0]) from error
                     raise OutcomeNotDeliveredError(
                         f"an outcome of {len(value)} bytes could not be produced ({error.args[0].str()})",
                         "look at the topic's settings (max.message.bytes) and permissions",
@@ -132,7 +136,8 @@ class OutcomeProducer:
         try:
             self._producer.poll(timeout_s)
         except KafkaException as error:
-            raise _refused(error.args[0]) from error
+            self._failure = self._failure or _refused(error.args[0])
+            raise self._failure from error
 
     def close(self, timeout_s: float) -> None:
         """Deliver what is still on its way, if that is possible in time; nothing of it has been acknowledged."""

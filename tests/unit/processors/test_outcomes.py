@@ -27,8 +27,11 @@ class FakeProducer:
         self.errors: dict[bytes, KafkaError] = {}
         self.flushed = False
         self.fatal = False
+        self.told = False
 
     def produce(self, topic: str, value: bytes, key: bytes, partition: int, report: Report) -> None:
+        if self.fatal:
+            raise KafkaException(KafkaError(KafkaError._FATAL))
         if value == b"too large":
             raise KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
         if len(self.queue) >= self.queue_max:
@@ -38,7 +41,8 @@ class FakeProducer:
         self.queue.append(lambda _error, message: report(error, message))
 
     def poll(self, _timeout: float) -> int:
-        if self.fatal:
+        if self.fatal and not self.told:
+            self.told = True
             raise KafkaException(REFUSED)
         for _ in range(min(3, len(self.queue))):
             self.queue.popleft()(None, SimpleNamespace())
@@ -119,6 +123,13 @@ def test_a_producer_that_has_failed_for_good_says_so(producer: OutcomeProducer) 
     fake(producer).fatal = True
     with pytest.raises(OutcomeNotDeliveredError, match="Kafka did not take an outcome"):
         asyncio.run(producer.confirmed(delivery))
+
+
+def test_the_cause_is_told_whichever_call_meets_the_failure_first(producer: OutcomeProducer) -> None:
+    fake(producer).fatal = True
+    for _ in range(2):  # librdkafka tells the cause to one poll only; every later call is told that it is fatal
+        with pytest.raises(OutcomeNotDeliveredError, match=r"not take an outcome .*authorization failed"):
+            producer.send([(b"k", b"v")], 1, 0)
 
 
 def test_closing_gives_what_is_on_its_way_a_last_chance(producer: OutcomeProducer) -> None:
