@@ -62,16 +62,15 @@ def _insert(collection: Documents, documents: Sequence[bytes]) -> BatchOutcome:
         if error.details["writeConcernErrors"]:
             raise WriteConcernUnmetError("the write concern was not met", "check the replica set") from None
         inserted, errors = error.details["nInserted"], error.details["writeErrors"]
-    except AutoReconnect:
-        # A server may drop the connection of a client that sends broken BSON: no outage, and it would never end.
+    except (AutoReconnect, OperationFailure) as error:
+        if isinstance(error, OperationFailure) and error.code in REFUSED_FOR_A_DOCUMENT:
+            return _isolate(collection, documents, Refusal(error.code, scrub(error.args[0])))
+        # A server may drop the connection of a client that sends broken BSON, or speak of an internal error: no outage,
+        # and it would never end.
         unsound = {position for position, document in enumerate(documents) if not is_sound(document)}
         if not unsound:
             raise
         return _without(collection, documents, unsound)
-    except OperationFailure as error:
-        if error.code not in REFUSED_FOR_A_DOCUMENT:
-            raise
-        return _isolate(collection, documents, Refusal(error.code, scrub(error.args[0])))
     outcome = classify(sent, errors, UNIQUE_EXTERNAL_ID.name)
     if inserted != len(outcome.inserted):
         raise CountsDisagreeError(
