@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
@@ -13,6 +13,17 @@ from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 logger = logging.getLogger(__name__)
 
 CHECK_TIMEOUT_S = 5.0
+LEADER_TIMEOUT_S = 15.0
+LEADER_POLL_S = 0.1
+NO_LEADER = frozenset(
+    (
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001  librdkafka's public names begin with an underscore
+        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
+    )
+)
 DELIVERY_TIMEOUT_S = 120.0  # without a single confirmation
 RECORD_OVERHEAD_BYTES = 1024  # batch header, record header and the Avro frame, generously
 MESSAGE_BYTES_LIMIT = (
@@ -151,6 +162,24 @@ def check_topic(kafka: Mapping[str, Any], topic: str, partitions: int | None = N
             "keys would move between partitions: start a job with the topic's number",
         )
     return count
+
+
+def offsets_held(consumer: Consumer, topic: str, partitions: int) -> list[tuple[int, int]]:
+    """Return, by partition, the offset of the first record that Kafka has and the one behind the last.
+
+    Waits for a leader where a topic has just been made. Raises KafkaException if there is none in time.
+    """
+    deadline = time.monotonic() + LEADER_TIMEOUT_S
+    while True:
+        try:
+            return [
+                consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=CHECK_TIMEOUT_S)
+                for partition in range(partitions)
+            ]
+        except KafkaException as error:
+            if error.args[0].code() not in NO_LEADER or time.monotonic() > deadline:
+                raise
+            time.sleep(LEADER_POLL_S)
 
 
 def message_bytes_max(kafka: Mapping[str, Any], topic: str) -> int:

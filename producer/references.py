@@ -17,7 +17,7 @@ from pymongo.database import Database
 
 from producer.audits import Connection, answering, columns_of, connect, resolve
 from producer.checkpoint import answering as mongo_answering
-from producer.publisher import Publisher, check_topic, message_bytes_max
+from producer.publisher import Publisher, check_topic, message_bytes_max, offsets_held
 from schemas.codec import Codec
 from schemas.errors import ReplayError
 from schemas.mapping import SourceMapping
@@ -268,12 +268,9 @@ def keys_on(kafka: Mapping[str, Any], topic: str) -> set[bytes]:
     )
     keys: set[bytes] = set()
     try:
-        parts = []
-        for partition in range(check_topic(kafka, topic)):
-            # Offsets that are known and partitions that are not empty: anything else costs the client half a second.
-            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=READ_IDLE_S)
-            if low < high:
-                parts.append(TopicPartition(topic, partition, low))
+        held = offsets_held(consumer, topic, check_topic(kafka, topic))
+        # Offsets that are known and partitions that are not empty: anything else costs the client half a second.
+        parts = [TopicPartition(topic, number, low) for number, (low, end) in enumerate(held) if low < end]
         consumer.assign(parts)
         unread = {part.partition for part in parts}
         heard_at = time.monotonic()

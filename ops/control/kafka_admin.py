@@ -7,6 +7,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType
 
+from producer.publisher import offsets_held
 from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.topics import AccountTopics
 
@@ -128,10 +129,7 @@ def end_offsets(config: Mapping[str, Any], topic: str, partitions: int) -> list[
 def _watermarks(config: Mapping[str, Any], topic: str, partitions: int) -> list[tuple[int, int]]:
     consumer = Consumer({**config, "group.id": f"crm.offsets.{topic}", "enable.auto.commit": False, "log_level": 0})
     try:
-        return [
-            consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_TIMEOUT_S)
-            for partition in range(partitions)
-        ]
+        return offsets_held(consumer, topic, partitions)
     finally:
         consumer.close()
 

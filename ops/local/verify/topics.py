@@ -3,7 +3,6 @@
 Everything is read by plain consumers that join no group and commit nothing.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from ops.control import kafka_admin
 from ops.control.jobs import Job
 from ops.local.verify.model import Unhandled
+from producer.publisher import offsets_held
 from schemas.codec import CONFLUENT_HEADER_BYTES, SINGLE_OBJECT_HEADER_BYTES, Codec
 from schemas.errors import ReplayError, UndecodableRecordError
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord, SnapshotMarker
@@ -23,8 +23,6 @@ ANSWER_TIMEOUT_S = 10.0
 READ_IDLE_S = 30.0
 BATCH_RECORDS = 10_000
 POLL_S = 0.1
-LEADER_TIMEOUT_S = 10.0  # how long a partition may be without a leader that the client knows: an election, a new topic
-NO_LEADER = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 PARTITION_EOF = KafkaError._PARTITION_EOF  # noqa: SLF001 - confluent-kafka's name for it
 
 
@@ -54,26 +52,15 @@ class Seen:
 
 def spans(kafka: Mapping[str, Any], topic: str) -> dict[int, Span]:
     """Return what each partition of a topic holds; empty if there is no such topic. Raises ReplayError."""
-    deadline = time.monotonic() + LEADER_TIMEOUT_S
-    while True:
-        try:
-            return _spans(kafka, topic)
-        except KafkaException as error:
-            if error.args[0].code() not in NO_LEADER or time.monotonic() > deadline:
-                raise _unanswered(topic, error) from error
-            time.sleep(POLL_S)
-
-
-def _spans(kafka: Mapping[str, Any], topic: str) -> dict[int, Span]:
     consumer = _consumer(kafka, topic)
     try:
         found = consumer.list_topics(topic, timeout=ANSWER_TIMEOUT_S).topics[topic]
         if found.error is not None:
             return {}
-        return {
-            partition: Span(*consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_TIMEOUT_S))
-            for partition in found.partitions
-        }
+        held = offsets_held(consumer, topic, len(found.partitions))
+        return {partition: Span(low, end) for partition, (low, end) in enumerate(held)}
+    except KafkaException as error:
+        raise _unanswered(topic, error) from error
     finally:
         consumer.close()
 
