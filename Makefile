@@ -4,7 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check format lock clean
+# How often `make soak` does what; `make soak CRM_REPLAY_KILL_ROUNDS=200` goes on for hours.
+CRM_REPLAY_KILL_ROUNDS ?= 20
+CRM_REPLAY_SOAK_RUNS ?= 30
+CRM_REPLAY_FAILURE_ROUNDS ?= 10
+
+.PHONY: help setup demo test soak check format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -26,6 +31,13 @@ test: setup ## every test, on real servers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+soak: setup ## kills, rebalances and dying servers for an hour or so; ends with what was injected and what came of it
+	CRM_REPLAY_KILL_ROUNDS=$(CRM_REPLAY_KILL_ROUNDS) CRM_REPLAY_SOAK_RUNS=$(CRM_REPLAY_SOAK_RUNS) \
+	CRM_REPLAY_FAILURE_ROUNDS=$(CRM_REPLAY_FAILURE_ROUNDS) $(BIN)/python -m pytest \
+	  tests/e2e/test_kills.py tests/e2e/test_server_failures.py tests/integration/processors/test_rebalance.py \
+	  tests/integration/sink/test_deaths.py tests/integration/producer/test_snapshot.py \
+	  tests/unit/producer/test_snapshot.py tests/unit/processors/test_batching.py
 
 check: setup ## the quick half: lint, types, tests that need no server
 	$(BIN)/ruff check .

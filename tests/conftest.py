@@ -1,3 +1,3 @@
 """Fixtures of every test; one plugin per concern in tests/fixtures."""
 
-pytest_plugins = ["tests.fixtures.services"]
+pytest_plugins = ["tests.fixtures.services", "tests.fixtures.faults"]

@@ -64,7 +64,7 @@ def tortured_run(crm: Crm, account: str, dice: random.Random) -> tuple[dict[str,
 
 @pytest.mark.slow
 @pytest.mark.timeout(300 + 200 * ROUNDS)
-def test_runs_whose_workers_are_killed_end_like_an_uninterrupted_one(crm):
+def test_runs_whose_workers_are_killed_end_like_an_uninterrupted_one(crm, record_faults):
     account = generated(crm, AUDITS)
     uninterrupted = crm.run(account, "--mapping", GENERATED_MAPPING)
     expected = crm.logs(account)
@@ -77,4 +77,4 @@ def test_runs_whose_workers_are_killed_end_like_an_uninterrupted_one(crm):
         assert {key: job[key] for key in same} == {key: uninterrupted[key] for key in same}, killed
         assert crm.logs(account) == expected, killed
     assert kills >= ROUNDS  # or nothing was tested
-    print(f"{ROUNDS} runs, {kills} kills, losses 0, duplicates 0")  # noqa: T201
+    record_faults(kills, f"workers killed in {ROUNDS} runs")

@@ -1,9 +1,12 @@
 """Servers that die, are slow or have no disk left in the middle of a run: the end equals an uninterrupted run's.
 
 The servers are this module's own: they are killed with SIGKILL and started again on the same data and ports.
+`CRM_REPLAY_FAILURE_ROUNDS` says how often each server is killed (default 1), each time in another moment.
 """
 
 import json
+import os
+import random
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,10 +27,12 @@ from tests.e2e.conftest import Crm
 from tests.e2e.failures import Servers, SlowProxy, reading, wait_until
 from tests.e2e.test_kills import workers_of
 from tests.e2e.test_run import generated
+from tests.fixtures.faults import Faults
 from tests.fixtures.services import private_home
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
+ROUNDS = int(os.environ.get("CRM_REPLAY_FAILURE_ROUNDS", "1"))
 AUDITS = 36_000  # of all accounts: half of them are the largest one's
 RUN_TIMEOUT_S = 200
 SAME = ("records_total", "records_migrated", "records_skipped", "records_failed", "skips_by_reason", "accuracy_pct")
@@ -145,34 +150,37 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replayed]:
             client.close()
 
 
-def when_half_written(run: Replayed) -> None:
-    wait_until(lambda: run.written() > len(run.logs) // 10, "documents to be written")
+def when_written(run: Replayed, part: float = 0.1) -> None:
+    """Wait until this part of the documents is there."""
+    wait_until(lambda: run.written() > len(run.logs) * part, "documents to be written")
 
 
-def when_half_read(run: Replayed) -> None:
-    wait_until(lambda: run.read() > run.job["records_total"] // 10, "rows to be read")
+def when_read(run: Replayed, part: float) -> None:
+    """Wait until this part of the rows is published."""
+    wait_until(lambda: run.read() > run.job["records_total"] * part, "rows to be read")
 
 
+@pytest.mark.parametrize("number", range(ROUNDS))
 @pytest.mark.parametrize(
     ("service", "middle"),
-    [(Service.KAFKA, when_half_written), (Service.MONGODB, when_half_written), (Service.POSTGRES, when_half_read)],
-    ids=lambda value: value.value if isinstance(value, Service) else "",
+    [(Service.KAFKA, when_written), (Service.MONGODB, when_written), (Service.POSTGRES, when_read)],
+    ids=["kafka", "mongodb", "postgres"],
 )
 def test_a_server_that_is_killed_in_the_middle_and_comes_back_changes_nothing(
-    replayed: Replayed, service: Service, middle: Callable[[Replayed], None]
+    replayed: Replayed, service: Service, middle: Callable[[Replayed, float], None], number: int, record_faults: Faults
 ) -> None:
     with replayed.fresh_run() as (runner, said):
-        middle(replayed)
+        middle(replayed, random.Random(number).uniform(0.02, 0.3))  # later, and the workers may be done when it comes
         replayed.servers.kill(service)
         wait_until(lambda: replayed.was_felt(service, said), "a worker to meet the outage")
         assert runner.poll() is None, said
         replayed.servers.up()
         job, taken_up = replayed.finish(runner, said)
     replayed.require_same(job, said)
-    print(f"{service.value}: 1 kill, taken up {taken_up} times, losses 0, duplicates 0, {job['seconds']} s")  # noqa: T201
+    record_faults(1, f"{service.value} killed; {job['seconds']} s, taken up by hand {taken_up} times")
 
 
-def test_a_slow_mongodb_makes_the_run_slower_and_not_bigger(replayed: Replayed) -> None:
+def test_a_slow_mongodb_makes_the_run_slower_and_not_bigger(replayed: Replayed, record_faults: Faults) -> None:
     url = replayed.crm.environment["MONGODB_URL"]
     host, port = url.removeprefix("mongodb://").split("/")[0].split(":")
     with SlowProxy((host, int(port)), delay_s=0.1) as proxy:
@@ -180,7 +188,8 @@ def test_a_slow_mongodb_makes_the_run_slower_and_not_bigger(replayed: Replayed) 
         assert proxy.held > 50
     replayed.require_same(slow, [])
     before, after = replayed.job["seconds"], slow["seconds"]
-    print(f"slow MongoDB: {before} s become {after} s, MiB {replayed.peak_mib} become {peak_mib}")  # noqa: T201
+    held = f"{proxy.held} answers of MongoDB held back for 0.1 s"
+    record_faults(proxy.held, f"{held}; {before} s became {after} s, MiB {replayed.peak_mib} became {peak_mib}")
     assert after > before * 1.2
     for role in ("sink", "processors"):
         assert peak_mib[role] < replayed.peak_mib[role] + FETCHED_AHEAD_MIB
@@ -194,7 +203,7 @@ def set_message_bytes_max(run: Replayed, topic: str, bytes_max: int) -> None:
 
 
 def test_outcomes_that_the_broker_refuses_are_never_acknowledged_and_come_once_it_takes_them(
-    replayed: Replayed,
+    replayed: Replayed, record_faults: Faults
 ) -> None:
     topics = replayed.topics
 
@@ -209,7 +218,7 @@ def test_outcomes_that_the_broker_refuses_are_never_acknowledged_and_come_once_i
         return kafka_admin.end_offsets(replayed.kafka, topics.outcomes, 4)
 
     with replayed.fresh_run() as (runner, said):
-        when_half_written(replayed)
+        when_written(replayed)
         set_message_bytes_max(replayed, topics.outcomes, 100)
         try:
             wait_until(lambda: len(ends()) >= 1, "the worker to end")
@@ -218,20 +227,24 @@ def test_outcomes_that_the_broker_refuses_are_never_acknowledged_and_come_once_i
             assert (acknowledged(), delivered()) == before
         finally:
             set_message_bytes_max(replayed, topics.outcomes, kafka_admin.RECORD_BYTES_MAX)
-        for line in ends():
+        refused = ends()
+        for line in refused:
             assert "Kafka did not take an outcome" in line
             assert "Message size too large" in line
         job, _ = replayed.finish(runner, said)
     replayed.require_same(job, said)
+    record_faults(len(refused), "workers ended by outcomes that the broker refused")
 
 
-def test_a_broker_whose_disk_is_full_dies_and_the_run_goes_on_once_there_is_room(replayed: Replayed) -> None:
+def test_a_broker_whose_disk_is_full_dies_and_the_run_goes_on_once_there_is_room(
+    replayed: Replayed, record_faults: Faults
+) -> None:
     with replayed.fresh_run() as (runner, said):
-        when_half_written(replayed)
+        when_written(replayed)
         logs = Path(replayed.servers.home).glob(f"kafka/data/{replayed.topics.outcomes}-*/*.log")
         replayed.servers.limit_files(Service.KAFKA, max(log.stat().st_size for log in logs) + 4096)
         wait_until(lambda: replayed.servers.is_gone(Service.KAFKA), "the broker to end")
         replayed.servers.up()
         job, taken_up = replayed.finish(runner, said)
     replayed.require_same(job, said)
-    print(f"disk full: taken up {taken_up} times, losses 0, duplicates 0")  # noqa: T201
+    record_faults(1, f"broker without disk; {job['seconds']} s, taken up by hand {taken_up} times")

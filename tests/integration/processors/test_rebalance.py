@@ -15,6 +15,7 @@ from collections.abc import Callable
 import pytest
 
 from schemas.records import ActivityLog, SnapshotMarker
+from tests.fixtures.faults import Faults
 from tests.integration.processors.harness import JobOnKafka, Worker, event, wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
@@ -45,7 +46,9 @@ def assert_committed_is_handled(job: JobOnKafka) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(SOAK_RUNS))
-def test_random_kills_and_restarts_lose_nothing(new_job: Callable[[int], JobOnKafka], seed: int) -> None:
+def test_random_kills_and_restarts_lose_nothing(
+    new_job: Callable[[int], JobOnKafka], seed: int, record_faults: Faults
+) -> None:
     chance = random.Random(seed)
     job = new_job(PARTITIONS)
     job.publish_snapshot(event(audit_id) for audit_id in range(1, ROWS + 1))
@@ -77,6 +80,7 @@ def test_random_kills_and_restarts_lose_nothing(new_job: Callable[[int], JobOnKa
             assert worker.leave() in ENDED_WELL, worker.output()[-3000:]
     assert kills
     assert_nothing_is_lost(job, ROWS)
+    record_faults(kills, "workers killed, told to leave, or joined by another")
 
 
 def test_members_that_come_and_go_while_runs_are_handled_lose_nothing(new_job: Callable[[int], JobOnKafka]) -> None:

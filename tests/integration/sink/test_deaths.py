@@ -12,6 +12,7 @@ import pytest
 from schemas.records import Record
 from sink.effects import Effect
 from sink.progress import RunTotals
+from tests.fixtures.faults import Faults
 from tests.integration.sink.conftest import Account, wait_until
 
 pytestmark = pytest.mark.services
@@ -58,12 +59,15 @@ def check(account: Account) -> None:
 @pytest.mark.parametrize("number", [1, 3])
 @pytest.mark.parametrize("effect", list(Effect))
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_kill_at_any_effect_loses_and_doubles_nothing(account: Account, when: str, effect: str, number: int) -> None:
+def test_a_kill_at_any_effect_loses_and_doubles_nothing(
+    account: Account, when: str, effect: str, number: int, record_faults: Faults
+) -> None:
     prepare(account)
     killed = account.start_process(f"{when}:{effect}:{number}", **WORKER)
     assert killed.wait(30) == -signal.SIGKILL
     account.run_sink(sink_instance_id="w", sink_batch_records=70)  # batches need not be cut the same way again
     check(account)
+    record_faults(1, f"sink killed {when} {effect} {number}")
 
 
 def test_one_death_after_another_loses_and_doubles_nothing(make_account: Callable[..., Account]) -> None:
@@ -123,7 +127,9 @@ def moved_on(account: Account, before: RunTotals) -> bool:
 
 
 @pytest.mark.slow
-def test_random_deaths_of_three_sinks_under_redelivery_change_nothing(make_account: Callable[..., Account]) -> None:
+def test_random_deaths_of_three_sinks_under_redelivery_change_nothing(
+    make_account: Callable[..., Account], record_faults: Faults
+) -> None:
     """Sinks are killed, ended and frozen at random while processors repeat stretches of what they did."""
     chance = random.Random(4)
     account = make_account(partitions=4)
@@ -179,3 +185,4 @@ def test_random_deaths_of_three_sinks_under_redelivery_change_nothing(make_accou
     assert account.external_ids() == sorted(expected)
     letters = {(d.source_topic, d.source_partition, d.source_offset) for d in account.dead_letters()}
     assert len(letters) == hundredth + 4
+    record_faults(faults, "sinks killed, ended or frozen")
