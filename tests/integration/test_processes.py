@@ -76,6 +76,31 @@ def test_an_exit_code_that_is_an_answer_is_not_a_crash(tmp_path):
         assert [p.returncode for p in supervisor.check()] == [3]
 
 
+def test_what_ends_as_by_bad_input_is_given_up_at_its_first_start_and_started_again_after_a_crash(tmp_path):
+    hopeless = frozenset({2})
+    with Supervisor() as supervisor:
+        supervisor.add(
+            python("wrong", "print('no such topic'); raise SystemExit(2)", tmp_path, hopeless_codes=hopeless)
+        )
+        with pytest.raises(ProcessGaveUpError, match="wrong ended: no such topic"):
+            wait_until(lambda: supervisor.check() != [])
+
+    code = f"""
+import pathlib, sys, time
+lives = pathlib.Path({str(tmp_path / "lives")!r})
+lived = len(lives.read_text()) if lives.exists() else 0
+lives.write_text("x" * (lived + 1))
+if lived == 2:
+    print("third life"); time.sleep(60)
+sys.exit([1, 2][lived])
+"""
+    with Supervisor() as supervisor:
+        worker = python("worker", code, tmp_path, hopeless_codes=hopeless)
+        supervisor.add(worker)
+        wait_until(lambda: supervisor.check() == [] and "third life" in worker.last_lines())
+        assert worker.restarts == 2
+
+
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path):
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(60)"
     supervisor = Supervisor()
