@@ -17,6 +17,7 @@ from ops.control import migrations, operations
 from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local import services
+from ops.local.dlq import app as dlq_app
 from ops.local.generator import generate
 from ops.local.processes import child_environment, python_module
 from ops.local.services.cli import app as services_app
@@ -40,6 +41,7 @@ app = typer.Typer(
 migrate_app = typer.Typer(help="Collections and indexes in MongoDB, versioned, up and down.", no_args_is_help=True)
 app.add_typer(services_app, name="services")
 app.add_typer(migrate_app, name="migrate")
+app.add_typer(dlq_app, name="dlq")
 
 AUDIT_IDS_MAX = 100_000  # named by hand or by `verify`; they travel in one document
 
