@@ -396,7 +396,7 @@ def show(
         raise BadInputError(f"Kafka has just let offset {chosen.letter.offset} go", "list the dead letters again")
     answer = chosen.as_dict() | {
         "other_offsets": others,
-        "retries": [_attempt(one, chosen.letter.audit_id) for one in retries],
+        "retries": [attempt_of(one, chosen.letter.audit_id) for one in retries],
     }
     if chosen.letter.cause == UNREADABLE:
         answer |= {"payload": payload_of(found[1], place.topics.codec)}
@@ -422,7 +422,7 @@ def _choose(listed: Sequence[Listed], offset: int | None, audit_id: int) -> tupl
     return chosen[-1], [other for other in others if other != chosen[-1].letter.offset]
 
 
-def _attempt(attempt: Mapping[str, Any], audit_id: int) -> dict[str, Any]:
+def attempt_of(attempt: Mapping[str, Any], audit_id: int) -> dict[str, Any]:
     """Return what is shown of a retry of a row, as JSON takes it."""
     ended = [
         f"{group['outcome']} {group['why']}".strip() for group in attempt["outcomes"] if audit_id in group["audit_ids"]

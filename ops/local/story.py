@@ -1,0 +1,230 @@
+"""Pure: the story of one source row, the rules that decided about it, and its end in one phrase."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from ops.local.dead_letters import EPOCH, moment
+from processors.categories import action_of, category_rules, changes_status
+from processors.contacts import ContactLookups
+from processors.watermark import skip_reason
+from schemas.audited_changes import Columns, Unreadable, read
+from schemas.mapping import SourceMapping
+from schemas.person import changes_candidates, comment_candidates, own_candidates
+from schemas.records import AuditEvent
+from schemas.vocabulary import DeadLetterCause, SkipReason
+from sink.documents import AUDIT_ID_BYTES, RUN_BYTES
+
+PARTS = ("source", "key", "published", "decision", "outcome", "document", "dead letters", "job")
+
+
+@dataclass(slots=True)
+class Story:
+    """What is known of a row, part by part; `facts` is the answer in JSON, `lines` the same for people."""
+
+    company_sso_id: str
+    audit_id: int
+    facts: dict[str, Any] = field(default_factory=dict)
+    lines: dict[str, list[str]] = field(default_factory=dict)
+    not_looked_at: dict[str, str] = field(default_factory=dict)  # part -> why
+    looked_at: set[str] = field(default_factory=set)  # servers that answered
+
+    def tell(self, part: str, facts: Any, *lines: str) -> None:
+        """Add what a part says."""
+        self.facts[part.replace(" ", "_")] = facts
+        self.lines.setdefault(part, []).extend(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the story as JSON takes it."""
+        return {
+            "company_sso_id": self.company_sso_id,
+            "audit_id": self.audit_id,
+            **{part.replace(" ", "_"): self.facts.get(part.replace(" ", "_")) for part in PARTS},
+            "not_looked_at": dict(self.not_looked_at),
+            "verdict": verdict(self),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the source, as far as it may be looked at."""
+
+    exists: bool
+    auditable_type: str = ""
+    action: str = ""
+    created_at_us: int | None = None
+    ours: bool = False  # of this account
+    event: AuditEvent | None = None  # of a row of this account that can be read
+    defect: str = ""  # cause why it cannot be published whole
+    defect_detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rule's answer. The first that is no `pass` decides."""
+
+    rule: str
+    verdict: str  # pass, skip or refuse
+    text: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class Bounds(Protocol):
+    """As much of a job as decides which rows it reads."""
+
+    @property
+    def cutoff(self) -> datetime:
+        """Return the time before which rows are left out."""
+
+    @property
+    def top_audit_id(self) -> int:
+        """Return the newest id that it reads."""
+
+
+def out_of_scope(row: Row, audit_id: int, mapping: SourceMapping, job: Bounds | None) -> list[str]:
+    """Return why a replay does not read the row; empty if it does. Without a job, no cutoff and no top are known."""
+    if not row.exists:
+        return ["there is no row with this id"]
+    if not row.ours:
+        return ["it is another account's"]
+    why = []
+    if row.auditable_type not in mapping.scope:
+        why.append(f"its type {row.auditable_type or '(none)'} is not in the mapping's scope")
+    if row.created_at_us is None:
+        why.append("it has no created_at, so it is in no date range")
+    elif job is not None and row.created_at_us < (job.cutoff - EPOCH) // timedelta(microseconds=1):
+        created = moment(row.created_at_us).isoformat()
+        why.append(f"created {created}, before the job's cutoff {job.cutoff.isoformat()}")
+    if job is not None and audit_id > job.top_audit_id:
+        why.append(f"its id is above the job's top, {job.top_audit_id}: it is newer than the job")
+    return why
+
+
+def candidates(event: AuditEvent, mapping: SourceMapping) -> list[dict[str, str]]:
+    """Return the row's CRM person ids in the order in which they are tried, each with the first place it stands at."""
+    rule = mapping.person
+    columns = read(event.audited_changes, event.changes_are_json)
+    values = columns.values if isinstance(columns, Columns) else {}
+    itself = str(event.auditable_id) if event.auditable_type == rule.type else ""
+    found: dict[str, str] = dict.fromkeys(comment_candidates(event.comment, rule), "comment")
+    for person_id in changes_candidates(event.action, rule, values):
+        found.setdefault(person_id, "audited_changes")
+    for person_id in own_candidates(event, rule):
+        found.setdefault(person_id, "the row itself" if person_id == itself else "associated record")
+    return [{"person_id": person_id, "from": place} for person_id, place in found.items()]
+
+
+def steps(event: AuditEvent, mapping: SourceMapping, account: str, lookups: ContactLookups) -> list[Step]:
+    """Return the answers of the rules in the contract's order, up to and with the one that decides.
+
+    The transformation itself gives no reasons; these are its own functions, asked one by one.
+    """
+    rule = category_rules(mapping).get((event.auditable_type, event.action))
+    what = f"{event.auditable_type} {event.action}"
+    if rule is None:
+        return [Step("scope", "skip", f"no category for {what}", {"reason": SkipReason.UNMAPPED_ACTION_TYPE.value})]
+    told = [Step("scope", "pass", f"{what} is {rule.category}/{rule.action}")]
+
+    tried = []
+    contact = None
+    for candidate in candidates(event, mapping):
+        contact = lookups.contact(candidate["person_id"])
+        if contact is not None and contact.company_sso_id != account:
+            contact = None
+        tried.append({**candidate, "customer_id": contact.customer_id if contact is not None else None})
+        if contact is not None:
+            break
+    said = ", ".join(
+        f"person {each['person_id']} ({each['from']}) is "
+        f"{'customer ' + str(each['customer_id']) if each['customer_id'] else 'no contact of this account'}"
+        for each in tried
+    )
+    if contact is None:
+        values = {"reason": SkipReason.CONTACT_NOT_FOUND.value, "tried": tried}
+        return [*told, Step("contact", "skip", said or "the row names no person", values)]
+    told.append(Step("contact", "pass", said, {"tried": tried}))
+
+    created, synced = moment(event.created_at).isoformat(), moment(contact.created_at).isoformat()
+    times = {"created_at": created, "contact_created_at": synced}
+    if (reason := skip_reason(event.created_at, contact.created_at, live=False)) is not None:
+        text = f"created {created}, not before the contact ({synced}): the live feed owns it"
+        return [*told, Step("watermark", "skip", text, {"reason": reason.value, **times})]
+    told.append(
+        Step("watermark", "pass", f"created {created}, before the contact ({synced}): the replay owns it", times)
+    )
+
+    columns = read(event.audited_changes, event.changes_are_json)
+    if isinstance(columns, Unreadable):
+        cause = DeadLetterCause.DOCUMENT_TOO_LARGE if columns.too_large else DeadLetterCause.UNDECODABLE_CHANGES
+        values = {"cause": cause.value}
+        return [*told, Step("changes", "refuse", f"audited_changes is unreadable: {columns.why}", values)]
+    refused = f", {columns.refused} of them Ruby objects that stay unread" if columns.refused else ""
+    names = sorted(columns.values)
+    counted = f"{len(names)} columns{refused}"
+    told.append(Step("changes", "pass", counted, {"columns": names, "refused_values": columns.refused}))
+    if changes_status(rule, columns.values):
+        action = action_of(rule, columns.values)
+        if rule.status_ids is None:
+            text = f"{rule.status_column} was changed, and the mapping has no id set that says what that means"
+        else:
+            meaning = "one of" if action == rule.status_action else "none of"
+            text = f"{rule.status_column} was changed to {meaning} the ids that mean {rule.status_action}"
+        told.append(Step("status", "pass", f"{text}: {rule.category}/{action}"))
+    return told
+
+
+def verdict(story: Story) -> str:
+    """Return the end of the story in one phrase."""
+    facts = story.facts
+    document, decision = facts.get("document") or {}, facts.get("decision") or {}
+    outcome = (facts.get("outcome") or {}).get("records") or []
+    letters = facts.get("dead_letters") or {}
+    source, published = facts.get("source") or {}, facts.get("published") or {}
+    if document.get("found"):
+        if not document.get("of_replay"):
+            return "the live feed has written its document"
+        if document.get("differs"):
+            return f"migrated, but the document differs from what the row becomes now: {', '.join(document['differs'])}"
+        return "migrated"
+    if outcome and outcome[-1]["what"] == "skipped":
+        return f"skipped: {outcome[-1]['reason']}"
+    if letters.get("letters"):
+        last = letters["letters"][-1]
+        return f"failed: {last['cause']} (dead letter at offset {last['offset']})"
+    if outcome and outcome[-1]["what"] == "dead letter":
+        return f"failed: {outcome[-1]['reason']}"
+    if source.get("out_of_scope"):
+        return f"not replayed: {'; '.join(source['out_of_scope'])}"
+    if outcome and outcome[-1]["what"] == "activity log":
+        if "document" not in facts:
+            return "an activity log was made of it; whether it was written could not be looked at"
+        return "an activity log was made of it, and there is no document: not written yet, removed, or lost"
+    if published.get("records"):
+        return "on its way, or lost: it is published and has no outcome"
+    if facts.get("job") is None and "job" in facts:
+        return "not replayed: the account has no job"
+    if decision.get("result"):
+        missing = "" if "published" in facts else "; where it is now could not be looked at"
+        return f"it would be {decision['result']} now{missing}"
+    return "unknown: too little could be looked at"
+
+
+def run_of(document_id: Any, audit_id: int) -> int | None:
+    """Return the run that an `_id` of the replay's making names; None for any other `_id`."""
+    binary = getattr(document_id, "binary", b"")
+    if len(binary) != RUN_BYTES + AUDIT_ID_BYTES or int.from_bytes(binary[RUN_BYTES:], "big") != audit_id:
+        return None
+    return int.from_bytes(binary[:RUN_BYTES], "big")
+
+
+def told(story: Story) -> Iterator[str]:
+    """Yield the story's lines in order, each part under its name."""
+    for part in PARTS:
+        lines = story.lines.get(part, [])
+        if part in story.not_looked_at:
+            lines = [*lines, f"could not be looked at: {story.not_looked_at[part]}"]
+        for number, line in enumerate(lines):
+            yield f"  {'' if number else part:<13} {line}"
+    for part in story.not_looked_at.keys() - set(PARTS):
+        yield f"  {part:<13} could not be looked at: {story.not_looked_at[part]}"
