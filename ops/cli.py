@@ -18,6 +18,7 @@ from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local import services
 from ops.local.dlq import app as dlq_app
+from ops.local.explain import explain
 from ops.local.generator import generate
 from ops.local.processes import child_environment, python_module
 from ops.local.services.cli import app as services_app
@@ -325,6 +326,7 @@ def migrate_status(as_json: AsJson = False) -> None:
 app.command()(generate)
 app.command("transform")(transform_rows)
 app.command()(verify)
+app.command()(explain)
 
 
 @app.command()
