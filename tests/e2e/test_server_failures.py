@@ -150,7 +150,7 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replayed]:
             client.close()
 
 
-def when_written(run: Replayed, part: float = 0.1) -> None:
+def when_written(run: Replayed, part: float) -> None:
     """Wait until this part of the documents is there."""
     wait_until(lambda: run.written() > len(run.logs) * part, "documents to be written")
 
@@ -189,7 +189,7 @@ def test_a_slow_mongodb_makes_the_run_slower_and_not_bigger(replayed: Replayed, 
     replayed.require_same(slow, [])
     before, after = replayed.job["seconds"], slow["seconds"]
     held = f"{proxy.held} answers of MongoDB held back for 0.1 s"
-    record_faults(proxy.held, f"{held}; {before} s became {after} s, MiB {replayed.peak_mib} became {peak_mib}")
+    record_faults(1, f"{held}; {before} s became {after} s, MiB {replayed.peak_mib} became {peak_mib}")
     assert after > before * 1.2
     for role in ("sink", "processors"):
         assert peak_mib[role] < replayed.peak_mib[role] + FETCHED_AHEAD_MIB
@@ -218,7 +218,7 @@ def test_outcomes_that_the_broker_refuses_are_never_acknowledged_and_come_once_i
         return kafka_admin.end_offsets(replayed.kafka, topics.outcomes, 4)
 
     with replayed.fresh_run() as (runner, said):
-        when_written(replayed)
+        when_written(replayed, 0.02)  # early: most outcomes are still to come
         set_message_bytes_max(replayed, topics.outcomes, 100)
         try:
             wait_until(lambda: len(ends()) >= 1, "the worker to end")
@@ -240,7 +240,7 @@ def test_a_broker_whose_disk_is_full_dies_and_the_run_goes_on_once_there_is_room
     replayed: Replayed, record_faults: Faults
 ) -> None:
     with replayed.fresh_run() as (runner, said):
-        when_written(replayed)
+        when_written(replayed, 0.02)  # early: most outcomes are still to come
         logs = Path(replayed.servers.home).glob(f"kafka/data/{replayed.topics.outcomes}-*/*.log")
         replayed.servers.limit_files(Service.KAFKA, max(log.stat().st_size for log in logs) + 4096)
         wait_until(lambda: replayed.servers.is_gone(Service.KAFKA), "the broker to end")
