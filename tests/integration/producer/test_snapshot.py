@@ -88,6 +88,7 @@ def test_every_row_of_the_sample_arrives_once_and_byte_for_byte(
             version=row["version"] or 0,
             comment=row["comment"] or "",
             request_uuid=row["request_uuid"] or "",
+            company_sso_id=here.job.company_sso_id,
         )
         for id_, row in stored.items()
     }
