@@ -6,6 +6,7 @@ acknowledged strictly in order, each after its own outcomes are confirmed.
 
 import asyncio
 import logging
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from processors.outcomes import Delivery, OutcomeProducer
 from processors.runs import RunTransformer, acting_users
 from processors.settings import ProcessorSettings
 from processors.tables import HighWater, ReferenceTables
+from schemas.connections import Connections
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +142,28 @@ def kafka_url(bootstrap_servers: str) -> list[str]:
     return [f"kafka://{server.strip()}" for server in bootstrap_servers.split(",") if server.strip()]
 
 
-def build_app(settings: ProcessorSettings, bootstrap_servers: str, metrics: ProcessorMetrics) -> ReplayApp:
+def credentials(connections: Connections) -> "faust.auth.Credentials | None":
+    """Return how Faust logs in to Kafka: what `Connections.kafka()` says to confluent-kafka, in its own words."""
+    context = None
+    if connections.kafka_tls:
+        context = ssl.create_default_context(cafile=connections.kafka_ssl_ca_file or None)
+        if connections.kafka_ssl_certificate_file:
+            context.load_cert_chain(
+                connections.kafka_ssl_certificate_file,
+                connections.kafka_ssl_key_file,
+                connections.kafka_ssl_key_password.get_secret_value() or None,
+            )
+    if connections.kafka_sasl:
+        return faust.SASLCredentials(
+            username=connections.kafka_sasl_username,
+            password=connections.kafka_sasl_password.get_secret_value(),
+            mechanism=connections.kafka_sasl_mechanism,
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context is not None else None
+
+
+def build_app(settings: ProcessorSettings, connections: Connections, metrics: ProcessorMetrics) -> ReplayApp:
     """Return the account's app without its agent; inside a running event loop."""
     job = settings.job
     return ReplayApp(
@@ -150,7 +173,8 @@ def build_app(settings: ProcessorSettings, bootstrap_servers: str, metrics: Proc
         exit_at_end=settings.exit_at_end,
         run_records_max=settings.run_records_max,
         run_bytes_max=settings.run_bytes_max,
-        broker=kafka_url(bootstrap_servers),
+        broker=kafka_url(connections.kafka_bootstrap_servers),
+        broker_credentials=credentials(connections),
         consumer_group_instance_id=settings.worker,
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=min(HEARTBEAT_MAX_S, settings.session_timeout_s / 4),

@@ -70,7 +70,7 @@ async def run_worker(
         gc.set_threshold(GC_THRESHOLD, 20, 50)
         tables.follow()
         lookups = TableLookups(tables.rows, codec, job.company_sso_id, directory)
-        app = build_app(settings, connections.kafka_bootstrap_servers, metrics)
+        app = build_app(settings, connections, metrics)
         transformer = RunTransformer(job, codec, transform_with(lookups), encode_document, metrics)
         add_agent(app, job.topics.replay, RunHandler(app, transformer, lookups, tables, producer, metrics, before_ack))
 

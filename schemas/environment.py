@@ -1,0 +1,53 @@
+"""Settings that can also be read from a file: `NAME_FILE` names one that holds the value of `NAME`, as secrets do."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from schemas.errors import BadInputError
+
+FILE_SUFFIX = "_FILE"
+
+
+class FromFiles(PydanticBaseSettingsSource):
+    """Reads each setting from the file that `<PREFIX><NAME>_FILE` names, without the line's end."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        """Return the value, the field's name, and that it is not JSON; raises BadInputError for an unusable file."""
+        name = f"{self.config.get('env_prefix', '')}{field_name}".upper()
+        path = os.environ.get(name + FILE_SUFFIX, "")
+        if not path:
+            return None, field_name, False
+        if os.environ.get(name):
+            raise BadInputError(f"{name} and {name}{FILE_SUFFIX} are both set", "unset one of them")
+        try:
+            return Path(path).read_text(encoding="utf-8").rstrip("\r\n"), field_name, False
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise BadInputError(f"{name}{FILE_SUFFIX}: {path}: {why}", "name a text file this user may read") from None
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the settings that are in files."""
+        found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class EnvironmentSettings(BaseSettings):
+    """Settings from the environment, each also by `NAME_FILE`; what the code passes comes first."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where settings come from, the strongest first."""
+        return init_settings, env_settings, FromFiles(settings_cls)
