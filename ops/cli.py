@@ -30,6 +30,7 @@ from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
 from schemas.vocabulary import JobStatus
 from sink.database import connect
+from sink.rollback import documents_of
 
 app = typer.Typer(
     name="crm-replay",
@@ -234,11 +235,13 @@ def rollback(
     """Delete what the replay wrote for the account; documents of others and of the live feed stay as they are."""
     if not yes and typer.prompt("This deletes the account's replayed activity logs. Type the account") != account:
         raise BadInputError("that is not the account", "nothing was deleted")
-    console = Console(stderr=True)
-    with _database() as database, console.status("rolling back") as shown:
-        removed = operations.rollback(
-            database, account, lambda count: shown.update(f"rolling back: {count:,} documents removed")
-        )
+    view = view_for(Console(stderr=True))
+    try:
+        with _database() as database:
+            there = documents_of(database, account)
+            removed = operations.rollback(database, account, lambda count: view.progress(count, there, {}, 0))
+    finally:
+        view.close()
     typer.echo(json.dumps({"records_removed": removed}) if as_json else f"{removed:,} documents removed")
 
 
@@ -277,11 +280,18 @@ def _join(account: str, module: str) -> None:
 class _database:  # noqa: N801 - reads as the function it is
     """Opens the customer data platform's database and closes it again."""
 
-    def __init__(self, connections: Connections | None = None) -> None:
+    def __init__(self, connections: Connections | None = None, *, any_schema: bool = False) -> None:
         self._connections = connections or services.connections()
+        self._any_schema = any_schema
 
     def __enter__(self) -> Any:
         self._database = connect(self._connections)
+        if not self._any_schema:
+            try:
+                migrations.require_current(self._database)
+            except BaseException:
+                self._database.client.close()
+                raise
         return self._database
 
     def __exit__(self, *_exc: object) -> None:
@@ -289,28 +299,29 @@ class _database:  # noqa: N801 - reads as the function it is
 
 
 Version = Annotated[int | None, typer.Option(help="Schema version to go to.", show_default=False)]
+Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for another process that is migrating.")]
 
 
 @migrate_app.command("up")
-def migrate_up(to: Version = None) -> None:
+def migrate_up(to: Version = None, wait: Wait = 0.0) -> None:
     """Make the collections and indexes that are missing."""
-    with _database() as database:
-        applied = migrations.up(database, to)
+    with _database(any_schema=True) as database:
+        applied = migrations.up(database, to, wait_s=wait)
     typer.echo(f"applied: {', '.join(map(str, applied))}" if applied else "nothing to do")
 
 
 @migrate_app.command("down")
-def migrate_down(to: Annotated[int, typer.Option(help="Schema version to go back to.")] = 0) -> None:
+def migrate_down(to: Annotated[int, typer.Option(help="Schema version to go back to.")] = 0, wait: Wait = 0.0) -> None:
     """Undo migrations, the newest first; documents that were there before stay as they are."""
-    with _database() as database:
-        undone = migrations.down(database, to)
+    with _database(any_schema=True) as database:
+        undone = migrations.down(database, to, wait_s=wait)
     typer.echo(f"undone: {', '.join(map(str, undone))}" if undone else "nothing to do")
 
 
 @migrate_app.command("status")
 def migrate_status(as_json: AsJson = False) -> None:
     """Show which migrations have been applied, and when."""
-    with _database() as database:
+    with _database(any_schema=True) as database:
         steps = migrations.status(database)
     if as_json:
         rows = [

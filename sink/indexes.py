@@ -10,6 +10,8 @@ CONTACT_ID_MAP = "crm_contact_id_map"
 JOBS = "crm_activity_log_migration_jobs"
 PROGRESS = "crm_replay_progress"
 COUNTERS = "crm_replay_counters"
+CHECKPOINTS = "crm_replay_checkpoints"  # the snapshot's cursors; producer.checkpoint writes them
+RETRIES = "crm_replay_retries"  # of dead letters; ops.local.dlq writes them
 
 SOURCE_TAG = "crm_migration"  # documents of the replay; the live feed has none
 
@@ -71,6 +73,8 @@ ONE_RUNNING_JOB = Index(
 )
 UNIQUE_RUN = Index(JOBS, "uniq_run", ("run",), unique=True, partial={"run": {"$exists": True}})
 PROGRESS_BY_RUN = Index(PROGRESS, "uniq_job_run_partition", ("job_id", "run", "partition"), unique=True)
+CHECKPOINTS_BY_RUN = Index(CHECKPOINTS, "idx_job_run", ("job_id", "run"))
+RETRIES_BY_COMPANY = Index(RETRIES, "idx_company_started_at", ("company_sso_id", "started_at"))
 
 INDEXES = (
     UNIQUE_EXTERNAL_ID,
@@ -82,4 +86,6 @@ INDEXES = (
     ONE_RUNNING_JOB,
     UNIQUE_RUN,
     PROGRESS_BY_RUN,
+    CHECKPOINTS_BY_RUN,
+    RETRIES_BY_COMPANY,
 )

@@ -6,7 +6,10 @@ exactly what `up` did: an index or a collection that was there before stays, and
 
 import contextlib
 import datetime as dt
+import os
+import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +23,8 @@ from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
 from sink.indexes import (
     ACTIVITY_LOGS,
+    CHECKPOINTS,
+    CHECKPOINTS_BY_RUN,
     COMPANY_SOURCE_TAG,
     CONTACT_BY_CRM_ID,
     CONTACT_ID_MAP,
@@ -32,6 +37,8 @@ from sink.indexes import (
     ONE_RUNNING_JOB,
     PROGRESS,
     PROGRESS_BY_RUN,
+    RETRIES,
+    RETRIES_BY_COMPANY,
     UNIQUE_EXTERNAL_ID,
     UNIQUE_RUN,
     Index,
@@ -42,6 +49,7 @@ LOCK = "lock"
 LOCK_EXPIRY_S = 60.0
 NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)  # expiry of a lock that nobody has held
 LOCK_RENEWALS = 3  # within one expiry
+LOCK_POLL_S = 0.5  # how often a process that may wait asks for the lock
 NAMESPACE_EXISTS = 48
 NAMESPACE_NOT_FOUND = 26
 INDEX_NOT_FOUND = 27
@@ -75,6 +83,13 @@ MIGRATIONS = (
     Migration(3, "jobs", (JOBS_BY_COMPANY, ONE_RUNNING_JOB, UNIQUE_RUN), (JOBS, COUNTERS), frozenset((JOBS, COUNTERS))),
     Migration(4, "replay progress", (PROGRESS_BY_RUN,), (PROGRESS,), frozenset((PROGRESS,))),
     Migration(5, "enrichment match key", (ENRICHMENT_MATCH,), (ACTIVITY_LOGS,)),
+    Migration(
+        6,
+        "cursors and retries",
+        (CHECKPOINTS_BY_RUN, RETRIES_BY_COMPANY),
+        (CHECKPOINTS, RETRIES),
+        frozenset((CHECKPOINTS, RETRIES)),
+    ),
 )
 NEWEST = MIGRATIONS[-1].version
 
@@ -99,15 +114,31 @@ def status(database: Any) -> list[MigrationStatus]:
     ]
 
 
-def up(database: Any, to: int | None = None) -> list[int]:
+def require_current(database: Any, *, older_will_do: bool = False) -> None:
+    """Return if this release and the database's schema fit each other; changes nothing.
+
+    Raises MigrationRefusedError for an older schema (unless that will do, as for a command that only looks at what is
+    there), for one that a migration has left half-way, and for a newer one, with what to do.
+    """
+    records = _not_newer(database)
+    missing = [m for m in MIGRATIONS if not _is_applied(records.get(m.version))]
+    if missing and not older_will_do:
+        raise MigrationRefusedError(
+            f"MongoDB lacks {', '.join(m.name for m in missing)}"
+            f" (it is at schema version {missing[0].version - 1}, this release needs {NEWEST})",
+            "make its collections and indexes: crm-replay migrate up",
+        )
+
+
+def up(database: Any, to: int | None = None, *, wait_s: float = 0.0) -> list[int]:
     """Apply what is missing up to version `to` (None: all) and return the versions applied now.
 
-    Raises MigrationRefusedError for a newer schema, a clashing index, or documents that break a unique index;
-    MigrationLockedError if another process is at it.
+    `wait_s`: how long to wait for another process that is migrating. Raises MigrationRefusedError for a newer schema, a
+    clashing index, or documents that break a unique index; MigrationLockedError if another process is at it.
     """
     target = _checked(to, NEWEST)
     applied = []
-    with _locked(database) as lock:
+    with _locked(database, wait_s) as lock:
         records = _not_newer(database)
         pending = [m for m in MIGRATIONS if m.version <= target and not _is_applied(records.get(m.version))]
         for migration in pending:
@@ -120,7 +151,7 @@ def up(database: Any, to: int | None = None) -> list[int]:
     return applied
 
 
-def down(database: Any, to: int = 0) -> list[int]:
+def down(database: Any, to: int = 0, *, wait_s: float = 0.0) -> list[int]:
     """Undo every step above version `to`, the newest first, and return the versions undone.
 
     Drops what `up` made: its indexes; our own collections with their documents; a customer's collection only if it is
@@ -128,7 +159,7 @@ def down(database: Any, to: int = 0) -> list[int]:
     """
     target = _checked(to, 0)
     undone = []
-    with _locked(database) as lock:
+    with _locked(database, wait_s) as lock:
         records = _not_newer(database)
         doomed = [m for m in reversed(MIGRATIONS) if m.version > target and m.version in records]
         if doomed and database[JOBS].find_one({"status": JobStatus.IN_PROGRESS.value}) is not None:
@@ -294,17 +325,33 @@ class _Lock:
         self._lost = False
         self._renewer = threading.Thread(target=self._renew, name="migration-lock", daemon=True)
 
-    def acquire(self) -> None:
-        """Take the lock, or raise MigrationLockedError."""
+    def acquire(self, wait_s: float) -> None:
+        """Take the lock, that of an owner who has died as soon as it has expired, or raise MigrationLockedError."""
+        give_up_at = time.monotonic() + wait_s
+        while not self._take():
+            left_s = give_up_at - time.monotonic()
+            if left_s <= 0:
+                raise MigrationLockedError(
+                    f"another process is migrating this database{self._held_by()}",
+                    f"wait; a dead one's lock expires in {LOCK_EXPIRY_S:.0f} s",
+                )
+            time.sleep(min(LOCK_POLL_S, left_s))
+        self._renewer.start()
+
+    def _take(self) -> bool:
         with contextlib.suppress(DuplicateKeyError):  # another process made it in this very moment
             self._records.update_one({"_id": LOCK}, {"$setOnInsert": {"expires_at": NEVER}}, upsert=True)
         free = {"_id": LOCK, "$expr": {"$lt": ["$expires_at", "$$NOW"]}}
-        if not self._records.update_one(free, self._claim()).matched_count:
-            raise MigrationLockedError(
-                "another process is migrating this database",
-                f"wait; a dead one's lock expires in {LOCK_EXPIRY_S:.0f} s",
-            )
-        self._renewer.start()
+        who = {"host": socket.gethostname(), "pid": os.getpid(), "since": "$$NOW"}
+        claim: list[Document] = [{"$set": {**self._claim()[0]["$set"], **who}}]
+        return bool(self._records.update_one(free, claim).matched_count)
+
+    def _held_by(self) -> str:
+        """Return a phrase for the operator; empty if the lock has gone meanwhile."""
+        held = self._records.find_one({"_id": LOCK}) or {}
+        if "pid" not in held:
+            return ""
+        return f" (pid {held['pid']} on {held['host']}, since {held['since']:%H:%M:%S} UTC)"
 
     def _claim(self) -> list[Document]:
         expires_at = {"$add": ["$$NOW", int(LOCK_EXPIRY_S * 1000)]}
@@ -335,9 +382,9 @@ class _Lock:
 
 
 @contextlib.contextmanager
-def _locked(database: Any) -> Iterator[_Lock]:
+def _locked(database: Any, wait_s: float) -> Iterator[_Lock]:
     lock = _Lock(database[MIGRATIONS_COLLECTION], uuid.uuid4().hex)
-    lock.acquire()
+    lock.acquire(wait_s)
     try:
         yield lock
     finally:

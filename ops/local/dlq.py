@@ -186,7 +186,7 @@ class _Place:
 @contextmanager
 def _place(account: str) -> Iterator[_Place]:
     """Give Kafka and MongoDB, both reached; an outage of MongoDB becomes one line."""
-    from ops.control import kafka_admin
+    from ops.control import kafka_admin, migrations
     from ops.local import services
     from ops.local.trace import Topics
     from sink.database import connect
@@ -197,6 +197,7 @@ def _place(account: str) -> Iterator[_Place]:
     kafka_admin.client(connections.kafka())
     database = connect(connections, app_name="crm-replay-dlq")
     try:
+        migrations.require_current(database)
         yield _Place(account, Topics(connections.kafka(), connections.schema_registry_url), database, connections)
     except PyMongoError as error:
         raise ReplayError(f"MongoDB does not answer ({type(error).__name__})", "try again when it is back") from error

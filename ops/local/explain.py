@@ -17,7 +17,7 @@ from psycopg import sql
 from pymongo.errors import PyMongoError
 from rich.console import Console
 
-from ops.control import kafka_admin
+from ops.control import kafka_admin, migrations
 from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.control.validation import EXTERNAL_ID_PREFIX
@@ -113,6 +113,7 @@ class _Teller:
         if "mongodb" not in self._down:
             try:
                 self._database = connect_mongodb(connections, app_name="crm-replay-explain")
+                migrations.require_current(self._database, older_will_do=True)
             except ServiceUnreachableError as error:
                 self._down["mongodb"] = error.what
 

@@ -206,7 +206,7 @@ def _checked(account: str, options: RunOptions, connections: Connections) -> Ite
     kafka_admin.require_retention(kafka_admin.client(kafka), topics, found.rows)
     database = connect(connections, app_name="crm-replay-runner")
     try:
-        _require_migrations(database)
+        migrations.require_current(database)
         codec = codec_for(connections.schema_registry_url)
         yield Surroundings(connections, kafka, mapping, found, JobStore(database), database, topics, codec)
     finally:
@@ -255,14 +255,6 @@ def _stretches(audit_ids: Iterable[int]) -> list[Gap]:
         else:
             gaps.append((audit_id, audit_id))
     return gaps
-
-
-def _require_migrations(database: Any) -> None:
-    missing = [step.name for step in migrations.status(database) if step.applied_at is None]
-    if missing:
-        raise BadInputError(
-            f"MongoDB lacks {', '.join(missing)}", "make its collections and indexes: crm-replay migrate up"
-        )
 
 
 def _new_job(account: str, options: RunOptions, around: Surroundings) -> NewJob:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pymongo.errors import PyMongoError
 
-from ops.control import kafka_admin
+from ops.control import kafka_admin, migrations
 from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local.verify import copy, topics
@@ -123,6 +123,7 @@ def _known(account: str, options: VerifyOptions, connections: Connections) -> _C
     """Return the account's latest job and what the sinks counted; the connection is closed again."""
     database = connect_mongodb(connections, app_name="crm-replay-verify")
     try:
+        migrations.require_current(database)
         store = JobStore(database)
         job = store.latest(account)
         if job is None or job.status is JobStatus.ROLLED_BACK:

@@ -1,7 +1,10 @@
 """Migrations on a real MongoDB: there and back, twice, at once, from a database that is in use."""
 
 import datetime as dt
-import threading
+import signal
+import subprocess
+import sys
+import time
 from typing import Any
 
 import bson
@@ -11,11 +14,13 @@ from pymongo.errors import DuplicateKeyError
 
 from ops.control import migrations
 from ops.control.migrations import (
+    MIGRATIONS,
     MIGRATIONS_COLLECTION,
     NEWEST,
     MigrationLockedError,
     MigrationRefusedError,
     down,
+    require_current,
     status,
     up,
 )
@@ -24,6 +29,7 @@ from sink.indexes import INDEXES
 
 pytestmark = pytest.mark.services
 COLLECTIONS = {index.collection for index in INDEXES}
+ALL = [migration.version for migration in MIGRATIONS]
 
 
 def indexes(database: Any) -> dict[str, dict[str, Any]]:
@@ -39,8 +45,27 @@ def raw_documents(database: Any) -> dict[str, list[bytes]]:
     }
 
 
+def natives() -> list[dict[str, Any]]:
+    """Return live logs of every BSON type, as a platform that knows nothing of us has them."""
+    values = (
+        1, bson.Int64(1), 1.5, float("nan"), -0.0, "text \u2028 \U0001f600", "", None, True, b"\0\xff",
+        bson.Binary(b"x", 4), bson.Decimal128("1.10"), bson.Decimal128("1.1"), bson.ObjectId(b"native-logs1"),
+        bson.Regex("a.b", "i"), bson.Timestamp(1, 2), bson.MinKey(), bson.MaxKey(), bson.Code("x()", {"y": 1}),
+        dt.datetime(1, 1, 1, tzinfo=dt.UTC), [], {}, [[1], {"b": 2, "a": 1}], {"": {"$ruby": "X"}, "a.b": 1},
+    )  # fmt: skip
+    return [
+        {"_id": number, "action": ACTIONS[number % 3], "company_sso_id": f"c{number % 5}", "value": value}
+        | ({"external_id": f"live:{number}"} if number % 2 else {})
+        for number, value in enumerate(values * 20)
+    ]
+
+
+ACTIONS = ("create", "link", "won")
+
+
 def populate(database: Any) -> None:
     """A platform in use: live logs with and without external_id, contacts, an index of somebody else's."""
+    database["activity_logs"].insert_many(natives())
     database["activity_logs"].insert_many(
         [
             {"company_sso_id": "a", "external_id": "crm_audit:1", "changes": [{"x": 1.5}]},
@@ -54,7 +79,7 @@ def populate(database: Any) -> None:
 
 
 def test_up_makes_every_index_and_down_leaves_nothing(mongo_database: Any) -> None:
-    assert up(mongo_database) == [1, 2, 3, 4, 5]
+    assert up(mongo_database) == ALL
     assert set(mongo_database.list_collection_names()) >= COLLECTIONS
     made = indexes(mongo_database)
     for index in INDEXES:
@@ -62,7 +87,7 @@ def test_up_makes_every_index_and_down_leaves_nothing(mongo_database: Any) -> No
         assert made[index.collection][index.name].get("unique", False) == index.unique
         assert made[index.collection][index.name].get("partialFilterExpression", {}) == index.partial
     assert all(step.applied_at is not None for step in status(mongo_database))
-    assert down(mongo_database) == [5, 4, 3, 2, 1]
+    assert down(mongo_database) == ALL[::-1]
     assert mongo_database.list_collection_names() == []
 
 
@@ -179,36 +204,104 @@ def test_down_is_refused_while_a_job_is_in_progress(mongo_database: Any) -> None
     assert indexes(mongo_database) == had
 
 
-def test_two_at_once_apply_each_step_once(mongo_database: Any) -> None:
-    results: list[list[int] | str] = []
-    start = threading.Barrier(4)
+MIGRATE = """
+import sys, time
+import pymongo
+from ops.control import migrations
+from schemas.errors import ReplayError
 
-    def migrate() -> None:
-        start.wait()
-        try:
-            results.append(up(mongo_database))
-        except MigrationLockedError:
-            results.append("locked")
+url, name, at, wait_s = sys.argv[1:5]
+database = pymongo.MongoClient(url, tz_aware=True)[name]
+database.command("ping")
+while time.time() < float(at):  # all of them in the same moment
+    pass
+try:
+    print(migrations.up(database, wait_s=float(wait_s)))
+except ReplayError as error:
+    print(error)
+"""
+HOLD = """
+import sys, time
+import pymongo
+from ops.control import migrations
 
-    threads = [threading.Thread(target=migrate) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [1, 2, 3, 4, 5] in results
-    assert all(result in ([], "locked", [1, 2, 3, 4, 5]) for result in results)
-    assert sum(result == [1, 2, 3, 4, 5] for result in results) == 1
+migrations.LOCK_EXPIRY_S = float(sys.argv[3])
+database = pymongo.MongoClient(sys.argv[1], tz_aware=True)[sys.argv[2]]
+with migrations._locked(database, 0.0):
+    print("held", flush=True)
+    time.sleep(300)
+"""
+
+
+def start(source: str, *words: object) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", source, *map(str, words)], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("wait_s", [0, 60])
+def test_processes_that_migrate_at_the_same_moment_apply_each_step_once(
+    mongodb_url: str, mongo_database: Any, wait_s: int
+) -> None:
+    populate(mongo_database)
+    documents = raw_documents(mongo_database)
+    at = time.time() + 3
+    processes = [start(MIGRATE, mongodb_url, mongo_database.name, at, wait_s) for _ in range(4)]
+    said = [process.communicate(timeout=120)[0].strip() for process in processes]
+    assert said.count(str(ALL)) == 1
+    others = [text for text in said if text != str(ALL)]
+    locked = [text for text in others if "another process is migrating" in text]
+    assert len(locked) + others.count("[]") == 3
+    assert not (wait_s and locked)
+    assert all("(pid" in text and "UTC)" in text for text in locked if "database:" not in text)
+    require_current(mongo_database)
+    after = raw_documents(mongo_database)
+    assert {name: after[name] for name in documents} == documents
     assert mongo_database[MIGRATIONS_COLLECTION].find_one({"_id": "lock"}) is None
 
 
-def test_a_dead_process_holds_the_lock_only_until_it_expires(mongo_database: Any) -> None:
-    records = mongo_database[MIGRATIONS_COLLECTION]
-    soon = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
-    records.insert_one({"_id": "lock", "owner": "dead", "expires_at": soon})
-    with pytest.raises(MigrationLockedError):
-        up(mongo_database)
-    records.update_one({"_id": "lock"}, {"$set": {"expires_at": dt.datetime(2020, 1, 1, tzinfo=dt.UTC)}})
-    assert up(mongo_database) == [1, 2, 3, 4, 5]
+def test_the_lock_of_a_process_that_was_killed_is_taken_over_when_it_expires(
+    mongodb_url: str, mongo_database: Any
+) -> None:
+    with start(HOLD, mongodb_url, mongo_database.name, 5) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(MigrationLockedError, match=f"pid {holder.pid} on .+; a dead one's lock expires"):
+            up(mongo_database)
+        renewed = mongo_database[MIGRATIONS_COLLECTION].find_one({"_id": "lock"})
+        holder.send_signal(signal.SIGKILL)
+    assert renewed is not None
+    assert up(mongo_database, wait_s=60) == ALL
+    assert mongo_database[MIGRATIONS_COLLECTION].find_one({"_id": "lock"}) is None
+
+
+def test_the_lock_of_a_process_that_lives_is_renewed(mongodb_url: str, mongo_database: Any) -> None:
+    with start(HOLD, mongodb_url, mongo_database.name, 3) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        records = mongo_database[MIGRATIONS_COLLECTION]
+        first = records.find_one({"_id": "lock"})
+        assert first is not None
+        deadline = time.monotonic() + 60
+        while (now := records.find_one({"_id": "lock"}))["expires_at"] <= first["expires_at"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert now["owner"] == first["owner"]
+        holder.kill()
+
+
+def test_an_older_and_a_newer_schema_are_refused_with_what_to_do(mongo_database: Any) -> None:
+    with pytest.raises(MigrationRefusedError, match=f"schema version 0, this release needs {NEWEST}.*migrate up"):
+        require_current(mongo_database)
+    up(mongo_database, 2)
+    with pytest.raises(MigrationRefusedError, match=r"lacks jobs, .*schema version 2"):
+        require_current(mongo_database)
+    require_current(mongo_database, older_will_do=True)
+    up(mongo_database)
+    require_current(mongo_database)
+    newer = {"_id": NEWEST + 1, "name": "of a later release", "state": "applied", "applied_at": None}
+    mongo_database[MIGRATIONS_COLLECTION].insert_one(newer)
+    for older_will_do in (False, True):
+        with pytest.raises(MigrationRefusedError, match=f"version {NEWEST + 1}.*use the newer release"):
+            require_current(mongo_database, older_will_do=older_will_do)
 
 
 @pytest.mark.parametrize("state", ["applying", "reverting"])
@@ -218,7 +311,7 @@ def test_a_step_that_died_half_way_is_taken_up_and_undone_completely(mongo_datab
     change = {"$set": {"state": state, "applied_at": None}}
     mongo_database[MIGRATIONS_COLLECTION].update_one({"_id": 1}, change)
     assert status(mongo_database)[0].applied_at is None
-    assert up(mongo_database) == [1, 2, 3, 4, 5]
+    assert up(mongo_database) == ALL
     assert "idx_company_source_tag" in mongo_database["activity_logs"].index_information()
     down(mongo_database)
     assert mongo_database.list_collection_names() == []
@@ -235,5 +328,5 @@ def test_an_interrupted_down_goes_on(mongo_database: Any, monkeypatch: pytest.Mo
         with pytest.raises(KeyboardInterrupt):
             down(mongo_database)
     assert status(mongo_database)[-1].applied_at is None
-    assert down(mongo_database) == [5, 4, 3, 2, 1]
+    assert down(mongo_database) == ALL[::-1]
     assert mongo_database.list_collection_names() == []
