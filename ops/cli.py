@@ -271,7 +271,7 @@ def _join(account: str, module: str) -> None:
     if job is None or job.status is not JobStatus.IN_PROGRESS or not job.begin_offsets:
         state = "not started" if job is None else job.status.value
         raise BadInputError(f"no job of {account} is in progress ({state})", f"crm-replay run --account {account}")
-    addresses = {name.upper(): str(value) for name, value in connections.model_dump().items() if value}
+    addresses = connections.environment()
     environment = child_environment(**addresses, CRM_REPLAY_JOB=job.replay_job().model_dump_json())
     command = python_module(module)
     os.execve(command[0], command, environment)  # noqa: S606 - our own module takes this process's place

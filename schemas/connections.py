@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from schemas.environment import EnvironmentSettings
+from schemas.environment import FILE_SUFFIX, EnvironmentSettings
 from schemas.errors import BadInputError
 
 SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
@@ -81,6 +81,15 @@ class Connections(EnvironmentSettings):
                 raise BadInputError(
                     f"{name.upper()} is not set", "export it, or start the embedded servers: crm-replay services up"
                 )
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that give a child process these settings, wherever they came from here."""
+        found: dict[str, str] = {}
+        for name, value in self:
+            plain = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            if plain:
+                found |= {name.upper(): plain, name.upper() + FILE_SUFFIX: ""}
+        return found
 
     def kafka(self, **overrides: Any) -> dict[str, Any]:
         """Return a confluent-kafka configuration: the connection, then `overrides`."""

@@ -133,7 +133,7 @@ class Bench:
 
     def process(self, stage: str, module: str, job: Job, counter: Callable[[], int]) -> Measured:
         """Run one process of the job to its own end and measure it."""
-        addresses = {name.upper(): str(value) for name, value in self.connections.model_dump().items() if value}
+        addresses = self.connections.environment()
         environment = child_environment(
             **addresses, CRM_REPLAY_JOB=job.replay_job().model_dump_json(), CRM_REPLAY_EXIT_AT_END="1"
         )

@@ -462,7 +462,7 @@ def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals)
 def _processes(job: Job, options: RunOptions, connections: Connections) -> Iterator[Supervised]:
     """Yield every process of the job on this host."""
     logs = options.home / "logs" / AccountTopics.of(job.company_sso_id).replay.rsplit(".", 1)[1] / f"run-{job.run}"
-    addresses = {name.upper(): str(value) for name, value in connections.model_dump().items() if value}
+    addresses = connections.environment()
     shared = {**addresses, "CRM_REPLAY_JOB": job.replay_job().model_dump_json()}
 
     def process(role: str, number: int, *, finishes: bool = False) -> Supervised:

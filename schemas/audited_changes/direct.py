@@ -23,7 +23,7 @@ _DECIMAL = "!ruby/object:BigDecimal "
 _ZONE = "!ruby/object:ActiveSupport::TimeZone"
 _ANCHORED = re.compile(r"&([0-9]{1,6}) (.+)")
 
-_ROOTS = frozenset(("---", f"--- {_HWIA}"))
+ROOTS = ("---", f"--- {_HWIA}")
 _EMPTY_ROOTS = frozenset(("---\n", "--- {}\n", f"--- {_HWIA} {{}}\n"))
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|:?[A-Za-z_][A-Za-z0-9_ /-]*[A-Za-z0-9_]|[0-9]{1,9}")
 _INSTANT = re.compile(
@@ -40,7 +40,7 @@ _CLOSED = {"'": re.compile(r"(?:[^']|'')*+'(?!')"), '"': re.compile(r'(?:[^"\\]|
 _SIMPLE_DOUBLE_QUOTED = re.compile(r'(?:[^"\\]|\\.)*')
 
 
-class _UnknownFormError(Exception):
+class UnknownFormError(Exception):
     """This document is for `nodes`.
 
     Raised as a new one each time: one for all would collect a traceback, and with it the frames and pages above.
@@ -63,92 +63,119 @@ def read_directly(text: str) -> dict[str, Any] | None:
     """Return the columns of a document in one of the known forms, None for any other. Raises nothing."""
     if len(text) > LENGTH_MAX:
         return None
+    if not text.endswith("\n") or not is_plain(text):
+        return None
+    lines = text.split("\n")
+    if lines[0] not in ROOTS:
+        return {} if text in _EMPTY_ROOTS else None
+    try:
+        return Document(lines).root()
+    except UnknownFormError:
+        return None
+
+
+def is_plain(text: str) -> bool:
+    """Return whether a text has no character that YAML gives a meaning, or forbids, but line feeds."""
     # Not printable are, among others: tabs, carriage returns, controls, the line separators, byte order marks; and a
     # no-break space, which means nothing to YAML.
     bare = text.replace("\n", "")
-    if not text.endswith("\n") or not (bare.isprintable() or bare.replace("\xa0", "").isprintable()):
-        return None
-    lines = text.split("\n")
-    if lines[0] not in _ROOTS:
-        return {} if text in _EMPTY_ROOTS else None
-    try:
-        return _Document(lines).root()
-    except _UnknownFormError:
-        return None
+    return bare.isprintable() or bare.replace("\xa0", "").isprintable()
 
 
-class _Document:
+def is_known_item(line: str) -> bool:
+    """Return whether a line of a sequence in the root mapping has been read, and means the same wherever it stands."""
+    return line in _items
+
+
+def is_known_column(line: str) -> bool:
+    """Return whether a line of the root mapping with its value on it has been read; it means the same everywhere."""
+    known = _columns.get(line)
+    return known is not None and known[1] is not _MISSING
+
+
+class Document:
     """The lines of one document; the last one is empty, and ends every block."""
 
     __slots__ = ("_anchors", "_at", "_lines")
 
     def __init__(self, lines: list[str]) -> None:
+        """`lines` are a text's whose characters `is_plain` allows, split at line feeds; they may be changed."""
         self._lines = lines
         self._at = 1  # the next line
         self._anchors: dict[str, str | None] = {}  # of a time's `utc`: the instant; of its `zone`: None
 
     def root(self) -> dict[str, Any]:
+        """Return all columns. Raises UnknownFormError."""
         members: dict[str, Any] = {}
-        lines, columns, known_items, missing = self._lines, _columns, _items, _MISSING
+        lines, column, known_columns, missing = self._lines, self.column, _columns, _MISSING
         at, end = 1, len(lines) - 1
         while at < end:
-            line = lines[at]
-            at += 1
-            known = columns.get(line)
-            if known is not None:
-                key, value = known
-                if value is not missing:
-                    members[key] = value
-                    continue
-            else:
-                name, colon, rest = line.partition(":")
-                key = _keys.get(name) or _key(name)
-                if len(rest) > 1:
-                    if rest[0] != " ":
-                        raise _UnknownFormError
-                    self._at = at
-                    members[key] = value = self._scalar(rest[1:], 0)
-                    if self._at != at:  # it went on below
-                        at = self._at
-                    elif len(line) <= _CACHED_LENGTH_MAX and rest[1:] in _scalars:
-                        _remember(columns, line, (key, value))
-                    continue
-                if not colon or rest not in _NIL:
-                    raise _UnknownFormError
-                if len(line) <= _CACHED_LENGTH_MAX:
-                    _remember(columns, line, (key, missing))
-            following = lines[at]
-            if following[:1] == "-":
-                items: list[Any] = []
-                while following[:1] == "-":
-                    at += 1
-                    value = known_items.get(following, missing)
-                    if value is missing:
-                        if following[1:2] not in _NIL:
-                            raise _UnknownFormError
-                        self._at = at
-                        value = self._item(following[2:], 0)
-                        if self._at != at:
-                            at = self._at
-                        elif len(following) <= _CACHED_LENGTH_MAX and following[2:] in _scalars:
-                            _remember(known_items, following, value)
-                    items.append(value)
-                    following = lines[at]
-                members[key] = items
-            elif following[:1] == " ":
-                self._at = at
-                members[key] = self._mapping(2)
-                at = self._at
-            else:
-                members[key] = None
-        if not members and lines[0] != "---":
-            raise _UnknownFormError  # a tag without a mapping
+            known = known_columns.get(lines[at])
+            if known is not None and known[1] is not missing:
+                members[known[0]] = known[1]
+                at += 1
+                continue
+            key, value, at = column(at)
+            members[key] = value
+        if not members and lines[0] != ROOTS[0]:
+            raise UnknownFormError  # a tag without a mapping
         return members
+
+    def column(self, at: int) -> tuple[str, Any, int]:
+        """Read the member of the root mapping that begins at line `at`: its key, its value, and the line behind it.
+
+        Raises UnknownFormError.
+        """
+        lines, columns, known_items, missing = self._lines, _columns, _items, _MISSING
+        line = lines[at]
+        at += 1
+        known = columns.get(line)
+        if known is not None:
+            key, value = known
+            if value is not missing:
+                return key, value, at
+        else:
+            name, colon, rest = line.partition(":")
+            key = _keys.get(name) or _key(name)
+            if len(rest) > 1:
+                if rest[0] != " ":
+                    raise UnknownFormError
+                self._at = at
+                value = self._scalar(rest[1:], 0)
+                if self._at == at and len(line) <= _CACHED_LENGTH_MAX and rest[1:] in _scalars:
+                    _remember(columns, line, (key, value))
+                return key, value, self._at  # it may have gone on below
+            if not colon or rest not in _NIL:
+                raise UnknownFormError
+            if len(line) <= _CACHED_LENGTH_MAX:
+                _remember(columns, line, (key, missing))
+        following = lines[at]
+        if following[:1] == "-":
+            items: list[Any] = []
+            while following[:1] == "-":
+                at += 1
+                value = known_items.get(following, missing)
+                if value is missing:
+                    if following[1:2] not in _NIL:
+                        raise UnknownFormError
+                    self._at = at
+                    value = self._item(following[2:], 0)
+                    if self._at != at:
+                        at = self._at
+                    elif len(following) <= _CACHED_LENGTH_MAX and following[2:] in _scalars:
+                        _remember(known_items, following, value)
+                items.append(value)
+                following = lines[at]
+            return key, items, at
+        if following[:1] == " ":
+            self._at = at
+            return key, self._mapping(2), self._at
+        return key, None, at
 
     def _mapping(self, indent: int) -> dict[str, Any]:
         """Read the mapping whose keys stand at `indent`; it has one at least."""
         if indent > _INDENT_MAX:
-            raise _UnknownFormError
+            raise UnknownFormError
         members: dict[str, Any] = {}
         lines = self._lines
         margin = " " * indent
@@ -166,13 +193,13 @@ class _Document:
             self._at += 1
             if len(rest) > 1:
                 if rest[0] != " ":
-                    raise _UnknownFormError
+                    raise UnknownFormError
                 raw = rest[1:]
                 value = _scalars.get(raw, _MISSING)
                 members[key] = self._scalar(raw, indent) if value is _MISSING else value
                 continue
             if not colon or rest not in _NIL:
-                raise _UnknownFormError
+                raise UnknownFormError
             following = lines[self._at]
             if following.startswith(margin):
                 first = following[indent : indent + 1]
@@ -184,13 +211,13 @@ class _Document:
                     continue
             members[key] = None
         if not members:
-            raise _UnknownFormError
+            raise UnknownFormError
         return members
 
     def _sequence(self, indent: int) -> list[Any]:
         """Read the sequence whose dashes stand at `indent`; it has one at least."""
         if indent > _INDENT_MAX:
-            raise _UnknownFormError
+            raise UnknownFormError
         items: list[Any] = []
         lines = self._lines
         dash = " " * indent + "-"
@@ -204,7 +231,7 @@ class _Document:
                 items.append(None)
                 continue
             if rest[0] != " ":
-                raise _UnknownFormError
+                raise UnknownFormError
             raw = rest[1:]
             value = _scalars.get(raw, _MISSING)
             items.append(self._item(raw, indent) if value is _MISSING else value)
@@ -235,7 +262,7 @@ class _Document:
             if goes_on:
                 return scalars.plain(self._folded_plain(raw, indent))
             if ": " in raw or raw[-1] in ": " or first == " " or " #" in raw:
-                raise _UnknownFormError
+                raise UnknownFormError
             value = scalars.plain(raw)
             if type(value) is dict:  # not a number: a new object every time
                 return value
@@ -245,7 +272,7 @@ class _Document:
             value = raw[1:-1]
             if "'" in value:
                 if "'" in value.replace("''", ""):
-                    raise _UnknownFormError
+                    raise UnknownFormError
                 value = value.replace("''", "'")
         elif first == '"':
             if len(raw) < 2 or raw[-1] != '"' or goes_on or self._lines[self._at] == "":
@@ -260,9 +287,9 @@ class _Document:
         elif raw == "[]":
             return []
         else:
-            raise _UnknownFormError
+            raise UnknownFormError
         if goes_on:
-            raise _UnknownFormError
+            raise UnknownFormError
         if len(raw) <= _CACHED_LENGTH_MAX:
             _remember(_scalars, raw, value)
         return value
@@ -276,9 +303,9 @@ class _Document:
             self._at += 1
         for part in parts:
             if not part or ": " in part or part[-1] in ": " or part[0] in " #" or " #" in part:
-                raise _UnknownFormError
+                raise UnknownFormError
         if self._lines[self._at] == "" and self._at < len(self._lines) - 1:
-            raise _UnknownFormError  # an empty line is a line break in the text
+            raise UnknownFormError  # an empty line is a line break in the text
         return " ".join(parts)
 
     def _folded_quoted(self, raw: str, quote: str) -> str:
@@ -288,7 +315,7 @@ class _Document:
         text = raw[1:]
         if closed.match(text) is not None:
             if closed.fullmatch(text) is None:
-                raise _UnknownFormError
+                raise UnknownFormError
             return text[:-1]
         text = text.rstrip(" ")
         breaks = 0
@@ -311,13 +338,13 @@ class _Document:
             text += line.rstrip(" ")
             if line[-1] == " ":
                 break
-        raise _UnknownFormError
+        raise UnknownFormError
 
     def _tagged(self, raw: str, indent: int) -> Any:
         if raw.startswith(_DECIMAL):
             value = scalars.decimal(raw[len(_DECIMAL) :]) if _PLAIN_DECIMAL.fullmatch(raw, len(_DECIMAL)) else None
             if value is None:
-                raise _UnknownFormError
+                raise UnknownFormError
             return value
         if raw == "!binary |-":
             return scalars.binary(self._literal("|-", indent))
@@ -329,17 +356,17 @@ class _Document:
                 return {}
             if rest == "":
                 return self._mapping(indent + 2)
-        raise _UnknownFormError
+        raise UnknownFormError
 
     def _time_with_zone(self, margin: str) -> str:
         lines, at, anchors = self._lines, self._at, self._anchors
         if not lines[at].startswith(f"{margin}utc: "):
-            raise _UnknownFormError
+            raise UnknownFormError
         raw = lines[at][len(margin) + 5 :]
         anchor = None
         if raw[:1] == "&":
             if (found := _ANCHORED.fullmatch(raw)) is None:
-                raise _UnknownFormError
+                raise UnknownFormError
             anchor, raw = found[1], found[2]
         if raw[:1] == "*":
             instant = anchors.get(raw[1:])
@@ -348,18 +375,18 @@ class _Document:
         else:
             instant = scalars.parse_instant(raw) if _SHAPE_OF_TIME.fullmatch(raw) is not None else None
         if instant is None:
-            raise _UnknownFormError
+            raise UnknownFormError
         if anchor is not None:
             anchors[anchor] = instant
 
         at += 1
         if not lines[at].startswith(f"{margin}zone: "):
-            raise _UnknownFormError
+            raise UnknownFormError
         raw = lines[at][len(margin) + 6 :]
         at += 1
         if raw[:1] == "*":
             if raw[1:] not in anchors:
-                raise _UnknownFormError
+                raise UnknownFormError
         else:
             if raw[:1] == "&" and (found := _ANCHORED.fullmatch(raw)) is not None:
                 anchors[found[1]] = None
@@ -369,14 +396,14 @@ class _Document:
                 or _ZONE_NAME.fullmatch(lines[at], len(margin)) is None
                 or lines[at][: len(margin)] != margin
             ):
-                raise _UnknownFormError
+                raise UnknownFormError
             at += 1
         if (
             not lines[at].startswith(f"{margin}time: ")
             or _SHAPE_OF_TIME.fullmatch(lines[at], len(margin) + 6) is None
             or lines[at + 1].startswith(margin[1:])
         ):
-            raise _UnknownFormError
+            raise UnknownFormError
         self._at = at + 1
         return instant
 
@@ -390,7 +417,7 @@ class _Document:
             or not lines[at].startswith(margin)
             or lines[at][indent + 2 : indent + 3] in ("", " ")
         ):
-            raise _UnknownFormError
+            raise UnknownFormError
         content: list[str] = []
         last = len(lines) - 1
         while at < last:
@@ -403,12 +430,12 @@ class _Document:
                 break
             at += 1
         if lines[at].startswith(" " * (indent + 1)):
-            raise _UnknownFormError
+            raise UnknownFormError
         self._at = at
         while content and content[-1] == "":
             content.pop()
         if not content:
-            raise _UnknownFormError
+            raise UnknownFormError
         text = "\n".join(content)
         return text if raw[-1] == "-" else f"{text}\n"
 
@@ -420,7 +447,7 @@ _ZONE_NAME = re.compile(r"  name: [A-Z][A-Za-z_/+-]*[A-Za-z](?: (?:& )?\(?[A-Z][
 def _key(name: str) -> str:
     """Return the key that a plain text before a colon is, and remember it."""
     if len(name) > _KEY_LENGTH_MAX or _KEY.fullmatch(name) is None:
-        raise _UnknownFormError
+        raise UnknownFormError
     key = scalars.plain(name)
     if type(key) is not str:
         key = json_key(key)
@@ -440,20 +467,20 @@ def _indicated_key(line: str) -> tuple[str, str, str]:
         name, colon, rest = line[1:].partition(":")
         return _keys.get(f":{name}") or _key(f":{name}"), colon, rest
     if (found := _QUOTED_KEY.fullmatch(line)) is None:
-        raise _UnknownFormError
+        raise UnknownFormError
     return found[1] if found[1] is not None else found[2], ":", found[3] or ""
 
 
 def _double_quoted(raw: str) -> str:
     inner = raw[1:-1]
     if len(raw) < 2 or raw[-1] != '"':
-        raise _UnknownFormError
+        raise UnknownFormError
     if "\\" not in inner:
         if '"' in inner:
-            raise _UnknownFormError
+            raise UnknownFormError
         return inner
     if _SIMPLE_DOUBLE_QUOTED.fullmatch(inner) is None:
-        raise _UnknownFormError
+        raise UnknownFormError
     return _ESCAPE.sub(_unescaped, inner)
 
 
@@ -461,9 +488,9 @@ def _unescaped(found: re.Match[str]) -> str:
     if (digits := found[1]) is None:
         character = _ESCAPES.get(found[2])
         if character is None:
-            raise _UnknownFormError
+            raise UnknownFormError
         return character
     code = int(digits[1:], 16)
     if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
-        raise _UnknownFormError
+        raise UnknownFormError
     return chr(code)

@@ -69,3 +69,15 @@ def test_a_setting_can_be_in_a_file_and_then_not_in_the_environment_too(tmp_path
 def test_no_credential_is_in_what_a_log_would_print():
     shown = repr(Connections(**SASL, mongodb_url="mongodb://u:pw1@m/", crm_audit_database_url="postgresql://u:pw2@p/d"))
     assert not any(secret in shown for secret in ("pw1", "pw2", "s3cret"))
+
+
+def test_a_child_process_is_given_the_same_settings_also_those_from_files(tmp_path, monkeypatch):
+    secret = tmp_path / "password"
+    secret.write_text("s3cret")
+    monkeypatch.setenv("KAFKA_SASL_PASSWORD_FILE", str(secret))
+    ours = Connections(kafka_security_protocol="SASL_PLAINTEXT", kafka_sasl_username="replay", mongodb_url="m")
+    secret.unlink()  # read once, here
+    for name, value in ours.environment().items():
+        monkeypatch.setenv(name, value)
+    assert Connections() == ours
+    assert Connections().kafka()["sasl.password"] == "s3cret"
