@@ -27,16 +27,33 @@ REFERENCE_PARTITIONS = 4  # loaded whole by every worker; parallel fetches
 
 def client(config: Mapping[str, Any]) -> AdminClient:
     """Return an admin client that has reached the cluster; raises ServiceUnreachableError."""
-    quiet = {"log_level": 0, "socket.connection.setup.timeout.ms": 5000}
+    refusals: list[str] = []  # said in between, by brokers that do not like our certificate or password
+
+    def note(error: KafkaError) -> None:
+        if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):  # noqa: SLF001 - librdkafka's own codes
+            refusals.append(error.str())
+
+    quiet = {"log_level": 0, "socket.connection.setup.timeout.ms": 5000, "error_cb": note}
     admin = AdminClient({**config, **quiet})
-    try:
-        admin.list_topics(timeout=ANSWER_TIMEOUT_S)
-    except KafkaException as error:
-        raise ServiceUnreachableError(
-            f"Kafka at {config['bootstrap.servers']} does not answer ({error.args[0].str()})",
-            "check KAFKA_BOOTSTRAP_SERVERS, or start the embedded servers: crm-replay services up",
-        ) from error
-    return admin
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    while True:
+        try:
+            admin.list_topics(timeout=min(1.0, ANSWER_TIMEOUT_S))
+        except KafkaException as error:
+            admin.poll(0)  # calls `note`
+            where = f"Kafka at {config['bootstrap.servers']}"
+            if refusals:  # it would say the same again: librdkafka only tries for ever
+                why = refusals[-1].rsplit(": ", 1)[-1].strip()
+                raise ServiceUnreachableError(
+                    f"{where} refuses the login ({why})", "check KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_* and KAFKA_SSL_*"
+                ) from error
+            if time.monotonic() > deadline:
+                raise ServiceUnreachableError(
+                    f"{where} does not answer ({error.args[0].str()})",
+                    "check KAFKA_BOOTSTRAP_SERVERS, or start the embedded servers: crm-replay services up",
+                ) from error
+        else:
+            return admin
 
 
 def _replication_factor(admin: AdminClient) -> int:
