@@ -9,7 +9,7 @@ import logging
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import faust
@@ -19,7 +19,7 @@ from processors.batching import Run, RunApp, Stretch
 from processors.lookups import TableLookups
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import Delivery, OutcomeProducer
-from processors.runs import RunTransformer, acting_users
+from processors.runs import Decoded, RunTransformer, acting_users
 from processors.settings import ProcessorSettings
 from processors.tables import HighWater, ReferenceTables
 from schemas.connections import Connections
@@ -109,7 +109,7 @@ class RunHandler:
         began = time.perf_counter()
         decoded = self._transformer.decode(run.records)
         self._metrics.transform_s += time.perf_counter() - began
-        await self._lookups.prefetch_users(acting_users(decoded))
+        await self._prefetch(decoded)
         began = time.perf_counter()
         messages = self._transformer.outcomes(run.records, decoded, run.partition, high)
         delivery = self._producer.send(messages, len(messages), run.partition)
@@ -119,6 +119,10 @@ class RunHandler:
         task = asyncio.create_task(self._settle(event, delivery, high.note(), before))
         task.add_done_callback(self._end_on_failure)
         self._settling.append(task)
+
+    async def _prefetch(self, decoded: Sequence[Decoded]) -> None:
+        """Have answered what the run's rows will ask and I/O has to fetch."""
+        await self._lookups.prefetch_users(acting_users(decoded))
 
     async def _settle(self, event: Any, delivery: Delivery, note: str, before: asyncio.Task[None] | None) -> None:
         if before is not None:

@@ -4,6 +4,7 @@ The order of the checks is the contract's, and the first that applies decides th
 scope, contact, watermark, changes. (The fourth skip, a duplicate, is decided by the unique index at the write.)
 """
 
+from copy import copy
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol
@@ -99,6 +100,16 @@ class Transformer:
         }
         self._actors = ActorRules(mapping)
         self._associations = AssociationRules(mapping)
+
+    def for_account(self, company_sso_id: str) -> "Transformer":
+        """Return these rules for another account; rules and counts are shared."""
+        other = copy(self)
+        other._company_sso_id = company_sso_id  # noqa: SLF001 - its own class
+        return other
+
+    def is_mapped(self, event: AuditEvent) -> bool:
+        """Return whether the row's type and action have a category; the others need no look-up."""
+        return (event.auditable_type, event.action) in self._categories
 
     def transform(self, event: AuditEvent, lookups: Lookups) -> Transformed | Skip | Refused:
         """Return the activity log that the row becomes, or why it becomes none."""

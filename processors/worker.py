@@ -62,7 +62,7 @@ async def run_worker(
     producer = OutcomeProducer(connections.kafka(), job.topics.outcomes, settings.delivery_timeout_s)
     try:
         loading = asyncio.create_task(asyncio.to_thread(tables.load, settings.load_timeout_s, stop.is_set))
-        if not await _first(stop, loading):
+        if not await first(stop, loading):
             return
         metrics.table_load_s = tables.load_s
         gc.collect()
@@ -79,9 +79,9 @@ async def run_worker(
             metrics.table_rejects = lookups.rejects
             metrics.transformation = dict(counts())
 
-        reporting = asyncio.create_task(_report(metrics, gather, settings.metrics_interval_s))
+        reporting = asyncio.create_task(report(metrics, gather, settings.metrics_interval_s))
         try:
-            await _serve(app, stop)
+            await serve(app, stop)
         finally:
             reporting.cancel()
             gather()
@@ -92,7 +92,7 @@ async def run_worker(
         await asyncio.to_thread(tables.close)
 
 
-async def _first(stop: asyncio.Event, loading: "asyncio.Task[None]") -> bool:
+async def first(stop: asyncio.Event, loading: "asyncio.Task[None]") -> bool:
     """Return True once `loading` has ended well, False if `stop` came first."""
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([stopping, loading], return_when=asyncio.FIRST_COMPLETED)
@@ -101,7 +101,7 @@ async def _first(stop: asyncio.Event, loading: "asyncio.Task[None]") -> bool:
     return not stop.is_set()
 
 
-async def _serve(app: ReplayApp, stop: asyncio.Event) -> None:
+async def serve(app: ReplayApp, stop: asyncio.Event) -> None:
     """Run the app until `stop`, its end, or its failure; then leave the group."""
     app.finalize()
     began = time.monotonic()
@@ -147,7 +147,8 @@ async def _stop(app: ReplayApp) -> bool:
     return bool(done)
 
 
-async def _report(metrics: ProcessorMetrics, update: Callable[[], None], interval_s: float) -> None:
+async def report(metrics: ProcessorMetrics, update: Callable[[], None], interval_s: float) -> None:
+    """Log the metrics at every interval, until cancelled."""
     while True:
         await asyncio.sleep(interval_s)
         update()

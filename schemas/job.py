@@ -1,8 +1,10 @@
 """What every process of one replay run has to agree on; the runner hands it over as JSON (`CRM_REPLAY_JOB`)."""
 
+from datetime import UTC, datetime
+
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from schemas.topics import AccountTopics
+from schemas.topics import LIVE_FEED, LIVE_TOPIC, AccountTopics
 
 
 class ReplayJob(BaseModel):
@@ -24,3 +26,24 @@ class ReplayJob(BaseModel):
     def topics(self) -> AccountTopics:
         """The account's topic and group names."""
         return AccountTopics.of(self.company_sso_id)
+
+
+class LiveFeed(ReplayJob):
+    """What the processes of a live feed have to agree on: a job of many accounts without a beginning or an end.
+
+    `run` changes when the topic is made anew, for what is known by its offsets means nothing then.
+    """
+
+    company_sso_id: str = ""
+    job_id: str = ""
+    top_audit_id: int = 0
+    snapshot_xmax: int = 0
+    cutoff: AwareDatetime = datetime(1970, 1, 1, tzinfo=UTC)
+    feed: str = LIVE_FEED
+    topic: str = LIVE_TOPIC
+    visibility_delay_s: float = Field(10.0, ge=0, le=120)  # a contact can be read this long after its created_at
+
+    @property
+    def topics(self) -> AccountTopics:
+        """The feed's topic and group names."""
+        return AccountTopics.of_feed(self.feed, self.topic)

@@ -12,9 +12,11 @@ from hashlib import sha256
 from schemas.errors import BadInputError
 
 LIVE_TOPIC = "crm.audits.live"
+LIVE_FEED = "live"  # the name of a feed where there is only one
 ENCODED_ACCOUNT_LENGTH_MAX = 200  # leaves room for the longest prefix within Kafka's 249
 ACCOUNT_LENGTH_MAX = 255
 _PLAIN = re.compile(rb"[a-zA-Z0-9-]")
+_FEED = re.compile(r"[a-zA-Z0-9-]{1,60}")
 
 
 def encode_account(company_sso_id: str) -> str:
@@ -60,6 +62,25 @@ class AccountTopics:
             referents=f"crm.reference.referents.{account}",
             processors_group=f"crm.processors.{account}",
             sink_group=f"crm.sink.{account}",
+        )
+
+    @classmethod
+    def of_feed(cls, feed: str, topic: str) -> "AccountTopics":
+        """Name those of a live feed that reads `topic`: of many accounts, hence without a topic of contacts.
+
+        No name of an account begins like these. Raises BadInputError for a feed's name that is none.
+        """
+        if not _FEED.fullmatch(feed):
+            raise BadInputError(f"{feed[:40]!r} is no name of a live feed", "give 1 to 60 letters, digits or hyphens")
+        return cls(
+            replay=topic,
+            outcomes=f"crm.feed.outcomes.{feed}",
+            dead_letters=f"crm.feed.dead_letters.{feed}",
+            contacts="",
+            users=f"crm.feed.users.{feed}",
+            referents=f"crm.feed.referents.{feed}",
+            processors_group=f"crm.feed.processors.{feed}",
+            sink_group=f"crm.feed.sink.{feed}",
         )
 
     @property
