@@ -261,7 +261,7 @@ def test_processes_that_migrate_at_the_same_moment_apply_each_step_once(
 def test_the_lock_of_a_process_that_was_killed_is_taken_over_when_it_expires(
     mongodb_url: str, mongo_database: Any
 ) -> None:
-    with start(HOLD, mongodb_url, mongo_database.name, 5) as holder:
+    with start(HOLD, mongodb_url, mongo_database.name, 4) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(MigrationLockedError, match=f"pid {holder.pid} on .+; a dead one's lock expires"):
