@@ -7,7 +7,6 @@ a tombstone. So a table loaded from the topic is the source as it was at this mo
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from producer.audits import Connection, answering, columns_of, connect, resolve
 from producer.checkpoint import answering as mongo_answering
 from producer.publisher import Publisher, check_topic, message_bytes_max, offsets_held
 from schemas.codec import Codec
+from schemas.contact_rules import customer_of, first_synced, microseconds, person_key, person_of
 from schemas.errors import ReplayError
 from schemas.mapping import SourceMapping
 from schemas.records import Contact, Referent, User
@@ -105,6 +105,31 @@ def publish(
     )
 
 
+def publish_feed(
+    dsn: str,
+    mapping: SourceMapping,
+    *,
+    kafka: Mapping[str, Any],
+    topics: AccountTopics,
+    codec: Codec,
+    with_referents: bool = True,
+    statement_timeout_s: float = 60.0,
+) -> tuple[int, int]:
+    """Publish the users and referents of all accounts for a live feed; return how many of each.
+
+    Contacts are not among them: the live feed asks MongoDB, for they appear while it runs. Raises like `publish`.
+    """
+    for topic in (topics.users, topics.referents):
+        check_topic(kafka, topic)
+    with connect(dsn, statement_timeout_s) as db:
+        users, _ = _publish_topic(kafka, topics.users, _user_records(db, mapping, codec), lambda _: None)
+        if not with_referents:
+            return users, 0
+        records = _referent_records(db, mapping, None, codec)
+        referents, _ = _publish_topic(kafka, topics.referents, records, lambda _: None)
+    return users, referents
+
+
 def find_contacts(mongo: Database[Document], company_sso_id: str) -> FoundContacts:
     """Return the account's contacts by CRM person id: those that carry it, then those that the id map names.
 
@@ -127,10 +152,7 @@ def find_contacts(mongo: Database[Document], company_sso_id: str) -> FoundContac
             {"company_sso_id": company_sso_id}, {"crm_data.id": 1, "created_at": 1, "customer_id": 1}
         )
         for contact in contacts.batch_size(FETCH_ROWS):
-            crm_data = contact.get("crm_data")
-            person_id = person_key(crm_data.get("id")) if isinstance(crm_data, dict) else None
-            customer_id = contact.get("customer_id")
-            customer = str(contact["_id"] if customer_id is None or customer_id == "" else customer_id)
+            person_id, customer = person_of(contact), customer_of(contact)
             if person_id is None and customer not in customers:
                 continue
             created_at = microseconds(contact.get("created_at"))
@@ -143,7 +165,7 @@ def find_contacts(mongo: Database[Document], company_sso_id: str) -> FoundContac
             if person_id is not None:
                 before = direct.get(person_id)
                 doubled += before is not None
-                direct[person_id] = (created_at, customer) if before is None else min(before, (created_at, customer))
+                direct[person_id] = first_synced(before, (created_at, customer))
     for person_id, customer in by_map.items():
         if person_id in direct:
             continue
@@ -154,32 +176,6 @@ def find_contacts(mongo: Database[Document], company_sso_id: str) -> FoundContac
             direct[person_id] = (created_at, customer)
             mapped += 1
     return FoundContacts(direct, doubled, mapped, unusable, missing)
-
-
-def person_key(value: Any) -> str | None:
-    """Return a CRM person id, which may be stored as a number or as text, as the record key has it."""
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, float):
-        value = int(value) if value.is_integer() else None
-    text = str(value).strip() if value is not None else ""
-    if text.isascii() and text.isdigit():
-        text = text.lstrip("0")
-    return text or None
-
-
-def microseconds(value: Any) -> int | None:
-    """Return a stored date in microseconds since 1970, ISO 8601 text included; None for anything else."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            return None
-    if not isinstance(value, datetime):
-        return None
-    moment = value.replace(tzinfo=UTC) if value.tzinfo is None else value
-    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def _contact_records(found: FoundContacts, company_sso_id: str, codec: Codec) -> Iterator[tuple[str, bytes]]:
@@ -206,7 +202,7 @@ def _user_records(db: Connection, mapping: SourceMapping, codec: Codec) -> Itera
 def _referent_records(
     db: Connection, mapping: SourceMapping, account: Any, codec: Codec
 ) -> Iterator[tuple[str, bytes]]:
-    account_column = mapping.source.account.column if mapping.source.account else None
+    account_column = mapping.source.account.column if mapping.source.account and account is not None else None
     for type_name, table in mapping.referents.items():
         name = f"{table.schema_name}.{table.table}"
         predicate: sql.Composable = sql.SQL("true")
