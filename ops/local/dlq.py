@@ -86,7 +86,7 @@ def read_letters(topics: Any, account: str) -> list[Letter]:
 
     `topics` is an `ops.local.trace.Topics`.
     """
-    from ops.local.verify.topics import records
+    from ops.control.topic_reader import records
 
     name = AccountTopics.of(account).dead_letters
     return once(letter_of(offset, value, topics.codec) for _, offset, value in records(topics.kafka, name))
@@ -94,7 +94,7 @@ def read_letters(topics: Any, account: str) -> list[Letter]:
 
 def read_letter(topics: Any, account: str, offset: int) -> tuple[Letter, bytes] | None:
     """Return the dead letter at an offset and the bytes of its record; None if there is none."""
-    from ops.local.verify.topics import records
+    from ops.control.topic_reader import records
 
     name = AccountTopics.of(account).dead_letters
     found = records(topics.kafka, name, dict.fromkeys(topics.spans(name), offset))

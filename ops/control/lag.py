@@ -1,0 +1,120 @@
+"""I/O: how much waits on the topics of an account. Asked of Kafka once a second at most, however many look."""
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from schemas.topics import AccountTopics
+
+ANSWER_TIMEOUT_S = 2.0
+FRESH_S = 1.0
+ACCOUNTS_MAX = 1_000  # remembered
+DEAD_LETTER_PARTITION = 0
+EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """Records that wait in front of each stage, markers among them; None where Kafka has not said."""
+
+    processors: int | None = None
+    sink: int | None = None
+    dead_letters: int | None = None  # that the topic holds
+
+
+class LagReader:
+    """Sums of offsets by one admin client; safe to use from several threads."""
+
+    def __init__(self, kafka: Mapping[str, Any]) -> None:
+        """`kafka` is the connection's configuration; nothing is connected yet. Empty: nothing is known, ever."""
+        self._kafka = dict(kafka)
+        self._admin: AdminClient | None = None
+        self._known: dict[str, tuple[float, Lag]] = {}
+        self._lock = threading.Lock()
+        self._asking: dict[str, threading.Lock] = {}
+
+    def of(self, account: str, fresh_s: float = FRESH_S) -> Lag:
+        """Return the account's lag, at most `fresh_s` old. Never raises for a Kafka that does not answer."""
+        if not self._kafka.get("bootstrap.servers"):
+            return Lag()
+        with self._lock:
+            found = self._known.get(account)
+            if found is not None and time.monotonic() - found[0] < fresh_s:
+                return found[1]
+            asking = self._asking.setdefault(account, threading.Lock())
+        with asking:  # whoever comes meanwhile waits for this answer instead of asking too
+            found = self._known.get(account)
+            if found is not None and time.monotonic() - found[0] < fresh_s:
+                return found[1]
+            lag = self._ask(AccountTopics.of(account))
+            with self._lock:
+                self._known.pop(account, None)
+                self._known[account] = (time.monotonic(), lag)
+                while len(self._known) > ACCOUNTS_MAX:
+                    oldest = next(iter(self._known))
+                    del self._known[oldest]
+                    self._asking.pop(oldest, None)
+            return lag
+
+    def _ask(self, topics: AccountTopics) -> Lag:
+        if self._admin is None:
+            self._admin = AdminClient({**self._kafka, "log_level": 0})
+        groups = {topics.processors_group: topics.replay, topics.sink_group: topics.outcomes}
+        asked = {
+            group: self._admin.list_consumer_group_offsets(
+                [ConsumerGroupTopicPartitions(group)], request_timeout=ANSWER_TIMEOUT_S
+            )[group]
+            for group in groups
+        }
+        letters = TopicPartition(topics.dead_letters, DEAD_LETTER_PARTITION)
+        first = self._admin.list_offsets({letters: EARLIEST}, request_timeout=ANSWER_TIMEOUT_S)
+        committed: dict[str, dict[int, int]] = {}
+        for group, topic in groups.items():
+            try:
+                answer = asked[group].result(ANSWER_TIMEOUT_S)
+            except (KafkaException, TimeoutError):
+                continue
+            committed[topic] = {
+                tp.partition: tp.offset
+                for tp in answer.topic_partitions or ()
+                if tp.topic == topic and tp.error is None and tp.offset >= 0
+            }
+        wanted = [TopicPartition(topic, partition) for topic, found in committed.items() for partition in found]
+        ends = self._admin.list_offsets(
+            dict.fromkeys((*wanted, letters), LATEST), request_timeout=ANSWER_TIMEOUT_S
+        )
+        waiting: dict[str, int | None] = {}
+        for topic, found in committed.items():
+            lags = [
+                None if (end := _offset(ends, topic, partition)) is None else max(0, end - offset)
+                for partition, offset in found.items()
+            ]
+            known = [lag for lag in lags if lag is not None]
+            waiting[topic] = sum(known) if found and len(known) == len(lags) else None
+        low, high = _first_offset(first), _offset(ends, letters.topic, letters.partition)
+        return Lag(
+            waiting.get(topics.replay),
+            waiting.get(topics.outcomes),
+            None if low is None or high is None else max(0, high - low),
+        )
+
+
+def _offset(futures: Mapping[TopicPartition, Any], topic: str, partition: int) -> int | None:
+    future = futures.get(TopicPartition(topic, partition))
+    if future is None:
+        return None
+    try:
+        return int(future.result(ANSWER_TIMEOUT_S).offset)
+    except (KafkaException, TimeoutError):  # no such topic yet, or no answer
+        return None
+
+
+def _first_offset(futures: Mapping[TopicPartition, Any]) -> int | None:
+    (tp,) = futures
+    return _offset(futures, tp.topic, tp.partition)
