@@ -19,10 +19,10 @@ SERVER_SELECTION_TIMEOUT_MS = 5_000
 SOCKET_TIMEOUT_MS = 120_000  # longer than any batch takes; a connection that hangs is given up in the end
 
 
-def connect(connections: Connections, app_name: str = "crm-replay") -> Database[Document]:
-    """Return the database, reached once. Writes wait for the majority's journals unless the URL says otherwise.
+def open_database(connections: Connections, app_name: str = "crm-replay") -> Database[Document]:
+    """Return the database, not yet reached. Writes wait for the majority's journals unless the URL says otherwise.
 
-    Raises BadInputError for an address that is none, ServiceUnreachableError if nobody answers there.
+    For a process that is of use while nobody answers there, too. Raises BadInputError for an address that is none.
     """
     connections.require("mongodb_url")
     try:
@@ -36,9 +36,20 @@ def connect(connections: Connections, app_name: str = "crm-replay") -> Database[
         )
     except (InvalidURI, ConfigurationError, ValueError) as error:
         raise BadInputError(f"MONGODB_URL is not usable ({error})", "mongodb://host:port") from error
+    concern = client.write_concern if client.write_concern.document else WriteConcern("majority", j=True)
+    return client.get_database(connections.mongodb_database, write_concern=concern)
+
+
+def connect(connections: Connections, app_name: str = "crm-replay") -> Database[Document]:
+    """Return the database as `open_database` does, reached once.
+
+    Raises BadInputError for an address that is none, ServiceUnreachableError if nobody answers there.
+    """
+    database = open_database(connections, app_name)
+    client = database.client
     try:
         # A ping is answered without a password; a read shows whether we are let in.
-        client[connections.mongodb_database][JOBS].find_one({}, {"_id": 1})
+        database[JOBS].find_one({}, {"_id": 1})
     except OperationFailure as error:
         client.close()
         raise BadInputError(
@@ -50,5 +61,4 @@ def connect(connections: Connections, app_name: str = "crm-replay") -> Database[
             f"MongoDB does not answer ({type(error).__name__})",
             "check MONGODB_URL, or start the embedded servers: crm-replay services up",
         ) from error
-    concern = client.write_concern if client.write_concern.document else WriteConcern("majority", j=True)
-    return client.get_database(connections.mongodb_database, write_concern=concern)
+    return database
