@@ -1,0 +1,152 @@
+"""The CDP's contacts, asked for by CRM person id: a few queries a run, whoever and however many it names. I/O.
+
+Each query goes through an index: `idx_company_crm_data_id`, `uniq_company_crm_person_id`, `idx_company_customer_id`, or
+`_id`. A CRM person id that is stored as text is found in its plain spelling only (`"7"`, not `" 007"`): the replay,
+which reads all contacts, understands those too, but no index does.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import pymongo
+from bson import ObjectId
+from pymongo.errors import ConfigurationError, InvalidURI, PyMongoError
+
+from processors.live_contacts import Person
+from schemas.connections import Connections
+from schemas.contact_rules import Watermarked, customer_of, first_synced, microseconds, person_key, person_of
+from schemas.errors import BadInputError
+from schemas.records import Contact
+
+log = logging.getLogger(__name__)
+
+SERVER_SELECTION_TIMEOUT_MS = 5_000
+SOCKET_TIMEOUT_MS = 30_000
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MAX_S = 5.0
+CLAUSES_MAX = 200  # accounts of one query; each is planned for itself
+INT64_MAX = 2**63 - 1
+FIELDS = {"company_sso_id": 1, "crm_data.id": 1, "created_at": 1, "customer_id": 1}
+Document = Mapping[str, Any]
+
+
+def database(connections: Connections) -> Any:
+    """Return the CDP's database, not reached yet. Raises BadInputError for an address that is none."""
+    connections.require("mongodb_url")
+    try:
+        client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
+            connections.mongodb_url,
+            tz_aware=True,
+            appname="crm-replay-live",
+            serverSelectionTimeoutMS=SERVER_SELECTION_TIMEOUT_MS,
+            connectTimeoutMS=SERVER_SELECTION_TIMEOUT_MS,
+            socketTimeoutMS=SOCKET_TIMEOUT_MS,
+        )
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        raise BadInputError(f"MONGODB_URL is not usable ({error})", "mongodb://host:port") from error
+    return client[connections.mongodb_database]
+
+
+class MongoContacts:
+    """Reads `contacts` and `crm_contact_id_map`."""
+
+    def __init__(self, database: Any) -> None:
+        """`database` is the CDP's. Reads go to the primary, whatever the URL says: a secondary lags."""
+        primary = database.with_options(read_preference=pymongo.ReadPreference.PRIMARY)
+        self._contacts = primary["contacts"]
+        self._mapped = primary["crm_contact_id_map"]
+
+    async def ask(self, persons: Collection[Person]) -> dict[Person, Contact]:
+        """Return the contacts that there are; while MongoDB does not answer, try again."""
+        wait_s = BACKOFF_FIRST_S
+        while True:
+            try:
+                return await asyncio.to_thread(self.find, persons)
+            except PyMongoError as error:
+                log.warning("MongoDB does not answer (%s); again in %.1f s", type(error).__name__, wait_s)
+                await asyncio.sleep(wait_s)
+                wait_s = min(BACKOFF_MAX_S, wait_s * 2)
+
+    def find(self, persons: Collection[Person]) -> dict[Person, Contact]:
+        """Return the contacts that there are: those that carry the id, then those that the id map names."""
+        found = self._direct(persons)
+        missing = [person for person in persons if person not in found]
+        if missing:
+            found.update(self._by_map(missing))
+        return {
+            person: Contact(person[0], person[1], customer_id, created_at)
+            for person, (created_at, customer_id) in found.items()
+        }
+
+    def _direct(self, persons: Collection[Person]) -> dict[Person, Watermarked]:
+        wanted = set(persons)
+        found: dict[Person, Watermarked] = {}
+        clauses = (
+            {"company_sso_id": account, "crm_data.id": {"$in": [s for p in ids for s in spellings(p)]}}
+            for account, ids in _by_account(persons)
+        )
+        for contact in _found(self._contacts, clauses, FIELDS):
+            person = (str(contact.get("company_sso_id")), person_of(contact) or "")
+            created_at = microseconds(contact.get("created_at"))
+            if person in wanted and created_at is not None:
+                found[person] = first_synced(found.get(person), (created_at, customer_of(contact)))
+        return found
+
+    def _by_map(self, persons: Collection[Person]) -> dict[Person, Watermarked]:
+        wanted = set(persons)
+        clauses = (
+            {"company_sso_id": account, "crm_person_id": {"$in": [s for p in ids for s in spellings(p)]}}
+            for account, ids in _by_account(persons)
+        )
+        fields = {"company_sso_id": 1, "crm_person_id": 1, "customer_id": 1}
+        customers: dict[Person, str] = {}
+        spelt: dict[str, set[Any]] = defaultdict(set)  # by account: its customers, in every form they may be stored in
+        for entry in _found(self._mapped, clauses, fields):
+            account, customer = str(entry.get("company_sso_id")), entry.get("customer_id")
+            person = (account, person_key(entry.get("crm_person_id")) or "")
+            if customer is not None and person in wanted:
+                customers[person] = str(customer)
+                spelt[account] |= {customer, str(customer)}
+                if ObjectId.is_valid(str(customer)):
+                    spelt[account].add(ObjectId(str(customer)))
+        synced: dict[Person, int] = {}  # by account and customer
+        places = (
+            {"company_sso_id": account, place: {"$in": list(ids)}}
+            for account, ids in spelt.items()
+            for place in ("customer_id", "_id")
+        )
+        for contact in _found(self._contacts, places, FIELDS):
+            key, created_at = (
+                (str(contact.get("company_sso_id")), customer_of(contact)),
+                microseconds(contact["created_at"]),
+            )
+            if created_at is not None:
+                synced[key] = min(created_at, synced.get(key, created_at))
+        return {
+            person: (synced[person[0], customer], customer)
+            for person, customer in customers.items()
+            if (person[0], customer) in synced
+        }
+
+
+def spellings(person_id: str) -> list[Any]:
+    """Return the values under which a CRM person id may be stored: a number of any type, or its digits."""
+    number = int(person_id) if person_id.isascii() and person_id.isdigit() else None
+    return [person_id] if number is None or number > INT64_MAX else [number, person_id]
+
+
+def _by_account(persons: Iterable[Person]) -> Iterator[tuple[str, list[str]]]:
+    by_account: dict[str, list[str]] = defaultdict(list)
+    for account, person_id in persons:
+        by_account[account].append(person_id)
+    yield from by_account.items()
+
+
+def _found(collection: Any, clauses: Iterable[Document], fields: Document) -> Iterator[Document]:
+    rest = iter(clauses)
+    while some := list(islice(rest, CLAUSES_MAX)):
+        yield from collection.find({"$or": some} if len(some) > 1 else some[0], fields)
