@@ -7,7 +7,9 @@ frame is Avro's single-object header (`C3 01` and the CRC-64-AVRO fingerprint), 
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.resources import files
+from io import BytesIO
 from typing import Any, TypeVar, cast
 
 import fastavro
@@ -40,6 +42,26 @@ def single_object_header(record_type: type[Record]) -> bytes:
     canonical = to_parsing_canonical_form(schema_of(record_type))
     # fastavro prints the fingerprint's bytes in the order in which the single-object encoding wants them.
     return SINGLE_OBJECT_MARKER + bytes.fromhex(fingerprint(canonical, "CRC-64-AVRO"))
+
+
+@lru_cache(maxsize=256)  # of other people's schemas, a few at a time
+def _parsed(schema: str) -> Any:
+    return fastavro.parse_schema(json.loads(schema))
+
+
+def read_avro(schema: str, data: bytes) -> Any:
+    """Return the value in bytes that somebody else has written with this Avro schema (JSON text), frame taken off.
+
+    Raises ValueError, without any of the content, for bytes or a schema that cannot be read.
+    """
+    try:
+        stream = BytesIO(data)
+        value = fastavro.schemaless_reader(stream, _parsed(schema), None)
+    except Exception as error:  # whatever fastavro meets: it raises what its C code ran into
+        raise ValueError(type(error).__name__) from error
+    if stream.tell() != len(data):
+        raise ValueError(f"{len(data) - stream.tell()} bytes too many")
+    return value
 
 
 class Codec:

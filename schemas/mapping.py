@@ -26,11 +26,25 @@ class AccountColumn(_Strict):
 
     column: Identifier
     query: str = Field(description="returns that column's value; %(company_sso_id)s is the account")
+    # The way back, which the live feed needs: change events carry the column, not the account. No part of what a replay
+    # does, so neither is part of what a resumed job compares.
+    inverse: str | None = Field(
+        None,
+        exclude=True,
+        description="the live feed's: returns every account as two columns, value and company_sso_id",
+    )
+    is_company_sso_id: bool = Field(
+        False, exclude=True, description="the column's value is the company_sso_id itself: no inverse is needed"
+    )
 
     @model_validator(mode="after")
     def _query_takes_the_account(self) -> "AccountColumn":
         if "%(company_sso_id)s" not in self.query:
             raise ValueError("the query does not use %(company_sso_id)s")
+        if self.inverse is not None and self.is_company_sso_id:
+            raise ValueError("inverse and is_company_sso_id exclude each other")
+        if self.inverse is not None and "%(" in self.inverse:
+            raise ValueError("the inverse takes no parameters: it returns every account")
         return self
 
 

@@ -1,6 +1,7 @@
 """The codec that fits the surroundings: single-object framing, or a Confluent schema registry's ids.
 
-The one module of the contract that talks to a server, and only at a process's start.
+The one module of the contract that talks to a server: at a process's start, and where a value on a topic names a schema
+that the process has not met before.
 """
 
 import json
@@ -46,3 +47,45 @@ def codec_for(schema_registry_url: str) -> Codec:
                 )
             ids[record_type] = int(answer.json()["id"])
     return Codec(ids)
+
+
+class SchemaLookup:
+    """The Avro schemas of others, by the id in front of their values; each is asked for once."""
+
+    def __init__(self, schema_registry_url: str) -> None:
+        """Nothing is asked yet."""
+        self._url = schema_registry_url
+        self._client = httpx.Client(base_url=schema_registry_url, timeout=REGISTRY_TIMEOUT_S)
+        self._schemas: dict[int, str] = {}
+
+    def __call__(self, schema_id: int) -> str | None:
+        """Return the schema as JSON text; None if the registry has none of this id, or no Avro one.
+
+        Raises ServiceUnreachableError if it does not say: then nothing is known of the value, which has to wait.
+        """
+        known = self._schemas.get(schema_id)
+        if known is not None:
+            return known
+        try:
+            answer = self._client.get(f"/schemas/ids/{schema_id}")
+        except httpx.HTTPError as error:
+            raise ServiceUnreachableError(
+                f"the schema registry at {self._url} does not answer ({type(error).__name__})",
+                "check SCHEMA_REGISTRY_URL",
+            ) from error
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None  # asked again the next time: it may be registered by then
+        if answer.status_code != httpx.codes.OK:
+            raise ServiceUnreachableError(
+                f"the schema registry at {self._url} answers {answer.status_code}", "see why it does not serve schemas"
+            )
+        found = answer.json()
+        if found.get("schemaType", "AVRO") != "AVRO" or not isinstance(found.get("schema"), str):
+            return None
+        schema: str = found["schema"]
+        self._schemas[schema_id] = schema
+        return schema
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()

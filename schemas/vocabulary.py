@@ -25,6 +25,22 @@ class DeadLetterCause(StrEnum):
     WRITE_REFUSED = "write_refused"  # MongoDB refused the document twice
 
 
+class ChangeRefusal(StrEnum):
+    """Why a change event of the CRM's database becomes no audit event."""
+
+    AUDIT_UPDATED = "audit_updated"  # history is append-only: what was recorded stays
+    AUDIT_DELETED = "audit_deleted"
+    AUDITS_TRUNCATED = "audits_truncated"
+    OTHER_TABLE = "other_table"  # the row is of a table that the source mapping does not name
+    UNKNOWN_ACCOUNT = "unknown_account"  # nobody says whose the row is, or not yet
+    UNREADABLE_CHANGE = "unreadable_change"  # no change event, or not of an audits table
+
+    @property
+    def loses_a_row(self) -> bool:
+        """Whether there may be an audit row in the record, which has to be kept as a dead letter."""
+        return self not in (self.AUDIT_UPDATED, self.AUDIT_DELETED, self.AUDITS_TRUNCATED)
+
+
 class JobStatus(StrEnum):
     """State of a replay job; `ops.control.jobs` has the table of transitions."""
 

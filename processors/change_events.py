@@ -1,0 +1,422 @@
+"""Change events of the CRM's `audits` table, as Debezium's PostgreSQL connector writes them -> audit events. Pure.
+
+Values may be JSON with or without schemas, or Avro in Confluent's wire format; each of them the whole envelope or
+flattened by `ExtractNewRecordState`. An insert (`op` c) and a snapshot's row (r) become an `AuditEvent`. History is
+append-only, so an update, a delete or a truncation of it is refused, and counted by whoever calls. Tombstones,
+heartbeats, transaction markers and logical decoding messages say nothing about a row and are passed over.
+
+What a flattened record does not say cannot be known: without `add.fields=op` an update looks like an insert, and ends
+as a duplicate of the row it changes.
+
+Debezium keys a record by the row's primary key, and neither the key nor the order of these records decides anything
+here: each row becomes a document of its own, by its own id and time. DECISIONS.md, decision 19.
+"""
+
+import re
+from base64 import b64decode
+from binascii import Error as Base64Error
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import orjson
+
+from schemas.codec import CONFLUENT_HEADER_BYTES, read_avro
+from schemas.mapping import SourceMapping
+from schemas.records import AuditEvent
+from schemas.vocabulary import ChangeRefusal
+
+ACCOUNT_HEADER = "company_sso_id"  # set by the connector where a whole table is one account's
+INT64_MAX = 2**63 - 1
+YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
+CONFLUENT_MAGIC = b"\x00"
+
+INTEGERS = ("id", "auditable_id", "associated_id", "user_id", "version")
+TEXTS = ("auditable_type", "associated_type", "user_type", "username", "action", "comment", "request_uuid")
+COLUMNS = (*INTEGERS, *TEXTS, "audited_changes", "created_at")
+
+Headers = Iterable[tuple[str, bytes | None]] | None
+SchemaOf = Callable[[int], str | None]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_DIGITS = re.compile(r"-?[0-9]{1,19}(\.0*)?")
+# Microseconds in a unit, by the name that Debezium and Connect give a time.
+_TIME_UNITS_US = {
+    "io.debezium.time.Timestamp": 1000.0,
+    "org.apache.kafka.connect.data.Timestamp": 1000.0,
+    "io.debezium.time.MicroTimestamp": 1.0,
+    "io.debezium.time.NanoTimestamp": 0.001,
+}
+_JSON = "io.debezium.data.Json"
+_DECIMAL = "org.apache.kafka.connect.data.Decimal"
+_REFUSED_OPERATIONS = {
+    "u": ChangeRefusal.AUDIT_UPDATED,
+    "d": ChangeRefusal.AUDIT_DELETED,
+    "t": ChangeRefusal.AUDITS_TRUNCATED,
+}
+_ROW_OPERATIONS = frozenset(("c", "r"))
+_MESSAGE_OPERATION = "m"
+_HEARTBEAT = frozenset(("ts_ms", "ts_us", "ts_ns"))
+
+
+class Refused(NamedTuple):
+    """A change event that becomes no audit event; `detail` is one line without any of the row's content."""
+
+    reason: ChangeRefusal
+    detail: str
+    audit_id: int = 0  # if it is known
+    account: str = ""  # with UNKNOWN_ACCOUNT: the value of the account column that nobody knows yet
+
+
+class Meaning(NamedTuple):
+    """What a schema says of a column beyond its plain type."""
+
+    name: str
+    scale: int = 0
+
+
+class _UnreadableError(Exception):
+    """One line: why a record cannot be read."""
+
+
+class _Change(NamedTuple):
+    """A record's payload, and the meanings of a row's columns by the field of the payload that holds the row."""
+
+    payload: Mapping[str, Any]
+    meanings: Mapping[str, Mapping[str, Meaning]]  # "" is the payload itself
+
+
+class ChangeDecoder:
+    """Decodes change events; one per process, it remembers the schemas it has met."""
+
+    def __init__(
+        self,
+        mapping: SourceMapping,
+        *,
+        company_sso_id: str = "",
+        account_of: Callable[[str], str | None] = lambda _value: None,
+        schema_of: SchemaOf | None = None,
+    ) -> None:
+        """`company_sso_id` is whose the table is, if the mapping has no account column (a record's header wins).
+
+        `account_of` gives the account for a value of that column, as text; None: unknown, for now. `schema_of` gives
+        the Avro schema for an id (`schemas.registry.SchemaLookup`); it may raise ServiceUnreachableError, an outage
+        and no fault of the record, which `decode` lets through.
+        """
+        self._source = mapping.source
+        self._company_sso_id = company_sso_id
+        self._account_of = account_of
+        self._schema_of = schema_of
+        self._avro: dict[int, tuple[str, Mapping[str, Mapping[str, Meaning]]]] = {}
+
+    def decode(self, key: bytes | None, value: bytes | None, headers: Headers = None) -> AuditEvent | Refused | None:  # noqa: ARG002
+        """Return the audit row that was inserted, why there is none, or None for a record that is about no row.
+
+        The key is not needed: the row has its id. Never raises for what a record holds.
+        """
+        if value is None:
+            return None  # a tombstone
+        try:
+            change = self._avro_change(value) if value[:1] == CONFLUENT_MAGIC else _json_change(value)
+            return None if change is None else self._of(change, headers)
+        except _UnreadableError as error:
+            return Refused(ChangeRefusal.UNREADABLE_CHANGE, str(error))
+
+    def _of(self, change: _Change, headers: Headers) -> AuditEvent | Refused | None:
+        payload = change.payload
+        if _is_about_no_row(payload):
+            return None
+        source = payload.get("source")
+        if isinstance(source, Mapping) and "op" in payload:
+            operation, schema, table = payload["op"], source.get("schema"), source.get("table")
+            if operation == _MESSAGE_OPERATION:
+                return None
+            field = "after" if operation in _ROW_OPERATIONS else "before"
+            row = payload.get(field)
+        else:
+            operation = payload.get("__op") or _header(headers, "__op") or "c"
+            if payload.get("__deleted") in ("true", True):
+                operation = "d"
+            schema = payload.get("__schema", payload.get("__source_schema"))
+            table = payload.get("__table", payload.get("__source_table"))
+            field, row = "", payload
+        return self._of_row(str(operation), schema, table, row, change.meanings.get(field, {}), headers)
+
+    def _of_row(
+        self,
+        operation: str,
+        schema: Any,
+        table: Any,
+        row: Any,
+        meanings: Mapping[str, Meaning],
+        headers: Headers,
+    ) -> AuditEvent | Refused:
+        if schema not in (None, self._source.schema_name) or table not in (None, self._source.table):
+            ours = f"{self._source.schema_name}.{self._source.table}"
+            return Refused(ChangeRefusal.OTHER_TABLE, f"a row of {schema or '?'}.{table or '?'}, audits are in {ours}")
+        audit_id = row.get("id") if isinstance(row, Mapping) else None
+        known_id = audit_id if type(audit_id) is int else 0
+        if operation in _REFUSED_OPERATIONS:
+            return Refused(_REFUSED_OPERATIONS[operation], "audit history is append-only", known_id)
+        if operation not in _ROW_OPERATIONS:
+            raise _UnreadableError(f"an operation {operation[:20]!r}")
+        if not isinstance(row, Mapping):
+            raise _UnreadableError("an insert without a row")
+        try:
+            event = _event(row, meanings)
+        except _UnreadableError as error:
+            return Refused(ChangeRefusal.UNREADABLE_CHANGE, str(error), known_id)
+        return self._of_account(event, row, meanings, headers)
+
+    def _of_account(
+        self, event: AuditEvent, row: Mapping[str, Any], meanings: Mapping[str, Meaning], headers: Headers
+    ) -> AuditEvent | Refused:
+        """Return the event with its account, or that this is not known."""
+        column = self._source.account
+        if column is None:
+            account = _header(headers, ACCOUNT_HEADER) or self._company_sso_id
+            if account:
+                return event._replace(company_sso_id=account)
+            detail = f"the table has no account column, and the record no header {ACCOUNT_HEADER}"
+            return Refused(ChangeRefusal.UNKNOWN_ACCOUNT, detail, event.audit_id)
+        if column.column not in row:
+            raise _UnreadableError(f"the row has no column {column.column}")
+        value = _account_text(row[column.column], meanings.get(column.column))
+        found = value if column.is_company_sso_id else self._account_of(value) if value else None
+        if found:
+            return event._replace(company_sso_id=found)
+        detail = f"{column.column} is {'NULL' if not value else 'of no account that is known'}"
+        return Refused(ChangeRefusal.UNKNOWN_ACCOUNT, detail, event.audit_id, value)
+
+    def _avro_change(self, value: bytes) -> _Change | None:
+        if len(value) < CONFLUENT_HEADER_BYTES:
+            raise _UnreadableError("neither JSON nor framed Avro")
+        if self._schema_of is None:
+            raise _UnreadableError("Avro, but no schema registry is configured (SCHEMA_REGISTRY_URL)")
+        schema_id = int.from_bytes(value[1:CONFLUENT_HEADER_BYTES], "big")
+        known = self._avro.get(schema_id)
+        if known is None:
+            text = self._schema_of(schema_id)
+            if text is None:
+                raise _UnreadableError(f"the schema registry has no Avro schema {schema_id}")
+            try:
+                schema = orjson.loads(text)
+            except orjson.JSONDecodeError:
+                raise _UnreadableError(f"schema {schema_id} is no JSON") from None
+            known = self._avro[schema_id] = text, _avro_meanings(schema)
+        text, meanings = known
+        try:
+            payload = read_avro(text, value[CONFLUENT_HEADER_BYTES:])
+        except ValueError as error:
+            raise _UnreadableError(f"no Avro of schema {schema_id} ({error})") from None
+        if not isinstance(payload, Mapping):
+            raise _UnreadableError(f"schema {schema_id} is no record")
+        return _Change(payload, meanings)
+
+
+def _json_change(value: bytes) -> _Change | None:
+    try:
+        root = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        raise _UnreadableError("neither JSON nor framed Avro") from None
+    meanings: Mapping[str, Mapping[str, Meaning]] = {}
+    if isinstance(root, dict) and root.keys() == {"schema", "payload"}:
+        meanings = _connect_meanings(root["schema"])
+        root = root["payload"]
+    if root is None:
+        return None  # a tombstone that a converter has put into a frame
+    if not isinstance(root, dict):
+        raise _UnreadableError("JSON, but no object")
+    return _Change(root, meanings)
+
+
+def _is_about_no_row(payload: Mapping[str, Any]) -> bool:
+    """Whether this is a heartbeat, a transaction's marker, or a change of a schema."""
+    if payload.keys() <= _HEARTBEAT:
+        return True
+    if "op" not in payload and payload.get("status") in ("BEGIN", "END") and "event_count" in payload:
+        return True
+    return "ddl" in payload and "tableChanges" in payload
+
+
+def _connect_meanings(schema: Any) -> Mapping[str, Mapping[str, Meaning]]:
+    """Return the meanings in a schema as Connect's JSON converter prints it; of the payload, and of its fields."""
+    found: dict[str, Mapping[str, Meaning]] = {"": _connect_fields(schema)}
+    for field in _fields(schema):
+        if field.get("type") == "struct":
+            found[str(field.get("field"))] = _connect_fields(field)
+    return found
+
+
+def _fields(schema: Any) -> list[Mapping[str, Any]]:
+    fields = schema.get("fields") if isinstance(schema, Mapping) else None
+    return [field for field in fields if isinstance(field, Mapping)] if isinstance(fields, list) else []
+
+
+def _connect_fields(schema: Any) -> dict[str, Meaning]:
+    return {
+        str(field.get("field")): Meaning(str(field["name"]), _scale(field.get("parameters")))
+        for field in _fields(schema)
+        if field.get("name")
+    }
+
+
+def _avro_meanings(schema: Any) -> Mapping[str, Mapping[str, Meaning]]:
+    """Return the meanings in an Avro schema that was made from Connect's; of the record, and of its fields."""
+    found: dict[str, Mapping[str, Meaning]] = {"": _avro_fields(schema)}
+    records: dict[str, Any] = {}  # by name: `before` defines the row's, `after` only names it
+    for field in _fields(schema):
+        record = _avro_type(field.get("type"))
+        if isinstance(record, str):
+            record = records.get(record.rpartition(".")[2])
+        if isinstance(record, Mapping) and record.get("type") == "record":
+            records[str(record.get("name")).rpartition(".")[2]] = record
+            found[str(field.get("name"))] = _avro_fields(record)
+    return found
+
+
+def _avro_fields(schema: Any) -> dict[str, Meaning]:
+    found = {}
+    for field in _fields(schema):
+        kind = _avro_type(field.get("type"))
+        if isinstance(kind, Mapping) and kind.get("connect.name"):
+            found[str(field.get("name"))] = Meaning(str(kind["connect.name"]), _scale(kind.get("connect.parameters")))
+    return found
+
+
+def _avro_type(kind: Any) -> Any:
+    """Return the type in a nullable union, else the type itself."""
+    if isinstance(kind, list):
+        return next((part for part in kind if part != "null"), None)
+    return kind
+
+
+def _scale(parameters: Any) -> int:
+    try:
+        return int(parameters["scale"])
+    except (KeyError, TypeError, ValueError):
+        return 0
+
+
+def _event(row: Mapping[str, Any], meanings: Mapping[str, Meaning]) -> AuditEvent:
+    """Return a row as an audit event without an account."""
+    missing = next((column for column in COLUMNS if column not in row), None)
+    if missing is not None:
+        raise _UnreadableError(f"the row has no column {missing}")
+    integers = {column: _integer(row[column], column, meanings.get(column)) for column in INTEGERS}
+    if integers["id"] <= 0:
+        raise _UnreadableError("id is not a positive number")
+    texts = {column: _text(row[column], column) for column in TEXTS}
+    changes = row["audited_changes"]
+    expanded = isinstance(changes, Mapping)  # by a transform on the way, of a json column
+    return AuditEvent(
+        audit_id=integers["id"],
+        id_range=0,
+        created_at=_microseconds(row["created_at"], meanings.get("created_at")),
+        auditable_type=texts["auditable_type"],
+        auditable_id=integers["auditable_id"],
+        associated_type=texts["associated_type"],
+        associated_id=integers["associated_id"],
+        user_type=texts["user_type"],
+        user_id=integers["user_id"],
+        username=texts["username"],
+        action=texts["action"],
+        audited_changes=orjson.dumps(changes).decode() if expanded else _text(changes, "audited_changes"),
+        # Without a schema nobody says so; it makes no difference, for JSON text is read as JSON anyway.
+        changes_are_json=expanded or meanings.get("audited_changes", Meaning("")).name == _JSON,
+        version=integers["version"],
+        comment=texts["comment"],
+        request_uuid=texts["request_uuid"],
+    )
+
+
+def _text(value: Any, column: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _UnreadableError(f"{column} is a {type(value).__name__}, not text")
+    return value
+
+
+def _integer(value: Any, column: str, meaning: Meaning | None = None) -> int:
+    """Return a whole number in any of the ways a number of PostgreSQL's is sent; NULL is 0."""
+    if value is None:
+        return 0
+    number = value if type(value) is int else _whole(value, meaning)
+    if number is None or not -INT64_MAX <= number <= INT64_MAX:
+        raise _UnreadableError(f"{column} is no whole number of 64 bits")
+    return number
+
+
+def _whole(value: Any, meaning: Meaning | None) -> int | None:
+    """Return the whole number in a `numeric`: decimal.handling.mode string, double, or precise (bytes and a scale)."""
+    scale = meaning.scale if meaning is not None else 0
+    if isinstance(value, Mapping) and value.keys() == {"scale", "value"}:  # VariableScaleDecimal
+        value, scale, meaning = value["value"], value["scale"], Meaning(_DECIMAL)
+    if isinstance(value, str) and meaning is not None and meaning.name == _DECIMAL:
+        try:
+            value = b64decode(value, validate=True)
+        except (Base64Error, ValueError):
+            return None
+    if isinstance(value, bytes):
+        value = Decimal(int.from_bytes(value, "big", signed=True)).scaleb(-scale if type(scale) is int else 0)
+    if isinstance(value, str):
+        return int(value.partition(".")[0]) if _DIGITS.fullmatch(value) else None
+    if isinstance(value, float | Decimal):
+        return int(value) if value == value and abs(value) <= INT64_MAX and value == int(value) else None
+    return None
+
+
+def _account_text(value: Any, meaning: Meaning | None) -> str:
+    """Return the account column's value as the inverse query's is printed; NULL is ""."""
+    if (value is None or isinstance(value, str)) and (meaning is None or meaning.name != _DECIMAL):
+        return value or ""
+    return str(_integer(value, "the account column", meaning))
+
+
+def _microseconds(value: Any, meaning: Meaning | None) -> int:
+    """Return a time in microseconds since 1970 UTC; a time without a zone is UTC, as Rails writes it."""
+    if isinstance(value, datetime):  # what Avro's logical types are read as
+        moment = (_aware(value) - _EPOCH) // _MICROSECOND
+    elif isinstance(value, str):
+        try:
+            moment = (_aware(datetime.fromisoformat(value)) - _EPOCH) // _MICROSECOND
+        except (ValueError, OverflowError):
+            raise _UnreadableError("created_at is no time between the years 1 and 9999") from None
+    elif type(value) is int:
+        moment = _from_number(value, meaning)
+    else:
+        raise _UnreadableError("created_at is NULL" if value is None else "created_at is no time")
+    if not YEAR_1_US <= moment < YEAR_10000_US:
+        raise _UnreadableError("created_at is infinite or outside of the years 1 to 9999")
+    return moment
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _from_number(value: int, meaning: Meaning | None) -> int:
+    """Return microseconds. Without a schema the unit shows in the size: no audit was written before March 1973.
+
+    Milliseconds from there to the year 5138 have 12 to 14 digits, microseconds 15 to 17, nanoseconds 18 and more.
+    """
+    unit_us = _TIME_UNITS_US.get(meaning.name) if meaning is not None else None
+    if meaning is not None and meaning.name and unit_us is None:
+        raise _UnreadableError(f"created_at is a {meaning.name}, which is no time")
+    if unit_us is None:
+        digits = len(str(abs(value)))
+        if digits < 12 or value < 0:
+            raise _UnreadableError("created_at has no schema and is too small for its unit to show")
+        unit_us = 1000.0 if digits <= 14 else 1.0 if digits <= 17 else 0.001
+    return value * 1000 if unit_us == 1000.0 else value if unit_us == 1.0 else value // 1000
+
+
+def _header(headers: Headers, name: str) -> str:
+    """Return a header's text; "" if it is not there."""
+    for header, value in headers or ():
+        if header == name and value:
+            return value.decode("utf-8", "replace").strip('"')  # a JSON header converter quotes it
+    return ""
