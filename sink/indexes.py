@@ -12,6 +12,9 @@ PROGRESS = "crm_replay_progress"
 COUNTERS = "crm_replay_counters"
 CHECKPOINTS = "crm_replay_checkpoints"  # the snapshot's cursors; producer.checkpoint writes them
 RETRIES = "crm_replay_retries"  # of dead letters; ops.local.dlq writes them
+FLAGS = "crm_replay_flags"  # ops.control.flags
+TASKS = "crm_replay_tasks"  # ops.control.tasks
+AUDIT_LOG = "crm_replay_audit_log"  # ops.control.audit_log
 
 SOURCE_TAG = "crm_migration"  # documents of the replay; the live feed has none
 
@@ -75,6 +78,17 @@ UNIQUE_RUN = Index(JOBS, "uniq_run", ("run",), unique=True, partial={"run": {"$e
 PROGRESS_BY_RUN = Index(PROGRESS, "uniq_job_run_partition", ("job_id", "run", "partition"), unique=True)
 CHECKPOINTS_BY_RUN = Index(CHECKPOINTS, "idx_job_run", ("job_id", "run"))
 RETRIES_BY_COMPANY = Index(RETRIES, "idx_company_started_at", ("company_sso_id", "started_at"))
+# Of several requests that have all seen the same last job (or none), one makes the next.
+ONE_FOLLOWS = Index(
+    JOBS, "uniq_company_follows", ("company_sso_id", "follows"), unique=True, partial={"follows": {"$exists": True}}
+)
+# Of a kind, one task of an account is queued or running; also how runners find them.
+ONE_ACTIVE_TASK = Index(
+    TASKS, "uniq_active_company_kind", ("company_sso_id", "kind"), unique=True, partial={"active": True}
+)
+TASKS_BY_COMPANY = Index(TASKS, "idx_company_requested", ("company_sso_id", "requested_at"))
+AUDIT_LOG_BY_COMPANY = Index(AUDIT_LOG, "idx_company_at", ("company_sso_id", "at"))
+AUDIT_LOG_BY_TIME = Index(AUDIT_LOG, "idx_at", ("at",))
 
 INDEXES = (
     UNIQUE_EXTERNAL_ID,
@@ -88,4 +102,9 @@ INDEXES = (
     PROGRESS_BY_RUN,
     CHECKPOINTS_BY_RUN,
     RETRIES_BY_COMPANY,
+    ONE_FOLLOWS,
+    ONE_ACTIVE_TASK,
+    TASKS_BY_COMPANY,
+    AUDIT_LOG_BY_COMPANY,
+    AUDIT_LOG_BY_TIME,
 )

@@ -3,6 +3,7 @@
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from schemas.errors import ReplayError
 from schemas.job import ReplayJob
@@ -24,6 +25,8 @@ _WHY_NOT: Mapping[tuple[JobStatus, JobStatus], str] = {
     (JobStatus.FAILED, JobStatus.COMPLETED): "resume it: only a run that has passed every end marker is complete",
     (JobStatus.ROLLED_BACK, JobStatus.IN_PROGRESS): "its documents are gone; start a new job of the account",
 }
+NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+LEASE_S = 10.0  # a runner that has not renewed its lease for so long is taken for dead
 
 
 class IllegalTransitionError(ReplayError):
@@ -73,6 +76,19 @@ class Job:
     finished_at: dt.datetime | None
     heartbeat_at: dt.datetime
     error: str | None
+    prepared: bool = True  # surveyed: top, xmax, cutoff and total are known; else the runner that claims it looks
+    planned_begin: tuple[int, ...] = ()  # what `begin_offsets` will be once both groups have been set to the stretch
+    planned_outcomes: tuple[int, ...] = ()  # where the sinks begin on the outcomes topic, by partition
+    published_at: tuple[int, ...] = ()  # of a rerun: begin offsets of the stretch that is read again
+    owner: str | None = None  # the runner that works on it; None: it waits for one
+    fence: int = 0  # rises with every claim: what a former owner says counts no more
+    lease_until: dt.datetime = NEVER  # by the database's clock; behind it, anybody may claim the job
+    attempts: int = 0  # of runners, in a row, that gave the job back without having got on with it
+    rollback: Mapping[str, Any] | None = None  # removed, remaining, by, started_at, updated_at, finished_at
+
+    def waiting(self, now: dt.datetime) -> bool:
+        """Whether it is in progress and no runner has it, or its runner has fallen silent."""
+        return self.status is JobStatus.IN_PROGRESS and (self.owner is None or self.lease_until < now)
 
     def replay_job(self) -> ReplayJob:
         """Return what the processes of this run are told."""

@@ -23,6 +23,9 @@ from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
 from sink.indexes import (
     ACTIVITY_LOGS,
+    AUDIT_LOG,
+    AUDIT_LOG_BY_COMPANY,
+    AUDIT_LOG_BY_TIME,
     CHECKPOINTS,
     CHECKPOINTS_BY_RUN,
     COMPANY_SOURCE_TAG,
@@ -32,13 +35,18 @@ from sink.indexes import (
     CONTACTS,
     COUNTERS,
     ENRICHMENT_MATCH,
+    FLAGS,
     JOBS,
     JOBS_BY_COMPANY,
+    ONE_ACTIVE_TASK,
+    ONE_FOLLOWS,
     ONE_RUNNING_JOB,
     PROGRESS,
     PROGRESS_BY_RUN,
     RETRIES,
     RETRIES_BY_COMPANY,
+    TASKS,
+    TASKS_BY_COMPANY,
     UNIQUE_EXTERNAL_ID,
     UNIQUE_RUN,
     Index,
@@ -89,6 +97,13 @@ MIGRATIONS = (
         (CHECKPOINTS_BY_RUN, RETRIES_BY_COMPANY),
         (CHECKPOINTS, RETRIES),
         frozenset((CHECKPOINTS, RETRIES)),
+    ),
+    Migration(
+        7,
+        "flags, tasks and the audit log",
+        (ONE_FOLLOWS, ONE_ACTIVE_TASK, TASKS_BY_COMPANY, AUDIT_LOG_BY_COMPANY, AUDIT_LOG_BY_TIME),
+        (FLAGS, TASKS, AUDIT_LOG),
+        frozenset((FLAGS, TASKS, AUDIT_LOG)),
     ),
 )
 NEWEST = MIGRATIONS[-1].version

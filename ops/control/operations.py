@@ -1,13 +1,22 @@
-"""What an operator does to a job besides running it: halt it, roll it back."""
+"""What an operator does to a job besides running it: halt it, run it again, roll it back."""
 
+import time
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
+from ops.control import kafka_admin
 from ops.control.jobs import Job, refusal
-from ops.control.store import JobStore
+from ops.control.store import JobStore, LeaseLostError, NewJob
+from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
+from schemas.mapping import SourceMapping
+from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink import rollback as documents
+
+STOPPING_MAX_S = 30.0  # a runner whose job was halted ends its processes within 15 s, or kills them
+STOPPING_POLL_S = 0.2
 
 
 class NoSuchJobError(BadInputError):
@@ -16,6 +25,11 @@ class NoSuchJobError(BadInputError):
 
 class RollbackRefusedError(ReplayError):
     """The account's job still writes, or has begun to."""
+
+
+def digest(mapping: SourceMapping) -> str:
+    """Return what tells a job's source mapping from another."""
+    return sha256(mapping.model_dump_json().encode()).hexdigest()
 
 
 def halt(store: JobStore, company_sso_id: str, reason: str) -> Job:
@@ -27,29 +41,82 @@ def halt(store: JobStore, company_sso_id: str, reason: str) -> Job:
     return store.transition(job.job_id, job.status, JobStatus.HALTED, reason)
 
 
-def rollback(database: Any, company_sso_id: str, on_batch: Callable[[int], None] = lambda _: None) -> int:
+def why_no_rerun(job: Job, connections: Connections) -> tuple[str, str] | None:
+    """Return why what the job's last run has published cannot be read again, and what to do; None if it can."""
+    account = job.company_sso_id
+    if not job.begin_offsets:
+        return f"no run of {account} has published anything", f"crm-replay run --account {account}"
+    kafka = connections.kafka()
+    kafka_admin.client(kafka)
+    oldest = kafka_admin.oldest_offsets(kafka, AccountTopics.of(account).replay, job.partitions)
+    if any(low > begin for low, begin in zip(oldest, job.begin_offsets, strict=True)):
+        return f"Kafka has deleted the beginning of the last run of {account}", f"crm-replay run --account {account}"
+    return None
+
+
+def next_run_of(job: Job) -> NewJob:
+    """Return what the job's next run starts with that reads again what its last one has published."""
+    return NewJob(
+        company_sso_id=job.company_sso_id,
+        partitions=job.partitions,
+        top_audit_id=job.top_audit_id,
+        snapshot_xmax=job.snapshot_xmax,
+        cutoff=job.cutoff,
+        mapping_path=job.mapping_path,
+        mapping_sha256=job.mapping_sha256,
+        records_total=job.records_total,
+        triggered_by=job.triggered_by,
+        date_range_start=job.date_range_start,
+        published_at=job.begin_offsets,
+    )
+
+
+def rollback(
+    database: Any, company_sso_id: str, on_batch: Callable[[int], None] = lambda _: None, *, by: str = ""
+) -> int:
     """Delete what the replay wrote for the account and return how many documents that were; again: 0.
 
     The job is marked first: dying half-way leaves documents of a job that is rolled back, and the next call goes on
-    with them. Raises NoSuchJobError; RollbackRefusedError while a job is in progress, also if one begins meanwhile.
+    with them. How far it is stands in the job document. Raises NoSuchJobError; RollbackRefusedError while a job is in
+    progress or its processes are being ended, also if one begins meanwhile.
     """
     store = JobStore(database)
-    job = _latest(store, company_sso_id)
-    if job.status is not JobStatus.ROLLED_BACK:
-        why_not = refusal(job.status, JobStatus.ROLLED_BACK)
-        if why_not:
-            raise RollbackRefusedError(f"the job of {company_sso_id} is {job.status}", why_not)
-        store.transition(job.job_id, job.status, JobStatus.ROLLED_BACK)
+    job = _mark_rolled_back(store, company_sso_id)
+    remaining = documents.documents_of(database, company_sso_id)
+    store.note_rollback(job, removed=0, remaining=remaining, by=by)
 
     def still_ours(removed: int) -> None:
         on_batch(removed)
+        store.note_rollback(job, removed=removed, remaining=max(0, remaining - removed), by=by)
         if _latest(store, company_sso_id).status is not JobStatus.ROLLED_BACK:
             raise RollbackRefusedError(
                 f"a run of {company_sso_id} has begun after {removed:,} documents were removed",
                 "halt it, then roll back again",
             )
 
-    return documents.rollback(database, company_sso_id, on_batch=still_ours)
+    removed = documents.rollback(database, company_sso_id, on_batch=still_ours)
+    store.note_rollback(job, removed=removed, remaining=0, by=by, finished=True)
+    return removed
+
+
+def _mark_rolled_back(store: JobStore, company_sso_id: str) -> Job:
+    """Return the account's job, rolled back; waits for a runner that is ending its processes: they write until then."""
+    give_up_at = time.monotonic() + STOPPING_MAX_S
+    while True:
+        job = _latest(store, company_sso_id)
+        if job.status is JobStatus.ROLLED_BACK:
+            return job
+        why_not = refusal(job.status, JobStatus.ROLLED_BACK)
+        if why_not:
+            raise RollbackRefusedError(f"the job of {company_sso_id} is {job.status}", why_not)
+        try:
+            return store.transition(job.job_id, job.status, JobStatus.ROLLED_BACK, only_if_free=True)
+        except LeaseLostError as error:
+            if time.monotonic() > give_up_at:
+                raise RollbackRefusedError(
+                    f"the runner of {company_sso_id} ({job.owner}) has not ended its processes yet", "try again"
+                ) from error
+            time.sleep(STOPPING_POLL_S)
 
 
 def _latest(store: JobStore, company_sso_id: str) -> Job:

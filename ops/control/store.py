@@ -1,9 +1,14 @@
-"""Job documents in MongoDB. Every change is one conditional update, so two processes cannot both make it."""
+"""Job documents in MongoDB. Every change is one conditional update, so two processes cannot both make it.
+
+A runner works on a job under a lease: it is the job's owner, renews the lease while it lives, and holds a number, the
+fence, that rises with every claim. What it says of the job counts only under its own number, so one that slept through
+its lease cannot disturb whoever has taken over. Leases count by the server's clock: hosts need not agree on the time.
+"""
 
 import datetime as dt
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +16,20 @@ from bson.codec_options import CodecOptions
 from pymongo import DESCENDING, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from ops.control.jobs import FINISHED, IllegalTransitionError, Job, progress_pct, refusal
+from ops.control.jobs import FINISHED, LEASE_S, NEVER, IllegalTransitionError, Job, progress_pct, refusal
 from schemas.errors import ReplayError
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
 from sink.halting import failed_of, seen_of
-from sink.indexes import COUNTERS, JOBS, ONE_RUNNING_JOB, PROGRESS
+from sink.indexes import COUNTERS, JOBS, ONE_FOLLOWS, ONE_RUNNING_JOB, PROGRESS
 from sink.progress import RunTotals, totals_of
 
 RUN_MAX = 2**31 - 1  # an Avro int
 RUN_COUNTER = "run"
-EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+EPOCH = NEVER
+LOOK_AT_MAX = 50  # waiting jobs, of which a runner tries to claim one
+_LEASE_UNTIL = {"$ifNull": ["$lease_until", NEVER]}
+_FREE: Mapping[str, Any] = {"$or": [{"owner": None}, {"$expr": {"$lt": [_LEASE_UNTIL, "$$NOW"]}}]}
 
 
 class JobAlreadyRunningError(ReplayError):
@@ -30,6 +38,10 @@ class JobAlreadyRunningError(ReplayError):
 
 class JobChangedError(ReplayError):
     """The job is not what the caller took it for: another process was first."""
+
+
+class LeaseLostError(JobChangedError):
+    """Another runner has taken the job over; whatever this one still runs has to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +59,9 @@ class NewJob:
     triggered_by: str = ""
     date_range_start: dt.datetime | None = None
     partial: bool = False  # replays chosen rows of a history that another job has replayed
+    prepared: bool = True  # the survey's fields are known; else whoever claims the job looks
+    published_at: tuple[int, ...] = ()  # of a rerun: begin offsets of the stretch that is read again
+    follows: str | None = None  # the account's last job as the request saw it, "" for none; None: does not matter
 
 
 class JobStore:
@@ -73,10 +88,11 @@ class JobStore:
             raise ReplayError(f"run number {run} is over {RUN_MAX}", f"is the clock right? see {COUNTERS}")
         return run
 
-    def create(self, new: NewJob, *, begin_offsets: Sequence[int] = ()) -> Job:
-        """Store a job in progress and return it.
+    def create(self, new: NewJob, *, begin_offsets: Sequence[int] = (), owner: str | None = None) -> Job:
+        """Store a job in progress and return it: its owner's, or waiting for a runner if none is named.
 
-        Raises JobAlreadyRunningError: the database allows one in progress per account.
+        Raises JobAlreadyRunningError: the database allows one in progress per account. JobChangedError if another
+        request has followed the job that `new.follows` names.
         """
         now = _now()
         document: Document = {
@@ -86,20 +102,31 @@ class JobStore:
             "triggered_by": new.triggered_by,
             "partial": new.partial,
             "created_at": now,
+            "owner": owner,
+            "fence": int(owner is not None),
+            **({} if new.follows is None else {"follows": new.follows}),
             **_run_fields(new, self.next_run(), begin_offsets, now),
         }
+        # An upsert and no insert: only an update can take the time of the lease from the server.
+        lease = {"lease_until": _lease_end(LEASE_S) if owner is not None else NEVER}
         try:
-            self._jobs.insert_one(document)
+            created = self._jobs.find_one_and_update(
+                {"_id": document["_id"]},
+                [{"$replaceWith": {"$mergeObjects": [{"$literal": document}, lease]}}],
+                upsert=True,
+                return_document=ReturnDocument.AFTER,
+            )
         except DuplicateKeyError as error:
             raise self._already_running(new.company_sso_id, error) from error
-        return job_of(document)
+        return job_of(created or {})
 
-    def rerun(self, job_id: str, new: NewJob, *, begin_offsets: Sequence[int] = ()) -> Job:
-        """Begin the next run of a job that is over or halted, with counts of its own, and return it."""
-        now = _now()
-        return self._move(
-            job_id, None, JobStatus.IN_PROGRESS, "", _run_fields(new, self.next_run(), begin_offsets, now)
-        )
+    def rerun(self, job_id: str, new: NewJob, *, begin_offsets: Sequence[int] = (), owner: str | None = None) -> Job:
+        """Begin the next run of a job that is over or halted, with counts of its own, and return it.
+
+        It is its owner's, or waits for a runner if none is named.
+        """
+        fields = _run_fields(new, self.next_run(), begin_offsets, _now())
+        return self._move(job_id, None, JobStatus.IN_PROGRESS, "", fields, owner=owner)
 
     def get(self, job_id: str) -> Job | None:
         """Return a job."""
@@ -121,16 +148,38 @@ class JobStore:
         found = self._jobs.find(query).sort([("started_at", DESCENDING), ("run", DESCENDING)]).limit(limit)
         return [job_of(document) for document in found]
 
-    def transition(self, job_id: str, source: JobStatus, target: JobStatus, reason: str = "") -> Job:
+    def transition(
+        self,
+        job_id: str,
+        source: JobStatus,
+        target: JobStatus,
+        reason: str = "",
+        *,
+        owner: str | None = None,
+        fence: int | None = None,
+        only_if_free: bool = False,
+    ) -> Job:
         """Change a job's status if it is `source` now; return the job. `reason` becomes its `error`, "" clears it.
 
+        With `owner`, the job becomes that runner's, if no other has it. With `fence`, the change is that of the runner
+        that holds this number, and fails if it does not any more. With `only_if_free`, no runner may hold the job.
         Going back to in progress sets the baseline from which the failure rate counts: a cause that is gone must not
-        halt the job again. Raises IllegalTransitionError, JobChangedError, or JobAlreadyRunningError.
+        halt the job again.
+        Raises IllegalTransitionError, JobChangedError, or JobAlreadyRunningError.
         """
-        return self._move(job_id, source, target, reason, {})
+        return self._move(job_id, source, target, reason, {}, owner=owner, fence=fence, only_if_free=only_if_free)
 
     def _move(
-        self, job_id: str, source: JobStatus | None, target: JobStatus, reason: str, fields: Mapping[str, Any]
+        self,
+        job_id: str,
+        source: JobStatus | None,
+        target: JobStatus,
+        reason: str,
+        fields: Mapping[str, Any],
+        *,
+        owner: str | None = None,
+        fence: int | None = None,
+        only_if_free: bool = False,
     ) -> Job:
         job = self.get(job_id)
         if job is None:
@@ -143,24 +192,51 @@ class JobStore:
         update: Document = {"status": target.value, "error": reason or None, "updated_at": now, **fields}
         if target in FINISHED:
             update["finished_at"] = now
-        elif target is JobStatus.IN_PROGRESS and "run" not in fields:
-            totals = self.aggregate_progress(job)
-            update["failure_baseline"] = {"failed": failed_of(totals), "seen": seen_of(totals)}
-            update |= {"finished_at": None, "heartbeat_at": now}
+        elif target is JobStatus.IN_PROGRESS:
+            update["attempts"] = 0
+            if "run" not in fields:
+                totals = self.aggregate_progress(job)
+                update["failure_baseline"] = {"failed": failed_of(totals), "seen": seen_of(totals)}
+                update["finished_at"] = None
+        condition: Document = {"_id": job_id, "status": source.value, "run": job.run}
+        stages: Document = {name: {"$literal": value} for name, value in update.items()}
+        if owner is not None or only_if_free:
+            condition |= _FREE
+        if owner is not None:
+            stages |= _claimed_by(owner)
+        if fence is not None:
+            condition |= _fenced(fence)
         try:
             document = self._jobs.find_one_and_update(
-                {"_id": job_id, "status": source.value, "run": job.run},
-                {"$set": update},
-                return_document=ReturnDocument.AFTER,
+                condition, [{"$set": stages}], return_document=ReturnDocument.AFTER
             )
         except DuplicateKeyError as error:
             raise self._already_running(job.company_sso_id, error) from error
         if document is None:
-            present = self.get(job_id)
-            raise JobChangedError(
-                f"job {job_id} is {present.status if present else 'gone'}, not {source}", "look again"
-            )
+            raise self._changed(job, source)
         return job_of(document)
+
+    def _changed(self, job: Job, source: JobStatus) -> JobChangedError:
+        present = self.get(job.job_id)
+        if present is not None and present.status is source and present.run == job.run:
+            return LeaseLostError(f"job {job.job_id} is in the hands of {present.owner}", "wait until it lets go")
+        return JobChangedError(
+            f"job {job.job_id} is {present.status if present else 'gone'}, not {source}", "look again"
+        )
+
+    def prepare(self, job: Job, new: NewJob) -> Job:
+        """Note what the survey of the source has found; return the job."""
+        return self._set(job, {**_survey_fields(new), "prepared": True})
+
+    def plan_stretch(
+        self, job: Job, begin_offsets: Sequence[int], outcomes_offsets: Sequence[int], partitions: int
+    ) -> Job:
+        """Note where the run's stretch will begin on both topics, before any group is set to it; return the job.
+
+        Whoever takes the job up from here sets the groups to these very offsets, however often.
+        """
+        fields = {"planned_begin": list(begin_offsets), "planned_outcomes": list(outcomes_offsets)}
+        return self._set(job, {**fields, "partitions": partitions})
 
     def set_begin_offsets(self, job: Job, begin_offsets: Sequence[int], partitions: int | None = None) -> Job:
         """Note where the run's stretch begins on each partition, and how many there are; return the job."""
@@ -171,24 +247,65 @@ class JobStore:
         """Note how many source rows are in scope; return the job."""
         return self._set(job, {"records_total": records_total})
 
-    def heartbeat(self, job: Job) -> None:
-        """Note that a runner is alive with this run."""
-        self._jobs.update_one({"_id": job.job_id, "run": job.run}, {"$set": {"heartbeat_at": _now()}})
+    def note_rollback(self, job: Job, *, removed: int, remaining: int, by: str, finished: bool = False) -> None:
+        """Note how far the deletion of the account's documents is."""
+        now = _now()
+        fields = {"removed": removed, "remaining": remaining, "by": by, "updated_at": now}
+        fields["finished_at"] = now if finished else None
+        update: Document = {f"rollback.{name}": value for name, value in fields.items()}
+        if removed == 0 and not finished:
+            update = {"rollback": {**fields, "started_at": now}}
+        self._jobs.update_one({"_id": job.job_id}, {"$set": update})
 
-    def claim(self, job: Job, stale_after_s: float) -> Job | None:
-        """Take over a job in progress whose runner has been silent for so long; None if another process was first."""
-        if (_now() - job.heartbeat_at).total_seconds() < stale_after_s:
-            return None
+    def claim(self, job_id: str, owner: str) -> Job | None:
+        """Make a job in progress this owner's and return it; None if another has it, or it is not in progress."""
+        return self._claim({"_id": job_id, **_FREE}, owner)
+
+    def claim_next(self, owner: str, leave_out: Collection[str] = ()) -> Job | None:
+        """Return the job in progress that has waited longest, now this owner's; None if there is none to be had.
+
+        One that was given back with a pause, or whose owner has fallen silent, waits until that time is over.
+        """
+        free = {"status": JobStatus.IN_PROGRESS.value, "$expr": {"$lt": [_LEASE_UNTIL, "$$NOW"]}}
+        if leave_out:
+            free["_id"] = {"$nin": sorted(leave_out)}
+        waiting = self._jobs.find(free, {"_id": 1}, hint=ONE_RUNNING_JOB.name).sort("updated_at", 1).limit(LOOK_AT_MAX)
+        for candidate in waiting:
+            claimed = self._claim({**free, "_id": candidate["_id"]}, owner)
+            if claimed is not None:
+                return claimed
+        return None
+
+    def _claim(self, condition: Document, owner: str) -> Job | None:
         document = self._jobs.find_one_and_update(
-            {"_id": job.job_id, "run": job.run, "status": job.status.value, "heartbeat_at": job.heartbeat_at},
-            {"$set": {"heartbeat_at": _now()}},
+            {**condition, "status": JobStatus.IN_PROGRESS.value},
+            [{"$set": _claimed_by(owner)}],
             return_document=ReturnDocument.AFTER,
         )
         return job_of(document) if document else None
 
-    def release(self, job: Job) -> None:
-        """Let another runner claim the job at once: this one has ended all its processes."""
-        self._jobs.update_one({"_id": job.job_id, "run": job.run}, {"$set": {"heartbeat_at": EPOCH}})
+    def renew(self, job: Job) -> None:
+        """Keep the job for another LEASE_S. Raises LeaseLostError if it has gone to another runner."""
+        renewed = {"lease_until": _lease_end(LEASE_S), "heartbeat_at": "$$NOW"}
+        mine = {"_id": job.job_id, "owner": job.owner, **_fenced(job.fence)}
+        if not self._jobs.update_one(mine, [{"$set": renewed}]).matched_count:
+            raise self._lost(job)
+
+    def release(self, job: Job, *, pause_s: float = 0.0, attempts: int = 0, error: str | None = None) -> None:
+        """Let another runner claim the job, at once or after a pause: this one has ended all its processes.
+
+        `attempts` and `error` say how often in a row, and why, it was given back unfinished.
+        """
+        fields: Document = {"owner": None, "lease_until": _lease_end(pause_s) if pause_s else NEVER}
+        if attempts:
+            fields |= {"attempts": attempts, "error": {"$literal": error}}
+        mine = {"_id": job.job_id, "owner": job.owner, **_fenced(job.fence)}
+        self._jobs.update_one(mine, [{"$set": fields}])
+
+    def _lost(self, job: Job) -> LeaseLostError:
+        present = self.get(job.job_id)
+        whose = "gone" if present is None else f"in the hands of {present.owner or 'nobody'}"
+        return LeaseLostError(f"job {job.job_id} of {job.company_sso_id} is {whose} now", "this runner lets go of it")
 
     def aggregate_progress(self, job: Job) -> RunTotals:
         """Return what the sinks have counted in the job's present run."""
@@ -214,16 +331,22 @@ class JobStore:
 
     def _set(self, job: Job, fields: Document) -> Job:
         document = self._jobs.find_one_and_update(
-            {"_id": job.job_id, "run": job.run},
+            {"_id": job.job_id, "run": job.run, **_fenced(job.fence)},
             {"$set": {**fields, "updated_at": _now()}},
             return_document=ReturnDocument.AFTER,
         )
         if document is None:
+            present = self.get(job.job_id)
+            if present is not None and present.run == job.run:
+                raise self._lost(job)
             raise JobChangedError(f"job {job.job_id} is no longer at run {job.run}", "a later run has begun")
         return job_of(document)
 
     def _already_running(self, company_sso_id: str, error: DuplicateKeyError) -> ReplayError:
-        if ONE_RUNNING_JOB.name not in str((error.details or {}).get("errmsg", "")):
+        said = str((error.details or {}).get("errmsg", ""))
+        if ONE_FOLLOWS.name in said:
+            return JobChangedError(f"another request for {company_sso_id} was first", "look again")
+        if ONE_RUNNING_JOB.name not in said:
             return ReplayError("the job document met another of its kind", "try again")
         running = self.latest(company_sso_id)
         which = f" ({running.job_id})" if running else ""
@@ -265,24 +388,33 @@ def job_of(document: Mapping[str, Any]) -> Job:
         finished_at=document["finished_at"],
         heartbeat_at=document["heartbeat_at"],
         error=document["error"],
+        prepared=bool(document.get("prepared", True)),
+        planned_begin=tuple(document.get("planned_begin", ())),
+        planned_outcomes=tuple(document.get("planned_outcomes", ())),
+        published_at=tuple(document.get("published_at", ())),
+        owner=document.get("owner"),
+        fence=document.get("fence", 0),
+        lease_until=document.get("lease_until", NEVER),
+        attempts=document.get("attempts", 0),
+        rollback=document.get("rollback"),
     )
 
 
 def _run_fields(new: NewJob, run: int, begin_offsets: Sequence[int], now: dt.datetime) -> Document:
     """Return the fields that each run of a job has of its own."""
     return {
+        **_survey_fields(new),
         "run": run,
         "partitions": new.partitions,
-        "top_audit_id": new.top_audit_id,
-        "snapshot_xmax": new.snapshot_xmax,
-        # BSON dates have milliseconds, PostgreSQL microseconds: a resumed run must not begin somewhere else.
-        "cutoff": new.cutoff,
-        "cutoff_us": (new.cutoff - EPOCH) // dt.timedelta(microseconds=1),
+        "prepared": new.prepared,
         "mapping_path": new.mapping_path,
         "mapping_sha256": new.mapping_sha256,
         "date_range_start": new.date_range_start,
         "begin_offsets": list(begin_offsets),
-        "records_total": new.records_total,
+        "planned_begin": [],
+        "planned_outcomes": [],
+        "published_at": list(new.published_at),
+        "attempts": 0,
         "records_migrated": 0,
         "records_skipped": 0,
         "records_failed": 0,
@@ -299,6 +431,37 @@ def _run_fields(new: NewJob, run: int, begin_offsets: Sequence[int], now: dt.dat
         "heartbeat_at": now,
         "error": None,
     }
+
+
+def _survey_fields(new: NewJob) -> Document:
+    """Return what is known of the source when it has been looked at."""
+    return {
+        "top_audit_id": new.top_audit_id,
+        "snapshot_xmax": new.snapshot_xmax,
+        # BSON dates have milliseconds, PostgreSQL microseconds: a resumed run must not begin somewhere else.
+        "cutoff": new.cutoff,
+        "cutoff_us": (new.cutoff - EPOCH) // dt.timedelta(microseconds=1),
+        "records_total": new.records_total,
+    }
+
+
+def _lease_end(seconds: float) -> Document:
+    return {"$add": ["$$NOW", int(seconds * 1000)]}
+
+
+def _claimed_by(owner: str) -> Document:
+    """Return what a claim sets, as fields of a pipeline update: what a former owner says counts no more."""
+    return {
+        "owner": {"$literal": owner},
+        "fence": {"$add": [{"$ifNull": ["$fence", 0]}, 1]},
+        "lease_until": _lease_end(LEASE_S),
+        "heartbeat_at": "$$NOW",
+    }
+
+
+def _fenced(fence: int) -> Document:
+    """Return the condition that this is the job's number still; a job made by an older release has none."""
+    return {"fence": fence or {"$in": [0, None]}}
 
 
 def _now() -> dt.datetime:

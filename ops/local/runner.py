@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from confluent_kafka import KafkaException
 from pymongo.errors import ConnectionFailure, PyMongoError
 
 from ops.control import kafka_admin, migrations, validation
-from ops.control.jobs import Job, Ledger
+from ops.control.jobs import LEASE_S, Job, Ledger
 from ops.control.store import JobAlreadyRunningError, JobStore, NewJob
 from ops.local.processes import Supervised, Supervisor, child_environment, python_module
 from ops.local.view import RunView
@@ -49,7 +50,6 @@ from sink.database import connect
 from sink.progress import RunTotals
 
 HEARTBEAT_EVERY_S = 1.0
-STALE_AFTER_S = 10.0  # without a heartbeat for so long, a job's runner is taken for dead
 POLL_EVERY_S = 0.2
 OUTAGE_MAX_S = 300.0  # of MongoDB; its sinks wait for ever, but a run that nobody can follow is no use
 SINK_HALTED = 3  # exit code of a sink that halted its job
@@ -155,6 +155,7 @@ def rerun_account(account: str, options: RunOptions, connections: Connections, v
                 triggered_by=last.triggered_by,
                 date_range_start=last.date_range_start,
             ),
+            owner=new_owner(),
         )
         nothing = IdRange(0, first=job.top_audit_id, cursor=job.top_audit_id, last=job.top_audit_id)
         return _run(job, Stretch(published_at=last.begin_offsets, snapshot=nothing), options, around, view)
@@ -167,7 +168,7 @@ def run_since(account: str, since: datetime, options: RunOptions, connections: C
         last = around.store.latest(account)
         if last is not None:
             _require_mapping(last, around)
-        job = around.store.create(replace(_new_job(account, options, around), partial=True))
+        job = around.store.create(replace(_new_job(account, options, around), partial=True), owner=new_owner())
         return _run(job, Stretch(), options, around, view)
 
 
@@ -188,11 +189,17 @@ def run_selected(
         ids = _selected_ids(around, account, gaps, options.date_range_start or EARLIEST)
         new = _new_job(account, options, around)
         job = around.store.create(
-            replace(new, partial=True, records_total=len(ids), cutoff=options.date_range_start or EARLIEST)
+            replace(new, partial=True, records_total=len(ids), cutoff=options.date_range_start or EARLIEST),
+            owner=new_owner(),
         )
         # A range that has been read, with the chosen ids as its gaps: the snapshot looks at gaps once more at its end.
         chosen = IdRange(0, gaps[0][0] - 1, gaps[-1][1], gaps[-1][1], gaps=tuple(gaps), gaps_to=gaps[-1][1])
         return _run(job, Stretch(snapshot=chosen, audit_ids=ids), options, around, view)
+
+
+def new_owner() -> str:
+    """Return a name for a runner that no other has."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
 @contextmanager
@@ -274,25 +281,25 @@ def _new_job(account: str, options: RunOptions, around: Surroundings) -> NewJob:
 
 def _open_job(account: str, options: RunOptions, around: Surroundings, view: RunView) -> Job:
     """Return the account's job in progress: a new one, the next run of a completed one, or one taken up again."""
-    store, new = around.store, _new_job(account, options, around)
+    store, new, owner = around.store, _new_job(account, options, around), new_owner()
     latest = store.latest(account)
-    if latest is not None and latest.partial and store.claim(latest, STALE_AFTER_S) is not None:
+    if latest is not None and latest.partial and store.claim(latest.job_id, owner) is not None:
         # A replay of chosen rows whose runner died: whoever asked for it asks again.
         store.transition(latest.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, "its runner died")
         latest = store.latest(account)
     if latest is None or latest.status is JobStatus.ROLLED_BACK:
-        return store.create(new)
+        return store.create(new, owner=owner)
     if latest.status is JobStatus.COMPLETED:
         view.note(f"{account} has been replayed before; what is there already is skipped as a duplicate")
-        return store.rerun(latest.job_id, new)
+        return store.rerun(latest.job_id, new, owner=owner)
     if not latest.partial:
         _require_mapping(latest, around)
     if latest.status is JobStatus.IN_PROGRESS:
-        claimed = store.claim(latest, STALE_AFTER_S)
+        claimed = store.claim(latest.job_id, owner)
         if claimed is None:
             raise JobAlreadyRunningError(
                 f"a run of {account} is in progress (last heard of {latest.heartbeat_at:%H:%M:%S} UTC)",
-                f"wait for it; a run whose process has died can be taken up after {STALE_AFTER_S:.0f} s",
+                f"wait for it; a run whose process has died can be taken up after {LEASE_S:.0f} s",
             )
         view.note(f"taking up the job of {account} where it was: {latest.records_migrated:,} migrated so far")
         return claimed
@@ -301,7 +308,7 @@ def _open_job(account: str, options: RunOptions, around: Surroundings, view: Run
             f"the job of {account} is {latest.status} ({latest.error or 'no reason given'})",
             f"when the cause is gone: crm-replay resume --account {account}",
         )
-    return store.transition(latest.job_id, latest.status, JobStatus.IN_PROGRESS)
+    return store.transition(latest.job_id, latest.status, JobStatus.IN_PROGRESS, owner=owner)
 
 
 def _require_mapping(job: Job, around: Surroundings) -> None:
@@ -510,7 +517,7 @@ class _Heartbeat:
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT_EVERY_S):
             try:
-                self._store.heartbeat(self.job)
+                self._store.renew(self.job)
             except Exception:  # noqa: S112 - an outage: the next beat may get through, the main thread reports
                 continue
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ops.control import migrations
-from ops.control.jobs import IllegalTransitionError, Job
-from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, NewJob
+from ops.control.jobs import NEVER, IllegalTransitionError, Job
+from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
 from schemas.vocabulary import JobStatus
 from sink.counting import PartitionProgress
 from sink.progress import Progress, RunTotals
@@ -187,17 +187,77 @@ def test_the_beginning_of_a_run_is_noted_later(store: JobStore) -> None:
     assert (job.begin_offsets, job.partitions, job.records_total) == ((1, 2, 3, 4), 4, 5)
 
 
-def test_a_job_whose_runner_is_silent_is_taken_over_by_one(store: JobStore) -> None:
-    job = store.create(NEW)
-    assert store.claim(job, 60.0) is None
+def test_a_job_has_one_owner_until_it_is_released(store: JobStore) -> None:
+    job = store.create(NEW, owner="first")
+    assert (job.owner, job.fence) == ("first", 1)
+    assert store.claim(job.job_id, "second") is None
+    assert store.claim_next("second") is None
+    store.renew(job)
     store.release(job)
-    silent = store.get(job.job_id)
-    assert silent is not None
-    claimed = store.claim(silent, 60.0)
+    claimed = store.claim_next("second")
     assert claimed is not None
-    assert claimed.job_id == job.job_id
-    assert store.claim(silent, 60.0) is None
-    store.heartbeat(claimed)
-    beating = store.get(job.job_id)
-    assert beating is not None
-    assert beating.heartbeat_at >= claimed.heartbeat_at
+    assert (claimed.job_id, claimed.owner, claimed.fence) == (job.job_id, "second", 2)
+    assert claimed.lease_until > claimed.heartbeat_at >= job.heartbeat_at
+    with pytest.raises(LeaseLostError, match="in the hands of second"):
+        store.renew(job)
+
+
+def test_what_a_former_owner_says_counts_no_more(store: JobStore, mongo_database: Any) -> None:
+    former = store.create(NEW, owner="first")
+    mongo_database["crm_activity_log_migration_jobs"].update_one({}, {"$set": {"lease_until": NEVER}})
+    present = store.claim(former.job_id, "second")
+    assert present is not None
+    before = store.get(former.job_id)
+    for change in (
+        lambda: store.save_totals(former, RunTotals(migrated=1)),
+        lambda: store.prepare(former, replace(NEW, top_audit_id=1)),
+        lambda: store.plan_stretch(former, (1,), (2,), 1),
+        lambda: store.set_begin_offsets(former, (1,)),
+        lambda: store.renew(former),
+        lambda: store.transition(former.job_id, JobStatus.IN_PROGRESS, JobStatus.COMPLETED, fence=former.fence),
+    ):
+        with pytest.raises(LeaseLostError):
+            change()
+    store.release(former)
+    assert store.get(former.job_id) == before
+    assert store.save_totals(present, RunTotals(migrated=1)).records_migrated == 1
+
+
+def test_a_job_given_back_with_a_pause_is_not_claimed_by_chance_but_by_name(store: JobStore) -> None:
+    job = store.create(NEW, owner="first")
+    store.release(job, pause_s=600, attempts=2, error="Kafka does not answer")
+    assert store.claim_next("second") is None
+    waiting = store.get(job.job_id)
+    assert waiting is not None
+    assert (waiting.owner, waiting.attempts, waiting.error) == (None, 2, "Kafka does not answer")
+    assert waiting.waiting(dt.datetime.now(dt.UTC))
+    claimed = store.claim(job.job_id, "second")
+    assert claimed is not None
+    assert not claimed.waiting(dt.datetime.now(dt.UTC))
+
+
+def test_the_job_that_has_waited_longest_is_claimed_first_and_each_by_one(store: JobStore) -> None:
+    jobs = [store.create(replace(NEW, company_sso_id=f"account {number}")) for number in range(8)]
+    assert store.claim_next("x", leave_out=[job.job_id for job in jobs[:3]]) is not None
+    claimed: list[str] = []
+    start = threading.Barrier(4)
+
+    def claim(owner: str) -> None:
+        start.wait()
+        while (job := store.claim_next(owner)) is not None:
+            claimed.append(job.job_id)
+
+    threads = [threading.Thread(target=claim, args=(f"runner {number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(claimed) == sorted(job.job_id for job in jobs if job is not jobs[3])
+
+
+def test_of_requests_that_have_seen_the_same_job_one_follows_it_even_when_that_is_over(store: JobStore) -> None:
+    first = store.create(replace(NEW, follows=""))
+    store.transition(first.job_id, JobStatus.IN_PROGRESS, JobStatus.COMPLETED)
+    with pytest.raises(JobChangedError, match="another request"):
+        store.create(replace(NEW, follows=""))
+    assert store.create(replace(NEW, follows=first.job_id)).status is JobStatus.IN_PROGRESS

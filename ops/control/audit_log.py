@@ -1,0 +1,71 @@
+"""Who asked for what, when, and what came of it: `crm_replay_audit_log`. Appended to; nothing here changes an entry."""
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bson.codec_options import CodecOptions
+from pymongo import DESCENDING
+
+from sink.database import Document, Documents
+from sink.indexes import AUDIT_LOG
+
+OK = "ok"
+BEGUN = "begun"  # of what cannot be taken back: noted before it is done, and again with what came of it
+ENTRIES_MAX = 1_000
+DETAIL_CHARACTERS_MAX = 2_000  # of one text in it
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One request. `outcome` is `ok`, `begun`, or the `resp_code` of the refusal; `at` is aware UTC."""
+
+    at: dt.datetime
+    who: str
+    action: str
+    company_sso_id: str
+    outcome: str = OK
+    request_id: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+def append(
+    database: Any,
+    action: str,
+    company_sso_id: str,
+    *,
+    who: str,
+    outcome: str = OK,
+    request_id: str = "",
+    detail: Mapping[str, Any] | None = None,
+) -> Entry:
+    """Note a request and return the entry; `detail` holds no personal data."""
+    now = dt.datetime.now(dt.UTC)
+    short = {
+        key: value[:DETAIL_CHARACTERS_MAX] if isinstance(value, str) else value for key, value in (detail or {}).items()
+    }
+    entry = Entry(
+        now.replace(microsecond=now.microsecond // 1000 * 1000),
+        who,
+        action,
+        company_sso_id,
+        outcome,
+        request_id,
+        short,
+    )
+    _log(database).insert_one({name: getattr(entry, name) for name in Entry.__dataclass_fields__})
+    return entry
+
+
+def entries(database: Any, company_sso_id: str | None = None, limit: int = 100) -> list[Entry]:
+    """Return the newest entries first; of one account or of all."""
+    query = {} if company_sso_id is None else {"company_sso_id": company_sso_id}
+    found = _log(database).find(query, {"_id": 0}).sort("at", DESCENDING).limit(min(limit, ENTRIES_MAX))
+    return [Entry(**document) for document in found]
+
+
+def _log(database: Any) -> Documents:
+    aware: CodecOptions[Document] = CodecOptions(tz_aware=True)
+    log: Documents = database.get_collection(AUDIT_LOG, codec_options=aware)
+    return log

@@ -1,0 +1,123 @@
+"""I/O of the contact guard: the distinct CRM persons in the source's scope, and which of them the platform knows.
+
+The ids up to the newest are cut into equal stretches, read a page at a time in turn, so that whatever ends the reading
+leaves a sample from the whole history. An account of up to ROWS_MAX rows is read completely.
+"""
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from typing import Any
+
+from ops.control.guards import Coverage
+from producer.audits import AuditReader, Limits, answering, connect, resolve
+from producer.cursor import EARLIEST
+from schemas.contact_rules import person_key
+from schemas.mapping import SourceMapping
+from schemas.person import person_candidates
+from sink.database import Documents
+from sink.indexes import CONTACT_BY_CRM_ID, CONTACT_ID_MAP, CONTACT_ID_MAP_UNIQUE, CONTACTS, Index
+
+ROWS_MAX = 30_000
+PERSONS_MAX = 10_000
+READ_MAX_S = 10.0  # a request waits for it
+STATEMENT_TIMEOUT_S = 10.0
+STRETCHES = 64
+IDS_A_QUERY = 1_000
+MISSING_NAMED_MAX = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Persons:
+    """The distinct CRM persons that some rows of the source name, and whether these were all rows in scope."""
+
+    rows: int
+    ids: tuple[str, ...]
+    complete: bool
+
+
+def measure(
+    database: Any, dsn: str, mapping: SourceMapping, company_sso_id: str, *, date_range_start: datetime | None = None
+) -> Coverage:
+    """Return how many of the account's CRM persons are contacts of the platform. Reads only.
+
+    Raises BadInputError if the CRM has no such account or is not as the mapping says, ServiceUnreachableError or
+    ReplayError for an outage.
+    """
+    persons = persons_in_scope(dsn, mapping, company_sso_id, date_range_start=date_range_start)
+    known = known_persons(database, company_sso_id, persons.ids)
+    missing = [person for person in persons.ids if person not in known]
+    return Coverage(
+        persons.rows,
+        len(persons.ids),
+        len(persons.ids) - len(missing),
+        persons.complete,
+        tuple(missing[:MISSING_NAMED_MAX]),
+    )
+
+
+def persons_in_scope(
+    dsn: str, mapping: SourceMapping, company_sso_id: str, *, date_range_start: datetime | None = None
+) -> Persons:
+    """Return the persons whom rows in scope name first, which is the one that keys them."""
+    with connect(dsn, STATEMENT_TIMEOUT_S) as db:
+        source = resolve(db, mapping, company_sso_id)
+        with answering("asking for the newest id"):
+            smallest, top, _ = db.execute(source.query("horizon")).fetchall()[0]
+    persons: dict[str, None] = {}
+    rows = 0
+    give_up_at = time.monotonic() + READ_MAX_S
+    left = stretches(min(0, smallest - 1), top)
+    limits = Limits(statement_timeout_s=STATEMENT_TIMEOUT_S)
+    with closing(AuditReader(dsn, source, date_range_start or EARLIEST, limits)) as reader:
+        while left:
+            further = []
+            for cursor, last in left:
+                if rows >= ROWS_MAX or len(persons) >= PERSONS_MAX or time.monotonic() > give_up_at:
+                    return Persons(rows, tuple(persons), complete=False)
+                page = reader.page_after(cursor, last, 0, (), look_for_gaps=False)
+                rows += len(page.events)
+                for event in page.events:
+                    persons.update(dict.fromkeys(person_candidates(event, mapping.person)[:1]))
+                if page.end < last:
+                    further.append((page.end, last))
+            left = further
+    return Persons(rows, tuple(persons), complete=True)
+
+
+def stretches(first: int, top: int, count: int = STRETCHES) -> list[tuple[int, int]]:
+    """Return (first, top] cut into so many stretches, in an order of which every beginning is spread over the whole."""
+    bounds = [first + (top - first) * number // count for number in range(count + 1)]
+    cut = [(low, high) for low, high in pairwise(bounds) if high > low]
+    width = max(1, (len(cut) - 1).bit_length())
+    return [cut[at] for number in range(2**width) if (at := int(f"{number:0{width}b}"[::-1], 2)) < len(cut)]
+
+
+def known_persons(database: Any, company_sso_id: str, person_ids: Collection[str]) -> set[str]:
+    """Return those of the persons that are contacts of the account, or in its id map; answered by the indexes alone."""
+    known: set[str] = set()
+    for segment in _segments(tuple(person_ids), IDS_A_QUERY):
+        for index in (CONTACT_BY_CRM_ID, CONTACT_ID_MAP_UNIQUE):
+            left = [person for person in segment if person not in known]
+            collection: Documents = database[index.collection]
+            query, projection = look_up(index, company_sso_id, left)
+            for document in collection.find(query, projection, hint=index.name):
+                value = document["crm_data"]["id"] if index.collection == CONTACTS else document["crm_person_id"]
+                if (person := person_key(value)) is not None:
+                    known.add(person)
+    return known
+
+
+def look_up(index: Index, company_sso_id: str, person_ids: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return query and projection that find persons in an index; an id may be stored as a number or as text."""
+    field = {CONTACTS: "crm_data.id", CONTACT_ID_MAP: "crm_person_id"}[index.collection]
+    ids = [form for person in person_ids for form in (int(person), person)]
+    return {"company_sso_id": company_sso_id, field: {"$in": ids}}, {"_id": 0, field: 1}
+
+
+def _segments(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for at in range(0, len(items), size):
+        yield items[at : at + size]

@@ -1,0 +1,295 @@
+"""The one place through which a job is asked for, halted, resumed, run again or rolled back, whoever asks.
+
+HTTP, the command line and the console call these functions and nothing below them, so that guards, refusals and the
+audit log are the same for all. Nothing here does the work: a runner (`crm-replay runner`) finds it in the database. A
+roll back is the exception, it deletes at once; as a task it is a runner's work too.
+
+What every function may raise besides its refusals: BadInputError for what is no account id or no account of the CRM
+(400), ServiceUnreachableError, ReplayError or pymongo's errors for an outage (503).
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from ops.control import audit_log, coverage, flags, guards, operations
+from ops.control.flags import Flag
+from ops.control.guards import HTTP_STATUS, Action, Refusal, RespCode
+from ops.control.jobs import NEVER, IllegalTransitionError, Job
+from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, NewJob
+from ops.control.tasks import Task, TaskAlreadyQueuedError, TaskKind, TaskStore
+from schemas.connections import Connections
+from schemas.errors import ReplayError
+from schemas.mapping import load
+from schemas.topics import AccountTopics
+from schemas.vocabulary import JobStatus
+from sink.rollback import RollbackFailedError
+
+_TASK_ACTIONS = {
+    TaskKind.VERIFY: Action.VERIFY,
+    TaskKind.PREFLIGHT: Action.PREFLIGHT,
+    TaskKind.DLQ_RETRY: Action.DLQ_RETRY,
+    TaskKind.ROLLBACK: Action.ROLLBACK,
+}
+_EXIT_CODES = {403: 2, 404: 2, 422: 2}  # of the command line: the call or its surroundings are wrong; else 1
+
+
+class RequestRefusedError(ReplayError):
+    """What was asked for is not done; nothing has been changed (ROLLBACK_FAILED: call again, it goes on).
+
+    `resp_code` and `http_status` are those of the answer; `meta` has what a program may want to know besides.
+    """
+
+    def __init__(self, refusal: Refusal, meta: Mapping[str, Any] | None = None) -> None:
+        """Refuse for the reason given."""
+        super().__init__(refusal.what, refusal.to_do)
+        self.resp_code = refusal.resp_code
+        self.http_status = HTTP_STATUS[refusal.resp_code]
+        self.meta = dict(meta or {})
+        self.exit_code = _EXIT_CODES.get(self.http_status, 1)
+
+
+@dataclass(frozen=True)
+class Control:
+    """What the control plane works with. `database` is migrated; `mapping_path` "" is the sample CRM's mapping."""
+
+    database: Any
+    connections: Connections
+    mapping_path: str = ""
+    partitions: int = 4
+    _locks: dict[str, threading.Lock] = field(default_factory=dict, repr=False, compare=False)
+
+    def lock(self, company_sso_id: str) -> threading.Lock:
+        """Return a lock for the account's requests to this process, so that a burst of them asks the source once."""
+        return self._locks.setdefault(company_sso_id, threading.Lock())
+
+
+def trigger(
+    control: Control,
+    company_sso_id: str,
+    *,
+    date_range_start: datetime | None = None,
+    triggered_by: str,
+    request_id: str = "",
+) -> Job:
+    """Return a new job in progress, which the next free runner claims; nothing has been read for it yet.
+
+    Refused with FLAG_DISABLED, JOB_ALREADY_RUNNING, ALREADY_COMPLETED, ILLEGAL_TRANSITION (a job that is halted or has
+    failed is resumed or rolled back first), contacts_not_migrated (no job row is made). Of any number of requests at
+    once, in however many processes, one makes the job.
+    """
+    AccountTopics.of(company_sso_id)
+    detail = {"date_range_start": date_range_start.isoformat()} if date_range_start else {}
+    with _noted(control, "trigger", company_sso_id, triggered_by, request_id, detail) as noted:
+        _require(control, Action.TRIGGER, company_sso_id)  # most of a burst end here, and wait for nobody
+        with control.lock(company_sso_id):
+            seen = _require(control, Action.TRIGGER, company_sso_id)
+            mapping = load(control.mapping_path or None)
+            known = coverage.measure(
+                control.database,
+                control.connections.crm_audit_database_url,
+                mapping,
+                company_sso_id,
+                date_range_start=date_range_start,
+            )
+            noted["coverage"] = known.as_dict()
+            refused = guards.contacts_refusal(company_sso_id, known)
+            if refused:
+                raise RequestRefusedError(refused, known.as_dict())
+            new = NewJob(
+                company_sso_id=company_sso_id,
+                partitions=control.partitions,
+                top_audit_id=0,
+                snapshot_xmax=0,
+                cutoff=NEVER,
+                mapping_path=control.mapping_path,
+                mapping_sha256=operations.digest(mapping),
+                triggered_by=triggered_by,
+                date_range_start=date_range_start,
+                prepared=False,
+                follows=seen.job_id if seen else "",
+            )
+            try:
+                job = JobStore(control.database).create(new)
+            except (JobAlreadyRunningError, JobChangedError) as error:
+                _require(control, Action.TRIGGER, company_sso_id)  # says what the job of the request before is now
+                raise _raced(company_sso_id) from error
+        noted["job_id"] = job.job_id
+        return job
+
+
+def halt(control: Control, company_sso_id: str, *, reason: str = "", by: str, request_id: str = "") -> Job:
+    """Return the account's job, halted: its runner ends every process within a second or two, all cursors are kept.
+
+    Refused with JOB_NOT_FOUND or ILLEGAL_TRANSITION.
+    """
+    reason = reason or f"halted by {by}"
+    with _noted(control, "halt", company_sso_id, by, request_id, {"reason": reason}) as noted:
+        job = _require_job(control, Action.HALT, company_sso_id)
+        noted["job_id"] = job.job_id
+        return JobStore(control.database).transition(job.job_id, job.status, JobStatus.HALTED, reason)
+
+
+def resume(control: Control, company_sso_id: str, *, by: str, reason: str = "", request_id: str = "") -> Job:
+    """Return the account's job, in progress again; the next free runner takes it up where it was.
+
+    Refused with JOB_NOT_FOUND, JOB_ALREADY_RUNNING or ILLEGAL_TRANSITION.
+    """
+    with _noted(control, "resume", company_sso_id, by, request_id, {"reason": reason}) as noted:
+        job = _require_job(control, Action.RESUME, company_sso_id)
+        noted["job_id"] = job.job_id
+        return JobStore(control.database).transition(job.job_id, job.status, JobStatus.IN_PROGRESS)
+
+
+def rerun(control: Control, company_sso_id: str, *, by: str, reason: str = "", request_id: str = "") -> Job:
+    """Return the account's job at its next run, which reads again what the last one has published.
+
+    Refused with JOB_NOT_FOUND, JOB_ALREADY_RUNNING, ILLEGAL_TRANSITION, or NOTHING_TO_REPLAY if Kafka has let go of the
+    beginning of that.
+    """
+    with _noted(control, "rerun", company_sso_id, by, request_id, {"reason": reason}) as noted:
+        job = _require_job(control, Action.RERUN, company_sso_id)
+        noted["job_id"] = job.job_id
+        refused = operations.why_no_rerun(job, control.connections)
+        if refused:
+            raise RequestRefusedError(Refusal(RespCode.NOTHING_TO_REPLAY, *refused))
+        return JobStore(control.database).rerun(job.job_id, operations.next_run_of(job))
+
+
+def rollback(
+    control: Control,
+    company_sso_id: str,
+    *,
+    by: str,
+    on_batch: Callable[[int], None] = lambda removed: None,  # noqa: ARG005
+    reason: str = "",
+    request_id: str = "",
+) -> int:
+    """Delete what the replay has written for the account and return how many documents this call removed; again: 0.
+
+    `on_batch` is told the number removed so far; the job document has it too. Whatever ends it half-way, call it again.
+    Refused with JOB_NOT_FOUND; JOB_ALREADY_RUNNING, also while a halted run is still ending its processes; or
+    ROLLBACK_FAILED.
+    """
+    with _noted(control, "rollback", company_sso_id, by, request_id, {"reason": reason}, begin=True) as noted:
+        job = _require_job(control, Action.ROLLBACK, company_sso_id)
+        noted["job_id"] = job.job_id
+        try:
+            removed = operations.rollback(control.database, company_sso_id, on_batch, by=by)
+        except operations.RollbackRefusedError as error:
+            raise RequestRefusedError(Refusal(RespCode.JOB_ALREADY_RUNNING, error.what, error.to_do)) from error
+        except RollbackFailedError as error:
+            raise RequestRefusedError(Refusal(RespCode.ROLLBACK_FAILED, error.what, error.to_do)) from error
+        noted["records_removed"] = removed
+        return removed
+
+
+def request_task(
+    control: Control,
+    company_sso_id: str,
+    kind: TaskKind,
+    *,
+    by: str,
+    arguments: Mapping[str, Any] | None = None,
+    request_id: str = "",
+) -> Task:
+    """Return a task that the next free runner does; its progress and result are in its document (`TaskStore.get`).
+
+    `arguments`: verify and preflight take none; dlq_retry `{cause, audit_ids, force, reason}`, all of them optional;
+    rollback `{reason}`. Refused with JOB_NOT_FOUND, JOB_ALREADY_RUNNING, ILLEGAL_TRANSITION or TASK_ALREADY_QUEUED.
+    """
+    AccountTopics.of(company_sso_id)
+    action = _TASK_ACTIONS[kind]
+    arguments = dict(arguments or {})
+    with _noted(control, action.value, company_sso_id, by, request_id, _without_ids(arguments)) as noted:
+        _require(control, action, company_sso_id)
+        try:
+            task = TaskStore(control.database).request(
+                company_sso_id, kind, by=by, arguments=arguments, request_id=request_id
+            )
+        except TaskAlreadyQueuedError as error:
+            raise RequestRefusedError(Refusal(RespCode.TASK_ALREADY_QUEUED, error.what, error.to_do)) from error
+        noted["task_id"] = task.task_id
+        return task
+
+
+def set_flag(control: Control, company_sso_id: str, enabled: bool, *, by: str, request_id: str = "") -> Flag:
+    """Turn the account's migration flag on or off and return it. A job that is in progress goes on either way."""
+    AccountTopics.of(company_sso_id)
+    with _noted(control, "flag", company_sso_id, by, request_id, {"enabled": enabled}):
+        return flags.write(control.database, company_sso_id, enabled, by)
+
+
+def _require(control: Control, action: Action, company_sso_id: str) -> Job | None:
+    """Return the account's latest job if the action is not refused by its status or the flag."""
+    job = JobStore(control.database).latest(company_sso_id)
+    flag = action is Action.TRIGGER and flags.read(control.database, company_sso_id).enabled
+    refused = guards.why_not(action, company_sso_id, job.status if job else None, flag_enabled=flag)
+    if refused:
+        raise RequestRefusedError(refused, {"job_id": job.job_id, "status": job.status.value} if job else None)
+    return job
+
+
+def _require_job(control: Control, action: Action, company_sso_id: str) -> Job:
+    AccountTopics.of(company_sso_id)
+    job = _require(control, action, company_sso_id)
+    assert job is not None  # without a job these actions are refused
+    return job
+
+
+def _raced(company_sso_id: str) -> RequestRefusedError:
+    return RequestRefusedError(
+        Refusal(RespCode.JOB_ALREADY_RUNNING, f"another request for {company_sso_id} was first", "look at its job")
+    )
+
+
+def _without_ids(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's arguments as the audit log has them: thousands of audit ids as their number."""
+    return {
+        name: f"{len(value):,} ids" if isinstance(value, list) and len(value) > 20 else value
+        for name, value in arguments.items()
+    }
+
+
+@contextmanager
+def _noted(
+    control: Control,
+    action: str,
+    company_sso_id: str,
+    by: str,
+    request_id: str,
+    detail: Mapping[str, Any],
+    *,
+    begin: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Write what came of a request to the audit log; with `begin`, also that it was begun. Gives the detail to add to.
+
+    What another process has changed meanwhile, and what the table of transitions forbids, becomes a refusal.
+    """
+    known = dict(detail)
+
+    def note(outcome: str) -> None:
+        audit_log.append(
+            control.database, action, company_sso_id, who=by, outcome=outcome, request_id=request_id, detail=known
+        )
+
+    if begin:
+        note(audit_log.BEGUN)
+    try:
+        yield known
+    except RequestRefusedError as error:
+        note(error.resp_code.value)
+        raise
+    except JobAlreadyRunningError as error:
+        note(RespCode.JOB_ALREADY_RUNNING.value)
+        raise RequestRefusedError(Refusal(RespCode.JOB_ALREADY_RUNNING, error.what, error.to_do)) from error
+    except (IllegalTransitionError, JobChangedError) as error:
+        note(RespCode.ILLEGAL_TRANSITION.value)
+        raise RequestRefusedError(Refusal(RespCode.ILLEGAL_TRANSITION, error.what, error.to_do)) from error
+    except ReplayError as error:
+        note(type(error).__name__)
+        raise
+    note(audit_log.OK)
