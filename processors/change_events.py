@@ -14,7 +14,6 @@ here: each row becomes a document of its own, by its own id and time. DECISIONS.
 
 import re
 from base64 import b64decode
-from binascii import Error as Base64Error
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -31,6 +30,8 @@ ACCOUNT_HEADER = "company_sso_id"  # set by the connector where a whole table is
 INT64_MAX = 2**63 - 1
 YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
 CONFLUENT_MAGIC = b"\x00"
+DECIMAL_SCALE_MAX = 20
+DECIMAL_BYTES_MAX = 10  # what exceeds Decimal's 28 digits would be rounded
 
 INTEGERS = ("id", "auditable_id", "associated_id", "user_id", "version")
 TEXTS = ("auditable_type", "associated_type", "user_type", "username", "action", "comment", "request_uuid")
@@ -358,15 +359,22 @@ def _whole(value: Any, meaning: Meaning | None) -> int | None:
     if isinstance(value, str) and meaning is not None and meaning.name == _DECIMAL:
         try:
             value = b64decode(value, validate=True)
-        except (Base64Error, ValueError):
+        except ValueError:
             return None
     if isinstance(value, bytes):
-        value = Decimal(int.from_bytes(value, "big", signed=True)).scaleb(-scale if type(scale) is int else 0)
+        value = _decimal(value, scale)
     if isinstance(value, str):
         return int(value.partition(".")[0]) if _DIGITS.fullmatch(value) else None
-    if isinstance(value, float | Decimal):
-        return int(value) if value == value and abs(value) <= INT64_MAX and value == int(value) else None
+    if isinstance(value, float | Decimal) and abs(value) <= INT64_MAX and value == int(value):
+        return int(value)
     return None
+
+
+def _decimal(unscaled: bytes, scale: object) -> Decimal | None:
+    """Return the number in Connect's `Decimal`; None for one that is far beyond 64 bits, either way."""
+    if type(scale) is not int or abs(scale) > DECIMAL_SCALE_MAX or len(unscaled) > DECIMAL_BYTES_MAX:
+        return None
+    return Decimal(int.from_bytes(unscaled, "big", signed=True)) / Decimal(10) ** scale
 
 
 def _account_text(value: Any, meaning: Meaning | None) -> str:
