@@ -20,6 +20,7 @@ from ops.local import services
 from ops.local.dlq import app as dlq_app
 from ops.local.explain import explain
 from ops.local.generator import generate
+from ops.local.preflight import preflight
 from ops.local.processes import child_environment, python_module
 from ops.local.services.cli import app as services_app
 from ops.local.services.layout import Home
@@ -336,6 +337,7 @@ def migrate_status(as_json: AsJson = False) -> None:
 
 app.command()(generate)
 app.command("transform")(transform_rows)
+app.command()(preflight)
 app.command()(verify)
 app.command()(explain)
 

@@ -1,0 +1,440 @@
+"""I/O: what the CRM's PostgreSQL says. Every session is the reader's own, read-only by the server's setting.
+
+The one exception is the attempt to write: it has to be made without that setting, or it would prove nothing about the
+role. It updates no row, in a transaction that is rolled back.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from ops.local.preflight.model import Check, Verdict, duration_text, fail, join, ok, warn
+from ops.local.preflight.plan import judge, page_plan
+from producer.audits import (
+    CONNECT_TIMEOUT_S,
+    INLINE_BYTES_MAX,
+    AuditReader,
+    AuditSource,
+    Connection,
+    Limits,
+    answering,
+    columns_of,
+    connect,
+    first_line,
+    resolve,
+    where,
+)
+from producer.cursor import EARLIEST
+from producer.survey import SERVER_VERSION_MIN, InScope, check_references, count
+from schemas.mapping import SourceMapping
+
+CLOCK_WARN_S, CLOCK_FAIL_S = 2.0, 300.0
+REPLICA_LAG_WARN_S = 60.0
+TRANSACTION_WARN_S = 300.0
+LOCK_TIMEOUT_MS = 2_000
+WRITES = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
+SAMPLE_PLACES = 4
+SAMPLE_PAGE_ROWS = 500
+GRANT = (
+    "give a role that may only read: CREATE ROLE crm_replay LOGIN PASSWORD '…'; GRANT USAGE ON SCHEMA {schema} TO"
+    " crm_replay; GRANT SELECT ON {tables} TO crm_replay"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The account's rows in the source."""
+
+    rows: InScope
+    top: int
+    table_rows: int  # of the whole table, as the last ANALYZE saw it
+
+
+def check_reachable(dsn: str) -> Check:
+    """Return whether we are let in, and by what server."""
+    with connect(dsn) as db:
+        version = db.info.server_version
+        encrypted = _one(db, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") or False
+    said = f"{where(dsn)}, version {version // 10_000}.{version % 10_000}{'' if encrypted else ', not encrypted'}"
+    if version < SERVER_VERSION_MIN:
+        return fail("source_reachable", said, "PostgreSQL 13 or newer is needed")
+    if not encrypted and not _is_local(dsn):
+        return warn("source_reachable", said, "personal data crosses the network: add sslmode=verify-full to the DSN")
+    return ok("source_reachable", said, version=version, encrypted=bool(encrypted))
+
+
+def check_read_only(dsn: str, mapping: SourceMapping, *, is_ours: bool = False) -> Check:
+    """Return whether this DSN can write: its privileges are asked for, and a write is really tried.
+
+    `is_ours`: it is the embedded server, whose only user may do everything.
+    """
+    name = "source_read_only"
+    tables = tables_of(mapping)
+    audits = (mapping.source.schema_name, mapping.source.table)
+    with psycopg.connect(_bare(dsn), autocommit=False) as db:
+        role, is_super, standby = _row(
+            db,
+            "SELECT current_user::text, COALESCE((SELECT rolsuper FROM pg_roles WHERE rolname = current_user), false),"
+            " pg_is_in_recovery()",
+        )
+        granted = {table: rights for table in tables if (rights := _writes_allowed(db, table))}
+        refused = _try_to_write(db, audits)
+        db.rollback()
+    facts: dict[str, Any] = {
+        "role": role,
+        "superuser": is_super,
+        "standby": standby,
+        "write": refused or "was let through",
+    }
+    facts |= {"may_write": sorted(".".join(table) for table in granted)}
+    all_rights = ", ".join(f"{', '.join(rights)} on {'.'.join(table)}" for table, rights in granted.items())
+    to_do = GRANT.format(schema=audits[0], tables=", ".join(".".join(table) for table in tables))
+    if refused is None:
+        found = f"role {role} may write: an UPDATE of {'.'.join(audits)} was let through"
+        if is_ours:
+            return warn(name, f"{found} (the embedded server's only user)", f"in production {to_do}", **facts)
+        return fail(name, found, to_do, **facts)
+    if standby:
+        return ok(name, f"a standby: it takes no write from anybody ({refused})", **facts)
+    if is_super or granted:
+        could = "is a superuser" if is_super else f"has {all_rights}"
+        return warn(name, f"writes are refused ({refused}), but role {role} {could}", to_do, **facts)
+    return ok(name, f"writes are refused ({refused}), and role {role} has no right to any", **facts)
+
+
+def _writes_allowed(db: Connection, table: tuple[str, str]) -> list[str]:
+    """Return which kinds of write the role has been granted on a table."""
+    relation = _one(db, "SELECT to_regclass(%(name)s)::oid", {"name": f'"{table[0]}"."{table[1]}"'})
+    if relation is None:
+        return []
+    return [
+        right
+        for right in WRITES
+        if _one(db, "SELECT has_table_privilege(%(table)s::oid, %(right)s)", {"table": relation, "right": right})
+    ]
+
+
+def _try_to_write(db: Connection, table: tuple[str, str]) -> str | None:
+    """Return why a write was refused; None if it was let through. No row is touched, and nothing is committed."""
+    db.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT_MS)))
+    try:
+        db.execute(sql.SQL("UPDATE {} SET id = id WHERE false").format(sql.Identifier(*table)))
+    except psycopg.Error as error:
+        return first_line(error)
+    finally:
+        db.rollback()
+    return None
+
+
+def check_mapping(dsn: str, mapping: SourceMapping, account: str) -> Check:
+    """Return whether tables, columns, their types and the account are as the source mapping says."""
+    with connect(dsn) as db:
+        resolve(db, mapping, account)
+        check_references(db, mapping)
+        audits = (mapping.source.schema_name, mapping.source.table)
+        shape = columns_of(db, *audits)["audited_changes"]
+        types = _common_types(db, audits)
+    unset = sorted(
+        {
+            rule.status.id_set
+            for rule in mapping.categories.values()
+            if rule.status is not None and not mapping.id_sets.get(rule.status.id_set)
+        }
+    )
+    unread = [name for name in types if name not in mapping.scope]
+    unmapped = [
+        name
+        for name in mapping.scope
+        if name not in mapping.categories and name not in mapping.join_models and name in types
+    ]
+    findings: list[tuple[Verdict, str, str]] = []
+    if unset:
+        findings.append(
+            (
+                Verdict.WARN,
+                f"no ids for {', '.join(unset)}: such changes stay updates",
+                "list the status ids under id_sets in the source mapping",
+            )
+        )
+    if unread:
+        findings.append(
+            (
+                Verdict.WARN,
+                f"types in the table that are not in scope, so never read: {', '.join(unread[:10])}",
+                "add them to scope, if their history counts",
+            )
+        )
+    facts = {"tables": [".".join(t) for t in tables_of(mapping)], "audited_changes": shape}
+    facts |= {"types_not_in_scope": unread, "types_without_category": unmapped, "id_sets_missing": unset}
+    said = f"{len(mapping.scope)} types in scope; tables and columns are there; audited_changes is {shape}"
+    return join("source_mapping", findings, said, **facts)
+
+
+def _common_types(db: Connection, table: tuple[str, str]) -> list[str]:
+    """Return the auditable types that the last ANALYZE saw most; empty if nobody has counted."""
+    query = (
+        "SELECT most_common_vals::text::text[] FROM pg_stats"
+        " WHERE schemaname = %(schema)s AND tablename = %(table)s AND attname = 'auditable_type'"
+    )
+    return list(_one(db, query, {"schema": table[0], "table": table[1]}) or [])
+
+
+def read_scope(
+    dsn: str, mapping: SourceMapping, account: str, start: datetime | None, progress: Callable[[int, int], None]
+) -> Scope:
+    """Return the account's rows in scope, counted window by window."""
+    with connect(dsn) as db:
+        source = resolve(db, mapping, account)
+        with answering("asking for the newest id"):
+            _, top, _ = db.execute(source.query("horizon")).fetchall()[0]
+        table_rows = _one(
+            db,
+            "SELECT GREATEST(reltuples, 0)::bigint FROM pg_class WHERE oid = to_regclass(%(name)s)",
+            {"name": f'"{source.schema}"."{source.relation}"'},
+        )
+        return Scope(count(db, source, top, start, progress), top, table_rows or 0)
+
+
+def check_scope(scope: Scope, start: datetime | None) -> Check:
+    """Return MIN, MAX and COUNT in scope; pure."""
+    rows = scope.rows
+    facts = {
+        "rows": rows.rows,
+        "min_id": rows.min_id,
+        "max_id": rows.max_id,
+        "earliest": rows.earliest.isoformat() if rows.earliest else None,
+        "date_range_start": start.isoformat() if start else None,
+        "rows_without_created_at": rows.rows_without_created_at,
+        "newest_id_of_the_table": scope.top,
+    }
+    if rows.rows == 0:
+        return warn("source_scope", "no row of the account is in scope", "check scope, account and date range", **facts)
+    since = f", created from {rows.earliest:%Y-%m-%d}" if rows.earliest else ""
+    said = f"{rows.rows:,} rows in scope, ids {rows.min_id:,} to {rows.max_id:,}{since}"
+    if rows.rows_without_created_at:
+        return warn(
+            "source_scope",
+            f"{said}; {rows.rows_without_created_at:,} more have no created_at and are never read",
+            "they are in no date range: set created_at in the CRM, or do without them",
+            **facts,
+        )
+    return ok("source_scope", said, **facts)
+
+
+def check_page_query(
+    dsn: str, mapping: SourceMapping, account: str, scope: Scope, limits: Limits, start: datetime | None
+) -> Check:
+    """Return how pages at the beginning, the middle and the end of the account's ids are read; the worst counts."""
+    low, high = scope.rows.min_id, scope.rows.max_id
+    cursors = sorted({max(low - 1, 0), (low + high) // 2, max(low - 1, high - limits.id_window, 0)})
+    judged = []
+    with connect(dsn, limits.statement_timeout_s) as db:
+        source = resolve(db, mapping, account)
+        table = f"{source.schema}.{source.relation}"
+        for cursor in cursors:
+            plan = page_plan(_explain(db, source, cursor, min(cursor + limits.id_window, scope.top), limits, start))
+            verdict, found, to_do = judge(
+                plan,
+                table=table,
+                table_rows=scope.table_rows,
+                account_column=source.account_column,
+                page_rows=limits.page_rows,
+            )
+            judged.append((verdict, found, to_do, {"cursor": cursor, **plan.facts()}))
+    rank = list(Verdict)
+    verdict, found, to_do, _ = max(judged, key=lambda one: (rank.index(one[0]), one[3]["execution_ms"]))
+    return Check("source_page_query", verdict, found, to_do, {"pages": [one[3] for one in judged]})
+
+
+def _explain(
+    db: Connection, source: AuditSource, cursor: int, window_end: int, limits: Limits, start: datetime | None
+) -> Sequence[dict[str, Any]]:
+    query = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {}").format(source.query("page", "row"))
+    values = {
+        "cursor": cursor,
+        "window_end": window_end,
+        "scope": list(source.scope),
+        "account": source.account,
+        "cutoff": source.moment(start or EARLIEST),
+        "page_rows": limits.page_rows,
+        "size_max": INLINE_BYTES_MAX,
+    }
+    with answering("explaining the page query"):
+        answer: Sequence[dict[str, Any]] = db.execute(query, values).fetchall()[0][0]
+    return answer
+
+
+def row_bytes(dsn: str, mapping: SourceMapping, account: str, scope: Scope, limits: Limits) -> float:
+    """Return the mean size of a row's changes and comment, from pages at several places; 0.0 without a row."""
+    low, high = scope.rows.min_id - 1, scope.rows.max_id
+    step = max(1, (high - low) // SAMPLE_PLACES)
+    with connect(dsn) as db:
+        source = resolve(db, mapping, account)
+    size = rows = 0
+    with closing(AuditReader(dsn, source, EARLIEST, limits)) as reader:
+        for cursor in range(low, high, step):
+            page = reader.page_after(cursor, high, 0, (), look_for_gaps=False)
+            size += sum(len(event.audited_changes.encode()) + len(event.comment.encode()) for event in page.events)
+            rows += len(page.events)
+    return size / rows if rows else 0.0
+
+
+def check_replica(dsn: str) -> Check:
+    """Return how far behind its primary the source is; a primary is never behind."""
+    query = (
+        "SELECT pg_is_in_recovery(),"
+        " CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0 ELSE"
+        " extract(epoch FROM now() - pg_last_xact_replay_timestamp()) END::float8,"
+        " current_setting('hot_standby_feedback'), current_setting('max_standby_streaming_delay')"
+    )
+    with connect(dsn) as db:
+        standby, lag_s, feedback, delay = _row(db, query)
+    if not standby:
+        return ok("source_replica", "the primary itself: nothing to lag", standby=False)
+    facts = {"standby": True, "lag_s": lag_s, "hot_standby_feedback": feedback, "max_standby_streaming_delay": delay}
+    if lag_s is None or lag_s > REPLICA_LAG_WARN_S:
+        behind = "an unknown time" if lag_s is None else duration_text(lag_s)
+        return warn(
+            "source_replica",
+            f"the replica is {behind} behind its primary",
+            "rows that have not arrived yet belong to the live feed or to a later run; wait until it has caught up",
+            **facts,
+        )
+    said = f"a replica, {lag_s:.0f} s behind; hot_standby_feedback {feedback}, queries wait up to {delay}"
+    if feedback == "off":
+        return warn(
+            "source_replica",
+            said,
+            "a vacuum of the primary can cancel a page; it is read again, but slowly: SET hot_standby_feedback = on",
+            **facts,
+        )
+    return ok("source_replica", said, **facts)
+
+
+def check_transactions(dsn: str) -> Check:
+    """Return how old the oldest open transaction is: the run's end waits for those that began before it."""
+    query = (
+        "SELECT what, age_s FROM ("
+        " SELECT 'pid ' || pid || COALESCE(' of ' || usename, '') || COALESCE(', ' || state, '') AS what,"
+        "  extract(epoch FROM now() - xact_start)::float8 AS age_s FROM pg_stat_activity"
+        "  WHERE xact_start IS NOT NULL AND pid <> pg_backend_pid()"
+        "  AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL) AND backend_type = 'client backend'"
+        " UNION ALL SELECT 'prepared transaction ' || gid, extract(epoch FROM now() - prepared)::float8"
+        "  FROM pg_prepared_xacts) AS open ORDER BY age_s DESC LIMIT 3"
+    )
+    with connect(dsn) as db:
+        rows = db.execute(query).fetchall()
+        sees_all = bool(
+            _one(
+                db,
+                "SELECT pg_has_role('pg_read_all_stats', 'member') OR rolsuper FROM pg_roles"
+                " WHERE rolname = current_user",
+            )
+        )
+        behind = _one(
+            db,
+            "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+            " - pg_snapshot_xmin(pg_current_snapshot())::text::bigint",
+        )
+    facts = {
+        "oldest": [{"who": who, "age_s": round(age)} for who, age in rows],
+        "sees_all": sees_all,
+        "transactions_behind": behind,
+    }
+    if rows and rows[0][1] > TRANSACTION_WARN_S:
+        return warn(
+            "source_transactions",
+            f"{rows[0][0]} has been in a transaction for {duration_text(rows[0][1])}",
+            "end it before the run, or the run's last step waits for it (CRM_REPLAY_HORIZON_WAIT_S)",
+            **facts,
+        )
+    if not sees_all and behind and behind > 1:
+        return warn(
+            "source_transactions",
+            f"{behind:,} transactions are open or newer than an open one; this role may not see whose",
+            "GRANT pg_read_all_stats TO it, or have a look in pg_stat_activity",
+            **facts,
+        )
+    said = f"the oldest is {duration_text(rows[0][1])} old" if rows else "none is open"
+    return ok("source_transactions", f"open transactions: {said}", **facts)
+
+
+def check_clock(dsn: str) -> Check:
+    """Return how far this host's clock and the source's are apart, as far as the round trip lets it be told."""
+    with connect(dsn) as db:
+        _one(db, "SELECT 1")
+        asked_at = time.time()
+        theirs = float(_one(db, "SELECT extract(epoch FROM clock_timestamp())::float8") or 0.0)
+        answered_at = time.time()
+    return clock_check("source_clock", "the source", theirs, asked_at, answered_at)
+
+
+def clock_check(name: str, server: str, theirs: float, asked_at: float, answered_at: float) -> Check:
+    """Return the verdict on a server's clock, all in seconds since 1970; pure."""
+    # Somewhere between question and answer it was `theirs`: only what lies outside of that is a difference for sure.
+    ahead = theirs - answered_at if theirs > answered_at else min(0.0, theirs - asked_at)
+    facts = {"ahead_s": round(ahead, 3), "round_trip_s": round(answered_at - asked_at, 3)}
+    at = datetime.fromtimestamp(theirs, UTC)
+    if abs(ahead) <= CLOCK_WARN_S:
+        return ok(name, f"{server}'s clock and this host's agree ({at:%H:%M:%S} UTC)", **facts)
+    said = f"{server}'s clock is {duration_text(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} this host's"
+    to_do = "synchronise both with NTP: watermarks, run numbers and leases are times"
+    return (fail if abs(ahead) > CLOCK_FAIL_S else warn)(name, said, to_do, **facts)
+
+
+def check_encoding(dsn: str) -> Check:
+    """Return encoding and collation of the source's database."""
+    query = (
+        "SELECT pg_encoding_to_char(encoding), datcollate, datctype FROM pg_database WHERE datname = current_database()"
+    )
+    with connect(dsn) as db:
+        encoding, collate, ctype = _row(db, query)
+    facts = {"encoding": encoding, "collate": collate, "ctype": ctype}
+    said = f"encoding {encoding}, collation {collate}"
+    if encoding == "SQL_ASCII":
+        return warn(
+            "source_encoding",
+            f"{said}: the server does not know what its bytes mean",
+            "rows that are not UTF-8 end a page with an error; find them with convert_from(column::bytea, 'UTF8')",
+            **facts,
+        )
+    if encoding != "UTF8":
+        return ok("source_encoding", f"{said}, converted to UTF-8 by the server", **facts)
+    return ok("source_encoding", said, **facts)
+
+
+def tables_of(mapping: SourceMapping) -> list[tuple[str, str]]:
+    """Return schema and name of every table that the replay reads, each once, the audits first."""
+    tables = [(mapping.source.schema_name, mapping.source.table), (mapping.users.schema_name, mapping.users.table)]
+    tables += [(table.schema_name, table.table) for table in mapping.referents.values()]
+    return list(dict.fromkeys(tables))
+
+
+def _bare(dsn: str) -> str:
+    """Return the DSN with nothing added that would make the session read-only."""
+    defaults = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "crm-replay preflight"}
+    parts: dict[str, Any] = {**defaults, **conninfo_to_dict(dsn)}
+    return make_conninfo(**parts)
+
+
+def _is_local(dsn: str) -> bool:
+    host = str(conninfo_to_dict(dsn).get("host") or "")
+    return not host or host.startswith("/") or host in ("localhost", "127.0.0.1", "::1")
+
+
+def _row(db: Connection, query: Any, values: dict[str, Any] | None = None) -> tuple[Any, ...]:
+    with answering("asking the source"):
+        return db.execute(query, values).fetchall()[0]
+
+
+def _one(db: Connection, query: Any, values: dict[str, Any] | None = None) -> Any:
+    with answering("asking the source"):
+        rows = db.execute(query, values).fetchall()
+    return rows[0][0] if rows else None
