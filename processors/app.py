@@ -167,10 +167,15 @@ def credentials(connections: Connections) -> "faust.auth.Credentials | None":
     return faust.SSLCredentials(context) if context is not None else None
 
 
-def build_app(settings: ProcessorSettings, connections: Connections, metrics: ProcessorMetrics) -> ReplayApp:
+def build_app(
+    settings: ProcessorSettings,
+    connections: Connections,
+    metrics: ProcessorMetrics,
+    app_class: type[ReplayApp] = ReplayApp,
+) -> ReplayApp:
     """Return the account's app without its agent; inside a running event loop."""
     job = settings.job
-    return ReplayApp(
+    return app_class(
         job.topics.processors_group,
         metrics=metrics,
         run_number=job.run,

@@ -1,0 +1,306 @@
+"""The live feed's app: the same topology over a topic of many accounts that has no end.
+
+What differs from a replay: the side of the watermark and the provenance tag; contacts are asked for in MongoDB, because
+they appear while the feed runs (`live_contacts` says when a miss is final); every record gets its outcome whenever it
+comes, for the rows of a feed do not rise by id: one that the source sends twice has two outcomes, and the unique index
+makes the second a duplicate. An outcome goes to the partition its record came from, under the account as its key, so
+that the sink can count by account.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from processors import documents
+from processors.app import BeforeAck, ReplayApp, RunHandler, add_agent, build_app
+from processors.batching import Stretch
+from processors.directory import UserDirectory
+from processors.live_contacts import LiveContacts, Row
+from processors.live_directory import LiveDirectory
+from processors.live_mongo import MongoContacts, database
+from processors.lookups import DecodedRows
+from processors.metrics import ProcessorMetrics
+from processors.outcomes import Message, OutcomeProducer
+from processors.runs import KEY_BYTES_MAX, Decoded, RunTransformer, SourceRecord, Undecodable
+from processors.settings import ProcessorSettings
+from processors.tables import HighWater, ReferenceTables, TableRows
+from processors.transform import Refused, Skip, Transformed, Transformer
+from processors.worker import GC_THRESHOLD, first, report, serve
+from schemas import mapping as source_mapping
+from schemas.codec import Codec
+from schemas.connections import Connections
+from schemas.job import LiveFeed
+from schemas.mapping import PersonRule
+from schemas.person import person_candidates
+from schemas.records import AuditEvent, Contact, DeadLetter, Referent, User
+from schemas.registry import codec_for
+from schemas.topics import ACCOUNT_LENGTH_MAX
+from schemas.vocabulary import DeadLetterCause
+
+log = logging.getLogger(__name__)
+
+LIVE = "CRM_REPLAY_LIVE"  # in the environment of a process: it belongs to a live feed
+TRANSFORMERS_MAX = 10_000  # accounts whose rules are kept at hand
+FLUSH_TIMEOUT_S = 2.0
+
+
+class LiveSettings(ProcessorSettings):
+    """What a worker of a live feed reads from its environment; every name has the prefix CRM_REPLAY_."""
+
+    job: LiveFeed = Field(description="the feed, as JSON")
+
+
+def is_wanted() -> bool:
+    """Return whether this process belongs to a live feed."""
+    return bool(os.environ.get(LIVE))
+
+
+class NoHighWater(HighWater):
+    """A feed's rows come in the order of their commits and not of their ids: no row can be told to be a repetition."""
+
+    def __init__(self) -> None:
+        """Begin and stay empty."""
+        super().__init__(0)
+
+    def is_republished(self, id_range: int, audit_id: int) -> bool:  # noqa: ARG002
+        """Return False: the unique index decides."""
+        return False
+
+    def note(self) -> str:
+        """Return nothing to commit with the offset."""
+        return ""
+
+
+class LiveApp(ReplayApp):
+    """Never ends by itself."""
+
+    async def on_stretches(self, stretches: Mapping[Any, Stretch]) -> None:
+        """Take every record for new."""
+        await super().on_stretches(stretches)
+        self.high_waters = {stretch: NoHighWater() for stretch in stretches.values()}
+
+    def check_end(self) -> None:
+        """Do nothing: a feed has no end markers."""
+
+
+class LiveLookups:
+    """Answers for rows of any account, from the tables and from what was asked for a run of rows."""
+
+    def __init__(
+        self,
+        rows: Mapping[str, TableRows],
+        codec: Codec,
+        person: PersonRule,
+        contacts: LiveContacts,
+        mongo: MongoContacts,
+        directory: LiveDirectory,
+        is_mapped: Callable[[AuditEvent], bool],
+    ) -> None:
+        """`rows` are the tables `users` and `referents`; `is_mapped` says of a row whether it needs a contact."""
+        self._users = DecodedRows(rows["users"], codec, User, lambda _: True)
+        self._referents = DecodedRows(rows["referents"], codec, Referent, lambda _: True)
+        self._person = person
+        self._contacts = contacts
+        self._mongo = mongo
+        self._directory = directory
+        self._is_mapped = is_mapped
+
+    async def prefetch(self, events: Sequence[AuditEvent]) -> None:
+        """Return once the contacts of a run's rows are known or missing for good, and the directory was asked."""
+        rows = [
+            Row(event.company_sso_id, event.created_at, persons)
+            for event in events
+            if self._is_mapped(event) and (persons := person_candidates(event, self._person))
+        ]
+        emails: dict[str, set[str]] = {}
+        for event in events:
+            user = self.user(event.user_id) if event.user_id else None
+            if user is not None and not user.deleted and user.email:
+                emails.setdefault(event.company_sso_id, set()).add(user.email)
+        await asyncio.gather(self._contacts.prepare(rows), self._directory.prefetch(emails))
+
+    def contact(self, account: str, person_id: str) -> Contact | None:
+        """Return the contact of this account with this CRM person id."""
+        person = (account, person_id)
+        try:
+            return self._contacts.get(person)
+        except KeyError:  # a row names a person in a way that `person_candidates` does not see: rare, and never wrong
+            self._contacts.counts.unforeseen += 1
+            return self._mongo.find([person]).get(person)
+
+    def user(self, user_id: int) -> User | None:
+        """Return the CRM user, deleted or not."""
+        return self._users.get(b"%d" % user_id)
+
+    def referent(self, referent_type: str, referent_id: int) -> Referent | None:
+        """Return what a CRM record is called."""
+        return self._referents.get(f"{referent_type}:{referent_id}".encode())
+
+    def sso_id(self, account: str, email: str) -> str | None:
+        """Return the user's SSO id in this account, None if the directory does not know it."""
+        return self._directory.sso_id(account, email)
+
+    def of(self, account: str) -> "AccountLookups":
+        """Return what a row of this account may ask."""
+        return AccountLookups(self, account)
+
+    @property
+    def rejects(self) -> int:
+        """Return how many table rows were unreadable."""
+        return self._users.rejects + self._referents.rejects
+
+
+class AccountLookups:
+    """One account's view: `processors.transform.Lookups`."""
+
+    __slots__ = ("_account", "_all", "referent", "user")
+
+    def __init__(self, every: LiveLookups, account: str) -> None:
+        """Users and referents are the CRM's, whichever account asks."""
+        self._all = every
+        self._account = account
+        self.user = every.user
+        self.referent = every.referent
+
+    def contact(self, person_id: str) -> Contact | None:
+        """Return the contact of the account with this CRM person id."""
+        return self._all.contact(self._account, person_id)
+
+    def sso_id(self, email: str) -> str | None:
+        """Return what the user directory has said."""
+        return self._all.sso_id(self._account, email)
+
+
+class AccountRules:
+    """The rules of every account that has been met, by one source mapping."""
+
+    def __init__(self, rules: Transformer, lookups: Callable[[str], AccountLookups]) -> None:
+        """`rules` are shared by all accounts; `lookups` gives an account's view."""
+        self._rules = rules
+        self._lookups = lookups
+        self._of: dict[str, tuple[Transformer, AccountLookups]] = {}
+
+    def transform(self, event: AuditEvent) -> Transformed | Skip | Refused:
+        """Return what the row becomes by its account's rules."""
+        account = event.company_sso_id
+        known = self._of.get(account)
+        if known is None:
+            if len(self._of) >= TRANSFORMERS_MAX:
+                self._of.clear()
+            known = self._of[account] = (self._rules.for_account(account), self._lookups(account))
+        return known[0].transform(event, known[1])
+
+
+class LiveTransformer(RunTransformer):
+    """Turns runs of a feed into outcomes: every record has one, but those that are about no row."""
+
+    def outcomes(
+        self,
+        records: Sequence[SourceRecord],
+        decoded: Sequence[Decoded],
+        partition: int,
+        high: HighWater,  # noqa: ARG002
+    ) -> list[Message]:
+        """Return account and value of every outcome, in order."""
+        metrics = self._metrics
+        messages: list[Message] = []
+        for record, what in zip(records, decoded, strict=True):
+            account = ""
+            if isinstance(what, AuditEvent):
+                account = what.company_sso_id
+                if not account or len(account) > ACCOUNT_LENGTH_MAX:
+                    detail = "the row names no account"
+                    value = self._dead_letter(record, what, partition, DeadLetterCause.WRONG_ACCOUNT, detail)
+                    account = ""
+                else:
+                    value = self._outcome(record, what, partition)
+            elif isinstance(what, Undecodable):
+                value = self._dead_letter(record, None, partition, DeadLetterCause.UNDECODABLE_RECORD, what.detail)
+            elif isinstance(what, DeadLetter):
+                value = self._passed_on(record, what, partition)
+            else:
+                metrics.markers += 1
+                continue
+            messages.append((account.encode("utf-8", "replace")[:KEY_BYTES_MAX], value))
+        metrics.records_in += len(records)
+        return messages
+
+
+class LiveHandler(RunHandler):
+    """Has a run's contacts asked for before it is transformed."""
+
+    _lookups: Any  # LiveLookups: what the replay's handler asks of its own is asked in `_prefetch` alone
+
+    async def _prefetch(self, decoded: Sequence[Decoded]) -> None:
+        await self._lookups.prefetch([what for what in decoded if isinstance(what, AuditEvent) and what.company_sso_id])
+
+
+def now_us() -> int:
+    """Return the time now in microseconds since 1970-01-01 UTC."""
+    return time.time_ns() // 1000
+
+
+async def run_live_worker(
+    settings: LiveSettings, connections: Connections, before_ack: BeforeAck | None = None
+) -> None:
+    """Return after SIGTERM or SIGINT, with everything committed that was handled.
+
+    Raises ReplayError for everything that keeps the worker from going on.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    feed = settings.job
+    metrics = ProcessorMetrics()
+    codec = codec_for(connections.schema_registry_url)
+    mapping = source_mapping.load(feed.mapping_path)
+    mongo = MongoContacts(database(connections))
+    contacts = LiveContacts(mongo.ask, feed.visibility_delay_s, now_us=now_us)
+    url = connections.user_directory_url
+    directory = LiveDirectory((lambda account: UserDirectory(url, account)) if url else None)
+    tables = ReferenceTables(connections.kafka(), {"users": feed.topics.users, "referents": feed.topics.referents})
+    producer = OutcomeProducer(connections.kafka(), feed.topics.outcomes, settings.delivery_timeout_s)
+    try:
+        loading = asyncio.create_task(asyncio.to_thread(tables.load, settings.load_timeout_s, stop.is_set))
+        if not await first(stop, loading):
+            return
+        metrics.table_load_s = tables.load_s
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD, 20, 50)
+        tables.follow()
+        rules = Transformer(mapping, "", live=True)
+        lookups = LiveLookups(tables.rows, codec, mapping.person, contacts, mongo, directory, rules.is_mapped)
+        transform = AccountRules(rules, lookups.of).transform
+        app = build_app(settings, connections, metrics, LiveApp)
+        transformer = LiveTransformer(feed, codec, transform, documents.encode, metrics)
+        handler = LiveHandler(app, transformer, lookups, tables, producer, metrics, before_ack)  # type: ignore[arg-type]
+        add_agent(app, feed.topics.replay, handler)
+
+        def gather() -> None:
+            metrics.table_entries = tables.sizes()
+            metrics.table_rejects = lookups.rejects
+            of_contacts = {f"contacts.{name}": count for name, count in contacts.counts.as_dict().items()}
+            of_directory = {f"directory.{name}": count for name, count in directory.counts().items()}
+            metrics.transformation = {**rules.counts.as_dict(), **of_contacts, **of_directory}
+
+        reporting = asyncio.create_task(report(metrics, gather, settings.metrics_interval_s))
+        try:
+            await serve(app, stop)
+        finally:
+            reporting.cancel()
+            gather()
+            metrics.report()
+    finally:
+        stop.set()
+        await asyncio.to_thread(producer.close, FLUSH_TIMEOUT_S)
+        await asyncio.to_thread(tables.close)
+        await directory.aclose()
