@@ -10,21 +10,15 @@ from processors.lookups import TableLookups
 from processors.settings import ProcessorSettings, connections
 from processors.transform import Transformer
 from processors.worker import Transform, run_worker
-from schemas import mapping
+from schemas import logs, mapping
 from schemas.errors import ReplayError
-
-NOISY = ("aiokafka", "faust", "mode", "httpx")
 
 
 async def _run() -> None:
     settings = ProcessorSettings.load()
-    level = logging.getLevelNamesMapping()[settings.log_level]
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    if level > logging.DEBUG:
-        for name in NOISY:
-            logging.getLogger(name).setLevel(max(level, logging.WARNING))
     servers = connections()
     job = settings.job
+    logs.bind(account=job.company_sso_id, job_id=job.job_id, run=job.run)
     transformer = Transformer(mapping.load(job.mapping_path), job.company_sso_id)
 
     def transform_with(lookups: TableLookups) -> Transform:
@@ -42,9 +36,10 @@ async def _run() -> None:
 
 def main() -> int:
     try:
+        logs.configure("processors")
         asyncio.run(_run())
     except ReplayError as error:
-        print(f"processors: {error}", file=sys.stderr)  # noqa: T201 - the one line an operator reads
+        logging.getLogger("processors").error("%s", error)  # the one line an operator reads
         return error.exit_code
     return 0
 

@@ -25,6 +25,7 @@ from producer.parallel import EXIT_STOPPED, Stopped, end_with_parent, ranges_of_
 from producer.publisher import Publisher, check_topic, message_bytes_max
 from producer.settings import job_from, settings_from_environment
 from producer.snapshot import Bounds, Snapshot
+from schemas import logs
 from schemas.connections import Connections
 from schemas.errors import ReplayError, ServiceUnreachableError
 from schemas.mapping import load
@@ -39,6 +40,7 @@ GC_THRESHOLD = 100_000  # objects more than were freed; a page of 500 rows has a
 def run(only: frozenset[int]) -> None:
     """Read and end the run; or read only these id ranges, for a parent that does the rest."""
     job = job_from(os.environ.get("CRM_REPLAY_JOB"))
+    logs.bind(account=job.company_sso_id, job_id=job.job_id, run=job.run)
     settings = settings_from_environment()
     connections = Connections()
     connections.require("crm_audit_database_url", "kafka_bootstrap_servers", "mongodb_url")
@@ -94,7 +96,11 @@ def run(only: frozenset[int]) -> None:
 
 def main() -> int:
     """Return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="producer: %(message)s")
+    try:
+        logs.configure("producer")
+    except ReplayError as error:
+        logger.error("%s", error)
+        return error.exit_code
     only = frozenset(int(number) for number in sys.argv[1:])
     if only:
         end_with_parent()

@@ -8,6 +8,7 @@ import time
 
 from pymongo.database import Database
 
+from schemas import logs
 from schemas.connections import Connections
 from schemas.errors import ReplayError, ServiceUnreachableError
 from schemas.registry import codec_for
@@ -34,10 +35,11 @@ def connect_patiently(connections: Connections, patience_s: float) -> Database[D
 
 def main(seam: Seam = straight) -> int:
     """Run a sink until it ends; return the exit code."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
+        logs.configure("sink")
         settings = load_settings()
+        job = settings.job
+        logs.bind(account=job.company_sso_id, job_id=job.job_id, run=job.run)
         connections = Connections()
         connections.require("kafka_bootstrap_servers", "mongodb_url")
         database = connect_patiently(connections, settings.sink_patience_s)

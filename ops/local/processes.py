@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from schemas import logs
 from schemas.errors import ReplayError
 
 STOP_TIMEOUT_S = 15.0  # a graceful leave hands partitions over at once; longer than this means it hangs
@@ -88,7 +89,8 @@ class Supervised:
             lines = self.log.read_text("utf-8", "replace").splitlines()
         except OSError:
             return "(no log)"
-        return " | ".join(line.strip() for line in lines[-LOG_LINES_SHOWN:] if line.strip()) or "(empty log)"
+        shown = [logs.last_event(line.strip()) for line in lines[-LOG_LINES_SHOWN:] if line.strip()]
+        return " | ".join(shown) or "(empty log)"
 
 
 class Supervisor:
