@@ -130,6 +130,30 @@ def publish_feed(
     return users, referents
 
 
+def read_tables(
+    dsn: str,
+    mapping: SourceMapping,
+    company_sso_id: str,
+    *,
+    mongo: Database[Document],
+    codec: Codec,
+    statement_timeout_s: float = 60.0,
+) -> dict[str, dict[bytes, bytes]]:
+    """Return what `publish` would publish, by table and key, without Kafka: for a look at a replay before it is made.
+
+    All of it in memory, as every processor has it. Raises like `publish`.
+    """
+    with connect(dsn, statement_timeout_s) as db:
+        account = resolve(db, mapping, company_sso_id).account
+        found = find_contacts(mongo, company_sso_id)
+        records = {
+            "contacts": _contact_records(found, company_sso_id, codec),
+            "users": _user_records(db, mapping, codec),
+            "referents": _referent_records(db, mapping, account, codec),
+        }
+        return {table: {key.encode(): value for key, value in pairs} for table, pairs in records.items()}
+
+
 def find_contacts(mongo: Database[Document], company_sso_id: str) -> FoundContacts:
     """Return the account's contacts by CRM person id: those that carry it, then those that the id map names.
 
