@@ -20,6 +20,8 @@ from ops.local import services
 from ops.local.dlq import app as dlq_app
 from ops.local.explain import explain
 from ops.local.generator import generate
+from ops.local.live import join as join_feed
+from ops.local.live import live as follow_changes
 from ops.local.preflight import preflight
 from ops.local.processes import child_environment, python_module
 from ops.local.services.cli import app as services_app
@@ -29,6 +31,7 @@ from ops.local.verify.command import verify
 from ops.local.view import RunView, print_ledger, view_for
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
+from schemas.topics import LIVE_FEED
 from schemas.vocabulary import JobStatus
 from sink.database import connect
 from sink.rollback import documents_of
@@ -49,6 +52,9 @@ app.add_typer(dlq_app, name="dlq")
 AUDIT_IDS_MAX = 100_000  # named by hand or by `verify`; they travel in one document
 
 Account = Annotated[str, typer.Option(help="The account's company_sso_id.", show_default=False)]
+AnyAccount = Annotated[str, typer.Option(help="The account's company_sso_id.", show_default=False)]
+Live = Annotated[bool, typer.Option("--live", help="Of a live feed, not of an account's job.")]
+Feed = Annotated[str, typer.Option(help="With --live: the feed's name.")]
 Mapping = Annotated[str, typer.Option(help="Source mapping file; left out: the sample CRM's.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Partitions = Annotated[int, typer.Option(min=1, max=1024, help="Partitions of the account's topics.")]
@@ -253,19 +259,23 @@ def produce(account: Account) -> None:
 
 
 @app.command()
-def process(account: Account) -> None:
-    """Run one more processor for the account's job in progress; it joins the consumer group."""
-    _join(account, "processors")
+def process(account: AnyAccount = "", live: Live = False, feed: Feed = LIVE_FEED) -> None:
+    """Run one more processor for the account's job in progress, or for a live feed; it joins the consumer group."""
+    _join(account, "processors", feed if live else "")
 
 
 @app.command()
-def sink(account: Account) -> None:
-    """Run one more sink for the account's job in progress; it joins the consumer group."""
-    _join(account, "sink")
+def sink(account: AnyAccount = "", live: Live = False, feed: Feed = LIVE_FEED) -> None:
+    """Run one more sink for the account's job in progress, or for a live feed; it joins the consumer group."""
+    _join(account, "sink", feed if live else "")
 
 
-def _join(account: str, module: str) -> None:
-    """Become a worker of the account's job in progress."""
+def _join(account: str, module: str, feed: str = "") -> None:
+    """Become a worker of the account's job in progress, or of a live feed."""
+    if bool(account) == bool(feed):
+        raise BadInputError("--account or --live", "give one of them")
+    if feed:
+        join_feed(module, feed)
     connections = services.connections()
     with _database(connections) as database:
         job = JobStore(database).latest(account)
@@ -297,6 +307,19 @@ class _database:  # noqa: N801 - reads as the function it is
 
     def __exit__(self, *_exc: object) -> None:
         self._database.client.close()
+
+
+@app.command()
+def control(
+    host: Annotated[str, typer.Option(help="Address to listen on [CRM_CONTROL_HOST, 127.0.0.1].", show_default=False)] = "",
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0: a free one [CRM_CONTROL_PORT, 8090].", show_default=False)
+    ] = None,
+) -> None:
+    """Serve jobs, status and roll back over HTTP, and the operator's console; needs CRM_CONTROL_BASIC_CREDENTIALS."""
+    from ops.control.server import serve
+
+    serve(services.connections(), host, port)
 
 
 Version = Annotated[int | None, typer.Option(help="Schema version to go to.", show_default=False)]
@@ -340,6 +363,7 @@ app.command("transform")(transform_rows)
 app.command()(preflight)
 app.command()(verify)
 app.command()(explain)
+app.command("live")(follow_changes)
 
 
 @app.command()

@@ -15,6 +15,13 @@ from schemas.errors import ReplayError
 
 
 async def _run() -> None:
+    if os.environ.get("CRM_REPLAY_LIVE"):
+        from processors.live import LiveSettings, run_live_worker  # with MongoDB's client: not for a replay
+
+        feed = LiveSettings.load()
+        logs.bind(feed=feed.job.feed, run=feed.job.run)
+        await run_live_worker(feed, connections())
+        return
     settings = ProcessorSettings.load()
     servers = connections()
     job = settings.job

@@ -13,14 +13,17 @@ import logging
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
 from processors import documents
 from processors.app import BeforeAck, ReplayApp, RunHandler, add_agent, build_app
 from processors.batching import Stretch
+from processors.change_events import ChangeDecoder
+from processors.change_events import Refused as ChangeRefused
 from processors.directory import UserDirectory
 from processors.live_contacts import LiveContacts, Row
 from processors.live_directory import LiveDirectory
@@ -36,12 +39,13 @@ from processors.worker import GC_THRESHOLD, first, report, serve
 from schemas import mapping as source_mapping
 from schemas.codec import Codec
 from schemas.connections import Connections
+from schemas.errors import UndecodableRecordError
 from schemas.job import LiveFeed
 from schemas.mapping import PersonRule
 from schemas.person import person_candidates
-from schemas.records import AuditEvent, Contact, DeadLetter, Referent, User
-from schemas.registry import codec_for
-from schemas.topics import ACCOUNT_LENGTH_MAX
+from schemas.records import AuditEvent, Contact, DeadLetter, Referent, SkippedRecord, SnapshotMarker, User
+from schemas.registry import SchemaLookup, codec_for
+from schemas.topics import ACCOUNT_KEY, ACCOUNT_LENGTH_MAX
 from schemas.vocabulary import DeadLetterCause
 
 log = logging.getLogger(__name__)
@@ -143,6 +147,11 @@ class LiveLookups:
         """Return what a CRM record is called."""
         return self._referents.get(f"{referent_type}:{referent_id}".encode())
 
+    def account_of(self, value: str) -> str | None:
+        """Return the account that a value of the account column stands for; None: not known, or not yet."""
+        named = self._referents.get(f"{ACCOUNT_KEY}{value}".encode())
+        return named.name if named is not None else None
+
     def sso_id(self, account: str, email: str) -> str | None:
         """Return the user's SSO id in this account, None if the directory does not know it."""
         return self._directory.sso_id(account, email)
@@ -198,13 +207,43 @@ class AccountRules:
         return known[0].transform(event, known[1])
 
 
+class PassedOver(NamedTuple):
+    """A record that is about no row: a tombstone, a heartbeat, a transaction's marker."""
+
+
 class LiveTransformer(RunTransformer):
-    """Turns runs of a feed into outcomes: every record has one, but those that are about no row."""
+    """Turns runs of a feed into outcomes: every record has one, but those that are about no row.
+
+    A record is an audit event of our own schema, or a change event of the CRM's database (`change_events`).
+    """
+
+    def __init__(self, *args: Any, changes: ChangeDecoder, **kwargs: Any) -> None:
+        """`changes` decodes what is not ours."""
+        super().__init__(*args, **kwargs)
+        self._changes = changes
+        self.refused: Counter[str] = Counter()  # change events, by reason
+
+    def decode(self, records: Sequence[SourceRecord]) -> list[Any]:
+        """Return what each record is, in order."""
+        return [self._decode_live(record) for record in records]
+
+    def _decode_live(self, record: SourceRecord) -> Decoded | ChangeRefused | PassedOver:
+        if record.value is None:
+            return PassedOver()
+        try:
+            ours = self._codec.decode(record.value)
+        except UndecodableRecordError:
+            return self._changes.decode(record.key, record.value, getattr(record, "headers", None)) or PassedOver()
+        if isinstance(ours, AuditEvent | DeadLetter):
+            return ours
+        if isinstance(ours, SnapshotMarker):
+            return PassedOver()
+        return Undecodable(f"a {type(ours).__name__} stands where an AuditEvent belongs")
 
     def outcomes(
         self,
         records: Sequence[SourceRecord],
-        decoded: Sequence[Decoded],
+        decoded: Sequence[Any],
         partition: int,
         high: HighWater,  # noqa: ARG002
     ) -> list[Message]:
@@ -225,12 +264,25 @@ class LiveTransformer(RunTransformer):
                 value = self._dead_letter(record, None, partition, DeadLetterCause.UNDECODABLE_RECORD, what.detail)
             elif isinstance(what, DeadLetter):
                 value = self._passed_on(record, what, partition)
+            elif isinstance(what, ChangeRefused):
+                self.refused[what.reason] += 1
+                if not what.reason.loses_a_row and what.audit_id > 0:
+                    skipped = SkippedRecord(what.audit_id, 0, record.offset, self._job.run, str(what.reason))
+                    value = self._codec.encode(skipped)
+                else:
+                    value = self._refused_change(record, what, partition)
             else:
                 metrics.markers += 1
                 continue
             messages.append((account.encode("utf-8", "replace")[:KEY_BYTES_MAX], value))
         metrics.records_in += len(records)
         return messages
+
+    def _refused_change(self, record: SourceRecord, refused: ChangeRefused, partition: int) -> bytes:
+        """Return the dead letter of a change event that may hold a row; its cause is why it was refused."""
+        letter = self._dead_letter(record, None, partition, DeadLetterCause.UNDECODABLE_RECORD, refused.detail)
+        decoded = self._codec.decode_as(DeadLetter, letter)
+        return self._codec.encode(decoded._replace(audit_id=refused.audit_id, cause=str(refused.reason)))
 
 
 class LiveHandler(RunHandler):
@@ -281,7 +333,13 @@ async def run_live_worker(
         lookups = LiveLookups(tables.rows, codec, mapping.person, contacts, mongo, directory, rules.is_mapped)
         transform = AccountRules(rules, lookups.of).transform
         app = build_app(settings, connections, metrics, LiveApp)
-        transformer = LiveTransformer(feed, codec, transform, documents.encode, metrics)
+        changes = ChangeDecoder(
+            mapping,
+            company_sso_id=feed.table_account,
+            account_of=lookups.account_of,
+            schema_of=SchemaLookup(connections.schema_registry_url) if connections.schema_registry_url else None,
+        )
+        transformer = LiveTransformer(feed, codec, transform, documents.encode, metrics, changes=changes)
         handler = LiveHandler(app, transformer, lookups, tables, producer, metrics, before_ack)  # type: ignore[arg-type]
         add_agent(app, feed.topics.replay, handler)
 
@@ -290,7 +348,8 @@ async def run_live_worker(
             metrics.table_rejects = lookups.rejects
             of_contacts = {f"contacts.{name}": count for name, count in contacts.counts.as_dict().items()}
             of_directory = {f"directory.{name}": count for name, count in directory.counts().items()}
-            metrics.transformation = {**rules.counts.as_dict(), **of_contacts, **of_directory}
+            of_changes = {f"changes.{reason}": count for reason, count in transformer.refused.items()}
+            metrics.transformation = {**rules.counts.as_dict(), **of_contacts, **of_directory, **of_changes}
 
         reporting = asyncio.create_task(report(metrics, gather, settings.metrics_interval_s))
         try:

@@ -7,7 +7,7 @@ a tombstone. So a table loaded from the topic is the source as it was at this mo
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, cast
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -22,7 +22,7 @@ from schemas.contact_rules import customer_of, first_synced, microseconds, perso
 from schemas.errors import ReplayError
 from schemas.mapping import SourceMapping
 from schemas.records import Contact, Referent, User
-from schemas.topics import AccountTopics
+from schemas.topics import ACCOUNT_KEY, AccountTopics
 
 Document = dict[str, Any]
 Progress = Callable[[str, int], None]  # "contacts", "users" or "referents"; records published so far
@@ -117,15 +117,16 @@ def publish_feed(
 ) -> tuple[int, int]:
     """Publish the users and referents of all accounts for a live feed; return how many of each.
 
-    Contacts are not among them: the live feed asks MongoDB, for they appear while it runs. Raises like `publish`.
+    Among the referents is what the account column's values stand for, if the mapping says so: key `@account:<value>`,
+    the account as its name. Contacts are not among them: the live feed asks MongoDB, for they appear while it runs.
+    Raises like `publish`.
     """
     for topic in (topics.users, topics.referents):
         check_topic(kafka, topic)
     with connect(dsn, statement_timeout_s) as db:
         users, _ = _publish_topic(kafka, topics.users, _user_records(db, mapping, codec), lambda _: None)
-        if not with_referents:
-            return users, 0
-        records = _referent_records(db, mapping, None, codec)
+        names = _referent_records(db, mapping, None, codec) if with_referents else iter(())
+        records = chain(_account_records(db, mapping, codec), names)
         referents, _ = _publish_topic(kafka, topics.referents, records, lambda _: None)
     return users, referents
 
@@ -221,6 +222,16 @@ def _user_records(db: Connection, mapping: SourceMapping, codec: Codec) -> Itera
     )
     for user_id, email, full_name, deleted in _stream(db, query, {}, f"reading {users.schema_name}.{users.table}"):
         yield str(user_id), codec.encode(User(user_id, email, full_name, deleted))
+
+
+def _account_records(db: Connection, mapping: SourceMapping, codec: Codec) -> Iterator[tuple[str, bytes]]:
+    account = mapping.source.account
+    if account is None or account.inverse is None:
+        return
+    query = sql.SQL("SELECT * FROM ({}) AS accounts").format(sql.SQL(account.inverse.replace("%", "%%")))
+    for value, company_sso_id in _stream(db, query, {}, "the source mapping's inverse query for accounts"):
+        if value is not None and company_sso_id:
+            yield f"{ACCOUNT_KEY}{value}", codec.encode(Referent("", 0, str(company_sso_id)))
 
 
 def _referent_records(

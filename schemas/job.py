@@ -20,6 +20,7 @@ class ReplayJob(BaseModel):
     snapshot_xmax: int = Field(ge=0)  # ids up to `top` may still be committed by transactions below this
     cutoff: AwareDatetime  # rows created before it are not replayed
     mapping_path: str
+    fence: int = Field(0, ge=0)  # rises with every runner that takes the job up: cursors count under the highest only
     begin_offsets: tuple[int, ...] = ()  # of the begin markers on the replay topic, by partition
 
     @property
@@ -41,6 +42,7 @@ class LiveFeed(ReplayJob):
     cutoff: AwareDatetime = datetime(1970, 1, 1, tzinfo=UTC)
     feed: str = LIVE_FEED
     topic: str = LIVE_TOPIC
+    table_account: str = ""  # whose the audits are, if neither the mapping nor a record says so
     visibility_delay_s: float = Field(10.0, ge=0, le=120)  # a contact can be read this long after its created_at
 
     @property

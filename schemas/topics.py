@@ -12,6 +12,7 @@ from hashlib import sha256
 from schemas.errors import BadInputError
 
 LIVE_TOPIC = "crm.audits.live"
+ACCOUNT_KEY = "@account:"  # begins a feed's referent that names an account; no CRM type begins like it
 LIVE_FEED = "live"  # the name of a feed where there is only one
 ENCODED_ACCOUNT_LENGTH_MAX = 200  # leaves room for the longest prefix within Kafka's 249
 ACCOUNT_LENGTH_MAX = 255
@@ -84,6 +85,6 @@ class AccountTopics:
         )
 
     @property
-    def references(self) -> tuple[str, str, str]:
-        """The compacted topics that the processors' tables are loaded from."""
-        return (self.contacts, self.users, self.referents)
+    def references(self) -> tuple[str, ...]:
+        """The compacted topics that the processors' tables are loaded from; a feed has none of contacts."""
+        return tuple(filter(None, (self.contacts, self.users, self.referents)))

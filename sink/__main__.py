@@ -12,6 +12,7 @@ from schemas import logs
 from schemas.connections import Connections
 from schemas.errors import ReplayError, ServiceUnreachableError
 from schemas.registry import codec_for
+from sink import live
 from sink.consumer import Sink
 from sink.database import Document, connect
 from sink.effects import Seam, straight
@@ -37,14 +38,18 @@ def main(seam: Seam = straight) -> int:
     """Run a sink until it ends; return the exit code."""
     try:
         logs.configure("sink")
-        settings = load_settings()
+        settings = live.load_settings() if live.is_wanted() else load_settings()
         job = settings.job
         logs.bind(account=job.company_sso_id, job_id=job.job_id, run=job.run)
         connections = Connections()
         connections.require("kafka_bootstrap_servers", "mongodb_url")
         database = connect_patiently(connections, settings.sink_patience_s)
         try:
-            sink = Sink(settings, connections.kafka(), database, codec_for(connections.schema_registry_url), seam=seam)
+            kafka, codec = connections.kafka(), codec_for(connections.schema_registry_url)
+            if isinstance(settings, live.LiveSinkSettings):
+                sink: Sink = live.LiveSink(settings, kafka, database, codec, seam=seam)
+            else:
+                sink = Sink(settings, kafka, database, codec, seam=seam)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: sink.stop())
             gc.freeze()  # what the imports made stays: the collector need not look at it with every batch

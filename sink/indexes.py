@@ -15,6 +15,8 @@ RETRIES = "crm_replay_retries"  # of dead letters; ops.local.dlq writes them
 FLAGS = "crm_replay_flags"  # ops.control.flags
 TASKS = "crm_replay_tasks"  # ops.control.tasks
 AUDIT_LOG = "crm_replay_audit_log"  # ops.control.audit_log
+ENRICHMENTS = "crm_replay_enrichments"  # one document an account: how far its enrichment is; ops.local.enrich
+FEEDS = "crm_replay_feeds"  # live feeds; ops.local.live
 
 SOURCE_TAG = "crm_migration"  # documents of the replay; the live feed has none
 
@@ -69,6 +71,16 @@ CONTACT_BY_CRM_ID = Index(CONTACTS, "idx_company_crm_data_id", ("company_sso_id"
 CONTACT_ID_MAP_UNIQUE = Index(
     CONTACT_ID_MAP, "uniq_company_crm_person_id", ("company_sso_id", "crm_person_id"), unique=True
 )
+# For the live feed, which asks for the contacts of a few persons at a time: those that only the id map names.
+CONTACT_BY_CUSTOMER = Index(CONTACTS, "idx_company_customer_id", ("company_sso_id", "customer_id"))
+# What the live feed wrote before it knew external ids, by customer and time: the report about the seam looks there.
+# `external_id: null` is also true where there is none, so a document of ours is in no such index and costs nothing.
+LEGACY_LOGS = Index(
+    ACTIVITY_LOGS,
+    "idx_legacy_customer_time",
+    ("company_sso_id", "customer_id", "timestamp"),
+    partial={"external_id": None},
+)
 JOBS_BY_COMPANY = Index(JOBS, "idx_company_sso_id", ("company_sso_id",))
 # The database itself refuses a second running job of an account.
 ONE_RUNNING_JOB = Index(
@@ -107,4 +119,6 @@ INDEXES = (
     TASKS_BY_COMPANY,
     AUDIT_LOG_BY_COMPANY,
     AUDIT_LOG_BY_TIME,
+    CONTACT_BY_CUSTOMER,
+    LEGACY_LOGS,
 )

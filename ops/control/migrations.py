@@ -30,14 +30,18 @@ from sink.indexes import (
     CHECKPOINTS_BY_RUN,
     COMPANY_SOURCE_TAG,
     CONTACT_BY_CRM_ID,
+    CONTACT_BY_CUSTOMER,
     CONTACT_ID_MAP,
     CONTACT_ID_MAP_UNIQUE,
     CONTACTS,
     COUNTERS,
     ENRICHMENT_MATCH,
+    ENRICHMENTS,
+    FEEDS,
     FLAGS,
     JOBS,
     JOBS_BY_COMPANY,
+    LEGACY_LOGS,
     ONE_ACTIVE_TASK,
     ONE_FOLLOWS,
     ONE_RUNNING_JOB,
@@ -105,6 +109,14 @@ MIGRATIONS = (
         (FLAGS, TASKS, AUDIT_LOG),
         frozenset((FLAGS, TASKS, AUDIT_LOG)),
     ),
+    Migration(
+        8,
+        "live feed: contacts by customer, legacy logs, feeds",
+        (CONTACT_BY_CUSTOMER, LEGACY_LOGS),
+        (CONTACTS, ACTIVITY_LOGS, FEEDS),
+        frozenset((FEEDS,)),
+    ),
+    Migration(9, "enrichment progress", (), (ENRICHMENTS,), frozenset((ENRICHMENTS,))),
 )
 NEWEST = MIGRATIONS[-1].version
 

@@ -1,0 +1,461 @@
+"""The live feed on this host: its processors and sinks, long-running under supervision, and what they look up.
+
+Order of effects, and what a death between two of them costs:
+
+1. checks: nothing is changed before they pass.
+2. topics, the feed's document with its run, the committed offsets of the processors' group: each is made if missing.
+3. users and names of the CRM, published before the first worker starts and again at every interval.
+4. processors and sinks, until somebody asks them to stop. They go on from what they had committed.
+
+Any number of hosts may do all of this for one feed at once: they find what the first one made, and join its groups.
+"""
+
+import datetime as dt
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
+from pymongo.errors import DuplicateKeyError, PyMongoError
+from rich.console import Console
+from rich.table import Table
+
+from ops.control import kafka_admin, migrations
+from ops.control.store import JobStore
+from ops.local import services
+from ops.local.processes import ProcessGaveUpError, Supervised, Supervisor, child_environment, python_module
+from ops.local.services.layout import Home
+from ops.local.view import RunView, view_for
+from producer import references
+from schemas.connections import Connections
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.job import LiveFeed
+from schemas.mapping import load
+from schemas.registry import codec_for
+from schemas.topics import LIVE_FEED, LIVE_TOPIC
+from sink.database import connect
+from sink.indexes import FEEDS, PROGRESS
+from sink.live import totals_by_account
+from sink.progress import RunTotals
+
+POLL_EVERY_S = 0.5
+SAY_EVERY_S = 30.0
+REST_S = 30.0  # after a process has ended again and again: an outage, for a feed is not given up
+BAD_INPUT = 2
+ANSWER_TIMEOUT_S = 10.0
+NO_OFFSET = -1001
+
+
+@dataclass(frozen=True, slots=True)
+class LiveOptions:
+    """How a feed is run on this host."""
+
+    feed: str = LIVE_FEED
+    topic: str = LIVE_TOPIC
+    mapping_path: str = ""
+    partitions: int = 4  # of a topic that is not there yet
+    processors: int = 1
+    sinks: int = 1
+    table_account: str = ""
+    visibility_delay_s: float = 10.0
+    refresh_s: float = 60.0
+    with_referents: bool = True
+    home: Path = Path(".crm-replay")
+
+
+@dataclass(frozen=True, slots=True)
+class LiveStatus:
+    """What a feed has done so far, and how far it is behind."""
+
+    feed: LiveFeed
+    accounts: Mapping[str, RunTotals]
+    processors_lag: int  # records of the feed that have no outcome yet
+    sink_lag: int  # outcomes that are not written yet
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it; the account "" has what is nobody's for certain."""
+        return {
+            "feed": self.feed.feed,
+            "topic": self.feed.topic,
+            "run": self.feed.run,
+            "processors_lag": self.processors_lag,
+            "sink_lag": self.sink_lag,
+            "accounts": {
+                account: {
+                    "migrated": totals.migrated,
+                    "skipped": dict(totals.skipped),
+                    "failed": dict(totals.failed),
+                    "foreign": dict(totals.foreign),
+                }
+                for account, totals in self.accounts.items()
+            },
+        }
+
+
+def prepare(options: LiveOptions, connections: Connections, database: Any) -> LiveFeed:
+    """Return the feed with everything there that its first worker needs. May be repeated, also while it runs.
+
+    Raises BadInputError or ServiceUnreachableError before anything is changed.
+    """
+    load(options.mapping_path or None)
+    mapping_path = str(Path(options.mapping_path).resolve()) if options.mapping_path else ""
+    wanted = LiveFeed(
+        job_id=f"live:{options.feed}",
+        run=1,
+        partitions=options.partitions,
+        mapping_path=mapping_path,
+        feed=options.feed,
+        topic=options.topic,
+        table_account=options.table_account,
+        visibility_delay_s=options.visibility_delay_s,
+    )
+    topics = wanted.topics  # raises for a name that is none
+    migrations.require_current(database)
+    kafka = connections.kafka()
+    admin = kafka_admin.client(kafka)
+    present = admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics
+    known = database[FEEDS].find_one({"_id": options.feed})
+    if known is not None and known["topic"] != options.topic:
+        raise BadInputError(
+            f"the feed {options.feed} reads {known['topic']}", f"give another --feed for {options.topic}"
+        )
+    # A topic that is there may be somebody else's (Debezium's): it keeps its partitions.
+    partitions = len(present[options.topic].partitions) if options.topic in present else options.partitions
+    partitions = kafka_admin.ensure_topics(admin, topics, partitions)
+    topic_id = _topic_id(admin, options.topic)
+    run = _run_of(database, wanted, topic_id)
+    feed = wanted.model_copy(update={"run": run, "partitions": partitions})
+    database[FEEDS].update_one(
+        {"_id": options.feed, "run": run},
+        {"$set": {"partitions": partitions, "mapping_path": mapping_path, "table_account": options.table_account,
+                  "visibility_delay_s": options.visibility_delay_s, "updated_at": dt.datetime.now(dt.UTC)}},
+    )  # fmt: skip
+    _commit_beginnings(kafka, feed)
+    return feed
+
+
+def _topic_id(admin: AdminClient, topic: str) -> str:
+    """Return Kafka's own id of a topic: one that was deleted and made again has another."""
+    described = admin.describe_topics(TopicCollection([topic]))[topic].result(ANSWER_TIMEOUT_S)
+    return str(described.topic_id)
+
+
+def _run_of(database: Any, feed: LiveFeed, topic_id: str) -> int:
+    """Return the feed's run: a new one if it never ran, or if its topic is not the one it has read."""
+    feeds = database[FEEDS]
+    found = feeds.find_one({"_id": feed.feed})
+    if found is None:
+        run = JobStore(database).next_run()
+        fields = {"topic": feed.topic, "topic_id": topic_id, "run": run}
+        try:
+            feeds.insert_one({"_id": feed.feed, **fields, "created_at": dt.datetime.now(dt.UTC)})
+        except DuplicateKeyError:
+            return _run_of(database, feed, topic_id)  # another host was first
+        return run
+    if found["topic_id"] != topic_id:
+        feeds.update_one(
+            {"_id": feed.feed, "topic_id": found["topic_id"]},
+            {"$set": {"topic_id": topic_id, "run": JobStore(database).next_run()}},
+        )
+        return int(feeds.find_one({"_id": feed.feed})["run"])
+    return int(found["run"])
+
+
+def _commit_beginnings(kafka: Mapping[str, Any], feed: LiveFeed) -> None:
+    """Commit where the processors' group begins on partitions where it has not begun: at their first record.
+
+    A group without a committed offset must never meet a worker (decision 2).
+    """
+    topics = feed.topics
+    committed = kafka_admin.committed_offsets(kafka, topics.processors_group, topics.replay, feed.partitions)
+    if all(offset >= 0 for offset in committed):
+        return
+    oldest = kafka_admin.oldest_offsets(kafka, topics.replay, feed.partitions)
+    begin = [offset if offset >= 0 else first for offset, first in zip(committed, oldest, strict=True)]
+    kafka_admin.commit_offsets(kafka, topics.processors_group, topics.replay, begin)
+
+
+def feed_of(database: Any, name: str) -> LiveFeed:
+    """Return a feed that was prepared. Raises BadInputError if there is none."""
+    found = database[FEEDS].find_one({"_id": name})
+    if found is None or "partitions" not in found:
+        raise BadInputError(f"there is no live feed {name}", "crm-replay live makes it")
+    return LiveFeed(
+        job_id=f"live:{name}",
+        run=found["run"],
+        partitions=found["partitions"],
+        mapping_path=found["mapping_path"],
+        table_account=found["table_account"],
+        feed=name,
+        topic=found["topic"],
+        visibility_delay_s=found["visibility_delay_s"],
+    )
+
+
+def environment_of(feed: LiveFeed, connections: Connections) -> dict[str, str]:
+    """Return what a worker of the feed is told."""
+    return {**connections.environment(), "CRM_REPLAY_JOB": feed.model_dump_json(), "CRM_REPLAY_LIVE": "1"}
+
+
+def join(module: str, name: str) -> None:
+    """Become a worker of a feed that was prepared; does not return."""
+    connections = services.connections()
+    database = connect(connections, app_name="crm-replay-live")
+    try:
+        feed = feed_of(database, name)
+    finally:
+        database.client.close()
+    command = python_module(module)
+    os.execve(command[0], command, child_environment(**environment_of(feed, connections)))  # noqa: S606 - our own module
+
+
+def run_feed(options: LiveOptions, connections: Connections, view: RunView) -> None:
+    """Run the feed's processes on this host until SIGINT or SIGTERM.
+
+    Raises BadInputError before anything is changed, and ReplayError if a process cannot even start.
+    """
+    connections.require("kafka_bootstrap_servers", "mongodb_url")
+    database = connect(connections, app_name="crm-replay-live")
+    try:
+        feed = prepare(options, connections, database)
+        with _stop_on_signals() as stop:
+            refresher = Refresher(feed, options, connections, view, stop)
+            refresher.publish()
+            refresher.start()
+            try:
+                with Supervisor() as supervisor:
+                    for process in _processes(feed, options, connections):
+                        supervisor.add(process)
+                    view.note(f"feed {feed.feed}: reading {feed.topic} ({feed.partitions} partitions), run {feed.run}")
+                    _watch(supervisor, feed, connections, database, view, stop)
+            finally:
+                stop.set()
+                refresher.join()
+            view.note(f"feed {feed.feed}: stopped; the same command goes on")
+    finally:
+        database.client.close()
+
+
+def _watch(
+    supervisor: Supervisor,
+    feed: LiveFeed,
+    connections: Connections,
+    database: Any,
+    view: RunView,
+    stop: threading.Event,
+) -> None:
+    """Keep the processes alive until told to stop; an outage that outlasts their patience is waited for."""
+    said_at = time.monotonic()
+    while not stop.wait(POLL_EVERY_S):
+        try:
+            supervisor.check()
+        except ProcessGaveUpError as error:
+            if all(process.restarts == 0 for process in supervisor.processes):
+                raise  # it has never run: another start would end the same way
+            view.note(f"{error.what}; trying again in {REST_S:.0f} s")
+            stop.wait(REST_S)
+            for process in supervisor.processes:
+                process.crashes_in_a_row = 0
+        if time.monotonic() - said_at >= SAY_EVERY_S:
+            said_at = time.monotonic()
+            try:
+                view.note(line_of(status_of(feed, connections, database)))
+            except (PyMongoError, KafkaException, ReplayError) as error:
+                view.note(f"no figures at present ({type(error).__name__})")
+
+
+def _processes(feed: LiveFeed, options: LiveOptions, connections: Connections) -> Iterator[Supervised]:
+    """Yield every process of the feed on this host."""
+    logs = options.home / "logs" / f"feed-{feed.feed}" / f"run-{feed.run}"
+    for role, count in (("processors", options.processors), ("sink", options.sinks)):
+        for number in range(count):
+            name = f"{role}-{number}"
+            # The supervisor's pid: two of them on one host are two members, a restart by one of them is the same.
+            worker = f"{socket.gethostname()}-{os.getpid()}-{name}"
+            env = child_environment(**environment_of(feed, connections), CRM_REPLAY_WORKER=worker)
+            yield Supervised(
+                name, python_module(role), env, logs / f"{name}.log", hopeless_codes=frozenset({BAD_INPUT})
+            )
+
+
+class Refresher:
+    """Publishes the CRM's users and names for the feed, once and then at every interval, in a thread of its own."""
+
+    def __init__(
+        self, feed: LiveFeed, options: LiveOptions, connections: Connections, view: RunView, stop: threading.Event
+    ) -> None:
+        """Without CRM_AUDIT_DATABASE_URL nothing is published: another host does it."""
+        self._feed = feed
+        self._options = options
+        self._connections = connections
+        self._view = view
+        self._stop = stop
+        self._mapping = load(options.mapping_path or None)
+        self._codec = codec_for(connections.schema_registry_url)
+        self._thread = threading.Thread(target=self._go_on, name="refresher", daemon=True)
+
+    def publish(self) -> tuple[int, int]:
+        """Publish once; return how many users and names."""
+        if not self._connections.crm_audit_database_url:
+            self._view.note("CRM_AUDIT_DATABASE_URL is not set: users and names are as another host publishes them")
+            return 0, 0
+        users, names = references.publish_feed(
+            self._connections.crm_audit_database_url,
+            self._mapping,
+            kafka=self._connections.kafka(),
+            topics=self._feed.topics,
+            codec=self._codec,
+            with_referents=self._options.with_referents,
+        )
+        return users, names
+
+    def start(self) -> None:
+        """Go on in the background."""
+        if self._connections.crm_audit_database_url and self._options.refresh_s > 0:
+            self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the thread, after `stop` was set."""
+        if self._thread.is_alive():
+            self._thread.join(ANSWER_TIMEOUT_S)
+
+    def _go_on(self) -> None:
+        while not self._stop.wait(self._options.refresh_s):
+            try:
+                self.publish()
+            except (ReplayError, KafkaException) as error:  # an outage: the tables stay as they were
+                said = error.what if isinstance(error, ReplayError) else error.args[0].str()
+                self._view.note(f"users and names could not be refreshed ({said})")
+
+
+def status_of(feed: LiveFeed, connections: Connections, database: Any) -> LiveStatus:
+    """Return the feed's counts over all its runs, and its lag. Raises what the clients raise."""
+    kafka, topics = connections.kafka(), feed.topics
+
+    def lag(group: str, topic: str) -> int:
+        committed = kafka_admin.committed_offsets(kafka, group, topic, feed.partitions)
+        ends = kafka_admin.end_offsets(kafka, topic, feed.partitions)
+        oldest = kafka_admin.oldest_offsets(kafka, topic, feed.partitions)
+        done = [offset if offset >= 0 else first for offset, first in zip(committed, oldest, strict=True)]
+        return sum(max(0, end - at) for end, at in zip(ends, done, strict=True))
+
+    return LiveStatus(
+        feed=feed,
+        accounts=totals_by_account(database[PROGRESS], feed.feed),
+        processors_lag=lag(topics.processors_group, topics.replay),
+        sink_lag=lag(topics.sink_group, topics.outcomes),
+    )
+
+
+def line_of(status: LiveStatus) -> str:
+    """Return the whole feed in one line."""
+    totals = status.accounts.values()
+    skipped: dict[str, int] = {}
+    for each in totals:
+        for reason, count in each.skipped.items():
+            skipped[reason] = skipped.get(reason, 0) + count
+    parts = [
+        f"{sum(t.migrated for t in totals):,} logs of {len(status.accounts):,} accounts",
+        *(f"{count:,} {reason}" for reason, count in sorted(skipped.items())),
+        f"{sum(t.failed_total + t.foreign_total for t in totals):,} dead letters",
+        f"lag {status.processors_lag:,} + {status.sink_lag:,}",
+    ]
+    return f"feed {status.feed.feed}: " + ", ".join(parts)
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """Give an event that SIGINT and SIGTERM set."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def live(
+    feed: Annotated[str, typer.Option(help="The feed's name: one for each CRM database.")] = LIVE_FEED,
+    topic: Annotated[str, typer.Option(help="Where the changes of audits arrive.")] = LIVE_TOPIC,
+    mapping: Annotated[
+        str, typer.Option(help="Source mapping file; left out: the sample CRM's.", show_default=False)
+    ] = "",
+    account: Annotated[
+        str, typer.Option(help="Whose the audits table is, if the mapping names no account column.", show_default=False)
+    ] = "",
+    partitions: Annotated[int, typer.Option(min=1, max=1024, help="Of the topic, if it is not there yet.")] = 4,
+    processors: Annotated[int, typer.Option(min=0, max=64)] = 1,
+    sinks: Annotated[int, typer.Option(min=0, max=64)] = 1,
+    visibility_delay: Annotated[
+        float, typer.Option(min=0, max=120, help="Seconds after its created_at that a contact can surely be read.")
+    ] = 10.0,
+    refresh: Annotated[
+        float, typer.Option(min=0, help="Seconds between publications of users and names; 0: only at the start.")
+    ] = 60.0,
+    names: Annotated[bool, typer.Option(help="Keep the names of deals, companies, ... at hand.")] = True,
+    status: Annotated[bool, typer.Option("--status", help="Start nothing; show what the feed has done.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --status: answer in JSON.")] = False,
+) -> None:
+    """Follow the CRM's changes: the replay's topology over the live topic, until told to stop (Ctrl-C, SIGTERM)."""
+    connections = services.connections()
+    if status:
+        _show_status(feed, connections, as_json=as_json)
+        return
+    options = LiveOptions(
+        feed=feed,
+        topic=topic,
+        mapping_path=mapping,
+        partitions=partitions,
+        processors=processors,
+        sinks=sinks,
+        table_account=account,
+        visibility_delay_s=visibility_delay,
+        refresh_s=refresh,
+        with_referents=names,
+        home=Home.at(None).path,
+    )
+    view = view_for(Console(stderr=True))
+    try:
+        run_feed(options, connections, view)
+    finally:
+        view.close()
+
+
+def _show_status(name: str, connections: Connections, *, as_json: bool) -> None:
+    database = connect(connections, app_name="crm-replay-live")
+    try:
+        status = status_of(feed_of(database, name), connections, database)
+    except KafkaException as error:
+        raise ServiceUnreachableError(
+            f"Kafka does not answer ({error.args[0].str()})", "check KAFKA_BOOTSTRAP_SERVERS"
+        ) from error
+    finally:
+        database.client.close()
+    if as_json:
+        typer.echo(json.dumps(status.as_dict()))
+        return
+    table = Table(title=line_of(status), title_justify="left")
+    for heading in ("account", "logs", "skipped", "dead letters", "last"):
+        table.add_column(heading)
+    for account, totals in status.accounts.items():
+        skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(totals.skipped.items()))
+        dead = ", ".join(f"{n:,} {cause}" for cause, n in sorted({**totals.failed, **totals.foreign}.items()))
+        last = f"{totals.updated_at:%Y-%m-%d %H:%M:%S}" if totals.updated_at else ""
+        table.add_row(account or "(nobody's)", f"{totals.migrated:,}", skipped, dead, last)
+    Console().print(table)
