@@ -9,6 +9,10 @@ CRM_REPLAY_KILL_ROUNDS ?= 20
 CRM_REPLAY_SOAK_RUNS ?= 30
 CRM_REPLAY_FAILURE_ROUNDS ?= 10
 
+# Test processes at once, each with servers of its own: most tests wait for a server most of the time. Servers that the
+# environment names are shared, and then the tests take turns.
+TEST_PROCESSES ?= $(if $(KAFKA_BOOTSTRAP_SERVERS)$(MONGODB_URL)$(CRM_AUDIT_DATABASE_URL),0,3)
+
 .PHONY: help setup demo test soak check format lock clean
 
 help: ## this list
@@ -30,7 +34,7 @@ test: setup ## every test, on real servers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 soak: setup ## kills, rebalances and dying servers for an hour or so; ends with what was injected and what came of it
 	CRM_REPLAY_KILL_ROUNDS=$(CRM_REPLAY_KILL_ROUNDS) CRM_REPLAY_SOAK_RUNS=$(CRM_REPLAY_SOAK_RUNS) \
