@@ -4,10 +4,12 @@ Times are RFC 3339 in UTC. `null` means «not known», never zero. Counts are of
 """
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
+from ops.control.activity_logs import AccountId, Moment
+from ops.control.validation import BIGINT_MAX
 from schemas.topics import ACCOUNT_LENGTH_MAX
 from schemas.vocabulary import JobStatus
 
@@ -15,15 +17,13 @@ AUDIT_IDS_MAX = 10_000  # of one retry from the console; more with the command l
 REASON_LENGTH_MAX = 500
 NOT_STARTED = "not_started"
 
-Account = Field(min_length=1, max_length=ACCOUNT_LENGTH_MAX, description="company_sso_id")
-
 
 class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=False)
+    model_config = ConfigDict(extra="forbid")
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------
@@ -112,9 +112,9 @@ class StageName(StrEnum):
 class Stage(_Answer):
     """A box in the picture of the flow: how much it has done, and how much waits in front of it.
 
-    producer: rows read from the source of `total`, nothing waits. processors: records of the replay topic. sink: records
-    of the outcomes topic. dead_letters: `done` is null, `waiting` the letters that the topic holds, resolved ones
-    among them.
+    producer: rows read from the source of `total`, nothing waits. processors: records of the replay topic. sink:
+    records of the outcomes topic. dead_letters: `done` is null, `waiting` the letters that the topic holds, resolved
+    ones among them.
     """
 
     name: StageName
@@ -142,11 +142,11 @@ class TaskStatus(StrEnum):
 
 
 class TaskView(_Answer):
-    """A preflight, a verification or another piece of work that a runner does when asked."""
+    """A preflight, a verification, a retry or a roll back that a runner does when asked."""
 
     task_id: str
     company_sso_id: str
-    kind: str = Field(description="preflight, verify, dlq_retry, …")
+    kind: str = Field(description="preflight, verify, dlq_retry, rollback")
     status: TaskStatus
     requested_by: str
     requested_at: AwareDatetime
@@ -169,6 +169,7 @@ class Rollback(_Answer):
     remaining: int | None
     started_at: AwareDatetime
     by: str
+    stalled: bool = Field(description="nobody has got on with it for half a minute: roll back again, it goes on")
 
 
 class AccountDetail(_Answer):
@@ -241,7 +242,7 @@ class LetterView(_Answer):
 
 
 class LetterPage(_Answer):
-    """Dead letters, the newest first."""
+    """Dead letters, the newest first. `total`, `states` and `causes` are of those that are looked at."""
 
     company_sso_id: str
     total: int = Field(description="of this cause, or of all if no cause was asked for")
@@ -265,39 +266,41 @@ class LetterDetail(LetterView):
 class TriggerRequest(_Request):
     """Start the account's migration."""
 
-    company_sso_id: str = Account
-    date_range_start: AwareDatetime | None = Field(None, description="leave out rows created before this")
+    company_sso_id: AccountId
+    date_range_start: Moment | None = Field(None, description="leave out rows created before this")
 
 
 class AccountRequest(_Request):
     """halt, resume, rerun, verify, preflight."""
 
-    company_sso_id: str = Account
+    company_sso_id: AccountId
     reason: str = Field("", max_length=REASON_LENGTH_MAX, description="kept in the audit log; of a halt in the job too")
 
 
 class RollbackRequest(_Request):
     """Delete what the replay has written for the account."""
 
-    company_sso_id: str = Account
+    company_sso_id: AccountId
     confirm: str = Field(max_length=ACCOUNT_LENGTH_MAX, description="the company_sso_id, typed once more")
     reason: str = Field("", max_length=REASON_LENGTH_MAX)
 
 
 class RetryRequest(_Request):
-    """Send the rows of dead letters through the topology again; without `audit_ids` all that wait, of a cause or any."""
+    """Replay the rows of dead letters; without `audit_ids` all that wait, of one cause or of any."""
 
-    company_sso_id: str = Account
+    company_sso_id: AccountId
     cause: str | None = Field(None, max_length=100)
-    audit_ids: list[int] | None = Field(None, min_length=1, max_length=AUDIT_IDS_MAX)
-    force: bool = Field(False, description="rows too that have been retried in vain three times")
+    audit_ids: list[Annotated[StrictInt, Field(ge=1, le=BIGINT_MAX)]] | None = Field(
+        None, min_length=1, max_length=AUDIT_IDS_MAX
+    )
+    force: StrictBool = Field(False, description="rows too that have been retried in vain three times")
 
 
 class FlagRequest(_Request):
     """Turn the account's migration flag on or off."""
 
-    company_sso_id: str = Account
-    enabled: bool
+    company_sso_id: AccountId
+    enabled: StrictBool
 
 
 # ---- what has been done ----------------------------------------------------------------------------------------------

@@ -96,10 +96,10 @@ class Edge:
     async def admit(self, scope: Scope, headers: Headers) -> None:
         """Note in `scope["state"]` who is asking. Raises ApiError if nobody is let in like this."""
         path: str = scope["path"]
-        if _under(path, BASIC_PREFIXES) or (path == METRICS_PATH and self._settings.metrics_need_auth):
+        if under(path, BASIC_PREFIXES) or (path == METRICS_PATH and self._settings.metrics_need_auth):
             scope["state"]["user"] = self._user(scope, headers)
             self._refuse_foreign_pages(scope, headers)
-        elif _under(path, SESSION_PREFIXES):
+        elif under(path, SESSION_PREFIXES):
             scope["state"]["session"] = await self._session(scope, headers)
 
     def _user(self, scope: Scope, headers: Headers) -> str:
@@ -213,7 +213,7 @@ class Edge:
         path: str = scope["path"]
         if path.startswith(PUBLIC_ASSETS):  # public, the same for everybody, and without credentials
             return {"access-control-allow-origin": "*", "cross-origin-resource-policy": "cross-origin"}
-        if not self._origins or not _under(path, SESSION_PREFIXES):
+        if not self._origins or not under(path, SESSION_PREFIXES):
             return {}
         allowed = {"vary": "Origin"}
         origin = headers.get("origin")
@@ -232,7 +232,7 @@ class Edge:
         if scope["method"] != "OPTIONS" or "access-control-request-method" not in headers:
             return None
         allowed = self.cors(scope, headers)
-        if "access-control-allow-origin" not in allowed or not _under(scope["path"], SESSION_PREFIXES):
+        if "access-control-allow-origin" not in allowed or not under(scope["path"], SESSION_PREFIXES):
             return None
         return {
             **allowed,
@@ -338,7 +338,8 @@ class _Exchange:
         headers["x-request-id"] = self._scope["state"]["request_id"]
 
 
-def _under(path: str, prefixes: tuple[str, ...]) -> bool:
+def under(path: str, prefixes: tuple[str, ...]) -> bool:
+    """Return whether a path is one of these, or below."""
     return any(path == prefix or path.startswith(f"{prefix}/") for prefix in prefixes)
 
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 import orjson
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 REQUEST_ID_LENGTH_MAX = 128
@@ -33,6 +33,7 @@ class RespCode(StrEnum):
     ROLLBACK_FAILED = "ROLLBACK_FAILED"  # 500
     SERVICE_UNAVAILABLE = "SERVICE_UNAVAILABLE"  # 503
     TOO_MANY_CLIENTS = "TOO_MANY_CLIENTS"  # 503
+    NOT_READY = "NOT_READY"  # 503
 
 
 OF_STATUS: Mapping[int, RespCode] = {
@@ -56,7 +57,9 @@ class FieldError(BaseModel):
 
 
 class Meta(BaseModel):
-    """What support asks for first."""
+    """What support asks for first; some refusals add what a program may want to know, such as `coverage_pct`."""
+
+    model_config = ConfigDict(extra="allow")
 
     request_id: str
     errors: list[FieldError] | None = Field(None, description="only with VALIDATION_ERROR")
@@ -81,14 +84,16 @@ class ApiError(Exception):
         message: str,
         *,
         errors: Sequence[tuple[str, str]] = (),
+        meta: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """`errors` are fields and what is wrong with each."""
+        """`errors` are fields and what is wrong with each, `meta` what a program may want to know besides."""
         super().__init__(message)
         self.status = status
         self.resp_code = str(resp_code)
         self.message = message
         self.errors = tuple(errors)
+        self.meta = dict(meta or {})
         self.headers = dict(headers or {})
 
 
@@ -101,7 +106,7 @@ def request_id_of(header: bytes | None) -> str:
 
 def error_body(error: ApiError, request_id: str) -> dict[str, Any]:
     """Return the envelope as JSON takes it."""
-    meta: dict[str, Any] = {"request_id": request_id}
+    meta: dict[str, Any] = {**error.meta, "request_id": request_id}
     if error.errors:
         meta["errors"] = [{"field": field, "message": message} for field, message in error.errors]
     return {"status": "error", "resp_code": error.resp_code, "message": error.message, "meta": meta}

@@ -86,9 +86,7 @@ class LagReader:
                 if tp.topic == topic and tp.error is None and tp.offset >= 0
             }
         wanted = [TopicPartition(topic, partition) for topic, found in committed.items() for partition in found]
-        ends = self._admin.list_offsets(
-            dict.fromkeys((*wanted, letters), LATEST), request_timeout=ANSWER_TIMEOUT_S
-        )
+        ends = self._admin.list_offsets(dict.fromkeys((*wanted, letters), LATEST), request_timeout=ANSWER_TIMEOUT_S)
         waiting: dict[str, int | None] = {}
         for topic, found in committed.items():
             lags = [

@@ -50,6 +50,9 @@ class ControlSettings(EnvironmentSettings):
     jwks_cache_s: float = Field(300.0, ge=1, description="public keys are fetched again after so long")
     jwks_refetch_min_s: float = Field(10.0, ge=0, description="a token with an unknown key fetches no more often")
 
+    mapping_path: str = Field("", description="source mapping of the jobs triggered here; empty: the sample CRM's")
+    partitions: int = Field(4, ge=1, le=1024, description="of the topics of the jobs triggered here")
+
     cors_origins: str = Field(
         "", description="pages that may ask for the import's status, by commas: https://app.example"
     )
@@ -59,7 +62,8 @@ class ControlSettings(EnvironmentSettings):
     auth_failures_window_s: float = Field(60.0, gt=0, description="the window")
     sse_clients_max: int = Field(50, ge=0, description="of the console's live events; more get 503")
     watch_every_s: float = Field(1.0, gt=0, description="how often the console's events look for changes")
-    threads: int = Field(16, ge=1, le=256, description="requests that wait for MongoDB or Kafka at once")
+    threads: int = Field(16, ge=1, le=256, description="requests that wait for a server at once, of each of two kinds")
+    rollbacks_max: int = Field(4, ge=1, le=64, description="accounts that are rolled back at once; more wait")
     shutdown_grace_s: int = Field(20, ge=0, description="how long requests may take to end after SIGTERM")
     metrics_need_auth: bool = Field(False, description="whether /metrics asks for Basic credentials")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
@@ -71,7 +75,7 @@ class ControlSettings(EnvironmentSettings):
         self._check_tokens()
         if bool(self.tls_certificate_path) != bool(self.tls_key_path):
             raise BadInputError("TLS needs both", f"set {PREFIX}TLS_CERTIFICATE_PATH and {PREFIX}TLS_KEY_PATH")
-        for name in ("tls_certificate_path", "tls_key_path", "jwt_jwks_path"):
+        for name in ("tls_certificate_path", "tls_key_path", "jwt_jwks_path", "mapping_path"):
             path = getattr(self, name)
             if path and not Path(path).is_file():
                 raise BadInputError(f"{PREFIX}{name.upper()}: there is no file {path}", "name one this user may read")

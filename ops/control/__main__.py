@@ -1,0 +1,5 @@
+import sys
+
+from ops.control.server import main
+
+sys.exit(main())

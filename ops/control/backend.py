@@ -1,0 +1,132 @@
+"""What the endpoints work with: the database, Kafka's lag, and threads for everything that waits for a server.
+
+pymongo and confluent-kafka block, so they are called in threads. Three pools, so that what is slow cannot keep what is
+quick waiting: status reads and small writes; requests that also ask the source or Kafka (a trigger counts contacts for
+seconds); roll backs, which take minutes. Each queue is bounded: a server that is away fills none of them for long.
+"""
+
+import asyncio
+import functools
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from pymongo.errors import (
+    ConnectionFailure,
+    ExecutionTimeout,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WaitQueueTimeoutError,
+    WTimeoutError,
+)
+
+from ops.control.envelope import ApiError, RespCode
+from ops.control.lag import LagReader
+from ops.control.requests import Control, RequestRefusedError
+from ops.control.settings import ControlSettings
+from ops.control.store import JobStore
+from schemas.connections import Connections
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from sink.database import open_database
+from sink.writer import WriteConcernUnmetError
+
+T = TypeVar("T")
+
+WAITING_MAX = 32  # calls a thread that wait for one; what is behind them would be answered too late to be of use
+DOWN_S = 1.0  # after a server was found away, nobody else waits to find the same
+RETRY_AFTER = {"retry-after": "5"}
+OUTAGES = (ConnectionFailure, ExecutionTimeout, WTimeoutError, WriteConcernUnmetError, ServiceUnreachableError)
+
+
+class Pool:
+    """Threads for calls that block, and a bound on how many wait for one."""
+
+    def __init__(self, name: str, threads: int, *, waiting_max: int = WAITING_MAX) -> None:
+        """`waiting_max` is per thread."""
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._calls_max = threads * (1 + waiting_max)
+        self._calls = 0
+
+    async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Return what the function returns, or raise what it raises. ApiError 503 if too many wait already."""
+        if self._calls >= self._calls_max:
+            raise unavailable("too many requests wait")
+        self._calls += 1
+        future = asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(function, *args, **kwargs))
+        future.add_done_callback(self._ended)
+        return await future
+
+    def _ended(self, _future: object) -> None:
+        self._calls -= 1
+
+    def close(self) -> None:
+        """Let no new call begin; those that run go on to their ends."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Backend:
+    """One process's connections and threads."""
+
+    def __init__(self, settings: ControlSettings, connections: Connections) -> None:
+        """Connects to nothing yet: the control plane starts while MongoDB is away, and says so at /readyz."""
+        self.settings = settings
+        self.connections = connections
+        self.database = open_database(connections, app_name="crm-replay-control")
+        self.control = Control(
+            self.database, connections, mapping_path=settings.mapping_path, partitions=settings.partitions
+        )
+        self.store = JobStore(self.database)
+        self.lag = LagReader(connections.kafka())
+        self.quick = Pool("control-quick", settings.threads)
+        self.slow = Pool("control-slow", settings.threads)
+        self.rollbacks = Pool("control-rollback", settings.rollbacks_max)
+        self.stopping = threading.Event()
+        self._down_until = 0.0
+
+    async def read(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call something quick that asks MongoDB only; raises ApiError for what goes wrong."""
+        return await self._call(self.quick, function, *args, **kwargs)
+
+    async def ask(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call something that may take seconds; raises ApiError for what goes wrong."""
+        return await self._call(self.slow, function, *args, **kwargs)
+
+    async def _call(self, pool: Pool, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        if time.monotonic() < self._down_until:
+            raise unavailable("MongoDB does not answer")
+        try:
+            return await pool.call(function, *args, **kwargs)
+        except (PyMongoError, ReplayError) as error:
+            if isinstance(error, ServerSelectionTimeoutError) and not isinstance(error, WaitQueueTimeoutError):
+                self._down_until = time.monotonic() + DOWN_S
+            answer = answer_to(error)
+            if answer is None:
+                raise
+            raise answer from error
+
+    def close(self) -> None:
+        """Let go of everything; roll backs stop behind their present batch."""
+        self.stopping.set()
+        for pool in (self.quick, self.slow, self.rollbacks):
+            pool.close()
+        self.database.client.close()
+
+
+def unavailable(why: str) -> ApiError:
+    """Return the answer to what can be asked again a little later."""
+    return ApiError(503, RespCode.SERVICE_UNAVAILABLE, f"{why}; try again in a few seconds", headers=RETRY_AFTER)
+
+
+def answer_to(error: Exception) -> ApiError | None:
+    """Return what is answered to an error, or None for a defect of ours or a state nobody has foreseen."""
+    if isinstance(error, RequestRefusedError):
+        return ApiError(error.http_status, error.resp_code, str(error), meta=error.meta)
+    if isinstance(error, ServiceUnreachableError):
+        return unavailable(error.what)
+    if isinstance(error, OUTAGES):
+        return unavailable("MongoDB does not answer")
+    if isinstance(error, BadInputError):
+        return ApiError(400, RespCode.VALIDATION_ERROR, str(error))
+    return None

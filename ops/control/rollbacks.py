@@ -1,0 +1,89 @@
+"""Roll backs asked for by HTTP: each goes on to its end, whether the client waits for it or not.
+
+An account with ten million documents takes a quarter of an hour, longer than most gateways wait. So the request is
+synchronous for who can wait, and joins for who asks again: while an account is being rolled back, every further request
+waits for that same one and gets its answer. When it is over, the next one finds nothing left and answers 0. If this
+server stops or dies half-way, what is left stays marked, and the next request goes on with it.
+"""
+
+import asyncio
+import datetime as dt
+from dataclasses import dataclass
+
+from ops.control import requests
+from ops.control.backend import Backend, answer_to, unavailable
+from ops.control.envelope import ApiError
+from schemas.errors import ReplayError
+
+
+class StoppingError(ReplayError):
+    """This server is about to end."""
+
+
+@dataclass(slots=True)
+class Running:
+    """A roll back under way."""
+
+    by: str
+    started_at: dt.datetime
+    task: "asyncio.Task[int]"
+    removed: int = 0
+
+
+class Rollbacks:
+    """The roll backs of this process, one an account at most."""
+
+    def __init__(self, backend: Backend) -> None:
+        """`backend` has their threads."""
+        self._backend = backend
+        self._running: dict[str, Running] = {}
+
+    def running(self, company_sso_id: str) -> Running | None:
+        """Return the account's roll back that this process is doing."""
+        return self._running.get(company_sso_id)
+
+    async def roll_back(self, company_sso_id: str, *, by: str, reason: str = "", request_id: str = "") -> int:
+        """Return how many documents the account's roll back has removed; begins one, or joins the one that runs.
+
+        Raises ApiError. A client that goes away ends its own waiting only.
+        """
+        running = self._running.get(company_sso_id)
+        if running is None:
+            began = dt.datetime.now(dt.UTC)
+            task = asyncio.create_task(self._do(company_sso_id, by, reason, request_id))
+            running = self._running[company_sso_id] = Running(by, began, task)
+            task.add_done_callback(lambda done: self._over(company_sso_id, done))
+        return await asyncio.shield(running.task)
+
+    async def _do(self, company_sso_id: str, by: str, reason: str, request_id: str) -> int:
+        def on_batch(removed: int) -> None:
+            self._running[company_sso_id].removed = removed
+            if self._backend.stopping.is_set():
+                raise StoppingError(f"{removed:,} documents were removed so far, then the server stopped", "ask again")
+
+        try:
+            return await self._backend.rollbacks.call(
+                requests.rollback,
+                self._backend.control,
+                company_sso_id,
+                by=by,
+                on_batch=on_batch,
+                reason=reason,
+                request_id=request_id,
+            )
+        except StoppingError as error:
+            raise unavailable(error.what) from error
+        except ApiError:
+            raise
+        except Exception as error:
+            answer = answer_to(error)
+            if answer is None:
+                raise ApiError(
+                    500, "ROLLBACK_FAILED", "the roll back has ended half-way; ask again, it goes on"
+                ) from error
+            raise answer from error
+
+    def _over(self, company_sso_id: str, task: "asyncio.Task[int]") -> None:
+        del self._running[company_sso_id]
+        if not task.cancelled():
+            task.exception()  # whoever waits is told; without anybody waiting it is in the audit log

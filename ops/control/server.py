@@ -1,0 +1,126 @@
+"""`crm-replay control`: the control plane on uvicorn, until SIGTERM or SIGINT."""
+
+import json
+import logging
+import ssl
+import sys
+import time
+from typing import Any
+
+import uvicorn
+
+from ops.control.app import ControlApp
+from ops.control.backend import Backend
+from ops.control.settings import ControlSettings, load_settings
+from schemas.connections import Connections
+from schemas.errors import BadInputError, ReplayError
+
+KEEP_ALIVE_S = 75  # longer than the 60 s after which common gateways close an idle connection
+BACKLOG = 512
+REQUESTS_AT_ONCE_MAX = 1_000  # connections and requests; more get 503 from uvicorn
+HEADER_BYTES_MAX = 64 * 1024
+_LOG_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message", "taskName"}
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, whatever the record carries besides, and a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        line: dict[str, Any] = {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in record.__dict__.items() if name not in _LOG_FIELDS}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class ControlServer(uvicorn.Server):
+    """uvicorn, which tells the application first that it is going to stop: an event stream never ends by itself."""
+
+    def __init__(self, config: uvicorn.Config, app: ControlApp) -> None:
+        """`app` is also the one in `config`."""
+        super().__init__(config)
+        self._control_app = app
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """Stop: no new requests, those under way end, within the time the settings give."""
+        self._control_app.stop()
+        await super().shutdown(sockets)
+
+
+def server_of(settings: ControlSettings, connections: Connections) -> ControlServer:
+    """Return the server, ready to run. Raises BadInputError for a certificate or an address that is no use."""
+    app = ControlApp(settings, Backend(settings, connections))
+    tls: dict[str, Any] = {}
+    if settings.tls_certificate_path:
+        tls = {"ssl_certfile": settings.tls_certificate_path, "ssl_keyfile": settings.tls_key_path}
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,  # edge.py writes our own, without addresses and queries
+        server_header=False,
+        proxy_headers=True,
+        forwarded_allow_ips=settings.trusted_proxies,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
+        limit_concurrency=REQUESTS_AT_ONCE_MAX,
+        backlog=BACKLOG,
+        h11_max_incomplete_event_size=HEADER_BYTES_MAX,
+        **tls,
+    )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise BadInputError(f"the TLS certificate or key cannot be used ({error})", "name PEM files") from error
+    return ControlServer(config, app)
+
+
+def serve(connections: Connections, host: str = "", port: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; what is given here comes before CRM_CONTROL_* in the environment.
+
+    Raises BadInputError for settings that are no use, or an address that is taken.
+    """
+    given: dict[str, object] = {} if port is None else {"port": port}
+    settings = load_settings(**given, **({"host": host} if host else {}))
+    _log_to_stderr(settings.log_level)
+    server = server_of(settings, connections)
+    scheme = "https" if settings.tls_certificate_path else "http"
+    try:
+        bound = server.config.bind_socket()
+    except SystemExit:
+        raise BadInputError(
+            f"{settings.host}:{settings.port} cannot be listened on", "is it in use? set CRM_CONTROL_PORT"
+        ) from None
+    bound_host, bound_port = bound.getsockname()[:2]
+    print(f"control plane at {scheme}://{bound_host}:{bound_port}/console/", file=sys.stderr, flush=True)  # noqa: T201
+    server.run(sockets=[bound])
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("pymongo", "httpx", "httpcore", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def main() -> int:
+    """Run it as a process of its own: `python -m ops.control`; returns the exit code."""
+    try:
+        serve(Connections())
+    except ReplayError as error:
+        print(f"crm-replay control: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
