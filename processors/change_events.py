@@ -365,8 +365,9 @@ def _whole(value: Any, meaning: Meaning | None) -> int | None:
         value = _decimal(value, scale)
     if isinstance(value, str):
         return int(value.partition(".")[0]) if _DIGITS.fullmatch(value) else None
-    if isinstance(value, float | Decimal) and abs(value) <= INT64_MAX and value == int(value):
-        return int(value)
+    if isinstance(value, float | Decimal):
+        number = Decimal(value)
+        return int(number) if number.is_finite() and number == number.to_integral_value() else None
     return None
 
 

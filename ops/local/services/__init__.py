@@ -10,11 +10,12 @@ Data, logs and process ids are below `CRM_REPLAY_HOME` (default `.crm-replay`), 
 `CRM_REPLAY_CACHE` (default `~/.cache/crm-replay`). A server whose address is in the environment is left to the user.
 """
 
-from ops.local.services.layout import Service, ServiceSettings
+from ops.local.services.layout import Extra, Service, ServiceSettings
 from ops.local.services.stack import Endpoints, ServiceStatus, connections, down, endpoints, status, up
 
 __all__ = [
     "Endpoints",
+    "Extra",
     "Service",
     "ServiceSettings",
     "ServiceStatus",

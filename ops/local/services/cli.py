@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from ops.local.services.layout import Service, ServiceSettings
+from ops.local.services.layout import Extra, Service, ServiceSettings
 from ops.local.services.stack import Endpoints, ServiceStatus, status
 from ops.local.services.stack import down as stop_servers
 from ops.local.services.stack import up as start_servers
@@ -30,6 +30,10 @@ Home = Annotated[
     typer.Option(help="Directory of data and logs [CRM_REPLAY_HOME, default .crm-replay]", show_default=False),
 ]
 Only = Annotated[list[Service] | None, typer.Option(help="Only this one; can be repeated.", show_default=False)]
+With = Annotated[
+    list[Extra] | None,
+    typer.Option("--with", help="Also this one: Kafka Connect with Debezium. Can be repeated.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, show_default=False)]
 
@@ -73,9 +77,11 @@ def _addresses(home: Path | None) -> dict[str, str]:
 def up(
     home: Home = None,
     only: Only = None,
+    extras: With = None,
     kafka_port: Port = None,
     postgres_port: Port = None,
     mongodb_port: Port = None,
+    debezium_port: Port = None,
     as_json: AsJson = False,
 ) -> None:
     """Start the servers that do not run yet and print the addresses, once each has answered.
@@ -84,8 +90,10 @@ def up(
     Exit code 0: all of them answer; 2: one could not be started, and those this command had started were stopped.
     """
     with _one_line(), _interruptible() as cancel:
-        settings = ServiceSettings.load(kafka_port=kafka_port, postgres_port=postgres_port, mongodb_port=mongodb_port)
-        found = start_servers(home, only=only or (), settings=settings, say=_say, cancel=cancel)
+        settings = ServiceSettings.load(
+            kafka_port=kafka_port, postgres_port=postgres_port, mongodb_port=mongodb_port, debezium_port=debezium_port
+        )
+        found = start_servers(home, only=only or (), extras=extras or (), settings=settings, say=_say, cancel=cancel)
         _print_addresses(found, home, as_json=as_json)
 
 

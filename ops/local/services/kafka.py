@@ -167,12 +167,12 @@ def render(port: int, controller_port: int, data: Path) -> str:
             "controller.quorum.voters": f"1@{host}:{controller_port}",
             "listeners": f"PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}",
             "advertised.listeners": f"PLAINTEXT://{host}:{port}",
-            "log.dirs": _property(str(data)),
+            "log.dirs": as_property(str(data)),
         }.items()
     )
 
 
-def _property(text: str) -> str:
+def as_property(text: str) -> str:
     """Return `text` as a properties file has it: such a file is Latin-1, with everything else as `\\uXXXX`."""
     units = text.encode("utf-16-be")
     codes = [int.from_bytes(units[at : at + 2], "big") for at in range(0, len(units), 2)]

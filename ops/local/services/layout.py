@@ -1,4 +1,4 @@
-"""Names and places: the three servers, and where their data, logs and process ids are."""
+"""Names and places: the three servers and their companion, and where their data, logs and process ids are."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,6 +34,24 @@ class Service(StrEnum):
         return f"CRM_REPLAY_{self.name}_PORT"
 
 
+class Extra(StrEnum):
+    """Servers beside them, started only when asked for by name."""
+
+    DEBEZIUM = "debezium"  # Kafka Connect with the PostgreSQL connector; it needs Kafka
+
+    @property
+    def variable(self) -> str:
+        """Return the environment variable that holds a server of the user's instead."""
+        return "KAFKA_CONNECT_URL"
+
+    @property
+    def port_variable(self) -> str:
+        """Return the environment variable that fixes its port."""
+        return f"CRM_REPLAY_{self.name}_PORT"
+
+
+AnyService = Service | Extra
+
 _VARIABLES = {
     Service.KAFKA: "KAFKA_BOOTSTRAP_SERVERS",
     Service.POSTGRES: "CRM_AUDIT_DATABASE_URL",
@@ -51,7 +69,9 @@ class ServiceSettings(BaseSettings):
     kafka_port: int | None = Field(None, ge=1, le=65535)
     postgres_port: int | None = Field(None, ge=1, le=65535)
     mongodb_port: int | None = Field(None, ge=1, le=65535)
+    debezium_port: int | None = Field(None, ge=1, le=65535)
     kafka_heap_mib: int = Field(768, ge=256, description="the most memory the broker's heap may take")
+    debezium_heap_mib: int = Field(512, ge=256, description="the most memory the heap of Kafka Connect may take")
     mongodb_cache_mib: int = Field(1024, ge=256, description="memory of MongoDB's storage engine")
     start_timeout_s: float = Field(120.0, gt=0, description="from a server's start until it answers; fetching apart")
     xdg_cache_home: Path | None = Field(None, validation_alias="XDG_CACHE_HOME")
@@ -69,7 +89,7 @@ class ServiceSettings(BaseSettings):
             name = str(first["loc"][0]).upper()
             raise BadInputError(f"CRM_REPLAY_{name}={first['input']!s} is not usable", first["msg"]) from None
 
-    def port(self, service: Service) -> int | None:
+    def port(self, service: AnyService) -> int | None:
         """Return the port the user wants for this server, None if any will do."""
         port: int | None = getattr(self, f"{service.value}_port")
         return port
@@ -109,19 +129,19 @@ class Home:
         """Return the directory of the logs."""
         return self.path / "logs"
 
-    def directory(self, service: Service) -> Path:
+    def directory(self, service: AnyService) -> Path:
         """Return the directory with a server's data and its rendered configuration."""
         return self.path / service.value
 
-    def log(self, service: Service) -> Path:
+    def log(self, service: AnyService) -> Path:
         """Return a server's log."""
         return self.logs / f"{service.value}.log"
 
-    def process_file(self, service: Service) -> Path:
+    def process_file(self, service: AnyService) -> Path:
         """Return the file with the server's process id and start; it is written before the server runs."""
         return self.path / "run" / f"{service.value}.pid"
 
-    def ready_file(self, service: Service) -> Path:
+    def ready_file(self, service: AnyService) -> Path:
         """Return the file that names the process that has answered its health check."""
         return self.path / "run" / f"{service.value}.ready"
 

@@ -1,4 +1,4 @@
-"""What the three servers have in common: how one is prepared, started, asked for its health, and ended."""
+"""What the servers have in common: how one is prepared, started, asked for its health, and ended."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from ops.local.services.detached import Command
 from ops.local.services.fetching import Say, ToolCache, flush
-from ops.local.services.layout import Home, Service, ServiceSettings
+from ops.local.services.layout import AnyService, Home, ServiceSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,13 @@ class Surroundings:
     settings: ServiceSettings
     tools: ToolCache
     say: Say
+    kafka: str = ""  # where Kafka is, for a server that needs it
 
 
 class Server(ABC):
     """One kind of server. `prepare` comes first, then `command`, then `problem` until it is None, then `welcome`."""
 
-    service: ClassVar[Service]
+    service: ClassVar[AnyService]
     port_names: ClassVar[tuple[str, ...]]  # the first one is the clients'
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     stop_timeout_s: ClassVar[float] = 30.0  # all three write down what they hold in memory

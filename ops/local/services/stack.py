@@ -6,20 +6,22 @@ next `up` ends it and starts another.
 """
 
 import contextlib
+import os
 import shutil
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ops.local.services import detached, ports
+from ops.local.services.debezium import DebeziumServer
 from ops.local.services.detached import Process
 from ops.local.services.fetching import CancelledError, Say, ToolCache, locked
 from ops.local.services.kafka import KafkaServer
-from ops.local.services.layout import Home, Service, ServiceSettings
+from ops.local.services.layout import AnyService, Extra, Home, Service, ServiceSettings
 from ops.local.services.mongodb import MongoServer
 from ops.local.services.ports import Ports
 from ops.local.services.postgres import PostgresServer
@@ -27,7 +29,9 @@ from ops.local.services.server import Server, Surroundings
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
 
-_KINDS: Mapping[Service, type[Server]] = {kind.service: kind for kind in (KafkaServer, PostgresServer, MongoServer)}
+_KINDS: Mapping[AnyService, type[Server]] = {
+    kind.service: kind for kind in (KafkaServer, PostgresServer, MongoServer, DebeziumServer)
+}
 _PROBE_AGAIN_S = 0.1
 _STILL_THERE_S = 60.0  # for a server that is on file as ready: busy is not dead
 _PORT_TRIES = 3
@@ -45,10 +49,12 @@ class Endpoints:
     kafka_bootstrap_servers: str = ""
     crm_audit_database_url: str = ""
     mongodb_url: str = ""
+    kafka_connect_url: str = ""
 
     def environment(self) -> dict[str, str]:
         """Return the addresses as environment variables for a child process."""
-        return {service.variable: url for service in Service if (url := self.url(service))}
+        found = {service.variable: url for service in Service if (url := self.url(service))}
+        return found | ({Extra.DEBEZIUM.variable: self.kafka_connect_url} if self.kafka_connect_url else {})
 
     def url(self, service: Service) -> str:
         """Return one server's address."""
@@ -57,7 +63,11 @@ class Endpoints:
 
     def fill(self, given: Connections) -> Connections:
         """Return `given` with each address that it lacks taken from here: the environment wins."""
-        missing = {name.lower(): url for name, url in self.environment().items() if not getattr(given, name.lower())}
+        missing = {
+            service.setting: url
+            for service in Service
+            if not getattr(given, service.setting) and (url := self.url(service))
+        }
         return given.model_copy(update=missing)
 
 
@@ -65,7 +75,7 @@ class Endpoints:
 class ServiceStatus:
     """What is known of one server. `problem` says why a state is not `running`, for the operator."""
 
-    service: Service
+    service: AnyService
     state: Literal["running", "stopped", "not answering", "environment"]
     url: str = ""
     pid: int | None = None
@@ -84,8 +94,8 @@ def endpoints(home: Path | None = None) -> Endpoints | None:
     place = Home.at(home)
     chosen, around = Ports(place.ports), _look_around(place)
     urls = {
-        service.setting: (server := _KINDS[service](around)).url(_known(server, chosen))
-        for service in Service
+        service.variable.lower(): (server := _KINDS[service](around)).url(_known(server, chosen))
+        for service in (*Service, *Extra)
         if (process := Process.read(place.process_file(service))) and Process.read(place.ready_file(service)) == process
     }
     return Endpoints(**urls) if urls else None
@@ -111,21 +121,24 @@ def up(
     home: Path | None = None,
     *,
     only: Iterable[Service] = (),
+    extras: Iterable[Extra] = (),
     settings: ServiceSettings | None = None,
     say: Say = _quiet,
     cancel: threading.Event | None = None,
 ) -> Endpoints:
     """Start what does not run yet and return the addresses, once every server has answered. Safe to repeat.
 
-    `only` limits it to some servers (default: all); one whose address is in the environment is never started. If one
-    cannot be started, or `cancel` is set, those started by this call are stopped again. Raises BadInputError.
+    `only` limits it to some servers (default: all); one whose address is in the environment is never started. `extras`
+    are started after them. If one cannot be started, or `cancel` is set, those started by this call are stopped again.
+    Raises BadInputError.
     """
     place = Home.at(home)
     settings = settings if settings is not None else ServiceSettings.load()
     cancel = cancel if cancel is not None else threading.Event()
     wanted = [service for service in Service if service in (frozenset(only) or frozenset(Service))]
     wanted = [service for service in wanted if service not in from_environment()]
-    if not wanted:
+    extras = tuple(extra for extra in extras if not os.environ.get(extra.variable))
+    if not wanted and not extras:
         return endpoints(place.path) or Endpoints()
     try:
         place.path.mkdir(parents=True, exist_ok=True)
@@ -139,13 +152,15 @@ def up(
         chosen = Ports(place.ports)
         starts = [_Start(_KINDS[service](around), around, chosen) for service in wanted]
         _all_or_none(starts, cancel)
+        if extras:
+            _start_extras(extras, around, chosen, cancel, also_undo=starts)
     found = endpoints(place.path)
     if found is None:
         raise BadInputError("the servers ended right after their start", f"see {place.logs}")
     return found
 
 
-def down(home: Path | None = None, *, say: Say = _quiet, delete_data: bool = False) -> list[Service]:
+def down(home: Path | None = None, *, say: Say = _quiet, delete_data: bool = False) -> list[AnyService]:
     """Stop the servers of `home` and return which were running. Safe to repeat; the data stays.
 
     `delete_data` removes the data and the logs as well.
@@ -153,29 +168,35 @@ def down(home: Path | None = None, *, say: Say = _quiet, delete_data: bool = Fal
     place = Home.at(home)
     around = _look_around(place, say)
     servers = [_KINDS[service](around) for service in Service]
+    extras = [_KINDS[extra](around) for extra in Extra]
     with contextlib.ExitStack() as holding:
         if place.path.is_dir():  # else it was deleted, perhaps under running servers
             waiting = "waiting for another crm-replay services command"
             holding.enter_context(locked(place.lock, cancel=around.tools.cancel, waiting=lambda: say(waiting)))
+        stopped_extras = [_stop(server, place, say) for server in extras]  # first: they write down what they hold
         with ThreadPoolExecutor(len(servers)) as pool:
             stopped = list(pool.map(lambda server: _stop(server, place, say), servers))
         if delete_data:
-            for server in servers:
+            for server in (*servers, *extras):
                 server.delete_data()
                 shutil.rmtree(place.directory(server.service), ignore_errors=True)
             shutil.rmtree(place.logs, ignore_errors=True)
             place.ports.unlink(missing_ok=True)
-    return [server.service for server, ran in zip(servers, stopped, strict=True) if ran]
+    ran = zip((*servers, *extras), (*stopped, *stopped_extras), strict=True)
+    return [server.service for server, has_run in ran if has_run]
 
 
 def status(home: Path | None = None) -> list[ServiceStatus]:
-    """Return what each server is doing now; the embedded ones are asked whether they answer."""
+    """Return what each server is doing now; the embedded ones are asked whether they answer.
+
+    Those of `Extra` are among them from their start until they are stopped.
+    """
     place = Home.at(home)
     external = from_environment()
     chosen, around = Ports(place.ports), _look_around(place)
 
-    def look(service: Service) -> ServiceStatus:
-        if service in external:
+    def look(service: AnyService) -> ServiceStatus:
+        if isinstance(service, Service) and service in external:
             return ServiceStatus(service, "environment", url=str(getattr(Connections(), service.setting)))
         process = Process.read(place.process_file(service))
         if process is None:
@@ -186,8 +207,9 @@ def status(home: Path | None = None) -> list[ServiceStatus]:
         state: Literal["running", "not answering"] = "running" if problem is None else "not answering"
         return ServiceStatus(service, state, server.url(known), process.pid, place.log(service), problem or "")
 
-    with ThreadPoolExecutor(len(Service)) as pool:
-        return list(pool.map(look, Service))
+    looked_at = [*Service, *(extra for extra in Extra if place.process_file(extra).exists())]
+    with ThreadPoolExecutor(len(looked_at)) as pool:
+        return list(pool.map(look, looked_at))
 
 
 def _stop(server: Server, place: Home, say: Say) -> bool:
@@ -308,6 +330,26 @@ class _Start:
         """Stop it if this call has started it."""
         if self.started:
             _stop(self.server, self._home, self._around.say)
+
+
+def _start_extras(
+    extras: tuple[Extra, ...],
+    around: Surroundings,
+    chosen: Ports,
+    cancel: threading.Event,
+    *,
+    also_undo: list["_Start"],
+) -> None:
+    """Start what needs the other servers; if that fails, undo `also_undo` as well."""
+    given = (endpoints(around.home.path) or Endpoints()).fill(Connections())
+    try:
+        given.require("kafka_bootstrap_servers")
+        here = replace(around, kafka=given.kafka_bootstrap_servers)
+        _all_or_none([_Start(_KINDS[extra](here), here, chosen) for extra in extras], cancel)
+    except BaseException:
+        with ThreadPoolExecutor(max(1, len(also_undo))) as stopping:
+            list(stopping.map(_Start.undo, also_undo))
+        raise
 
 
 def _all_or_none(starts: list[_Start], cancel: threading.Event) -> None:

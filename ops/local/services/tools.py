@@ -1,8 +1,9 @@
 """The programs behind the servers: found on this machine if they are new enough, else fetched into the cache.
 
-What is fetched is pinned: Kafka's jars by `kafka.pom.xml`, the MongoDB engine by `mongodb.package-lock.json`, the
-Python wheels that carry Java, Node and PostgreSQL by version and digest in `wheels.json`. The C library alone comes
-from a suite of the user's own Debian or Ubuntu mirror, which keeps one version at a time.
+What is fetched is pinned: the jars of Kafka, Kafka Connect and Debezium by their `*.pom.xml`, the MongoDB engine by
+`mongodb.package-lock.json`, the Python wheels that carry Java, Node and PostgreSQL by version and digest in
+`wheels.json`. The C library alone comes from a suite of the user's own Debian or Ubuntu mirror, which keeps one version
+at a time.
 """
 
 import json
@@ -119,28 +120,55 @@ def find_java(cache: ToolCache) -> Path:
 
 def kafka_jars(cache: ToolCache, java: Path) -> Path:
     """Return the directory with the broker's jars, fetched by Maven running on `java`."""
-    pom = _HERE / "kafka.pom.xml"
-    found = re.search(r"kafka_2\.13</artifactId>\s*<version>([^<]+)", pom.read_text())
+    return _maven_jars(cache, java, "kafka", "kafka_2.13", "Apache Kafka {} (46 jars, 43 MB)")
+
+
+def connect_jars(cache: ToolCache, java: Path) -> Path:
+    """Return the directory with the jars of a Kafka Connect worker, fetched by Maven running on `java`."""
+    return _maven_jars(cache, java, "connect", "connect-runtime", "Kafka Connect {} (58 jars, 35 MB)")
+
+
+def debezium_jars(cache: ToolCache, java: Path) -> Path:
+    """Return a plugin path with Debezium's PostgreSQL connector, without what Connect brings, fetched likewise."""
+    what, connects = "Debezium {} (19 jars, 19 MB)", ("org.apache.kafka", "org.slf4j")
+    # Whatever lies directly in a plugin path is a plugin of its own: a directory of jars, or a single jar.
+    return _maven_jars(cache, java, "debezium", "debezium-connector-postgres", what, connects, within="postgres")
+
+
+def _maven_jars(
+    cache: ToolCache,
+    java: Path,
+    name: str,
+    artifact: str,
+    what: str,
+    groups_left_out: Sequence[str] = (),
+    within: str = ".",
+) -> Path:
+    """Return the directory which has, `within`, the jars of `<name>.pom.xml`; its version is `artifact`'s."""
+    variable = "KAFKA_BOOTSTRAP_SERVERS" if name == "kafka" else "KAFKA_CONNECT_URL"
+    pom = _HERE / f"{name}.pom.xml"
+    found = re.search(rf"{re.escape(artifact)}</artifactId>\s*<version>([^<]+)", pom.read_text())
     version = found[1] if found else "unknown"
 
     def fill(directory: Path) -> None:
         maven = shutil.which("mvn")
         if maven is None:
             raise BadInputError(
-                "Apache Kafka's jars are fetched with Maven, which is not installed",
-                "install it (the package is called maven), " + _OR_A_SERVER.format(variable="KAFKA_BOOTSTRAP_SERVERS"),
+                f"{what.partition(' {')[0]}'s jars are fetched with Maven, which is not installed",
+                "install it (the package is called maven), " + _OR_A_SERVER.format(variable=variable),
             )
         shutil.copy(pom, directory / "pom.xml")
         plugin = f"org.apache.maven.plugins:maven-dependency-plugin:{_MAVEN_DEPENDENCY_PLUGIN}:copy-dependencies"
+        left_out = [f"-DexcludeGroupIds={','.join(groups_left_out)}"] if groups_left_out else []
         cache.run(
-            "kafka",
-            [maven, "-B", "-q", "-Dstyle.color=never", plugin, "-DincludeScope=runtime",
-             f"-DoutputDirectory={directory}"],
+            name,
+            [maven, "-B", "-q", "-Dstyle.color=never", plugin, "-DincludeScope=runtime", *left_out,
+             f"-DoutputDirectory={directory / within}"],
             cwd=directory,
             env=_maven_environment(java),
         )  # fmt: skip
 
-    return cache.path(f"kafka-{version}-{_digest(pom)}", f"Apache Kafka {version} (46 jars, 43 MB)", fill)
+    return cache.path(f"{name}-{version}-{_digest(pom)}", what.format(version), fill)
 
 
 def _maven_environment(java: Path) -> dict[str, str]:
