@@ -1,3 +1,8 @@
 """Fixtures of every test; one plugin per concern in tests/fixtures."""
 
-pytest_plugins = ["tests.fixtures.services", "tests.fixtures.faults"]
+pytest_plugins = [
+    "tests.fixtures.services",
+    "tests.fixtures.faults",
+    "tests.fixtures.browser",
+    "tests.fixtures.properties",
+]
