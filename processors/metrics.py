@@ -4,6 +4,8 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
+from schemas.metrics import Value, labelled
+
 log = logging.getLogger(__name__)
 
 
@@ -57,6 +59,32 @@ class ProcessorMetrics:
             **self.transformation,
         }
         return " ".join(f"{name}={value}" for name, value in pairs.items())
+
+    def values(self) -> list[Value]:
+        """Return everything under its public name."""
+        return [
+            Value("records_processed_total", self.records_in),
+            Value("outcomes_total", self.logs, {"outcome": "log", "reason": ""}),
+            *(Value("outcomes_total", n, {"outcome": "skip", "reason": why}) for why, n in list(self.skips.items())),
+            *(
+                Value("outcomes_total", n, {"outcome": "dead_letter", "reason": why})
+                for why, n in list(self.dead_letters.items())
+            ),
+            Value("records_republished_total", self.republished),
+            Value("runs_total", self.runs),
+            Value("transform_seconds_total", self.transform_s),
+            Value("delivery_wait_seconds_total", self.deliver_s),
+            Value("rebalances_total", self.rebalances),
+            *labelled("rules_total", "what", {k: n for k, n in self.transformation.items() if "." not in k}),
+            *labelled(
+                "directory_total",
+                "what",
+                {k.removeprefix("directory."): n for k, n in self.transformation.items() if k.startswith("directory.")},
+            ),
+            *labelled("table_entries", "table", dict(self.table_entries)),
+            Value("table_load_seconds", self.table_load_s),
+            Value("table_rejects_total", self.table_rejects),
+        ]
 
     def report(self) -> None:
         """Log the line."""

@@ -18,6 +18,8 @@ from processors.tables import ReferenceTables
 from processors.transform import Refused, Skip, Transformed
 from schemas.connections import Connections
 from schemas.errors import ReplayError
+from schemas.exposition import serving
+from schemas.metrics import Value
 from schemas.records import AuditEvent
 from schemas.registry import codec_for
 
@@ -79,9 +81,15 @@ async def run_worker(
             metrics.table_rejects = lookups.rejects
             metrics.transformation = dict(counts())
 
+        def values() -> list[Value]:
+            gather()
+            return metrics.values()
+
         reporting = asyncio.create_task(report(metrics, gather, settings.metrics_interval_s))
+        about = {"account": job.company_sso_id, "job_id": job.job_id, "run": str(job.run)}
         try:
-            await serve(app, stop)
+            with serving("processors", values, about=about):
+                await serve(app, stop)
         finally:
             reporting.cancel()
             gather()

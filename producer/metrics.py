@@ -1,8 +1,10 @@
 """What the snapshot counts, for its log lines and its end report."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from producer.messages import Encoded, Page
+from schemas.metrics import Value
 
 
 @dataclass(slots=True)
@@ -14,6 +16,12 @@ class Counters:
     dead_letters: int = 0  # of the rows: those published as what could be kept of them
     gaps_noted: int = 0
     late_rows: int = 0  # of the rows: found in gaps by the second look («holes filled»)
+    rows_read: int = 0
+    read_s: float = 0.0  # in the source's page queries
+    throttle_wait_s: float = 0.0
+    cursors: dict[int, int] = field(default_factory=dict)  # by id range: highest audit id published and saved
+    cursor_saved_at: float = 0.0  # time.time(); 0: none yet
+    top_audit_id: int = 0
 
     def count(self, page: Page, encoded: Encoded, *, late: bool = False) -> None:
         """Add a page that is confirmed and saved."""
@@ -24,3 +32,27 @@ class Counters:
         self.gaps_noted += len(page.gaps)
         if late:
             self.late_rows += rows
+
+    def saved(self, id_range: int, cursor: int) -> None:
+        """Note that a range's cursor is on file."""
+        self.cursors[id_range] = cursor
+        self.cursor_saved_at = time.time()
+
+    def values(self) -> list[Value]:
+        """Return everything under its public name."""
+        found = [
+            Value("rows_read_total", self.rows_read),
+            Value("rows_published_total", self.rows),
+            Value("rows_late_total", self.late_rows),
+            Value("rows_unpublishable_total", self.dead_letters),
+            Value("pages_total", self.pages),
+            Value("page_read_seconds_total", self.read_s),
+            Value("throttle_wait_seconds_total", self.throttle_wait_s),
+            Value("top_audit_id", self.top_audit_id),
+        ]
+        if self.cursors:
+            found += [
+                Value("cursor_audit_id", max(list(self.cursors.values()))),
+                Value("cursor_saved_timestamp_seconds", self.cursor_saved_at),
+            ]
+        return found

@@ -11,6 +11,7 @@ from pymongo.database import Database
 from schemas import logs
 from schemas.connections import Connections
 from schemas.errors import ReplayError, ServiceUnreachableError
+from schemas.exposition import serving
 from schemas.registry import codec_for
 from sink import live
 from sink.consumer import Sink
@@ -53,7 +54,9 @@ def main(seam: Seam = straight) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: sink.stop())
             gc.freeze()  # what the imports made stays: the collector need not look at it with every batch
-            sink.run()
+            about = {"account": job.company_sso_id, "job_id": job.job_id, "run": str(job.run)}
+            with serving("sink", sink.metrics.values, about=about):
+                sink.run()
         finally:
             database.client.close()
     except ReplayError as error:

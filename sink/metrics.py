@@ -4,6 +4,7 @@ import logging
 import time
 from dataclasses import asdict, dataclass, field
 
+from schemas.metrics import Value, labelled
 from sink.decoding import Batch
 from sink.documents import BatchOutcome
 
@@ -49,6 +50,27 @@ class SinkMetrics:
     def counters(self) -> dict[str, int | float]:
         """Return every counter by name."""
         return {name: value for name, value in asdict(self).items() if not name.startswith("_")}
+
+    def values(self) -> list[Value]:
+        """Return everything under its public name."""
+        sent = {
+            "inserted": self.inserted,
+            "redelivered": self.redelivered,
+            "duplicate": self.duplicates,
+            "failed": self.failed,
+        }
+        return [
+            Value("batches_written_total", self.batches),
+            Value("records_consumed_total", self.records),
+            Value("bytes_consumed_total", self.bytes),
+            Value("write_seconds_total", self.write_seconds),
+            *labelled("documents_total", "outcome", sent),
+            Value("dead_letters_total", self.dead_letters),
+            Value("records_repeated_total", self.repeated),
+            Value("records_undecodable_total", self.undecodable),
+            Value("progress_races_total", self.lost_races),
+            Value("retries_total", self.retries),
+        ]
 
     def log_if_due(self) -> None:
         """Log them every 30 seconds."""

@@ -1,0 +1,121 @@
+"""A process's metrics over HTTP, as Prometheus scrapes them, and a file that says where (`file_sd_configs`).
+
+Nothing is served unless the environment asks: `CRM_REPLAY_METRICS_PORT` is the port (0: any free one);
+`CRM_REPLAY_METRICS_DIR` is where `<worker>.json` announces the address of a process whose port nobody knows beforehand.
+"""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from schemas.errors import BadInputError
+from schemas.metrics import METRICS, Kind, Value
+
+PORT_VARIABLE, ADDRESS_VARIABLE, DIRECTORY_VARIABLE = (
+    "CRM_REPLAY_METRICS_PORT",
+    "CRM_REPLAY_METRICS_ADDRESS",
+    "CRM_REPLAY_METRICS_DIR",
+)
+
+
+class Collected:
+    """A Prometheus collector that asks `read` for the values at each scrape."""
+
+    def __init__(self, read: Callable[[], Iterable[Value]]) -> None:
+        """`read` is called in a thread of its own and only reads."""
+        self._read = read
+
+    def describe(self) -> list[object]:
+        """Return nothing: what there is depends on the moment."""
+        return []
+
+    def collect(self) -> Iterator[object]:
+        """Yield a family for each metric that has a value now; raises KeyError for a name nobody declared."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for value in self._read():
+            metric = METRICS[value.metric]
+            family = families.get(metric.name)
+            if family is None:
+                kind = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
+                family = families[metric.name] = kind(metric.full_name, metric.help, labels=metric.labels)
+            given = value.labels or {}
+            family.add_metric([given[label] for label in metric.labels], value.value)
+        yield from families.values()
+
+
+@contextlib.contextmanager
+def serving(
+    role: str,
+    read: Callable[[], Iterable[Value]],
+    *,
+    about: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Iterator[int | None]:
+    """Serve the values while the context lasts; give the port, or None if the environment does not ask for metrics.
+
+    `about` are labels of `process_info`: account, job_id, run. Raises BadInputError for a port that cannot be had.
+    """
+    asked = environ.get(PORT_VARIABLE, "")
+    if not asked:
+        yield None
+        return
+    if not asked.isdecimal() or int(asked) > 65_535:
+        raise BadInputError(f"{PORT_VARIABLE}={asked} is no port", "0 to 65535; 0 takes any free one")
+    from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
+
+    labels = {"role": role, "account": "", "job_id": "", "run": "", **(about or {})}
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    registry.register(Collected(lambda: [*read(), Value("process_info", 1, labels)]))  # type: ignore[arg-type]
+    address = environ.get(ADDRESS_VARIABLE) or "127.0.0.1"
+    try:
+        server, thread = start_http_server(int(asked), addr=address, registry=registry)
+    except OSError as error:
+        raise BadInputError(
+            f"metrics cannot be served on {address}:{asked} ({error.strerror or error})",
+            f"choose another {PORT_VARIABLE}, or 0 for any free port",
+        ) from None
+    port = int(server.server_port)
+    try:
+        with _announced(f"{address}:{port}", role, labels, environ):
+            yield port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=5)
+
+
+@contextlib.contextmanager
+def _announced(target: str, role: str, labels: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[None]:
+    """Keep a file in the directory that Prometheus watches; what a killed process leaves, its successor overwrites."""
+    directory = environ.get(DIRECTORY_VARIABLE, "")
+    if not directory:
+        yield
+        return
+    host = target.rsplit(":", 1)[0]
+    reachable = target if host not in ("0.0.0.0", "::") else target.replace(host, socket.gethostname())  # noqa: S104
+    worker = environ.get("CRM_REPLAY_WORKER") or f"{role}-{os.getpid()}"
+    name = "".join(character if character.isalnum() or character in "-_." else "_" for character in worker)
+    account = labels["account"]
+    file = Path(directory) / f"{name}{'.' + str(labels['run']) if account else ''}.json"
+    entry = [
+        {
+            "targets": [reachable],
+            "labels": {"role": role, "worker": worker, **({"account": account} if account else {})},
+        }
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(f".{os.getpid()}.tmp")  # Prometheus reads whenever it likes: never half a file
+    unfinished.write_text(json.dumps(entry), encoding="utf-8")
+    unfinished.replace(file)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)

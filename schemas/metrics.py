@@ -1,0 +1,121 @@
+"""Every metric of the data path by name, kind and labels: what dashboards, alert rules and docs/reference rely on.
+
+Pure. A process counts in plain numbers where it works; what is here gives them their public names, at the moment when
+Prometheus asks. So counting costs the same whether anybody looks or not. Labels are bounded: `reason`, `cause` and
+`outcome` by closed enums, `table` and `role` by the code, `account` by what runs in one process: one replay, or the
+accounts of a live feed up to `ACCOUNTS_MAX`, the rest under `other`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+PREFIX = "crm_replay_"
+ACCOUNTS_MAX = 500  # time series of one process per metric, about
+
+
+class Kind(StrEnum):
+    """What Prometheus does with the numbers."""
+
+    COUNTER = "counter"  # only rises; its name ends in _total
+    GAUGE = "gauge"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric: `name` without prefix, `help` as `# HELP` has it, names of its labels."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """The name that Prometheus stores."""
+        return PREFIX + self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What a metric is now, for one combination of its labels."""
+
+    metric: str  # a Metric's name
+    value: float
+    labels: Mapping[str, str] | None = None
+
+
+def _counter(name: str, help_text: str, *labels: str) -> Metric:
+    return Metric(name, Kind.COUNTER, help_text, labels)
+
+
+def _gauge(name: str, help_text: str, *labels: str) -> Metric:
+    return Metric(name, Kind.GAUGE, help_text, labels)
+
+
+PRODUCER = (
+    _counter("rows_read_total", "Source rows read by the snapshot"),
+    _counter("rows_published_total", "Source rows that Kafka has confirmed"),
+    _counter("rows_late_total", "Rows found when the id holes were looked at again"),
+    _counter("rows_unpublishable_total", "Rows published as dead letters: too large for the topic"),
+    _counter("pages_total", "Pages read, published and saved"),
+    _counter("page_read_seconds_total", "Time in the source's page queries"),
+    _counter("throttle_wait_seconds_total", "Time waited to spare the source"),
+    _gauge("cursor_audit_id", "Highest audit id that is published and saved, of all ranges"),
+    _gauge("cursor_saved_timestamp_seconds", "When a cursor was saved last"),
+    _gauge("top_audit_id", "Audit id at which the snapshot ends"),
+)
+PROCESSORS = (
+    _counter("records_processed_total", "Records taken from the input topic"),
+    _counter("outcomes_total", "Outcomes: log, skip or dead_letter, with the reason or cause", "outcome", "reason"),
+    _counter("records_republished_total", "Records dropped because the snapshot had published them before"),
+    _counter("runs_total", "Runs of records handled"),
+    _counter("transform_seconds_total", "Time in decoding, rules and encoding"),
+    _counter("delivery_wait_seconds_total", "Time waited for confirmations of outcomes"),
+    _counter("rebalances_total", "Assignments of partitions"),
+    _counter("rules_total", "What the rules met beside the outcomes: actors that fell back, values refused …", "what"),
+    _counter("directory_total", "User directory: requests, answers by kind, circuit openings", "what"),
+    _gauge("table_entries", "Entries of a reference table", "table"),
+    _gauge("table_load_seconds", "How long the tables took to load"),
+    _counter("table_rejects_total", "Entries of reference topics that could not be used"),
+)
+SINK = (
+    _counter("batches_written_total", "Bulk writes answered"),
+    _counter("records_consumed_total", "Outcome records in those batches"),
+    _counter("bytes_consumed_total", "Bytes in those batches"),
+    _counter("write_seconds_total", "Time in bulk writes"),
+    _counter("documents_total", "Documents sent: inserted, redelivered, duplicate or failed", "outcome"),
+    _counter("dead_letters_total", "Dead letters delivered"),
+    _counter("records_repeated_total", "Records that had been counted before"),
+    _counter("records_undecodable_total", "Outcomes that could not be read"),
+    _counter("progress_races_total", "Progress that another sink had moved meanwhile"),
+    _counter("retries_total", "Effects tried again because a server had not answered"),
+)
+JOBS = (
+    _gauge("job_state", "1 for the present status of the account's last job", "account", "status"),
+    _gauge("job_progress_ratio", "Part of the source rows that has ended in a bin, 0 to 1", "account"),
+    _gauge("job_accuracy_ratio", "Documents per row that should have become one, 0 to 1; after validation", "account"),
+    _gauge("job_rows", "Source rows of the account's last job by bin", "account", "bin"),
+    _gauge("job_skipped_rows", "Skipped rows by reason", "account", "reason"),
+    _gauge("job_failed_rows", "Failed rows by cause", "account", "cause"),
+    _gauge("job_updated_timestamp_seconds", "When the job's counts changed last", "account"),
+    _gauge("job_heartbeat_timestamp_seconds", "When the job's runner was heard of last", "account"),
+    _gauge("lag_records", "Records that a stage has yet to take, of running jobs", "account", "stage"),
+    _gauge("dead_letters_waiting", "Dead letters whose rows have not become anything else since", "account"),
+)
+PROCESS = (_gauge("process_info", "1; which process of which job and run this is", "role", "account", "job_id", "run"),)
+
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in (*PRODUCER, *PROCESSORS, *SINK, *JOBS, *PROCESS)}
+
+
+def bounded(counts: Mapping[str, float], at_most: int = ACCOUNTS_MAX) -> dict[str, float]:
+    """Return the largest `at_most` counts by label, and the sum of the rest under `other`."""
+    if len(counts) <= at_most:
+        return dict(counts)
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return {**dict(ranked[:at_most]), "other": sum(count for _, count in ranked[at_most:])}
+
+
+def labelled(name: str, label: str, counts: Mapping[str, float]) -> Iterable[Value]:
+    """Return one value for each count, by that label."""
+    return [Value(name, count, {label: key}) for key, count in counts.items()]
