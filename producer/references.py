@@ -5,7 +5,7 @@ a tombstone. So a table loaded from the topic is the source as it was at this mo
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, cast
@@ -237,23 +237,44 @@ def _account_records(db: Connection, mapping: SourceMapping, codec: Codec) -> It
 def _referent_records(
     db: Connection, mapping: SourceMapping, account: Any, codec: Codec
 ) -> Iterator[tuple[str, bytes]]:
-    account_column = mapping.source.account.column if mapping.source.account and account is not None else None
     for type_name, table in mapping.referents.items():
+        query = _referent_query(db, mapping, account, type_name, sql.SQL("{id} IS NOT NULL"))
         name = f"{table.schema_name}.{table.table}"
-        predicate: sql.Composable = sql.SQL("true")
-        if account_column is not None and account_column in columns_of(db, table.schema_name, table.table):
-            predicate = sql.SQL("{} = %(account)s").format(sql.Identifier(account_column))
-        query = sql.SQL(
-            "SELECT {id}::bigint, COALESCE(({name})::text, '') FROM {table} WHERE {id} IS NOT NULL AND {account}"
-        ).format(
-            id=sql.Identifier(table.id),
-            # The mapping's expression is the operator's own SQL; its per cent signs are not placeholders.
-            name=sql.SQL(table.name.replace("%", "%%")),
-            table=sql.Identifier(table.schema_name, table.table),
-            account=predicate,
-        )
         for referent_id, text in _stream(db, query, {"account": account}, f"reading {name}"):
             yield f"{type_name}:{referent_id}", codec.encode(Referent(type_name, referent_id, text))
+
+
+def names_of(
+    db: Connection, mapping: SourceMapping, account: Any, type_name: str, ids: Collection[int]
+) -> dict[int, str]:
+    """Return what the CRM calls these records of a type now, "" for one without a name; one that is gone is left out.
+
+    `account` is the mapped account column's value, None if the whole database is one account's: a record of another
+    account is as good as gone. Raises KeyError for a type of which the mapping does not say where its names are.
+    """
+    table = mapping.referents[type_name]
+    query = _referent_query(db, mapping, account, type_name, sql.SQL("{id} = ANY(%(ids)s::bigint[])"))
+    with answering(f"reading {table.schema_name}.{table.table}"):
+        return dict(db.execute(query, {"account": account, "ids": list(ids)}).fetchall())
+
+
+def _referent_query(
+    db: Connection, mapping: SourceMapping, account: Any, type_name: str, which: sql.SQL
+) -> sql.Composed:
+    """Return the query for ids and names of the account's records of a type; `which` is a predicate over `{id}`."""
+    table = mapping.referents[type_name]
+    account_column = mapping.source.account.column if mapping.source.account and account is not None else None
+    predicate: sql.Composable = sql.SQL("true")
+    if account_column is not None and account_column in columns_of(db, table.schema_name, table.table):
+        predicate = sql.SQL("{} = %(account)s").format(sql.Identifier(account_column))
+    return sql.SQL("SELECT {id}::bigint, COALESCE(({name})::text, '') FROM {table} WHERE {which} AND {account}").format(
+        id=sql.Identifier(table.id),
+        # The mapping's expression is the operator's own SQL; its per cent signs are not placeholders.
+        name=sql.SQL(table.name.replace("%", "%%")),
+        table=sql.Identifier(table.schema_name, table.table),
+        which=which.format(id=sql.Identifier(table.id)),
+        account=predicate,
+    )
 
 
 def _stream(db: Connection, query: sql.Composed, values: Mapping[str, Any], what: str) -> Iterator[tuple[Any, ...]]:

@@ -1,0 +1,188 @@
+"""The one in-place update: adds metadata that association logs lack, and changes nothing that is there.
+
+A batch of rows costs one read by external_id, at most one read for each category and action among the rows that are
+left, by match key, and one bulk of updates by `_id`. An update says of every field it adds that the field is not there:
+whatever another writer has added between the read and the write stays, and the rest is tried again. So a patch can be
+repeated, and dying anywhere costs nothing: what has been added is found complete the next time.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.datetime_ms import DatetimeMS
+from pymongo import UpdateOne
+from pymongo.errors import BulkWriteError
+
+from sink.database import Document, Documents
+from sink.documents import scrub
+from sink.indexes import ENRICHMENT_MATCH, UNIQUE_EXTERNAL_ID
+from sink.match_key import Association, MatchKey, Outcome, agree, candidates, key_of, match_key, missing
+from sink.rollback import PRIMARY_KEY
+from sink.writer import WriteConcernUnmetError
+
+log = logging.getLogger(__name__)
+
+WINDOW_MS = 2_000  # how far a live log's time may be from its row's
+ATTEMPTS_MAX = 20  # each takes a field that appeared meanwhile; a row has a third of that
+PATH_NOT_VIABLE = 28  # MongoDB: `metadata` is no document (any more)
+FIELDS = {"external_id": 1, "customer_id": 1, "category": 1, "action": 1, "timestamp": 1, "metadata": 1}
+# A live feed's documents may hold dates that Python's own type does not, and texts that are no UTF-8.
+TOLERANT: CodecOptions[Document] = CodecOptions(
+    datetime_conversion=DatetimeConversion.DATETIME_MS, unicode_decode_error_handler="replace"
+)
+
+
+class _Patch(NamedTuple):
+    """What one document is to be given, for the sake of the row at `position`."""
+
+    position: int
+    document_id: Any
+    fields: dict[str, Any]
+    by_match_key: bool
+
+
+class Enricher:
+    """Patches one account's documents."""
+
+    def __init__(
+        self, logs: Documents, company_sso_id: str, *, window_ms: int = WINDOW_MS, dry_run: bool = False
+    ) -> None:
+        """`logs` is `activity_logs`; with `dry_run` nothing is written, and `patched` is what would be."""
+        self._logs = logs.with_options(codec_options=TOLERANT)
+        self._account = company_sso_id
+        self._window_ms = window_ms
+        self._dry_run = dry_run
+
+    def patch(self, rows: Sequence[Association]) -> list[Outcome]:
+        """Add what the rows' documents lack; return what became of each row, in their order.
+
+        Raises pymongo's error, or WriteConcernUnmetError, when the answer is unknown: then patch the batch again.
+        """
+        outcomes: list[Outcome] = [Outcome.NO_DOCUMENT] * len(rows)
+        found = self._by_external_id(rows)
+        left = [at for at, row in enumerate(rows) if row.external_id not in found]
+        by_key = self._by_match_key([rows[at] for at in left])
+        targets: dict[Any, list[int]] = defaultdict(list)  # document's _id -> positions of the rows that found it
+        documents: dict[Any, Document] = {}
+        for at, row in enumerate(rows):
+            fitting = [found[row.external_id]] if row.external_id in found else self._fitting(row, by_key)
+            if len(fitting) > 1:
+                outcomes[at] = Outcome.ENRICH_AMBIGUOUS
+            elif fitting:
+                targets[fitting[0]["_id"]].append(at)
+                documents[fitting[0]["_id"]] = fitting[0]
+        patches = []
+        for document_id, claims in targets.items():
+            if len(claims) > 1 and not agree(rows[at] for at in claims):
+                for at in claims:
+                    outcomes[at] = Outcome.ENRICH_AMBIGUOUS
+                continue
+            fields = missing(rows[claims[0]], documents[document_id])
+            for at in claims:
+                outcomes[at] = Outcome.CONFLICT if fields is None else Outcome.COMPLETE
+            if fields:
+                outcomes[claims[0]] = Outcome.PATCHED
+                by_match_key = rows[claims[0]].external_id not in found
+                patches.append(_Patch(claims[0], document_id, fields, by_match_key))
+        if patches and not self._dry_run:
+            self._write(rows, patches, outcomes)
+        return outcomes
+
+    def _fitting(self, row: Association, by_key: Mapping[MatchKey, Sequence[tuple[int, Document]]]) -> list[Document]:
+        return candidates(row, by_key, self._window_ms)
+
+    def _by_external_id(self, rows: Sequence[Association]) -> dict[str, Document]:
+        """Return the rows' own documents, whoever wrote them."""
+        wanted = [row.external_id for row in rows]
+        if not wanted:
+            return {}
+        query = {"company_sso_id": self._account, "external_id": {"$in": wanted}}
+        return {found["external_id"]: found for found in self._logs.find(query, FIELDS, hint=UNIQUE_EXTERNAL_ID.name)}
+
+    def _by_match_key(self, rows: Iterable[Association]) -> dict[MatchKey, list[tuple[int, Document]]]:
+        """Return the documents without external_id that have a row's match key, or may have, with their times."""
+        groups: dict[tuple[str, str], list[Association]] = defaultdict(list)
+        wanted: set[MatchKey] = set()
+        for row in rows:
+            if (key := match_key(row)) is not None:
+                groups[row.category, row.action].append(row)
+                wanted.add(key)
+        by_key: dict[MatchKey, list[tuple[int, Document]]] = defaultdict(list)
+        for (category, action), group in groups.items():
+            first = min(row.timestamp_ms for row in group) - self._window_ms
+            last = max(row.timestamp_ms for row in group) + self._window_ms
+            query = {
+                "company_sso_id": self._account,
+                "customer_id": {"$in": list({row.customer_id for row in group})},
+                "category": category,
+                "action": action,
+                "timestamp": {"$gte": DatetimeMS(first), "$lte": DatetimeMS(last)},
+                "external_id": None,  # true where there is none
+            }
+            for document in self._logs.find(query, FIELDS, hint=ENRICHMENT_MATCH.name):
+                if (key := key_of(document)) in wanted and key is not None:
+                    by_key[key].append((int(document["timestamp"]), document))
+        return by_key
+
+    def _write(self, rows: Sequence[Association], patches: list[_Patch], outcomes: list[Outcome]) -> None:
+        """Write the patches; where a field has appeared since the read, write what is then still missing."""
+        for _ in range(ATTEMPTS_MAX):
+            refused = self._update(patches)
+            if refused is None:
+                return
+            for at, outcome in refused.items():
+                outcomes[patches[at].position] = outcome
+            patches = [patch for at, patch in enumerate(patches) if at not in refused]
+            patches = self._still_missing(rows, patches, outcomes)
+            if not patches:
+                return
+        for patch in patches:  # somebody adds and removes fields all the time
+            outcomes[patch.position] = Outcome.REFUSED
+
+    def _update(self, patches: Sequence[_Patch]) -> dict[int, Outcome] | None:
+        """Send the updates; None if each has met its document as it was read, else what is known of the others."""
+        updates = []
+        for patch in patches:
+            unchanged: Document = {"_id": patch.document_id, "company_sso_id": self._account}
+            if patch.by_match_key:
+                unchanged["external_id"] = None
+            added = {f"metadata.{key}": value for key, value in patch.fields.items()}
+            unchanged |= {key: {"$exists": False} for key in added}
+            updates.append(UpdateOne(unchanged, {"$set": added}, hint=PRIMARY_KEY))
+        try:
+            result = self._logs.bulk_write(updates, ordered=False)
+        except BulkWriteError as error:
+            if error.details["writeConcernErrors"]:
+                raise WriteConcernUnmetError("the write concern was not met", "check the replica set") from None
+            refused = {}
+            for refusal in error.details["writeErrors"]:
+                conflicts = refusal.get("code") == PATH_NOT_VIABLE
+                refused[int(refusal["index"])] = Outcome.CONFLICT if conflicts else Outcome.REFUSED
+                if not conflicts:
+                    log.warning("code %s: %s", refusal.get("code"), scrub(str(refusal.get("errmsg", ""))))
+            return refused
+        return None if result.matched_count == len(updates) else {}
+
+    def _still_missing(
+        self, rows: Sequence[Association], patches: Sequence[_Patch], outcomes: list[Outcome]
+    ) -> list[_Patch]:
+        """Return what is left of the patches, by the documents as they are now."""
+        query = {"_id": {"$in": [patch.document_id for patch in patches]}, "company_sso_id": self._account}
+        now = {found["_id"]: found for found in self._logs.find(query, FIELDS, hint=PRIMARY_KEY)}
+        left = []
+        for patch in patches:
+            document = now.get(patch.document_id)
+            if document is None or (patch.by_match_key and document.get("external_id") is not None):
+                outcomes[patch.position] = Outcome.NO_DOCUMENT
+                continue
+            fields = missing(rows[patch.position], document)
+            if fields is None:
+                outcomes[patch.position] = Outcome.CONFLICT
+            elif fields:
+                left.append(patch._replace(fields=fields))
+            elif any(document["metadata"][key] != value for key, value in patch.fields.items()):
+                outcomes[patch.position] = Outcome.COMPLETE  # by somebody else
+        return left
