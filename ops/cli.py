@@ -18,6 +18,7 @@ from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local import services
 from ops.local.dlq import app as dlq_app
+from ops.local.dry_run import dry_run
 from ops.local.explain import explain
 from ops.local.generator import generate
 from ops.local.live import join as join_feed
@@ -376,6 +377,7 @@ def migrate_status(as_json: AsJson = False) -> None:
 app.command()(generate)
 app.command("transform")(transform_rows)
 app.command()(preflight)
+app.command()(dry_run)
 app.command()(verify)
 app.command()(explain)
 app.command("live")(follow_changes)
