@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 from pymongo.errors import DuplicateKeyError, PyMongoError
 from rich.console import Console
@@ -147,8 +147,16 @@ def prepare(options: LiveOptions, connections: Connections, database: Any) -> Li
 
 def _topic_id(admin: AdminClient, topic: str) -> str:
     """Return Kafka's own id of a topic: one that was deleted and made again has another."""
-    described = admin.describe_topics(TopicCollection([topic]))[topic].result(ANSWER_TIMEOUT_S)
-    return str(described.topic_id)
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    while True:
+        try:
+            return str(admin.describe_topics(TopicCollection([topic]))[topic].result(ANSWER_TIMEOUT_S).topic_id)
+        except KafkaException as error:  # one made a moment ago may not be known to every broker yet
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART or time.monotonic() > deadline:
+                raise ServiceUnreachableError(
+                    f"Kafka does not describe {topic} ({error.args[0].str()})", "look at the brokers and permissions"
+                ) from error
+            time.sleep(POLL_EVERY_S)
 
 
 def _run_of(database: Any, feed: LiveFeed, topic_id: str) -> int:

@@ -1,0 +1,157 @@
+"""A live feed of a test's own: its topic, `crm-replay live` as a user starts it, and rows onto the topic."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import KafkaException, Producer
+
+from ops.control import kafka_admin
+from ops.local.live import LiveOptions, LiveStatus, feed_of, prepare, status_of
+from schemas.codec import Codec
+from schemas.job import LiveFeed
+from schemas.mapping import load
+from schemas.person import record_key
+from schemas.records import AuditEvent
+from tests.e2e.conftest import Crm
+from tests.e2e.failures import reading, wait_until
+
+DRAINED_WITHIN_S = 90.0
+
+
+@dataclass
+class Feed:
+    """A feed that was prepared; nothing of it runs yet."""
+
+    crm: Crm
+    feed: LiveFeed
+    mapping_path: str
+    said: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Open the producer; what it sends keeps its order."""
+        self.codec = Codec()
+        self.published = 0
+        self._person = load(self.mapping_path or None).person
+        self._producer = Producer({**self.crm.connections.kafka(), "enable.idempotence": True, "linger.ms": 2})
+
+    def publish(self, events: Iterable[AuditEvent]) -> None:
+        """Put audit events of our own schema onto the topic, keyed by person; returns once they are there."""
+        for event in events:
+            key = record_key(event, self._person).encode()
+            self._producer.produce(self.feed.topic, self.codec.encode(event), key)
+            self.published += 1
+        self._producer.flush(30)
+
+    def publish_raw(self, value: bytes | None, key: bytes | None = None, partition: int = 0) -> None:
+        """Put anything onto the topic."""
+        self._producer.produce(self.feed.topic, value, key, partition)
+        self._producer.flush(30)
+
+    @contextlib.contextmanager
+    def running(self, *words: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+        """Give `crm-replay live` running; it is asked to stop in the end, and must then end well."""
+        command = ("live", "--feed", self.feed.feed, "--topic", self.feed.topic, "--mapping", self.mapping_path)
+        delay = ("--visibility-delay", str(self.feed.visibility_delay_s))
+        with self.crm.start(*command, *delay, *words, **environment) as process, reading(process.stderr) as said:
+            self.said = said
+            try:
+                wait_until(lambda: any(line.startswith("feed ") for line in said) or process.poll() is not None, "the feed")
+                assert process.poll() is None, said
+                yield process
+            except BaseException:
+                process.kill()
+                raise
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0, said
+
+    def status(self) -> LiveStatus:
+        """Return the feed's counts and lag, as stored."""
+        return status_of(feed_of(self.crm.database, self.feed.feed), self.crm.connections, self.crm.database)
+
+    def counts(self, account: str) -> dict[str, Any]:
+        """Return the counts of an account."""
+        found = self.status().as_dict()["accounts"]
+        return dict(found.get(account, {"migrated": 0, "skipped": {}, "failed": {}, "foreign": {}}))
+
+    def counted(self) -> int:
+        """Return how many records have ended in a bin."""
+        totals = self.status().accounts.values()
+        return sum(each.accounted + each.foreign_total for each in totals)
+
+    def wait_drained(self) -> None:
+        """Return once everything on the topic has been handled by both groups."""
+
+        def drained() -> bool:
+            assert not any(line.startswith("crm-replay: ") for line in self.said), self.said
+            status = self.status()
+            return status.processors_lag == 0 and status.sink_lag == 0
+
+        wait_until(drained, f"the feed to be drained ({self.logs()[-2000:]})", DRAINED_WITHIN_S)
+
+    def logs(self) -> str:
+        """Return what the workers have said."""
+        files = sorted((self.crm.home / "logs").glob(f"feed-{self.feed.feed}/run-*/*.log"))
+        return "\n".join(f"--- {file.name}\n{file.read_text()}" for file in files)
+
+    def drop(self) -> None:
+        """Delete the feed's topics and groups."""
+        topics = self.feed.topics
+        admin = kafka_admin.client(self.crm.connections.kafka())
+        names = [topics.replay, topics.outcomes, topics.dead_letters, *topics.references]
+        for future in admin.delete_topics(names, operation_timeout=30).values():
+            with contextlib.suppress(KafkaException):
+                future.result(30)
+        for future in admin.delete_consumer_groups([topics.processors_group, topics.sink_group]).values():
+            with contextlib.suppress(KafkaException):
+                future.result(30)
+
+
+@contextlib.contextmanager
+def feed_on(crm: Crm, mapping_path: str, *, partitions: int = 2, visibility_delay_s: float = 1.0) -> Iterator[Feed]:
+    """Give a feed with names of its own; afterwards its topics are gone."""
+    name = f"t{uuid.uuid4().hex[:8]}"
+    options = LiveOptions(
+        feed=name,
+        topic=f"test.{name}.audits",
+        mapping_path=mapping_path,
+        partitions=partitions,
+        visibility_delay_s=visibility_delay_s,
+        home=Path(crm.home),
+    )
+    feed = Feed(crm, prepare(options, crm.connections, crm.database), mapping_path)
+    try:
+        yield feed
+    finally:
+        feed.drop()
+
+
+def dead_letters_of(feed: Feed) -> list[Any]:
+    """Return the records of the feed's dead-letter topic."""
+    from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+
+    topic = feed.feed.topics.dead_letters
+    config = {**feed.crm.connections.kafka(), "group.id": f"{topic}.read", "enable.partition.eof": True}
+    consumer = Consumer(config)
+    letters = []
+    try:
+        consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
+        while True:
+            message = consumer.poll(30)
+            assert message is not None
+            if message.error() is not None:
+                return letters
+            letters.append(feed.codec.decode(message.value() or b""))
+    finally:
+        consumer.close()
+
+
+def as_json(text: str) -> Any:
+    """Return what a command has answered."""
+    return json.loads(text)

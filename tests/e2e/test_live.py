@@ -1,0 +1,101 @@
+"""The live feed through every real part: Kafka, Faust workers, MongoDB; `crm-replay live` as a user starts it."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from ops.local.sample_crm import load_sample
+from schemas.records import AuditEvent
+from tests.e2e.conftest import Crm
+from tests.e2e.failures import wait_until
+from tests.e2e.feed import Feed, dead_letters_of, feed_on
+
+pytestmark = [pytest.mark.services, pytest.mark.slow]
+
+ONE, OTHER = "acme-1", "acme-2"
+SYNCED = datetime(2024, 1, 1, 12, 0, tzinfo=UTC)
+
+
+def us(moment: datetime) -> int:
+    return int(moment.timestamp()) * 1_000_000 + moment.microsecond
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def row(audit_id: int, account: str, person: int, created_at: int, **values: Any) -> AuditEvent:
+    """Return a person's update."""
+    fields: dict[str, Any] = {
+        "audit_id": audit_id, "id_range": 0, "created_at": created_at, "auditable_type": "Crm::Person",
+        "auditable_id": person, "associated_type": "", "associated_id": 0, "user_type": "", "user_id": 0,
+        "username": "", "action": "update", "audited_changes": "---\nfirst_name:\n- A\n- B\n",
+        "changes_are_json": False, "version": 2, "comment": "", "request_uuid": "", "company_sso_id": account,
+    }  # fmt: skip
+    return AuditEvent(**{**fields, **values})
+
+
+def add_contact(crm: Crm, account: str, person: int, created_at: datetime) -> str:
+    customer = f"cus-{account}-{person}"
+    crm.database["contacts"].insert_one(
+        {"company_sso_id": account, "customer_id": customer, "crm_data": {"id": person}, "created_at": created_at}
+    )
+    return customer
+
+
+@pytest.fixture
+def feed(crm: Crm) -> Iterator[Feed]:
+    load_sample(crm.dsn)  # users, and what the rows' records are called
+    with feed_on(crm, "") as feed:
+        yield feed
+
+
+def test_rows_of_many_accounts_end_in_their_own_bins_and_documents(crm: Crm, feed: Feed) -> None:
+    customers = {account: add_contact(crm, account, 7, SYNCED) for account in (ONE, OTHER)}
+    before, after = us(SYNCED) - 1, us(SYNCED)
+    with feed.running("--processors", "1"):
+        feed.publish(
+            [
+                row(11, ONE, 7, after),  # the very instant belongs to the live feed
+                row(11, OTHER, 7, after + 5_000_000),  # same ids in another account's CRM: another customer
+                row(12, ONE, 7, before),
+                row(13, ONE, 8, after),  # nobody's contact
+                row(14, ONE, 7, after, action="merge"),
+                row(15, OTHER, 7, after, audited_changes="--- !ruby/object:Foo\nbroken: ["),
+                row(16, "", 7, after),
+            ]
+        )
+        feed.publish_raw(b"garbage", b"7")
+        feed.publish_raw(None, b"7")  # a tombstone is about no row
+        # Ids that fall, and a row that the source sends twice: both are usual in a feed.
+        feed.publish([row(5, ONE, 7, after), row(11, ONE, 7, after)])
+        feed.wait_drained()
+        wait_until(lambda: feed.counted() == 10, "every record but the tombstone in its bin")
+        assert feed.counts(ONE) == {
+            "migrated": 2,
+            "skipped": {
+                "pre_sync_replay": 1, "contact_not_found": 1, "unmapped_action_type": 1, "duplicate_external_id": 1,
+            },
+            "failed": {},
+            "foreign": {},
+        }  # fmt: skip
+        assert feed.counts(OTHER) == {"migrated": 1, "skipped": {}, "failed": {"undecodable_changes": 1}, "foreign": {}}
+        nobodys = feed.counts("")
+        assert sum(nobodys["foreign"].values()) == 2
+        shown = crm.call("live", "--status", "--feed", feed.feed.feed, "--json")
+        assert shown.returncode == 0, shown.stderr
+        assert feed.status().as_dict()["accounts"][ONE] == feed.counts(ONE)
+    logs = list(crm.database["activity_logs"].find())
+    assert {(log["company_sso_id"], log["external_id"], log["customer_id"]) for log in logs} == {
+        (ONE, "crm_audit:11", customers[ONE]),
+        (ONE, "crm_audit:5", customers[ONE]),
+        (OTHER, "crm_audit:11", customers[OTHER]),
+    }
+    assert all("source_tag" not in log for log in logs)
+    causes = sorted(letter.cause for letter in dead_letters_of(feed))
+    assert len(causes) == 3
+    assert "undecodable_changes" in causes
+    assert "wrong_account" in causes
