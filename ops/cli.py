@@ -312,19 +312,6 @@ class _database:  # noqa: N801 - reads as the function it is
 
 @app.command()
 def control(
-    host: Annotated[str, typer.Option(help="Address to listen on [CRM_CONTROL_HOST, 127.0.0.1].", show_default=False)] = "",
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="0: a free one [CRM_CONTROL_PORT, 8090].", show_default=False)
-    ] = None,
-) -> None:
-    """Serve jobs, status and roll back over HTTP, and the operator's console; needs CRM_CONTROL_BASIC_CREDENTIALS."""
-    from ops.control.server import serve
-
-    serve(services.connections(), host, port)
-
-
-@app.command()
-def control(
     host: Annotated[
         str, typer.Option(help="Address to listen on [CRM_CONTROL_HOST, 127.0.0.1].", show_default=False)
     ] = "",
