@@ -29,7 +29,7 @@ async def _run() -> None:
     transformer = Transformer(mapping.load(job.mapping_path), job.company_sso_id)
 
     def transform_with(lookups: TableLookups) -> Transform:
-        return lambda event: transformer.transform(event, lookups)
+        return lambda event: transformer.to_bson(event, lookups)
 
     async with UserDirectory(servers.user_directory_url, job.company_sso_id) as directory:
 

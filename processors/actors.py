@@ -2,9 +2,12 @@
 
 from typing import Any, Protocol
 
+from processors.bson_parts import elements
 from schemas.mapping import SourceMapping
 from schemas.records import AuditEvent, User
 from schemas.vocabulary import ActorKind
+
+KNOWN_MAX = 10_000  # users whose elements are kept
 
 
 class UserLookups(Protocol):
@@ -26,6 +29,9 @@ class ActorRules:
         self.deleted_user = {"type": str(ActorKind.DELETED_USER), "id": None, "name": mapping.actors.deleted_user}
         self.system = {"type": str(ActorKind.SYSTEM), "id": None, "name": mapping.actors.system}
         self._user = str(ActorKind.USER)
+        self._deleted_user_element = elements({"actor": self.deleted_user})
+        self._system_element = elements({"actor": self.system})
+        self._known: dict[tuple[str, str], bytes] = {}  # SSO id and name -> element
 
     def actor(self, event: AuditEvent, lookups: UserLookups) -> tuple[dict[str, Any], bool]:
         """Return the actor's part of the document, and whether a user fell back to `deleted_user` for want of an id.
@@ -44,3 +50,18 @@ class ActorRules:
         if not sso_id:
             return self.deleted_user, True
         return {"type": self._user, "id": sso_id, "name": user.full_name}, False
+
+    def element(self, event: AuditEvent, lookups: UserLookups) -> tuple[bytes, bool]:
+        """Return what `actor` returns, with the actor as the element of a BSON document."""
+        actor, fell_back = self.actor(event, lookups)
+        if actor is self.deleted_user:
+            return self._deleted_user_element, fell_back
+        if actor is self.system:
+            return self._system_element, fell_back
+        key = actor["id"], actor["name"]
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) >= KNOWN_MAX:
+                self._known.clear()
+            known = self._known[key] = elements({"actor": actor})
+        return known, fell_back

@@ -8,6 +8,7 @@ column: `crm_company_id`, `crm_company_name`. A name that is not known is left o
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
+from processors.bson_parts import elements, integer_element, text_element
 from schemas.mapping import SourceMapping
 from schemas.records import AuditEvent, Referent
 
@@ -46,6 +47,31 @@ class AssociationRules:
                 else _Side(column, side, column, f"{column.removesuffix('_id')}_name")
                 for place, (column, side) in enumerate(sides)
             )
+        self._type_elements: dict[str, bytes] = {}  # of the types that have come by; a mapping has few
+
+    def columns_of(self, type_name: str) -> frozenset[str]:
+        """Return the columns in which rows of a type say what they link."""
+        return frozenset(side.column for side in self._joins.get(type_name, ()))
+
+    def linked_elements(self, event: AuditEvent, columns: Mapping[str, Any], lookups: ReferentLookups) -> bytes:
+        """Return what `add_linked` would put into `metadata`, as BSON."""
+        type_name = event.auditable_type
+        if type_name in self._joins:
+            metadata: dict[str, Any] = {}
+            self.add_linked(metadata, event, columns, lookups)
+            return elements(metadata)
+        record_id = event.auditable_id
+        if not record_id or type_name == self._person_type:
+            return b""
+        begin = self._type_elements.get(type_name)
+        if begin is None:
+            begin = self._type_elements[type_name] = text_element(b"linked_entity_type", type_name)
+        begin += integer_element(b"linked_entity_id", record_id)
+        if type_name in self._has_names:
+            referent = lookups.referent(type_name, record_id)
+            if referent is not None and referent.name:
+                return begin + text_element(b"linked_entity_name", referent.name)
+        return begin
 
     def add_linked(
         self, metadata: dict[str, Any], event: AuditEvent, columns: Mapping[str, Any], lookups: ReferentLookups

@@ -75,13 +75,13 @@ class ChangeRules:
         for column, value in columns.items():
             label = labels.get(column)
             if label is None:
-                rule = self._rule(type_name, column)
+                rule = self.rule(type_name, column)
                 label = rule.label
                 if rule.is_simple:
                     if len(labels) < _COLUMNS_KEPT_MAX:
                         labels[column] = label
                 else:
-                    value = self._shown(rule, value)
+                    value = self.shown(rule, value)
             if not created:
                 found.append({"field": column, "label": label, "from": value, "to": None})
             elif value is not None:
@@ -98,21 +98,21 @@ class ChangeRules:
             label = labels.get(column)
             rule = None
             if label is None:
-                rule = self._rule(type_name, column)
+                rule = self.rule(type_name, column)
                 label = rule.label
                 if rule.is_simple:
                     if len(labels) < _COLUMNS_KEPT_MAX:
                         labels[column] = label
                     rule = None
             is_pair = type(value) is list and len(value) == 2
-            if is_pair and rule is not None and rule.can_be_list and not _is_pair_of_lists(value):
+            if is_pair and rule is not None and rule.can_be_list and not is_pair_of_lists(value):
                 if combined is None:
                     combined = self._has_folded_create(type_name, columns)
                 is_pair = not combined
             old, new = value if is_pair else (None, value)
             if rule is not None and not rule.shows_values:
-                new = self._shown(rule, new)
-                old = self._shown(rule, old) if is_pair else None
+                new = self.shown(rule, new)
+                old = self.shown(rule, old) if is_pair else None
             found.append({"field": column, "label": label, "from": old, "to": new})
         return found
 
@@ -120,11 +120,12 @@ class ChangeRules:
         return any(
             not (type(value) is list and len(value) == 2)
             and not (isinstance(value, str) and value in _REDACTIONS)
-            and not self._rule(type_name, column).redacted
+            and not self.rule(type_name, column).redacted
             for column, value in columns.items()
         )
 
-    def _rule(self, type_name: str, column: str) -> ColumnRule:
+    def rule(self, type_name: str, column: str) -> ColumnRule:
+        """Return the rule of a type's column."""
         rule = self._columns.get((type_name, column))
         if rule is None:
             mapping = self._mapping
@@ -141,7 +142,8 @@ class ChangeRules:
                 self._columns[type_name, column] = rule
         return rule
 
-    def _shown(self, rule: ColumnRule, value: Any) -> Any:
+    def shown(self, rule: ColumnRule, value: Any) -> Any:
+        """Return what is shown for a value by a rule that does not show values as they are."""
         if rule.redacted:
             return REDACTED
         if rule.names is not None and type(value) in (int, str):
@@ -151,7 +153,7 @@ class ChangeRules:
         return value
 
 
-def _is_pair_of_lists(value: list[Any]) -> bool:
+def is_pair_of_lists(value: list[Any]) -> bool:
     """Return whether both sides can be values of a column that holds lists or objects, and one certainly is."""
     return all(side is None or type(side) in (list, dict) for side in value) and value != [None, None]
 

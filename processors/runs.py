@@ -58,11 +58,11 @@ class RunTransformer:
         self,
         job: ReplayJob,
         codec: Codec,
-        transform: Callable[[AuditEvent], Transformed | Skip | Refused],
+        transform: Callable[[AuditEvent], bytes | Transformed | Skip | Refused],
         encode_document: Callable[[Any], bytes],
         metrics: ProcessorMetrics,
     ) -> None:
-        """`encode_document` returns BSON."""
+        """`transform` returns a document as BSON or as what `encode_document` makes BSON of."""
         self._job = job
         self._topic = job.topics.replay
         self._accounts = ("", job.company_sso_id)  # the topic is one account's, so a row need not say it
@@ -82,13 +82,11 @@ class RunTransformer:
             decoded = self._codec.decode(record.value)
         except UndecodableRecordError as error:
             return Undecodable(error.what)
+        if isinstance(decoded, AuditEvent):
+            return decoded if record.key is not None else Undecodable(f"audit {decoded.audit_id} has no key")
         if isinstance(decoded, SnapshotMarker | DeadLetter):
             return decoded  # neither needs a key
-        if not isinstance(decoded, AuditEvent):
-            return Undecodable(f"a {type(decoded).__name__} stands where an AuditEvent belongs")
-        if record.key is None:
-            return Undecodable(f"audit {decoded.audit_id} has no key")
-        return decoded
+        return Undecodable(f"a {type(decoded).__name__} stands where an AuditEvent belongs")
 
     def outcomes(
         self, records: Sequence[SourceRecord], decoded: Sequence[Decoded], partition: int, high: HighWater
@@ -100,15 +98,16 @@ class RunTransformer:
             if high.ended and not isinstance(what, SnapshotMarker):
                 metrics.beyond_end += 1  # of a later run's stretch, which a rerun from the beginning comes across
                 continue
-            if isinstance(what, AuditEvent) and what.company_sso_id not in self._accounts:
-                # Before the high-water: an id of somebody else's must not make ours look published twice.
-                detail = "the row is another account's"
-                value = self._dead_letter(record, what, partition, DeadLetterCause.WRONG_ACCOUNT, detail)
-            elif isinstance(what, AuditEvent):
-                if high.is_republished(what.id_range, what.audit_id):
+            if isinstance(what, AuditEvent):
+                if what.company_sso_id not in self._accounts:
+                    # Before the high-water: an id of somebody else's must not make ours look published twice.
+                    detail = "the row is another account's"
+                    value = self._dead_letter(record, what, partition, DeadLetterCause.WRONG_ACCOUNT, detail)
+                elif high.is_republished(what.id_range, what.audit_id):
                     metrics.republished += 1
                     continue
-                value = self._outcome(record, what, partition)
+                else:
+                    value = self._outcome(record, what, partition)
             elif isinstance(what, SnapshotMarker):
                 metrics.markers += 1
                 if what.job_id != self._job.job_id or what.edge != MarkerEdge.END:
@@ -137,6 +136,8 @@ class RunTransformer:
             except Exception as error:  # a defect of a rule costs one record, not the replay
                 detail = f"{type(error).__name__} in {_where(error)}"
                 return self._dead_letter(record, event, partition, DeadLetterCause.TRANSFORM_FAILED, detail)
+        if isinstance(result, bytes):
+            return self._log(record, event, partition, result)
         if type(result) is Skip:
             reason = str(result.reason)
             self._metrics.skips[reason] += 1
@@ -151,6 +152,9 @@ class RunTransformer:
         except Exception as error:  # as above
             detail = f"{type(error).__name__} while encoding the document"
             return self._dead_letter(record, event, partition, DeadLetterCause.TRANSFORM_FAILED, detail)
+        return self._log(record, event, partition, document)
+
+    def _log(self, record: SourceRecord, event: AuditEvent, partition: int, document: bytes) -> bytes:
         if len(document) > DOCUMENT_BYTES_MAX:
             detail = f"{len(document)} bytes of BSON, MongoDB takes {DOCUMENT_BYTES_MAX}"
             return self._dead_letter(record, event, partition, DeadLetterCause.DOCUMENT_TOO_LARGE, detail)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 GC_THRESHOLD = 50_000  # a run makes some thousand objects, none of them in cycles: look for those now and then
 STOP_TIMEOUT_S = 9.0  # with what follows well below the 15 s after which the supervisor kills
 FLUSH_TIMEOUT_S = 2.0
-Transform = Callable[[AuditEvent], Transformed | Skip | Refused]
+Transform = Callable[[AuditEvent], bytes | Transformed | Skip | Refused]
 
 
 class WorkerFailedError(ReplayError):

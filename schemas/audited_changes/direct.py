@@ -82,9 +82,10 @@ def is_plain(text: str) -> bool:
     return bare.isprintable() or bare.replace("\xa0", "").isprintable()
 
 
-def is_known_item(line: str) -> bool:
-    """Return whether a line of a sequence in the root mapping has been read, and means the same wherever it stands."""
-    return line in _items
+def known_item(line: str) -> tuple[Any] | None:
+    """Return the value of a line of a sequence in the root mapping, if it has been read and means it everywhere."""
+    value = _items.get(line, _MISSING)
+    return None if value is _MISSING else (value,)
 
 
 def is_known_column(line: str) -> bool:
@@ -345,6 +346,8 @@ class Document:
             value = scalars.decimal(raw[len(_DECIMAL) :]) if _PLAIN_DECIMAL.fullmatch(raw, len(_DECIMAL)) else None
             if value is None:
                 raise UnknownFormError
+            if len(raw) <= _CACHED_LENGTH_MAX:
+                _remember(_scalars, raw, value)
             return value
         if raw == "!binary |-":
             return scalars.binary(self._literal("|-", indent))
