@@ -10,7 +10,8 @@ import logging
 import os
 import signal
 import sys
-from contextlib import closing
+import time
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
@@ -25,9 +26,11 @@ from producer.parallel import EXIT_STOPPED, Stopped, end_with_parent, ranges_of_
 from producer.publisher import Publisher, check_topic, message_bytes_max
 from producer.settings import job_from, settings_from_environment
 from producer.snapshot import Bounds, Snapshot
+from producer.throttle import Pacer, Throttle
 from schemas import logs
 from schemas.connections import Connections
 from schemas.errors import ReplayError, ServiceUnreachableError
+from schemas.exposition import PORT_VARIABLE, serving
 from schemas.mapping import load
 from schemas.person import record_key
 from schemas.registry import codec_for
@@ -58,13 +61,15 @@ def run(only: frozenset[int]) -> None:
         connections.mongodb_url, serverSelectionTimeoutMS=5_000, tz_aware=True, appname="crm-replay producer"
     )
     with (
+        ExitStack() as open_,
         mongo,
         closing(
             AuditReader(connections.crm_audit_database_url, source, job.cutoff, settings.limits(record_bytes))
         ) as reader,
         closing(Publisher(kafka, topic, record_bytes)) as publisher,
     ):
-        checkpoint = Checkpoint(mongo[connections.mongodb_database], job.job_id, job.run)
+        checkpoint = Checkpoint(mongo[connections.mongodb_database], job.job_id, job.run, job.fence)
+        checkpoint.take_over()
         snapshot = Snapshot(
             reader,
             Encoder(codec, partial(record_key, rule=mapping.person), topic, job.run, record_bytes),
@@ -72,7 +77,20 @@ def run(only: frozenset[int]) -> None:
             checkpoint,
             Bounds(job.top_audit_id, job.snapshot_xmax, settings.id_window, settings.horizon_wait_s),
             stop=lambda: bool(signals),
+            pause=Pacer(
+                Throttle(settings.throttle()),
+                reader.replica_lag,
+                time.monotonic,
+                time.sleep,
+                logger.info,
+                stop=lambda: bool(signals),
+            ).after_page,
         )
+        snapshot.counters.top_audit_id = job.top_audit_id
+        # A child's port is any: the one in the environment is its parent's.
+        environ = {**os.environ, PORT_VARIABLE: "0"} if only and os.environ.get(PORT_VARIABLE) else os.environ
+        about = {"account": job.company_sso_id, "job_id": job.job_id, "run": str(job.run)}
+        open_.enter_context(serving("producer", snapshot.counters.values, about=about, environ=environ))
         ranges = ranges_of_run(checkpoint, min(0, reader.smallest_id() - 1), job.top_audit_id)
         if only:
             for range_ in ranges:
@@ -82,6 +100,8 @@ def run(only: frozenset[int]) -> None:
         ranges = split_for(settings.id_ranges, ranges, next_number(checkpoint.load()), checkpoint, reader.spread)
         lots = share_out(ranges, settings.id_ranges)
         if len(lots) > 1:
+            # The readers share the rate: each child reads its part of it from here.
+            os.environ["CRM_REPLAY_SOURCE_ROWS_PER_S"] = str(settings.throttle(len(lots)).rows_per_s)
             read_in_children(lots, stop=lambda: bool(signals))
         else:
             for range_ in ranges:

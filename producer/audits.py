@@ -344,6 +344,20 @@ class AuditReader:
             )
         return [int(id_) for id_ in rows[0][0]] if rows and rows[0][0] else []
 
+    def replica_lag(self) -> float | None:
+        """Return how many seconds this replica is behind its primary; None if it is no replica.
+
+        One that has replayed all it has received is not behind, however long ago the primary's last transaction was.
+        """
+        query = sql.SQL(
+            "SELECT CASE WHEN NOT pg_is_in_recovery() THEN NULL"
+            " WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0::float8"
+            " ELSE COALESCE(extract(epoch FROM now() - pg_last_xact_replay_timestamp())::float8, 0::float8) END"
+        )
+        with answering("asking how far the replica is behind"):
+            lag = self._retry(self._query, query, {})[0][0]
+        return None if lag is None else float(lag)
+
     def horizon_passed(self, xmax: int) -> bool:
         """Return whether every transaction below `xmax` has ended."""
         query = sql.SQL("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= %(xmax)s")

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from pymongo import WriteConcern
 from pymongo.database import Database
-from pymongo.errors import ConnectionFailure, PyMongoError
+from pymongo.errors import ConnectionFailure, DuplicateKeyError, PyMongoError
 
 from producer.cursor import Gap, IdRange
 from schemas.errors import ReplayError, ServiceUnreachableError
@@ -19,6 +19,10 @@ logger = logging.getLogger(__name__)
 COLLECTION = "crm_replay_checkpoints"
 
 Document = dict[str, Any]
+
+
+class FencedError(ReplayError):
+    """Another runner has taken the job up: what this process still reads is the other's to publish."""
 
 
 class Saves(Protocol):
@@ -41,32 +45,50 @@ class Checkpoint:
         database: Database[Document],
         job_id: str,
         run: int,
+        fence: int = 0,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         outage_max_s: float = 60.0,
     ) -> None:
-        """Write concern majority, journaled: a cursor taken back costs a repetition, but a gap taken back a row."""
+        """Write concern majority, journaled: a cursor taken back costs a repetition, but a gap taken back a row.
+
+        `fence` is the number of the runner that this process works for. Once `take_over` was called with a higher one,
+        nothing is saved under this one, so a process that slept through the end of its runner's lease publishes at most
+        the page whose gaps it had saved before.
+        """
         self._collection = database.get_collection(COLLECTION, write_concern=WriteConcern(w="majority", j=True))
         self._job_id = job_id
         self._run = run
+        self._fence = fence
         self._now = now
         self._outage_max_s = outage_max_s
         self._gaps_saved: dict[int, tuple[Gap, ...]] = {}
 
+    def take_over(self) -> None:
+        """Make the ranges this runner's, before it loads them: from then on no process of a former one saves any."""
+        with answering("taking over the cursor"):
+            self._collection.update_many({"job_id": self._job_id, "run": self._run}, {"$max": {"fence": self._fence}})
+
     def load(self) -> list[IdRange]:
-        """Return all ranges of this run, in no order; empty before the first one."""
+        """Return all ranges of this run, in no order; empty before the first one.
+
+        One with a lower number was begun by a process that did not know yet that it is fenced off: it is no range.
+        """
         with answering("loading the cursor"):
-            return [from_document(found) for found in self._collection.find({"job_id": self._job_id, "run": self._run})]
+            found = list(self._collection.find({"job_id": self._job_id, "run": self._run}))
+        fence = max((document.get("fence", 0) for document in found), default=0)
+        return [from_document(document) for document in found if document.get("fence", 0) == fence]
 
     def save(self, range_: IdRange) -> None:
         """Save the range; returns once the server has it. Saving is repeatable, so an outage is sat out for a while.
 
-        Raises ReplayError if the server stays away or refuses.
+        Raises FencedError if another runner has taken over, ReplayError if the server stays away or refuses.
         """
-        document = to_document(range_, self._job_id, self._run, self._now())
+        document = {**to_document(range_, self._job_id, self._run, self._now()), "fence": self._fence}
         if self._gaps_saved.get(range_.id_range) == range_.gaps:
             del document["gaps"]  # they may be thousands, and change seldom
-        key = {"_id": document.pop("_id")}
+        # Where a higher number stands, nothing matches, and the insert that follows meets the `_id`.
+        key = {"_id": document.pop("_id"), "$or": [{"fence": {"$lte": self._fence}}, {"fence": None}]}
         give_up_at = time.monotonic() + self._outage_max_s
         pause_s = 0.1
         while True:
@@ -74,6 +96,10 @@ class Checkpoint:
                 with answering("saving the cursor"):
                     self._collection.update_one(key, {"$set": document}, upsert=True)
                 break
+            except DuplicateKeyError:
+                raise FencedError(
+                    f"another runner has taken over the job (this is number {self._fence})", "this process ends"
+                ) from None
             except ServiceUnreachableError as error:
                 if time.monotonic() > give_up_at:
                     raise ReplayError(error.what, error.to_do) from error
@@ -127,5 +153,7 @@ def answering(what: str) -> Iterator[None]:
         raise ServiceUnreachableError(
             f"MongoDB does not answer ({what})", "check MONGODB_URL and start again; nothing is lost"
         ) from error
+    except DuplicateKeyError:
+        raise
     except PyMongoError as error:
         raise ReplayError(f"MongoDB refused ({what}): {str(error)[:200]}", "see the server's log") from error

@@ -4,6 +4,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from producer.audits import Limits
+from producer.throttle import Bounds
 from schemas.errors import BadInputError
 from schemas.job import ReplayJob
 
@@ -20,6 +21,17 @@ class ProducerSettings(BaseSettings):
     horizon_wait_s: float = Field(
         3600.0, ge=0, description="how long to wait at the end for transactions older than the job; then it is an error"
     )
+    source_rows_per_s: float = Field(0.0, ge=0, description="rows a second read from the CRM at most, per job; 0: all")
+    source_query_max_s: float = Field(
+        5.0, ge=0, description="a page that takes longer slows the reading down; 0: never. 500 rows take 0.02 s"
+    )
+    source_replica_lag_max_s: float = Field(
+        60.0, ge=0, description="on a replica that is further behind than this the reading slows down; 0: never"
+    )
+
+    def throttle(self, readers: int = 1) -> Bounds:
+        """Return what one of so many readers of a job may ask of the source."""
+        return Bounds(self.source_rows_per_s / readers, self.source_query_max_s, self.source_replica_lag_max_s)
 
     def limits(self, row_bytes_max: int) -> Limits:
         """Return the reader's part of it; `row_bytes_max` comes from the topic."""

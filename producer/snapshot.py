@@ -60,17 +60,20 @@ class Snapshot:
         *,
         stop: Callable[[], bool] = lambda: False,
         counters: Counters | None = None,
+        pause: Callable[[int, float], None] = lambda rows, query_s: None,  # noqa: ARG005
     ) -> None:
-        """`stop` is asked between pages."""
+        """`stop` is asked between pages; `pause` is told a page's rows and seconds and waits for the source's sake."""
         self._reader = reader
         self._encoder = encoder
         self._publisher = publisher
         self._checkpoint = checkpoint
         self._bounds = bounds
         self._stop = stop
+        self._pause = pause
         self.counters = counters if counters is not None else Counters()
         self._horizon_passed = False
         self._asked_at = float("-inf")
+        self._asked_s = 0.0  # how long the last page took to read
 
     def read(self, range_: IdRange) -> IdRange:
         """Publish the rest of a range; return it, done. Raises Stopped between pages, when asked to."""
@@ -90,11 +93,15 @@ class Snapshot:
             self._publisher.publish(encoded.records)
             # The next page is read and encoded while the brokers confirm this one. It is not published before that.
             following = replace(range_, cursor=page.end)
-            ahead = None if following.done or self._too_many_gaps(range_) else self._prepare(following)
+            ahead = None
+            if not (following.done or self._too_many_gaps(range_)):
+                self._pause(len(encoded.records), self._asked_s)
+                ahead = self._prepare(following)
             self._publisher.flush()  # raises if any delivery failed; the cursor stays
             range_ = advance(range_, page.end, len(encoded.records), self._bounds.id_window)
             self._checkpoint.save(range_)  # dying before this line publishes the page again, under the same number
             self.counters.count(page, encoded)
+            self.counters.saved(range_.id_range, range_.cursor)
             if self._stop() and not range_.done:
                 raise Stopped
         return range_
@@ -124,6 +131,7 @@ class Snapshot:
             late = advance(late, page.end, len(encoded.records), self._bounds.id_window)
             self._checkpoint.save(late)
             self.counters.count(page, encoded, late=True)
+            self.counters.saved(late.id_range, late.cursor)
         return late
 
     def wait_for_horizon(self) -> None:
@@ -153,6 +161,7 @@ class Snapshot:
             self._ask_for_horizon()
         newest_from = self._bounds.top - NEWEST_IDS
         in_newest = range_.cursor >= newest_from
+        asked_at = time.monotonic()
         page = self._reader.page_after(
             range_.cursor,
             range_.last if in_newest else min(range_.last, newest_from),
@@ -160,6 +169,9 @@ class Snapshot:
             range_.gaps if range_.gaps_to > range_.cursor else (),
             look_for_gaps=in_newest or not self._horizon_passed,
         )
+        self._asked_s = time.monotonic() - asked_at
+        self.counters.read_s += self._asked_s
+        self.counters.rows_read += len(page.events)
         return Prepared(page, self._encoder.encode(page, now_us()))
 
     def _too_many_gaps(self, range_: IdRange) -> bool:

@@ -26,7 +26,7 @@ _WHY_NOT: Mapping[tuple[JobStatus, JobStatus], str] = {
     (JobStatus.ROLLED_BACK, JobStatus.IN_PROGRESS): "its documents are gone; start a new job of the account",
 }
 NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-LEASE_S = 10.0  # a runner that has not renewed its lease for so long is taken for dead
+LEASE_S = 15.0  # a runner that has not renewed its lease for so long is taken for dead
 
 
 class IllegalTransitionError(ReplayError):
@@ -101,6 +101,7 @@ class Job:
             snapshot_xmax=self.snapshot_xmax,
             cutoff=self.cutoff,
             mapping_path=self.mapping_path,
+            fence=self.fence,
             begin_offsets=self.begin_offsets,
         )
 

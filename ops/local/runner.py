@@ -3,34 +3,41 @@
 Order of effects, and what a death between two of them costs:
 
 1. checks: nothing is changed before they all pass.
-2. the job document: from here on a second runner is refused by the database's unique index.
+2. the job document: from here on a second runner is refused by the database's unique index. A job that was asked for
+   over HTTP is there already and is claimed.
 3. topics, references, begin markers, committed offsets: a resume repeats those that are not on file yet; a repeated
    begin marker is one more record that everybody passes over.
 4. producer, processors, sinks: each takes up its work from what it had committed.
 5. validation, then the job is completed. Dying before it, a resume finds every partition ended and validates.
+
+The runner holds the job under a lease. One that cannot renew it stops its processes before the lease runs out, and
+starts them again if the job is still its own. One that was frozen and wakes up too late finds itself fenced: its number
+no longer counts for the job document, nor its snapshot's for the cursors; its processors and sinks are members of the
+same groups as its successor's, where Kafka gives each partition to one.
 """
 
+import getpass
 import os
 import signal
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pymongo
 from confluent_kafka import KafkaException
 from pymongo.errors import ConnectionFailure, PyMongoError
 
-from ops.control import kafka_admin, migrations, validation
+from ops.control import audit_log, kafka_admin, migrations, operations, validation
 from ops.control.jobs import LEASE_S, Job, Ledger
-from ops.control.store import JobAlreadyRunningError, JobStore, NewJob
+from ops.control.store import JobAlreadyRunningError, JobStore, LeaseLostError, NewJob
 from ops.local.processes import Supervised, Supervisor, child_environment, python_module
 from ops.local.view import RunView
 from producer import markers, references
@@ -46,10 +53,16 @@ from schemas.mapping import SourceMapping, load
 from schemas.registry import codec_for
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
-from sink.database import connect
+from sink.database import connect, open_database
 from sink.progress import RunTotals
 
-HEARTBEAT_EVERY_S = 1.0
+RENEW_EVERY_S = 1.0
+ANSWER_MAX_S = 3.0  # of MongoDB while workers run: whoever waits for longer would sleep through the end of the lease
+QUICK_STOP_S = 2.0
+# Without a renewal for so long the processes are stopped: noticing and stopping has to fit into the rest of the lease.
+SILENCE_MAX_S = LEASE_S - ANSWER_MAX_S - QUICK_STOP_S - 1.0
+SAVE_EVERY_S = 1.0
+CLAIM_PATIENCE_S = 20.0  # for the runner of a job that was halted to end its processes, before a resume
 POLL_EVERY_S = 0.2
 OUTAGE_MAX_S = 300.0  # of MongoDB; its sinks wait for ever, but a run that nobody can follow is no use
 SINK_HALTED = 3  # exit code of a sink that halted its job
@@ -68,6 +81,10 @@ class HaltedError(ReplayError):
 
 class OutageError(ReplayError):
     """A server was away for too long; the job can be taken up."""
+
+
+class SilentError(Exception):
+    """The lease has not been renewed for too long; whether it is still ours shows when the database answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,21 +125,54 @@ class Surroundings:
     connections: Connections
     kafka: Mapping[str, Any]
     mapping: SourceMapping
-    survey: Survey
     store: JobStore
     database: Any
     topics: AccountTopics
     codec: Codec
 
+    def look(self, account: str, date_range_start: datetime | None) -> Survey:
+        """Return the source as it is now, if Kafka keeps a replay of it for long enough. Raises BadInputError."""
+        found = survey(
+            self.connections.crm_audit_database_url, self.mapping, account, date_range_start=date_range_start
+        )
+        kafka_admin.require_retention(kafka_admin.client(self.kafka), self.topics, found.rows)
+        return found
+
 
 def run_account(account: str, options: RunOptions, connections: Connections, view: RunView) -> RunResult:
     """Replay one account and return its ledger, which is also in the job document.
 
-    Takes up a job whose runner has died. Raises BadInputError before anything is changed, HaltedError,
-    InterruptedRunError (both can be resumed), or ReplayError if a process keeps dying.
+    Takes up a job whose runner has died, or that waits for one. Raises BadInputError before anything is changed,
+    HaltedError, InterruptedRunError (both can be resumed), or ReplayError if a process keeps dying.
     """
-    with _checked(account, options, connections) as around:
-        return _run(_open_job(account, options, around, view), Stretch(), options, around, view)
+    with _surroundings(account, options.mapping_path, connections) as around:
+        found = around.look(account, options.date_range_start)
+        job = _open_job(account, options, found, around, view)
+        return _run(job, stretch_of(job), options, around, view)
+
+
+def run_claimed(job: Job, options: RunOptions, connections: Connections, view: RunView) -> RunResult:
+    """Replay what a claimed job says and return its ledger; `job` is as the claim returned it.
+
+    Raises what `run_account` does, and LeaseLostError if another runner has taken the job over.
+    """
+    account = job.company_sso_id
+    with (
+        _stop_on_signals() as stop,
+        _outages_in_one_line(),
+        _Lease(connections, job) as lease,
+        _surroundings(account, options.mapping_path or job.mapping_path, connections) as around,
+    ):
+        _require_mapping(job, around)
+        return _work_on(lease, stretch_of(job), options, around, view, stop)
+
+
+def stretch_of(job: Job) -> Stretch:
+    """Return what the job's present run reads: everything from the source, or of a rerun what was published."""
+    if not job.published_at:
+        return Stretch()
+    nothing = IdRange(0, first=job.top_audit_id, cursor=job.top_audit_id, last=job.top_audit_id)
+    return Stretch(published_at=job.published_at, snapshot=nothing)
 
 
 def rerun_account(account: str, options: RunOptions, connections: Connections, view: RunView) -> RunResult:
@@ -130,45 +180,32 @@ def rerun_account(account: str, options: RunOptions, connections: Connections, v
 
     Raises BadInputError if there is no finished run, or if Kafka has deleted the beginning of its stretch.
     """
-    with _checked(account, options, connections) as around:
+    with _surroundings(account, options.mapping_path, connections) as around:
         last = around.store.latest(account)
         if last is None or last.status not in (JobStatus.COMPLETED, JobStatus.FAILED) or not last.begin_offsets:
             state = "never been replayed" if last is None else f"a job that is {last.status}"
             raise BadInputError(f"{account} has {state}", f"crm-replay run --account {account}")
         _require_mapping(last, around)
-        oldest = kafka_admin.oldest_offsets(around.kafka, around.topics.replay, last.partitions)
-        if any(low > begin for low, begin in zip(oldest, last.begin_offsets, strict=True)):
-            raise BadInputError(
-                f"Kafka has deleted the beginning of the last run of {account}", f"crm-replay run --account {account}"
-            )
-        job = around.store.rerun(
-            last.job_id,
-            NewJob(
-                company_sso_id=account,
-                partitions=last.partitions,
-                top_audit_id=last.top_audit_id,
-                snapshot_xmax=last.snapshot_xmax,
-                cutoff=last.cutoff,
-                mapping_path=last.mapping_path,
-                mapping_sha256=last.mapping_sha256,
-                records_total=last.records_total,
-                triggered_by=last.triggered_by,
-                date_range_start=last.date_range_start,
-            ),
-            owner=new_owner(),
-        )
-        nothing = IdRange(0, first=job.top_audit_id, cursor=job.top_audit_id, last=job.top_audit_id)
-        return _run(job, Stretch(published_at=last.begin_offsets, snapshot=nothing), options, around, view)
+        around.look(account, last.date_range_start)
+        refused = operations.why_no_rerun(last, connections)
+        if refused:
+            raise BadInputError(*refused)
+        job = around.store.rerun(last.job_id, operations.next_run_of(last), owner=new_owner())
+        _note("rerun", job, around)
+        return _run(job, stretch_of(job), options, around, view)
 
 
 def run_since(account: str, since: datetime, options: RunOptions, connections: Connections, view: RunView) -> RunResult:
     """Replay the account's rows created at or after `since`, in a job of their own, and return their ledger."""
     options = replace(options, date_range_start=since.replace(microsecond=since.microsecond // 1000 * 1000))
-    with _checked(account, options, connections) as around:
+    with _surroundings(account, options.mapping_path, connections) as around:
+        found = around.look(account, options.date_range_start)
         last = around.store.latest(account)
         if last is not None:
             _require_mapping(last, around)
-        job = around.store.create(replace(_new_job(account, options, around), partial=True), owner=new_owner())
+        new = _new_job(account, options, found, around)
+        job = around.store.create(replace(new, partial=True), owner=new_owner())
+        _note("rerun", job, around, since=since.isoformat())
         return _run(job, Stretch(), options, around, view)
 
 
@@ -182,16 +219,18 @@ def run_selected(
     gaps = _stretches(audit_ids)
     if not gaps:
         raise BadInputError("no audit ids were given", "name at least one")
-    with _checked(account, options, connections) as around:
+    with _surroundings(account, options.mapping_path, connections) as around:
+        found = around.look(account, options.date_range_start)
         last = around.store.latest(account)
         if last is not None:
             _require_mapping(last, around)
         ids = _selected_ids(around, account, gaps, options.date_range_start or EARLIEST)
-        new = _new_job(account, options, around)
+        new = _new_job(account, options, found, around)
         job = around.store.create(
             replace(new, partial=True, records_total=len(ids), cutoff=options.date_range_start or EARLIEST),
             owner=new_owner(),
         )
+        _note("rerun", job, around, rows=len(ids))
         # A range that has been read, with the chosen ids as its gaps: the snapshot looks at gaps once more at its end.
         chosen = IdRange(0, gaps[0][0] - 1, gaps[-1][1], gaps[-1][1], gaps=tuple(gaps), gaps_to=gaps[-1][1])
         return _run(job, Stretch(snapshot=chosen, audit_ids=ids), options, around, view)
@@ -203,28 +242,61 @@ def new_owner() -> str:
 
 
 @contextmanager
-def _checked(account: str, options: RunOptions, connections: Connections) -> Iterator[Surroundings]:
+def _surroundings(account: str, mapping_path: str, connections: Connections) -> Iterator[Surroundings]:
     """Give the surroundings of a run after every check that needs no job; nothing has been changed by then."""
     topics = AccountTopics.of(account)
     connections.require("crm_audit_database_url", "kafka_bootstrap_servers", "mongodb_url")
-    mapping = load(options.mapping_path or None)
-    found = survey(connections.crm_audit_database_url, mapping, account, date_range_start=options.date_range_start)
+    mapping = load(mapping_path or None)
+    with closing(db_connect(connections.crm_audit_database_url)) as db:
+        resolve(db, mapping, account)
     kafka = connections.kafka()
-    kafka_admin.require_retention(kafka_admin.client(kafka), topics, found.rows)
+    kafka_admin.client(kafka)
     database = connect(connections, app_name="crm-replay-runner")
     try:
         migrations.require_current(database)
         codec = codec_for(connections.schema_registry_url)
-        yield Surroundings(connections, kafka, mapping, found, JobStore(database), database, topics, codec)
+        yield Surroundings(connections, kafka, mapping, JobStore(database), database, topics, codec)
     finally:
         database.client.close()
 
 
 def _run(job: Job, stretch: Stretch, options: RunOptions, around: Surroundings, view: RunView) -> RunResult:
-    with _stop_on_signals() as stop, _outages_in_one_line(), _Heartbeat(around.store, job) as heartbeat:
-        partitions = kafka_admin.ensure_topics(kafka_admin.client(around.kafka), around.topics, job.partitions)
-        job = heartbeat.job = _prepare(job, stretch, partitions, around, view)
-        return _work(job, stretch, options, around, view, stop)
+    """Run a job that is this runner's already."""
+    with _stop_on_signals() as stop, _outages_in_one_line(), _Lease(around.connections, job) as lease:
+        return _work_on(lease, stretch, options, around, view, stop)
+
+
+def _work_on(
+    lease: "_Lease",
+    stretch: Stretch,
+    options: RunOptions,
+    around: Surroundings,
+    view: RunView,
+    stop: threading.Event,
+) -> RunResult:
+    job = lease.job
+    if not job.prepared:
+        found = around.look(job.company_sso_id, job.date_range_start)
+        job = around.store.prepare(job, _surveyed(job, found))
+        lease.check(stop)
+    partitions = kafka_admin.ensure_topics(kafka_admin.client(around.kafka), around.topics, job.partitions)
+    job = _prepare(job, stretch, partitions, around, view, lambda: lease.check(stop))
+    return _work(job, stretch, options, around, view, stop, lease)
+
+
+def _note(action: str, job: Job, around: Surroundings, **detail: Any) -> None:
+    """Write to the audit log who does this on this host."""
+    known = {"job_id": job.job_id, "run": job.run, **detail}
+    audit_log.append(around.database, action, job.company_sso_id, who=on_this_host(), detail=known)
+
+
+def on_this_host() -> str:
+    """Return who works at this command line, as the audit log says it."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # no such user id, as in some containers
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
 
 
 @contextmanager
@@ -264,34 +336,52 @@ def _stretches(audit_ids: Iterable[int]) -> list[Gap]:
     return gaps
 
 
-def _new_job(account: str, options: RunOptions, around: Surroundings) -> NewJob:
+def _new_job(account: str, options: RunOptions, found: Survey, around: Surroundings) -> NewJob:
     return NewJob(
         company_sso_id=account,
         partitions=options.partitions,
-        top_audit_id=around.survey.top_audit_id,
-        snapshot_xmax=around.survey.snapshot_xmax,
-        cutoff=around.survey.cutoff,
+        top_audit_id=found.top_audit_id,
+        snapshot_xmax=found.snapshot_xmax,
+        cutoff=found.cutoff,
         mapping_path=str(Path(options.mapping_path).resolve()) if options.mapping_path else "",
-        mapping_sha256=_digest(around.mapping),
-        records_total=around.survey.rows,
+        mapping_sha256=operations.digest(around.mapping),
+        records_total=found.rows,
         triggered_by=f"crm-replay on {socket.gethostname()}",
         date_range_start=options.date_range_start,
     )
 
 
-def _open_job(account: str, options: RunOptions, around: Surroundings, view: RunView) -> Job:
-    """Return the account's job in progress: a new one, the next run of a completed one, or one taken up again."""
-    store, new, owner = around.store, _new_job(account, options, around), new_owner()
+def _surveyed(job: Job, found: Survey) -> NewJob:
+    """Return the job's run with what the source is now."""
+    return NewJob(
+        company_sso_id=job.company_sso_id,
+        partitions=job.partitions,
+        top_audit_id=found.top_audit_id,
+        snapshot_xmax=found.snapshot_xmax,
+        cutoff=found.cutoff,
+        records_total=found.rows,
+    )
+
+
+def _open_job(account: str, options: RunOptions, found: Survey, around: Surroundings, view: RunView) -> Job:
+    """Return the account's job in progress, now this runner's: a new one, the next run of a completed one, or one that
+    is taken up again.
+    """
+    store, new, owner = around.store, _new_job(account, options, found, around), new_owner()
     latest = store.latest(account)
     if latest is not None and latest.partial and store.claim(latest.job_id, owner) is not None:
         # A replay of chosen rows whose runner died: whoever asked for it asks again.
         store.transition(latest.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, "its runner died")
         latest = store.latest(account)
     if latest is None or latest.status is JobStatus.ROLLED_BACK:
-        return store.create(new, owner=owner)
+        job = store.create(replace(new, follows=latest.job_id if latest else ""), owner=owner)
+        _note("run", job, around)
+        return job
     if latest.status is JobStatus.COMPLETED:
         view.note(f"{account} has been replayed before; what is there already is skipped as a duplicate")
-        return store.rerun(latest.job_id, new, owner=owner)
+        job = store.rerun(latest.job_id, new, owner=owner)
+        _note("run", job, around)
+        return job
     if not latest.partial:
         _require_mapping(latest, around)
     if latest.status is JobStatus.IN_PROGRESS:
@@ -308,11 +398,20 @@ def _open_job(account: str, options: RunOptions, around: Surroundings, view: Run
             f"the job of {account} is {latest.status} ({latest.error or 'no reason given'})",
             f"when the cause is gone: crm-replay resume --account {account}",
         )
-    return store.transition(latest.job_id, latest.status, JobStatus.IN_PROGRESS, owner=owner)
+    give_up_at = time.monotonic() + CLAIM_PATIENCE_S
+    while True:
+        try:
+            job = store.transition(latest.job_id, latest.status, JobStatus.IN_PROGRESS, owner=owner)
+            _note("resume", job, around)
+            return job
+        except LeaseLostError:  # the runner that was halted is ending its processes
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(POLL_EVERY_S)
 
 
 def _require_mapping(job: Job, around: Surroundings) -> None:
-    if job.mapping_sha256 != _digest(around.mapping):
+    if job.mapping_sha256 != operations.digest(around.mapping):
         raise BadInputError(
             f"the job of {job.company_sso_id} was started with another source mapping "
             f"({job.mapping_path or 'the default'})",
@@ -320,13 +419,20 @@ def _require_mapping(job: Job, around: Surroundings) -> None:
         )
 
 
-def _digest(mapping: SourceMapping) -> str:
-    return sha256(mapping.model_dump_json().encode()).hexdigest()
+def _prepare(
+    job: Job,
+    stretch: Stretch,
+    partitions: int,
+    around: Surroundings,
+    view: RunView,
+    check: Callable[[], None],
+) -> Job:
+    """Publish the references, and say where the run's stretch begins for both groups, unless that is on file.
 
-
-def _prepare(job: Job, stretch: Stretch, partitions: int, around: Surroundings, view: RunView) -> Job:
-    """Publish the references, and say where the run's stretch begins for both groups, unless that is on file."""
+    `check` raises when the job is not this runner's any more; asked before each thing that others would see.
+    """
     kafka, topics, store = around.kafka, around.topics, around.store
+    check()
     published = references.publish(
         around.connections.crm_audit_database_url,
         around.mapping,
@@ -340,63 +446,106 @@ def _prepare(job: Job, stretch: Stretch, partitions: int, around: Surroundings, 
         f"references published: {published.contacts:,} contacts, {published.users:,} users, "
         f"{published.referents:,} referents"
     )
+    check()
     if job.begin_offsets:
         return job
-    # Nobody works for this run before its begin offsets are on file, so dying here repeats all of it.
-    outcomes_end = kafka_admin.end_offsets(kafka, topics.outcomes, partitions)
-    kafka_admin.commit_offsets(kafka, topics.sink_group, topics.outcomes, outcomes_end)
-    if stretch.snapshot is not None:
-        Checkpoint(around.database, job.job_id, job.run).save(stretch.snapshot)
-    begin_offsets = stretch.published_at or markers.begin(
-        kafka, topics.replay, partitions, job_id=job.job_id, run=job.run, codec=around.codec
-    )
+    if not job.planned_begin:
+        outcomes_end = kafka_admin.end_offsets(kafka, topics.outcomes, partitions)
+        if stretch.snapshot is not None:
+            Checkpoint(around.database, job.job_id, job.run, job.fence).save(stretch.snapshot)
+        begin_offsets = stretch.published_at or markers.begin(
+            kafka, topics.replay, partitions, job_id=job.job_id, run=job.run, codec=around.codec
+        )
+        job = store.plan_stretch(job, begin_offsets, outcomes_end, partitions)
+    # Nobody works for this run before its begin offsets are on file. What is planned is not changed any more, so a
+    # runner that wakes up here after its job was taken over sets a group back to its beginning at worst: a repetition.
+    kafka_admin.commit_offsets(kafka, topics.sink_group, topics.outcomes, job.planned_outcomes)
     # Behind the begin marker: a group without committed offsets must never meet a worker (decision 2).
-    first = [offset + 1 for offset in begin_offsets]
+    first = [offset + 1 for offset in job.planned_begin]
     kafka_admin.commit_offsets(kafka, topics.processors_group, topics.replay, first)
-    return store.set_begin_offsets(job, begin_offsets, partitions)
+    return store.set_begin_offsets(job, job.planned_begin, job.partitions)
 
 
 def _work(
-    job: Job, stretch: Stretch, options: RunOptions, around: Surroundings, view: RunView, stop: threading.Event
+    job: Job,
+    stretch: Stretch,
+    options: RunOptions,
+    around: Surroundings,
+    view: RunView,
+    stop: threading.Event,
+    lease: "_Lease",
 ) -> RunResult:
     """Run the processes until every end marker has passed the sink, then validate."""
-    store = around.store
     patience = _Patience(view, stop)
     started = time.monotonic()
-    with Supervisor() as supervisor:
-        for process in _processes(job, options, around.connections):
-            supervisor.add(process)
-        saved_at = 0.0
-        halted = False
-        while True:
-            halted |= any(p.returncode == SINK_HALTED for p in supervisor.check())
-            try:
-                totals = store.aggregate_progress(job)
-                view.progress(totals.accounted, job.records_total, dict(totals.skipped), totals.failed_total)
-                if time.monotonic() - saved_at >= HEARTBEAT_EVERY_S:
-                    job = store.save_totals(job, totals)
-                    saved_at = time.monotonic()
-                if halted or job.status is JobStatus.HALTED:
-                    raise HaltedError(
-                        f"the job is halted: {store.get(job.job_id).error}",  # type: ignore[union-attr]
-                        f"see the dead letters; then crm-replay resume --account {job.company_sso_id}",
-                    )
-            except ConnectionFailure as error:  # the sinks sit it out too; their counts are on file
+    while True:
+        try:
+            with Supervisor() as supervisor:
+                _watch(supervisor, job, options, around, view, patience, stop, lease)
+            break
+        except SilentError as error:
+            view.note(f"{error}; its processes are stopped until MongoDB says whose job it is")
+            while not lease.renewed_lately:
+                lease.check(stop)
                 patience.wait(error)
-                continue
             patience.over()
-            if totals.partitions_ended >= job.partitions:
-                break
-            if stop.is_set():
-                raise _interrupted()
-            time.sleep(POLL_EVERY_S)
-        seconds = time.monotonic() - started
+    seconds = time.monotonic() - started
     view.close()
     while True:
         try:
             return RunResult(*_conclude(job, stretch, around), seconds)
         except ConnectionFailure as error:
             patience.wait(error)
+
+
+def _watch(
+    supervisor: Supervisor,
+    job: Job,
+    options: RunOptions,
+    around: Surroundings,
+    view: RunView,
+    patience: "_Patience",
+    stop: threading.Event,
+    lease: "_Lease",
+) -> None:
+    """Start the processes and return when every end marker has passed the sink.
+
+    Raises SilentError, with all processes ended, before the lease runs out unrenewed.
+    """
+    store = around.store
+    for process in _processes(job, options, around.connections):
+        supervisor.add(process)
+    saved_at = 0.0
+    halted = False
+    while True:
+        if not lease.renewed_lately:
+            supervisor.stop(timeout_s=QUICK_STOP_S)
+            raise SilentError(f"the lease of {job.company_sso_id} could not be renewed for {SILENCE_MAX_S:.0f} s")
+        if lease.lost:
+            supervisor.stop(timeout_s=QUICK_STOP_S)
+        lease.check(stop)
+        halted |= any(p.returncode == SINK_HALTED for p in supervisor.check())
+        try:
+            with pymongo.timeout(ANSWER_MAX_S):
+                totals = store.aggregate_progress(job)
+                if time.monotonic() - saved_at >= SAVE_EVERY_S:
+                    job = store.save_totals(job, totals)
+                    saved_at = time.monotonic()
+            view.progress(totals.accounted, job.records_total, dict(totals.skipped), totals.failed_total)
+            if halted or job.status is JobStatus.HALTED:
+                raise HaltedError(
+                    f"the job is halted: {store.get(job.job_id).error}",  # type: ignore[union-attr]
+                    f"see the dead letters; then crm-replay resume --account {job.company_sso_id}",
+                )
+        except PyMongoError as error:  # the sinks sit it out too; their counts are on file
+            if not (isinstance(error, ConnectionFailure) or error.timeout):
+                raise
+            patience.wait(error)
+            continue
+        patience.over()
+        if totals.partitions_ended >= job.partitions:
+            return
+        time.sleep(POLL_EVERY_S)
 
 
 def _interrupted() -> InterruptedRunError:
@@ -411,7 +560,7 @@ class _Patience:
         self._stop = stop
         self._since: float | None = None
 
-    def wait(self, error: ConnectionFailure) -> None:
+    def wait(self, error: Exception) -> None:
         """Wait a moment. Raises OutageError when it has lasted too long, InterruptedRunError when asked to stop."""
         now = time.monotonic()
         if self._since is None:
@@ -445,7 +594,7 @@ def _conclude(job: Job, stretch: Stretch, around: Surroundings) -> tuple[Job, Le
         )
     if job.status is verdict:
         return job, ledger  # written before the outage; only its answer was lost
-    return store.transition(job.job_id, JobStatus.IN_PROGRESS, verdict, reason), ledger
+    return store.transition(job.job_id, JobStatus.IN_PROGRESS, verdict, reason, fence=job.fence), ledger
 
 
 def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals) -> Ledger:
@@ -495,16 +644,19 @@ def _processes(job: Job, options: RunOptions, connections: Connections) -> Itera
         yield process("sink", number)
 
 
-class _Heartbeat:
-    """Tells the job document every second that this runner lives; lets go of it at the end."""
+class _Lease:
+    """Renews the job's lease every second, over a connection of its own; lets go of it at the end."""
 
-    def __init__(self, store: JobStore, job: Job) -> None:
+    def __init__(self, connections: Connections, job: Job) -> None:
         self.job = job
-        self._store = store
+        self._database = open_database(connections, app_name="crm-replay-lease")
+        self._store = JobStore(self._database)
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._lost: LeaseLostError | None = None
+        self._renewed_at = _uptime()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
-    def __enter__(self) -> "_Heartbeat":
+    def __enter__(self) -> "_Lease":
         self._thread.start()
         return self
 
@@ -513,13 +665,42 @@ class _Heartbeat:
         self._thread.join()
         with suppress(PyMongoError):  # then the job can be taken up a little later; what ended the run is told
             self._store.release(self.job)
+        self._database.client.close()
 
-    def _beat(self) -> None:
-        while not self._over.wait(HEARTBEAT_EVERY_S):
+    @property
+    def renewed_lately(self) -> bool:
+        """Whether the lease holds for long enough to stop every process within it."""
+        return _uptime() - self._renewed_at < SILENCE_MAX_S
+
+    @property
+    def lost(self) -> bool:
+        """Whether the job has gone to another runner."""
+        return self._lost is not None
+
+    def check(self, stop: threading.Event) -> None:
+        """Raise LeaseLostError if the job has gone to another runner, InterruptedRunError when asked to stop."""
+        if self._lost is not None:
+            raise self._lost
+        if stop.is_set():
+            raise _interrupted()
+
+    def _renew(self) -> None:
+        while not self._over.wait(RENEW_EVERY_S):
+            asked_at = _uptime()
             try:
-                self._store.renew(self.job)
-            except Exception:  # noqa: S112 - an outage: the next beat may get through, the main thread reports
+                with pymongo.timeout(ANSWER_MAX_S):
+                    self._store.renew(self.job)
+                self._renewed_at = asked_at
+            except LeaseLostError as error:
+                self._lost = error
+                return
+            except PyMongoError:  # an outage: the next renewal may get through, the main thread reports
                 continue
+
+
+def _uptime() -> float:
+    """Return seconds that pass while the machine sleeps, too, where the system has such a clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 @contextmanager
