@@ -19,6 +19,7 @@ from ops.control.store import JobStore
 from ops.local import services
 from ops.local.dlq import app as dlq_app
 from ops.local.dry_run import dry_run
+from ops.local.enrich import enrich
 from ops.local.explain import explain
 from ops.local.generator import generate
 from ops.local.live import join as join_feed
@@ -98,6 +99,9 @@ def run(
     processors: Workers = 1,
     sinks: Workers = 1,
     date_range_start: DateRangeStart = None,
+    enrich_after: Annotated[
+        bool, typer.Option("--enrich", help="Then enrich its association logs; with --json, a second line.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Replay one account: every role of its job on this host, until the ledger is closed. Also goes on after a kill."""
@@ -105,6 +109,8 @@ def run(
 
     options = RunOptions(mapping, partitions, processors, sinks, _utc(date_range_start), home=Home.at(None).path)
     _run(account, options, as_json=as_json)
+    if enrich_after:
+        enrich(account, mapping=mapping, as_json=as_json)
 
 
 @app.command()
@@ -366,6 +372,7 @@ app.command("transform")(transform_rows)
 app.command()(preflight)
 app.command()(dry_run)
 app.command()(verify)
+app.command()(enrich)
 app.command()(explain)
 app.command("live")(follow_changes)
 

@@ -1,0 +1,499 @@
+"""`crm-replay enrich`: adds to association logs what they lacked when they were written, from the source as it is now.
+
+The rows come from PostgreSQL and not from the outcomes topic: the source keeps them for ever, and only there are the
+rows of the live feed's documents, which a replay skips (DECISIONS.md, decision 21). Every row that the account's
+association logs come from is read once, upwards; in batches its names are looked up and its document is patched
+(sink.enricher). How far it is stands in `crm_replay_enrichments`, saved after each batch. Dying between a patch and the
+save, the batch is done again: what was added is then found complete.
+"""
+
+import datetime as dt
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Annotated, Any
+
+import typer
+from pymongo.errors import DuplicateKeyError, PyMongoError
+from rich.console import Console
+from rich.table import Table
+
+from ops.control import migrations
+from ops.control.store import JobStore
+from ops.local import services
+from ops.local.view import RunView, view_for
+from processors.enrichment import TYPE_KEY, AssociationFinder, AssociationLog, Name
+from processors.transform import Refused, Skip
+from producer.audits import AuditReader, AuditSource, Connection, Limits, answering, connect, resolve
+from producer.cursor import EARLIEST
+from producer.messages import Page
+from producer.references import find_contacts, names_of
+from producer.survey import count
+from schemas.connections import Connections
+from schemas.errors import BadInputError, ReplayError
+from schemas.mapping import SourceMapping, load
+from schemas.records import AuditEvent, Contact, Referent, User
+from schemas.vocabulary import JobStatus
+from sink.database import Document, Documents
+from sink.database import connect as connect_mongodb
+from sink.enricher import WINDOW_MS, Enricher
+from sink.indexes import ACTIVITY_LOGS, ENRICHED_ACTIONS, ENRICHED_CATEGORIES, ENRICHMENTS
+from sink.match_key import DELETED_REFERENCE, Association, Outcome
+
+BATCH_ROWS = 1_000  # association rows patched at once
+PAGE_ROWS = 5_000
+SAVE_EVERY_S = 2.0  # also where there is nothing to patch: an account may have few association rows
+SILENT_S = 30.0  # an enrichment that has saved nothing for so long has died; a slow page may take as long
+NAMES_MAX = 100_000  # kept; rows of one record come close together
+NAMED_MAX = 20  # rows of an outcome that are named
+WINDOW_S_MAX = 3_600.0
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+NAMED = (Outcome.ENRICH_AMBIGUOUS, Outcome.CONFLICT, Outcome.REFUSED, Outcome.UNREADABLE)
+WHAT = {
+    Outcome.PATCHED: "patched",
+    Outcome.COMPLETE: "nothing was missing",
+    Outcome.ENRICH_AMBIGUOUS: "enrich_ambiguous: several documents fit",
+    Outcome.CONFLICT: "the document says something else",
+    Outcome.REFUSED: "refused by MongoDB",
+    Outcome.NO_DOCUMENT: "without a document",
+    Outcome.NO_CONTACT: "without a contact",
+    Outcome.UNREADABLE: "unreadable",
+}
+
+
+class EnrichmentLostError(ReplayError):
+    """Another process has taken the account's enrichment up."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnrichOptions:
+    """How an account is enriched."""
+
+    mapping_path: str = ""
+    window_s: float = WINDOW_MS / 1000
+    dry_run: bool = False
+    batch_rows: int = BATCH_ROWS
+
+
+@dataclass(slots=True)
+class Enrichment:
+    """How far an enrichment is; every association row up to `cursor` is in exactly one of `outcomes`."""
+
+    company_sso_id: str
+    top: int  # audit id up to which it goes
+    cursor: int = 0
+    rows: int = 0  # read, of the types that can be association rows
+    rows_total: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    deleted_references: int = 0  # rows whose names include that of a record that is gone
+    audit_ids: dict[str, list[int]] = field(default_factory=dict)  # the first rows of outcomes to look at
+    dry_run: bool = False
+    resumed: bool = False
+    seconds: float = 0.0  # of this process
+
+    @property
+    def associations(self) -> int:
+        """How many association rows have been handled."""
+        return self.outcomes.total()
+
+    def add(self, rows: Iterable[tuple[int, Outcome]]) -> None:
+        """Count rows by outcome, and name the first ones that somebody should look at."""
+        for audit_id, outcome in rows:
+            self.outcomes[outcome.value] += 1
+            if outcome in NAMED and len(named := self.audit_ids.setdefault(outcome.value, [])) < NAMED_MAX:
+                named.append(audit_id)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        return {
+            "company_sso_id": self.company_sso_id,
+            "dry_run": self.dry_run,
+            "resumed": self.resumed,
+            "top_audit_id": self.top,
+            "rows_read": self.rows,
+            "association_rows": self.associations,
+            "outcomes": {outcome.value: self.outcomes[outcome.value] for outcome in Outcome},
+            "deleted_references": self.deleted_references,
+            "audit_ids": self.audit_ids,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+class Contacts:
+    """The account's contacts, for the rules; who acted and what a record is called is not asked of them here."""
+
+    def __init__(self, company_sso_id: str, by_person: Mapping[str, tuple[int, str]]) -> None:
+        """`by_person` has created_at in microseconds and customer_id by CRM person id."""
+        self._company_sso_id = company_sso_id
+        self._by_person = by_person
+
+    def contact(self, person_id: str) -> Contact | None:
+        """Return the person's contact."""
+        if (found := self._by_person.get(person_id)) is None:
+            return None
+        created_at, customer_id = found
+        return Contact(self._company_sso_id, person_id, customer_id, created_at)
+
+    def user(self, user_id: int) -> User | None:  # noqa: ARG002 - Lookups' shape
+        """Return None: a log's actor is never patched."""
+        return None
+
+    def sso_id(self, email: str) -> str | None:  # noqa: ARG002
+        """Return None, for the same reason."""
+        return None
+
+    def referent(self, referent_type: str, referent_id: int) -> Referent | None:  # noqa: ARG002
+        """Return None: names are asked for in batches, behind the rules."""
+        return None
+
+
+class Names:
+    """What CRM records are called now, asked for in batches by primary key."""
+
+    def __init__(self, db: Connection, mapping: SourceMapping, account: Any) -> None:
+        """`account` is the value of the mapped account column."""
+        self._db = db
+        self._mapping = mapping
+        self._account = account
+        self._known: dict[tuple[str, int], str] = {}
+
+    def learn(self, names: Iterable[Name]) -> None:
+        """Ask for the names that are not known yet: one query a type."""
+        wanted: dict[str, set[int]] = {}
+        for name in names:
+            if name.type_name in self._mapping.referents and (name.type_name, name.record_id) not in self._known:
+                wanted.setdefault(name.type_name, set()).add(name.record_id)
+        if wanted and len(self._known) > NAMES_MAX:
+            self._known.clear()
+            self.learn(names)
+            return
+        for type_name, ids in wanted.items():
+            found = names_of(self._db, self._mapping, self._account, type_name, ids)
+            self._known.update({(type_name, id_): found.get(id_, DELETED_REFERENCE) for id_ in ids})
+
+    def get(self, name: Name) -> str:
+        """Return a name that has been learnt; "" if the record has none, or its type no table of names."""
+        return self._known.get((name.type_name, name.record_id), "")
+
+
+class Cursor:
+    """The account's document in `crm_replay_enrichments`; only the process that began last may write it."""
+
+    def __init__(self, collection: Documents, options: EnrichOptions, mapping_sha256: str) -> None:
+        """Nothing is read yet."""
+        self._collection = collection
+        self._run = uuid.uuid4().hex
+        self._settings = {"window_s": options.window_s, "mapping_sha256": mapping_sha256}
+
+    def begin(self, fresh: Enrichment) -> Enrichment:
+        """Return where to begin: at the beginning, or where an enrichment with the same settings has died.
+
+        Raises BadInputError while another process is at it.
+        """
+        account = fresh.company_sso_id
+        now: dt.datetime = self._collection.database.client.admin.command("hello")["localTime"]
+        before = self._collection.find_one({"_id": account})
+        begun = fresh
+        if before is not None and before["finished_at"] is None:
+            silent_s = (_utc(now) - _utc(before["updated_at"])).total_seconds()
+            if silent_s < SILENT_S:
+                raise BadInputError(
+                    f"{account} is being enriched by another process",
+                    f"wait for it; one that has died can be taken up {SILENT_S:.0f} s after it was last heard of",
+                )
+            if before["settings"] == self._settings:
+                begun = Enrichment(
+                    account,
+                    before["top"],
+                    before["cursor"],
+                    before["rows"],
+                    before["rows_total"],
+                    Counter(before["outcomes"]),
+                    before["deleted_references"],
+                    {name: list(ids) for name, ids in before["audit_ids"].items()},
+                    resumed=True,
+                )
+        document = {
+            "_id": account,
+            "run": self._run,
+            "settings": self._settings,
+            "started_at": now,
+            **self._fields(begun),
+            "updated_at": now,
+            "finished_at": None,
+        }
+        try:
+            if before is None:
+                self._collection.insert_one(document)
+                return begun
+            taken = self._collection.replace_one({"_id": account, "run": before["run"]}, document).matched_count
+        except DuplicateKeyError:
+            taken = 0
+        if not taken:
+            raise BadInputError(f"{account} is being enriched by another process", "wait for it")
+        return begun
+
+    def save(self, state: Enrichment, *, finished: bool = False) -> None:
+        """Save how far it is. Raises EnrichmentLostError if another process has begun since."""
+        times: Document = {"updated_at": True, **({"finished_at": True} if finished else {})}
+        update = {"$set": self._fields(state), "$currentDate": times}
+        mine = {"_id": state.company_sso_id, "run": self._run}
+        if not self._collection.update_one(mine, update).matched_count:
+            raise EnrichmentLostError(f"the enrichment of {state.company_sso_id} was taken up by another process")
+
+    @staticmethod
+    def _fields(state: Enrichment) -> Document:
+        return {
+            "top": state.top,
+            "cursor": state.cursor,
+            "rows": state.rows,
+            "rows_total": state.rows_total,
+            "outcomes": dict(state.outcomes),
+            "deleted_references": state.deleted_references,
+            "audit_ids": state.audit_ids,
+        }
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Rows that have been read and not yet patched, and how far the source is read with them."""
+
+    logs: list[tuple[int, AssociationLog]] = field(default_factory=list)
+    without: list[tuple[int, Outcome]] = field(default_factory=list)
+    rows: int = 0
+    end: int = 0
+
+
+def enrich_account(account: str, options: EnrichOptions, connections: Connections, view: RunView) -> Enrichment:
+    """Enrich the account's association logs and return what came of it.
+
+    Takes up an enrichment that has died. Raises BadInputError before anything is changed, ReplayError for an outage:
+    the same command goes on.
+    """
+    if not 0 <= options.window_s <= WINDOW_S_MAX:
+        raise BadInputError(f"a window of {options.window_s} s", f"give 0 to {WINDOW_S_MAX:.0f} seconds")
+    connections.require("crm_audit_database_url", "mongodb_url")
+    database = connect_mongodb(connections, app_name="crm-replay-enrich")
+    try:
+        migrations.require_current(database)
+        mapping = _mapping_of(account, options, database)
+        with closing(connect(connections.crm_audit_database_url)) as db:
+            return _Run(account, options, connections, database, db, mapping, view).run()
+    except PyMongoError as error:
+        raise ReplayError(f"MongoDB does not answer ({type(error).__name__})", "the same command goes on") from error
+    finally:
+        database.client.close()
+
+
+def _mapping_of(account: str, options: EnrichOptions, database: Any) -> SourceMapping:
+    """Return the source mapping: that of the account's job, if it has one. The live feed's accounts may have none."""
+    job = JobStore(database).latest(account)
+    mapping = load(options.mapping_path or (job.mapping_path if job else "") or None)
+    if job is None:
+        return mapping
+    if job.status is JobStatus.IN_PROGRESS:
+        raise BadInputError(f"a run of {account} is in progress", "enrich when it is over")
+    if job.mapping_sha256 and job.mapping_sha256 != _digest(mapping):
+        raise BadInputError(
+            f"the source mapping {options.mapping_path or job.mapping_path or '(default)'} is not the one that"
+            f" {account} was replayed with",
+            "name that one with --mapping",
+        )
+    return mapping
+
+
+class _Run:
+    """One enrichment: this thread reads and decides, another patches and saves."""
+
+    def __init__(
+        self,
+        account: str,
+        options: EnrichOptions,
+        connections: Connections,
+        database: Any,
+        db: Connection,
+        mapping: SourceMapping,
+        view: RunView,
+    ) -> None:
+        self._account = account
+        self._options = options
+        self._dsn = connections.crm_audit_database_url
+        self._database = database
+        self._db = db
+        self._mapping = mapping
+        self._view = view
+        self._finder = AssociationFinder(mapping, account, ENRICHED_CATEGORIES, ENRICHED_ACTIONS)
+        self._contacts = Contacts(account, {})
+        self._enricher = Enricher(
+            database[ACTIVITY_LOGS], account, window_ms=round(options.window_s * 1000), dry_run=options.dry_run
+        )
+        self._cursor = Cursor(database[ENRICHMENTS], options, _digest(mapping))
+        self._state = Enrichment(account, 0)
+
+    def run(self) -> Enrichment:
+        """Return the whole enrichment."""
+        began = time.monotonic()
+        found = resolve(self._db, self._mapping, self._account)
+        source = replace(found, scope=self._finder.types)
+        state = self._begin(source)
+        self._contacts = Contacts(self._account, find_contacts(self._database, self._account).by_person)
+        self._names = Names(self._db, self._mapping, found.account)
+        if state.resumed:
+            self._view.note(f"taking up the enrichment of {self._account} behind audit id {state.cursor}")
+        limits = Limits(page_rows=PAGE_ROWS)
+        with ThreadPoolExecutor(1) as patcher, closing(AuditReader(self._dsn, source, EARLIEST, limits)) as reader:
+            self._read(reader, patcher)
+        if not self._options.dry_run:
+            self._cursor.save(state, finished=True)
+        state.seconds = time.monotonic() - began
+        return state
+
+    def _begin(self, source: AuditSource) -> Enrichment:
+        with answering("asking for the newest id"):
+            smallest, top, _ = self._db.execute(source.query("horizon")).fetchall()[0]
+        state = Enrichment(self._account, top, cursor=min(smallest - 1, top), dry_run=self._options.dry_run)
+        if not self._options.dry_run:
+            state = self._cursor.begin(state)
+        if not state.resumed:
+            state.rows_total = count(self._db, source, state.top, None, None).rows
+        self._state = state
+        return state
+
+    def _read(self, reader: AuditReader, patcher: ThreadPoolExecutor) -> None:
+        """Read what is left of the source; the patcher, one thread, gets batches in their order."""
+        cursor, top = self._state.cursor, self._state.top
+        batch, handed_at = _Batch(), time.monotonic()
+        pending: Future[None] = patcher.submit(lambda: None)
+        while cursor < top:
+            page = reader.page_after(cursor, top, 0, (), look_for_gaps=False)
+            for event in page.events:
+                self._take(event, page, batch)
+                if len(batch.logs) >= self._options.batch_rows:
+                    batch.end = event.audit_id
+                    pending.result()
+                    pending, batch, handed_at = patcher.submit(self._patch, batch), _Batch(), time.monotonic()
+            cursor = batch.end = page.end
+            if time.monotonic() - handed_at > SAVE_EVERY_S:
+                pending.result()
+                pending, batch, handed_at = patcher.submit(self._patch, batch), _Batch(), time.monotonic()
+        batch.end = top
+        pending.result()
+        patcher.submit(self._patch, batch).result()
+
+    def _take(self, event: AuditEvent, page: Page, batch: _Batch) -> None:
+        """Add a row to the batch, if it is an association row."""
+        batch.rows += 1
+        if not self._finder.may_be(event):
+            return
+        if event.audit_id in page.defects:
+            batch.without.append((event.audit_id, Outcome.UNREADABLE))
+            return
+        try:
+            found = self._finder.find(event, self._contacts)
+        except Exception:  # a rule raised: the processors dead-letter such a row
+            batch.without.append((event.audit_id, Outcome.UNREADABLE))
+            return
+        if isinstance(found, AssociationLog):
+            batch.logs.append((event.audit_id, found))
+        elif isinstance(found, Refused):
+            batch.without.append((event.audit_id, Outcome.UNREADABLE))
+        elif isinstance(found, Skip):
+            batch.without.append((event.audit_id, Outcome.NO_CONTACT))
+
+    def _patch(self, batch: _Batch) -> None:
+        """Patch a batch's documents, then count its rows and save how far that is, in one update."""
+        state = self._state
+        self._names.learn([name for _, log in batch.logs for name in log.names])
+        rows = [self._association(audit_id, log) for audit_id, log in batch.logs]
+        outcomes = self._enricher.patch(rows)
+        state.add(batch.without)
+        state.add(zip((row.audit_id for row in rows), outcomes, strict=True))
+        state.deleted_references += sum(DELETED_REFERENCE in row.texts.values() for row in rows)
+        state.rows += batch.rows
+        state.cursor = batch.end
+        if not self._options.dry_run:
+            self._cursor.save(state)
+        shown = {outcome: n for outcome, n in state.outcomes.items() if outcome != Outcome.COMPLETE}
+        self._view.progress(state.rows, state.rows_total, shown, 0)
+
+    def _association(self, audit_id: int, log: AssociationLog) -> Association:
+        """Return what the enricher has to know of a row."""
+        document = log.document
+        texts = {TYPE_KEY: log.links[TYPE_KEY]} if TYPE_KEY in log.links else {}
+        texts |= {name.key: text for name in log.names if (text := self._names.get(name))}
+        return Association(
+            audit_id,
+            document["external_id"],
+            document["customer_id"],
+            document["category"],
+            document["action"],
+            (document["timestamp"] - EPOCH) // dt.timedelta(milliseconds=1),
+            {key: value for key, value in log.links.items() if key != TYPE_KEY},
+            texts,
+        )
+
+
+def _digest(mapping: SourceMapping) -> str:
+    return sha256(mapping.model_dump_json().encode()).hexdigest()
+
+
+def _utc(moment: dt.datetime) -> dt.datetime:
+    """Return a server's time as aware UTC, however the client was opened."""
+    return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
+
+
+def enrich(
+    account: Annotated[str, typer.Option(help="The account's company_sso_id.", show_default=False)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be patched, write nothing.")] = False,
+    window_s: Annotated[
+        float, typer.Option(help="Seconds by which a live log's time may differ from its row's.")
+    ] = WINDOW_MS / 1000,
+    mapping: Annotated[
+        str, typer.Option(help="Source mapping file; left out: where the job found it.", show_default=False)
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
+) -> None:
+    """Add ids and names that the account's association logs lack, from the source; nothing that is there changes.
+
+    Repeatable at any time; goes on after a kill. Live logs without external_id are found by customer, action and time.
+    """
+    view = view_for(Console(stderr=True))
+    try:
+        done = enrich_account(account, EnrichOptions(mapping, window_s, dry_run), services.connections(), view)
+    finally:
+        view.close()
+    if as_json:
+        typer.echo(json.dumps(done.as_dict()))
+    else:
+        print_enrichment(Console(), done)
+
+
+def print_enrichment(console: Console, done: Enrichment) -> None:
+    """Print every bin, and the rows that somebody should look at."""
+    what = "Enrichment" if not done.dry_run else "Enrichment (dry run: nothing was written)"
+    table = Table(title=f"{what} of {done.company_sso_id}", show_header=False, title_justify="left", min_width=44)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("association rows", f"{done.associations:,}", style="bold")
+    for outcome, text in WHAT.items():
+        if count_ := done.outcomes[outcome.value]:
+            text = "would be patched" if done.dry_run and outcome is Outcome.PATCHED else text
+            table.add_row(text, f"{count_:,}", style="yellow" if outcome in NAMED else None)
+    if done.deleted_references:
+        table.add_row(f"of them with a {DELETED_REFERENCE}", f"{done.deleted_references:,}")
+    console.print(table)
+    for name, audit_ids in sorted(done.audit_ids.items()):
+        more = ", …" if done.outcomes[name] > len(audit_ids) else ""
+        console.print(f"{name}: rows {', '.join(map(str, audit_ids))}{more}", highlight=False, soft_wrap=True)
+    if done.seconds and done.associations and not done.resumed:
+        console.print(
+            f"{done.associations:,} association rows of {done.rows:,} in {done.seconds:.1f} s:"
+            f" {done.associations / done.seconds:,.0f}/s",
+            highlight=False,
+        )
