@@ -30,6 +30,7 @@ ACCOUNT_HEADER = "company_sso_id"  # set by the connector where a whole table is
 INT64_MAX = 2**63 - 1
 YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
 CONFLUENT_MAGIC = b"\x00"
+INFINITE_FROM = 9 * 10**18  # Debezium's number for infinity, in any unit, and nanoseconds of the year 2255
 DECIMAL_SCALE_MAX = 20
 DECIMAL_BYTES_MAX = 10  # what exceeds Decimal's 28 digits would be rounded
 
@@ -134,7 +135,8 @@ class ChangeDecoder:
             operation, schema, table = payload["op"], source.get("schema"), source.get("table")
             if operation == _MESSAGE_OPERATION:
                 return None
-            field = "after" if operation in _ROW_OPERATIONS else "before"
+            # An update may come without `before`, a deletion without `after`; an insert's row is never in `before`.
+            field = "after" if operation in _ROW_OPERATIONS or payload.get("after") is not None else "before"
             row = payload.get(field)
         else:
             operation = payload.get("__op") or _header(headers, "__op") or "c"
@@ -419,6 +421,8 @@ def _from_number(value: int, meaning: Meaning | None) -> int:
         digits = len(str(abs(value)))
         if digits < 12 or value < 0:
             raise _UnreadableError("created_at has no schema and is too small for its unit to show")
+        if value >= INFINITE_FROM:
+            raise _UnreadableError("created_at is infinite")
         unit_us = 1000.0 if digits <= 14 else 1.0 if digits <= 17 else 0.001
     return value * 1000 if unit_us == 1000.0 else value if unit_us == 1.0 else value // 1000
 
@@ -427,5 +431,15 @@ def _header(headers: Headers, name: str) -> str:
     """Return a header's text; "" if it is not there."""
     for header, value in headers or ():
         if header == name and value:
-            return value.decode("utf-8", "replace").strip('"')  # a JSON header converter quotes it
+            text = value.decode("utf-8", "replace")
+            quoted = len(text) > 1 and text[0] == text[-1] == '"'  # by Connect's JSON converter
+            return str(orjson.loads(text)) if quoted and _is_json(text) else text
     return ""
+
+
+def _is_json(text: str) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True

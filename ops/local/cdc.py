@@ -95,6 +95,10 @@ def connector_config(
             f"source.account of the mapping does not say whose the rows of a {column.column} are",
             "add inverse: a query that returns that column and company_sso_id of every account",
         )
+    if '"' in account or "\\" in account:
+        raise BadInputError(
+            f"account {account} cannot be sent in a header of Kafka Connect", "use a mapping with an account column"
+        )
     relation = f"{table.schema_name}.{table.table}"
     transforms = {
         "route": {
@@ -107,13 +111,14 @@ def connector_config(
         transforms["account"] = {
             "type": "org.apache.kafka.connect.transforms.InsertHeader",
             "header": ACCOUNT_HEADER,
-            "value.literal": account,
+            "value.literal": f'"{account}"',  # in quotes: else an account 007 would travel as the number 7
         }
     if flatten:
         transforms["flatten"] = {
             "type": "io.debezium.transforms.ExtractNewRecordState",
             "add.fields": "op,source.schema,source.table",  # else an update looks like an insert
             "delete.tombstone.handling.mode": "rewrite-with-tombstone",
+            "replace.null.with.default": "false",
         }
     config = {
         "connector.class": CONNECTOR_CLASS,
@@ -135,6 +140,7 @@ def connector_config(
         "snapshot.mode": "initial" if snapshot else "no_data",
         "time.precision.mode": "adaptive",
         "decimal.handling.mode": "string",
+        "skipped.operations": "none",  # truncations too: they are refused, and counted
         "heartbeat.interval.ms": str(HEARTBEAT_MS),
         "errors.max.retries": "-1",  # PostgreSQL or Kafka away: it waits for them
         "topic.creation.default.partitions": str(partitions),

@@ -28,6 +28,7 @@ SETTINGS = {
     "key.converter.schemas.enable": "false",
     "value.converter": "org.apache.kafka.connect.json.JsonConverter",
     "value.converter.schemas.enable": "true",  # the units of times and the types of columns are in the schema
+    "value.converter.replace.null.with.default": "false",  # NULL is NULL, whatever the column's default
     "config.storage.replication.factor": "-1",  # the brokers' default
     "offset.storage.replication.factor": "-1",
     "status.storage.replication.factor": "-1",
