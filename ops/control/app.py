@@ -12,13 +12,14 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
+from starlette.routing import Match, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from ops.control.activity_logs import RECORDS_MAX
 from ops.control.auth import BasicCredentials, tokens_of
 from ops.control.backend import Backend
-from ops.control.console_api import console_routes
+from ops.control.console_api import API_PREFIX, console_routes
 from ops.control.edge import BASIC_PREFIXES, PUBLIC_ASSETS, SESSION_PREFIXES, Edge, under
 from ops.control.envelope import OF_STATUS, ApiError, RespCode, error_response
 from ops.control.events import Events
@@ -86,13 +87,22 @@ def _api(settings: ControlSettings, backend: Backend, metrics: HttpMetrics, even
     api.include_router(console_routes(backend, rollbacks, events, VERSION))
     api.include_router(own_routes(backend, metrics))
     _serve_openapi(api)
-    api.mount("/console", _Files(CONSOLE_FILES, "no-cache"), name="console")
+    api.router.routes.append(_Pages("/console", _Files(CONSOLE_FILES, "no-cache"), name="console"))
     api.mount(PUBLIC_ASSETS.rstrip("/"), _Files(EMBEDDED_FILES, f"public, max-age={EMBEDDED_MAX_AGE_S}"), name="assets")
     api.add_exception_handler(ApiError, _api_error)
     api.add_exception_handler(RequestValidationError, _validation_error)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_exception_handler(Exception, _defect)
     return api
+
+
+class _Pages(Mount):
+    """The console's files: all below its path but the API, whose addresses know their own methods."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if under(scope["path"], (API_PREFIX,)):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 class _Files(StaticFiles):

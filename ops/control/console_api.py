@@ -69,6 +69,7 @@ from ops.control.routes import errors
 from ops.control.status_reader import view_of
 from ops.control.tasks import TaskKind
 
+API_PREFIX = "/console/api"
 PAGE_MAX = 500
 ENTRIES_MAX = 500
 OFFSET_MAX = 2**63 - 1
@@ -83,7 +84,7 @@ Limit = Annotated[int, Query(ge=1, le=PAGE_MAX)]
 def console_routes(backend: Backend, rollbacks: Rollbacks, events: Events, version: str) -> APIRouter:
     """Return the console's endpoints."""
     state = ConsoleState(backend)
-    router = APIRouter(prefix="/console/api", tags=["console"])
+    router = APIRouter(prefix=API_PREFIX, tags=["console"])
     _add_reading(router, backend, state, version)
     _add_events(router, backend, state, events)
     _add_actions(router, backend, rollbacks)
@@ -265,7 +266,7 @@ def _add_actions(router: APIRouter, backend: Backend, rollbacks: Rollbacks) -> N
         """Delete what the replay has written for the account; answers when all of it is gone."""
         if asked.confirm != asked.company_sso_id:
             raise ApiError(
-                400,
+                409,
                 RespCode.CONFIRMATION_MISMATCH,
                 "what was typed is not the account; nothing was deleted",
                 errors=[("confirm", "type the account's id")],

@@ -6,7 +6,7 @@ Times are RFC 3339 in UTC. `null` means «not known», never zero. Counts are of
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 from ops.control.activity_logs import AccountId, Moment
 from ops.control.validation import BIGINT_MAX
@@ -16,6 +16,15 @@ from schemas.vocabulary import JobStatus
 AUDIT_IDS_MAX = 10_000  # of one retry from the console; more with the command line
 REASON_LENGTH_MAX = 500
 NOT_STARTED = "not_started"
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):  # a text of digits is no number in JSON
+        raise ValueError("an audit id is a number")
+    return value
+
+
+AuditId = Annotated[int, BeforeValidator(_number), Field(ge=1, le=BIGINT_MAX)]
 
 
 class _Answer(BaseModel):
@@ -290,9 +299,7 @@ class RetryRequest(_Request):
 
     company_sso_id: AccountId
     cause: str | None = Field(None, max_length=100)
-    audit_ids: list[Annotated[StrictInt, Field(ge=1, le=BIGINT_MAX)]] | None = Field(
-        None, min_length=1, max_length=AUDIT_IDS_MAX
-    )
+    audit_ids: list[AuditId] | None = Field(None, min_length=1, max_length=AUDIT_IDS_MAX)
     force: StrictBool = Field(False, description="rows too that have been retried in vain three times")
 
 

@@ -1,0 +1,118 @@
+"""`python -m ops.control.load URL`: asks for a status at a steady rate and says how long the answers took.
+
+The rate is kept whatever the server does, and an answer is timed from the moment at which its request was due: a server
+that stalls is not flattered by a client that waits for it.
+"""
+
+import asyncio
+import json
+import time
+from base64 import b64encode
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from schemas.errors import BadInputError
+
+ANSWER_TIMEOUT_S = 10.0
+
+
+class _Connection:
+    """One keep-alive connection; a request at a time."""
+
+    def __init__(self, host: str, port: int, request: bytes) -> None:
+        self._host = host
+        self._port = port
+        self._request = request
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def ask(self) -> int:
+        """Return the status of one answer, whose body has been read."""
+        if self._reader is None or self._writer is None:
+            self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
+        self._writer.write(self._request)
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        length = next(
+            int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
+        )
+        await self._reader.readexactly(length)
+        return int(head.split(b" ", 2)[1])
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._writer is not None:
+            self._writer.close()
+        self._reader = self._writer = None
+
+
+async def load(
+    url: str, authorization: str, *, rate: float, seconds: float, connections: int
+) -> tuple[list[float], dict[str, int]]:
+    """Return the seconds that each answer took, sorted, and how many there were of each status or failure."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise BadInputError(f"{url} is no plain http:// address", "load it behind the gateway")
+    target = parts.path + (f"?{parts.query}" if parts.query else "")
+    request = f"GET {target} HTTP/1.1\r\nhost: {parts.netloc}\r\nauthorization: {authorization}\r\n\r\n".encode()
+    idle: asyncio.LifoQueue[_Connection] = asyncio.LifoQueue()
+    for _ in range(connections):
+        idle.put_nowait(_Connection(parts.hostname, parts.port or 80, request))
+    took: list[float] = []
+    counts: dict[str, int] = {}
+
+    async def one(due: float) -> None:
+        connection = await idle.get()
+        try:
+            outcome = str(await asyncio.wait_for(connection.ask(), ANSWER_TIMEOUT_S))
+        except (OSError, EOFError, TimeoutError) as error:
+            connection.close()
+            outcome = type(error).__name__
+        idle.put_nowait(connection)
+        took.append(time.perf_counter() - due)
+        counts[outcome] = counts.get(outcome, 0) + 1
+
+    began = time.perf_counter()
+    asked = set()
+    for number in range(int(rate * seconds)):
+        due = began + number / rate
+        wait_s = due - time.perf_counter()
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+        task = asyncio.create_task(one(due))
+        asked.add(task)
+        task.add_done_callback(asked.discard)
+    await asyncio.gather(*asked)
+    while not idle.empty():
+        idle.get_nowait().close()
+    return sorted(took), counts
+
+
+def main(
+    url: str,
+    user: Annotated[str, typer.Option(help="user:password, for Basic.")] = "",
+    token: Annotated[str, typer.Option(help="A session token, for Bearer.")] = "",
+    rate: Annotated[float, typer.Option(min=1, help="Requests a second.")] = 200.0,
+    seconds: Annotated[float, typer.Option(min=1)] = 10.0,
+    connections: Annotated[
+        int, typer.Option(min=1, help="At once; a request that finds none waits, and counts it.")
+    ] = 20,
+) -> None:
+    """Ask for URL at a steady rate; one JSON line: rate reached, p50, p90, p99 and longest answer in milliseconds."""
+    authorization = f"Bearer {token}" if token else f"Basic {b64encode(user.encode()).decode()}"
+    began = time.perf_counter()
+    took, counts = asyncio.run(load(url, authorization, rate=rate, seconds=seconds, connections=connections))
+    spent = time.perf_counter() - began
+    shown = {
+        "requests": len(took),
+        "per_s": round(len(took) / spent, 1),
+        **{f"p{part}_ms": round(took[len(took) * part // 100] * 1000, 1) for part in (50, 90, 99)},
+        "max_ms": round(took[-1] * 1000, 1),
+        "answers": counts,
+    }
+    typer.echo(json.dumps(shown))
+
+
+if __name__ == "__main__":
+    typer.run(main)
