@@ -64,17 +64,17 @@ class Report:
         }
 
 
-def ok(name: str, found: str, **facts: Any) -> Check:
+def ok(name: str, found: str, /, **facts: Any) -> Check:
     """Return a check that is as it should be."""
     return Check(name, Verdict.OK, found, "", facts)
 
 
-def warn(name: str, found: str, to_do: str, **facts: Any) -> Check:
+def warn(name: str, found: str, to_do: str, /, **facts: Any) -> Check:
     """Return a check that somebody should know of."""
     return Check(name, Verdict.WARN, found, to_do, facts)
 
 
-def fail(name: str, found: str, to_do: str, **facts: Any) -> Check:
+def fail(name: str, found: str, to_do: str, /, **facts: Any) -> Check:
     """Return a check with which the replay must not start."""
     return Check(name, Verdict.FAIL, found, to_do, facts)
 
@@ -84,7 +84,7 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     return max(verdicts, key=_RANK.__getitem__, default=Verdict.OK)
 
 
-def join(name: str, findings: Iterable[tuple[Verdict, str, str]], otherwise: str, **facts: Any) -> Check:
+def join(name: str, findings: Iterable[tuple[Verdict, str, str]], otherwise: str, /, **facts: Any) -> Check:
     """Return several findings (verdict, found, to_do) as one check; none of them: ok, and `otherwise` is found."""
     listed = sorted(findings, key=lambda finding: -_RANK[finding[0]])
     if not listed:

@@ -3,18 +3,20 @@
 import json
 import time
 from collections.abc import Mapping
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 from pymongo import ASCENDING
 from pymongo.errors import OperationFailure
 
-from ops.control import migrations
+from ops.control import coverage, migrations
+from ops.control.guards import COVERAGE_MIN_PCT
 from ops.control.store import JobStore
 from ops.local.preflight.estimates import Estimate, Rate, rate_of
 from ops.local.preflight.model import Check, Verdict, bytes_text, fail, join, ok, warn
 from ops.local.preflight.source import clock_check
 from producer.references import find_contacts
+from schemas.mapping import SourceMapping
 from schemas.vocabulary import JobStatus
 from sink.indexes import ACTIVITY_LOGS, CONTACTS, INDEXES, JOBS, PROGRESS, Index
 
@@ -207,6 +209,27 @@ def check_contacts(database: Any, account: str) -> Check:
     if findings:
         findings.append((Verdict.OK, said, ""))
     return join("contacts", findings, said, **facts)
+
+
+def check_coverage(database: Any, dsn: str, mapping: SourceMapping, account: str, start: datetime | None) -> Check:
+    """Return how many of the CRM persons in scope are contacts: by the very guard that a trigger has to pass."""
+    try:
+        found = coverage.measure(database, dsn, mapping, account, date_range_start=start)
+    except OperationFailure as error:  # it asks by index, and by nothing else
+        return fail(
+            "contacts_coverage", f"the indexes it asks by are missing (code {error.code})", "crm-replay migrate up"
+        )
+    rows = f"{'all' if found.complete else 'a sample of'} {found.rows:,} rows"
+    said = f"{found.found:,} of {found.persons:,} CRM persons ({found.pct:.2f} %) in {rows} are contacts"
+    facts = found.as_dict()
+    if found.enough:
+        return ok("contacts_coverage", said, **facts)
+    return fail(
+        "contacts_coverage",
+        f"{said}; {COVERAGE_MIN_PCT} % are needed",
+        f"migrate the contacts first, for instance CRM person {', '.join(found.missing)}",
+        **facts,
+    )
 
 
 def check_job(database: Any, account: str) -> Check:

@@ -1,14 +1,14 @@
 """All checks of one account: a lane for each server, then what needs answers of more than one of them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 import httpx
 
+from ops.control import coverage
 from ops.local.preflight import directory, kafka, mongodb, source
 from ops.local.preflight.estimates import Estimate, Rate, estimate, rate_of
 from ops.local.preflight.lanes import Lane, Step, run_lanes
@@ -71,15 +71,45 @@ def preflight_account(
         ]
     )
     expected = _estimate(found)
+    lost = {check.name: check.found for check in checks if check.verdict is Verdict.FAIL}
+
+    def late(server: str, name: str, needs: Sequence[str], ask: Callable[[], Check], timeout_s: float) -> Lane:
+        """Return the lane of a check that needs what others have found; not asked if one of those has failed."""
+        why = next((lost[needed] for needed in needs if needed in lost), None)
+        asked = ask if why is None else lambda: fail(name, f"not looked at: {why}", "")
+        return Lane(server, [Step(name, asked, timeout_s)])
+
     checks += run_lanes(
         [
-            Lane("source", [Step("estimate", partial(check_estimate, expected), options.timeout_s)]),
-            Lane("Kafka", _after(connections.kafka_bootstrap_servers, "kafka_retention", checks, "kafka_reachable",
-                lambda: kafka.check_retention(connections.kafka(), account, expected), options)),
-            Lane("MongoDB", _after(connections.mongodb_url, "mongodb_space", checks, "mongodb_reachable",
-                lambda: _with_database(connections, lambda db: mongodb.check_space(db, expected)), options)),
+            late(
+                "source and MongoDB",
+                "contacts_coverage",
+                ("source_reachable", "source_mapping", "mongodb_reachable"),
+                lambda: _with_database(
+                    connections,
+                    lambda db: mongodb.check_coverage(
+                        db, connections.crm_audit_database_url, mapping, account, options.date_range_start
+                    ),
+                ),
+                options.timeout_s + coverage.READ_MAX_S,
+            ),
+            late("estimate", "estimate", (), lambda: check_estimate(expected), options.timeout_s),
+            late(
+                "Kafka",
+                "kafka_retention",
+                ("kafka_reachable",),
+                lambda: kafka.check_retention(connections.kafka(), account, expected),
+                options.timeout_s,
+            ),
+            late(
+                "MongoDB",
+                "mongodb_space",
+                ("mongodb_reachable",),
+                lambda: _with_database(connections, lambda db: mongodb.check_space(db, expected)),
+                options.timeout_s,
+            ),
         ]
-    )  # fmt: skip
+    )
     return Report(account, tuple(checks), time.monotonic() - began)
 
 
@@ -195,17 +225,6 @@ def _directory_lane(account: str, mapping: SourceMapping, options: PreflightOpti
             Step("user_directory", users, options.timeout_s),
         ],
     )
-
-
-def _after(
-    address: str, name: str, checks: list[Check], needs: str, ask: Callable[[], Check], options: PreflightOptions
-) -> list[Step]:
-    """Return the step of a server's late check; not asked if the server did not answer before."""
-    lost = next((check for check in checks if check.name == needs and check.verdict is Verdict.FAIL), None)
-    if lost is None and address:
-        return [Step(name, ask, options.timeout_s)]
-    why = lost.found if lost is not None else "it is not set"
-    return [Step(name, lambda: fail(name, f"not looked at: {why}", ""), options.timeout_s)]
 
 
 def _estimate(found: _Found) -> Estimate | None:

@@ -39,7 +39,9 @@ from sink.database import connect
 pytestmark = pytest.mark.services
 MAPPING = str(mapping_path(SAMPLE_YAML))
 SINCE_ALWAYS = datetime(1900, 1, 1, tzinfo=UTC)
-LATE_CHECKS = ["estimate", "kafka_retention", "mongodb_space"]
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LEFT_OUT = (50010, 999999)
+LATE_CHECKS = ["contacts_coverage", "estimate", "kafka_retention", "mongodb_space"]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,13 @@ def place(kafka_bootstrap: str, postgres_dsn: str, mongodb_url: str) -> Iterator
     database = connect(own)
     migrations.up(database)
     seed_contacts(database)
+    # The sample leaves two persons of its rows without a contact, which the guard would rightly refuse.
+    database["contacts"].insert_many(
+        [
+            {"company_sso_id": SAMPLE_YAML, "crm_data": {"id": person}, "customer_id": f"c{person}", "created_at": NOW}
+            for person in LEFT_OUT
+        ]
+    )
     yield own
     database.client.drop_database(name)
     database.client.close()
@@ -121,8 +130,8 @@ def test_the_sample_account_is_looked_at_from_every_side_and_nothing_is_written(
     checks = by_name(report.checks)
     assert {name: check.found for name, check in checks.items() if check.verdict is Verdict.FAIL} == {}
     assert report.ok
-    assert [check.name for check in report.checks][-3:] == LATE_CHECKS
-    assert len(checks) == len(report.checks) >= 24
+    assert [check.name for check in report.checks][-4:] == LATE_CHECKS
+    assert len(checks) == len(report.checks) >= 25
     counted = count_in_scope(
         place.crm_audit_database_url, load(MAPPING), SAMPLE_YAML, top_audit_id=2**62, cutoff=SINCE_ALWAYS
     )
@@ -134,7 +143,7 @@ def test_the_sample_account_is_looked_at_from_every_side_and_nothing_is_written(
     assert checks["kafka_reachable"].facts["brokers"] == 1
     assert checks["kafka_reachable"].facts["release"] >= "3.8"
     assert len(checks["kafka_permissions"].facts["would_make"]) == 6
-    assert checks["contacts"].facts["persons"] == 25
+    assert checks["contacts"].facts["persons"] == 27
     assert checks["job"].facts["status"] == "not_started"
     emails = [user["email"] for user in json_lines("users") if user["email"]]
     assert not [email for email in emails if email in json.dumps(report.as_dict())]
@@ -266,6 +275,23 @@ def test_contacts_that_will_lose_their_history_are_counted(mongo_database: Any) 
     assert check.verdict is Verdict.WARN
     facts = dict(check.facts)
     assert facts == {"persons": 1, "by_id_map": 0, "doubled": 1, "without_created_at": 1, "mapped_to_nobody": 1}
+
+
+def test_too_few_contacts_fail_by_the_guard_that_a_trigger_has_to_pass(place: Connections, database: Any) -> None:
+    def check() -> Check:
+        return mongodb.check_coverage(database, place.crm_audit_database_url, load(MAPPING), SAMPLE_YAML, None)
+
+    covered = check()
+    assert (covered.verdict, covered.facts["coverage_pct"]) == (Verdict.OK, 100.0)
+    gone = {"company_sso_id": SAMPLE_YAML, "crm_data.id": LEFT_OUT[0]}
+    contact = database["contacts"].find_one_and_delete(gone)
+    try:
+        few = check()
+    finally:
+        database["contacts"].insert_one(contact)
+    assert few.verdict is Verdict.FAIL
+    assert few.facts["missing"] == [str(LEFT_OUT[0])]
+    assert "99 % are needed" in few.found
 
 
 def test_topics_that_would_lose_the_backlog_are_named_before_the_run(place: Connections) -> None:
