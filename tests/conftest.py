@@ -5,4 +5,5 @@ pytest_plugins = [
     "tests.fixtures.faults",
     "tests.fixtures.browser",
     "tests.fixtures.properties",
+    "tests.fixtures.prometheus",
 ]

@@ -271,7 +271,14 @@ def newer_libc(cache: ToolCache) -> tuple[str, ...]:
         )
 
     def fill(directory: Path) -> None:
-        _unpack_newer_libc(cache, directory, suite, system.get("VERSION_CODENAME", ""))
+        unpack_debian_package(
+            cache,
+            directory,
+            "libc6",
+            suite=suite,
+            codename=system.get("VERSION_CODENAME", ""),
+            to_do="see that apt-get update works on this machine, or set MONGODB_URL to a server of yours",
+        )
 
     root = cache.path(f"libc6-{suite}-{_PLATFORM}", f"a newer C library (libc6 of {suite})", fill)
     loader = next(root.rglob("ld-linux-*.so.*"))
@@ -280,25 +287,29 @@ def newer_libc(cache: ToolCache) -> tuple[str, ...]:
     return (str(loader), "--library-path", ":".join(str(part) for part in libraries))
 
 
-def _unpack_newer_libc(cache: ToolCache, directory: Path, suite: str, codename: str) -> None:
-    """Fetch libc6 of `suite` from the mirror this machine's apt already uses, with an apt state of its own."""
+def unpack_debian_package(
+    cache: ToolCache, directory: Path, package: str, *, suite: str, codename: str, to_do: str
+) -> None:
+    """Unpack a package of `suite` below `directory`, from the mirror this machine's apt already uses.
+
+    With an apt state of its own: nothing is installed, and what the machine's apt knows stays as it is.
+    """
     apt = directory / "apt"
     sources = apt / "sources"
     for part in (sources, apt / "lists" / "partial", apt / "archives" / "partial"):
         part.mkdir(parents=True)
     name, text = sources_for_suite(_apt_sources(), codename, suite)
-    (sources / f"newer-libc.{name}").write_text(text)
+    (sources / f"suite.{name}").write_text(text)
     options = [
         "-qq", "-o", "Dir::Etc::sourcelist=/dev/null", "-o", f"Dir::Etc::sourceparts={sources}",
         "-o", f"Dir::State::lists={apt / 'lists'}", "-o", f"Dir::Cache={apt}",
         "-o", f"Dir::Cache::archives={apt / 'archives'}", "-o", "APT::Sandbox::User=", "-o", "Acquire::Languages=none",
         "-o", "APT::Update::Post-Invoke-Success=", "-o", "APT::Update::Post-Invoke=",
     ]  # fmt: skip
-    to_do = "see that apt-get update works on this machine, or set MONGODB_URL to a server of yours"
-    cache.run("libc6-lists", ["apt-get", *options, "update"], cwd=apt, to_do=to_do)
-    cache.run("libc6", ["apt-get", *options, "download", "libc6"], cwd=apt, to_do=to_do)
-    package = next(apt.glob("libc6_*.deb"))
-    cache.run("libc6-unpack", ["dpkg", "-x", package, directory], cwd=apt, to_do=to_do)
+    cache.run(f"{package}-lists", ["apt-get", *options, "update"], cwd=apt, to_do=to_do)
+    cache.run(package, ["apt-get", *options, "download", package], cwd=apt, to_do=to_do)
+    found = next(apt.glob(f"{package}_*.deb"))
+    cache.run(f"{package}-unpack", ["dpkg", "-x", found, directory], cwd=apt, to_do=to_do)
     shutil.rmtree(apt)
 
 

@@ -1,0 +1,65 @@
+"""Pure: what Prometheus is told of the jobs of all accounts, from their documents and from what waits on their topics."""
+
+from collections.abc import Iterable, Mapping
+
+from ops.control.jobs import Job
+from ops.control.lag import Lag
+from schemas.metrics import ACCOUNTS_MAX, Value, labelled
+from schemas.vocabulary import JobStatus
+
+
+def job_values(
+    jobs: Iterable[Job], lags: Mapping[str, Lag], waiting: Mapping[str, int], *, accounts_max: int = ACCOUNTS_MAX
+) -> list[Value]:
+    """Return the values of each account's last job; accounts beyond `accounts_max`, the longest unchanged, are left out.
+
+    `lags` are those of accounts with a job in progress; `waiting` dead letters by account, where that is known.
+    """
+    latest: dict[str, Job] = {}
+    for job in sorted(jobs, key=lambda job: (job.started_at, job.run)):
+        if not job.partial:
+            latest[job.company_sso_id] = job
+    shown = sorted(latest.values(), key=lambda job: (job.status is JobStatus.IN_PROGRESS, job.updated_at), reverse=True)
+    found: list[Value] = []
+    for job in shown[:accounts_max]:
+        account = job.company_sso_id
+        found += _of_job(account, job)
+        lag = lags.get(account)
+        if lag is not None and job.status is JobStatus.IN_PROGRESS:
+            stages = {"processors": lag.processors, "sink": lag.sink}
+            found += [
+                Value("lag_records", records, {"account": account, "stage": stage})
+                for stage, records in stages.items()
+                if records is not None
+            ]
+        if account in waiting:
+            found.append(Value("dead_letters_waiting", waiting[account], {"account": account}))
+    return found
+
+
+def _of_job(account: str, job: Job) -> list[Value]:
+    here = {"account": account}
+    found = [
+        *(Value("job_state", float(job.status is status), {**here, "status": status.value}) for status in JobStatus),
+        Value("job_progress_ratio", job.progress_pct / 100, here),
+        Value("job_updated_timestamp_seconds", job.updated_at.timestamp(), here),
+        Value("job_heartbeat_timestamp_seconds", job.heartbeat_at.timestamp(), here),
+    ]
+    bins = {
+        "total": job.records_total,
+        "migrated": job.records_migrated,
+        "skipped": job.records_skipped,
+        "failed": job.records_failed,
+        "foreign": job.records_foreign,
+    }
+    found += [Value("job_rows", rows, {**here, "bin": name}) for name, rows in bins.items()]
+    found += [
+        Value(value.metric, value.value, {**here, **(value.labels or {})})
+        for value in (
+            *labelled("job_skipped_rows", "reason", job.skips_by_reason),
+            *labelled("job_failed_rows", "cause", job.failures_by_cause),
+        )
+    ]
+    if job.accuracy_pct is not None:
+        found.append(Value("job_accuracy_ratio", job.accuracy_pct / 100, here))
+    return found
