@@ -13,10 +13,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ops.control import migrations, operations
+from ops.control import migrations
 from ops.control.jobs import Job
 from ops.control.store import JobStore
-from ops.local import services
+from ops.local import ask, services
+from ops.local.daemon import runner as run_daemon
 from ops.local.dlq import app as dlq_app
 from ops.local.dry_run import dry_run
 from ops.local.enrich import enrich
@@ -36,7 +37,6 @@ from schemas.errors import BadInputError, ReplayError
 from schemas.topics import LIVE_FEED
 from schemas.vocabulary import JobStatus
 from sink.database import connect
-from sink.rollback import documents_of
 
 app = typer.Typer(
     name="crm-replay",
@@ -61,6 +61,7 @@ Mapping = Annotated[str, typer.Option(help="Source mapping file; left out: the s
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Partitions = Annotated[int, typer.Option(min=1, max=1024, help="Partitions of the account's topics.")]
 Workers = Annotated[int, typer.Option(min=1, max=64)]
+Detach = Annotated[bool, typer.Option("--detach", help="Leave it to a runner (crm-replay runner), and return.")]
 DateRangeStart = Annotated[
     datetime | None, typer.Option(help="Leave out rows created before this (UTC).", show_default=False)
 ]
@@ -104,7 +105,11 @@ def run(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Replay one account: every role of its job on this host, until the ledger is closed. Also goes on after a kill."""
+    """Replay one account: every role of its job on this host, until the ledger is closed. Also goes on after a kill.
+
+    Done on an operator's word: the account's migration flag and its contacts' coverage are not asked for, as they are
+    by `crm-replay trigger` and over HTTP.
+    """
     from ops.local.runner import RunOptions
 
     options = RunOptions(mapping, partitions, processors, sinks, _utc(date_range_start), home=Home.at(None).path)
@@ -115,9 +120,17 @@ def run(
 
 @app.command()
 def resume(
-    account: Account, mapping: Mapping = "", processors: Workers = 1, sinks: Workers = 1, as_json: AsJson = False
+    account: Account,
+    mapping: Mapping = "",
+    processors: Workers = 1,
+    sinks: Workers = 1,
+    detach: Detach = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Go on with a job that was halted or has failed, when the cause is gone."""
+    """Go on with a job that was halted or has failed, when the cause is gone: here, or with --detach by a runner."""
+    if detach:
+        ask.resume_detached(account, as_json=as_json)
+        return
     from ops.local.runner import RunOptions
 
     options = RunOptions(mapping, processors=processors, sinks=sinks, resume_halted=True, home=Home.at(None).path)
@@ -136,9 +149,15 @@ def rerun(
     mapping: Mapping = "",
     processors: Workers = 1,
     sinks: Workers = 1,
+    detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
     """Replay again: what was published, by offset reset; or a part of the source. Inserts what is missing."""
+    if detach:
+        if since is not None or audit_ids:
+            raise BadInputError("a part of the source is replayed here and now", "leave out --detach")
+        ask.rerun_detached(account, as_json=as_json)
+        return
     from ops.local import runner
 
     options = runner.RunOptions(mapping, processors=processors, sinks=sinks, home=Home.at(None).path)
@@ -230,33 +249,6 @@ def _job_summary(job: Job) -> dict[str, Any]:
         "finished_at": job.finished_at.isoformat() if job.finished_at else None,
         "error": job.error,
     }
-
-
-@app.command()
-def halt(account: Account, reason: Annotated[str, typer.Option(help="Kept in the job document.")] = "") -> None:
-    """Stop the account's running job; cursor and offsets are kept, `resume` goes on."""
-    with _database() as database:
-        job = operations.halt(JobStore(database), account, reason or "halted by the operator")
-    typer.echo(f"job {job.job_id} of {account} is halted")
-
-
-@app.command()
-def rollback(
-    account: Account,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Delete what the replay wrote for the account; documents of others and of the live feed stay as they are."""
-    if not yes and typer.prompt("This deletes the account's replayed activity logs. Type the account") != account:
-        raise BadInputError("that is not the account", "nothing was deleted")
-    view = view_for(Console(stderr=True))
-    try:
-        with _database() as database:
-            there = documents_of(database, account)
-            removed = operations.rollback(database, account, lambda count: view.progress(count, there, {}, 0))
-    finally:
-        view.close()
-    typer.echo(json.dumps({"records_removed": removed}) if as_json else f"{removed:,} documents removed")
 
 
 @app.command()
@@ -371,6 +363,11 @@ app.command()(generate)
 app.command("transform")(transform_rows)
 app.command()(preflight)
 app.command()(dry_run)
+app.command()(ask.trigger)
+app.command()(ask.flag)
+app.command()(ask.halt)
+app.command()(ask.rollback)
+app.command("runner")(run_daemon)
 app.command()(verify)
 app.command()(enrich)
 app.command()(explain)

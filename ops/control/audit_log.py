@@ -1,6 +1,8 @@
 """Who asked for what, when, and what came of it: `crm_replay_audit_log`. Appended to; nothing here changes an entry."""
 
 import datetime as dt
+import getpass
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +65,15 @@ def entries(database: Any, company_sso_id: str | None = None, limit: int = 100) 
     query = {} if company_sso_id is None else {"company_sso_id": company_sso_id}
     found = _log(database).find(query, {"_id": 0}).sort("at", DESCENDING).limit(min(limit, ENTRIES_MAX))
     return [Entry(**document) for document in found]
+
+
+def on_this_host() -> str:
+    """Return who works at a command line here, as an entry says it."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # no such user id, as in some containers
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
 
 
 def _log(database: Any) -> Documents:

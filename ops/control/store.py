@@ -9,7 +9,7 @@ import datetime as dt
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bson.codec_options import CodecOptions
@@ -301,6 +301,14 @@ class JobStore:
             fields |= {"attempts": attempts, "error": {"$literal": error}}
         mine = {"_id": job.job_id, "owner": job.owner, **_fenced(job.fence)}
         self._jobs.update_one(mine, [{"$set": fields}])
+
+    def got_on(self, job: Job) -> Job:
+        """Note that the attempts that failed before are over; return the job."""
+        self._jobs.update_one(
+            {"_id": job.job_id, "status": JobStatus.IN_PROGRESS.value, **_fenced(job.fence)},
+            {"$set": {"attempts": 0, "error": None}},
+        )
+        return replace(job, attempts=0)
 
     def _lost(self, job: Job) -> LeaseLostError:
         present = self.get(job.job_id)

@@ -16,7 +16,6 @@ no longer counts for the job document, nor its snapshot's for the cursors; its p
 same groups as its successor's, where Kafka gives each partition to one.
 """
 
-import getpass
 import os
 import signal
 import socket
@@ -36,8 +35,9 @@ from confluent_kafka import KafkaException
 from pymongo.errors import ConnectionFailure, PyMongoError
 
 from ops.control import audit_log, kafka_admin, migrations, operations, validation
-from ops.control.jobs import LEASE_S, Job, Ledger
-from ops.control.store import JobAlreadyRunningError, JobStore, LeaseLostError, NewJob
+from ops.control.jobs import LEASE_S, IllegalTransitionError, Job, Ledger
+from ops.control.migrations import MigrationRefusedError
+from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
 from ops.local.processes import Supervised, Supervisor, child_environment, python_module
 from ops.local.view import RunView
 from producer import markers, references
@@ -48,7 +48,7 @@ from producer.cursor import EARLIEST, Gap, IdRange
 from producer.survey import Survey, count_in_scope, survey
 from schemas.codec import Codec
 from schemas.connections import Connections
-from schemas.errors import BadInputError, ReplayError
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.mapping import SourceMapping, load
 from schemas.registry import codec_for
 from schemas.topics import AccountTopics
@@ -62,6 +62,8 @@ QUICK_STOP_S = 2.0
 # Without a renewal for so long the processes are stopped: noticing and stopping has to fit into the rest of the lease.
 SILENCE_MAX_S = LEASE_S - ANSWER_MAX_S - QUICK_STOP_S - 1.0
 SAVE_EVERY_S = 1.0
+ATTEMPTS_MAX = 5  # of runners, in a row, that did not get on with a job
+PAUSE_MAX_S = 60.0  # between them
 CLAIM_PATIENCE_S = 20.0  # for the runner of a job that was halted to end its processes, before a resume
 POLL_EVERY_S = 0.2
 OUTAGE_MAX_S = 300.0  # of MongoDB; its sinks wait for ever, but a run that nobody can follow is no use
@@ -119,6 +121,43 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """How a job is let go of that is not over: after what pause it may be claimed, or that nobody should try again."""
+
+    pause_s: float = 0.0
+    attempts: int = 0
+    error: str | None = None
+    fail: bool = False
+
+    def in_words(self) -> str:
+        """Return it as the end of a sentence."""
+        if self.fail:
+            return "the job has failed; resume it when the cause is gone"
+        return f"again in {self.pause_s:.0f} s" if self.pause_s else "the job is free"
+
+
+def terms_after(error: BaseException, before: Job, now: Job) -> Terms | None:
+    """Return on what terms a claimed job is let go of after an error; None if that needs no further try.
+
+    An outage is waited for as long as it takes. Anything else is tried again, ATTEMPTS_MAX times in a row without
+    having got on with the job; then the job has failed, and says why.
+    """
+    ended = (HaltedError, InterruptedRunError, JobChangedError, IllegalTransitionError)
+    if isinstance(error, ended) or not isinstance(error, Exception):
+        return None
+    got_on = (now.run, now.records_migrated + now.records_skipped + now.records_failed) != (
+        before.run,
+        before.records_migrated + before.records_skipped + before.records_failed,
+    )
+    attempts = 1 if got_on else now.attempts + 1
+    text = str(error) or type(error).__name__
+    outage = isinstance(error, (ServiceUnreachableError, OutageError, MigrationRefusedError))
+    if attempts >= ATTEMPTS_MAX and not outage:
+        return Terms(attempts=attempts, error=text, fail=True)
+    return Terms(min(PAUSE_MAX_S, 2.0 ** (attempts - 1)), attempts, text)
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
     """Everything that has been checked before anything is changed."""
 
@@ -154,13 +193,14 @@ def run_account(account: str, options: RunOptions, connections: Connections, vie
 def run_claimed(job: Job, options: RunOptions, connections: Connections, view: RunView) -> RunResult:
     """Replay what a claimed job says and return its ledger; `job` is as the claim returned it.
 
-    Raises what `run_account` does, and LeaseLostError if another runner has taken the job over.
+    Whatever keeps it from that is in the job document, and when it is tried again (`terms_after`). Raises what
+    `run_account` does, and LeaseLostError if another runner has taken the job over.
     """
     account = job.company_sso_id
     with (
         _stop_on_signals() as stop,
+        _Lease(connections, job, terms_after) as lease,
         _outages_in_one_line(),
-        _Lease(connections, job) as lease,
         _surroundings(account, options.mapping_path or job.mapping_path, connections) as around,
     ):
         _require_mapping(job, around)
@@ -287,16 +327,7 @@ def _work_on(
 def _note(action: str, job: Job, around: Surroundings, **detail: Any) -> None:
     """Write to the audit log who does this on this host."""
     known = {"job_id": job.job_id, "run": job.run, **detail}
-    audit_log.append(around.database, action, job.company_sso_id, who=on_this_host(), detail=known)
-
-
-def on_this_host() -> str:
-    """Return who works at this command line, as the audit log says it."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # no such user id, as in some containers
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"
+    audit_log.append(around.database, action, job.company_sso_id, who=audit_log.on_this_host(), detail=known)
 
 
 @contextmanager
@@ -517,6 +548,7 @@ def _watch(
         supervisor.add(process)
     saved_at = 0.0
     halted = False
+    accounted = None
     while True:
         if not lease.renewed_lately:
             supervisor.stop(timeout_s=QUICK_STOP_S)
@@ -531,6 +563,9 @@ def _watch(
                 if time.monotonic() - saved_at >= SAVE_EVERY_S:
                     job = store.save_totals(job, totals)
                     saved_at = time.monotonic()
+                if accounted is not None and totals.accounted > accounted and job.attempts:
+                    job = store.got_on(job)
+                accounted = totals.accounted
             view.progress(totals.accounted, job.records_total, dict(totals.skipped), totals.failed_total)
             if halted or job.status is JobStatus.HALTED:
                 raise HaltedError(
@@ -644,11 +679,28 @@ def _processes(job: Job, options: RunOptions, connections: Connections) -> Itera
         yield process("sink", number)
 
 
+def let_go(store: JobStore, job: Job, terms: Terms) -> None:
+    """Let go of a job on these terms; nothing happens if it is another's by now, or no longer in progress."""
+    try:
+        if terms.fail:
+            store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, terms.error or "", fence=job.fence)
+    except JobChangedError:
+        terms = Terms()
+    store.release(job, pause_s=terms.pause_s, attempts=terms.attempts, error=terms.error)
+
+
 class _Lease:
     """Renews the job's lease every second, over a connection of its own; lets go of it at the end."""
 
-    def __init__(self, connections: Connections, job: Job) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        job: Job,
+        terms: Callable[[BaseException, Job, Job], Terms | None] = lambda error, before, now: None,  # noqa: ARG005
+    ) -> None:
+        """`terms` says on what terms the job is let go of after an error; by default it is simply free."""
         self.job = job
+        self._terms = terms
         self._database = open_database(connections, app_name="crm-replay-lease")
         self._store = JobStore(self._database)
         self._over = threading.Event()
@@ -660,12 +712,18 @@ class _Lease:
         self._thread.start()
         return self
 
-    def __exit__(self, *_exc: object) -> None:
+    def __exit__(self, _type: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         self._over.set()
         self._thread.join()
-        with suppress(PyMongoError):  # then the job can be taken up a little later; what ended the run is told
-            self._store.release(self.job)
+        # If MongoDB does not answer, the job can be taken up a little later; what ended the run is told.
+        with suppress(PyMongoError, JobChangedError), pymongo.timeout(ANSWER_MAX_S):
+            self._let_go(error)
         self._database.client.close()
+
+    def _let_go(self, error: BaseException | None) -> None:
+        now = self._store.get(self.job.job_id) if error is not None else None
+        terms = self._terms(error, self.job, now) if error is not None and now is not None else None
+        let_go(self._store, self.job, terms or Terms())
 
     @property
     def renewed_lately(self) -> bool:

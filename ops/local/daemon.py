@@ -1,0 +1,527 @@
+"""`crm-replay runner`: does what has been asked for over HTTP, from the console or by `crm-replay trigger`.
+
+It claims jobs and tasks from MongoDB, as many at a time as this host may run; any number of runners on any number of
+hosts share the work. Each job is a child process that renews the job's own lease, so the daemon can die, hang or be
+replaced without a job noticing more than SIGTERM, and a job that takes its process down takes nothing else with it. A
+child needs a second to import its libraries; one is kept ready, so that a small account does not wait for that.
+A task is a command of `crm-replay`, run as a process of its own; its `--json` is the task's result.
+
+What a death costs: of the daemon, its children stop their workers and let go of their jobs; of a child, the job is free
+again at once; of the host, after the lease. Nothing durable is here.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import IO, Annotated, Any
+
+import pymongo
+import typer
+from pymongo.errors import PyMongoError
+
+from ops.control import migrations
+from ops.control.jobs import Job
+from ops.control.store import JobStore
+from ops.control.tasks import Task, TaskKind, TaskLostError, TaskStore
+from ops.local import services
+from ops.local.processes import child_environment
+from ops.local.services.layout import Home
+from schemas.connections import Connections
+from schemas.errors import BadInputError, ReplayError
+from schemas.mapping import load
+from schemas.vocabulary import JobStatus
+from sink.database import open_database
+
+POLL_EVERY_S = 0.5  # for work: two small queries by index
+TASK_LEASE_S = 30.0
+TASK_RENEW_EVERY_S = 2.0
+ANSWER_MAX_S = 5.0  # of MongoDB; the loop has others to look after
+OUTAGE_POLL_MAX_S = 5.0
+STOP_MAX_S = 30.0  # a job's runner ends its workers within 15 s, or kills them
+READY_CHILDREN = 1
+ERROR_CHARACTERS_MAX = 2_000
+PROGRESS = re.compile(r"([0-9,]+) of ([0-9,]+) rows")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a child is told on its standard input: which claimed job to run, and how."""
+
+    job_id: str
+    owner: str
+    fence: int
+    processors: int
+    sinks: int
+    mapping_path: str
+    home: str
+
+
+@dataclass(slots=True)
+class JobChild:
+    """A claimed job and the process that runs it."""
+
+    job: Job
+    process: subprocess.Popen[str]
+
+
+@dataclass(slots=True)
+class TaskChild:
+    """A claimed task and the process that does it."""
+
+    task: Task
+    process: subprocess.Popen[bytes]
+    out: IO[bytes]
+    err: IO[bytes]
+    arguments_file: Path | None
+    renewed_at: float = 0.0
+    said: str = ""  # the last line on its standard error
+
+
+@dataclass(slots=True)
+class Limits:
+    """How much this host does at a time, and with how many workers a job."""
+
+    jobs: int = 4
+    tasks: int = 2
+    processors: int = 1
+    sinks: int = 1
+    mapping_path: str = ""  # of this host; "": where the job says it is
+    home: Path = Path(".crm-replay")
+
+
+def say(text: str) -> None:
+    """Say one line about one event."""
+    print(f"{datetime.now(UTC):%H:%M:%S} crm-replay runner: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+@dataclass(slots=True)
+class Daemon:
+    """Claims, starts, watches. One thread; `stop` ends it."""
+
+    connections: Connections
+    limits: Limits
+    stop: threading.Event = field(default_factory=threading.Event)
+    jobs: dict[str, JobChild] = field(default_factory=dict)
+    tasks: dict[str, TaskChild] = field(default_factory=dict)
+    ready: list[subprocess.Popen[str]] = field(default_factory=list)
+    database: Any = None
+    outage: str = ""
+
+    def run(self, *, until_idle: bool = False) -> None:
+        """Work until asked to stop, or with `until_idle` until nothing is left to do; then let go of everything."""
+        self.database = open_database(self.connections, app_name="crm-replay-runner")
+        pause_s = POLL_EVERY_S
+        checked = False
+        try:
+            while not self.stop.wait(pause_s):
+                try:
+                    with pymongo.timeout(ANSWER_MAX_S):
+                        if not checked:
+                            migrations.require_current(self.database)
+                            checked = True
+                            say(f"ready for {self.limits.jobs} jobs and {self.limits.tasks} tasks at a time")
+                        claimed = self.step()
+                    self._answers()
+                    pause_s = 0.0 if claimed else POLL_EVERY_S
+                    if until_idle and not (claimed or self.jobs or self.tasks):
+                        return
+                except PyMongoError as error:
+                    self._does_not_answer(error)
+                    pause_s = min(OUTAGE_POLL_MAX_S, max(POLL_EVERY_S, pause_s * 2))
+        finally:
+            self._let_go()
+            self.database.client.close()
+
+    def step(self) -> bool:
+        """Look after what runs, then claim what there is room for; return whether anything was claimed."""
+        for child in list(self.jobs.values()):
+            self._look_after_job(child)
+        for task_child in list(self.tasks.values()):
+            self._look_after_task(task_child)
+        claimed = False
+        if len(self.jobs) < self.limits.jobs:
+            claimed = self._claim_job()
+        if len(self.tasks) < self.limits.tasks:
+            claimed |= self._claim_task()
+        self._keep_ready()
+        return claimed
+
+    # ---- jobs
+
+    def _claim_job(self) -> bool:
+        store = JobStore(self.database)
+        job = store.claim_next(f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}", tuple(self.jobs))
+        if job is None:
+            return False
+        account = job.company_sso_id
+        if job.partial:
+            # A replay of chosen rows whose runner died: which rows, only whoever asked for it knows.
+            why = "its runner died; ask for it again"
+            store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, why, fence=job.fence)
+            store.release(job)
+            say(f"{account}: a replay of chosen rows has failed: {why}")
+            return True
+        process = self.ready.pop() if self.ready and self.ready[-1].poll() is None else start_child()
+        order = Order(
+            job.job_id,
+            job.owner or "",
+            job.fence,
+            self.limits.processors,
+            self.limits.sinks,
+            self.limits.mapping_path,
+            str(self.limits.home),
+        )
+        assert process.stdin is not None
+        self.jobs[job.job_id] = JobChild(job, process)
+        try:
+            process.stdin.write(json.dumps(asdict(order)) + "\n")
+            process.stdin.flush()  # not closed: its end tells the child that we are gone
+        except BrokenPipeError:
+            return True  # it has just died; the next look finds that, and frees the job
+        how = "taking up" if job.begin_offsets else "starting"
+        say(f"{account}: {how} job {job.job_id}, run {job.run}, as process {process.pid}")
+        return True
+
+    def _look_after_job(self, child: JobChild) -> None:
+        code = child.process.poll()
+        if code is None:
+            return
+        job = child.job
+        if code != 0:  # it had no time to say why, nor to let go
+            from ops.local.runner import Terms, let_go, terms_after
+
+            why = f"its process ended with signal {-code}" if code < 0 else f"its process ended with code {code}"
+            store = JobStore(self.database)
+            present = store.get(job.job_id)
+            terms = terms_after(ReplayError(why), job, present or job) or Terms()
+            say(f"{job.company_sso_id}: {why}; {terms.in_words()}")
+            let_go(store, job, terms)
+        close_pipes(child.process)
+        del self.jobs[job.job_id]
+
+    def _keep_ready(self) -> None:
+        """Have a child ready that has its libraries loaded, as long as there is room for a job."""
+        self.ready = [process for process in self.ready if process.poll() is None]
+        if not self.ready and len(self.jobs) < self.limits.jobs:
+            self.ready += [start_child() for _ in range(READY_CHILDREN)]
+
+    # ---- tasks
+
+    def _claim_task(self) -> bool:
+        store = TaskStore(self.database)
+        task = store.claim_next(f"{os.uname().nodename}:{os.getpid()}:{uuid.uuid4().hex[:8]}", TASK_LEASE_S)
+        if task is None:
+            return False
+        arguments_file = None
+        try:
+            if audit_ids := task.arguments.get("audit_ids"):
+                arguments_file = write_lines(audit_ids)
+            words = command_of(task, self.limits.mapping_path, arguments_file)
+        except (BadInputError, OSError) as error:
+            store.finish(task, None, str(error))
+            return True
+        out, err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - closed when the task is over
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            [sys.executable, "-c", "from ops.cli import main; main()", *words],
+            env=child_environment(**self.connections.environment()),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+        self.tasks[task.task_id] = TaskChild(task, process, out, err, arguments_file, time.monotonic())
+        say(f"{task.company_sso_id}: {task.kind} asked for by {task.requested_by}, as process {process.pid}")
+        return True
+
+    def _look_after_task(self, child: TaskChild) -> None:
+        store, task = TaskStore(self.database), child.task
+        code = child.process.poll()
+        try:
+            if code is None:
+                said = last_line(child.err)
+                if said != child.said or time.monotonic() - child.renewed_at >= TASK_RENEW_EVERY_S:
+                    store.renew(task, TASK_LEASE_S, self._progress(task, said))
+                    child.said, child.renewed_at = said, time.monotonic()
+                return
+            result = result_of(child.out)
+            error = None if result is not None else last_line(child.err) or f"ended with code {code}"
+            store.finish(task, result, error)
+            say(f"{task.company_sso_id}: {task.kind} is {'done' if error is None else f'not done: {error}'}")
+        except TaskLostError as lost:
+            say(f"{task.company_sso_id}: {lost}")
+            end(child.process, signal.SIGKILL)
+        self._forget_task(child)
+
+    def _progress(self, task: Task, said: str) -> dict[str, Any]:
+        if task.kind is TaskKind.ROLLBACK:
+            job = JobStore(self.database).latest(task.company_sso_id)
+            told = (job.rollback if job else None) or {}
+            removed, left = told.get("removed", 0), told.get("remaining", 0)
+            return {"done": removed, "total": removed + left, "text": said}
+        return progress_of(said)
+
+    def _forget_task(self, child: TaskChild) -> None:
+        child.process.wait()
+        child.out.close()
+        child.err.close()
+        if child.arguments_file is not None:
+            child.arguments_file.unlink(missing_ok=True)
+        del self.tasks[child.task.task_id]
+
+    # ---- the end, and outages
+
+    def _let_go(self) -> None:
+        """End every child; jobs are let go by theirs, tasks are given back here."""
+        for process in self.ready:
+            close_pipes(process)  # nothing to do: it ends
+        for child in self.jobs.values():
+            end(child.process, signal.SIGTERM)
+        for task_child in self.tasks.values():
+            end(task_child.process, signal.SIGTERM)
+        if self.jobs or self.tasks:
+            say(f"stopping: {len(self.jobs)} jobs and {len(self.tasks)} tasks are let go")
+        give_up_at = time.monotonic() + STOP_MAX_S
+        processes: list[subprocess.Popen[Any]] = [
+            *self.ready,
+            *(child.process for child in self.jobs.values()),
+            *(child.process for child in self.tasks.values()),
+        ]
+        for process in processes:
+            try:
+                process.wait(max(0.0, give_up_at - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                end(process, signal.SIGKILL)
+                process.wait()
+        for child in self.jobs.values():
+            close_pipes(child.process)
+        for task_child in list(self.tasks.values()):
+            try:
+                with pymongo.timeout(ANSWER_MAX_S):
+                    TaskStore(self.database).give_back(task_child.task)
+            except PyMongoError as error:
+                say(f"{task_child.task.kind} could not be given back ({type(error).__name__}); its lease runs out")
+            self._forget_task(task_child)
+        say("stopped")
+
+    def _does_not_answer(self, error: PyMongoError) -> None:
+        if not self.outage:
+            say(f"MongoDB does not answer ({type(error).__name__}); waiting for it")
+        self.outage = type(error).__name__
+
+    def _answers(self) -> None:
+        if self.outage:
+            say("MongoDB answers again")
+        self.outage = ""
+
+
+def start_child() -> subprocess.Popen[str]:
+    """Return a process that loads what a run needs and then waits for its order."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ops.local.daemon"],
+        env=child_environment(),
+        stdin=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches the daemon alone, which then stops them in order
+    )
+
+
+def close_pipes(process: subprocess.Popen[str]) -> None:
+    """Close our end of a child's standard input."""
+    if process.stdin is not None:
+        try:
+            process.stdin.close()
+        except BrokenPipeError:
+            return
+
+
+def end(process: subprocess.Popen[Any], number: int) -> None:
+    """Send a signal to a process and to what it has started in its session, if it is alive."""
+    if process.poll() is None:
+        try:
+            os.killpg(process.pid, number) if number == signal.SIGKILL else process.send_signal(number)
+        except ProcessLookupError:
+            return
+
+
+def write_lines(values: list[int]) -> Path:
+    """Return a file with one value a line: thousands of audit ids do not fit an argument."""
+    descriptor, name = tempfile.mkstemp(prefix="crm-replay-ids-", text=True)
+    with os.fdopen(descriptor, "w") as file:
+        file.writelines(f"{value}\n" for value in values)
+    return Path(name)
+
+
+def command_of(task: Task, mapping_path: str, audit_ids: Path | None) -> list[str]:
+    """Return the words of the command that does the task. Raises BadInputError for arguments it does not know."""
+    account, arguments = f"--account={task.company_sso_id}", task.arguments
+    known = {
+        TaskKind.VERIFY: set[str](),
+        TaskKind.PREFLIGHT: {"mapping_path"},
+        TaskKind.DLQ_RETRY: {"cause", "audit_ids", "force", "reason"},
+        TaskKind.ROLLBACK: {"reason"},
+    }[task.kind]
+    if strange := sorted(set(arguments) - known):
+        raise BadInputError(f"{task.kind} takes no {', '.join(strange)}", f"it takes {', '.join(sorted(known))}")
+    if task.kind is TaskKind.VERIFY:
+        return ["verify", account, "--json"]
+    if task.kind is TaskKind.PREFLIGHT:
+        path = mapping_path or arguments.get("mapping_path") or ""
+        return ["preflight", account, "--json", *([f"--mapping={path}"] if path else [])]
+    if task.kind is TaskKind.ROLLBACK:
+        return ["rollback", account, "--yes", "--json", f"--by={task.requested_by}"]
+    words = ["dlq", "retry", account, "--yes", "--json"]
+    words.append(f"--reason={arguments.get('reason') or f'asked for by {task.requested_by}'}")
+    if cause := arguments.get("cause"):
+        words.append(f"--cause={cause}")
+    if audit_ids is not None:
+        words.append(f"--audit-ids=@{audit_ids}")
+    return [*words, "--force"] if arguments.get("force") else words
+
+
+def result_of(out: IO[bytes]) -> dict[str, Any] | None:
+    """Return the JSON object that a command has printed; None if it has printed something else."""
+    out.seek(0)
+    try:
+        said = json.loads(out.read())
+    except ValueError:
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def last_line(err: IO[bytes]) -> str:
+    """Return the last line that a command has said."""
+    size = err.seek(0, os.SEEK_END)
+    err.seek(max(0, size - 16 * 1024))
+    lines = [line.strip() for line in err.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1][:ERROR_CHARACTERS_MAX] if lines else ""
+
+
+def progress_of(said: str) -> dict[str, Any]:
+    """Return how far a command is, from the line it has said last; {} before the first."""
+    if not said:
+        return {}
+    found = PROGRESS.search(said)
+    if found is None:
+        return {"text": said}
+    done, total = (int(number.replace(",", "")) for number in found.groups())
+    return {"done": done, "total": total, "text": said}
+
+
+# ---- the child ------------------------------------------------------------------------------------------------------
+
+
+class _EventView:
+    """Says a run's notes in one line each; how far it is stands in the job document."""
+
+    def __init__(self, account: str) -> None:
+        self._account = account
+
+    def note(self, text: str) -> None:
+        """Say one line."""
+        say(f"{self._account}: {text}")
+
+    def progress(self, done: int, total: int, skipped: Mapping[str, int], failed: int) -> None:
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def child() -> int:
+    """Run the job that a line on standard input names; return the exit code: 0 if the job's document says it all."""
+    from ops.local import runner  # before the line is waited for: this takes a second
+
+    line = sys.stdin.readline()
+    if not line:
+        return 0
+    order = Order(**json.loads(line))
+    threading.Thread(target=_end_with_daemon, daemon=True, name="end-with-daemon").start()
+    connections = services.connections()
+    database = open_database(connections, app_name="crm-replay-runner")
+    try:
+        with pymongo.timeout(ANSWER_MAX_S):
+            found = JobStore(database).get(order.job_id)
+    finally:
+        database.client.close()
+    if found is None:
+        return 0
+    job = replace(found, owner=order.owner, fence=order.fence)  # as it was claimed; another's by now, that will show
+    view = _EventView(job.company_sso_id)
+    options = runner.RunOptions(
+        order.mapping_path, processors=order.processors, sinks=order.sinks, home=Path(order.home)
+    )
+    try:
+        result = runner.run_claimed(job, options, connections, view)
+    except ReplayError as error:
+        view.note(str(error))
+        return 0
+    skipped = f", {result.ledger.skipped_total:,} skipped" if result.ledger.skipped_total else ""
+    failed = f", {result.ledger.failed:,} failed" if result.ledger.failed else ""
+    view.note(
+        f"{result.job.status}: {result.ledger.migrated:,} migrated{skipped}{failed} in {result.seconds:.1f} s"
+        f"{f' ({result.job.error})' if result.job.error else ''}"
+    )
+    return 0
+
+
+def _end_with_daemon() -> None:
+    """Ask this process to stop when the daemon is gone: it holds the other end of our standard input."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+
+def runner(
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Accounts replayed at a time on this host.")] = 4,
+    tasks: Annotated[int, typer.Option(min=0, max=64, help="Verifications, preflights and the like at a time.")] = 2,
+    processors: Annotated[int, typer.Option(min=1, max=64, help="A job's.")] = 1,
+    sinks: Annotated[int, typer.Option(min=1, max=64, help="A job's.")] = 1,
+    mapping: Annotated[
+        str,
+        typer.Option(help="Source mapping file on this host; left out: where the job names it.", show_default=False),
+    ] = "",
+    rows_per_s: Annotated[
+        float, typer.Option(min=0, help="Read from the CRM at most, by all jobs of this host; 0: no bound.")
+    ] = 0.0,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when there is nothing left to do.")] = False,
+) -> None:
+    """Do what is asked for over HTTP, in the console and by `crm-replay trigger`: claims jobs and tasks, runs them.
+
+    Any number of runners on any hosts. SIGTERM lets go of everything, so that others take over at once. Each job gets
+    an equal part of --rows-per-s; it also slows down while a replica lags or pages are slow
+    (CRM_REPLAY_SOURCE_REPLICA_LAG_MAX_S, CRM_REPLAY_SOURCE_QUERY_MAX_S).
+    """
+    if mapping:
+        load(mapping)
+    if rows_per_s:
+        os.environ["CRM_REPLAY_SOURCE_ROWS_PER_S"] = str(rows_per_s / jobs)
+    path = str(Path(mapping).resolve()) if mapping else ""
+    daemon = Daemon(services.connections(), Limits(jobs, tasks, processors, sinks, path, Home.at(None).path))
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if daemon.stop.is_set():
+            os._exit(128 + number)  # the children see that we are gone, and stop by themselves
+        daemon.stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    daemon.run(until_idle=until_idle)
+
+
+if __name__ == "__main__":
+    sys.exit(child())
