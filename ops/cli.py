@@ -27,6 +27,7 @@ from ops.local.live import join as join_feed
 from ops.local.live import live as follow_changes
 from ops.local.preflight import preflight
 from ops.local.processes import child_environment, python_module
+from ops.local.seam.command import seam
 from ops.local.services.cli import app as services_app
 from ops.local.services.layout import Home
 from ops.local.transform_rows import transform_rows
@@ -372,6 +373,7 @@ app.command()(verify)
 app.command()(enrich)
 app.command()(explain)
 app.command("live")(follow_changes)
+app.command()(seam)
 
 
 @app.command()
