@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import bson
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
 from pymongo import UpdateOne
@@ -65,28 +66,29 @@ class Enricher:
         found = self._by_external_id(rows)
         left = [at for at, row in enumerate(rows) if row.external_id not in found]
         by_key = self._by_match_key([rows[at] for at in left])
-        targets: dict[Any, list[int]] = defaultdict(list)  # document's _id -> positions of the rows that found it
-        documents: dict[Any, Document] = {}
+        targets: dict[bytes, list[int]] = defaultdict(list)  # document's _id -> positions of the rows that found it
+        documents: dict[bytes, Document] = {}
         for at, row in enumerate(rows):
             fitting = [found[row.external_id]] if row.external_id in found else self._fitting(row, by_key)
             if len(fitting) > 1:
                 outcomes[at] = Outcome.ENRICH_AMBIGUOUS
             elif fitting:
-                targets[fitting[0]["_id"]].append(at)
-                documents[fitting[0]["_id"]] = fitting[0]
+                own_id = _hashable(fitting[0]["_id"])
+                targets[own_id].append(at)
+                documents[own_id] = fitting[0]
         patches = []
-        for document_id, claims in targets.items():
+        for own_id, claims in targets.items():
             if len(claims) > 1 and not agree(rows[at] for at in claims):
                 for at in claims:
                     outcomes[at] = Outcome.ENRICH_AMBIGUOUS
                 continue
-            fields = missing(rows[claims[0]], documents[document_id])
+            fields = missing(rows[claims[0]], documents[own_id])
             for at in claims:
                 outcomes[at] = Outcome.CONFLICT if fields is None else Outcome.COMPLETE
             if fields:
                 outcomes[claims[0]] = Outcome.PATCHED
                 by_match_key = rows[claims[0]].external_id not in found
-                patches.append(_Patch(claims[0], document_id, fields, by_match_key))
+                patches.append(_Patch(claims[0], documents[own_id]["_id"], fields, by_match_key))
         if patches and not self._dry_run:
             self._write(rows, patches, outcomes)
         return outcomes
@@ -171,10 +173,10 @@ class Enricher:
     ) -> list[_Patch]:
         """Return what is left of the patches, by the documents as they are now."""
         query = {"_id": {"$in": [patch.document_id for patch in patches]}, "company_sso_id": self._account}
-        now = {found["_id"]: found for found in self._logs.find(query, FIELDS, hint=PRIMARY_KEY)}
+        now = {_hashable(found["_id"]): found for found in self._logs.find(query, FIELDS, hint=PRIMARY_KEY)}
         left = []
         for patch in patches:
-            document = now.get(patch.document_id)
+            document = now.get(_hashable(patch.document_id))
             if document is None or (patch.by_match_key and document.get("external_id") is not None):
                 outcomes[patch.position] = Outcome.NO_DOCUMENT
                 continue
@@ -186,3 +188,8 @@ class Enricher:
             elif any(document["metadata"][key] != value for key, value in patch.fields.items()):
                 outcomes[patch.position] = Outcome.COMPLETE  # by somebody else
         return left
+
+
+def _hashable(document_id: Any) -> bytes:
+    """Return an `_id` as bytes: a live feed's can be of any type, a document included."""
+    return bson.encode({"": document_id})
