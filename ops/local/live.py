@@ -43,7 +43,7 @@ from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.job import LiveFeed
 from schemas.mapping import load
 from schemas.registry import codec_for
-from schemas.topics import LIVE_FEED, LIVE_TOPIC
+from schemas.topics import LIVE_FEED, LIVE_TOPIC, AccountTopics
 from sink.database import connect
 from sink.indexes import FEEDS, PROGRESS
 from sink.live import totals_by_account
@@ -54,6 +54,7 @@ SAY_EVERY_S = 30.0
 REST_S = 30.0  # after a process has ended again and again: an outage, for a feed is not given up
 BAD_INPUT = 2
 ANSWER_TIMEOUT_S = 10.0
+COORDINATOR_TIMEOUT_S = 30.0
 NO_OFFSET = -1001
 
 
@@ -186,6 +187,22 @@ def _commit_beginnings(kafka: Mapping[str, Any], feed: LiveFeed) -> None:
     A group without a committed offset must never meet a worker (decision 2).
     """
     topics = feed.topics
+    deadline = time.monotonic() + COORDINATOR_TIMEOUT_S
+    while True:
+        try:
+            _commit_beginnings_once(kafka, feed, topics)
+        except KafkaException as error:  # the group's coordinator moves, or loads what it has to know
+            if not error.args[0].retriable() or time.monotonic() > deadline:
+                raise ServiceUnreachableError(
+                    f"Kafka does not say where group {topics.processors_group} is ({error.args[0].str()})",
+                    "look at the brokers and permissions",
+                ) from error
+            time.sleep(POLL_EVERY_S)
+        else:
+            return
+
+
+def _commit_beginnings_once(kafka: Mapping[str, Any], feed: LiveFeed, topics: AccountTopics) -> None:
     committed = kafka_admin.committed_offsets(kafka, topics.processors_group, topics.replay, feed.partitions)
     if all(offset >= 0 for offset in committed):
         return

@@ -62,7 +62,9 @@ class Feed:
         with self.crm.start(*command, *delay, *words, **environment) as process, reading(process.stderr) as said:
             self.said = said
             try:
-                wait_until(lambda: any(line.startswith("feed ") for line in said) or process.poll() is not None, "the feed")
+                wait_until(
+                    lambda: any(line.startswith("feed ") for line in said) or process.poll() is not None, "the feed"
+                )
                 assert process.poll() is None, said
                 yield process
             except BaseException:
