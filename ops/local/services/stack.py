@@ -151,7 +151,8 @@ def up(
     with locked(place.lock, cancel=cancel, waiting=lambda: say("waiting for another crm-replay services command")):
         chosen = Ports(place.ports)
         starts = [_Start(_KINDS[service](around), around, chosen) for service in wanted]
-        _all_or_none(starts, cancel)
+        if starts:
+            _all_or_none(starts, cancel)
         if extras:
             _start_extras(extras, around, chosen, cancel, also_undo=starts)
     found = endpoints(place.path)
