@@ -174,9 +174,18 @@ def rollback(
     Refused with JOB_NOT_FOUND; JOB_ALREADY_RUNNING, also while a halted run is still ending its processes; or
     ROLLBACK_FAILED.
     """
-    with _noted(control, "rollback", company_sso_id, by, request_id, {"reason": reason}, begin=True) as noted:
+    with _noted(control, "rollback", company_sso_id, by, request_id, {"reason": reason}) as noted:
         job = _require_job(control, Action.ROLLBACK, company_sso_id)
         noted["job_id"] = job.job_id
+        audit_log.append(
+            control.database,
+            "rollback",
+            company_sso_id,
+            who=by,
+            outcome=audit_log.BEGUN,
+            request_id=request_id,
+            detail=noted,
+        )
         try:
             removed = operations.rollback(control.database, company_sso_id, on_batch, by=by)
         except operations.RollbackRefusedError as error:
@@ -262,10 +271,8 @@ def _noted(
     by: str,
     request_id: str,
     detail: Mapping[str, Any],
-    *,
-    begin: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Write what came of a request to the audit log; with `begin`, also that it was begun. Gives the detail to add to.
+    """Write what came of a request to the audit log. Gives the detail to add to.
 
     What another process has changed meanwhile, and what the table of transitions forbids, becomes a refusal.
     """
@@ -276,8 +283,6 @@ def _noted(
             control.database, action, company_sso_id, who=by, outcome=outcome, request_id=request_id, detail=known
         )
 
-    if begin:
-        note(audit_log.BEGUN)
     try:
         yield known
     except RequestRefusedError as error:
