@@ -86,14 +86,8 @@ class TransformCounts:
         return asdict(self)
 
 
-class _Owned(NamedTuple):
-    """A row that becomes a log if it can be understood."""
-
-    rule: CategoryOf
-    person_id: str
-    contact: Contact
-    columns: Columns | Unreadable | None  # None: they have not been read yet
-
+# A row that becomes a log if it can be understood: rule, person, contact; columns, None: they have not been read yet.
+_Owned = tuple[CategoryOf, str, Contact, Columns | Unreadable | None]
 
 _UNMAPPED = Skip(SkipReason.UNMAPPED_ACTION_TYPE)
 _NO_CONTACT = Skip(SkipReason.CONTACT_NOT_FOUND)
@@ -137,9 +131,8 @@ class Transformer:
     def transform(self, event: AuditEvent, lookups: Lookups) -> Transformed | Skip | Refused:
         """Return the activity log that the row becomes, or why it becomes none."""
         owned = self._owned(event, lookups)
-        if type(owned) is Skip:
+        if isinstance(owned, Skip):
             return owned
-        assert type(owned) is _Owned
         rule, person_id, contact, columns = owned
         if columns is None:
             columns = self._read(event)
@@ -175,9 +168,8 @@ class Transformer:
     def to_bson(self, event: AuditEvent, lookups: Lookups) -> bytes | Skip | Refused:
         """Return the document of `transform` as `processors.documents` encodes it, or why there is none."""
         owned = self._owned(event, lookups)
-        if type(owned) is Skip:
+        if isinstance(owned, Skip):
             return owned
-        assert type(owned) is _Owned
         rule, person_id, contact, columns = owned
         written = None
         if columns is None:
@@ -252,7 +244,7 @@ class Transformer:
 
         if (reason := skip_reason(event.created_at, contact.created_at, self._live)) is not None:
             return _OTHER_SIDE[reason]
-        return _Owned(rule, person_id, contact, columns)
+        return rule, person_id, contact, columns
 
     def _refused(self, event: AuditEvent, columns: Columns | Unreadable | None) -> Refused | None:
         """Return why the row cannot be understood, None if it can."""

@@ -78,7 +78,7 @@ class _Columns:
             lines[-1]
             or lines[0] not in ROOTS
             or len(text) > LENGTH_MAX
-            or not is_plain(text)
+            or not is_plain(lines)
             or (self._clocks and any(column in text for column in self._clocks))
         ):
             raise UnknownFormError
@@ -199,6 +199,8 @@ class _Pairs:
             _remember(self._begins, line, begin)
             if is_wanted:
                 self._wanted[begin] = key
+        if after != at + 3:
+            return  # a value that takes several lines is none to remember
         for line in lines[at + 1 : after]:
             if line not in _old and (found := known_item(line)) is not None:
                 if len(_old) >= KNOWN_MAX:
@@ -223,55 +225,60 @@ class _Bare:
         """Return the changes of a row, None if it takes the long way."""
         lines = text.split("\n")
         members = lines[1:-1]
-        try:
-            changes = [change for change in map(self._changes.__getitem__, members) if change]
-        except KeyError:
-            pass
-        else:  # all lines are known, so no column has anything below it
-            if (
-                len({*map(self._keys.__getitem__, members)}) == len(members) > 0
-                and lines[0] in ROOTS
-                and not lines[-1]
-                and len(members) < INDEXES_MAX
-            ):
-                return Written(b"".join(chain.from_iterable(zip(DOCUMENT_AT, changes, strict=False))), _NOTHING)
-        try:
-            return self._read(self._columns.document(text, lines), lines)
-        except UnknownFormError:
+        found = [*map(self._changes.get, members)]
+        if None in found or not found or lines[-1] or lines[0] not in ROOTS:
+            try:
+                return self._read(self._columns.document(text, lines), lines, found)
+            except UnknownFormError:
+                return None
+        # All lines are known, so no column has anything below it.
+        if len({*map(self._keys.__getitem__, members)}) != len(members) or len(members) >= INDEXES_MAX:
             return None
+        return Written(b"".join(chain.from_iterable(zip(DOCUMENT_AT, filter(None, found), strict=False))), _NOTHING)
 
-    def _read(self, document: Document, lines: list[str]) -> Written | None:
-        """Return the changes of a row in which something is new, or has to be looked at. Raises UnknownFormError."""
-        known = self._changes
-        changes: list[bytes] = []
-        keys: set[str] = set()
+    def _read(self, document: Document, lines: list[str], found: list[bytes | None]) -> Written | None:
+        """Return the changes of a row in which something is new, or has to be looked at. Raises UnknownFormError.
+
+        `found` has the change of every line behind the first that is known as a column's.
+        """
+        names = [*map(self._keys.get, lines[1:-1])]  # before anything is learned: that can make room
+        changes: list[bytes | None] = []
+        keys: list[str | None] = []
         values: dict[str, Any] = {}
-        at, end, columns = 1, len(lines) - 1, 0
+        at, end = 1, len(lines) - 1
         while at < end:
+            try:
+                new = found.index(None, at - 1) + 1  # the next line that is not known
+            except ValueError:
+                new = end
+            if new < end and lines[new][:1] in _BELOW and new > at:
+                new -= 1  # it belongs to the column above it, which therefore is not what it was elsewhere
+            if new > at:
+                changes += found[at - 1 : new - 1]
+                keys += names[at - 1 : new - 1]
+                at = new
+                continue
             line = lines[at]
-            change = known.get(line)
-            if change is not None and lines[at + 1][:1] not in _BELOW:
-                key = self._keys[line]
-                at += 1
-            else:
-                key, value, after = document.column(at)
-                column = self._columns.column(key)
-                change = self._change(column, value)
-                if column.is_wanted:
-                    values[key] = value
-                elif after == at + 1 and len(line) <= LINE_LENGTH_MAX and (value is None or is_known_column(line)):
-                    if len(known) >= KNOWN_MAX:
-                        known.clear()
-                        self._keys.clear()
-                    known[line], self._keys[line] = change, key
-                at = after
-            keys.add(key)
-            columns += 1
-            if change:
-                changes.append(change)
-        if len(keys) != columns or columns >= INDEXES_MAX or (not columns and lines[0] != ROOTS[0]):
+            key, value, after = document.column(at)
+            column = self._columns.column(key)
+            change = self._change(column, value)
+            if column.is_wanted:
+                values[key] = value
+            elif after == at + 1 and len(line) <= LINE_LENGTH_MAX and (value is None or is_known_column(line)):
+                self._learn(line, key, change)
+            changes.append(change)
+            keys.append(key)
+            at = after
+        if len({*keys}) != len(keys) or len(keys) >= INDEXES_MAX or (not keys and lines[0] != ROOTS[0]):
             return None
-        return Written(b"".join(chain.from_iterable(zip(DOCUMENT_AT, changes, strict=False))), values)
+        return Written(b"".join(chain.from_iterable(zip(DOCUMENT_AT, filter(None, changes), strict=False))), values)
+
+    def _learn(self, line: str, key: str, change: bytes) -> None:
+        """Remember a line that is all of a column."""
+        if len(self._changes) >= KNOWN_MAX:
+            self._changes.clear()
+            self._keys.clear()
+        self._changes[line], self._keys[line] = change, key
 
     def _change(self, column: _Column, value: Any) -> bytes:
         shown = self._columns.shown(column.rule, value)

@@ -19,6 +19,7 @@ _CACHE_SIZE_MAX = 20_000  # of each: together 15 MB at most
 
 _HWIA = "!ruby/hash:ActiveSupport::HashWithIndifferentAccess"
 _TWZ = "!ruby/object:ActiveSupport::TimeWithZone"
+_TWZ_ITEM = f"- {_TWZ}"
 _DECIMAL = "!ruby/object:BigDecimal "
 _ZONE = "!ruby/object:ActiveSupport::TimeZone"
 _ANCHORED = re.compile(r"&([0-9]{1,6}) (.+)")
@@ -57,15 +58,16 @@ _scalars: dict[str, Any] = {}  # text on one line -> value
 _keys: dict[str, str] = {}  # text before the colon -> key
 _columns: dict[str, tuple[str, Any]] = {}  # line of the root mapping -> column and value, or _MISSING: look below
 _items: dict[str, Any] = {}  # line of a sequence in the root mapping -> value
+_zone_names: dict[str, None] = {}  # lines that name a time's zone, of times in the root mapping's sequences
 
 
 def read_directly(text: str) -> dict[str, Any] | None:
     """Return the columns of a document in one of the known forms, None for any other. Raises nothing."""
     if len(text) > LENGTH_MAX:
         return None
-    if not text.endswith("\n") or not is_plain(text):
-        return None
     lines = text.split("\n")
+    if lines[-1] or not is_plain(lines):
+        return None
     if lines[0] not in ROOTS:
         return {} if text in _EMPTY_ROOTS else None
     try:
@@ -74,11 +76,11 @@ def read_directly(text: str) -> dict[str, Any] | None:
         return None
 
 
-def is_plain(text: str) -> bool:
-    """Return whether a text has no character that YAML gives a meaning, or forbids, but line feeds."""
+def is_plain(lines: list[str]) -> bool:
+    """Return whether no line has a character that YAML gives a meaning, or forbids."""
     # Not printable are, among others: tabs, carriage returns, controls, the line separators, byte order marks; and a
     # no-break space, which means nothing to YAML.
-    bare = text.replace("\n", "")
+    bare = "".join(lines)
     return bare.isprintable() or bare.replace("\xa0", "").isprintable()
 
 
@@ -100,7 +102,7 @@ class Document:
     __slots__ = ("_anchors", "_at", "_lines")
 
     def __init__(self, lines: list[str]) -> None:
-        """`lines` are a text's whose characters `is_plain` allows, split at line feeds; they may be changed."""
+        """`lines` are those of a text, which `is_plain` allows; they may be changed."""
         self._lines = lines
         self._at = 1  # the next line
         self._anchors: dict[str, str | None] = {}  # of a time's `utc`: the instant; of its `zone`: None
@@ -157,10 +159,13 @@ class Document:
                 at += 1
                 value = known_items.get(following, missing)
                 if value is missing:
-                    if following[1:2] not in _NIL:
-                        raise UnknownFormError
                     self._at = at
-                    value = self._item(following[2:], 0)
+                    if following == _TWZ_ITEM:
+                        value = self._time_with_zone("  ")
+                    elif following[1:2] not in _NIL:
+                        raise UnknownFormError
+                    else:
+                        value = self._item(following[2:], 0)
                     if self._at != at:
                         at = self._at
                     elif len(following) <= _CACHED_LENGTH_MAX and following[2:] in _scalars:
@@ -394,11 +399,15 @@ class Document:
             if raw[:1] == "&" and (found := _ANCHORED.fullmatch(raw)) is not None:
                 anchors[found[1]] = None
                 raw = found[2]
-            if (
-                raw != _ZONE
-                or _ZONE_NAME.fullmatch(lines[at], len(margin)) is None
-                or lines[at][: len(margin)] != margin
-            ):
+            name = lines[at]
+            if raw != _ZONE or name[: len(margin)] != margin:
+                raise UnknownFormError
+            if name not in _zone_names:  # there are few, and the pattern is slow
+                if _ZONE_NAME.fullmatch(name, len(margin)) is None:
+                    raise UnknownFormError
+                if margin == "  ":
+                    _remember(_zone_names, name, None)
+            elif margin != "  " and _ZONE_NAME.fullmatch(name, len(margin)) is None:
                 raise UnknownFormError
             at += 1
         if (
