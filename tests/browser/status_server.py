@@ -36,7 +36,7 @@ class StatusServer:
         self._lock = threading.Lock()
         server.routes[STATUS] = self._status
         for path in sorted((WEB / "embed").glob("*.js")):
-            server.routes[f"/embed/{path.name}"] = lambda _asked, path=path: file_reply(path)
+            server.routes[f"/assets/{path.name}"] = lambda _asked, path=path: file_reply(path)
 
     def page(self, html: str, path: str = "/", **headers: str) -> str:
         """Serve a page; return its address."""

@@ -14,7 +14,7 @@ from ops.local.services.tools import find_node
 from tests.browser.status_server import INTERVAL_MS, LONG_MS, STATUS, StatusServer, answer, clocked, in_progress
 from tests.fixtures.browser import DESKTOP, PHONE, WEB, NewPage, PageServer, Reply, violations
 
-SCRIPT = '<script type="module" src="/embed/crm-migration-status.js"></script>'
+SCRIPT = '<script type="module" src="/assets/crm-migration-status.js"></script>'
 PAGE = f"<title>Customer</title>{SCRIPT}<main><h1>Customer</h1><crm-migration-status></crm-migration-status></main>"
 ERRORS = {
     "unauthorised": Reply(401, b'{"status": "error", "resp_code": "UNAUTHORIZED"}'),

@@ -14,7 +14,7 @@ from tests.fixtures.browser import NewPage, PageServer, Reply, file_reply
 IMPORTS = json.dumps({"imports": {"vue": "/vue.js"}})
 APP = f"""<title>Customer</title><script type="importmap">{IMPORTS}</script><div id="app"></div><script type="module">
 import {{ createApp, effectScope, ref }} from "vue";
-import {{ useCrmMigrationStatus }} from "/embed/useCrmMigrationStatus.js";
+import {{ useCrmMigrationStatus }} from "/assets/useCrmMigrationStatus.js";
 window.url = ref("{STATUS}");
 const Status = {{
   setup: () => useCrmMigrationStatus({{ url, tokenProvider: () => "token-1" }}),

@@ -1,7 +1,7 @@
 /*
  * <crm-migration-status>: tells a customer that their CRM history is being imported, and how far it is.
  *
- *   <script type="module" src="/embed/crm-migration-status.js"></script>
+ *   <script type="module" src="/assets/crm-migration-status.js"></script>
  *   <crm-migration-status></crm-migration-status>
  *
  * It shows itself only while the import is in progress. Whatever else happens (another status, no permission, a server

@@ -1,0 +1,202 @@
+// What can be done to an account, and the question that comes before it.
+
+import { api } from "./api.js";
+import { ask } from "./dialogs.js";
+import { h, toast } from "./dom.js";
+import { count, number } from "./format.js";
+
+const REASON = { name: "reason", label: "Reason (optional)", hint: "Kept in the audit log.", maxlength: 500 };
+
+const ACTIONS = [
+  {
+    name: "trigger", label: "Start", tone: "primary",
+    question: (account) => ({
+      title: `Start the migration of ${account}?`,
+      lines: ["The account's audit history is read from the CRM and written as activity logs. Guards come first: the flag, contact coverage, no other job."],
+      fields: [{ name: "from", label: "Only rows created from (optional)", type: "datetime-local", step: 1, hint: "Your local time. Leave it empty for the whole history." }],
+      confirm: "Start the migration",
+    }),
+    body: ({ from }) => (from ? { date_range_start: new Date(from).toISOString() } : {}),
+    said: "The migration has been started.",
+  },
+  {
+    name: "halt", label: "Halt",
+    question: (account) => ({
+      title: `Halt the migration of ${account}?`,
+      lines: ["Its processes stop at their next safe point. What has been written stays, the place is kept, and Resume goes on from there."],
+      fields: [REASON], confirm: "Halt the migration",
+    }),
+    said: "The migration is being halted.",
+  },
+  {
+    name: "resume", label: "Resume", tone: "primary",
+    question: (account) => ({
+      title: `Resume the migration of ${account}?`,
+      lines: ["It goes on where it ended; nothing is written twice."],
+      fields: [REASON], confirm: "Resume the migration",
+    }),
+    said: "The migration goes on.",
+  },
+  {
+    name: "preflight", label: "Preflight",
+    question: (account) => ({
+      title: `Run a preflight of ${account}?`,
+      lines: ["It asks every server what a run needs of it, and writes nothing. The answer is shown on this page."],
+      confirm: "Run the preflight",
+    }),
+    said: "The preflight is queued.",
+  },
+  {
+    name: "verify", label: "Verify",
+    question: (account) => ({
+      title: `Verify the copy of ${account}?`,
+      lines: ["Every source row is transformed again and compared with its document. It reads the whole history and writes nothing."],
+      confirm: "Verify the copy",
+    }),
+    said: "The verification is queued.",
+  },
+  {
+    name: "rerun", label: "Rerun",
+    question: (account) => ({
+      title: `Rerun the migration of ${account}?`,
+      lines: ["The whole history goes through once more. What is there already is recognised and left alone, what is missing is added."],
+      fields: [REASON], confirm: "Rerun the migration",
+    }),
+    said: "The rerun has been started.",
+  },
+  {
+    name: "rollback", label: "Roll back…", tone: "danger",
+    question: (account, detail) => ({
+      title: `Roll back ${account}?`,
+      lines: [
+        h("p", {}, h("strong", {}, "This deletes every activity log that the replay has written for this account"),
+          detail?.job ? `: ${count(detail.job.records_migrated, "document")} of the last run.` : "."),
+        "Documents of the live feed and of other accounts are not touched. It cannot be undone; a new run brings the logs back.",
+      ],
+      fields: [
+        { name: "confirm", label: `Type ${account} to confirm`, required: true, matches: account },
+        REASON,
+      ],
+      confirm: "Delete these documents", danger: true,
+    }),
+    body: ({ confirm }) => ({ confirm }),
+  },
+];
+
+/** The bar of buttons; a button that cannot be used now says why when it is used. */
+export function actionBar(account, live) {
+  let detail = null;
+  const why = h("p", { class: "why-not", role: "status" });
+  const buttons = ACTIONS.map((action) => {
+    const button = h("button", { type: "button", class: `button ${action.tone === "danger" ? "danger-quiet" : ""}` }, action.label);
+    button.addEventListener("click", () => void use(action, button));
+    return { action, button };
+  });
+  const node = h("div", { class: "actions" },
+    h("div", { class: "action-buttons", role: "group", "aria-label": "Actions" }, buttons.map(({ button }) => button)), why);
+
+  function refusalOf(name) {
+    const one = detail?.actions.find((other) => other.name === name);
+    if (!detail) return "The account is still being loaded.";
+    return one && one.allowed ? null : one?.why_not ?? "This is not possible now.";
+  }
+
+  async function use(action, button) {
+    const refusal = refusalOf(action.name);
+    if (refusal) {
+      why.textContent = `${action.label.replace("…", "")}: ${refusal}`;
+      return;
+    }
+    why.textContent = "";
+    const question = action.question(account, detail);
+    const submit = (values) => api.act(action.name, {
+      company_sso_id: account, ...(action.body ? action.body(values) : {}), ...(values.reason ? { reason: values.reason } : {}),
+    });
+    const patient = action.name === "rollback"
+      ? (work) => {
+        toast("The roll back is under way; this page shows how far it is.");
+        work.then(rolledBack, (error) => toast(`${error.message} ${error.code === "UNREACHABLE" ? "The roll back goes on by itself; this page shows how far it is." : error.toDo}`, "bad"));
+      }
+      : undefined;
+    const done = await ask({ ...question, submit, patient });
+    if (button.isConnected) button.focus();
+    if (done === undefined) return;
+    if (action.name === "rollback") rolledBack(done);
+    else toast(action.said);
+    void live.refresh();
+  }
+
+  function rolledBack(answer) {
+    toast(`Rolled back: ${count(answer.records_removed, "document")} removed.`);
+    void live.refresh();
+  }
+
+  return {
+    node,
+    update(now) {
+      detail = now;
+      for (const { action, button } of buttons) {
+        const refusal = refusalOf(action.name);
+        button.setAttribute("aria-disabled", String(refusal !== null));
+        button.title = refusal ?? "";
+        button.classList.toggle("primary", action.tone === "primary" && refusal === null);
+      }
+    },
+  };
+}
+
+/** The switch of the account's migration flag. */
+export function flagSwitch(account, live) {
+  const text = h("span", { class: "switch-text" });
+  const button = h("button", { type: "button", class: "switch", role: "switch", "aria-checked": "false", "aria-labelledby": "flag-label" },
+    h("span", { class: "switch-knob", "aria-hidden": "true" }));
+  const node = h("div", { class: "flag" }, h("span", { id: "flag-label" }, "Migration flag"), button, text);
+  let busy = false;
+  const show = (enabled) => {
+    button.setAttribute("aria-checked", String(enabled));
+    text.textContent = enabled ? "on" : "off";
+  };
+  button.addEventListener("click", async () => {
+    if (busy) return;
+    busy = true;
+    const wanted = button.getAttribute("aria-checked") !== "true";
+    try {
+      const flag = await api.setFlag(account, wanted);
+      show(flag.enabled);
+      toast(`The migration flag of ${account} is ${flag.enabled ? "on" : "off"}.`);
+      void live.refresh();
+    } catch (error) {
+      toast(`The flag was not changed. ${error.message} ${error.toDo}`, "bad");
+    } finally {
+      busy = false;
+    }
+  });
+  return {
+    node,
+    update({ flag }) {
+      if (busy) return;
+      show(flag.enabled);
+      button.title = flag.changed_by ? `Turned ${flag.enabled ? "on" : "off"} by ${flag.changed_by}` : "Off by default";
+    },
+  };
+}
+
+/** Ask whether to send the rows of dead letters through again, and do it. */
+export async function retryLetters(account, { cause, auditIds, howMany, force }, live) {
+  const body = { company_sso_id: account };
+  if (cause) body.cause = cause;
+  if (auditIds) body.audit_ids = auditIds;
+  if (force) body.force = true;
+  const done = await ask({
+    title: auditIds?.length === 1 ? `Retry row ${auditIds[0]}?` : `Retry ${number(howMany)} dead letters?`,
+    lines: [
+      "Their rows are read from the CRM again and go through the same topology. A row that fails again becomes a new dead letter.",
+      force ? "Rows that have failed three times are sent as well." : "Rows that have been retried in vain three times are left out.",
+    ],
+    confirm: "Retry", submit: () => api.act("dlq-retry", body),
+  });
+  if (done === undefined) return false;
+  toast("The retry is queued; this page shows how far it is.");
+  void live.refresh();
+  return true;
+}
