@@ -17,7 +17,8 @@ from typing import Any
 def start_mark(pid: int) -> str | None:
     """Return what tells this process from a later one with the same id; None if it has ended (a zombie has).
 
-    On Linux the boot and the clock tick it was forked in: `exec` changes neither.
+    On Linux the boot and the clock tick it was forked in: `exec` changes neither. A process that is killed ends thread
+    by thread, and until the last one is gone it has its ports and its files: it has not ended before.
     """
     if sys.platform != "linux":
         return _start_mark_by_ps(pid)
@@ -27,7 +28,8 @@ def start_mark(pid: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = text[text.rindex(")") + 2 :].split()  # the name before it may hold spaces and parentheses
-    return None if fields[0] in "ZX" else f"{boot}/{fields[19]}"
+    first_thread, threads = fields[0], int(fields[17])  # a zombie's own is counted too
+    return None if first_thread in "ZX" and threads <= 1 else f"{boot}/{fields[19]}"
 
 
 def _start_mark_by_ps(pid: int) -> str | None:

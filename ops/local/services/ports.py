@@ -4,6 +4,7 @@ import json
 import random
 import socket
 import threading
+import time
 from pathlib import Path
 
 from schemas.errors import BadInputError
@@ -12,6 +13,8 @@ HOST = "127.0.0.1"
 # Below the range that systems hand to outgoing connections, so that no client takes a port between choice and use.
 _LOWEST, _HIGHEST = 20_000, 32_000
 _TRIES = 200
+LAST_PORT_WAIT_S = 10.0  # for a server that was killed a moment ago, whose port goes with the last of its threads
+_LOOK_AGAIN_S = 0.05
 
 
 def is_free(port: int) -> bool:
@@ -38,9 +41,10 @@ def accepts(port: int, *, timeout_s: float = 1.0) -> bool:
 class Ports:
     """The ports of one home, on file. For the threads of one `up`, which holds the home's lock."""
 
-    def __init__(self, file: Path) -> None:
-        """Read the file; a missing or torn one has no ports."""
+    def __init__(self, file: Path, *, patience_s: float = LAST_PORT_WAIT_S) -> None:
+        """Read the file; a missing or torn one has no ports. A busy port of the last start is waited for so long."""
         self._file = file
+        self._patience_s = patience_s
         self._choosing = threading.Lock()
         try:
             stored = json.loads(file.read_text())
@@ -53,10 +57,14 @@ class Ports:
         return self._ports.get(name)
 
     def choose(self, name: str, *, wanted: int | None = None, variable: str = "") -> int:
-        """Return a free port for `name` and put it on file.
+        """Return a free port for `name` and put it on file; the last start's, whose address is known, if it can be had.
 
         `wanted` is the user's, from `variable`: taken or refused. Raises BadInputError if it is busy.
         """
+        last = self.get(name)
+        deadline = time.monotonic() + self._patience_s
+        while last is not None and wanted in (None, last) and not is_free(last) and time.monotonic() < deadline:
+            time.sleep(_LOOK_AGAIN_S)
         with self._choosing:
             return self._choose(name, wanted, variable)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from ops.local.services import detached
 from ops.local.services.detached import Command, Process, last_lines, start, stop, with_arguments
 from ops.local.services.launcher import start_mark
+from ops.local.services.ports import Ports, is_free
 from schemas.errors import BadInputError
 
 
@@ -85,6 +87,36 @@ def test_an_ended_process_that_nobody_has_waited_for_is_not_alive() -> None:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, still in the process table
         assert start_mark(child.pid) is None
     assert start_mark(child.pid) is None
+
+
+# Its first thread has ended, another one still listens, and ends a moment after it was seen.
+DYING = """
+import ctypes, pathlib, socket, sys, threading, time
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+def linger():
+    while not pathlib.Path(sys.argv[2]).exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    ctypes.CDLL(None)._exit(0)
+threading.Thread(target=linger).start()
+ctypes.CDLL(None).syscall(int(sys.argv[3]), 0)  # ends this thread alone
+"""
+EXIT_OF_A_THREAD = {"x86_64": 60, "aarch64": 93}
+
+
+@pytest.mark.skipif(platform.machine() not in EXIT_OF_A_THREAD or sys.platform != "linux", reason="Linux only")
+def test_a_process_lives_and_keeps_its_port_as_long_as_any_thread_of_it(tmp_path: Path, started: list[Process]) -> None:
+    port, seen = Ports(tmp_path / "ports.json").choose("mongodb"), tmp_path / "seen"
+    words = [sys.executable, "-c", DYING, str(port), str(seen), str(EXIT_OF_A_THREAD[platform.machine()])]
+    process = start(Command(words, cwd=tmp_path, env=os.environ), process_file=tmp_path / "x", log=tmp_path / "l")
+    started.append(process)
+    stat = Path(f"/proc/{process.pid}/stat")
+    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z")
+    assert process.alive
+    assert not is_free(port)
+    seen.touch()
+    assert Ports(tmp_path / "ports.json", patience_s=30).choose("mongodb") == port  # it waits, and does not move
+    wait_until(lambda: not process.alive)
 
 
 @pytest.mark.parametrize("text", ["", "{", "7", '{"pid": 1}', '{"pid": "x", "mark": ""}'])

@@ -70,7 +70,7 @@ def test_every_service_names_a_setting_of_connections() -> None:
 
 def test_ports_are_kept_while_they_are_free(tmp_path: Path) -> None:
     first = Ports(tmp_path / "ports.json").choose("kafka")
-    again = Ports(tmp_path / "ports.json")
+    again = Ports(tmp_path / "ports.json", patience_s=0)
     assert again.choose("kafka") == first
     assert again.choose("other") != first
     with socket.create_server(("127.0.0.1", first)):
