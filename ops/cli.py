@@ -17,6 +17,7 @@ from ops.control import migrations
 from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local import ask, services
+from ops.local.cdc import app as cdc_app
 from ops.local.daemon import runner as run_daemon
 from ops.local.dlq import app as dlq_app
 from ops.local.dry_run import dry_run
@@ -51,6 +52,7 @@ migrate_app = typer.Typer(help="Collections and indexes in MongoDB, versioned, u
 app.add_typer(services_app, name="services")
 app.add_typer(migrate_app, name="migrate")
 app.add_typer(dlq_app, name="dlq")
+app.add_typer(cdc_app, name="cdc")
 
 AUDIT_IDS_MAX = 100_000  # named by hand or by `verify`; they travel in one document
 
@@ -283,7 +285,10 @@ def _join(account: str, module: str, feed: str = "") -> None:
         state = "not started" if job is None else job.status.value
         raise BadInputError(f"no job of {account} is in progress ({state})", f"crm-replay run --account {account}")
     addresses = connections.environment()
-    environment = child_environment(**addresses, CRM_REPLAY_JOB=job.replay_job().model_dump_json())
+    # It ends with the run: the next one sets its groups' offsets, and must find nobody in them.
+    environment = child_environment(
+        **addresses, CRM_REPLAY_JOB=job.replay_job().model_dump_json(), CRM_REPLAY_EXIT_AT_END="true"
+    )
     command = python_module(module)
     os.execve(command[0], command, environment)  # noqa: S606 - our own module takes this process's place
 
