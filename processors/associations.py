@@ -8,11 +8,12 @@ column: `crm_company_id`, `crm_company_name`. A name that is not known is left o
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
-from processors.bson_parts import elements, integer_element, text_element
+from processors.bson_parts import elements, integer_writer, text_element
 from schemas.mapping import SourceMapping
 from schemas.records import AuditEvent, Referent
 
 ID_MAX = 2**63 - 1
+_linked_entity_id = integer_writer(b"linked_entity_id")
 
 
 class ReferentLookups(Protocol):
@@ -66,7 +67,7 @@ class AssociationRules:
         begin = self._type_elements.get(type_name)
         if begin is None:
             begin = self._type_elements[type_name] = text_element(b"linked_entity_type", type_name)
-        begin += integer_element(b"linked_entity_id", record_id)
+        begin += _linked_entity_id(record_id)
         if type_name in self._has_names:
             referent = lookups.referent(type_name, record_id)
             if referent is not None and referent.name:

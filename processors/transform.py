@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from processors.actors import ActorRules
 from processors.associations import AssociationRules
-from processors.bson_parts import END, LENGTH_BYTES, LENGTHS, elements, integer_element, length, text_element
+from processors.bson_parts import END, LENGTH_BYTES, LENGTHS, elements, integer_writer, length, text_element
 from processors.categories import CategoryOf, action_of, category_rules, changes_status
 from processors.changes import ChangeRules
 from processors.contacts import Resolved, resolve
@@ -31,6 +31,7 @@ SOURCE_TAG = "crm_migration"
 CUSTOMERS_MAX = 20_000  # whose documents' beginnings are kept; a person's rows come close together
 _AROUND = LENGTH_BYTES + len(END)  # what stands around the elements of a document or array
 _ARRAY_AT = 2 + LENGTH_BYTES  # where the elements of an array without a name begin: behind type, NUL and length
+_crm_person_id, _version = integer_writer(b"crm_person_id"), integer_writer(b"version")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What a BSON date and Python's datetime both hold, in milliseconds: the years 1 to 9999.
 _TIMESTAMP_MIN_MS = int((datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) / timedelta(milliseconds=1))
@@ -197,13 +198,13 @@ class Transformer:
         if fell_back:
             self.counts.actors_fell_back += 1
         begin = self._begins.get(contact.customer_id) or self._begin_of(contact.customer_id)
-        metadata = integer_element(b"crm_person_id", int(person_id)) + self._associations.linked_elements(
+        metadata = _crm_person_id(int(person_id)) + self._associations.linked_elements(
             event, values, lookups
         )
         if request_uuid := event.request_uuid:
             metadata += text_element(b"request_id", request_uuid)
         if event.version:
-            metadata += integer_element(b"version", event.version)
+            metadata += _version(event.version)
         external_id = b"crm_audit:%d" % event.audit_id
         changes_size, metadata_size = len(changes) + _AROUND, len(metadata) + _AROUND
         body = b"".join(
@@ -266,11 +267,11 @@ class Transformer:
 
     def _action(self, rule: CategoryOf, values: Mapping[str, Any]) -> str:
         """Return the log's action; `values` has the column that decides it, if the row has."""
-        if rule.status_column in values and changes_status(rule, values):
-            if rule.status_ids is None:
-                self.counts.status_id_set_missing += 1
-            return action_of(rule, values)
-        return rule.action
+        if rule.status_column not in values:
+            return rule.action
+        if rule.status_ids is None and changes_status(rule, values):
+            self.counts.status_id_set_missing += 1
+        return action_of(rule, values)
 
     def _writer(self, event: AuditEvent) -> Write:
         key = event.auditable_type, event.action

@@ -205,6 +205,7 @@ def test_an_element_is_what_bson_makes_of_it(value: Any) -> None:
 @unhurried
 def test_typed_elements_are_what_bson_makes_of_them(value: int, text: str) -> None:
     assert bson_parts.integer_element(b"n", value) == documents.encode({"n": value})[4:-1]
+    assert bson_parts.integer_writer(b"n")(value) == bson_parts.integer_element(b"n", value)
     assert bson_parts.text_element(b"t", text) == documents.encode({"t": text})[4:-1]
 
 
