@@ -21,15 +21,20 @@ def varint(number: int) -> bytes:
     if not LONG_MIN <= number <= LONG_MAX:
         raise OverflowError(f"{number} has more than 64 bits")
     left = (number << 1) ^ (number >> 63)
-    out = bytearray()
-    while left > 127:
-        out.append(left & 127 | 128)
-        left >>= 7
-    out.append(left)
-    return bytes(out)
+    if left < _PAIRS:
+        return _LAST[left]
+    out = _NOT_LAST[left % _PAIRS]
+    left //= _PAIRS
+    while left >= _PAIRS:
+        out += _NOT_LAST[left % _PAIRS]
+        left //= _PAIRS
+    return out + _LAST[left]
 
 
-SMALL = tuple(varint(number) for number in range(16_384))  # most lengths and many ids
+_PAIRS = 1 << 14  # what two bytes hold, seven bits each
+_LAST = tuple(bytes((n,)) if n < 128 else bytes((n & 127 | 128, n >> 7)) for n in range(_PAIRS))
+_NOT_LAST = tuple(bytes((n & 127 | 128, n >> 7 | 128)) for n in range(_PAIRS))
+SMALL = _LAST[::2]  # numbers from 0 to 8,191: most lengths and many ids
 
 
 def is_flat(schema: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from sink.effects import Seam, straight
 from sink.settings import load_settings
 
 CONNECT_EVERY_S = 1.0
+GC_THRESHOLD = 50_000  # a batch makes some ten thousand objects, none of them in cycles
 
 
 def connect_patiently(connections: Connections, patience_s: float) -> Database[Document]:
@@ -54,6 +55,7 @@ def main(seam: Seam = straight) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: sink.stop())
             gc.freeze()  # what the imports made stays: the collector need not look at it with every batch
+            gc.set_threshold(GC_THRESHOLD)
             about = {"account": job.company_sso_id, "job_id": job.job_id, "run": str(job.run)}
             with serving("sink", sink.metrics.values, about=about):
                 sink.run()
