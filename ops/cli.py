@@ -18,6 +18,7 @@ from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local import ask, services
 from ops.local.cdc import app as cdc_app
+from ops.local.check import check
 from ops.local.daemon import runner as run_daemon
 from ops.local.dlq import app as dlq_app
 from ops.local.dry_run import dry_run
@@ -369,6 +370,7 @@ app.command()(generate)
 app.command("transform")(transform_rows)
 app.command()(preflight)
 app.command()(dry_run)
+app.command()(check)
 app.command()(ask.trigger)
 app.command()(ask.flag)
 app.command()(ask.halt)
