@@ -110,7 +110,7 @@ class MongoContacts:
             person = (account, person_key(entry.get("crm_person_id")) or "")
             if customer is not None and person in wanted:
                 customers[person] = str(customer)
-                spelt[account] |= {customer, str(customer)}
+                spelt[account] |= {customer, *spellings(str(customer))}
                 if ObjectId.is_valid(str(customer)):
                     spelt[account].add(ObjectId(str(customer)))
         synced: dict[Person, int] = {}  # by account and customer
@@ -120,10 +120,8 @@ class MongoContacts:
             for place in ("customer_id", "_id")
         )
         for contact in _found(self._contacts, places, FIELDS):
-            key, created_at = (
-                (str(contact.get("company_sso_id")), customer_of(contact)),
-                microseconds(contact["created_at"]),
-            )
+            key = (str(contact.get("company_sso_id")), customer_of(contact))
+            created_at = microseconds(contact.get("created_at"))
             if created_at is not None:
                 synced[key] = min(created_at, synced.get(key, created_at))
         return {

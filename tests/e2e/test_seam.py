@@ -26,7 +26,7 @@ from producer.references import find_contacts
 from schemas.mapping import load
 from schemas.person import person_candidates
 from tests.e2e.conftest import Crm
-from tests.e2e.failures import reading
+from tests.e2e.failures import reading, wait_until
 from tests.e2e.feed import Feed, feed_on
 from tests.e2e.test_kills import workers_of
 from tests.e2e.writing_crm import Journal, Writers
@@ -40,8 +40,8 @@ AUDITS = 6_000  # there before anything starts, of two accounts
 PERSONS = 40  # of those that the writers write about
 CONTACTS_PER_S = 3.0
 VISIBILITY_DELAY_S = 2.0  # what the feed is told; contacts are readable within `VISIBLE_WITHIN_S`
-WRITING_S = 14.0
-RUN_FROM_S, RUN_TO_S = 3.0, 7.0  # when the replay is triggered
+WRITING_S = 12.0
+RUN_FROM_S, RUN_TO_S = 2.0, 5.0  # when the replay is triggered
 LIVE_KILLS, REPLAY_KILLS = 3, 2
 
 
@@ -119,16 +119,35 @@ class Killer:
         return self.killed
 
 
-def replay_until_done(crm: Crm, account: str, dice: random.Random, kills: int) -> tuple[dict[str, Any], list[str]]:
-    """Replay the account, its workers killed at random; return the job."""
+def replay_until_done(crm: Crm, account: str, dice: random.Random) -> tuple[dict[str, Any], list[str]]:
+    """Replay the account: its workers are killed, then its runner, and the same command is given until it is done.
+
+    Returns the job and what was killed.
+    """
     words = ("run", "--account", account, "--mapping", GENERATED_MAPPING, "--partitions", "2", "--json")
-    with crm.start(*words, CRM_REPLAY_PAGE_ROWS="100") as runner, reading(runner.stderr) as said:
-        killer = Killer(runner, dice, kills, 4.0)
-        assert runner.stdout is not None
-        out = runner.stdout.read()
-        killed = killer.stop()
-        assert runner.wait(120) == 0, said
-    job: dict[str, Any] = json.loads(out)
+    logs = crm.database["activity_logs"]
+    killed: list[str] = []
+    slowly = {"CRM_REPLAY_PAGE_ROWS": "50", "CRM_REPLAY_SOURCE_ROWS_PER_S": "800"}
+    with crm.start(*words, **slowly) as runner, reading(runner.stderr) as said:
+        wait_until(
+            lambda: runner.poll() is not None or logs.find_one({"source_tag": "crm_migration"}) is not None,
+            f"the replay to write ({said})",
+        )
+        killer = Killer(runner, dice, REPLAY_KILLS, 2.0)
+        time.sleep(dice.uniform(1.0, 3.0))
+        killed += killer.stop()
+        # A runner that was interrupted lets go of the job; one that was killed has to be missed first, for LEASE_S.
+        end = dice.choice((signal.SIGINT, signal.SIGKILL)) if SEEDS > 1 else signal.SIGINT
+        runner.send_signal(end)
+        runner.communicate(timeout=60)
+        assert runner.returncode in (130, -signal.SIGKILL), said
+        killed.append("runner" if end == signal.SIGKILL else "runner (SIGINT)")
+    deadline = time.monotonic() + 120
+    while (done := crm.call(*words)).returncode != 0:
+        assert "is in progress" in done.stderr, done.stderr
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    job: dict[str, Any] = json.loads(done.stdout)
     return job, killed
 
 
@@ -161,7 +180,7 @@ def test_what_replay_and_live_feed_write_together_is_everything_and_nothing_twic
             began = time.monotonic()
             time.sleep(dice.uniform(RUN_FROM_S, RUN_TO_S))
             triggered_at = time.time()
-            job, killed = replay_until_done(crm, account, dice, REPLAY_KILLS)
+            job, killed = replay_until_done(crm, account, dice)
             job |= crm.database["crm_activity_log_migration_jobs"].find_one({"_id": job["job_id"]}, {"top_audit_id": 1})
             time.sleep(max(0.0, WRITING_S - (time.monotonic() - began)))
             journal = writers.stop()
