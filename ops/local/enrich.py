@@ -14,7 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Annotated, Any
@@ -197,12 +197,12 @@ class Cursor:
         Raises BadInputError while another process is at it.
         """
         account = fresh.company_sso_id
-        now: dt.datetime = self._collection.database.client.admin.command("hello")["localTime"]
+        since = {"$subtract": ["$$NOW", round(SILENT_S * 1000)]}  # by the server's clock
         before = self._collection.find_one({"_id": account})
         begun = fresh
         if before is not None and before["finished_at"] is None:
-            silent_s = (_utc(now) - _utc(before["updated_at"])).total_seconds()
-            if silent_s < SILENT_S:
+            heard_of = {"_id": account, "run": before["run"], "$expr": {"$gt": ["$updated_at", since]}}
+            if self._collection.find_one(heard_of, {"_id": 1}) is not None:
                 raise BadInputError(
                     f"{account} is being enriched by another process",
                     f"wait for it; one that has died can be taken up {SILENT_S:.0f} s after it was last heard of",
@@ -219,24 +219,28 @@ class Cursor:
                     {name: list(ids) for name, ids in before["audit_ids"].items()},
                     resumed=True,
                 )
+        now = dt.datetime.now(dt.UTC)
         document = {
             "_id": account,
             "run": self._run,
             "settings": self._settings,
-            "started_at": now,
             **self._fields(begun),
-            "updated_at": now,
+            "started_at": now,
+            "updated_at": now,  # until it is saved a moment later, by the server's clock
             "finished_at": None,
         }
         try:
             if before is None:
                 self._collection.insert_one(document)
-                return begun
-            taken = self._collection.replace_one({"_id": account, "run": before["run"]}, document).matched_count
+                taken = 1
+            else:
+                unchanged = {"_id": account, "run": before["run"]}
+                taken = self._collection.replace_one(unchanged, document).matched_count
         except DuplicateKeyError:
             taken = 0
         if not taken:
             raise BadInputError(f"{account} is being enriched by another process", "wait for it")
+        self.save(begun)
         return begun
 
     def save(self, state: Enrichment, *, finished: bool = False) -> None:
@@ -246,6 +250,11 @@ class Cursor:
         mine = {"_id": state.company_sso_id, "run": self._run}
         if not self._collection.update_one(mine, update).matched_count:
             raise EnrichmentLostError(f"the enrichment of {state.company_sso_id} was taken up by another process")
+
+    def release(self, state: Enrichment) -> None:
+        """Let the next process take it up at once."""
+        mine = {"_id": state.company_sso_id, "run": self._run, "finished_at": None}
+        self._collection.update_one(mine, {"$set": {"updated_at": EPOCH}})
 
     @staticmethod
     def _fields(state: Enrichment) -> Document:
@@ -347,8 +356,14 @@ class _Run:
         if state.resumed:
             self._view.note(f"taking up the enrichment of {self._account} behind audit id {state.cursor}")
         limits = Limits(page_rows=PAGE_ROWS)
-        with ThreadPoolExecutor(1) as patcher, closing(AuditReader(self._dsn, source, EARLIEST, limits)) as reader:
-            self._read(reader, patcher)
+        try:
+            with ThreadPoolExecutor(1) as patcher, closing(AuditReader(self._dsn, source, EARLIEST, limits)) as reader:
+                self._read(reader, patcher)
+        except BaseException:
+            if not self._options.dry_run:
+                with suppress(PyMongoError):
+                    self._cursor.release(state)
+            raise
         if not self._options.dry_run:
             self._cursor.save(state, finished=True)
         state.seconds = time.monotonic() - began
@@ -441,11 +456,6 @@ class _Run:
 
 def _digest(mapping: SourceMapping) -> str:
     return sha256(mapping.model_dump_json().encode()).hexdigest()
-
-
-def _utc(moment: dt.datetime) -> dt.datetime:
-    """Return a server's time as aware UTC, however the client was opened."""
-    return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
 
 
 def enrich(

@@ -1,0 +1,168 @@
+"""Enrichment after a real run: what the command adds, what it names, and that a kill costs nothing."""
+
+import datetime as dt
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import psycopg
+import pytest
+
+from ops.local.enrich import EnrichOptions, enrich_account
+from ops.local.sample_crm import SAMPLE_YAML
+from ops.local.view import PlainView
+from schemas.errors import BadInputError
+from tests.e2e.conftest import Crm, mapping_of
+
+pytestmark = pytest.mark.services
+CATEGORIES, ACTIONS = ["deal", "company", "ticket", "task"], ["link", "unlink", "won", "resolved", "completed"]
+ASSOCIATIONS = {"category": {"$in": CATEGORIES}, "action": {"$in": ACTIONS}}
+LINKS = ("crm_person_id", "linked_entity_type", "linked_entity_id", "linked_entity_name")
+KILLED = """
+import os, signal, sys
+from ops.local import enrich, services
+from ops.local.view import PlainView
+from sink.enricher import Enricher
+
+patch, batches = Enricher.patch, []
+
+def patch_and_die(self, rows):
+    outcomes = patch(self, rows)
+    batches.append(len(rows))
+    if len(batches) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return outcomes
+
+Enricher.patch = patch_and_die
+options = enrich.EnrichOptions(mapping_path=sys.argv[2], batch_rows=10)
+enrich.enrich_account(sys.argv[1], options, services.connections(), PlainView())
+"""
+
+
+def enrich(crm: Crm, **options: Any) -> dict[str, Any]:
+    view = PlainView()
+    report = enrich_account(SAMPLE_YAML, EnrichOptions(**options), crm.connections, view).as_dict()
+    assert sum(report["outcomes"].values()) == report["association_rows"]
+    return report
+
+
+def everything(crm: Crm) -> list[dict[str, Any]]:
+    return list(crm.database["activity_logs"].find().sort("_id", 1))
+
+
+def without_links(crm: Crm, account: str) -> list[dict[str, Any]]:
+    """Take from the account's association logs what the replay had written of their links; return them as they were."""
+    logs = crm.database["activity_logs"]
+    before = list(logs.find({"company_sso_id": account, **ASSOCIATIONS}).sort("_id", 1))
+    gone = {f"metadata.{key}": 1 for log in before for key in log["metadata"] if key not in ("request_id", "version")}
+    logs.update_many({"company_sso_id": account, **ASSOCIATIONS}, {"$unset": gone})
+    return before
+
+
+def test_what_logs_lack_is_added_once_and_nothing_else_changes_whatever_dies(sample_crm: Crm) -> None:
+    crm = sample_crm
+    mapping = mapping_of(SAMPLE_YAML)
+    first = crm.call("run", "--account", SAMPLE_YAML, "--mapping", mapping, "--json", "--enrich")
+    assert first.returncode == 0, first.stderr
+    job, enriched = map(json.loads, first.stdout.splitlines())
+    assert job["status"] == "completed"
+    outcomes = enriched["outcomes"]
+    whole = everything(crm)
+    after = enrich(crm)
+    assert after["outcomes"] == {
+        **outcomes,
+        "patched": 0,
+        "complete": outcomes["complete"] + outcomes["patched"],
+    }
+    assert everything(crm) == whole
+    before = without_links(crm, SAMPLE_YAML)
+    assert len(before) > 30
+    bare = everything(crm)
+    assert enrich(crm, dry_run=True)["outcomes"]["patched"] == len(before)
+    assert everything(crm) == bare
+
+    # Killed in its third batch: what that had patched is found complete, and every row is counted once.
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, SAMPLE_YAML, mapping],
+        env={**os.environ, **crm.environment, "CRM_REPLAY_HOME": str(crm.home)},
+        check=False,
+        timeout=120,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    cursors = crm.database["crm_replay_enrichments"]
+    died = cursors.find_one({"_id": SAMPLE_YAML})
+    assert died["finished_at"] is None
+    assert sum(died["outcomes"].values()) >= 20
+    with pytest.raises(BadInputError, match="by another process"):
+        enrich(crm)
+    cursors.update_one({"_id": SAMPLE_YAML}, {"$set": {"updated_at": dt.datetime(2024, 1, 1, tzinfo=dt.UTC)}})
+    resumed = enrich(crm)
+    assert resumed["resumed"]
+    assert resumed["association_rows"] == after["association_rows"]
+    assert resumed["outcomes"]["patched"] + resumed["outcomes"]["complete"] == len(before)
+    assert 0 < resumed["outcomes"]["complete"] <= 10  # the third batch, patched but not yet counted
+    assert everything(crm) == whole
+    assert enrich(crm)["outcomes"]["patched"] == 0
+
+    # The copy is still proven: metadata that was added is no difference.
+    assert crm.call("verify", "--account", SAMPLE_YAML, "--mapping", mapping).returncode == 0
+    logs_of_a_live_feed_and_records_that_are_gone(crm)
+
+
+def logs_of_a_live_feed_and_records_that_are_gone(crm: Crm) -> None:
+    logs = crm.database["activity_logs"]
+    association = {"company_sso_id": SAMPLE_YAML, "metadata.linked_entity_id": {"$exists": True}}
+    # A feed that knew no external ids has written some of them, a second late; of one there are two.
+    live = list(logs.find({**association, "category": "deal", "action": "link"}).sort("timestamp", 1))
+    assert len(live) >= 3
+    keys = [(log["customer_id"], log["metadata"]["linked_entity_id"], log["timestamp"]) for log in live]
+    alone = [
+        log
+        for log, (customer, linked, at) in zip(live, keys, strict=True)
+        if sum((c, i) == (customer, linked) and abs((t - at).total_seconds()) < 10 for c, i, t in keys) == 1
+    ]
+    assert len(alone) >= 2
+    for log in alone:
+        late = {"timestamp": log["timestamp"] + dt.timedelta(seconds=1), "actor": {"type": "system"}}
+        metadata = {"linked_entity_id": str(log["metadata"]["linked_entity_id"])}
+        document = {key: log[key] for key in ("company_sso_id", "customer_id", "category", "action")}
+        logs.insert_one({**document, **late, "metadata": metadata, "of": log["external_id"]})
+        logs.delete_one({"_id": log["_id"]})
+    twin = logs.find_one({"of": alone[0]["external_id"]}, {"_id": 0})
+    logs.insert_one(twin)
+    gone = alone[1]["metadata"]["linked_entity_id"]
+    with psycopg.connect(crm.dsn) as db:
+        db.execute("DELETE FROM crm_deals WHERE id = %s", (gone,))
+    count = logs.count_documents({})
+    report = enrich(crm)
+    assert report["outcomes"]["enrich_ambiguous"] == 1
+    assert [f"crm_audit:{audit_id}" for audit_id in report["audit_ids"]["enrich_ambiguous"]] == [
+        alone[0]["external_id"]
+    ]
+    assert report["deleted_references"] >= 1
+    assert logs.count_documents({}) == count
+    for log in logs.find({"of": {"$exists": True}}):
+        was = next(one for one in alone if one["external_id"] == log["of"])
+        linked = str(was["metadata"]["linked_entity_id"])
+        assert "external_id" not in log
+        assert log["timestamp"] == was["timestamp"] + dt.timedelta(seconds=1)
+        if was is alone[0]:
+            assert log["metadata"] == {"linked_entity_id": linked}
+            continue
+        expected = {key: was["metadata"][key] for key in LINKS if key in was["metadata"]}
+        if was["metadata"]["linked_entity_id"] == gone:
+            expected["linked_entity_name"] = "[Deleted reference]"
+        assert {key: log["metadata"][key] for key in LINKS if key in log["metadata"]} == {
+            **expected,
+            "linked_entity_id": linked,
+        }
+    assert enrich(crm)["outcomes"]["patched"] == 0
+
+
+def test_what_the_caller_has_to_mend_is_one_line(crm: Crm) -> None:
+    wrong = crm.call("enrich", "--account", SAMPLE_YAML, "--window-s", "-1")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.strip() == "crm-replay: a window of -1.0 s: give 0 to 3600 seconds"
