@@ -53,9 +53,12 @@ format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --no-emit-find-links --quiet --custom-compile-command 'make lock' pyproject.toml
+
 lock: ## pin every dependency again (needs uv: pip install uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --extra dev --upgrade --quiet --custom-compile-command 'make lock' pyproject.toml -o requirements.lock
+	$(COMPILE) --extra dev --upgrade -o requirements.lock
+	$(COMPILE) --constraint requirements.lock -o requirements.runtime.lock
 
 clean: ## stop the servers; remove what setup and they left in this folder
 	@if [ -x $(BIN)/crm-replay ]; then $(BIN)/crm-replay services down --delete-data; fi

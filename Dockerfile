@@ -1,0 +1,26 @@
+# The product without the embedded servers: control plane, runner and workers. Small, not root, nothing to compile.
+FROM python:3.11-slim AS build
+WORKDIR /build
+RUN python -m venv /opt/crm-replay
+COPY requirements.runtime.lock ./
+RUN /opt/crm-replay/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.runtime.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY schemas schemas
+COPY producer producer
+COPY processors processors
+COPY sink sink
+COPY ops ops
+RUN /opt/crm-replay/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps . \
+ && /opt/crm-replay/bin/python -m compileall -q /opt/crm-replay/lib
+
+FROM python:3.11-slim
+RUN useradd --system --uid 10001 --home-dir /var/lib/crm-replay --create-home crm-replay
+COPY --from=build /opt/crm-replay /opt/crm-replay
+ENV PATH=/opt/crm-replay/bin:$PATH \
+    CRM_REPLAY_HOME=/var/lib/crm-replay \
+    PYTHONUNBUFFERED=1
+USER 10001
+WORKDIR /var/lib/crm-replay
+VOLUME /var/lib/crm-replay
+ENTRYPOINT ["crm-replay"]
+CMD ["--help"]

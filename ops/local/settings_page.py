@@ -1,0 +1,97 @@
+"""Every setting on one page, made from the models that read them.
+
+`python -m ops.local.settings_page > docs/reference/settings.md`; a test holds the page equal to what this prints.
+"""
+
+import sys
+from collections.abc import Iterator
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings
+
+from ops.control.settings import ControlSettings
+from ops.local.services.layout import ServiceSettings
+from processors.settings import ProcessorSettings
+from producer.settings import ProducerSettings
+from schemas import exposition, logs
+from schemas.connections import Connections
+from schemas.environment import EnvironmentSettings
+from sink.settings import SinkSettings
+
+HEAD = """# Settings
+
+Everything is read from the environment. Made from the code by `python -m ops.local.settings_page`; a test keeps it so.
+
+Settings marked *runner* are set by `crm-replay run` and `crm-replay runner` for the processes they start.
+"""
+SECTIONS: tuple[tuple[str, str, type[BaseSettings]], ...] = (
+    ("Servers", "Where PostgreSQL, Kafka and MongoDB are, for every process.", Connections),
+    ("Producer", "The snapshot.", ProducerSettings),
+    ("Processors", "The topology, in replay and live.", ProcessorSettings),
+    ("Sink", "The writes.", SinkSettings),
+    ("Control plane", "`crm-replay control`.", ControlSettings),
+    ("Embedded servers", "`crm-replay services`, the demo and the tests.", ServiceSettings),
+)
+OTHERS = (
+    (logs.FORMAT_VARIABLE, "json", "json, or text for a shell"),
+    (logs.LEVEL_VARIABLE, "INFO", ", ".join(logs.LEVELS)),
+    (exposition.PORT_VARIABLE, "", "serve metrics on this port; 0: any free one; empty: none"),
+    (exposition.ADDRESS_VARIABLE, "127.0.0.1", "address that metrics are served on"),
+    (exposition.DIRECTORY_VARIABLE, "", "each process announces its port in a file here, for `file_sd_configs`"),
+    ("CRM_REPLAY_WORKER", "", "runner: the process's name in groups, logs and metrics"),
+)
+OF_RUNNER = frozenset(("job", "worker", "exit_at_end"))
+
+
+def page() -> str:
+    """Return the page as Markdown."""
+    return HEAD + "".join(_section(*section) for section in SECTIONS) + _others()
+
+
+def _section(title: str, what: str, model: type[BaseSettings]) -> str:
+    prefix = str(model.model_config.get("env_prefix") or "")
+    rows = "".join(_row(prefix, name, field) for name, field in model.model_fields.items())
+    if issubclass(model, EnvironmentSettings):
+        what += " Each can also be given as `NAME_FILE`, a text file with the value: how secrets are mounted."
+    return f"\n## {title}\n\n{what}\n\n| name | default | what |\n| --- | --- | --- |\n{rows}"
+
+
+def _row(prefix: str, name: str, field: FieldInfo) -> str:
+    text = "; ".join(part for part in (field.description or "", ", ".join(_bounds(field))) if part)
+    marked = " *(runner)*" if name in OF_RUNNER else ""
+    shown = field.validation_alias if isinstance(field.validation_alias, str) else prefix + name
+    return f"| `{shown.upper()}` | {_default(field)} | {_cell(text)}{marked} |\n"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default_factory is not None:
+        return "by host"
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    return f"`{_cell(str(value))}`" if value not in ("", None) else ""
+
+
+def _bounds(field: FieldInfo) -> Iterator[str]:
+    for bound in field.metadata:
+        for sign, name in ((">", "gt"), ("≥", "ge"), ("<", "lt"), ("≤", "le")):
+            if (value := getattr(bound, name, None)) is not None:
+                yield f"{sign} {value}"
+
+
+def _others() -> str:
+    rows = "".join(
+        f"| `{name}` | {f'`{default}`' if default else ''} | {_cell(what)} |\n" for name, default, what in OTHERS
+    )
+    return f"\n## Logs and metrics\n\nOf every process.\n\n| name | default | what |\n| --- | --- | --- |\n{rows}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

@@ -1,0 +1,135 @@
+"""Image, compose file, manifests and settings page say what the code says."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from ops.cli import app
+from ops.control.settings import ControlSettings
+from ops.local import settings_page
+from schemas.topics import LIVE_FEED, LIVE_TOPIC, AccountTopics
+
+ROOT = Path(__file__).parents[3]
+MANIFESTS = sorted((ROOT / "ops/kubernetes").glob("*/*.yaml"))
+RESOURCES = [file for file in MANIFESTS if file.name not in ("kustomization.yaml", "mapping.yaml")]
+COMMANDS = set(get_command(app).commands)  # type: ignore[attr-defined]
+KNOWN = set(re.findall(r"(?m)^\| `(\w+)`", settings_page.page())) | {"CRM_REPLAY_HOME"}
+
+
+def documents() -> Iterator[tuple[str, dict[str, Any]]]:
+    for file in RESOURCES:
+        for document in yaml.safe_load_all(file.read_text()):
+            yield f"{file.parent.name}/{file.name}", document
+
+
+def containers() -> Iterator[tuple[str, dict[str, Any]]]:
+    for where, document in documents():
+        for container in document.get("spec", {}).get("template", {}).get("spec", {}).get("containers", ()):
+            yield where, container
+
+
+def test_the_settings_page_is_that_of_the_code():
+    assert (ROOT / "docs/reference/settings.md").read_text() == settings_page.page(), (
+        "make it again: python -m ops.local.settings_page > docs/reference/settings.md"
+    )
+
+
+def test_what_the_image_copies_is_there_and_it_does_not_run_as_root():
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = [
+        word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]
+    ]
+    assert copied
+    for name in copied:
+        assert (ROOT / name).exists(), name
+        assert f"!{name}" in (ROOT / ".dockerignore").read_text().splitlines(), f"{name} is not sent to the builder"
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert {package.rstrip("*") for package in packages} <= set(copied)
+    assert "USER 10001" in lines
+    assert lines.index("USER 10001") > max(number for number, line in enumerate(lines) if line.startswith("RUN "))
+
+
+def pins(name: str) -> dict[str, str]:
+    return dict(re.findall(r"(?m)^([\w.-]+)==([^ ;\\]+)", (ROOT / name).read_text()))
+
+
+def test_the_image_has_the_versions_that_are_tested_and_no_test_tools():
+    image, tested = pins("requirements.runtime.lock"), pins("requirements.lock")
+    assert image.items() <= tested.items()
+    assert not {"pytest", "mypy", "ruff", "playwright", "schemathesis"} & image.keys()
+
+
+@pytest.mark.parametrize("file", RESOURCES, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_the_manifests_are_what_kubernetes_takes(file: Path):
+    tool = Path(sys.executable).with_name("kubernetes-validate")
+    done = subprocess.run(
+        [str(tool), "--strict", "--quiet", str(file)], capture_output=True, text=True, check=False, timeout=60
+    )
+    complaints = [line for line in (done.stdout + done.stderr).splitlines() if "keda.sh" not in line]
+    assert (done.returncode, complaints) == (0, [])
+
+
+def test_every_file_of_a_folder_is_in_its_kustomization():
+    for kustomization in (file for file in MANIFESTS if file.name == "kustomization.yaml"):
+        content = yaml.safe_load(kustomization.read_text())
+        listed = set(content["resources"]) | {
+            name for maker in content.get("configMapGenerator", ()) for name in maker["files"]
+        }
+        assert listed == {file.name for file in kustomization.parent.glob("*.yaml")} - {"kustomization.yaml"}
+
+
+@pytest.mark.parametrize(("where", "container"), list(containers()), ids=lambda value: str(value)[:40])
+def test_containers_run_commands_and_settings_that_exist_without_rights(where: str, container: dict[str, Any]):
+    assert container["args"][0] in COMMANDS
+    options = {option for word in container["args"][1:] if (option := str(word).split("=")[0]).startswith("--")}
+    command = get_command(app).commands[container["args"][0]]  # type: ignore[attr-defined]
+    assert options <= {option for parameter in command.params for option in parameter.opts}
+    assert {entry["name"] for entry in container.get("env", ())} <= KNOWN
+    security = container["securityContext"]
+    assert (security["allowPrivilegeEscalation"], security["capabilities"]) == (False, {"drop": ["ALL"]})
+    assert "limits" in container["resources"]
+
+
+def test_settings_in_the_config_map_and_in_compose_exist():
+    settings = {name for _, document in documents() if document["kind"] == "ConfigMap" for name in document["data"]}
+    assert settings
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    for service in ("migrate", "control", "runner"):
+        settings |= set(compose[service]["environment"])
+        assert compose[service]["command"][0] in COMMANDS
+        assert compose[service]["profiles"] == ["app"]
+    assert settings <= KNOWN
+    port = str(ControlSettings.model_fields["port"].default)
+    assert f":{port}" in str(compose["control"]["ports"])
+    assert f"control:{port}" in (ROOT / "ops/prometheus/prometheus.yml").read_text()
+    for service, content in compose.items():
+        if service not in ("migrate", "runner"):  # one ends, the other has no door
+            assert "healthcheck" in content, service
+    (ports,) = [c["ports"] for w, c in containers() if w == "base/control.yaml"]
+    assert ports == [{"name": "http", "containerPort": int(port)}]
+
+
+def test_workers_are_scaled_by_the_lag_of_the_groups_that_they_join():
+    acme, live = AccountTopics.of("ACME"), AccountTopics.of_feed(LIVE_FEED, LIVE_TOPIC)
+    expected = {
+        "account-workers/processors.yaml": (acme.processors_group, acme.replay),
+        "account-workers/sinks.yaml": (acme.sink_group, acme.outcomes),
+        "live/processors.yaml": (live.processors_group, live.replay),
+        "live/sinks.yaml": (live.sink_group, live.outcomes),
+    }
+    found = {}
+    for where, document in documents():
+        if document["kind"] == "ScaledObject":
+            (trigger,) = document["spec"]["triggers"]
+            found[where] = (trigger["metadata"]["consumerGroup"], trigger["metadata"]["topic"])
+            names = {each["metadata"]["name"] for file, each in documents() if file == where}
+            assert document["spec"]["scaleTargetRef"]["name"] in names
+    assert found == expected
