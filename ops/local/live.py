@@ -55,6 +55,15 @@ REST_S = 30.0  # after a process has ended again and again: an outage, for a fee
 BAD_INPUT = 2
 ANSWER_TIMEOUT_S = 10.0
 COORDINATOR_TIMEOUT_S = 30.0
+COORDINATOR_MOVES = frozenset(
+    (
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError._TIMED_OUT,  # noqa: SLF001  librdkafka's public names begin with an underscore
+    )
+)
 NO_OFFSET = -1001
 
 
@@ -192,7 +201,7 @@ def _commit_beginnings(kafka: Mapping[str, Any], feed: LiveFeed) -> None:
         try:
             _commit_beginnings_once(kafka, feed, topics)
         except KafkaException as error:  # the group's coordinator moves, or loads what it has to know
-            if not error.args[0].retriable() or time.monotonic() > deadline:
+            if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > deadline:
                 raise ServiceUnreachableError(
                     f"Kafka does not say where group {topics.processors_group} is ({error.args[0].str()})",
                     "look at the brokers and permissions",

@@ -62,7 +62,7 @@ def test_one_by_one_and_as_a_whole_the_same_contacts_are_found(mongo_database: A
         for person, watermarked in find_contacts(mongo_database, account).by_person.items()
     }
     assert {key: (contact.created_at, contact.customer_id) for key, contact in found.items()} == whole
-    assert len(whole) > PERSONS
+    assert len(whole) > PERSONS / 2
     assert all((contact.company_sso_id, contact.crm_person_id) == key for key, contact in found.items())
 
 
