@@ -1,0 +1,172 @@
+"""The connector's configuration, and what is made of Kafka Connect's answers."""
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+
+from ops.local import cdc
+from ops.local.cdc import Connect, ConnectRefusedError, connector_config
+from schemas.errors import BadInputError, ServiceUnreachableError
+from schemas.mapping import SourceMapping, load, parse
+from schemas.topics import LIVE_TOPIC
+
+DSN = "postgresql://cdc:secret@db.example:5433/crm?sslmode=verify-full&sslrootcert=/ca.pem"
+ACCOUNT_COLUMN = """
+source:
+  schema: "Crm"
+  table: audit_rows
+  account: {column: account_id, query: "SELECT id FROM a WHERE company_sso_id = %(company_sso_id)s"INVERSE}
+scope: [Crm::Deal]
+categories: {Crm::Deal: {category: deal}}
+"""
+
+
+def multi_tenant(inverse: str = ', inverse: "SELECT id, company_sso_id FROM a"') -> SourceMapping:
+    return parse(ACCOUNT_COLUMN.replace("INVERSE", inverse), "m.yaml")
+
+
+def test_the_connector_reads_one_table_and_nothing_else() -> None:
+    config = connector_config(multi_tenant(), DSN, name="feed_1")
+    assert re.fullmatch(config["table.include.list"], "Crm.audit_rows")
+    assert not re.fullmatch(config["table.include.list"], "CrmXaudit_rows")
+    assert config["slot.name"] == config["publication.name"] == config["topic.prefix"] == "feed_1"
+    assert config["plugin.name"] == "pgoutput"
+    assert config["skipped.operations"] == "none"
+    of_database = {name: value for name, value in config.items() if name.startswith("database.")}
+    assert {name.removeprefix("database."): value for name, value in of_database.items()} == {
+        "hostname": "db.example", "port": "5433", "user": "cdc", "password": "secret", "dbname": "crm",
+        "sslmode": "verify-full", "sslrootcert": "/ca.pem",
+    }  # fmt: skip
+
+
+def test_its_records_go_to_the_live_topic_and_its_heartbeats_do_not() -> None:
+    config = connector_config(multi_tenant(), DSN)
+    assert config["transforms"] == "route"
+    route = re.compile(config["transforms.route.regex"])
+    assert route.fullmatch(f"{cdc.DEFAULT_NAME}.Crm.audit_rows")
+    assert not route.fullmatch(f"__debezium-heartbeat.{cdc.DEFAULT_NAME}")
+    assert config["transforms.route.replacement"] == LIVE_TOPIC
+
+
+def test_the_account_of_a_whole_table_travels_as_text() -> None:
+    config = connector_config(load(None), DSN, account="007", flatten=True)
+    assert config["transforms"] == "route,account,flatten"
+    assert config["transforms.account.header"] == "company_sso_id"
+    assert config["transforms.account.value.literal"] == '"007"'
+    assert "op" in config["transforms.flatten.add.fields"].split(",")
+
+
+def test_a_password_can_be_a_reference() -> None:
+    reference = "${file:/secrets/cdc:password}"
+    config = connector_config(multi_tenant(), DSN, password=reference)
+    assert config["database.password"] == reference
+    assert "secret" not in json.dumps({name: v for name, v in config.items() if name != "database.password"})
+
+
+def test_a_snapshot_can_begin_later_or_be_left_out() -> None:
+    since = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    config = connector_config(multi_tenant(), DSN, since=since)
+    assert config["snapshot.select.statement.overrides"] == "Crm.audit_rows"
+    assert config["snapshot.select.statement.overrides.Crm.audit_rows"] == (
+        'SELECT * FROM "Crm"."audit_rows" WHERE created_at >= \'2026-01-02 03:04:05.000000\''
+    )
+    assert config["snapshot.mode"] == "initial"
+    assert connector_config(multi_tenant(), DSN, snapshot=False)["snapshot.mode"] == "no_data"
+
+
+@pytest.mark.parametrize(
+    ("mapping", "more", "message"),
+    [
+        (load(None), {}, "name the --account"),
+        (load(None), {"account": 'a"b'}, "cannot be sent in a header"),
+        (load(None), {"account": "a", "name": "Feed-1"}, "no name of a connector"),
+        (multi_tenant(), {"account": "a"}, "leave out --account"),
+        (multi_tenant(""), {}, "add inverse"),
+    ],
+)
+def test_what_no_connector_can_be_made_from_is_refused(
+    mapping: SourceMapping, more: dict[str, str], message: str
+) -> None:
+    with pytest.raises(BadInputError, match=message):
+        connector_config(mapping, DSN, **more)  # type: ignore[arg-type]
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(BadInputError, match="is not a PostgreSQL address"):
+        connector_config(multi_tenant(), "postgresql://%%%")
+
+
+def test_a_column_that_is_the_account_needs_no_inverse() -> None:
+    assert connector_config(multi_tenant(", is_company_sso_id: true"), DSN)["transforms"] == "route"
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    with Connect("http://connect.example") as found:
+        yield found
+
+
+def answering(connect: Connect, *answers: httpx.Response | httpx.HTTPError) -> list[str]:
+    """Have the requests answered by these, one after the other; return where the requests are noted."""
+    asked: list[str] = []
+    left = list(answers)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.path}")
+        found = left.pop(0)
+        if isinstance(found, httpx.HTTPError):
+            raise found
+        return found
+
+    connect._client = httpx.Client(base_url="http://connect.example", transport=httpx.MockTransport(answer))
+    return asked
+
+
+def test_a_rebalancing_connect_is_asked_again(connect: Connect) -> None:
+    asked = answering(connect, httpx.Response(409, json={"message": "rebalance"}), httpx.Response(201, json={}))
+    connect.put("feed", {})
+    assert asked == ["PUT /connectors/feed/config"] * 2
+
+
+def test_a_refusal_is_one_line_with_its_reason(connect: Connect) -> None:
+    text = (
+        "Connector configuration is invalid and contains the following 1 error(s):\nUnable to connect: refused\nYou can"
+    )
+    answering(connect, httpx.Response(400, json={"error_code": 400, "message": text}))
+    with pytest.raises(
+        ConnectRefusedError, match=r"^Kafka Connect refuses the connector: Unable to connect: refused: "
+    ):
+        connect.put("feed", {})
+
+
+def test_a_connect_that_is_not_there_is_one_line(connect: Connect) -> None:
+    answering(connect, httpx.ConnectError("refused"))
+    with pytest.raises(ServiceUnreachableError, match="services up --with debezium"):
+        connect.delete("feed")
+
+
+def test_the_worst_state_of_connector_and_task_counts(connect: Connect) -> None:
+    trace = "org.apache.kafka.ConnectException: o\n\tat a.b\nCaused by: org.postgresql.PSQLException: no slot is free\n\tat c"
+    task = {"id": 0, "state": "FAILED", "trace": trace}
+    answering(
+        connect,
+        httpx.Response(200, json={"connector": {"state": "RUNNING"}, "tasks": [task]}),
+        httpx.Response(200, json={"connector": {"state": "RUNNING"}, "tasks": [{"state": "RUNNING"}]}),
+        httpx.Response(200, json={"connector": {"state": "RUNNING"}, "tasks": []}),
+        httpx.Response(404, json={}),
+    )
+    assert connect.state("feed") == ("FAILED", "org.postgresql.PSQLException: no slot is free")
+    assert [connect.state("feed")[0] for _ in range(3)] == ["RUNNING", "STARTING", "not registered"]
+
+
+def test_where_connect_is_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setenv("CRM_REPLAY_HOME", str(tmp_path))
+    monkeypatch.delenv("KAFKA_CONNECT_URL", raising=False)
+    with pytest.raises(BadInputError, match="no Kafka Connect is running"):
+        cdc.connect_url()
+    monkeypatch.setenv("KAFKA_CONNECT_URL", "http://connect.example:8083")
+    assert cdc.connect_url() == "http://connect.example:8083"
