@@ -404,7 +404,7 @@ class ConsoleServer:
             "dead-letter": self._letter,
             "events": self._events,
             "flag": self._flag,
-            **{name: self._action for name in ACTIONS},
+            **dict.fromkeys(ACTIONS, self._action),
         }
         for name, answer in api.items():
             server.routes[f"/console/api/{name}"] = self._or_down(answer)

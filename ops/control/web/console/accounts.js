@@ -104,6 +104,9 @@ export function accountsView() {
     setText(made.parts.rate, rate(perS));
     setText(made.parts.eta, span(etaS));
     setText(made.parts.failed, job ? number(job.records_failed + job.records_foreign) : UNKNOWN);
+    // On a phone, what is not known takes no room.
+    for (const part of Object.values(made.parts)) part.closest("td").classList.toggle("is-unknown", part.textContent === UNKNOWN);
+    made.updated.classList.toggle("is-unknown", !job);
     made.parts.failed.classList.toggle("is-bad", Boolean(job && job.records_failed + job.records_foreign));
     setText(made.flag, data.flag_enabled ? "" : "flag off");
     if (made.updatedAt !== (job?.updated_at ?? "")) {

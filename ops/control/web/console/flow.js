@@ -25,7 +25,7 @@ export function contentsOf(detail) {
   const queue = (one) => {
     if (!one || one.waiting === null) return { lines: [UNKNOWN, "lag not known"], tone: "quiet" };
     const behindS = one.waiting && pace ? one.waiting / pace : null;
-    const small = !one.waiting ? "nothing waits" : behindS === null || !running ? "waiting" : `waiting, ${span(Math.max(1, behindS))}`;
+    const small = !one.waiting ? "nothing waits" : behindS === null || !running ? "waiting" : `waiting, ≈ ${span(Math.max(1, behindS))}`;
     const late = one.waiting > 0 && (behindS !== null && running ? behindS > LATE_AFTER_S : !running && detail.status === "in_progress");
     return { lines: [shortNumber(one.waiting), small], tone: !one.waiting ? "quiet" : late ? "warn" : "busy" };
   };
@@ -99,7 +99,7 @@ function drawBox({ id, kind, title }, place, texts) {
   const { x, y, width, height } = place;
   const centre = x + width / 2;
   const compact = height < 80;
-  const lines = { letters: [null, 26, 45], store: compact ? [30, 48, 62] : [36, 59, 77] }[kind] ?? (compact ? [20, 40, 56] : [28, 53, 72]);
+  const lines = { letters: [null, 26, 45], store: compact ? [31, 50, 64] : [36, 59, 77] }[kind] ?? (compact ? [20, 40, 56] : [28, 53, 72]);
   const big = s("text", { class: "flow-number", x: centre, y: y + lines[1] });
   const small = s("text", { class: "flow-note", x: centre, y: y + lines[2] });
   const group = s("g", { class: `flow-box flow-${kind}` }, outline(kind, place));
@@ -136,7 +136,7 @@ export function flowView() {
   function draw() {
     const layout = WIDE.matches ? wideLayout() : tallLayout();
     texts = {};
-    drawing = s("svg", { viewBox: `0 0 ${layout.view[0]} ${layout.view[1]}`, role: "img", class: WIDE.matches ? "flow-wide" : "flow-tall" },
+    drawing = s("svg", { viewBox: `-1 0 ${layout.view[0] + 2} ${layout.view[1]}`, role: "img", class: WIDE.matches ? "flow-wide" : "flow-tall" },
       layout.pipes.map((d) => s("path", { class: "pipe", d })),
       layout.branches.map((d) => s("path", { class: "pipe pipe-branch", d })),
       BOXES.map((box) => drawBox(box, layout.places[box.id], texts)),

@@ -27,15 +27,18 @@ export function hexLines(hex) {
   return lines.join("\n");
 }
 
-/** Return a value of a payload as text; JSON inside a text is set out too. Pure. */
+/** Return a value of a payload as text; JSON inside a text is set out too, if nothing is lost by it. Pure. */
 export function valueText(value) {
   if (value === null || value === undefined) return "null";
   if (typeof value === "object") return JSON.stringify(value, null, 2);
   if (typeof value === "string" && /^\s*[[{]/.test(value)) {
     try {
-      return JSON.stringify(JSON.parse(value), null, 2);
+      const read = JSON.parse(value);
+      const bare = (text) => text.replace(/\s/g, "");
+      // Not where a number has too many digits for this language, or a key is there twice.
+      if (bare(JSON.stringify(read)) === bare(value)) return JSON.stringify(read, null, 2);
     } catch {
-      return value;
+      // Only looked like JSON.
     }
   }
   return String(value);

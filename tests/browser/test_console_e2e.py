@@ -1,0 +1,108 @@
+"""The console against the real control plane, a real runner and real servers: one migration, all by hand."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from ops.local.generator import GENERATED_MAPPING
+from sink.indexes import ACTIVITY_LOGS
+from tests.browser.pictures import picture
+from tests.e2e.conftest import Crm, crm  # noqa: F401 - a fixture
+from tests.e2e.test_run import generated
+from tests.fixtures.browser import NewPage, violations
+from tests.integration.control.http_server import PASSWORD, USER, Served, serving
+
+AUDITS = 24_000
+ROWS_PER_S = 3_000  # so that there is time to look and to halt
+LONG_MS = 180_000  # of a loaded machine
+
+
+@pytest.fixture
+def control(crm: Crm) -> Iterator[Served]:  # noqa: F811
+    with serving(crm.connections, mapping_path=str(GENERATED_MAPPING), partitions=4) as served:
+        yield served
+
+
+@pytest.fixture
+def runner(crm: Crm) -> Iterator[None]:  # noqa: F811
+    """Keep a runner at work, as its command does it."""
+    with crm.start("runner", "--jobs", "1", "--rows-per-s", str(ROWS_PER_S)) as process:
+        try:
+            yield
+            assert process.poll() is None, process.communicate()
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def act(page: Page, name: str, confirm: str, **fields: str) -> None:
+    button = page.get_by_role("group", name="Actions").get_by_role("button", name=name, exact=True)
+    expect(button).to_have_attribute("aria-disabled", "false", timeout=LONG_MS)
+    button.click()
+    dialog = page.get_by_role("dialog")
+    for label, text in fields.items():
+        dialog.get_by_label(label).fill(text)
+    dialog.get_by_role("button", name=confirm).click()
+    expect(dialog).to_have_count(0, timeout=LONG_MS)
+
+
+def test_a_migration_from_the_flag_to_the_roll_back(
+    crm: Crm,  # noqa: F811
+    control: Served,
+    runner: None,
+    new_page: NewPage,
+) -> None:
+    account = generated(crm, AUDITS)
+    logs: Any = crm.database[ACTIVITY_LOGS]
+    page = new_page(http_credentials={"username": USER, "password": PASSWORD})
+    page.goto(f"{control.url}/console/")
+    expect(page.locator("#connection-text")).to_have_text("Live")
+    expect(page.locator("#who")).to_contain_text(USER)
+    page.get_by_role("searchbox").fill(account)
+    page.get_by_role("button", name="Open").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(account)
+    status = page.locator(".hero-head .badge")
+    expect(status).to_have_text("Not started")
+
+    page.get_by_role("switch", name="Migration flag").click()
+    act(page, "Preflight", "Run the preflight")
+    preflight = page.get_by_role("region", name="Preflight", exact=True)
+    expect(preflight.get_by_role("listitem").first).to_be_visible(timeout=LONG_MS)
+
+    act(page, "Start", "Start the migration")
+    expect(status).to_have_text("In progress", timeout=LONG_MS)
+    migration = page.get_by_role("region", name="Migration")
+    percent = migration.get_by_role("progressbar")
+    page.wait_for_function("document.querySelector('.hero .meter').ariaValueNow > 10", timeout=LONG_MS)
+    picture(page, "run-in-progress")
+    act(page, "Halt", "Halt the migration", Reason="the CRM is slow")
+    expect(status).to_have_text("Halted", timeout=LONG_MS)
+    expect(migration).to_contain_text("the CRM is slow")
+    halted_at = int(percent.get_attribute("aria-valuenow") or 0)
+    assert 10 <= halted_at < 100
+    assert logs.count_documents({"company_sso_id": account}) > 0
+
+    act(page, "Resume", "Resume the migration")
+    expect(status).to_have_text("Completed", timeout=LONG_MS)
+    expect(migration).to_contain_text("100 %")
+    written = logs.count_documents({"company_sso_id": account, "source_tag": "crm_migration"})
+    assert written > 1_000
+    expect(migration).to_contain_text(f"{written:,}")
+
+    act(page, "Verify", "Verify the copy")
+    verification = page.get_by_role("region", name="Verification", exact=True)
+    expect(verification).to_contain_text("The copy is equal to its source", timeout=LONG_MS)
+    assert violations(page) == []
+    picture(page, "run-verified")
+
+    act(page, "Roll back…", "Delete these documents", **{f"Type {account} to confirm": account})
+    expect(status).to_have_text("Rolled back", timeout=LONG_MS)
+    expect(page.get_by_text(f"Rolled back: {written:,} documents removed.")).to_be_visible()
+    assert logs.count_documents({"company_sso_id": account}) == 0
+    log = page.get_by_role("region", name="Who did what", exact=True)
+    for done in ("Rollback", "Verify", "Resume", "Halt", "Trigger", "Preflight"):
+        expect(log).to_contain_text(done)
+    page.get_by_role("link", name="Accounts").click()
+    expect(page.get_by_role("row", name=account)).to_contain_text("Rolled back")
