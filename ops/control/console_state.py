@@ -377,7 +377,7 @@ def _rollback_of(job: Job, now: dt.datetime) -> Rollback | None:
     return Rollback(
         removed=found["removed"],
         remaining=found["remaining"],
-        started_at=found["started_at"],
+        started_at=found.get("started_at", found["updated_at"]),
         by=found["by"],
         stalled=silent_s > ROLLBACK_STALLED_S,
     )

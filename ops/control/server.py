@@ -48,6 +48,14 @@ class ControlServer(uvicorn.Server):
         super().__init__(config)
         self._control_app = app
 
+    async def startup(self, sockets: Any = None) -> None:
+        """Start to serve."""
+        # asyncio does this only for sockets it makes itself. Without it each answer's body waits 40 ms for the client
+        # to acknowledge the headers (Nagle's algorithm against delayed acknowledgements). Connections inherit it.
+        for bound in sockets or ():
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await super().startup(sockets)
+
     async def shutdown(self, sockets: Any = None) -> None:
         """Stop: no new requests, those under way end, within the time the settings give."""
         self._control_app.stop()
@@ -102,9 +110,6 @@ def serve(connections: Connections, host: str = "", port: int | None = None) -> 
         raise BadInputError(
             f"{settings.host}:{settings.port} cannot be listened on", "is it in use? set CRM_CONTROL_PORT"
         ) from None
-    # asyncio does this only for sockets it makes itself. Without it each answer's body waits 40 ms for the client to
-    # acknowledge the headers (Nagle's algorithm against delayed acknowledgements). Accepted connections inherit it.
-    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     bound_host, bound_port = bound.getsockname()[:2]
     print(f"control plane at {scheme}://{bound_host}:{bound_port}/console/", file=sys.stderr, flush=True)  # noqa: T201
     server.run(sockets=[bound])

@@ -1,0 +1,443 @@
+"""The endpoints for services and for the browser: every code of the contract's table, over HTTP, on real servers."""
+
+import datetime as dt
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pymongo
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from ops.control import activity_logs, audit_log, flags, migrations
+from ops.control.jobs import Job
+from ops.control.store import JobStore, NewJob
+from schemas.connections import Connections
+from schemas.vocabulary import JobStatus
+from sink.progress import RunTotals
+from tests.integration.control.http_server import Served, account, refused, serving
+from tests.integration.producer.crm import add_audits, make_audits
+
+pytestmark = pytest.mark.services
+ROUTE = "/private/activity_logs/crm_migration"
+AFTER_ALL_ROWS = "2200-01-01T00:00:00Z"  # a beginning with no rows behind it: nobody has to be a contact
+
+
+@pytest.fixture(scope="module")
+def database(mongodb_url: str) -> Iterator[Any]:
+    client: Any = pymongo.MongoClient(mongodb_url, tz_aware=True)
+    name = f"http_{uuid.uuid4().hex[:8]}"
+    migrations.up(client[name])
+    yield client[name]
+    client.drop_database(name)
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def source(postgres_dsn: str) -> Iterator[str]:
+    """A CRM with three rows of a person who is nobody's contact."""
+    name = f"http_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(postgres_dsn, autocommit=True) as db:
+        db.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    dsn = make_conninfo(postgres_dsn, dbname=name)
+    make_audits(dsn)
+    add_audits(dsn, (1, 2, 3), auditable_type="Crm::Person", auditable_id=77)
+    yield dsn
+    with psycopg.connect(postgres_dsn, autocommit=True) as db:
+        db.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="module")
+def served(mongodb_url: str, source: str, database: Any) -> Iterator[Served]:
+    connections = Connections(mongodb_url=mongodb_url, mongodb_database=database.name, crm_audit_database_url=source)
+    with serving(connections) as running:
+        yield running
+
+
+def make_job(database: Any, company_sso_id: str, status: JobStatus = JobStatus.IN_PROGRESS) -> Job:
+    store = JobStore(database)
+    job = store.create(NewJob(company_sso_id, 1, 9, 1, dt.datetime(2020, 1, 1, tzinfo=dt.UTC), records_total=200))
+    if status is not JobStatus.IN_PROGRESS:
+        job = store.transition(job.job_id, JobStatus.IN_PROGRESS, status)
+    return job
+
+
+def switch_on(database: Any, company_sso_id: str) -> str:
+    flags.write(database, company_sso_id, enabled=True, by="a test")
+    return company_sso_id
+
+
+# ---- trigger ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_account_whose_flag_is_off_is_not_migrated(served: Served) -> None:
+    refused(served.client.post(ROUTE, json={"company_sso_id": account()}), 403, "FLAG_DISABLED")
+
+
+def test_a_migration_is_started_and_its_job_says_who_asked(served: Served, database: Any) -> None:
+    company = switch_on(database, account())
+    answer = served.client.post(
+        ROUTE,
+        json={"company_sso_id": company, "date_range_start": AFTER_ALL_ROWS},
+        headers={"x-request-id": "ticket-4711"},
+    )
+    assert answer.status_code == 201
+    job = JobStore(database).latest(company)
+    assert job is not None
+    assert answer.json() == {"job_id": job.job_id, "status": "in_progress"}
+    assert job.triggered_by == "a-service"
+    assert job.date_range_start == dt.datetime(2200, 1, 1, tzinfo=dt.UTC)
+    (entry,) = audit_log.entries(database, company)
+    assert (entry.action, entry.who, entry.outcome, entry.request_id) == ("trigger", "a-service", "ok", "ticket-4711")
+    assert answer.headers["x-request-id"] == "ticket-4711"
+
+
+def test_without_the_contacts_no_job_is_made(served: Served, database: Any) -> None:
+    company = switch_on(database, account())
+    meta = refused(served.client.post(ROUTE, json={"company_sso_id": company}), 422, "contacts_not_migrated")
+    assert (meta["coverage_pct"], meta["persons"], meta["missing"]) == (0.0, 1, ["77"])
+    assert JobStore(database).latest(company) is None
+
+
+def test_what_has_been_migrated_is_not_migrated_again(served: Served, database: Any) -> None:
+    company = switch_on(database, account())
+    make_job(database, company, JobStatus.COMPLETED)
+    refused(served.client.post(ROUTE, json={"company_sso_id": company}), 409, "ALREADY_COMPLETED")
+
+
+def test_a_halted_job_is_resumed_or_rolled_back_before_another_is_made(served: Served, database: Any) -> None:
+    company = switch_on(database, account())
+    make_job(database, company, JobStatus.HALTED)
+    refused(served.client.post(ROUTE, json={"company_sso_id": company}), 409, "ILLEGAL_TRANSITION")
+
+
+def test_of_fifty_at_once_one_starts_the_migration(served: Served, database: Any) -> None:
+    company = switch_on(database, account())
+    start = threading.Barrier(50)
+
+    def trigger(_number: int) -> tuple[int, str]:
+        with served.bare(auth=served.client.auth) as client:
+            client.get("/healthz")  # connected, so that all of them ask at the same moment
+            start.wait(60)
+            answer = client.post(ROUTE, json={"company_sso_id": company, "date_range_start": AFTER_ALL_ROWS})
+        return answer.status_code, answer.json().get("resp_code", "")
+
+    with ThreadPoolExecutor(50) as threads:
+        outcomes = Counter(threads.map(trigger, range(50)))
+    assert outcomes == {(201, ""): 1, (409, "JOB_ALREADY_RUNNING"): 49}
+    assert len(JobStore(database).jobs(company)) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "company_sso_id"),
+        ({"company_sso_id": ""}, "company_sso_id"),
+        ({"company_sso_id": 5}, "company_sso_id"),
+        ({"company_sso_id": "a\nb"}, "company_sso_id"),
+        ({"company_sso_id": "x" * 256}, "company_sso_id"),
+        ({"company_sso_id": "a", "date_range_start": "yesterday"}, "date_range_start"),
+        ({"company_sso_id": "a", "date_range_start": 1700000000}, "date_range_start"),
+        ({"company_sso_id": "a", "date_range_start": "1700000000"}, "date_range_start"),
+        ({"company_sso_id": "a", "date_range_start": "2024-01-01T00:00:00"}, "date_range_start"),
+        ({"company_sso_id": "a", "typo": 1}, "typo"),
+    ],
+)
+def test_a_body_that_is_wrong_is_told_by_its_field(served: Served, body: dict[str, Any], field: str) -> None:
+    meta = refused(served.client.post(ROUTE, json=body), 400, "VALIDATION_ERROR")
+    assert [error["field"] for error in meta["errors"]] == [field]
+    assert meta["errors"][0]["message"]
+
+
+def test_an_account_that_no_topic_could_be_named_after_is_refused(served: Served, database: Any) -> None:
+    for company in ("a\u2028b", "a\u00a0b"):
+        refused(served.client.post(ROUTE, json={"company_sso_id": company}), 400, "VALIDATION_ERROR")
+
+
+# ---- status ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_account_that_has_no_job_has_not_started(served: Served) -> None:
+    answer = served.client.get(f"{ROUTE}/status", params={"company_sso_id": account()})
+    assert (answer.status_code, answer.json()) == (200, {"status": "not_started"})
+
+
+def test_the_status_has_progress_counts_and_once_validated_the_accuracy(served: Served, database: Any) -> None:
+    company = account("Ünïcode/ö?&")
+    job = make_job(database, company)
+    store = JobStore(database)
+    job = store.save_totals(job, RunTotals(migrated=90, skipped={"x": 8}, failed={"y": 2}))
+    counts = {"records_total": 200, "records_migrated": 90, "records_skipped": 8, "records_failed": 2}
+
+    def status() -> Any:
+        answer = served.client.get(f"{ROUTE}/status", params={"company_sso_id": company})
+        assert answer.status_code == 200
+        assert answer.headers["cache-control"] == "no-store"
+        return answer.json()
+
+    assert status() == {"status": "in_progress", "progress_pct": 50.0, **counts}
+    store.save_totals(job, RunTotals(migrated=90, skipped={"x": 8}, failed={"y": 2}), accuracy_pct=98.88)
+    assert status() == {"status": "in_progress", "progress_pct": 50.0, **counts, "accuracy_pct": 98.88}
+
+
+def test_a_status_of_nobody_is_refused(served: Served) -> None:
+    meta = refused(served.client.get(f"{ROUTE}/status"), 400, "VALIDATION_ERROR")
+    assert meta["errors"] == [{"field": "company_sso_id", "message": "Field required"}]
+
+
+# ---- roll back -------------------------------------------------------------------------------------------------------
+
+
+def log_of(company: str, audit_id: int, **changed: Any) -> dict[str, Any]:
+    return {
+        "company_sso_id": company,
+        "customer_id": "customer-1",
+        "category": "deal",
+        "action": "won",
+        "actor": {"type": "user", "id": "sso-1", "name": "Siti"},
+        "changes": [{"field": "status", "label": "Status", "from": "open", "to": {"deep": [1, None, "ä"]}}],
+        "timestamp": "2024-05-08T18:46:14.0599+07:00",
+        "external_id": f"crm_audit:{audit_id}",
+        "metadata": {"crm_person_id": 50001},
+        **changed,
+    }
+
+
+def test_a_roll_back_removes_the_accounts_documents_and_then_none(served: Served, database: Any) -> None:
+    company, other = account(), account()
+    make_job(database, company, JobStatus.COMPLETED)
+    for owner in (company, other):
+        records = [log_of(owner, number) for number in range(1, 6)]
+        assert served.client.post("/private/activity_logs/migrate", json={"records": records}).json()["inserted"] == 5
+    database["activity_logs"].insert_one({"company_sso_id": company, "native": True})
+    before = list(database["activity_logs"].find({"company_sso_id": other}).sort("_id"))
+
+    first = served.client.post(f"{ROUTE}/rollback", json={"company_sso_id": company})
+    assert (first.status_code, first.json()) == (200, {"records_removed": 5})
+    again = served.client.post(f"{ROUTE}/rollback", json={"company_sso_id": company})
+    assert (again.status_code, again.json()) == (200, {"records_removed": 0})
+    assert [left.get("native") for left in database["activity_logs"].find({"company_sso_id": company})] == [True]
+    assert list(database["activity_logs"].find({"company_sso_id": other}).sort("_id")) == before
+    job = JobStore(database).latest(company)
+    assert job is not None
+    assert job.status is JobStatus.ROLLED_BACK
+
+
+def test_an_account_without_a_job_cannot_be_rolled_back(served: Served) -> None:
+    refused(served.client.post(f"{ROUTE}/rollback", json={"company_sso_id": account()}), 404, "JOB_NOT_FOUND")
+
+
+def test_a_running_job_cannot_be_rolled_back(served: Served, database: Any) -> None:
+    company = account()
+    make_job(database, company)
+    refused(served.client.post(f"{ROUTE}/rollback", json={"company_sso_id": company}), 409, "JOB_ALREADY_RUNNING")
+
+
+def test_a_roll_back_that_cannot_remove_everything_says_so(
+    served: Served, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    company = account()
+    make_job(database, company, JobStatus.COMPLETED)
+
+    def stuck(*_args: Any, **_kwargs: Any) -> int:
+        raise RollbackFailedError("5 documents are still there", "roll back again")
+
+    from ops.control import operations
+    from sink.rollback import RollbackFailedError
+
+    monkeypatch.setattr(operations.documents, "rollback", stuck)
+    refused(served.client.post(f"{ROUTE}/rollback", json={"company_sso_id": company}), 500, "ROLLBACK_FAILED")
+
+
+def test_asking_again_joins_the_roll_back_that_runs(
+    served: Served, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after the client that began it has gone: the work goes on, and the next one is told what it removed."""
+    company = account()
+    make_job(database, company, JobStatus.COMPLETED)
+    served.client.post("/private/activity_logs/migrate", json={"records": [log_of(company, n) for n in range(1, 8)]})
+    from ops.control import operations
+
+    removing, let_go, calls = threading.Event(), threading.Event(), []
+    real = operations.documents.rollback
+
+    def slow(*args: Any, **kwargs: Any) -> int:
+        calls.append(args)
+        removing.set()
+        assert let_go.wait(60)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(operations.documents, "rollback", slow)
+
+    def ask(timeout: float) -> Any:
+        with served.bare(auth=served.client.auth) as client:
+            return client.post(f"{ROUTE}/rollback", json={"company_sso_id": company}, timeout=timeout)
+
+    with ThreadPoolExecutor(3) as threads:
+        impatient = threads.submit(ask, 0.5)
+        assert removing.wait(60)
+        assert "Timeout" in type(impatient.exception(60)).__name__
+        patient = [threads.submit(ask, 60.0) for _ in range(2)]
+        shown = served.client.get("/console/api/account", params={"account": company}).json()
+        assert shown["status"] == "rolled_back"
+        in_progress(served, 3)  # the one that hung up is still being worked for
+        let_go.set()
+        assert [asked.result(60).json() for asked in patient] == [{"records_removed": 7}] * 2
+    assert len(calls) == 1
+    assert database["activity_logs"].count_documents({"company_sso_id": company}) == 0
+
+
+def in_progress(served: Served, requests: int) -> None:
+    """Wait until the server is at work on so many requests, besides the one that asks."""
+    deadline = time.monotonic() + 60
+    wanted = f"crm_control_requests_in_progress {requests + 1}.0"
+    while wanted not in served.client.get("/metrics").text:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# ---- activity logs ---------------------------------------------------------------------------------------------------
+
+MIGRATE = "/private/activity_logs/migrate"
+
+
+def test_activity_logs_are_written_as_the_sink_writes_them(served: Served, database: Any) -> None:
+    company = account()
+    answer = served.client.post(MIGRATE, json={"records": [log_of(company, 4711, source_tag="crm_migration")]})
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "inserted": 1,
+        "skipped": 0,
+        "failed": 0,
+        "results": [{"external_id": "crm_audit:4711", "status": "inserted", "reason": None}],
+    }
+    stored = database["activity_logs"].find_one({"company_sso_id": company}, {"_id": 0})
+    assert stored == {
+        **log_of(company, 4711),
+        "timestamp": dt.datetime(2024, 5, 8, 11, 46, 14, 59000, tzinfo=dt.UTC),
+        "source_tag": "crm_migration",
+    }
+    assert list(stored)[-2:] == ["source_tag", "metadata"]
+
+
+def test_sending_them_again_inserts_nothing(served: Served, database: Any) -> None:
+    company = account()
+    batch = {"records": [log_of(company, 1), log_of(company, 2, metadata={}), log_of(company, 1)]}
+    first = served.client.post(MIGRATE, json=batch).json()
+    assert (first["inserted"], first["skipped"], first["failed"]) == (2, 1, 0)
+    second = served.client.post(MIGRATE, json=batch).json()
+    assert (second["inserted"], second["skipped"], second["failed"]) == (0, 3, 0)
+    assert {(result["status"], result["reason"]) for result in second["results"]} == {
+        ("skipped", "duplicate_external_id")
+    }
+    assert [result["external_id"] for result in second["results"]] == ["crm_audit:1", "crm_audit:2", "crm_audit:1"]
+    assert database["activity_logs"].count_documents({"company_sso_id": company}) == 2
+    assert "metadata" not in database["activity_logs"].find_one(
+        {"company_sso_id": company, "external_id": "crm_audit:2"}
+    )
+
+
+def test_twenty_at_once_and_no_more(served: Served, database: Any) -> None:
+    company = account()
+    records = [log_of(company, number) for number in range(1, 22)]
+    refused(served.client.post(MIGRATE, json={"records": records}), 400, "BATCH_TOO_LARGE")
+    assert database["activity_logs"].count_documents({"company_sso_id": company}) == 0
+    assert served.client.post(MIGRATE, json={"records": records[:20]}).json()["inserted"] == 20
+    assert served.client.post(MIGRATE, json={"records": []}).json()["results"] == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"external_id": "crm_audit:0"}, "external_id"),
+        ({"external_id": "native:5"}, "external_id"),
+        ({"external_id": "crm_audit:99999999999999999999"}, "external_id"),
+        ({"category": "Deal!"}, "category"),
+        ({"timestamp": 1715000000}, "timestamp"),
+        ({"actor": {"type": "user", "id": None, "name": "x"}}, "actor.user.id"),
+        ({"actor": {"type": "system", "id": "x", "name": "x"}}, "actor.system.id"),
+        ({"actor": {"type": "robot", "id": None, "name": "x"}}, "actor"),
+        ({"changes": [{"field": "a", "label": "A", "from": None}]}, "changes.0.to"),
+        ({"changes": None}, "changes"),
+        ({"source_tag": "live"}, "source_tag"),
+        ({"_id": 1}, "_id"),
+    ],
+)
+def test_a_record_that_is_wrong_is_told_by_its_field(served: Served, changed: dict[str, Any], field: str) -> None:
+    batch = {"records": [log_of("a", 1), log_of("a", 2, **changed)]}
+    meta = refused(served.client.post(MIGRATE, json=batch), 400, "VALIDATION_ERROR")
+    assert [error["field"] for error in meta["errors"]] == [f"records.1.{field}"]
+
+
+def test_what_cannot_be_stored_is_refused_before_anything_is_written(served: Served) -> None:
+    deep: Any = "bottom"
+    for _ in range(150):
+        deep = [deep]
+    record = log_of("a", 3, metadata={"deep": deep})
+    refused(served.client.post(MIGRATE, json={"records": [record]}), 400, "VALIDATION_ERROR")
+    body = '{"records": [' + "[" * 50_000 + "]" * 50_000 + "]}"
+    headers = {"content-type": "application/json"}
+    refused(served.client.post(MIGRATE, content=body, headers=headers), 400, "VALIDATION_ERROR")
+
+
+def test_a_record_that_the_server_refuses_fails_alone(
+    served: Served, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys with NUL and numbers beyond 64 bits are stored as the processors store them; bad BSON fails by itself."""
+    company = account()
+    odd = log_of(company, 5, metadata={"nul\0key": 2**70})
+    real = activity_logs.encode
+
+    def broken_second(document: dict[str, Any]) -> bytes:
+        encoded = real(document)
+        return encoded[:-8] + b"\xff\xff\xff\xff\xff\xff\xff\0" if document["external_id"] == "crm_audit:6" else encoded
+
+    monkeypatch.setattr(activity_logs, "encode", broken_second)
+    answer = served.client.post(MIGRATE, json={"records": [odd, log_of(company, 6), log_of(company, 7)]}).json()
+    assert [result["status"] for result in answer["results"]] == ["inserted", "failed", "inserted"]
+    stored = database["activity_logs"].find_one({"company_sso_id": company, "external_id": "crm_audit:5"})
+    assert stored["metadata"] == {"nul\u2400key": str(2**70)}
+
+
+# ---- the customer's browser ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/crm_migration/status", "/iag/v1/crm_migration/status"])
+def test_a_session_sees_its_own_accounts_import_without_the_accuracy(served: Served, database: Any, path: str) -> None:
+    company = account()
+    job = make_job(database, company)
+    JobStore(database).save_totals(job, RunTotals(migrated=20), accuracy_pct=100.0)
+    with served.bare() as browser:
+        headers = served.session(company_sso_id=company)
+        answer = browser.get(path, headers=headers)
+        assert answer.status_code == 200
+        assert answer.json() == {
+            "status": "in_progress",
+            "progress_pct": 10.0,
+            "records_total": 200,
+            "records_migrated": 20,
+            "records_skipped": 0,
+            "records_failed": 0,
+        }
+        assert browser.get(path, headers=headers, params={"company_sso_id": company}).status_code == 200
+        for foreign in ({"company_sso_id": "another"}, {"company_sso_id": [company, "another"]}):
+            refused(browser.get(path, headers=headers, params=foreign), 403, "FOREIGN_ACCOUNT")
+        refused(browser.get(path), 401, "UNAUTHENTICATED")
+        refused(browser.get(path, auth=served.client.auth), 401, "UNAUTHENTICATED")
+        for permissions in ([], ["something_else"], None, {"customers_customers_view": True}):
+            headers = served.session(company_sso_id=company, permissions=permissions)
+            refused(browser.get(path, headers=headers), 403, "PERMISSION_DENIED")
+        nothing = browser.get(path, headers=served.session(permissions="other customers_customers_view"))
+        assert nothing.json() == {"status": "not_started"}
+
+
+def test_a_session_opens_no_door_but_its_own(served: Served) -> None:
+    with served.bare(headers=served.session()) as browser:
+        for path in (f"{ROUTE}/status?company_sso_id=a", "/console/", "/console/api/accounts"):
+            refused(browser.get(path), 401, "UNAUTHENTICATED")
