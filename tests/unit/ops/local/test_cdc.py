@@ -150,7 +150,7 @@ def test_a_connect_that_is_not_there_is_one_line(connect: Connect) -> None:
 
 
 def test_the_worst_state_of_connector_and_task_counts(connect: Connect) -> None:
-    trace = "org.apache.kafka.ConnectException: o\n\tat a.b\nCaused by: org.postgresql.PSQLException: no slot is free\n\tat c"
+    trace = "java.lang.Exception: outer\n\tat a.b\nCaused by: org.postgresql.PSQLException: no slot is free\n\tat c"
     task = {"id": 0, "state": "FAILED", "trace": trace}
     answering(
         connect,
