@@ -1,4 +1,4 @@
-"""Logs without personal data: the sample CRM through everything at debug level, then every personal value looked for."""
+"""Logs without personal data: the sample CRM through everything at debug level, then each personal value looked for."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def text_leaves(value: Any) -> Iterator[str]:
 
 
 def personal_values() -> set[str]:
-    """Return every value that says something of somebody: of people and users, and what changed in rows about people."""
+    """Return every value that says something of somebody: of people and users, and changes of people."""
     found = {
         str(row[column]) for table, columns in PERSONAL.items() for row in json_lines(table) for column in columns
         if row.get(column)
