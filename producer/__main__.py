@@ -69,7 +69,8 @@ def run(only: frozenset[int]) -> None:
         closing(Publisher(kafka, topic, record_bytes)) as publisher,
     ):
         checkpoint = Checkpoint(mongo[connections.mongodb_database], job.job_id, job.run, job.fence)
-        checkpoint.take_over()
+        if not only:
+            checkpoint.take_over()
         snapshot = Snapshot(
             reader,
             Encoder(codec, partial(record_key, rule=mapping.person), topic, job.run, record_bytes),

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from pymongo import WriteConcern
+from pymongo import UpdateOne, WriteConcern
 from pymongo.database import Database
 from pymongo.errors import ConnectionFailure, DuplicateKeyError, PyMongoError
 
@@ -17,6 +17,10 @@ from schemas.errors import ReplayError, ServiceUnreachableError
 logger = logging.getLogger(__name__)
 
 COLLECTION = "crm_replay_checkpoints"
+
+FIRST_FENCE = 1
+# More than a process can begin: it splits for 64 readers at most, and begins one late range.
+NUMBERS_TAKEN = 130
 
 Document = dict[str, Any]
 
@@ -65,26 +69,37 @@ class Checkpoint:
         self._gaps_saved: dict[int, tuple[Gap, ...]] = {}
 
     def take_over(self) -> None:
-        """Make the ranges this runner's, before it loads them: from then on no process of a former one saves any."""
+        """Make the run's ranges this runner's, before they are loaded: no process of a former one saves any from then.
+
+        That goes for ranges, too, that a former one has not begun yet: their numbers are taken, by ranges that are void
+        until this runner begins them. A job's first runner has nobody before it.
+        """
+        if self._fence <= FIRST_FENCE:
+            return
         with answering("taking over the cursor"):
-            self._collection.update_many({"job_id": self._job_id, "run": self._run}, {"$max": {"fence": self._fence}})
+            run = {"job_id": self._job_id, "run": self._run}
+            there = [int(found["id_range"]) for found in self._collection.find(run, {"id_range": 1})]
+            void = {**to_document(IdRange(0, 0, 0, 0, late=True), self._job_id, self._run, self._now()), "void": True}
+            updates = []
+            for number in range(max(there, default=-1) + 1 + NUMBERS_TAKEN):
+                new = {**void, "id_range": number}
+                del new["_id"]
+                key = {"_id": f"{self._job_id}:{self._run}:{number}"}
+                updates.append(UpdateOne(key, {"$max": {"fence": self._fence}, "$setOnInsert": new}, upsert=True))
+            self._collection.bulk_write(updates, ordered=False)
 
     def load(self) -> list[IdRange]:
-        """Return all ranges of this run, in no order; empty before the first one.
-
-        One with a lower number was begun by a process that did not know yet that it is fenced off: it is no range.
-        """
+        """Return all ranges of this run, in no order; empty before the first one."""
         with answering("loading the cursor"):
-            found = list(self._collection.find({"job_id": self._job_id, "run": self._run}))
-        fence = max((document.get("fence", 0) for document in found), default=0)
-        return [from_document(document) for document in found if document.get("fence", 0) == fence]
+            run = {"job_id": self._job_id, "run": self._run, "void": {"$ne": True}}
+            return [from_document(found) for found in self._collection.find(run)]
 
     def save(self, range_: IdRange) -> None:
         """Save the range; returns once the server has it. Saving is repeatable, so an outage is sat out for a while.
 
         Raises FencedError if another runner has taken over, ReplayError if the server stays away or refuses.
         """
-        document = {**to_document(range_, self._job_id, self._run, self._now()), "fence": self._fence}
+        document = {**to_document(range_, self._job_id, self._run, self._now()), "fence": self._fence, "void": False}
         if self._gaps_saved.get(range_.id_range) == range_.gaps:
             del document["gaps"]  # they may be thousands, and change seldom
         # Where a higher number stands, nothing matches, and the insert that follows meets the `_id`.

@@ -380,7 +380,9 @@ def command_of(task: Task, mapping_path: str, audit_ids: Path | None) -> list[st
         path = mapping_path or arguments.get("mapping_path") or ""
         return ["preflight", account, "--json", *([f"--mapping={path}"] if path else [])]
     if task.kind is TaskKind.ROLLBACK:
-        return ["rollback", account, "--yes", "--json", f"--by={task.requested_by}"]
+        reason = arguments.get("reason")
+        asked = [f"--by={task.requested_by}", *([f"--reason={reason}"] if reason else [])]
+        return ["rollback", account, "--yes", "--json", *asked]
     words = ["dlq", "retry", account, "--yes", "--json"]
     words.append(f"--reason={arguments.get('reason') or f'asked for by {task.requested_by}'}")
     if cause := arguments.get("cause"):

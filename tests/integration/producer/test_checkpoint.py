@@ -11,7 +11,7 @@ import pymongo
 import pytest
 from pymongo.uri_parser import parse_uri
 
-from producer.checkpoint import COLLECTION, Checkpoint
+from producer.checkpoint import COLLECTION, Checkpoint, FencedError
 from producer.cursor import IdRange
 from schemas.errors import ReplayError, ServiceUnreachableError
 
@@ -112,3 +112,34 @@ def pipe(source: socket.socket, target: socket.socket) -> None:
     with source, target, contextlib.suppress(OSError):
         while data := source.recv(65_536):
             target.sendall(data)
+
+
+def test_once_another_runner_has_taken_over_nothing_is_saved_under_a_lower_number(mongo_database: Any) -> None:
+    former, present = (Checkpoint(mongo_database, "job", 1, fence) for fence in (1, 2))
+    other_run = Checkpoint(mongo_database, "job", 2, 1)
+    head, tail = IdRange(0, 0, 10, 100), IdRange(1, 100, 150, 200)
+    for checkpoint in (former, other_run):
+        checkpoint.take_over()
+        checkpoint.save(head)
+    present.take_over()
+    assert present.load() == former.load() == [head]
+    with pytest.raises(FencedError, match="number 1"):
+        former.save(IdRange(0, 0, 20, 100))
+    with pytest.raises(FencedError):
+        former.save(tail)  # one that nobody has begun yet
+    assert present.load() == [head]
+    present.save(IdRange(0, 0, 20, 100))
+    present.save(IdRange(1, 100, 100, 200))
+    assert present.load() == [IdRange(0, 0, 20, 100), IdRange(1, 100, 100, 200)]
+    other_run.save(IdRange(0, 0, 30, 100))
+    assert other_run.load() == [IdRange(0, 0, 30, 100)]
+
+
+def test_cursors_of_an_older_release_have_no_number_and_are_taken_over(mongo_database: Any) -> None:
+    Checkpoint(mongo_database, "job", 1).save(WHOLE)
+    mongo_database[COLLECTION].update_one({}, {"$unset": {"fence": 1}})
+    present = Checkpoint(mongo_database, "job", 1, 3)
+    present.take_over()
+    assert present.load() == [WHOLE]
+    present.save(IdRange(0, 0, 1, 2))
+    assert present.load() == [IdRange(0, 0, 1, 2)]
