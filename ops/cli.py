@@ -30,6 +30,7 @@ from ops.local.live import live as follow_changes
 from ops.local.preflight import preflight
 from ops.local.processes import child_environment, python_module
 from ops.local.seam.command import seam
+from ops.local.report import report
 from ops.local.services.cli import app as services_app
 from ops.local.services.layout import Home
 from ops.local.transform_rows import transform_rows
@@ -371,6 +372,7 @@ app.command("transform")(transform_rows)
 app.command()(preflight)
 app.command()(dry_run)
 app.command()(check)
+app.command()(report)
 app.command()(ask.trigger)
 app.command()(ask.flag)
 app.command()(ask.halt)
