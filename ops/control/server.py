@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import socket
 import ssl
 import sys
@@ -112,6 +113,9 @@ def serve(connections: Connections, host: str = "", port: int | None = None) -> 
         ) from None
     bound_host, bound_port = bound.getsockname()[:2]
     print(f"control plane at {scheme}://{bound_host}:{bound_port}/console/", file=sys.stderr, flush=True)  # noqa: T201
+    # uvicorn stops at SIGTERM and then sends it to itself once more, for whoever had a handler before: being told to
+    # stop is no failure, so that the exit code is 0.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     server.run(sockets=[bound])
 
 
