@@ -34,14 +34,16 @@ from processors.outcomes import Message, OutcomeProducer
 from processors.runs import KEY_BYTES_MAX, Decoded, RunTransformer, SourceRecord, Undecodable
 from processors.settings import ProcessorSettings
 from processors.tables import HighWater, ReferenceTables, TableRows
-from processors.transform import Refused, Skip, Transformed, Transformer
+from processors.transform import Refused, Skip, Transformer
 from processors.worker import GC_THRESHOLD, first, report, serve
 from schemas import mapping as source_mapping
 from schemas.codec import Codec
 from schemas.connections import Connections
 from schemas.errors import UndecodableRecordError
+from schemas.exposition import serving
 from schemas.job import LiveFeed
 from schemas.mapping import PersonRule
+from schemas.metrics import Value
 from schemas.person import person_candidates
 from schemas.records import AuditEvent, Contact, DeadLetter, Referent, SkippedRecord, SnapshotMarker, User
 from schemas.registry import SchemaLookup, codec_for
@@ -51,6 +53,9 @@ from schemas.vocabulary import DeadLetterCause
 log = logging.getLogger(__name__)
 
 LIVE = "CRM_REPLAY_LIVE"  # in the environment of a process: it belongs to a live feed
+ACCOUNT_WAIT_S = 90.0  # for an account to be published: accounts are, once a minute
+ACCOUNT_AGAIN_S = 600.0
+ACCOUNT_POLL_S = 0.25
 TRANSFORMERS_MAX = 10_000  # accounts whose rules are kept at hand
 FLUSH_TIMEOUT_S = 2.0
 
@@ -196,15 +201,15 @@ class AccountRules:
         self._lookups = lookups
         self._of: dict[str, tuple[Transformer, AccountLookups]] = {}
 
-    def transform(self, event: AuditEvent) -> Transformed | Skip | Refused:
-        """Return what the row becomes by its account's rules."""
+    def transform(self, event: AuditEvent) -> bytes | Skip | Refused:
+        """Return what the row becomes by its account's rules: the document as BSON, or why there is none."""
         account = event.company_sso_id
         known = self._of.get(account)
         if known is None:
             if len(self._of) >= TRANSFORMERS_MAX:
                 self._of.clear()
             known = self._of[account] = (self._rules.for_account(account), self._lookups(account))
-        return known[0].transform(event, known[1])
+        return known[0].to_bson(event, known[1])
 
 
 class PassedOver(NamedTuple):
@@ -222,10 +227,18 @@ class LiveTransformer(RunTransformer):
         super().__init__(*args, **kwargs)
         self._changes = changes
         self.refused: Counter[str] = Counter()  # change events, by reason
+        self._records: Sequence[SourceRecord] = ()  # of the last run
 
     def decode(self, records: Sequence[SourceRecord]) -> list[Any]:
         """Return what each record is, in order."""
+        self._records = records
         return [self._decode_live(record) for record in records]
+
+    def decode_refused_again(self, decoded: list[Any]) -> None:
+        """Decode those change events of the last run once more whose account was not known."""
+        for at, what in enumerate(decoded):
+            if isinstance(what, ChangeRefused) and what.account:
+                decoded[at] = self._decode_live(self._records[at])
 
     def _decode_live(self, record: SourceRecord) -> Decoded | ChangeRefused | PassedOver:
         if record.value is None:
@@ -289,9 +302,36 @@ class LiveHandler(RunHandler):
     """Has a run's contacts asked for before it is transformed."""
 
     _lookups: Any  # LiveLookups: what the replay's handler asks of its own is asked in `_prefetch` alone
+    _transformer: LiveTransformer
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Begin with no account given up."""
+        super().__init__(*args, **kwargs)
+        self._given_up: dict[str, float] = {}  # values of the account column that nobody knew, and when that was
 
     async def _prefetch(self, decoded: Sequence[Decoded]) -> None:
+        assert isinstance(decoded, list)
+        await self._wait_for_accounts(decoded)
         await self._lookups.prefetch([what for what in decoded if isinstance(what, AuditEvent) and what.company_sso_id])
+
+    async def _wait_for_accounts(self, decoded: list[Any]) -> None:
+        """Have rows of an account that was made a moment ago decoded again once its account is known.
+
+        An account that stays unknown is waited for once in a while; meanwhile its rows are dead letters.
+        """
+        now = time.monotonic()
+        self._given_up = {value: at for value, at in self._given_up.items() if now - at < ACCOUNT_AGAIN_S}
+        unknown = {what.account for what in decoded if isinstance(what, ChangeRefused) and what.account}
+        unknown -= self._given_up.keys()
+        if not unknown:
+            return
+        log.info("%d accounts are not known yet; waiting for the next publication", len(unknown))
+        while (left := [v for v in unknown if self._lookups.account_of(v) is None]) and (
+            time.monotonic() - now < ACCOUNT_WAIT_S
+        ):
+            await asyncio.sleep(ACCOUNT_POLL_S)
+        self._given_up.update(dict.fromkeys(left, now))
+        self._transformer.decode_refused_again(decoded)
 
 
 def now_us() -> int:
@@ -340,7 +380,7 @@ async def run_live_worker(
             schema_of=SchemaLookup(connections.schema_registry_url) if connections.schema_registry_url else None,
         )
         transformer = LiveTransformer(feed, codec, transform, documents.encode, metrics, changes=changes)
-        handler = LiveHandler(app, transformer, lookups, tables, producer, metrics, before_ack)  # type: ignore[arg-type]
+        handler = LiveHandler(app, transformer, lookups, tables, producer, metrics, before_ack)
         add_agent(app, feed.topics.replay, handler)
 
         def gather() -> None:
@@ -351,9 +391,15 @@ async def run_live_worker(
             of_changes = {f"changes.{reason}": count for reason, count in transformer.refused.items()}
             metrics.transformation = {**rules.counts.as_dict(), **of_contacts, **of_directory, **of_changes}
 
+        def values() -> list[Value]:
+            gather()
+            return metrics.values()
+
         reporting = asyncio.create_task(report(metrics, gather, settings.metrics_interval_s))
+        about = {"account": "", "job_id": feed.job_id, "run": str(feed.run)}
         try:
-            await serve(app, stop)
+            with serving("processors", values, about=about):
+                await serve(app, stop)
         finally:
             reporting.cancel()
             gather()

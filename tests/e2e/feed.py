@@ -23,6 +23,7 @@ from tests.e2e.conftest import Crm
 from tests.e2e.failures import reading, wait_until
 
 DRAINED_WITHIN_S = 90.0
+Headers = list[tuple[str, str | bytes | None]] | None
 
 
 @dataclass
@@ -49,9 +50,9 @@ class Feed:
             self.published += 1
         self._producer.flush(30)
 
-    def publish_raw(self, value: bytes | None, key: bytes | None = None, partition: int = 0) -> None:
+    def publish_raw(self, value: bytes | None, key: bytes | None = None, headers: Headers = None) -> None:
         """Put anything onto the topic."""
-        self._producer.produce(self.feed.topic, value, key, partition)
+        self._producer.produce(self.feed.topic, value, key, 0, headers=headers or [])
         self._producer.flush(30)
 
     @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The live feed through every real part: Kafka, Faust workers, MongoDB; `crm-replay live` as a user starts it."""
 
+import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from ops.local.sample_crm import load_sample
 from schemas.records import AuditEvent
 from tests.e2e.conftest import Crm
 from tests.e2e.failures import wait_until
-from tests.e2e.feed import Feed, dead_letters_of, feed_on
+from tests.e2e.feed import Feed, Headers, dead_letters_of, feed_on
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -36,6 +37,18 @@ def row(audit_id: int, account: str, person: int, created_at: int, **values: Any
         "changes_are_json": False, "version": 2, "comment": "", "request_uuid": "", "company_sso_id": account,
     }  # fmt: skip
     return AuditEvent(**{**fields, **values})
+
+
+def change(operation: str, audit_id: int, person: int, created_at: int) -> bytes:
+    """Return a change event as Debezium writes it, in JSON without schemas."""
+    values = row(audit_id, "", person, created_at)._asdict()
+    columns = {
+        name: values[name] or None for name in values if name not in ("audit_id", "id_range", "changes_are_json")
+    }
+    audit = {**columns, "id": audit_id, "created_at": created_at, "remote_address": None}
+    before = audit if operation == "u" else None
+    source = {"schema": "public", "table": "audits"}
+    return json.dumps({"op": operation, "before": before, "after": audit, "source": source, "ts_ms": 1}).encode()
 
 
 def add_contact(crm: Crm, account: str, person: int, created_at: datetime) -> str:
@@ -72,8 +85,12 @@ def test_rows_of_many_accounts_end_in_their_own_bins_and_documents(crm: Crm, fee
         feed.publish_raw(None, b"7")  # a tombstone is about no row
         # Ids that fall, and a row that the source sends twice: both are usual in a feed.
         feed.publish([row(5, ONE, 7, after), row(11, ONE, 7, after)])
+        # Change events of the CRM's database beside our own: an insert, and an update of history, which is refused.
+        owner: Headers = [("company_sso_id", OTHER.encode())]
+        feed.publish_raw(change("c", 21, 7, after), b"21", owner)
+        feed.publish_raw(change("u", 21, 7, after), b"21", owner)
         feed.wait_drained()
-        wait_until(lambda: feed.counted() == 10, "every record but the tombstone in its bin")
+        wait_until(lambda: feed.counted() == 12, "every record but the tombstone in its bin")
         assert feed.counts(ONE) == {
             "migrated": 2,
             "skipped": {
@@ -82,9 +99,10 @@ def test_rows_of_many_accounts_end_in_their_own_bins_and_documents(crm: Crm, fee
             "failed": {},
             "foreign": {},
         }  # fmt: skip
-        assert feed.counts(OTHER) == {"migrated": 1, "skipped": {}, "failed": {"undecodable_changes": 1}, "foreign": {}}
+        assert feed.counts(OTHER) == {"migrated": 2, "skipped": {}, "failed": {"undecodable_changes": 1}, "foreign": {}}
         nobodys = feed.counts("")
         assert sum(nobodys["foreign"].values()) == 2
+        assert nobodys["skipped"] == {"audit_updated": 1}
         shown = crm.call("live", "--status", "--feed", feed.feed.feed, "--json")
         assert shown.returncode == 0, shown.stderr
         assert feed.status().as_dict()["accounts"][ONE] == feed.counts(ONE)
@@ -93,6 +111,7 @@ def test_rows_of_many_accounts_end_in_their_own_bins_and_documents(crm: Crm, fee
         (ONE, "crm_audit:11", customers[ONE]),
         (ONE, "crm_audit:5", customers[ONE]),
         (OTHER, "crm_audit:11", customers[OTHER]),
+        (OTHER, "crm_audit:21", customers[OTHER]),
     }
     assert all("source_tag" not in log for log in logs)
     causes = sorted(letter.cause for letter in dead_letters_of(feed))
