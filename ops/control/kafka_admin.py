@@ -33,7 +33,7 @@ def client(config: Mapping[str, Any]) -> AdminClient:
         if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):  # noqa: SLF001 - librdkafka's own codes
             refusals.append(error.str())
 
-    quiet = {"log_level": 0, "socket.connection.setup.timeout.ms": 5000, "error_cb": note}
+    quiet: dict[str, Any] = {"log_level": 0, "socket.connection.setup.timeout.ms": 5000, "error_cb": note}
     admin = AdminClient({**config, **quiet})
     deadline = time.monotonic() + ANSWER_TIMEOUT_S
     while True:

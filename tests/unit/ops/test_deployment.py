@@ -14,14 +14,14 @@ from typer.main import get_command
 
 from ops.cli import app
 from ops.control.settings import ControlSettings
-from ops.local import settings_page
+from ops.local.reference import PAGES, settings
 from schemas.topics import LIVE_FEED, LIVE_TOPIC, AccountTopics
 
 ROOT = Path(__file__).parents[3]
 MANIFESTS = sorted((ROOT / "ops/kubernetes").glob("*/*.yaml"))
 RESOURCES = [file for file in MANIFESTS if file.name not in ("kustomization.yaml", "mapping.yaml")]
 COMMANDS = set(get_command(app).commands)  # type: ignore[attr-defined]
-KNOWN = set(re.findall(r"(?m)^\| `(\w+)`", settings_page.page())) | {"CRM_REPLAY_HOME"}
+KNOWN = set(re.findall(r"(?m)^\| `(\w+)`", settings.page())) | {"CRM_REPLAY_HOME"}
 
 
 def documents() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -36,10 +36,9 @@ def containers() -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, container
 
 
-def test_the_settings_page_is_that_of_the_code():
-    assert (ROOT / "docs/reference/settings.md").read_text() == settings_page.page(), (
-        "make it again: python -m ops.local.settings_page > docs/reference/settings.md"
-    )
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_of_the_reference_is_that_of_the_code(name: str):
+    assert (ROOT / "docs/reference" / name).read_text() == PAGES[name](), "make it again: python -m ops.local.reference"
 
 
 def test_what_the_image_copies_is_there_and_it_does_not_run_as_root():
@@ -99,14 +98,14 @@ def test_containers_run_commands_and_settings_that_exist_without_rights(where: s
 
 
 def test_settings_in_the_config_map_and_in_compose_exist():
-    settings = {name for _, document in documents() if document["kind"] == "ConfigMap" for name in document["data"]}
-    assert settings
+    given = {name for _, document in documents() if document["kind"] == "ConfigMap" for name in document["data"]}
+    assert given
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     for service in ("migrate", "control", "runner"):
-        settings |= set(compose[service]["environment"])
+        given |= set(compose[service]["environment"])
         assert compose[service]["command"][0] in COMMANDS
         assert compose[service]["profiles"] == ["app"]
-    assert settings <= KNOWN
+    assert given <= KNOWN
     port = str(ControlSettings.model_fields["port"].default)
     assert f":{port}" in str(compose["control"]["ports"])
     assert f"control:{port}" in (ROOT / "ops/prometheus/prometheus.yml").read_text()

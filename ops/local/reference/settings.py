@@ -1,9 +1,5 @@
-"""Every setting on one page, made from the models that read them.
+"""Every setting on one page, made from the models that read them."""
 
-`python -m ops.local.settings_page > docs/reference/settings.md`; a test holds the page equal to what this prints.
-"""
-
-import sys
 from collections.abc import Iterator
 
 from pydantic import SecretStr
@@ -11,17 +7,20 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 from ops.control.settings import ControlSettings
+from ops.local.reference.text import MADE, cell
 from ops.local.services.layout import ServiceSettings
+from processors.live import LiveSettings
 from processors.settings import ProcessorSettings
 from producer.settings import ProducerSettings
 from schemas import exposition, logs
 from schemas.connections import Connections
 from schemas.environment import EnvironmentSettings
+from sink.live import LiveSinkSettings
 from sink.settings import SinkSettings
 
-HEAD = """# Settings
+HEAD = f"""# Settings
 
-Everything is read from the environment. Made from the code by `python -m ops.local.settings_page`; a test keeps it so.
+{MADE} Everything is read from the environment.
 
 Settings marked *runner* are set by `crm-replay run` and `crm-replay runner` for the processes they start.
 """
@@ -30,6 +29,8 @@ SECTIONS: tuple[tuple[str, str, type[BaseSettings]], ...] = (
     ("Producer", "The snapshot.", ProducerSettings),
     ("Processors", "The topology, in replay and live.", ProcessorSettings),
     ("Sink", "The writes.", SinkSettings),
+    ("Live processors", "Beside those of the processors.", LiveSettings),
+    ("Live sink", "Beside those of the sink.", LiveSinkSettings),
     ("Control plane", "`crm-replay control`.", ControlSettings),
     ("Embedded servers", "`crm-replay services`, the demo and the tests.", ServiceSettings),
 )
@@ -51,17 +52,23 @@ def page() -> str:
 
 def _section(title: str, what: str, model: type[BaseSettings]) -> str:
     prefix = str(model.model_config.get("env_prefix") or "")
-    rows = "".join(_row(prefix, name, field) for name, field in model.model_fields.items())
+    inherited = _inherited(model)
+    rows = "".join(_row(prefix, name, field) for name, field in model.model_fields.items() if name not in inherited)
     if issubclass(model, EnvironmentSettings):
         what += " Each can also be given as `NAME_FILE`, a text file with the value: how secrets are mounted."
     return f"\n## {title}\n\n{what}\n\n| name | default | what |\n| --- | --- | --- |\n{rows}"
+
+
+def _inherited(model: type[BaseSettings]) -> set[str]:
+    """Return the fields that another section has already."""
+    return {name for base in model.__bases__ if issubclass(base, BaseSettings) for name in base.model_fields}
 
 
 def _row(prefix: str, name: str, field: FieldInfo) -> str:
     text = "; ".join(part for part in (field.description or "", ", ".join(_bounds(field))) if part)
     marked = " *(runner)*" if name in OF_RUNNER else ""
     shown = field.validation_alias if isinstance(field.validation_alias, str) else prefix + name
-    return f"| `{shown.upper()}` | {_default(field)} | {_cell(text)}{marked} |\n"
+    return f"| `{shown.upper()}` | {_default(field)} | {cell(text)}{marked} |\n"
 
 
 def _default(field: FieldInfo) -> str:
@@ -72,7 +79,7 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
-    return f"`{_cell(str(value))}`" if value not in ("", None) else ""
+    return f"`{cell(str(value))}`" if value not in ("", None) else ""
 
 
 def _bounds(field: FieldInfo) -> Iterator[str]:
@@ -84,14 +91,6 @@ def _bounds(field: FieldInfo) -> Iterator[str]:
 
 def _others() -> str:
     rows = "".join(
-        f"| `{name}` | {f'`{default}`' if default else ''} | {_cell(what)} |\n" for name, default, what in OTHERS
+        f"| `{name}` | {f'`{default}`' if default else ''} | {cell(what)} |\n" for name, default, what in OTHERS
     )
     return f"\n## Logs and metrics\n\nOf every process.\n\n| name | default | what |\n| --- | --- | --- |\n{rows}"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())

@@ -1,0 +1,33 @@
+"""Every metric of the data path and of the jobs."""
+
+from ops.local.reference.text import MADE, table
+from schemas import metrics
+from schemas.metrics import Metric
+
+HEAD = f"""# Metrics
+
+{MADE}
+
+A process serves its metrics where `CRM_REPLAY_METRICS_PORT` says (see [settings](settings.md)); the control plane has
+those of all jobs, and its own (`crm_control_*`), at `/metrics`. Labels are bounded: closed lists, and accounts up to
+{metrics.ACCOUNTS_MAX} a process. Alert rules: `ops/prometheus/rules.yml`; dashboards: `ops/grafana/`.
+"""
+SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
+    ("Producer", metrics.PRODUCER),
+    ("Processors", metrics.PROCESSORS),
+    ("Sink", metrics.SINK),
+    ("Jobs, from the control plane", metrics.JOBS),
+    ("Each process", metrics.PROCESS),
+)
+
+
+def page() -> str:
+    """Return the page as Markdown."""
+    parts = [HEAD]
+    for title, found in SECTIONS:
+        rows = [
+            (f"`{each.full_name}`", each.kind.value, ", ".join(f"`{label}`" for label in each.labels), each.help)
+            for each in found
+        ]
+        parts.append(f"\n## {title}\n\n{table(('name', 'kind', 'labels', 'what'), rows)}")
+    return "".join(parts)
