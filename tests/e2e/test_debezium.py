@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient, TopicMetadata
 from ops.control import kafka_admin
 from ops.local import cdc, services
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
-from ops.local.services import Extra
+from ops.local.services import Extra, ServiceSettings
 from ops.local.services.detached import Process, stop
 from ops.local.services.layout import Home
 from processors.change_events import ChangeDecoder
@@ -32,10 +32,10 @@ from tests.e2e.feed import feed_on
 from tests.fixtures.services import private_home
 from tests.unit.processors.connect_schemas import as_avro
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 
 EVERYTHING_FROM = datetime(1990, 1, 1, tzinfo=UTC)
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0  # for a condition; nothing is slept through
 
 
 @dataclass
@@ -46,7 +46,8 @@ class Worker:
 
     def up(self) -> str:
         """Start it if it does not run; return its address."""
-        return services.up(self.home, extras=[Extra.DEBEZIUM]).kafka_connect_url
+        settings = ServiceSettings.load(start_timeout_s=300.0)  # on a machine that does much else
+        return services.up(self.home, extras=[Extra.DEBEZIUM], settings=settings).kafka_connect_url
 
     def kill(self) -> None:
         process = Process.read(Home.at(self.home).process_file(Extra.DEBEZIUM))
