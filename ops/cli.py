@@ -408,6 +408,10 @@ def bench(
     partitions: Partitions = 4,
     processors: Workers = 1,
     sinks: Workers = 1,
+    versus: Annotated[
+        Path | None,
+        typer.Option(envvar="CRM_REPLAY_BENCH_VERSUS", help="Directory of another pipeline, to be measured as well."),
+    ] = None,
 ) -> None:
     """Measure each stage alone and the whole; a JSON line each on standard output, a table on standard error."""
     from ops.local.bench import bench as measure
@@ -419,6 +423,7 @@ def bench(
         rows=rows,
         contacts=contacts,
         stages=stage or (),
+        versus=versus,
         repeats=repeats,
         shape=shape,
         options=options,

@@ -37,6 +37,11 @@ _NOT_LAST = tuple(bytes((n & 127 | 128, n >> 7 | 128)) for n in range(_PAIRS))
 SMALL = _LAST[::2]  # numbers from 0 to 8,191: most lengths and many ids
 
 
+# By the byte that is all of a number: the number; and, if it is a length, how far from the byte its value ends.
+_ZIGZAG = tuple((byte >> 1) ^ -(byte & 1) for byte in range(128))
+_BEHIND = tuple(1 + (byte >> 1) if not byte & 1 else 2**63 for byte in range(128))  # none is negative
+
+
 def is_flat(schema: Mapping[str, Any]) -> bool:
     """Return whether every field of a record's schema is of a plain type."""
     return all(isinstance(field["type"], str) and field["type"] in _KINDS for field in schema["fields"])
@@ -78,27 +83,28 @@ def compile_decoder(schema: Mapping[str, Any], record_type: type, header_bytes: 
                 "    at += 1",
             ]
             continue
-        target = name if kind == "number" else "size"
+        # Most numbers and lengths are of one byte, whose meaning is in a table.
         lines += [
             "    byte = data[at]",
-            "    at += 1",
-            f"    if byte < 128: {target} = (byte >> 1) ^ -(byte & 1)",
+            f"    if byte < 128: {f'{name} = ZIGZAG[byte]' if kind == 'number' else 'to = at + BEHIND[byte]'}",
             "    else:",
             "        bits, shift = byte & 127, 7",
             "        while True:",
-            "            byte = data[at]",
             "            at += 1",
+            "            byte = data[at]",
             "            bits |= (byte & 127) << shift",
             "            if byte < 128: break",
             "            shift += 7",
             f'            if shift > {VARINT_BITS_MAX}: raise ValueError("a number of more than 64 bits")',
-            f"        {target} = (bits >> 1) ^ -(bits & 1)",
         ]
-        if kind != "number":
-            cut = "data[at:to].decode()" if kind == "text" else "data[at:to]"
+        if kind == "number":
+            lines += [f"        {name} = (bits >> 1) ^ -(bits & 1)", "    at += 1"]
+        else:
+            cut = "data[at + 1:to].decode()" if kind == "text" else "data[at + 1:to]"
             lines += [
-                "    to = at + size",
-                '    if size < 0 or to > end: raise EOFError("a value reaches beyond the record")',
+                '        if bits & 1: raise EOFError("a negative length")',
+                "        to = at + 1 + (bits >> 1)",
+                '    if to > end: raise EOFError("a value reaches beyond the record")',
                 f"    {name} = {cut}",
                 "    at = to",
             ]
@@ -106,7 +112,8 @@ def compile_decoder(schema: Mapping[str, Any], record_type: type, header_bytes: 
         '    if at != end: raise ValueError(f"{end - at} bytes follow a complete record")',
         f"    return new(record_type, ({', '.join(names)},))",
     ]
-    decode: Decode = _compile(lines, "decode", {"new": tuple.__new__, "record_type": record_type})
+    scope = {"new": tuple.__new__, "record_type": record_type, "ZIGZAG": _ZIGZAG, "BEHIND": _BEHIND}
+    decode: Decode = _compile(lines, "decode", scope)
     return decode
 
 

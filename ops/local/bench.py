@@ -7,10 +7,15 @@ Every stage is the real process on the real servers, with topics and collections
 - `sink`: the outcomes the processor has made -> MongoDB, an empty collection;
 - `table_load`: a compacted topic of contacts -> a worker's table;
 - `transform`: the rules alone, in this process, no server;
-- `end_to_end`: all of it at once, from the first process's start to the last end marker at the sink.
+- `end_to_end`: all of it at once, from the first process's start to the last end marker at the sink;
+- `verify`: the check of what `end_to_end` has left, and its cost as a share of the replay's;
+- `limits`: what servers and clients do at most on the same rows (`bench_limits`).
+
+`--versus` runs another pipeline on the same rows (`bench_versus`).
 
 `rows_per_s` is rows over wall time, process start included; `steady_rows_per_s` the slope between 20 and 90 % of the
-rows, which a longer run would have. Compare within one run on one machine, by ratios.
+rows, which a longer run would have. Processes are new for every measurement, servers only for the first: `warm` says
+which it was. Compare within one run on one machine, by ratios.
 """
 
 import json
@@ -18,7 +23,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,12 +36,14 @@ from rich.table import Table
 from ops.control import kafka_admin, migrations
 from ops.control.jobs import Job
 from ops.control.store import JobStore, NewJob
-from ops.local import bench_transform, sandbox, services
+from ops.local import bench_limits, bench_transform, bench_versus, sandbox, services
+from ops.local.bench_versus import Peer
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
 from ops.local.measure import Cost, Meter, children
 from ops.local.processes import child_environment, python_module
 from ops.local.runner import RunOptions, run_account
 from ops.local.sample.contacts import seed_contacts
+from ops.local.verify import VerifyOptions, verify_account
 from ops.local.view import PlainView
 from producer import markers, references
 from producer.survey import survey
@@ -49,7 +56,9 @@ from schemas.topics import AccountTopics
 from sink.database import connect
 
 NAME = "crm_replay_bench"
-STAGES = ("transform", "table_load", "producer", "processor", "sink", "end_to_end")
+STAGES = ("transform", "table_load", "producer", "processor", "sink", "end_to_end", "verify", "limits")
+ON_SERVERS = ("producer", "processor", "sink")
+GENERATED_TABLE = "crm.audits"
 CONTACTS_TOPIC = "crm.bench.contacts"
 TRANSFORM_SECONDS = 3.0
 STAGE_TIMEOUT_S = 3600.0
@@ -65,6 +74,12 @@ class Measured:
     seconds: float
     steady_rows_per_s: float | None
     costs: Mapping[str, Cost]
+    more: Mapping[str, object] = field(default_factory=dict)  # what is to be said beside
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of all processes, servers included."""
+        return sum(cost.cpu_s for cost in self.costs.values())
 
     @property
     def rows_per_s(self) -> float:
@@ -73,16 +88,17 @@ class Measured:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as a JSON line's object."""
-        total = sum(cost.cpu_s for cost in self.costs.values())
         return {
             "stage": self.stage,
             "rows": self.rows,
             "seconds": round(self.seconds, 3),
             "rows_per_s": round(self.rows_per_s),
             "steady_rows_per_s": None if self.steady_rows_per_s is None else round(self.steady_rows_per_s),
-            "cpu_us_per_row": round(total / self.rows * 1e6, 1),
+            "cpu_us_per_row": round(self.cpu_s / self.rows * 1e6, 1),
+            "rows_per_cpu_s": round(self.rows / self.cpu_s) if self.cpu_s else None,
             "cpu_s": {name: cost.cpu_s for name, cost in self.costs.items()},
             "peak_mib": {name: cost.peak_mib for name, cost in self.costs.items()},
+            **self.more,
         }
 
 
@@ -164,7 +180,7 @@ class Bench:
 
     def stages_alone(self, wanted: Iterable[str]) -> Iterator[Measured]:
         """Yield producer, processor and sink, each fed by what the one before it has left."""
-        last = max((("producer", "processor", "sink").index(s) for s in wanted if s in STAGES[2:5]), default=-1)
+        last = max((ON_SERVERS.index(s) for s in wanted if s in ON_SERVERS), default=-1)
         if last < 0:
             return
         job = self.prepared_job()
@@ -193,6 +209,20 @@ class Bench:
             raise ReplayError("the end-to-end run is out of balance", result.job.error or "")
         rate = meter.steady_rate(self.rows)
         return Measured("end_to_end", result.ledger.accounted, result.seconds, rate, meter.costs())
+
+    def verify(self, replay: Measured) -> Measured:
+        """Verify what `end_to_end` has left; nothing may be wrong with it."""
+        meter = Meter(lambda: {**self.server_pids, "verify": os.getpid()}).start()
+        report = verify_account(self.account, VerifyOptions(), self.connections, PlainView())
+        seconds = meter.stop()
+        if not report.equal:
+            raise ReplayError("the check of the replay finds it wrong", f"crm-replay verify --account {self.account}")
+        measured = Measured("verify", replay.rows, seconds, None, meter.costs())
+        shares = {
+            "share_of_replay_time": round(seconds / replay.seconds, 3),
+            "share_of_replay_cpu": round(measured.cpu_s / replay.cpu_s, 3),
+        }
+        return replace(measured, more=shares)
 
     def table_load(self, contacts: int) -> Measured:
         """Load a compacted topic of contacts as a worker does at its start."""
@@ -256,8 +286,13 @@ def bench(
     repeats: int,
     shape: str,
     options: RunOptions,
+    versus: Path | None = None,
 ) -> None:
-    """Measure the stages, each `repeats` times, and print a JSON line for each; a table on `console` at the end."""
+    """Measure the stages, each `repeats` times, and print a JSON line for each; a table on `console` at the end.
+
+    `versus` is another pipeline's directory: then nothing but the whole is measured, on that pipeline's rows, and after
+    it the other one.
+    """
     wanted = tuple(dict.fromkeys(stages)) or STAGES
     if unknown := [stage for stage in wanted if stage not in STAGES]:
         raise BadInputError(f"there is no stage {unknown[0]}", f"give one of {', '.join(STAGES)}")
@@ -265,6 +300,9 @@ def bench(
     def say(text: str) -> None:
         console.print(text, highlight=False, style="dim")
 
+    if versus is not None:
+        _versus(console, say, Peer(versus), rows, repeats, options)
+        return
     measured: list[Measured] = []
     if "transform" in wanted:
         for _ in range(repeats):
@@ -273,12 +311,48 @@ def bench(
         with sandbox.servers(say) as servers:
             own = sandbox.own_databases(servers, f"{NAME}_{shape}")
             prepared = _prepare(own, rows, shape, options)
-            for _ in range(repeats):
+            for number in range(repeats):
                 for result in _measure(prepared, wanted, contacts):
-                    measured.append(result)
-                    print(json.dumps(result.as_dict()), flush=True)  # noqa: T201
+                    measured.append(replace(result, more={"warm": number > 0, **result.more}))
+                    print(json.dumps(measured[-1].as_dict()), flush=True)  # noqa: T201
+                if "limits" in wanted:
+                    for limit in bench_limits.measure(
+                        own, prepared.database, prepared.account, options.partitions, GENERATED_TABLE
+                    ):
+                        print(json.dumps(limit.as_dict()), flush=True)  # noqa: T201
             prepared.database.client.close()
     _print_table(console, measured)
+
+
+def _versus(
+    console: Console, say: Callable[[str], None], peer: Peer, rows: int, repeats: int, options: RunOptions
+) -> None:
+    """Measure the whole on the peer's rows, then the peer, and print how many times as fast we are."""
+    ours: list[Measured] = []
+    with sandbox.servers(say) as servers:
+        own = sandbox.own_databases(servers, f"{NAME}_versus")
+        database = connect(own)
+        try:
+            migrations.up(database)
+        finally:
+            database.client.close()
+        mapping = options.home / "bench" / "versus.yaml"
+        peer.load(own, rows, mapping)
+        bench = Bench(own, bench_versus.ACCOUNT, rows, replace(options, mapping_path=str(mapping)))
+        for number in range(repeats):
+            result = bench.end_to_end()
+            ours.append(replace(result, more={"warm": number > 0}))
+            print(json.dumps(ours[-1].as_dict()), flush=True)  # noqa: T201
+        bench.database.client.close()
+    lines = bench_versus.compared([result.rows_per_s for result in ours], peer.measure(rows, repeats))
+    table = Table(title="rows/s, min / median / max, on the same rows")
+    for column in ("the peer writes by", "the peer", "this", "times as fast"):
+        table.add_column(column, justify="left" if column == "the peer writes by" else "right")
+    for line in lines:
+        print(json.dumps(line), flush=True)  # noqa: T201
+        rates = [" / ".join(f"{rate:,}" for rate in line[name]) for name in ("peer_rows_per_s", "our_rows_per_s")]
+        table.add_row(line["peer"], *rates, str(line["ratio"]))
+    console.print(table)
 
 
 def _measure(prepared: Bench, wanted: Iterable[str], contacts: int) -> Iterator[Measured]:
@@ -287,8 +361,10 @@ def _measure(prepared: Bench, wanted: Iterable[str], contacts: int) -> Iterator[
     for result in prepared.stages_alone(wanted):
         if result.stage in wanted:
             yield result
-    if "end_to_end" in wanted:
-        yield prepared.end_to_end()
+    if {"end_to_end", "verify", "limits"} & {*wanted}:
+        yield (replay := prepared.end_to_end())
+        if "verify" in wanted:
+            yield prepared.verify(replay)
 
 
 def _prepare(connections: Connections, rows: int, shape: str, options: RunOptions) -> Bench:
