@@ -13,7 +13,7 @@ CRM_REPLAY_FAILURE_ROUNDS ?= 10
 # environment names are shared, and then the tests take turns.
 TEST_PROCESSES ?= $(if $(KAFKA_BOOTSTRAP_SERVERS)$(MONGODB_URL)$(CRM_AUDIT_DATABASE_URL),0,3)
 
-.PHONY: help setup demo test soak check format lock clean
+.PHONY: help setup demo test soak check screenshots format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ check: setup ## the quick half: lint, types, tests that need no server
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/unit
+
+screenshots: setup ## docs/screenshots anew, as the browser tests see the pages
+	CRM_REPLAY_SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest tests/browser
 
 format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

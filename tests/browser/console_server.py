@@ -299,9 +299,9 @@ def fresh_detail() -> AccountDetail:
     return detail(FRESH, None, preflight=task("preflight", FRESH, PREFLIGHT_BAD))
 
 
-def rolling_back_detail() -> AccountDetail:
+def rolling_back_detail(verified: dict[str, Any]) -> AccountDetail:
     progress = Rollback(removed=402_000, remaining=698_210, started_at=minutes_ago(1), by="mira", stalled=False)
-    return completed_detail(rollback=progress)
+    return completed_detail(rollback=progress, verification=task("verify", DONE, verified))
 
 
 LETTER_SOURCE = LetterSource(topic=AccountTopics.of(RUNNING).replay, partition=3, offset=1_204_551)

@@ -11,6 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 from ops.local.services.fetching import ToolCache
 from ops.local.services.layout import ServiceSettings
 from ops.local.services.tools import find_node
+from tests.browser.pictures import picture
 from tests.browser.status_server import INTERVAL_MS, LONG_MS, STATUS, StatusServer, answer, clocked, in_progress
 from tests.fixtures.browser import DESKTOP, PHONE, WEB, NewPage, PageServer, Reply, violations
 
@@ -373,6 +374,9 @@ def test_axe_finds_nothing(status: StatusServer, new_page: NewPage, state: str) 
             expect(banner(page)).to_be_visible(visible=state == "in_progress")
             assert violations(page) == [], (scheme, viewport)
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (scheme, viewport)
+            if state == "in_progress":
+                width = "phone" if viewport == PHONE else "desktop"
+                picture(page, f"banner-{scheme}-{width}", banner(page))
 
 
 def test_a_server_that_renders_pages_can_import_it(tmp_path: object) -> None:
