@@ -321,6 +321,8 @@ def _work_on(
         lease.check(stop)
     partitions = kafka_admin.ensure_topics(kafka_admin.client(around.kafka), around.topics, job.partitions)
     job = _prepare(job, stretch, partitions, around, view, lambda: lease.check(stop))
+    if job.status is JobStatus.HALTED:
+        raise _halted(job)
     return _work(job, stretch, options, around, view, stop, lease)
 
 
@@ -568,10 +570,7 @@ def _watch(
                 accounted = totals.accounted
             view.progress(totals.accounted, job.records_total, dict(totals.skipped), totals.failed_total)
             if halted or job.status is JobStatus.HALTED:
-                raise HaltedError(
-                    f"the job is halted: {store.get(job.job_id).error}",  # type: ignore[union-attr]
-                    f"see the dead letters; then crm-replay resume --account {job.company_sso_id}",
-                )
+                raise _halted(store.get(job.job_id) or job)
         except PyMongoError as error:  # the sinks sit it out too; their counts are on file
             if not (isinstance(error, ConnectionFailure) or error.timeout):
                 raise
@@ -581,6 +580,13 @@ def _watch(
         if totals.partitions_ended >= job.partitions:
             return
         time.sleep(POLL_EVERY_S)
+
+
+def _halted(job: Job) -> HaltedError:
+    return HaltedError(
+        f"the job is halted: {job.error}",
+        f"see the dead letters; then crm-replay resume --account {job.company_sso_id}",
+    )
 
 
 def _interrupted() -> InterruptedRunError:
@@ -654,7 +660,10 @@ def _processes(job: Job, options: RunOptions, connections: Connections) -> Itera
     """Yield every process of the job on this host."""
     logs = options.home / "logs" / AccountTopics.of(job.company_sso_id).replay.rsplit(".", 1)[1] / f"run-{job.run}"
     addresses = connections.environment()
-    shared = {**addresses, "CRM_REPLAY_JOB": job.replay_job().model_dump_json()}
+    told = job.replay_job()
+    if options.mapping_path:  # the same mapping, where it is on this host
+        told = told.model_copy(update={"mapping_path": str(Path(options.mapping_path).resolve())})
+    shared = {**addresses, "CRM_REPLAY_JOB": told.model_dump_json()}
 
     def process(role: str, number: int, *, finishes: bool = False) -> Supervised:
         name = f"{role}-{number}"

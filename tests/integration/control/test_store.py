@@ -3,6 +3,7 @@
 import contextlib
 import datetime as dt
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -199,6 +200,21 @@ def test_a_job_has_one_owner_until_it_is_released(store: JobStore) -> None:
     assert (claimed.job_id, claimed.owner, claimed.fence) == (job.job_id, "second", 2)
     assert claimed.lease_until > claimed.heartbeat_at >= job.heartbeat_at
     with pytest.raises(LeaseLostError, match="in the hands of second"):
+        store.renew(job)
+
+
+def test_a_lease_that_is_not_renewed_runs_out_by_the_servers_clock(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = store.create(NEW, owner="first")
+    monkeypatch.setattr("ops.control.store.LEASE_S", 0.5)
+    store.renew(job)
+    deadline = time.monotonic() + 60
+    while (claimed := store.claim_next("second")) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert claimed.fence == 2
+    with pytest.raises(LeaseLostError):
         store.renew(job)
 
 
