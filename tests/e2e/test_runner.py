@@ -195,7 +195,7 @@ def test_a_frozen_runner_is_replaced_and_ends_when_it_wakes(sample_crm: Crm) -> 
         frozen = [runner, workers_of(runner)["producer"]]
         for process in frozen:
             process.suspend()
-        # The lease runs out; that it does by the server's clock is the store's test, and would take a quarter of a minute.
+        # The lease has run out. That it does by itself is the store's test: here it would take a quarter of a minute.
         crm.database[JOBS].update_one({"company_sso_id": account}, {"$set": {"lease_until": NEVER}})
         with daemon(crm) as second:
             job = completed(crm, account)
