@@ -24,7 +24,7 @@ def _number(value: object) -> object:
     return value
 
 
-AuditId = Annotated[int, BeforeValidator(_number), Field(ge=1, le=BIGINT_MAX)]
+AuditId = Annotated[int, Field(ge=1, le=BIGINT_MAX), BeforeValidator(_number)]
 
 
 class _Answer(BaseModel):
