@@ -4,19 +4,31 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+from processors.change_events import ChangeDecoder
 from schemas.errors import BadInputError, ServiceUnreachableError, UndecodableRecordError
+from schemas.mapping import load
 from schemas.records import RECORD_TYPES, Referent, User
-from schemas.registry import codec_for
+from schemas.registry import SchemaLookup, codec_for
+from tests.unit.processors.connect_schemas import as_avro
 
 
 class Registry(BaseHTTPRequestHandler):
-    """POST /subjects/<subject>/versions: the same schema gets the same id again."""
+    """POST /subjects/<subject>/versions: the same schema gets the same id again. GET /schemas/ids/<id>: its answer."""
 
     ids: dict[str, int]
     refuses: set[str]
+    schemas: dict[int, dict[str, str] | None]  # None: the registry is in trouble
+
+    def do_GET(self):
+        found = self.schemas.get(int(self.path.rpartition("/")[2]), {})
+        if found:
+            self.answer(200, found)
+        else:
+            self.answer(500 if found is None else 404, {"error_code": 40403, "message": "Schema not found"})
 
     def do_POST(self):
         schema = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["schema"]
@@ -39,7 +51,7 @@ class Registry(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def registry() -> Iterator[str]:
-    Registry.ids, Registry.refuses = {}, set()
+    Registry.ids, Registry.refuses, Registry.schemas = {}, set(), {}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Registry)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -78,3 +90,39 @@ def test_a_refused_schema_is_named(registry):
 def test_a_registry_that_is_not_there_is_one_clear_line():
     with pytest.raises(ServiceUnreachableError, match="does not answer"):
         codec_for("http://127.0.0.1:9")
+
+
+def test_a_schema_of_others_is_asked_for_once(registry):
+    Registry.schemas = {7: {"schema": '{"type": "string"}'}, 8: {"schema": "syntax", "schemaType": "PROTOBUF"}}
+    lookup = SchemaLookup(registry)
+    assert lookup(7) == '{"type": "string"}'
+    assert lookup(8) is None
+    assert lookup(9) is None
+    Registry.schemas[9] = {"schema": '"long"'}
+    assert lookup(9) == '"long"'  # a schema that is not there yet is asked for again
+    Registry.schemas = {}
+    assert lookup(7) == '{"type": "string"}'
+    lookup.close()
+
+
+def test_a_registry_that_does_not_say_is_an_outage_and_no_answer(registry):
+    Registry.schemas = {7: None}
+    lookup = SchemaLookup(registry)
+    with pytest.raises(ServiceUnreachableError, match="answers 500"):
+        lookup(7)
+    lookup.close()
+    nobody = SchemaLookup("http://127.0.0.1:9")
+    with pytest.raises(ServiceUnreachableError, match="does not answer"):
+        nobody(7)
+    nobody.close()
+
+
+def test_a_change_event_is_read_with_the_registrys_schema(registry):
+    recorded = Path(__file__).parents[1] / "golden" / "change_events" / "debezium-3.7.jsonl"
+    value = json.loads(recorded.read_text("utf-8").splitlines()[0])["value"].encode()
+    schema, framed = as_avro(value, 12)
+    Registry.schemas = {12: {"schema": schema}}
+    lookup = SchemaLookup(registry)
+    decoder = ChangeDecoder(load(None), company_sso_id="acme", schema_of=lookup)
+    assert decoder.decode(None, framed) == ChangeDecoder(load(None), company_sso_id="acme").decode(None, value)
+    lookup.close()
