@@ -118,9 +118,15 @@ def test_what_is_asked_for_is_done_and_tasks_are_too(sample_crm: Crm) -> None:
     again = crm.call("trigger", "--account", account)
     assert again.returncode == 1
     assert "in progress" in again.stderr
+    with daemon(crm, CRM_AUDIT_DATABASE_URL="postgresql://postgres@127.0.0.1:1/away") as elsewhere:
+        wait_for("two vain attempts", lambda: job_of(crm, account)["attempts"] >= 2)
+    kept = job_of(crm, account)
+    assert (kept["status"], kept["owner"]) == ("in_progress", None)
+    assert "PostgreSQL database away at 127.0.0.1:1 does not let us in" in kept["error"]
+    assert "does not let us in" in elsewhere.said  # type: ignore[attr-defined]
     with daemon(crm, "--jobs", "1") as process:
         job = completed(crm, account)
-        assert job["_id"] == answer["job_id"]
+        assert (job["_id"], job["attempts"], job["error"]) == (answer["job_id"], 0, None)
         wait_for("let go", lambda: job_of(crm, account)["owner"] is None)
         plane = requests.Control(crm.database, crm.connections, mapping_of(account))
         requests.rerun(plane, account, by="a test")

@@ -11,8 +11,10 @@ import pytest
 from ops.control.jobs import NEVER, IllegalTransitionError, Job
 from ops.control.store import JobChangedError, LeaseLostError
 from ops.control.tasks import Task, TaskKind, TaskStatus
+from ops.local import daemon
 from ops.local.daemon import command_of, last_line, progress_of, result_of, write_lines
 from ops.local.runner import ATTEMPTS_MAX, PAUSE_MAX_S, HaltedError, InterruptedRunError, OutageError, terms_after
+from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.vocabulary import JobStatus
 
@@ -66,6 +68,28 @@ def test_a_runner_that_got_on_with_the_job_begins_a_new_row_of_attempts() -> Non
         terms = terms_after(ReplayError("x"), before, now)
         assert terms is not None
         assert (terms.attempts, terms.fail) == (1, False)
+
+
+def test_a_daemon_waits_for_mongodb_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(daemon, "ANSWER_MAX_S", 0.05)
+    monkeypatch.setattr(daemon, "POLL_EVERY_S", 0.01)
+    monkeypatch.setattr(daemon, "OUTAGE_POLL_MAX_S", 0.02)
+    asked = []
+
+    def require_current(database: Any) -> None:
+        asked.append(database)
+        if len(asked) <= 3:
+            database["jobs"].find_one()
+
+    monkeypatch.setattr(daemon.migrations, "require_current", require_current)
+    monkeypatch.setattr(daemon.Daemon, "step", lambda self: False)
+    daemon.Daemon(Connections(mongodb_url="mongodb://127.0.0.1:1"), daemon.Limits()).run(until_idle=True)
+    said = [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert len(asked) == 4
+    assert said[0].startswith("MongoDB does not answer")
+    assert said[1:] == ["ready for 4 jobs and 2 tasks at a time", "MongoDB answers again", "stopped"]
 
 
 def task(kind: TaskKind, **arguments: Any) -> Task:
