@@ -27,9 +27,9 @@ Events. With `account`: `event: account`, `data:` an AccountDetail, at once and 
 `event: accounts`, `data:` an AccountsChanged, all accounts at once (`complete: true`), later the changed ones. Looked
 at once a second. `event: trouble` with `{"message"}`: the state cannot be read just now, what the page shows is old;
 the next `account` or `accounts` event ends it. Every event has an `id`; a reconnect with `Last-Event-ID` gets nothing
-before something has changed if it has missed nothing. A comment line every 15 s keeps proxies from closing. `event:
-bye` comes before the server stops; the browser reconnects by itself. Over the limit of clients: 503
-`TOO_MANY_CLIENTS`, and the page should poll instead.
+before something has changed if it has missed nothing. `event: beat` every 15 s keeps proxies from closing, and a page
+that misses it knows that the connection is dead; it alone has no `id`. `event: bye` comes before the server stops; the
+browser reconnects by itself. Over the limit of clients: 503 `TOO_MANY_CLIENTS`, and the page should poll instead.
 
 A long roll back: the answer comes when all is gone; `rollback` in AccountDetail shows how far it is. If the connection
 breaks meanwhile the server goes on; asking again joins the one that runs.

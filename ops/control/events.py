@@ -23,7 +23,7 @@ HEARTBEAT_EVERY_S = 15.0  # below the idle time-out of common proxies
 GONE_CHECK_EVERY_S = 2.0
 RETRY_MS = 2_000  # after which a browser reconnects
 BYE = b"event: bye\ndata: {}\n\n"
-HEARTBEAT = b": still here\n\n"
+HEARTBEAT = b"event: beat\ndata: {}\n\n"  # no comment line: a page cannot see one, and so not miss it
 
 # A state: its parts by name, each as what is compared and what is sent. An account has one part, named "".
 State = Mapping[str, tuple[bytes, bytes]]

@@ -1,5 +1,6 @@
 """The operator's console in a real browser, against answers built from the models of its API."""
 
+import datetime as dt
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -85,6 +86,10 @@ def test_the_list_shows_what_needs_somebody_first_and_every_jobs_progress(open_c
 
 def test_the_list_changes_by_itself_and_can_be_narrowed(open_console: Open, control: ConsoleServer) -> None:
     page = open_console()
+    later = {"updated_at": NOW + dt.timedelta(seconds=10), "records_migrated": 7_112_557}
+    control.show(running_detail(**later))  # 100,000 rows more in ten seconds
+    expect(row(page, RUNNING)).to_contain_text("10,000 rows/s")
+    expect(row(page, RUNNING)).to_contain_text("9 min 37 s")
     page.get_by_role("button", name="Needs attention").click()
     expect(page.locator("tbody a")).to_have_text([HALTED])
     control.show(running_detail(waiting=True))

@@ -7,6 +7,8 @@ import { ago } from "./times.js";
 import { shownStatus } from "./words.js";
 
 const SHOWN_MAX = 200;
+const WINDOW_MS = 30_000;
+const WINDOW_LEAST_MS = 5_000;
 const RANK = { failed: 0, halted: 0, waiting: 0, in_progress: 1, not_started: 2, completed: 3, rolled_back: 3 };
 const FILTERS = [
   ["all", "All", () => true],
@@ -19,20 +21,42 @@ export function accountHref(account) {
   return `#/account/${encodeURIComponent(account)}`;
 }
 
-/** Return {perS, etaS} of a row; where the server does not say, the average since the job began. Pure. */
-export function paceOf(row) {
-  if (row.status !== "in_progress" || !row.job || row.job.waiting) return { perS: null, etaS: null };
-  if (row.pace) return { perS: row.pace.rows_per_s ?? row.pace.rows_per_s_average, etaS: row.pace.eta_s };
-  const job = row.job;
-  const handled = job.records_migrated + job.records_skipped + job.records_failed;
-  const seconds = (Date.parse(job.updated_at) - Date.parse(job.started_at)) / 1000;
-  if (!(seconds > 0) || handled === 0) return { perS: null, etaS: null };
-  const perS = handled / seconds;
-  return { perS, etaS: Math.max(0, job.records_total - handled) / perS };
+const handledOf = (job) => job.records_migrated + job.records_skipped + job.records_failed;
+
+/** How fast the jobs of the list go: over what this page has seen of the last half minute, before that since they began. */
+export class Paces {
+  #seen = new Map(); // by job and run: {at, handled} in the order of their times
+
+  /** Take a row in. */
+  note({ job, status }) {
+    if (status !== "in_progress" || !job) return;
+    const key = `${job.job_id} ${job.run}`;
+    const at = Date.parse(job.updated_at);
+    const seen = this.#seen.get(key) ?? [];
+    if (seen.length && seen[seen.length - 1].at >= at) return;
+    seen.push({ at, handled: handledOf(job) });
+    while (seen.length > 2 && at - seen[1].at > WINDOW_MS) seen.shift();
+    this.#seen.set(key, seen);
+  }
+
+  /** Return {perS, etaS} of a row; null where nothing can be said. */
+  of({ job, status }) {
+    if (status !== "in_progress" || !job || job.waiting) return { perS: null, etaS: null };
+    const handled = handledOf(job);
+    const seen = this.#seen.get(`${job.job_id} ${job.run}`) ?? [];
+    const from = seen.length && Date.parse(job.updated_at) - seen[0].at >= WINDOW_LEAST_MS
+      ? seen[0] : { at: Date.parse(job.started_at), handled: 0 };
+    const seconds = (Date.parse(job.updated_at) - from.at) / 1000;
+    if (!(seconds > 0) || handled === 0) return { perS: null, etaS: null };
+    const perS = Math.max(0, handled - from.handled) / seconds;
+    const left = Math.max(0, job.records_total - handled);
+    return { perS, etaS: left === 0 ? 0 : perS > 0 ? left / perS : null };
+  }
 }
 
 export function accountsView() {
   const rows = new Map();
+  const paces = new Paces();
   let known = false;
   let filter = "all";
   const search = h("input", { type: "search", id: "account-search", autocomplete: "off", spellcheck: "false", placeholder: "Account id" });
@@ -98,7 +122,7 @@ export function accountsView() {
     const tone = { completed: "good", failed: "bad", halted: "warn", waiting: "warn" }[shown] ?? "busy";
     made.bar.node.hidden = !job || data.status === "rolled_back";
     made.bar.set(job ? job.progress_pct : 0, tone);
-    const { perS, etaS } = paceOf(data);
+    const { perS, etaS } = paces.of(data);
     setText(made.parts.percent, job && data.status !== "rolled_back" ? percent(job.progress_pct) : UNKNOWN);
     setText(made.parts.rows, job ? number(job.records_total) : UNKNOWN);
     setText(made.parts.rate, rate(perS));
@@ -157,7 +181,10 @@ export function accountsView() {
     account: null,
     update(_name, data) {
       if (data.complete) rows.clear();
-      for (const row of data.accounts) rows.set(row.company_sso_id, row);
+      for (const row of data.accounts) {
+        rows.set(row.company_sso_id, row);
+        paces.note(row);
+      }
       known = true;
       draw();
     },
