@@ -297,6 +297,7 @@ def _watch(
         except ProcessGaveUpError as error:
             if all(process.restarts == 0 for process in supervisor.processes):
                 raise  # it has never run: another start would end the same way
+            _require_same_partitions(feed, connections)
             view.note(f"{error.what}; trying again in {REST_S:.0f} s")
             stop.wait(REST_S)
             for process in supervisor.processes:
@@ -307,6 +308,19 @@ def _watch(
                 view.note(line_of(status_of(feed, connections, database)))
             except (PyMongoError, KafkaException, ReplayError) as error:
                 view.note(f"no figures at present ({type(error).__name__})")
+
+
+def _require_same_partitions(feed: LiveFeed, connections: Connections) -> None:
+    """Raise ReplayError if the topic has more partitions by now: their workers lack what `prepare` makes."""
+    try:
+        topics = kafka_admin.client(connections.kafka()).list_topics(timeout=ANSWER_TIMEOUT_S).topics
+    except (ReplayError, KafkaException):
+        return  # an outage, and perhaps all that there is to it
+    found = len(topics[feed.topic].partitions) if feed.topic in topics else 0
+    if found != feed.partitions:
+        raise ReplayError(
+            f"{feed.topic} has {found} partitions now, and had {feed.partitions}", "the same command takes them up"
+        )
 
 
 def _processes(feed: LiveFeed, options: LiveOptions, connections: Connections) -> Iterator[Supervised]:

@@ -1,6 +1,9 @@
 """The live feed through every real part: Kafka, Faust workers, MongoDB; `crm-replay live` as a user starts it."""
 
+import contextlib
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -8,11 +11,17 @@ from typing import Any
 
 import pytest
 
+from ops.control import kafka_admin
+from ops.local.live import LiveOptions, feed_of, prepare
 from ops.local.sample_crm import load_sample
+from producer import references
+from schemas.errors import BadInputError
+from schemas.mapping import load
 from schemas.records import AuditEvent
 from tests.e2e.conftest import Crm
-from tests.e2e.failures import wait_until
+from tests.e2e.failures import reading, wait_until
 from tests.e2e.feed import Feed, Headers, dead_letters_of, feed_on
+from tests.e2e.test_kills import workers_of
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -118,3 +127,60 @@ def test_rows_of_many_accounts_end_in_their_own_bins_and_documents(crm: Crm, fee
     assert len(causes) == 3
     assert "undecodable_changes" in causes
     assert "wrong_account" in causes
+
+
+def test_a_feed_that_waits_for_a_contact_stops_at_once_and_finds_it_afterwards_killed_or_not(crm: Crm) -> None:
+    load_sample(crm.dsn)
+    with feed_on(crm, "", partitions=1, visibility_delay_s=25.0) as feed:
+        made = datetime.now(UTC)
+        row_at = us(made) + 1_000_000  # a second after the contact that nobody can read yet
+        with feed.running():
+            feed.publish([row(1, ONE, 7, row_at)])
+            wait_until(lambda: "MongoDB" in feed.logs() or "started in" in feed.logs(), "the worker", 120)
+            wait_until(lambda: feed.status().processors_lag == 1, "the row to be there")
+        assert feed.counts(ONE)["migrated"] == 0  # and `running` has seen that it ended well
+        with feed.running() as live:
+            wait_until(lambda: "started in" in feed.logs().rpartition("--- processors-0")[2], "the worker", 120)
+            for pid in workers_of(live):
+                os.kill(pid, signal.SIGKILL)
+            customer = add_contact(crm, ONE, 7, made)
+            feed.wait_drained()
+        assert feed.counts(ONE) == {"migrated": 1, "skipped": {}, "failed": {}, "foreign": {}}
+    (log,) = crm.database["activity_logs"].find()
+    assert (log["customer_id"], log["external_id"]) == (customer, "crm_audit:1")
+
+
+def test_a_topic_that_was_made_anew_begins_a_new_run_and_one_that_is_there_keeps_its_partitions(crm: Crm) -> None:
+    with feed_on(crm, "", partitions=3) as feed:
+        options = LiveOptions(feed=feed.feed.feed, topic=feed.feed.topic, partitions=8)
+        again = prepare(options, crm.connections, crm.database)
+        assert (again.run, again.partitions) == (feed.feed.run, 3)
+        kafka, topics = crm.connections.kafka(), feed.feed.topics
+        assert kafka_admin.committed_offsets(kafka, topics.processors_group, topics.replay, 3) == [0, 0, 0]
+        admin = kafka_admin.client(kafka)
+        admin.delete_topics([feed.feed.topic], operation_timeout=30)[feed.feed.topic].result(30)
+        wait_until(lambda: feed.feed.topic not in admin.list_topics(timeout=10).topics, "the topic to be gone")
+        anew = prepare(options, crm.connections, crm.database)
+        assert anew.run > feed.feed.run
+        assert feed_of(crm.database, feed.feed.feed) == anew
+    with pytest.raises(BadInputError, match="reads"):
+        prepare(LiveOptions(feed=feed.feed.feed, topic="another"), crm.connections, crm.database)
+
+
+def test_one_more_worker_joins_a_feed_from_anywhere(crm: Crm, feed: Feed) -> None:
+    add_contact(crm, ONE, 7, SYNCED)
+    refused = crm.call("process", "--live", "--feed", "nobodys")
+    assert refused.returncode == 2
+    assert "there is no live feed nobodys" in refused.stderr
+    feed.publish([row(number, ONE, 7, us(SYNCED)) for number in range(1, 6)])
+    with contextlib.ExitStack() as stack:
+        for role in ("process", "sink"):
+            worker = stack.enter_context(crm.start(role, "--live", "--feed", feed.feed.feed))
+            stack.callback(worker.terminate)
+            said = stack.enter_context(reading(worker.stderr))
+            assert said is not None
+        references.publish_feed(
+            crm.dsn, load(None), kafka=crm.connections.kafka(), topics=feed.feed.topics, codec=feed.codec
+        )
+        feed.wait_drained()
+    assert feed.counts(ONE)["migrated"] == 5

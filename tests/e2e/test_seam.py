@@ -191,6 +191,10 @@ def test_what_replay_and_live_feed_write_together_is_everything_and_nothing_twic
             journal = writers.stop()
             killed += killer.stop()
             feed.wait_drained()
+            # Whoever was killed, and however often a record came: each is counted once.
+            counts = feed.counts(account)
+            assert counts["migrated"] + sum(counts["skipped"].values()) == feed.published
+            assert (counts["failed"], counts["foreign"]) == ({}, {})
 
         expected, written = owners(crm, account), documents(crm, account)
         require_what_is_owed_only(journal, expected, written, top, triggered_at, feed)
@@ -211,6 +215,7 @@ def test_what_replay_and_live_feed_write_together_is_everything_and_nothing_twic
     written = documents(crm, account)
     assert written == {external_id: [owner] for external_id, owner in expected.items()}
     by = Counter(owner for (owner,) in written.values())
+    assert counts["migrated"] == by["live"]
     record_faults(
         len(killed),
         f"seed {seed}: {len(journal.rows)} rows written while {len(journal.watermarks)} contacts appeared,"
