@@ -1,4 +1,4 @@
-"""Pure: what Prometheus is told of the jobs of all accounts, from their documents and from what waits on their topics."""
+"""Pure: what Prometheus is told of the jobs of all accounts, from their documents and what waits on their topics."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,7 +11,7 @@ from schemas.vocabulary import JobStatus
 def job_values(
     jobs: Iterable[Job], lags: Mapping[str, Lag], waiting: Mapping[str, int], *, accounts_max: int = ACCOUNTS_MAX
 ) -> list[Value]:
-    """Return the values of each account's last job; accounts beyond `accounts_max`, the longest unchanged, are left out.
+    """Return the values of each account's last job; accounts beyond `accounts_max`, longest unchanged, are left out.
 
     `lags` are those of accounts with a job in progress; `waiting` dead letters by account, where that is known.
     """

@@ -4,6 +4,7 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 from pymongo.errors import PyMongoError
 from starlette.responses import RedirectResponse, Response
@@ -14,14 +15,17 @@ from ops.control.auth import BrowserSession
 from ops.control.backend import Backend
 from ops.control.envelope import ApiError, ErrorEnvelope, RespCode, json_response
 from ops.control.http_metrics import HttpMetrics
+from ops.control.job_exposition import JobMetrics
 from ops.control.rollbacks import Rollbacks
 from ops.control.settings import ControlSettings
 from ops.control.status_reader import PublicStatus, Status, status_of
 from schemas.errors import ReplayError
+from schemas.exposition import Collected
 from schemas.vocabulary import JobStatus
 from sink.indexes import JOBS
 
 READY_TIMEOUT_S = 3.0
+JOBS_TIMEOUT_S = 8.0  # under the 10 s after which Prometheus gives up a scrape
 _WHAT = {
     400: "VALIDATION_ERROR, and what the endpoint says besides: `meta.errors` names the fields",
     401: "UNAUTHENTICATED",
@@ -171,6 +175,7 @@ def browser_routes(backend: Backend, settings: ControlSettings) -> APIRouter:
 def own_routes(backend: Backend, metrics: HttpMetrics) -> APIRouter:
     """Return what orchestrators, Prometheus and people who type the bare address ask for."""
     router = APIRouter(tags=["operation"])
+    jobs = JobMetrics(backend)
 
     @router.get("/healthz", response_model=Health)
     async def healthz() -> Response:
@@ -200,7 +205,17 @@ def own_routes(backend: Backend, metrics: HttpMetrics) -> APIRouter:
             metrics.jobs_known.set(1)
             for status in JobStatus:
                 metrics.jobs.labels(status.value).set(counts.get(status.value, 0))
-        return Response(metrics.text(), media_type=http_metrics.CONTENT_TYPE)
+        return Response(metrics.text() + await _of_jobs(), media_type=http_metrics.CONTENT_TYPE)
+
+    async def _of_jobs() -> bytes:
+        """Return the jobs' metrics; nothing while MongoDB is away, which `crm_control_jobs_known` says."""
+        try:
+            values = await asyncio.wait_for(backend.ask(jobs.read), JOBS_TIMEOUT_S)
+        except (ApiError, PyMongoError, TimeoutError):
+            return b""
+        registry = CollectorRegistry()
+        registry.register(Collected(lambda: values))  # type: ignore[arg-type]
+        return generate_latest(registry)
 
     @router.get("/", include_in_schema=False)
     async def home() -> Response:

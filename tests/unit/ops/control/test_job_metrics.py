@@ -1,0 +1,89 @@
+"""What Prometheus is told of jobs."""
+
+import datetime as dt
+from dataclasses import MISSING, fields
+from typing import Any
+
+import pytest
+
+from ops.control.job_metrics import job_values
+from ops.control.jobs import Job
+from ops.control.lag import Lag
+from schemas.metrics import JOBS, METRICS, Value
+from schemas.vocabulary import JobStatus
+
+NOW = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
+
+
+EMPTY = {"int": 0, "float": 0.0, "str": "", "bool": False, "tuple": (), "Mapping": {}, "datetime": NOW}
+
+
+def job(account: str, *, status: JobStatus = JobStatus.IN_PROGRESS, minutes: int = 0, **known: Any) -> Job:
+    """Return a job with these fields; all others are empty."""
+    at = NOW + dt.timedelta(minutes=minutes)
+    empty = {
+        field.name: EMPTY.get(getattr(field.type, "__name__", ""))
+        for field in fields(Job)
+        if field.default is MISSING and field.default_factory is MISSING
+    }
+    times = dict.fromkeys(("started_at", "updated_at", "heartbeat_at"), at)
+    given = {"company_sso_id": account, "job_id": f"{account}-{minutes}", "status": status}
+    return Job(**{**empty, **times, **given, **known})
+
+
+def found(values: list[Value], metric: str, **labels: str) -> list[float]:
+    return [
+        value.value for value in values if value.metric == metric and labels.items() <= dict(value.labels or {}).items()
+    ]
+
+
+BUSY = {
+    "records_total": 200,
+    "records_migrated": 90,
+    "records_skipped": 9,
+    "records_failed": 1,
+    "records_foreign": 2,
+    "skips_by_reason": {"contact_not_found": 9},
+    "failures_by_cause": {"write_refused": 1},
+    "progress_pct": 50.0,
+    "accuracy_pct": 99.99,
+}
+
+
+def test_a_job_has_a_value_for_each_metric_with_its_labels():
+    values = job_values([job("acme", **BUSY)], {"acme": Lag(7, 3, 1)}, {"acme": 1})
+    assert {value.metric for value in values} == {metric.name for metric in JOBS}
+    for value in values:
+        assert set(value.labels or {}) == set(METRICS[value.metric].labels)
+    assert found(values, "job_state", status="in_progress") == [1]
+    assert found(values, "job_state", status="halted") == [0]
+    assert found(values, "job_progress_ratio") == [0.5]
+    assert found(values, "job_accuracy_ratio") == [pytest.approx(0.9999)]
+    assert found(values, "job_rows", bin="migrated") == [90]
+    assert found(values, "job_skipped_rows", reason="contact_not_found") == [9]
+    assert found(values, "lag_records", stage="processors") == [7]
+    assert found(values, "dead_letters_waiting") == [1]
+
+
+def test_what_is_not_known_is_left_out_and_not_zero():
+    values = job_values([job("acme", **{**BUSY, "accuracy_pct": None})], {"acme": Lag(None, 3, None)}, {})
+    assert found(values, "job_accuracy_ratio") == []
+    assert found(values, "lag_records") == [3]
+    assert found(values, "dead_letters_waiting") == []
+
+
+def test_an_accounts_last_whole_job_counts_and_lag_only_while_it_runs():
+    jobs = [
+        job("acme", status=JobStatus.COMPLETED, minutes=2),
+        job("acme", status=JobStatus.FAILED, minutes=1),
+        job("acme", status=JobStatus.HALTED, minutes=3, partial=True),
+    ]
+    values = job_values(jobs, {"acme": Lag(7, 3, 0)}, {})
+    assert found(values, "job_state", status="completed") == [1]
+    assert found(values, "lag_records") == []
+
+
+def test_accounts_are_bounded_and_those_that_run_are_the_last_to_go():
+    jobs = [job(f"a{n}", status=JobStatus.COMPLETED, minutes=n) for n in range(1, 20)] + [job("runs", minutes=0)]
+    values = job_values(jobs, {}, {}, accounts_max=3)
+    assert {dict(value.labels or {})["account"] for value in values} == {"runs", "a19", "a18"}
