@@ -1,0 +1,146 @@
+"""A runner's lease on a real MongoDB, with real workers: what becomes of them when it cannot be renewed, or is lost."""
+
+import datetime as dt
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo.errors import NetworkTimeout
+
+from ops.control import migrations
+from ops.control.jobs import NEVER, Job
+from ops.control.store import JobStore, LeaseLostError, NewJob
+from ops.local import runner
+from ops.local.processes import Supervised
+from schemas.connections import Connections
+
+pytestmark = pytest.mark.services
+PATIENCE_S = 60.0
+WORKER = "import time; open({mark!r}, 'a').write('started\\n'); time.sleep(600)"
+
+
+class Notes:
+    """Where a run reports to."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+    def progress(self, done: int, total: int, skipped: dict[str, int], failed: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Run:
+    """A job in progress with one worker that only sleeps, run in a thread."""
+
+    def __init__(self, database: Any, url: str, place: Path) -> None:
+        self.store = JobStore(database)
+        self.connections = Connections(mongodb_url=url, mongodb_database=database.name)
+        cutoff = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
+        self.job = self.store.create(NewJob("a", 1, 1, 1, cutoff), begin_offsets=(0,), owner="this one")
+        self.mark = place / "started"
+        self.mark.touch()
+        self.workers: list[Supervised] = []
+        self.view = Notes()
+        self.stop = threading.Event()
+        self.error: BaseException | None = None
+
+    def processes(self, *_args: object) -> Iterator[Supervised]:
+        worker = Supervised(
+            "worker", [sys.executable, "-c", WORKER.format(mark=str(self.mark))], {}, self.mark.with_suffix(".log")
+        )
+        self.workers.append(worker)
+        yield worker
+
+    def work(self, lease: Any) -> None:
+        around: Any = type("Around", (), {"store": self.store, "connections": self.connections})
+        try:
+            runner._work(self.job, runner.Stretch(), runner.RunOptions(), around, self.view, self.stop, lease)
+        except BaseException as error:
+            self.error = error
+
+    def starts(self) -> int:
+        return len(self.mark.read_text().splitlines())
+
+    def alive(self) -> bool:
+        return any(worker.running for worker in self.workers)
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    give_up_at = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def run(mongo_database: Any, mongodb_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    migrations.up(mongo_database)
+    run = Run(mongo_database, mongodb_url, tmp_path)
+    monkeypatch.setattr(runner, "_processes", run.processes)
+    monkeypatch.setattr(runner, "RENEW_EVERY_S", 0.05)
+    monkeypatch.setattr(runner, "SILENCE_MAX_S", 3.0)
+    return run
+
+
+@contextmanager
+def running(run: Run) -> Iterator[Any]:
+    """Give the lease of the run, once its worker has started."""
+    with runner._Lease(run.connections, run.job) as lease:
+        thread = threading.Thread(target=run.work, args=(lease,))
+        thread.start()
+        try:
+            wait_for(run.starts)
+            yield lease
+        finally:
+            run.stop.set()
+            thread.join(PATIENCE_S)
+    assert not run.alive()
+
+
+def test_workers_are_stopped_while_the_lease_still_holds_and_started_again_if_it_still_does(run: Run) -> None:
+    with running(run) as lease:
+        renew, away = lease._store.renew, threading.Event()
+
+        def unreachable(job: Job) -> None:
+            if away.is_set():
+                raise NetworkTimeout("the network is away")
+            renew(job)
+
+        lease._store.renew = unreachable
+        away.set()
+        wait_for(lambda: run.view.said)
+        assert not run.alive()  # and the lease, of 15 s, has not run out
+        assert run.store.claim_next("another") is None
+        assert "could not be renewed" in run.view.said[0]
+        before = run.starts()
+        away.clear()
+        wait_for(lambda: run.starts() > before)
+        assert run.alive()
+    assert isinstance(run.error, runner.InterruptedRunError)
+    released = run.store.claim_next("another")
+    assert released is not None
+    assert released.fence == 2
+
+
+def test_workers_are_stopped_when_another_has_taken_the_job_over(run: Run, mongo_database: Any) -> None:
+    with running(run):
+        mongo_database["crm_activity_log_migration_jobs"].update_one({}, {"$set": {"lease_until": NEVER}})
+        taken = run.store.claim_next("another")
+        assert taken is not None
+        wait_for(lambda: run.error is not None)
+        assert isinstance(run.error, LeaseLostError)
+        assert not run.alive()
+    after = run.store.get(run.job.job_id)
+    assert after is not None
+    assert (after.owner, after.fence) == ("another", 2)  # what it had lost it has not released
