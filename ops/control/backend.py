@@ -1,8 +1,9 @@
 """What the endpoints work with: the database, Kafka's lag, and threads for everything that waits for a server.
 
-pymongo and confluent-kafka block, so they are called in threads. Three pools, so that what is slow cannot keep what is
+pymongo and confluent-kafka block, so they are called in threads. Four pools, so that what is slow cannot keep what is
 quick waiting: status reads and small writes; requests that also ask the source or Kafka (a trigger counts contacts for
-seconds); roll backs, which take minutes. Each queue is bounded: a server that is away fills none of them for long.
+seconds); what the console's live events look at; roll backs, which take minutes. Each queue is bounded: a server that
+is away fills none of them for long.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ from sink.writer import WriteConcernUnmetError
 T = TypeVar("T")
 
 WAITING_MAX = 32  # calls a thread that wait for one; what is behind them would be answered too late to be of use
+WATCHING_THREADS = 8
 DOWN_S = 1.0  # after a server was found away, nobody else waits to find the same
 RETRY_AFTER = {"retry-after": "5"}
 OUTAGES = (ConnectionFailure, ExecutionTimeout, WTimeoutError, WriteConcernUnmetError, ServiceUnreachableError)
@@ -81,6 +83,7 @@ class Backend:
         self.lag = LagReader(connections.kafka())
         self.quick = Pool("control-quick", settings.threads)
         self.slow = Pool("control-slow", settings.threads)
+        self.watching = Pool("control-watch", WATCHING_THREADS)
         self.rollbacks = Pool("control-rollback", settings.rollbacks_max)
         self.stopping = threading.Event()
         self._down_until = 0.0
@@ -92,6 +95,10 @@ class Backend:
     async def ask(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call something that may take seconds; raises ApiError for what goes wrong."""
         return await self._call(self.slow, function, *args, **kwargs)
+
+    async def look(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call what live events look at; raises ApiError for what goes wrong."""
+        return await self._call(self.watching, function, *args, **kwargs)
 
     async def _call(self, pool: Pool, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         if time.monotonic() < self._down_until:
@@ -109,7 +116,7 @@ class Backend:
     def close(self) -> None:
         """Let go of everything; roll backs stop behind their present batch."""
         self.stopping.set()
-        for pool in (self.quick, self.slow, self.rollbacks):
+        for pool in (self.quick, self.slow, self.watching, self.rollbacks):
             pool.close()
         self.database.client.close()
 

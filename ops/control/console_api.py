@@ -39,7 +39,7 @@ import datetime as dt
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from ops.control import requests
 from ops.control.activity_logs import AccountId
@@ -62,7 +62,7 @@ from ops.control.console_models import (
 )
 from ops.control.console_state import ConsoleState, task_view
 from ops.control.envelope import ApiError, RespCode, json_response
-from ops.control.events import Events, State, part_of
+from ops.control.events import Events, EventStream, State, part_of
 from ops.control.jobs import Job
 from ops.control.rollbacks import Rollbacks
 from ops.control.routes import errors
@@ -147,11 +147,11 @@ def _add_reading(router: APIRouter, backend: Backend, state: ConsoleState, versi
 
 def _add_events(router: APIRouter, backend: Backend, state: ConsoleState, events: Events) -> None:
     async def look_at_all() -> State:
-        return {row.company_sso_id: part_of(row, SILENT) for row in await backend.ask(state.accounts)}
+        return {row.company_sso_id: part_of(row, SILENT) for row in await backend.look(state.accounts)}
 
     @router.get(
         "/events",
-        response_class=StreamingResponse,
+        response_class=EventStream,
         responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **errors()},
     )
     async def live(
@@ -163,15 +163,12 @@ def _add_events(router: APIRouter, backend: Backend, state: ConsoleState, events
 
         async def look_at_one() -> State:
             assert account is not None
-            return {"": part_of(await backend.ask(state.account, account), SILENT)}
+            return {"": part_of(await backend.look(state.account, account), SILENT)}
 
-        name = account or ALL
-        watch = events.join(name, look_at_all if account is None else look_at_one)
+        client = events.join(account or ALL, look_at_all if account is None else look_at_one)
         frame = accounts_frame if account is None else account_frame
-        stream = events.stream(name, watch, last_event_id, frame, request.is_disconnected)
-        return StreamingResponse(
-            stream, media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
-        )
+        stream = events.stream(client, last_event_id, frame, request.is_disconnected)
+        return EventStream(stream, lambda: events.leave(client))
 
 
 def _add_actions(router: APIRouter, backend: Backend, rollbacks: Rollbacks) -> None:

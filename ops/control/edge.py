@@ -164,11 +164,11 @@ class Edge:
         """Raise ApiError for a change that another site's page asks for: the browser adds the password by itself."""
         if scope["method"] not in UNSAFE:
             return
-        site = headers.get("sec-fetch-site")
-        origin = headers.get("origin")
-        foreign = site not in (None, "same-origin", "none")
-        if origin is not None and not foreign:
-            foreign = urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        if site is not None:  # the browser's own word, which holds behind a gateway that rewrites Host, too
+            foreign = site not in ("same-origin", "none")
+        else:
+            foreign = origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
         if foreign:
             raise ApiError(403, RespCode.CROSS_SITE_REQUEST, "changes can only be made from the console's own pages")
 

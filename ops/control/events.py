@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 import orjson
 from pydantic import BaseModel
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from ops.control.envelope import ApiError, RespCode
 from ops.control.http_metrics import HttpMetrics
@@ -47,6 +49,15 @@ class Watch:
         self.changed = asyncio.Event()
 
 
+@dataclass(slots=True)
+class Client:
+    """One that watches."""
+
+    name: str
+    watch: Watch
+    gone: bool = False
+
+
 class Events:
     """All watches of this process."""
 
@@ -65,8 +76,11 @@ class Events:
         for watch in self._watches.values():
             watch.tell()
 
-    def join(self, name: str, look: Callable[[], Awaitable[State]]) -> Watch:
-        """Return the watch of that name, looked at from now on. Raises ApiError over the limit of clients."""
+    def join(self, name: str, look: Callable[[], Awaitable[State]]) -> Client:
+        """Return a client of what has that name, which is looked at from now on until `leave`.
+
+        Raises ApiError over the limit of clients.
+        """
         if self._stopped.is_set():
             raise ApiError(503, RespCode.SERVICE_UNAVAILABLE, "this server is stopping", headers={"retry-after": "5"})
         if self._clients >= self._clients_max:
@@ -83,10 +97,14 @@ class Events:
         watch.clients += 1
         self._clients += 1
         self._metrics.event_clients.set(self._clients)
-        return watch
+        return Client(name, watch)
 
-    def leave(self, name: str, watch: Watch) -> None:
-        """Forget a client; nothing is looked at for nobody."""
+    def leave(self, client: Client) -> None:
+        """Forget a client, once; nothing is looked at for nobody."""
+        if client.gone:
+            return
+        client.gone = True
+        name, watch = client.name, client.watch
         self._clients -= 1
         self._metrics.event_clients.set(self._clients)
         watch.clients -= 1
@@ -123,8 +141,7 @@ class Events:
 
     async def stream(
         self,
-        name: str,
-        watch: Watch,
+        client: Client,
         last_id: str,
         frame: Callable[[State, State | None], bytes],
         gone: Callable[[], Awaitable[bool]],
@@ -133,39 +150,54 @@ class Events:
 
         `frame` makes the data of an event out of the state and of the one that the client knows (None: none).
         """
+        watch = client.watch
         known: State | None = None
         told_trouble = ""
         spoke_at = time.monotonic()
-        try:
-            yield f"retry: {RETRY_MS}\n\n".encode()
-            while True:
-                changed = watch.changed  # before looking: what changes behind it wakes us at once
-                if self._stopped.is_set():
-                    yield BYE
-                    return
-                if watch.trouble != told_trouble:
-                    told_trouble = watch.trouble
-                    if told_trouble:
-                        yield b"event: trouble\ndata: " + orjson.dumps({"message": told_trouble}) + b"\n\n"
-                        spoke_at = time.monotonic()
-                    else:
-                        last_id = ""  # the page has shown the trouble: tell it anew how things are
-                if watch.state is not None and not watch.trouble and watch.state_id != last_id:
-                    state, last_id = watch.state, watch.state_id
-                    yield b"id: " + last_id.encode() + b"\n" + frame(state, known)
-                    known, spoke_at = state, time.monotonic()
-                elif known is None and watch.state is not None and watch.state_id == last_id:
-                    known = watch.state  # reconnected, and has missed nothing
-                try:
-                    await asyncio.wait_for(changed.wait(), GONE_CHECK_EVERY_S)
-                except TimeoutError:
-                    if await gone():
-                        return
-                if time.monotonic() - spoke_at >= HEARTBEAT_EVERY_S:
-                    yield HEARTBEAT
+        yield f"retry: {RETRY_MS}\n\n".encode()
+        while True:
+            changed = watch.changed  # before looking: what changes behind it wakes us at once
+            if self._stopped.is_set():
+                yield BYE
+                return
+            if watch.trouble != told_trouble:
+                told_trouble = watch.trouble
+                if told_trouble:
+                    yield b"event: trouble\ndata: " + orjson.dumps({"message": told_trouble}) + b"\n\n"
                     spoke_at = time.monotonic()
+                else:
+                    last_id = ""  # the page has shown the trouble: tell it anew how things are
+            if watch.state is not None and not watch.trouble and watch.state_id != last_id:
+                state, last_id = watch.state, watch.state_id
+                yield b"id: " + last_id.encode() + b"\n" + frame(state, known)
+                known, spoke_at = state, time.monotonic()
+            elif known is None and watch.state is not None and watch.state_id == last_id:
+                known = watch.state  # reconnected, and has missed nothing
+            try:
+                await asyncio.wait_for(changed.wait(), GONE_CHECK_EVERY_S)
+            except TimeoutError:
+                if await gone():
+                    return
+            if time.monotonic() - spoke_at >= HEARTBEAT_EVERY_S:
+                yield HEARTBEAT
+                spoke_at = time.monotonic()
+
+
+class EventStream(StreamingResponse):
+    """The answer to one client, who has left when it is over: also if it was over before it began."""
+
+    def __init__(self, stream: AsyncIterator[bytes], left: Callable[[], None]) -> None:
+        """`left` is called in any case."""
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # nginx would collect the events
+        super().__init__(stream, media_type="text/event-stream", headers=headers)
+        self._left = left
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        try:
+            await super().__call__(scope, receive, send)
         finally:
-            self.leave(name, watch)
+            self._left()
 
 
 def part_of(model: BaseModel, silent: set[str]) -> tuple[bytes, bytes]:

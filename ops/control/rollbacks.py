@@ -7,8 +7,6 @@ server stops or dies half-way, what is left stays marked, and the next request g
 """
 
 import asyncio
-import datetime as dt
-from dataclasses import dataclass
 
 from ops.control import requests
 from ops.control.backend import Backend, answer_to, unavailable
@@ -20,44 +18,28 @@ class StoppingError(ReplayError):
     """This server is about to end."""
 
 
-@dataclass(slots=True)
-class Running:
-    """A roll back under way."""
-
-    by: str
-    started_at: dt.datetime
-    task: "asyncio.Task[int]"
-    removed: int = 0
-
-
 class Rollbacks:
     """The roll backs of this process, one an account at most."""
 
     def __init__(self, backend: Backend) -> None:
         """`backend` has their threads."""
         self._backend = backend
-        self._running: dict[str, Running] = {}
-
-    def running(self, company_sso_id: str) -> Running | None:
-        """Return the account's roll back that this process is doing."""
-        return self._running.get(company_sso_id)
+        self._running: dict[str, asyncio.Task[int]] = {}
 
     async def roll_back(self, company_sso_id: str, *, by: str, reason: str = "", request_id: str = "") -> int:
         """Return how many documents the account's roll back has removed; begins one, or joins the one that runs.
 
         Raises ApiError. A client that goes away ends its own waiting only.
         """
-        running = self._running.get(company_sso_id)
-        if running is None:
-            began = dt.datetime.now(dt.UTC)
+        task = self._running.get(company_sso_id)
+        if task is None:
             task = asyncio.create_task(self._do(company_sso_id, by, reason, request_id))
-            running = self._running[company_sso_id] = Running(by, began, task)
+            self._running[company_sso_id] = task
             task.add_done_callback(lambda done: self._over(company_sso_id, done))
-        return await asyncio.shield(running.task)
+        return await asyncio.shield(task)
 
     async def _do(self, company_sso_id: str, by: str, reason: str, request_id: str) -> int:
         def on_batch(removed: int) -> None:
-            self._running[company_sso_id].removed = removed
             if self._backend.stopping.is_set():
                 raise StoppingError(f"{removed:,} documents were removed so far, then the server stopped", "ask again")
 
