@@ -213,6 +213,8 @@ def request_task(
     AccountTopics.of(company_sso_id)
     action = _TASK_ACTIONS[kind]
     arguments = dict(arguments or {})
+    if kind is TaskKind.PREFLIGHT and control.mapping_path:
+        arguments.setdefault("mapping_path", control.mapping_path)
     with _noted(control, action.value, company_sso_id, by, request_id, _without_ids(arguments)) as noted:
         _require(control, action, company_sso_id)
         try:

@@ -33,7 +33,7 @@ from pymongo.errors import PyMongoError
 
 from ops.control import migrations
 from ops.control.jobs import Job
-from ops.control.store import JobStore
+from ops.control.store import JobChangedError, JobStore
 from ops.control.tasks import Task, TaskKind, TaskLostError, TaskStore
 from ops.local import services
 from ops.local.processes import child_environment
@@ -49,6 +49,7 @@ TASK_LEASE_S = 30.0
 TASK_RENEW_EVERY_S = 2.0
 ANSWER_MAX_S = 5.0  # of MongoDB; the loop has others to look after
 OUTAGE_POLL_MAX_S = 5.0
+NO_ROOM_PAUSE_S = 5.0
 STOP_MAX_S = 30.0  # a job's runner ends its workers within 15 s, or kills them
 READY_CHILDREN = 1
 ERROR_CHARACTERS_MAX = 2_000
@@ -132,7 +133,7 @@ class Daemon:
                             migrations.require_current(self.database)
                             checked = True
                             say(f"ready for {self.limits.jobs} jobs and {self.limits.tasks} tasks at a time")
-                        claimed = self.step()
+                        claimed = self.step_or_say()
                     self._answers()
                     pause_s = 0.0 if claimed else POLL_EVERY_S
                     if until_idle and not (claimed or self.jobs or self.tasks):
@@ -143,6 +144,14 @@ class Daemon:
         finally:
             self._let_go()
             self.database.client.close()
+
+    def step_or_say(self) -> bool:
+        """Do a step; what another runner has changed in the midst of it is no reason to end."""
+        try:
+            return self.step()
+        except JobChangedError as error:
+            say(str(error))
+            return False
 
     def step(self) -> bool:
         """Look after what runs, then claim what there is room for; return whether anything was claimed."""
@@ -173,7 +182,12 @@ class Daemon:
             store.release(job)
             say(f"{account}: a replay of chosen rows has failed: {why}")
             return True
-        process = self.ready.pop() if self.ready and self.ready[-1].poll() is None else start_child()
+        try:
+            process = self.ready.pop() if self.ready and self.ready[-1].poll() is None else start_child()
+        except OSError as error:  # no memory, too many processes: another host may do better
+            store.release(job, pause_s=NO_ROOM_PAUSE_S)
+            say(f"{account}: no process could be started ({error.strerror}); the job is free again")
+            return False
         order = Order(
             job.job_id,
             job.owner or "",
