@@ -33,6 +33,7 @@ from ops.local.seam.command import seam
 from ops.local.report import report
 from ops.local.services.cli import app as services_app
 from ops.local.services.layout import Home
+from ops.local.subject import app as subject_app
 from ops.local.transform_rows import transform_rows
 from ops.local.verify.command import verify
 from ops.local.view import RunView, print_ledger, view_for
@@ -54,6 +55,7 @@ migrate_app = typer.Typer(help="Collections and indexes in MongoDB, versioned, u
 app.add_typer(services_app, name="services")
 app.add_typer(migrate_app, name="migrate")
 app.add_typer(dlq_app, name="dlq")
+app.add_typer(subject_app, name="subject")
 app.add_typer(cdc_app, name="cdc")
 
 AUDIT_IDS_MAX = 100_000  # named by hand or by `verify`; they travel in one document

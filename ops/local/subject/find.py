@@ -1,0 +1,187 @@
+"""I/O: everything kept about a person. Reads only; joins no group and commits nothing."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, cast
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from ops.control.topic_reader import BATCH_RECORDS, PARTITION_EOF, POLL_S, READ_IDLE_S, spans
+from ops.local.subject.model import Person, is_about
+from ops.local.view import RunView
+from producer.audits import answering, connect, resolve
+from schemas.codec import Codec
+from schemas.contact_rules import customer_of
+from schemas.errors import ReplayError, UndecodableRecordError
+from schemas.mapping import SourceMapping
+from schemas.records import Contact
+from schemas.topics import AccountTopics
+from sink import purge as documents
+from sink.indexes import ACTIVITY_LOGS, CONTACT_BY_CRM_ID, CONTACT_ID_MAP, CONTACT_ID_MAP_UNIQUE, CONTACTS
+
+PROGRESS_EVERY_RECORDS = 100_000
+NATIVE_LOOKUP_MS = 30_000
+
+
+class KeyedRecord(NamedTuple):
+    """A record as it came; without a value it is a tombstone."""
+
+    partition: int
+    offset: int
+    at: datetime  # as Kafka has it
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclass(slots=True)
+class OnTopic:
+    """The records about a person on one topic."""
+
+    topic: str
+    records: list[KeyedRecord]
+    last_is_value: set[bytes]  # keys of them whose last record is no tombstone, so that a compaction keeps it
+
+
+def forms(person: Person) -> list[Any]:
+    """Return how the person's id may be stored in the platform."""
+    return [person.person_id, int(person.person_id)]
+
+
+def contacts_of(database: Any, person: Person) -> tuple[int, int, set[str]]:
+    """Return how many contacts and id map entries name the person, and their customer ids."""
+    account, ids = person.company_sso_id, forms(person)
+    contacts = list(
+        database[CONTACTS].find(
+            {"company_sso_id": account, "crm_data.id": {"$in": ids}}, {"customer_id": 1}, hint=CONTACT_BY_CRM_ID.name
+        )
+    )
+    mapped = list(
+        database[CONTACT_ID_MAP].find(
+            {"company_sso_id": account, "crm_person_id": {"$in": ids}},
+            {"customer_id": 1},
+            hint=CONTACT_ID_MAP_UNIQUE.name,
+        )
+    )
+    customers = {customer_of(contact) for contact in contacts}
+    customers |= {str(entry["customer_id"]) for entry in mapped if entry.get("customer_id") is not None}
+    return len(contacts), len(mapped), customers
+
+
+def documents_of(database: Any, person: Person, customers: set[str]) -> Iterator[dict[str, Any]]:
+    """Yield the person's activity logs that were made from the CRM's audits, of the replay and of the live feed."""
+    return documents.find(database, person.company_sso_id, person.person_id, customers)
+
+
+def native_documents(database: Any, person: Person, customers: set[str]) -> int | None:
+    """Return how many logs of other origins the person's customers have; None if that takes too long to count."""
+    from pymongo.errors import ExecutionTimeout
+
+    if not customers:
+        return 0
+    query = {
+        "company_sso_id": person.company_sso_id,
+        "customer_id": {"$in": sorted(customers)},
+        "external_id": {"$not": {"$regex": f"^{documents.PREFIX}"}},
+    }
+    try:
+        return int(database[ACTIVITY_LOGS].count_documents(query, maxTimeMS=NATIVE_LOOKUP_MS))
+    except ExecutionTimeout:
+        return None
+
+
+def source_rows(dsn: str, mapping: SourceMapping, person: Person) -> int:
+    """Return how many rows of the CRM's audits are about the person's own record: those that an index can find."""
+    from psycopg import sql
+
+    with connect(dsn) as db:
+        source = resolve(db, mapping, person.company_sso_id)
+        ours: sql.Composable = sql.SQL("true")
+        if source.account_column is not None:
+            ours = sql.SQL("{} = %(account)s").format(sql.Identifier(source.account_column))
+        query = sql.SQL(
+            "SELECT count(*) FROM {table} WHERE auditable_type = %(type)s AND auditable_id = %(id)s AND {ours}"
+        ).format(table=sql.Identifier(source.schema, source.relation), ours=ours)
+        values = {"type": person.rule.type, "id": int(person.person_id), "account": source.account}
+        with answering("counting the person's rows"):
+            return int(db.execute(query, values).fetchall()[0][0])
+
+
+def topics_of(account: str) -> tuple[str, ...]:
+    """Return the account's topics that can hold personal data."""
+    names = AccountTopics.of(account)
+    return (names.replay, names.outcomes, names.dead_letters, names.contacts, names.referents)
+
+
+def on_topic(kafka: Mapping[str, Any], topic: str, person: Person, codec: Codec, view: RunView) -> OnTopic:
+    """Return the records about the person on a topic, reading all of it once."""
+    found = OnTopic(topic, [], set())
+    keys = {person.person_id.encode(), person.referent_key}
+    for number, record in enumerate(keyed_records(kafka, topic), start=1):
+        if number % PROGRESS_EVERY_RECORDS == 0:
+            view.note(f"{topic}: {number:,} records looked at")
+        if record.value is None:
+            if record.key is not None:
+                found.last_is_value.discard(record.key)
+            continue
+        if is_about(person, record.key, record.value, codec):
+            found.records.append(record)
+            if record.key in keys:
+                found.last_is_value.add(record.key)
+    return found
+
+
+def customers_on(contacts: OnTopic, codec: Codec) -> set[str]:
+    """Return the customers that the reference topic names for the person: the contact may have been erased since."""
+    found = set()
+    for record in contacts.records:
+        try:
+            found.add(codec.decode_as(Contact, record.value or b"").customer_id)
+        except UndecodableRecordError:
+            continue
+    return found
+
+
+def keyed_records(kafka: Mapping[str, Any], topic: str) -> Iterator[KeyedRecord]:
+    """Yield what a topic holds now, tombstones included. Raises ReplayError if Kafka stops answering."""
+    held = spans(kafka, topic)
+    unread = {partition for partition, span in held.items() if span.low < span.end}
+    if not unread:
+        return
+    config = {
+        "enable.auto.commit": False,
+        "enable.partition.eof": True,
+        "auto.offset.reset": "error",
+        "fetch.wait.max.ms": 50,
+        "log_level": 0,
+        **kafka,
+        "group.id": f"{topic}.subject",  # never joined or committed to; the client wants a name
+    }
+    with closing(Consumer(config)) as consumer:
+        try:
+            consumer.assign([TopicPartition(topic, partition, held[partition].low) for partition in sorted(unread)])
+            idle_s = 0.0
+            while unread:
+                messages = consumer.consume(BATCH_RECORDS, POLL_S)
+                idle_s = 0.0 if messages else idle_s + POLL_S
+                if idle_s > READ_IDLE_S:
+                    raise ReplayError(f"Kafka sends nothing of {topic}", "try again when it is back")
+                for message in messages:
+                    partition, offset = cast("int", message.partition()), cast("int", message.offset())
+                    if (error := message.error()) is not None:
+                        if error.code() != PARTITION_EOF:
+                            raise KafkaException(error)
+                        unread.discard(partition)
+                        continue
+                    if offset < held[partition].end:
+                        at = datetime.fromtimestamp(max(0, message.timestamp()[1]) / 1000, UTC)
+                        yield KeyedRecord(partition, offset, at, _bytes(message.key()), _bytes(message.value()))
+                    if offset + 1 >= held[partition].end:
+                        unread.discard(partition)
+        except KafkaException as error:
+            raise ReplayError(f"cannot read {topic}: {error.args[0].str()}", "try again when Kafka is back") from error
+
+
+def _bytes(value: Any) -> bytes | None:
+    return value.encode() if isinstance(value, str) else cast("bytes | None", value)

@@ -1,0 +1,68 @@
+"""The delete for one person: activity logs made from the CRM's audits, by account and CRM person id.
+
+Beside `rollback`, the only deleter there is. Documents of other origins have no external_id of ours and are never
+touched: they are the platform's own to erase.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from sink.database import Documents
+from sink.indexes import ACTIVITY_LOGS, UNIQUE_EXTERNAL_ID
+from sink.rollback import PRIMARY_KEY, RollbackFailedError
+
+BATCH_DOCUMENTS = 1_000
+PREFIX, BEHIND_PREFIX = "crm_audit:", "crm_audit;"  # every external_id of ours lies between them
+
+
+def of_person(company_sso_id: str, person_id: str, customer_ids: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the query for a person's documents: those that name the person, or their customer and nobody."""
+    ids: list[Any] = [person_id]
+    if person_id.isascii() and person_id.isdigit():
+        ids.append(int(person_id))
+    named: list[dict[str, Any]] = [{"metadata.crm_person_id": {"$in": ids}}]
+    if customers := sorted(set(customer_ids)):
+        named.append({"customer_id": {"$in": customers}, "metadata.crm_person_id": {"$exists": False}})
+    return {
+        "company_sso_id": company_sso_id,
+        "external_id": {"$gte": PREFIX, "$lt": BEHIND_PREFIX},
+        "$or": named,
+    }
+
+
+def find(
+    database: Any, company_sso_id: str, person_id: str, customer_ids: Iterable[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Yield the person's documents. No index has the person: the account's documents are read, by the unique index."""
+    logs: Documents = database[ACTIVITY_LOGS]
+    yield from logs.find(of_person(company_sso_id, person_id, customer_ids), hint=UNIQUE_EXTERNAL_ID.name)
+
+
+def purge(
+    database: Any,
+    company_sso_id: str,
+    person_id: str,
+    customer_ids: Iterable[str] = (),
+    *,
+    batch_documents: int = BATCH_DOCUMENTS,
+    on_batch: Callable[[int], None] = lambda removed: None,  # noqa: ARG005
+) -> int:
+    """Delete the person's documents and return how many this call removed; again: 0. Goes on after a death.
+
+    Raises RollbackFailedError if documents cannot be removed, pymongo's errors for an outage.
+    """
+    logs: Documents = database[ACTIVITY_LOGS]
+    query = of_person(company_sso_id, person_id, customer_ids)
+    found = logs.find(query, {"_id": 1}, hint=UNIQUE_EXTERNAL_ID.name)
+    ids = iter([document["_id"] for document in found])  # of one person: they fit, and deleting moves no cursor
+    removed = 0
+    while batch := list(islice(ids, batch_documents)):
+        # The condition once more: what has been changed meanwhile to be somebody else's stays.
+        removed += logs.delete_many({"_id": {"$in": batch}, **query}, hint=PRIMARY_KEY).deleted_count
+        on_batch(removed)
+    if logs.find_one(query, {"_id": 1}, hint=UNIQUE_EXTERNAL_ID.name) is not None:
+        raise RollbackFailedError(
+            f"{removed} documents were removed, but some are there still", "purge again; see the server's log"
+        )
+    return removed
