@@ -151,6 +151,7 @@ def _add_events(router: APIRouter, backend: Backend, state: ConsoleState, events
 
     @router.get(
         "/events",
+        status_code=200,
         response_class=EventStream,
         responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **errors()},
     )
