@@ -22,7 +22,8 @@ from schemas.records import AuditEvent
 from tests.e2e.conftest import Crm
 from tests.e2e.failures import reading, wait_until
 
-DRAINED_WITHIN_S = 90.0
+DRAINED_WITHIN_S = 240.0
+STARTED_WITHIN_S = 180.0
 Headers = list[tuple[str, str | bytes | None]] | None
 
 
@@ -64,7 +65,9 @@ class Feed:
             self.said = said
             try:
                 wait_until(
-                    lambda: any(line.startswith("feed ") for line in said) or process.poll() is not None, "the feed"
+                    lambda: any(line.startswith("feed ") for line in said) or process.poll() is not None,
+                    "the feed to begin",
+                    STARTED_WITHIN_S,
                 )
                 assert process.poll() is None, said
                 yield process
