@@ -237,7 +237,7 @@ def _json_change(value: bytes) -> _Change | None:
 
 def _is_about_no_row(payload: Mapping[str, Any]) -> bool:
     """Whether this is a heartbeat, a transaction's marker, or a change of a schema."""
-    if payload.keys() <= _HEARTBEAT:
+    if payload and payload.keys() <= _HEARTBEAT:
         return True
     if "op" not in payload and payload.get("status") in ("BEGIN", "END") and "event_count" in payload:
         return True

@@ -197,6 +197,7 @@ def test_rows_of_another_table_are_refused() -> None:
         b"\xff\xfe",
         b"\x00",
         b"\x00\x00\x00\x00\x01abc",
+        b"{}",
         b"{}}",
         b"17",
         b'"text"',
