@@ -15,7 +15,6 @@ def picture(page: Page, name: str, of: Locator | None = None, *, whole: bool = F
     place = Path(directory)
     place.mkdir(parents=True, exist_ok=True)
     target = place / f"{name}.png"
-    if of is not None:
-        of.screenshot(path=target, animations="disabled")
-    else:
-        page.screenshot(path=target, full_page=whole, animations="disabled")
+    page.evaluate("scrollTo(0, 0)")
+    box = of.bounding_box() if of is not None else None  # cut out of the whole page: the head of the page sticks
+    page.screenshot(path=target, full_page=whole or box is not None, clip=box, animations="disabled")

@@ -1,6 +1,7 @@
 """The console against the real control plane, a real runner and real servers: one migration, all by hand."""
 
 import datetime as dt
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,9 +49,9 @@ def act(page: Page, name: str, confirm: str, **fields: str) -> None:
     for label, text in fields.items():
         dialog.get_by_label(label).fill(text)
     dialog.get_by_role("button", name=confirm).click()
-    refused = "document.querySelector('dialog [role=alert]')?.innerText"
-    page.wait_for_function(f"!document.querySelector('dialog') || {refused}", timeout=LONG_MS)
-    assert page.evaluate(f"{refused} ?? ''") == ""
+    # The question goes away, or its alert says why not.
+    expect(page.locator("dialog[open] [role=alert]:empty")).to_have_count(0, timeout=LONG_MS)
+    assert page.locator("dialog[open] [role=alert]").all_inner_texts() == []
 
 
 def complete_contacts(crm: Crm, account: str) -> None:  # noqa: F811
@@ -97,7 +98,7 @@ def test_a_migration_from_the_flag_to_the_roll_back(
     expect(status).to_have_text("In progress", timeout=LONG_MS)
     migration = page.get_by_role("region", name="Migration")
     percent = migration.get_by_role("progressbar")
-    page.wait_for_function("document.querySelector('.hero .meter').ariaValueNow > 10", timeout=LONG_MS)
+    expect(percent).to_have_attribute("aria-valuenow", re.compile(r"[1-9]\d"), timeout=LONG_MS)
     picture(page, "run-in-progress")
     act(page, "Halt", "Halt the migration", Reason="the CRM is slow")
     expect(status).to_have_text("Halted", timeout=LONG_MS)

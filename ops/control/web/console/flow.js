@@ -1,7 +1,7 @@
 // The picture of the flow: source, processes, topics, target, and what waits where. A table says the same in numbers.
 
 import { h, s, setAttribute, setText } from "./dom.js";
-import { number, percent, shortNumber, span, UNKNOWN } from "./format.js";
+import { number, percent, roughSpan, shortNumber, UNKNOWN } from "./format.js";
 
 const WIDE = matchMedia("(min-width: 62rem)"); // below it, the picture stands upright
 const LATE_AFTER_S = 60; // a queue that takes longer than this at the present rate is worth a look
@@ -25,7 +25,7 @@ export function contentsOf(detail) {
   const queue = (one) => {
     if (!one || one.waiting === null) return { lines: [UNKNOWN, "lag not known"], tone: "quiet" };
     const behindS = one.waiting && pace ? one.waiting / pace : null;
-    const small = !one.waiting ? "nothing waits" : behindS === null || !running ? "waiting" : `waiting, ≈ ${span(Math.max(1, behindS))}`;
+    const small = !one.waiting ? "nothing waits" : behindS === null || !running ? "waiting" : `waiting, ≈ ${roughSpan(behindS)}`;
     const late = one.waiting > 0 && (behindS !== null && running ? behindS > LATE_AFTER_S : !running && detail.status === "in_progress");
     return { lines: [shortNumber(one.waiting), small], tone: !one.waiting ? "quiet" : late ? "warn" : "busy" };
   };

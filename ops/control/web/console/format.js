@@ -60,6 +60,12 @@ export function span(seconds) {
   return `${NUMBER.format(Math.floor(whole / 86_400))} d ${Math.floor((whole % 86_400) / 3600)} h`;
 }
 
+/** A span of time in its largest unit: «42 s», «3 min», «2 h», «4 d». */
+export function roughSpan(seconds) {
+  const [size, unit] = [[86_400, "d"], [3600, "h"], [60, "min"], [1, "s"]].find(([least]) => seconds >= least) ?? [1, "s"];
+  return `${NUMBER.format(Math.max(1, Math.round(seconds / size)))} ${unit}`;
+}
+
 export function bytes(value) {
   for (const [size, unit] of [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]]) {
     if (value >= size) return `${(value / size).toFixed(1)} ${unit}`;
