@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 from ops.control.activity_logs import AccountId, Moment
-from ops.control.validation import BIGINT_MAX
 from schemas.topics import ACCOUNT_LENGTH_MAX
 from schemas.vocabulary import JobStatus
 
 AUDIT_IDS_MAX = 10_000  # of one retry from the console; more with the command line
+EXACT_MAX = 2**53 - 1  # a JSON number is exact up to here (RFC 7493), in the browser for certain
 REASON_LENGTH_MAX = 500
 NOT_STARTED = "not_started"
 
@@ -24,7 +24,7 @@ def _number(value: object) -> object:
     return value
 
 
-AuditId = Annotated[int, Field(ge=1, le=BIGINT_MAX), BeforeValidator(_number)]
+AuditId = Annotated[int, Field(ge=1, le=EXACT_MAX), BeforeValidator(_number)]
 
 
 class _Answer(BaseModel):

@@ -122,7 +122,7 @@ class ConsoleState:
         return Pace(
             rows_per_s=_rounded(rate.rows_per_s),
             rows_per_s_average=_rounded(accounted / seconds) if seconds > 0 and accounted else None,
-            eta_s=_rounded(rate.eta_s),
+            eta_s=_rounded(rate.eta_s) if job.records_total else None,  # not counted yet: the runner has just begun
         )
 
     def _stages(self, job: Job) -> list[Stage]:

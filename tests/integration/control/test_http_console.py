@@ -386,7 +386,7 @@ class Stream:
         self._lines = lines
 
     def event(self, name: str) -> tuple[str, Any]:
-        """Return id and data of the next event of that name; comments and `retry` are passed over."""
+        """Return id and data of the next event of that name; beats and `retry` are passed over."""
         found: dict[str, str] = {}
         for line in self._lines:
             if line.startswith((":", "retry:")):
@@ -394,6 +394,8 @@ class Stream:
             if line:
                 field, _, value = line.partition(": ")
                 found[field] = value
+            elif found.get("event") == "beat":
+                found = {}
             elif found:
                 assert found["event"] == name, found
                 return found.get("id", ""), json.loads(found["data"])
