@@ -43,6 +43,7 @@ def purge(crm: Crm, account: str, *, truncate: bool = False, confirm: Confirm = 
     ).as_dict()
 
 
+@pytest.mark.timeout(600)  # a run, two calls and a second run, on a machine that may be busy
 def test_a_person_is_exported_and_purged_and_does_not_come_back(sample_crm: Crm, tmp_path: Path) -> None:
     account = f"{SAMPLE_YAML}-{uuid.uuid4().hex[:8]}"
     database = sample_crm.database

@@ -30,6 +30,7 @@ from schemas.topics import LIVE_TOPIC, AccountTopics
 from schemas.vocabulary import JobStatus
 from sink import purge as documents
 
+FEED_TOPICS = "crm.feed."  # of live feeds, each for many accounts
 Confirm = Callable[[dict[str, Any]], None]  # told what was found; raises to stop before anything is removed
 
 
@@ -167,9 +168,15 @@ def _tell(
     if native is None or native:
         number = "an unknown number of" if native is None else f"{native:,}"
         certificate.notes.append(f"{number} activity logs of other origins belong to the platform and were not touched")
-    if LIVE_TOPIC in admin.list_topics(timeout=kafka_admin.ANSWER_TIMEOUT_S).topics:
-        kept_ms = int(kafka_admin.topic_config(admin, LIVE_TOPIC).get("retention.ms", -1))
-        days = "for ever" if kept_ms < 0 else f"for {kept_ms / kafka_admin.DAY_MS:.1f} days"
-        certificate.notes.append(
-            f"{LIVE_TOPIC}, which all accounts share, keeps its records {days}; it was not searched"
-        )
+    shared = [
+        name
+        for name in sorted(admin.list_topics(timeout=kafka_admin.ANSWER_TIMEOUT_S).topics)
+        if name == LIVE_TOPIC or name.startswith(FEED_TOPICS)
+    ]
+    for topic in shared:
+        config = kafka_admin.topic_config(admin, topic)
+        kept_ms = int(config.get("retention.ms", -1))
+        kept = f"for {kept_ms / kafka_admin.DAY_MS:.1f} days" if kept_ms >= 0 else "for ever"
+        if "compact" in config.get("cleanup.policy", ""):
+            kept = "until its key is gone from the CRM"
+        certificate.notes.append(f"{topic}, which accounts share, keeps its records {kept}; it was not searched")
