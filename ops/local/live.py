@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -140,18 +140,22 @@ def prepare(options: LiveOptions, connections: Connections, database: Any) -> Li
         raise BadInputError(
             f"the feed {options.feed} reads {known['topic']}", f"give another --feed for {options.topic}"
         )
-    # A topic that is there may be somebody else's (Debezium's): it keeps its partitions.
-    partitions = len(present[options.topic].partitions) if options.topic in present else options.partitions
-    partitions = kafka_admin.ensure_topics(admin, topics, partitions)
+    if options.topic in present:
+        # It may be somebody else's (Debezium's) and stays as it is; ours follow it.
+        partitions = len(present[options.topic].partitions)
+        kafka_admin.ensure_topics(admin, replace(topics, replay=topics.outcomes), partitions)
+    else:
+        partitions = kafka_admin.ensure_topics(admin, topics, options.partitions)
     topic_id = _topic_id(admin, options.topic)
-    run = _run_of(database, wanted, topic_id)
-    feed = wanted.model_copy(update={"run": run, "partitions": partitions})
+    # Before the new topic is on file: dying in between, the next call finds it new once more.
+    afresh = known is not None and known["topic_id"] != topic_id
+    _commit_beginnings(kafka, wanted.model_copy(update={"partitions": partitions}), afresh=afresh)
+    feed = wanted.model_copy(update={"run": _run_of(database, wanted, topic_id), "partitions": partitions})
     database[FEEDS].update_one(
-        {"_id": options.feed, "run": run},
+        {"_id": options.feed, "run": feed.run},
         {"$set": {"partitions": partitions, "mapping_path": mapping_path, "table_account": options.table_account,
                   "visibility_delay_s": options.visibility_delay_s, "updated_at": dt.datetime.now(dt.UTC)}},
     )  # fmt: skip
-    _commit_beginnings(kafka, feed)
     return feed
 
 
@@ -190,16 +194,17 @@ def _run_of(database: Any, feed: LiveFeed, topic_id: str) -> int:
     return int(found["run"])
 
 
-def _commit_beginnings(kafka: Mapping[str, Any], feed: LiveFeed) -> None:
+def _commit_beginnings(kafka: Mapping[str, Any], feed: LiveFeed, *, afresh: bool) -> None:
     """Commit where the processors' group begins on partitions where it has not begun: at their first record.
 
-    A group without a committed offset must never meet a worker (decision 2).
+    A group without a committed offset must never meet a worker (decision 2). `afresh`: what is committed belongs to a
+    topic of the same name that is gone.
     """
     topics = feed.topics
     deadline = time.monotonic() + COORDINATOR_TIMEOUT_S
     while True:
         try:
-            _commit_beginnings_once(kafka, feed, topics)
+            _commit_beginnings_once(kafka, feed, topics, afresh=afresh)
         except KafkaException as error:  # the group's coordinator moves, or loads what it has to know
             if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > deadline:
                 raise ServiceUnreachableError(
@@ -211,12 +216,12 @@ def _commit_beginnings(kafka: Mapping[str, Any], feed: LiveFeed) -> None:
             return
 
 
-def _commit_beginnings_once(kafka: Mapping[str, Any], feed: LiveFeed, topics: AccountTopics) -> None:
+def _commit_beginnings_once(kafka: Mapping[str, Any], feed: LiveFeed, topics: AccountTopics, *, afresh: bool) -> None:
     committed = kafka_admin.committed_offsets(kafka, topics.processors_group, topics.replay, feed.partitions)
-    if all(offset >= 0 for offset in committed):
+    if all(offset >= 0 for offset in committed) and not afresh:
         return
     oldest = kafka_admin.oldest_offsets(kafka, topics.replay, feed.partitions)
-    begin = [offset if offset >= 0 else first for offset, first in zip(committed, oldest, strict=True)]
+    begin = [offset if offset >= 0 and not afresh else first for offset, first in zip(committed, oldest, strict=True)]
     kafka_admin.commit_offsets(kafka, topics.processors_group, topics.replay, begin)
 
 

@@ -39,11 +39,11 @@ pytestmark = [pytest.mark.services, pytest.mark.slow]
 
 SEEDS = int(os.environ.get("CRM_REPLAY_SEAM_SEEDS", "1"))
 FIRST_SEED = int(os.environ.get("CRM_REPLAY_SEAM_SEED", "1"))
-AUDITS = 6_000  # there before anything starts, of two accounts
+AUDITS = 3_000  # there before anything starts, of two accounts
 PERSONS = 40  # of those that the writers write about
 CONTACTS_PER_S = 3.0
 VISIBILITY_DELAY_S = 2.0  # what the feed is told; contacts are readable within `VISIBLE_WITHIN_S`
-WRITING_S = 10.0
+WRITING_S = 8.0
 RUN_FROM_S, RUN_TO_S = 1.0, 4.0  # when the replay is triggered
 LIVE_KILLS, REPLAY_KILLS = 3, 2
 PATIENCE_S = 240.0  # with a machine that has other things to do
@@ -131,7 +131,7 @@ def replay_until_done(crm: Crm, account: str, dice: random.Random) -> tuple[int,
     words = ("run", "--account", account, "--mapping", GENERATED_MAPPING, "--partitions", "2", "--json")
     logs = crm.database["activity_logs"]
     killed: list[str] = []
-    slowly = {"CRM_REPLAY_PAGE_ROWS": "50", "CRM_REPLAY_SOURCE_ROWS_PER_S": "800"}
+    slowly = {"CRM_REPLAY_PAGE_ROWS": "50", "CRM_REPLAY_SOURCE_ROWS_PER_S": "600"}
     with crm.start(*words, **slowly) as runner, reading(runner.stderr) as said:
         wait_until(
             lambda: runner.poll() is not None or logs.find_one({"source_tag": "crm_migration"}) is not None,
