@@ -86,9 +86,9 @@ def test_mutated_texts(monkeypatch: pytest.MonkeyPatch, rules: mapping.SourceMap
 @pytest.mark.parametrize("history", [History, PlainHistory])
 def test_generated_rows(history: type[History]) -> None:
     both, anyone = Both(DEFAULT), Anyone()
-    assert sum(both.assert_equal(row, anyone) for row in _generated(history(Plan(1_500, 1, 5)))) > 1_200
+    assert sum(both.assert_equal(row, anyone) for row in generated(history(Plan(1_500, 1, 5)))) > 1_200
     live = Both(DEFAULT, live=True)
-    assert not any(live.assert_equal(row, anyone) for row in _generated(history(Plan(300, 1, 6))))
+    assert not any(live.assert_equal(row, anyone) for row in generated(history(Plan(300, 1, 6))))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_typed_elements_are_what_bson_makes_of_them(value: int, text: str) -> No
     assert bson_parts.text_element(b"t", text) == documents.encode({"t": text})[4:-1]
 
 
-def _generated(history: History) -> Iterator[AuditEvent]:
+def generated(history: History) -> Iterator[AuditEvent]:
     """Yield the rows of a generated CRM, with the comments that name persons."""
     for text, _ in history.chunks():
         for line in text.decode().split("\n")[:-1]:
