@@ -14,6 +14,11 @@ from schemas.topics import AccountTopics
 ANSWER_TIMEOUT_S = 10.0
 EMPTY_GROUP_TIMEOUT_S = 30.0  # longer than the session timeout after which Kafka gives up a dead member
 _GROUP_IN_USE = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION)
+_COORDINATOR_MOVES = (  # after a broker's start, or its end: the next attempt asks who it is now
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
 RECORD_BYTES_MAX = 20 * 1024 * 1024  # a 16 MiB document and its envelope
 DAY_MS = 24 * 3600 * 1000
 BACKLOG_RETENTION_MS = 7 * DAY_MS  # a replay is over within a day; the rest is for reruns
@@ -163,12 +168,15 @@ def commit_offsets(config: Mapping[str, Any], group: str, topic: str, offsets: S
             _commit_once(config, group, topic, offsets)
             return
         except KafkaException as error:
-            if error.args[0].code() in _GROUP_IN_USE and time.monotonic() < deadline:
+            code = error.args[0].code()
+            if code in (*_GROUP_IN_USE, *_COORDINATOR_MOVES) and time.monotonic() < deadline:
                 time.sleep(0.5)
                 continue
             raise BadInputError(
                 f"offsets of group {group} could not be set ({error.args[0].str()})",
-                "workers of this account seem to run still; stop them first",
+                "workers of this account seem to run still; stop them first"
+                if code in _GROUP_IN_USE
+                else "look at the brokers, and at what this user may do with the group",
             ) from error
 
 

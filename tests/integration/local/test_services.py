@@ -23,6 +23,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from typer.testing import CliRunner
 
+from ops.control import kafka_admin
 from ops.local import services
 from ops.local.services import Service, ServiceSettings, postgres
 from ops.local.services.cli import app
@@ -69,9 +70,7 @@ def put_data(endpoints: services.Endpoints) -> str:
     producer = Producer({"bootstrap.servers": endpoints.kafka_bootstrap_servers, "acks": "all"})
     producer.produce(name, b"kept")
     assert producer.flush(30) == 0
-    consumer = Consumer({"bootstrap.servers": endpoints.kafka_bootstrap_servers, "group.id": name})
-    consumer.commit(offsets=[TopicPartition(name, 0, 1)], asynchronous=False)
-    consumer.close()
+    kafka_admin.commit_offsets({"bootstrap.servers": endpoints.kafka_bootstrap_servers}, name, name, [1])
     with psycopg.connect(endpoints.crm_audit_database_url) as db:
         db.execute(f"CREATE TABLE {name} AS SELECT 'kept' AS word")
     with pymongo.MongoClient[dict[str, Any]](endpoints.mongodb_url) as client:

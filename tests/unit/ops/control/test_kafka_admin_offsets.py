@@ -1,0 +1,47 @@
+"""Committing where a group begins, while Kafka is not ready for it."""
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from ops.control import kafka_admin
+from schemas.errors import BadInputError
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *codes: int) -> list[int]:
+    """Have the first commits fail with these codes; return the attempts as they are made."""
+    attempts: list[int] = []
+
+    def commit_once(*_: object) -> None:
+        attempts.append(len(attempts))
+        if len(attempts) <= len(codes):
+            raise KafkaException(KafkaError(codes[len(attempts) - 1]))
+
+    monkeypatch.setattr(kafka_admin, "_commit_once", commit_once)
+    monkeypatch.setattr(kafka_admin.time, "sleep", lambda _s: None)
+    return attempts
+
+
+def test_a_coordinator_that_moves_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = failing(
+        monkeypatch,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_MEMBER_ID,
+    )
+    kafka_admin.commit_offsets({}, "group", "topic", [1])
+    assert len(attempts) == 5
+
+
+@pytest.mark.parametrize(
+    ("code", "to_do"),
+    [
+        (KafkaError.REBALANCE_IN_PROGRESS, "workers of this account"),
+        (KafkaError.GROUP_AUTHORIZATION_FAILED, "this user"),
+    ],
+)
+def test_what_does_not_pass_is_told(monkeypatch: pytest.MonkeyPatch, code: int, to_do: str) -> None:
+    failing(monkeypatch, *[code] * 9)
+    monkeypatch.setattr(kafka_admin, "EMPTY_GROUP_TIMEOUT_S", 0.0)
+    with pytest.raises(BadInputError, match=rf"offsets of group g could not be set .*{to_do}"):
+        kafka_admin.commit_offsets({}, "g", "topic", [1])
