@@ -135,7 +135,7 @@ def actions_of(status: str, *, flag: bool = True) -> list[Action]:
         "in_progress": "a job is in progress: halt it first",
         "halted": "the job is halted",
     }.get(status, f"the job is {status}")
-    actions = [Action(name=name, allowed=name in allowed, why_not=None if name in allowed else why) for name in ACTIONS]  # type: ignore[arg-type]
+    actions = [Action(name=name, allowed=name in allowed, why_not=None if name in allowed else why) for name in ACTIONS]
     if not flag and status == "not_started":
         refused = Action(name="trigger", allowed=False, why_not="the migration flag is off: turn it on first")
         actions = [refused if action.name == "trigger" else action for action in actions]
@@ -150,10 +150,8 @@ def stages_of(
     waiting = (replay or 0) + (outcomes or 0)
     return [
         Stage(name=StageName.PRODUCER, topic=None, done=handled + waiting, total=job.records_total, waiting=None),
-        Stage(
-            name=StageName.PROCESSORS, topic=topics.replay, done=handled + (outcomes or 0), total=None, waiting=replay
-        ),
-        Stage(name=StageName.SINK, topic=topics.outcomes, done=handled, total=None, waiting=outcomes),
+        Stage(name=StageName.PROCESSORS, topic=topics.replay, done=None, total=None, waiting=replay),
+        Stage(name=StageName.SINK, topic=topics.outcomes, done=handled, total=job.records_total, waiting=outcomes),
         Stage(name=StageName.DEAD_LETTERS, topic=topics.dead_letters, done=None, total=None, waiting=letters),
     ]
 

@@ -49,7 +49,8 @@ export function ask({ title, lines = [], fields = [], confirm, danger = false, s
   document.body.append(dialog);
 
   const ready = () => inputs.every(({ input, required, matches }) =>
-    (matches === undefined || input.value === matches) && (!required || input.value !== ""));
+    // A date typed in part has no value: that is not the same as none.
+    !input.validity.badInput && (matches === undefined || input.value === matches) && (!required || input.value !== ""));
   const refresh = () => { yes.disabled = !ready(); };
   form.addEventListener("input", refresh);
   refresh();

@@ -31,12 +31,17 @@ export function contentsOf(detail) {
   };
   const done = (one, what) => ({ lines: [shortNumber(one?.done), what], tone: "plain" });
   const producer = stage.producer;
+  // Nobody counts what the processors have done; it is what was read and waits for them no more.
+  const passed = (one) => {
+    if (!one || one.done !== null || one.waiting === null || !Number.isFinite(producer?.done)) return one?.done;
+    return Math.max(stage.sink?.done ?? 0, producer.done - one.waiting, 0);
+  };
   const part = producer?.total ? Math.min(1, (producer.done ?? 0) / producer.total) : null;
   return {
     source: { lines: [shortNumber(producer?.total ?? job?.records_total), "rows in scope"], tone: "plain" },
     producer: { ...done(producer, part === null ? "rows read" : `rows read, ${percent(part * 100, 0)}`), part },
     replay: queue(stage.processors),
-    processors: done(stage.processors, "transformed"),
+    processors: { lines: [shortNumber(passed(stage.processors)), "transformed"], tone: "plain" },
     outcomes: queue(stage.sink),
     sink: done(stage.sink, "outcomes counted"),
     target: { lines: [shortNumber(job?.records_migrated), "logs written"], tone: "plain" },

@@ -112,6 +112,8 @@ export class Live {
   }
 
   #lost() {
+    // Until now, or until the last beat, what is shown was true: only changes are sent.
+    if (this.#state === "live") this.#heardAt = this.#beatAt === null ? serverNow() : serverNow() - (Date.now() - this.#beatAt);
     this.#lostAt ??= Date.now();
     if (this.#state !== "polling" && this.#state !== "stale") this.#say("reconnecting");
   }
