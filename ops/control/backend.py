@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import pymongo
 from pymongo.errors import (
     ConnectionFailure,
     ExecutionTimeout,
@@ -37,6 +38,7 @@ T = TypeVar("T")
 
 WAITING_MAX = 32  # calls a thread that wait for one; what is behind them would be answered too late to be of use
 WATCHING_THREADS = 8
+READ_MAX_S = 10.0
 DOWN_S = 1.0  # after a server was found away, nobody else waits to find the same
 RETRY_AFTER = {"retry-after": "5"}
 OUTAGES = (ConnectionFailure, ExecutionTimeout, WTimeoutError, WriteConcernUnmetError, ServiceUnreachableError)
@@ -50,18 +52,21 @@ class Pool:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._calls_max = threads * (1 + waiting_max)
         self._calls = 0
+        self._lock = threading.Lock()
 
     async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Return what the function returns, or raise what it raises. ApiError 503 if too many wait already."""
         if self._calls >= self._calls_max:
             raise unavailable("too many requests wait")
-        self._calls += 1
-        future = asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(function, *args, **kwargs))
-        future.add_done_callback(self._ended)
-        return await future
+        with self._lock:
+            self._calls += 1
+        future = self._threads.submit(function, *args, **kwargs)
+        future.add_done_callback(self._ended)  # of the thread's own future: it is busy until then, whoever still waits
+        return await asyncio.wrap_future(future)
 
     def _ended(self, _future: object) -> None:
-        self._calls -= 1
+        with self._lock:
+            self._calls -= 1
 
     def close(self) -> None:
         """Let no new call begin; those that run go on to their ends."""
@@ -89,8 +94,8 @@ class Backend:
         self._down_until = 0.0
 
     async def read(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call something quick that asks MongoDB only; raises ApiError for what goes wrong."""
-        return await self._call(self.quick, function, *args, **kwargs)
+        """Call something quick that asks MongoDB only; raises ApiError for what goes wrong, a server that hangs too."""
+        return await self._call(self.quick, _within(READ_MAX_S, function), *args, **kwargs)
 
     async def ask(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call something that may take seconds; raises ApiError for what goes wrong."""
@@ -121,6 +126,17 @@ class Backend:
         self.database.client.close()
 
 
+def _within(seconds: float, function: Callable[..., T]) -> Callable[..., T]:
+    """Return the function, whose every question to MongoDB is given up in time."""
+
+    @functools.wraps(function)
+    def bounded(*args: Any, **kwargs: Any) -> T:
+        with pymongo.timeout(seconds):
+            return function(*args, **kwargs)
+
+    return bounded
+
+
 def unavailable(why: str) -> ApiError:
     """Return the answer to what can be asked again a little later."""
     return ApiError(503, RespCode.SERVICE_UNAVAILABLE, f"{why}; try again in a few seconds", headers=RETRY_AFTER)
@@ -132,7 +148,7 @@ def answer_to(error: Exception) -> ApiError | None:
         return ApiError(error.http_status, error.resp_code, str(error), meta=error.meta)
     if isinstance(error, ServiceUnreachableError):
         return unavailable(error.what)
-    if isinstance(error, OUTAGES):
+    if isinstance(error, OUTAGES) or (isinstance(error, PyMongoError) and error.timeout):
         return unavailable("MongoDB does not answer")
     if isinstance(error, BadInputError):
         return ApiError(400, RespCode.VALIDATION_ERROR, str(error))
