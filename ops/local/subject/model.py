@@ -9,9 +9,9 @@ import bson
 from bson.codec_options import CodecOptions
 
 from ops.local.dead_letters import payload_of
-from ops.local.verify.topics import zigzag
 from schemas.codec import Codec
 from schemas.errors import BadInputError, UndecodableRecordError
+from schemas.flat_avro import varint
 from schemas.mapping import PersonRule
 from schemas.person import PERSON_ID_MAX, person_candidates
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, Record, Referent
@@ -36,7 +36,7 @@ class Person:
         if not (text.isascii() and text.isdigit() and 0 < int(text) <= PERSON_ID_MAX):
             raise BadInputError(f"{person_id[:40]!r} is no CRM person id", f"give one number, 1 to {PERSON_ID_MAX}")
         number = int(text)
-        needles = [str(number).encode(), zigzag(number), number.to_bytes(8, "little")]
+        needles = [str(number).encode(), varint(number), number.to_bytes(8, "little")]
         if number <= INT32_MAX:
             needles.append(number.to_bytes(4, "little"))
         return cls(company_sso_id, str(number), rule, tuple(needles))
