@@ -7,14 +7,12 @@ is away fills none of them for long.
 """
 
 import asyncio
-import functools
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import pymongo
 from pymongo.errors import (
     ConnectionFailure,
     ExecutionTimeout,
@@ -95,7 +93,10 @@ class Backend:
 
     async def read(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call something quick that asks MongoDB only; raises ApiError for what goes wrong, a server that hangs too."""
-        return await self._call(self.quick, _within(READ_MAX_S, function), *args, **kwargs)
+        try:
+            return await asyncio.wait_for(self._call(self.quick, function, *args, **kwargs), READ_MAX_S)
+        except TimeoutError:
+            raise unavailable("MongoDB does not answer in time") from None
 
     async def ask(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call something that may take seconds; raises ApiError for what goes wrong."""
@@ -124,17 +125,6 @@ class Backend:
         for pool in (self.quick, self.slow, self.watching, self.rollbacks):
             pool.close()
         self.database.client.close()
-
-
-def _within(seconds: float, function: Callable[..., T]) -> Callable[..., T]:
-    """Return the function, whose every question to MongoDB is given up in time."""
-
-    @functools.wraps(function)
-    def bounded(*args: Any, **kwargs: Any) -> T:
-        with pymongo.timeout(seconds):
-            return function(*args, **kwargs)
-
-    return bounded
 
 
 def unavailable(why: str) -> ApiError:
