@@ -61,7 +61,8 @@ def test_schemathesis_finds_nothing(served: Served, tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
-    assert "No issues found" in done.stdout, done.stdout[-5_000:]
+    assert "Failures:" not in done.stdout
+    assert "Errors:" not in done.stdout
     tested = len(served.client.get("/openapi.json").json()["paths"])
     assert f"Tested: {tested - 1}" in done.stdout, done.stdout[-5_000:]
 
