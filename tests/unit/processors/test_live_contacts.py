@@ -4,10 +4,15 @@ import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+import pymongo
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pymongo.errors import AutoReconnect, NetworkTimeout
 
+from processors import live_mongo
 from processors.live_contacts import Answer, LiveContacts, Person, Remembered, Row
+from processors.live_mongo import MongoContacts
 from processors.watermark import skip_reason
 from schemas.records import Contact
 from schemas.vocabulary import SkipReason
@@ -150,6 +155,24 @@ def test_a_run_with_more_persons_than_are_remembered_keeps_all_of_its_answers() 
     contacts = cdp.live(Remembered(known_max=3, missed_max=3))
     prepare(contacts, *(row(0, str(number)) for number in range(50)))
     assert all(contacts.get((ACCOUNT, str(number))) is not None for number in range(50))
+
+
+def test_while_mongodb_does_not_answer_it_is_asked_again_and_nothing_is_taken_for_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = [AutoReconnect("down"), NetworkTimeout("slow"), {(ACCOUNT, "1"): Contact(ACCOUNT, "1", "cus", 0)}]
+
+    def find(_self: MongoContacts, _persons: Collection[Person]) -> dict[Person, Contact]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(MongoContacts, "find", find)
+    monkeypatch.setattr(live_mongo, "BACKOFF_FIRST_S", 0.001)
+    contacts = MongoContacts(pymongo.MongoClient(connect=False)["cdp"])
+    assert asyncio.run(contacts.ask([(ACCOUNT, "1"), (ACCOUNT, "2")])).keys() == {(ACCOUNT, "1")}
+    assert answers == []
 
 
 moments = st.integers(0, 40).map(lambda second: second * S)
