@@ -10,6 +10,8 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 
 from ops.control.audit_log import entries
+from ops.local.check import CheckOptions, check_accounts
+from ops.local.preflight import Verdict
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.local.subject.model import Person
 from ops.local.subject.purge import Confirm, purge_person
@@ -93,6 +95,11 @@ def test_a_person_is_exported_and_purged_and_does_not_come_back(sample_crm: Crm,
     assert logs.count_documents({"metadata.crm_person_id": PERSON}) == 0
     noted = [(entry.action, entry.outcome) for entry in entries(database, account)]
     assert noted[:2] == [("subject-purge", "ok"), ("subject-purge", "begun")]
+
+    night = check_accounts(CheckOptions(accounts=(account,)), sample_crm.connections, PlainView())
+    left = {check.name: check for check in night.results[-1].checks}
+    assert (left["job"].verdict, left["job"].facts["purged"]) == (Verdict.OK, theirs)
+    assert left["sample"].verdict is Verdict.OK
 
     again = purge(sample_crm, account, truncate=True)
     assert again["found"]["documents"] == again["removed"]["documents"] == 0

@@ -14,7 +14,7 @@ from bson.errors import InvalidId
 from confluent_kafka import KafkaException
 from pymongo.errors import PyMongoError
 
-from ops.control import kafka_admin
+from ops.control import audit_log, kafka_admin
 from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local.check.model import PLATFORM, AccountResult, Results, segments
@@ -22,6 +22,7 @@ from ops.local.dead_letters import State, judge
 from ops.local.dlq import read_letters, resolved_rows
 from ops.local.preflight.model import Check, Verdict, fail, ok, warn
 from ops.local.preflight.mongodb import check_indexes, check_schema
+from ops.local.subject.purge import ACTION as PURGE_ACTION
 from ops.local.trace import Topics
 from ops.local.verify import copy, topics
 from ops.local.verify.model import Kind, Tally
@@ -142,20 +143,31 @@ def check_job(job: Job, database: Any) -> Check:
         to_do = f"crm-replay verify --account {job.company_sso_id}"
         return fail("job", f"{said}: {job.error or 'no reason given'}", to_do, status=job.status.value)
     documents = documents_of(database, job.company_sso_id)
-    facts = {"status": job.status.value, "documents": documents, "accuracy_pct": job.accuracy_pct}
+    facts: dict[str, Any] = {"status": job.status.value, "documents": documents, "accuracy_pct": job.accuracy_pct}
     if job.accuracy_pct is not None and job.accuracy_pct < 100.0:
         return fail(
             "job", f"{said} with an accuracy of {job.accuracy_pct} %", "crm-replay verify names the rows", **facts
         )
-    left = JobStore(database).aggregate_progress(job).migrated
-    if documents < left:
+    wrote, purged = JobStore(database).aggregate_progress(job).migrated, _purged_since(job, database)
+    facts |= {"written": wrote, "purged": purged}
+    on_purpose = f", {purged:,} purged since" if purged else ""
+    if documents < wrote - purged:
         return fail(
             "job",
-            f"{said}; it wrote {left:,} documents, {documents:,} are left",
-            f"crm-replay verify --account {job.company_sso_id} names them (a purge of persons removes some too)",
+            f"{said}; it wrote {wrote:,} documents{on_purpose}, {documents:,} are left",
+            f"crm-replay verify --account {job.company_sso_id} names the rows",
             **facts,
         )
-    return ok("job", f"{said}, {documents:,} documents", **facts)
+    return ok("job", f"{said}, {documents:,} documents{on_purpose}", **facts)
+
+
+def _purged_since(job: Job, database: Any) -> int:
+    """Return how many documents of the replay were removed for single persons since the run began."""
+    return sum(
+        int(entry.detail.get("removed", {}).get("documents_of_the_replay", 0))
+        for entry in audit_log.entries(database, job.company_sso_id, audit_log.ENTRIES_MAX)
+        if entry.action == PURGE_ACTION and entry.outcome == audit_log.OK and entry.at >= job.started_at
+    )
 
 
 def check_dead_letters(

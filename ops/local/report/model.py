@@ -269,7 +269,7 @@ def burn_up(accounts: Sequence[Account], now: datetime) -> tuple[Day, ...]:
 def forecast(days: Sequence[Day], rows_left: int, now: datetime) -> Forecast:
     """Return when the rows that are left will be done, at the pace of the last days."""
     if rows_left == 0:
-        return Forecast(now.date() if days else None, 0.0, "nothing that has been counted is left")
+        return Forecast(now.date() if days else None, 0.0, "every row that has been counted is done")
     window = days[-FORECAST_DAYS:]
     if not window or window[-1].done == 0:
         return Forecast(None, 0.0, "no run has ended yet, so there is no pace to go by")

@@ -29,7 +29,9 @@ from schemas.mapping import SourceMapping
 from schemas.topics import LIVE_TOPIC, AccountTopics
 from schemas.vocabulary import JobStatus
 from sink import purge as documents
+from sink.indexes import SOURCE_TAG
 
+ACTION = "subject-purge"  # in the audit log, where the nightly check looks for documents that are gone on purpose
 FEED_TOPICS = "crm.feed."  # of live feeds, each for many accounts
 Confirm = Callable[[dict[str, Any]], None]  # told what was found; raises to stop before anything is removed
 
@@ -60,16 +62,18 @@ def purge_person(
     seen = {topic: find.on_topic(kafka, topic, person, codec, view) for topic in find.topics_of(account)}
     contacts, mapped, customers = find.contacts_of(database, person)
     customers |= find.customers_on(seen[names.contacts], codec)
-    count = sum(1 for _ in find.documents_of(database, person, customers))
+    tags = [document.get("source_tag") for document in find.documents_of(database, person, customers)]
+    count, of_the_replay = len(tags), tags.count(SOURCE_TAG)
     certificate = Certificate(account, person.person_id, datetime.now(UTC), audit_log.on_this_host())
     certificate.found = {
         "documents": count,
+        "documents_of_the_replay": of_the_replay,
         "topics": {topic: len(found.records) for topic, found in seen.items()},
     }
     confirm(certificate.found)
     audit_log.append(
         database,
-        "subject-purge",
+        ACTION,
         account,
         who=certificate.by,
         outcome=audit_log.BEGUN,
@@ -80,11 +84,16 @@ def purge_person(
         database, account, person.person_id, customers, on_batch=lambda n: view.progress(n, count, {}, 0)
     )
     truncated = _truncate(admin, kafka, names) if truncate_backlog else {}
-    certificate.removed = {"documents": removed, "tombstones": tombstones, "truncated": truncated}
+    certificate.removed = {
+        "documents": removed,
+        "documents_of_the_replay": of_the_replay,
+        "tombstones": tombstones,
+        "truncated": truncated,
+    }
     certificate.left = _left(admin, seen, names, truncated)
     certificate.still_in = {"contacts": contacts, "crm_contact_id_map": mapped}
     _tell(certificate, person, mapping, connections, database, customers, admin)
-    audit_log.append(database, "subject-purge", account, who=certificate.by, detail={"removed": certificate.removed})
+    audit_log.append(database, ACTION, account, who=certificate.by, detail={"removed": certificate.removed})
     return certificate
 
 
