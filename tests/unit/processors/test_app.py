@@ -239,6 +239,18 @@ def test_the_end_is_when_all_assigned_partitions_have_ended_and_all_is_acknowled
     asyncio.run(scenario())
 
 
+def test_the_end_is_seen_also_when_the_last_run_is_acknowledged_before_its_delivery_is_noted() -> None:
+    async def scenario() -> None:
+        app = replay_app(exit_at_end=True)
+        stretch = Stretch(1, ended_note(), 1)
+        app.high_waters = {stretch: HighWater(1, ended_note())}
+        stretch.handled = 5  # the consumer notes `delivered` a moment later, and then nobody asks again
+        app.check_end()
+        assert app.ended.is_set()
+
+    asyncio.run(scenario())
+
+
 def test_without_being_told_so_a_worker_goes_on_after_the_end() -> None:
     async def scenario() -> None:
         app = replay_app(exit_at_end=False)
