@@ -8,6 +8,7 @@ STAMP := $(VENV)/.installed
 CRM_REPLAY_KILL_ROUNDS ?= 20
 CRM_REPLAY_SOAK_RUNS ?= 30
 CRM_REPLAY_FAILURE_ROUNDS ?= 10
+CRM_REPLAY_EFFECTS_UP_TO ?= 4
 CRM_REPLAY_SEAM_SEEDS ?= 20
 
 # Test processes at once, each with servers of its own: most tests wait for a server most of the time. Servers that the
@@ -39,9 +40,10 @@ test: setup ## every test, on real servers
 
 soak: setup ## kills, rebalances and dying servers for an hour or so; ends with what was injected and what came of it
 	CRM_REPLAY_KILL_ROUNDS=$(CRM_REPLAY_KILL_ROUNDS) CRM_REPLAY_SOAK_RUNS=$(CRM_REPLAY_SOAK_RUNS) \
+	CRM_REPLAY_EFFECTS_UP_TO=$(CRM_REPLAY_EFFECTS_UP_TO) \
 	CRM_REPLAY_FAILURE_ROUNDS=$(CRM_REPLAY_FAILURE_ROUNDS) CRM_REPLAY_SEAM_SEEDS=$(CRM_REPLAY_SEAM_SEEDS) \
 	$(BIN)/python -m pytest \
-	  tests/e2e/test_kills.py tests/e2e/test_server_failures.py tests/e2e/test_seam.py tests/integration/processors/test_rebalance.py \
+	  tests/e2e/test_effects.py tests/e2e/test_kills.py tests/e2e/test_server_failures.py tests/e2e/test_seam.py tests/integration/processors/test_rebalance.py \
 	  tests/integration/sink/test_deaths.py tests/integration/producer/test_snapshot.py \
 	  tests/unit/producer/test_snapshot.py tests/unit/processors/test_batching.py
 
