@@ -8,7 +8,7 @@ import pymongo
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pymongo.errors import AutoReconnect, NetworkTimeout
+from pymongo.errors import AutoReconnect, NetworkTimeout, PyMongoError
 
 from processors import live_mongo
 from processors.live_contacts import Answer, LiveContacts, Person, Remembered, Row
@@ -160,11 +160,15 @@ def test_a_run_with_more_persons_than_are_remembered_keeps_all_of_its_answers() 
 def test_while_mongodb_does_not_answer_it_is_asked_again_and_nothing_is_taken_for_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answers = [AutoReconnect("down"), NetworkTimeout("slow"), {(ACCOUNT, "1"): Contact(ACCOUNT, "1", "cus", 0)}]
+    answers: list[PyMongoError | dict[Person, Contact]] = [
+        AutoReconnect("down"),
+        NetworkTimeout("slow"),
+        {(ACCOUNT, "1"): Contact(ACCOUNT, "1", "cus", 0)},
+    ]
 
     def find(_self: MongoContacts, _persons: Collection[Person]) -> dict[Person, Contact]:
         answer = answers.pop(0)
-        if isinstance(answer, Exception):
+        if isinstance(answer, PyMongoError):
             raise answer
         return answer
 
