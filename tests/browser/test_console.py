@@ -478,6 +478,19 @@ def test_a_server_that_goes_says_so_and_one_that_is_blind_too(open_console: Open
     expect(state).to_have_text("Live")
 
 
+def test_a_connection_that_died_without_a_word_is_made_anew(open_console: Open, control: ConsoleServer) -> None:
+    page = open_console(RUNNING)
+    control.send(b"event: beat\ndata: {}\n\n")
+    control.show(running_detail(progress_pct=70))
+    expect(page.get_by_role("region", name="Migration")).to_contain_text("70.0 %")
+    asked = control.server.count("/console/api/events")
+    page.clock.run_for(35_000)
+    assert control.server.count("/console/api/events") == asked
+    with page.expect_request("**/console/api/events**"):
+        page.clock.run_for(10_000)
+    expect(page.locator("#connection-text")).to_have_text("Live")
+
+
 def test_where_there_is_no_place_for_another_listener_the_page_polls(
     open_console: Open, control: ConsoleServer
 ) -> None:

@@ -3,10 +3,11 @@
 import datetime as dt
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from ops.control import coverage
 from ops.local.generator import GENERATED_MAPPING
@@ -16,10 +17,11 @@ from tests.browser.pictures import picture
 from tests.e2e.conftest import Crm, crm  # noqa: F401 - a fixture
 from tests.e2e.test_run import generated
 from tests.fixtures.browser import NewPage, violations
-from tests.integration.control.http_server import PASSWORD, USER, Served, serving
+from tests.integration.control.http_server import PASSWORD, USER, Served, serving, token
 
 AUDITS = 24_000
-ROWS_PER_S = 3_000  # so that there is time to look and to halt
+# The first runner would take minutes, so that there is time to look and to halt; the one after it is not held back.
+SLOW = {"CRM_REPLAY_PAGE_ROWS": "50", "CRM_REPLAY_SOURCE_ROWS_PER_S": "100"}
 LONG_MS = 180_000  # of a loaded machine
 
 
@@ -29,10 +31,10 @@ def control(crm: Crm) -> Iterator[Served]:  # noqa: F811
         yield served
 
 
-@pytest.fixture
-def runner(crm: Crm) -> Iterator[None]:  # noqa: F811
+@contextmanager
+def runner(crm: Crm, **environment: str) -> Iterator[None]:  # noqa: F811
     """Keep a runner at work, as its command does it."""
-    with crm.start("runner", "--jobs", "1", "--rows-per-s", str(ROWS_PER_S)) as process:
+    with crm.start("runner", "--jobs", "1", **environment) as process:
         try:
             yield
             assert process.poll() is None, process.communicate()
@@ -54,6 +56,23 @@ def act(page: Page, name: str, confirm: str, **fields: str) -> None:
     assert page.locator("dialog[open] [role=alert]").all_inner_texts() == []
 
 
+def customer_page(new_page: NewPage, url: str, account: str) -> Locator:
+    """Return the import banner on a page of the control plane's own origin, as a customer of the account has it."""
+    page = new_page()
+    page.goto(f"{url}/assets/crm-migration-status.js")
+    page.evaluate(
+        """async token => {
+            await import('/assets/crm-migration-status.js');
+            const banner = document.createElement('crm-migration-status');
+            banner.setAttribute('interval-s', '1');
+            banner.tokenProvider = () => token;
+            document.body.append(banner);
+        }""",
+        token(company_sso_id=account),
+    )
+    return page.locator("crm-migration-status")
+
+
 def complete_contacts(crm: Crm, account: str) -> None:  # noqa: F811
     """Give every person in the account's history a contact, as the guard wants it."""
     persons = coverage.persons_in_scope(crm.dsn, load(str(GENERATED_MAPPING)), account).ids
@@ -73,7 +92,6 @@ def complete_contacts(crm: Crm, account: str) -> None:  # noqa: F811
 def test_a_migration_from_the_flag_to_the_roll_back(
     crm: Crm,  # noqa: F811
     control: Served,
-    runner: None,
     new_page: NewPage,
 ) -> None:
     account = generated(crm, AUDITS)
@@ -90,40 +108,47 @@ def test_a_migration_from_the_flag_to_the_roll_back(
     expect(status).to_have_text("Not started")
 
     page.get_by_role("switch", name="Migration flag").click()
-    act(page, "Preflight", "Run the preflight")
-    preflight = page.get_by_role("region", name="Preflight", exact=True)
-    expect(preflight.get_by_role("listitem").first).to_be_visible(timeout=LONG_MS)
+    with runner(crm, **SLOW):
+        act(page, "Preflight", "Run the preflight")
+        preflight = page.get_by_role("region", name="Preflight", exact=True)
+        expect(preflight.get_by_role("listitem").first).to_be_visible(timeout=LONG_MS)
 
-    act(page, "Start", "Start the migration")
-    expect(status).to_have_text("In progress", timeout=LONG_MS)
-    migration = page.get_by_role("region", name="Migration")
-    percent = migration.get_by_role("progressbar")
-    expect(percent).to_have_attribute("aria-valuenow", re.compile(r"[1-9]\d"), timeout=LONG_MS)
-    picture(page, "run-in-progress")
-    act(page, "Halt", "Halt the migration", Reason="the CRM is slow")
-    expect(status).to_have_text("Halted", timeout=LONG_MS)
-    expect(migration).to_contain_text("the CRM is slow")
-    halted_at = int(percent.get_attribute("aria-valuenow") or 0)
-    assert 10 <= halted_at < 100
-    assert logs.count_documents({"company_sso_id": account}) > 0
+        act(page, "Start", "Start the migration")
+        expect(status).to_have_text("In progress", timeout=LONG_MS)
+        migration = page.get_by_role("region", name="Migration")
+        percent = migration.get_by_role("progressbar")
+        expect(percent).to_have_attribute("aria-valuenow", re.compile(r"[1-9]"), timeout=LONG_MS)
+        picture(page, "run-in-progress")
+        customer = customer_page(new_page, control.url, account)
+        expect(customer.locator("[part=percent]")).to_contain_text("% imported")
+        act(page, "Halt", "Halt the migration", Reason="the CRM is slow")
+        expect(status).to_have_text("Halted", timeout=LONG_MS)
+        expect(migration).to_contain_text("the CRM is slow")
+        expect(customer.get_by_role("status")).to_have_text("")
+        halted_at = int(percent.get_attribute("aria-valuenow") or 0)
+        assert 1 <= halted_at < 100
+        assert logs.count_documents({"company_sso_id": account}) > 0
 
-    act(page, "Resume", "Resume the migration")
-    expect(status).to_have_text("Completed", timeout=LONG_MS)
-    expect(migration).to_contain_text("100 %")
-    written = logs.count_documents({"company_sso_id": account, "source_tag": "crm_migration"})
-    assert written > 1_000
-    expect(migration).to_contain_text(f"{written:,}")
+    with runner(crm):
+        act(page, "Resume", "Resume the migration")
+        expect(status).to_have_text("Completed", timeout=LONG_MS)
+        expect(migration).to_contain_text("100 %")
+        expect(customer).to_have_js_property("state", {"status": "completed", "percent": None, "visible": False})
+        written = logs.count_documents({"company_sso_id": account, "source_tag": "crm_migration"})
+        assert written > 1_000
+        expect(migration).to_contain_text(f"{written:,}")
 
-    act(page, "Verify", "Verify the copy")
-    verification = page.get_by_role("region", name="Verification", exact=True)
-    expect(verification).to_contain_text("The copy is equal to its source", timeout=LONG_MS)
-    assert violations(page) == []
-    picture(page, "run-verified")
+        act(page, "Verify", "Verify the copy")
+        verification = page.get_by_role("region", name="Verification", exact=True)
+        expect(verification).to_contain_text("The copy is equal to its source", timeout=LONG_MS)
+        assert violations(page) == []
+        picture(page, "run-verified")
 
-    act(page, "Roll back…", "Delete these documents", **{f"Type {account} to confirm": account})
-    expect(status).to_have_text("Rolled back", timeout=LONG_MS)
-    expect(page.get_by_text(f"Rolled back: {written:,} documents removed.")).to_be_visible()
-    assert logs.count_documents({"company_sso_id": account}) == 0
+        act(page, "Roll back…", "Delete these documents", **{f"Type {account} to confirm": account})
+        removed = page.get_by_text(f"Rolled back: {written:,} documents removed.")  # goes away after some seconds
+        expect(removed).to_be_visible(timeout=LONG_MS)
+        expect(status).to_have_text("Rolled back", timeout=LONG_MS)
+        assert logs.count_documents({"company_sso_id": account}) == 0
     log = page.get_by_role("region", name="Who did what", exact=True)
     for done in ("Rollback", "Verify", "Resume", "Halt", "Trigger", "Preflight"):
         expect(log).to_contain_text(done)
