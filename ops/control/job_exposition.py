@@ -8,7 +8,6 @@ from ops.control.console_state import ConsoleState
 from ops.control.dead_letters import State
 from ops.control.job_metrics import job_values
 from ops.control.jobs import Job
-from ops.control.lag import Lag
 from schemas.errors import ReplayError
 from schemas.metrics import ACCOUNTS_MAX, Value
 from schemas.vocabulary import JobStatus
@@ -45,11 +44,13 @@ class JobMetrics:
         recent: dict[str, Job] = {}
         for job in sorted(jobs, key=lambda job: job.updated_at, reverse=True):
             recent.setdefault(job.company_sso_id, job)
-        lags: dict[str, Lag] = {}
+        lags: dict[str, dict[str, int]] = {}
         waiting: dict[str, int] = {}
         for account, job in list(recent.items())[:LETTERS_ACCOUNTS_MAX]:
             running = job.status is JobStatus.IN_PROGRESS
-            lags[account] = lag = self._backend.lag.of(account, FRESH_S if running else RESTING_LAG_FRESH_S)
+            lag = self._backend.lag.of(account, FRESH_S if running else RESTING_LAG_FRESH_S)
+            stages = {"processors": lag.processors, "sink": lag.sink}
+            lags[account] = {stage: records for stage, records in stages.items() if records is not None}
             if lag.dead_letters is not None:
                 waiting[account] = self._letters_waiting(account) if lag.dead_letters else 0
         return job_values(jobs, lags, waiting)

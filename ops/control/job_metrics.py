@@ -3,17 +3,16 @@
 from collections.abc import Iterable, Mapping
 
 from ops.control.jobs import Job
-from ops.control.lag import Lag
 from schemas.metrics import ACCOUNTS_MAX, Value, labelled
 from schemas.vocabulary import JobStatus
 
 
 def job_values(
-    jobs: Iterable[Job], lags: Mapping[str, Lag], waiting: Mapping[str, int], *, accounts_max: int = ACCOUNTS_MAX
+    jobs: Iterable[Job], lags: Mapping[str, Mapping[str, int]], waiting: Mapping[str, int], *, accounts_max: int = ACCOUNTS_MAX
 ) -> list[Value]:
     """Return the values of each account's last job; accounts beyond `accounts_max`, longest unchanged, are left out.
 
-    `lags` are those of accounts with a job in progress; `waiting` dead letters by account, where that is known.
+    `lags` are records that wait by account and stage, `waiting` dead letters by account, both where that is known.
     """
     latest: dict[str, Job] = {}
     for job in sorted(jobs, key=lambda job: (job.started_at, job.run)):
@@ -24,13 +23,10 @@ def job_values(
     for job in shown[:accounts_max]:
         account = job.company_sso_id
         found += _of_job(account, job)
-        lag = lags.get(account)
-        if lag is not None and job.status is JobStatus.IN_PROGRESS:
-            stages = {"processors": lag.processors, "sink": lag.sink}
+        if job.status is JobStatus.IN_PROGRESS:
             found += [
                 Value("lag_records", records, {"account": account, "stage": stage})
-                for stage, records in stages.items()
-                if records is not None
+                for stage, records in lags.get(account, {}).items()
             ]
         if account in waiting:
             found.append(Value("dead_letters_waiting", waiting[account], {"account": account}))

@@ -1,13 +1,24 @@
-"""The pages below docs/reference, made from the code: `python -m ops.local.reference`. A test holds them equal."""
+"""The pages below docs/reference, made from the code: `crm-replay reference`. A test holds them equal."""
 
-from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from ops.local.reference import commands, http, metrics, reasons, settings
 
-PAGES: Mapping[str, Callable[[], str]] = {
-    "commands.md": commands.page,
-    "http.md": http.page,
-    "metrics.md": metrics.page,
-    "reasons.md": reasons.page,
-    "settings.md": settings.page,
-}
+
+def pages(root: Any) -> dict[str, str]:
+    """Return every page by its file's name; `root` is the command `crm-replay`."""
+    return {
+        "commands.md": commands.page(root),
+        "http.md": http.page(),
+        "metrics.md": metrics.page(),
+        "reasons.md": reasons.page(),
+        "settings.md": settings.page(),
+    }
+
+
+def write(root: Any, directory: Path) -> None:
+    """Write every page into a directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, page in pages(root).items():
+        (directory / name).write_text(page, encoding="utf-8")

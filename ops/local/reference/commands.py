@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from typer.main import get_command
-
 from ops.local.reference.text import MADE, table
 
 EXIT_CODES = (
@@ -22,11 +20,8 @@ Exit codes:
 {table(("code", "meaning"), EXIT_CODES)}"""
 
 
-def page() -> str:
-    """Return the page as Markdown."""
-    from ops.cli import app
-
-    root = get_command(app)
+def page(root: Any) -> str:
+    """Return the page as Markdown; `root` is the command `crm-replay`."""
     return HEAD + "".join(_command(path, command) for path, command in _walk("crm-replay", root))
 
 

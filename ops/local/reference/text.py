@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-MADE = "Made from the code by `python -m ops.local.reference`; a test keeps it so."
+MADE = "Made from the code by `crm-replay reference`; a test keeps it so."
 
 
 def cell(text: str) -> str:

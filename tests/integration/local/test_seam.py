@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ops.cli import app
+from ops.cli import application
 from ops.control import migrations
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import SAMPLE_YAML, load_sample, mapping_path
@@ -119,15 +119,15 @@ def test_the_exit_code_says_whether_it_is_clean(seam: Any) -> None:
     database, connections = seam
     rows = write_all(database, connections)
     words = ["seam", "--account", SAMPLE_YAML, "--mapping", EVERYTHING.mapping_path, "--window", "0", "--json"]
-    clean = CliRunner().invoke(app, words)
+    clean = CliRunner().invoke(application(), words)
     assert clean.exit_code == 0, clean.output
     assert json.loads(clean.stdout)["clean"] is True
     database["activity_logs"].delete_one({"external_id": f"crm_audit:{rows[0].audit_id}"})
-    unclean = CliRunner().invoke(app, words)
+    unclean = CliRunner().invoke(application(), words)
     assert unclean.exit_code == 1
     shown = json.loads(unclean.stdout)
     assert [finding["audit_id"] for finding in shown["findings"]] == [rows[0].audit_id]
-    plain = CliRunner().invoke(app, words[:-1])
+    plain = CliRunner().invoke(application(), words[:-1])
     assert plain.exit_code == 1
     assert f"gap: row {rows[0].audit_id}" in plain.stdout
     assert "NOT CLEAN" in plain.stdout

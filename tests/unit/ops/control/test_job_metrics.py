@@ -8,7 +8,6 @@ import pytest
 
 from ops.control.job_metrics import job_values
 from ops.control.jobs import Job
-from ops.control.lag import Lag
 from schemas.metrics import JOBS, METRICS, Value
 from schemas.vocabulary import JobStatus
 
@@ -51,7 +50,7 @@ BUSY = {
 
 
 def test_a_job_has_a_value_for_each_metric_with_its_labels():
-    values = job_values([job("acme", **BUSY)], {"acme": Lag(7, 3, 1)}, {"acme": 1})
+    values = job_values([job("acme", **BUSY)], {"acme": {"processors": 7, "sink": 3}}, {"acme": 1})
     assert {value.metric for value in values} == {metric.name for metric in JOBS}
     for value in values:
         assert set(value.labels or {}) == set(METRICS[value.metric].labels)
@@ -66,7 +65,7 @@ def test_a_job_has_a_value_for_each_metric_with_its_labels():
 
 
 def test_what_is_not_known_is_left_out_and_not_zero():
-    values = job_values([job("acme", **{**BUSY, "accuracy_pct": None})], {"acme": Lag(None, 3, None)}, {})
+    values = job_values([job("acme", **{**BUSY, "accuracy_pct": None})], {"acme": {"sink": 3}}, {})
     assert found(values, "job_accuracy_ratio") == []
     assert found(values, "lag_records") == [3]
     assert found(values, "dead_letters_waiting") == []
@@ -78,7 +77,7 @@ def test_an_accounts_last_whole_job_counts_and_lag_only_while_it_runs():
         job("acme", status=JobStatus.FAILED, minutes=1),
         job("acme", status=JobStatus.HALTED, minutes=3, partial=True),
     ]
-    values = job_values(jobs, {"acme": Lag(7, 3, 0)}, {})
+    values = job_values(jobs, {"acme": {"processors": 7, "sink": 3}}, {})
     assert found(values, "job_state", status="completed") == [1]
     assert found(values, "lag_records") == []
 

@@ -100,7 +100,7 @@ def task(kind: TaskKind, **arguments: Any) -> Task:
 def test_a_task_is_a_command_of_the_command_line() -> None:
     from typer.main import get_command
 
-    from ops.cli import app
+    from ops.cli import application
 
     ids = Path("/ids")
     for each, path, words in (
@@ -122,7 +122,7 @@ def test_a_task_is_a_command_of_the_command_line() -> None:
         ),
     ):  # fmt: skip
         assert command_of(each, path, ids if each.arguments.get("audit_ids") else None) == words
-        command: Any = get_command(app)
+        command: Any = get_command(application())
         left = list(words)
         while hasattr(command, "commands"):  # the command line knows them and takes these very options
             command = command.commands[left.pop(0)]

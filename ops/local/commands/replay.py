@@ -1,0 +1,237 @@
+"""Replays on this host: run, resume, rerun, status, and workers that join."""
+
+import json
+import os
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ops.control.jobs import Job
+from ops.control.store import JobStore
+from ops.local import services
+from ops.local.commands.database import Opened
+from ops.local.commands.options import (
+    Account,
+    AsJson,
+    DateRangeStart,
+    Detach,
+    Feed,
+    Live,
+    Mapping,
+    Partitions,
+    Workers,
+    utc,
+)
+from ops.local.processes import child_environment, python_module
+from ops.local.services.layout import Home
+from ops.local.view import RunView, print_ledger, view_for
+from schemas.connections import Connections
+from schemas.errors import BadInputError, ReplayError
+from schemas.topics import LIVE_FEED
+from schemas.vocabulary import JobStatus
+
+AUDIT_IDS_MAX = 100_000  # named by hand or by `verify`; they travel in one document
+
+
+def run(
+    account: Account,
+    mapping: Mapping = "",
+    partitions: Partitions = 4,
+    processors: Workers = 1,
+    sinks: Workers = 1,
+    date_range_start: DateRangeStart = None,
+    enrich_after: Annotated[
+        bool, typer.Option("--enrich", help="Then enrich its association logs; with --json, a second line.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Replay one account: every role of its job on this host, until the ledger is closed. Also goes on after a kill.
+
+    Done on an operator's word: the account's migration flag and its contacts' coverage are not asked for, as they are
+    by `crm-replay trigger` and over HTTP.
+    """
+    from ops.local.runner import RunOptions
+
+    options = RunOptions(mapping, partitions, processors, sinks, utc(date_range_start), home=Home.at(None).path)
+    _run(account, options, as_json=as_json)
+    if enrich_after:
+        from ops.local.enrich import enrich
+
+        enrich(account, mapping=mapping, as_json=as_json)
+
+
+def resume(
+    account: Account,
+    mapping: Mapping = "",
+    processors: Workers = 1,
+    sinks: Workers = 1,
+    detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a job that was halted or has failed, when the cause is gone: here, or with --detach by a runner."""
+    if detach:
+        from ops.local import ask
+
+        ask.resume_detached(account, as_json=as_json)
+        return
+    from ops.local.runner import RunOptions
+
+    options = RunOptions(mapping, processors=processors, sinks=sinks, resume_halted=True, home=Home.at(None).path)
+    _run(account, options, as_json=as_json)
+
+
+def rerun(
+    account: Account,
+    since: Annotated[
+        datetime | None, typer.Option("--from", help="Only rows created at or after this (UTC).", show_default=False)
+    ] = None,
+    audit_ids: Annotated[
+        str, typer.Option(help="Only these: 17,18,20-25, or @FILE with one or more a line.", show_default=False)
+    ] = "",
+    mapping: Mapping = "",
+    processors: Workers = 1,
+    sinks: Workers = 1,
+    detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:
+    """Replay again: what was published, by offset reset; or a part of the source. Inserts what is missing."""
+    if detach:
+        if since is not None or audit_ids:
+            raise BadInputError("a part of the source is replayed here and now", "leave out --detach")
+        from ops.local import ask
+
+        ask.rerun_detached(account, as_json=as_json)
+        return
+    from ops.local import runner
+
+    options = runner.RunOptions(mapping, processors=processors, sinks=sinks, home=Home.at(None).path)
+    if since is not None and audit_ids:
+        raise BadInputError("--from and --audit-ids exclude each other", "give one of them")
+    if audit_ids:
+        chosen = parse_audit_ids(audit_ids)
+        _finish(lambda c, view: runner.run_selected(account, chosen, options, c, view), account, as_json=as_json)
+    elif since is not None:
+        start = utc(since)
+        assert start is not None
+        _finish(lambda c, view: runner.run_since(account, start, options, c, view), account, as_json=as_json)
+    else:
+        _finish(lambda c, view: runner.rerun_account(account, options, c, view), account, as_json=as_json)
+
+
+def parse_audit_ids(text: str) -> list[int]:
+    """Return the ids in `17,18,20-25`, or in the file that `@FILE` names. Raises BadInputError naming what is wrong."""
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInputError(f"{text[1:]} cannot be read ({error})", "name a file with audit ids") from error
+    ids: list[int] = []
+    for word in text.replace(",", " ").split():
+        first, dash, last = word.partition("-")
+        if not (first.isascii() and first.isdigit() and (not dash or (last.isascii() and last.isdigit()))):
+            raise BadInputError(f"{word} is no audit id", "give numbers like 17,18,20-25")
+        low, high = int(first), int(last or first)
+        if high < low or high - low >= AUDIT_IDS_MAX or len(ids) >= AUDIT_IDS_MAX:
+            raise BadInputError(
+                f"{word} is too much, or backwards", f"at most {AUDIT_IDS_MAX:,} ids; use --from for more"
+            )
+        ids.extend(range(low, high + 1))
+    return ids
+
+
+def _run(account: str, options: Any, *, as_json: bool) -> None:
+    from ops.local.runner import run_account  # the clients of all three packages: not for `crm-replay --help`
+
+    _finish(lambda connections, view: run_account(account, options, connections, view), account, as_json=as_json)
+
+
+def _finish(replay: Callable[[Connections, RunView], Any], account: str, *, as_json: bool) -> None:
+    """Run a replay, show its ledger, and raise ReplayError if that is out of balance."""
+    view = view_for(Console(stderr=True))
+    try:
+        result = replay(services.connections(), view)
+    finally:
+        view.close()
+    if as_json:
+        typer.echo(json.dumps({**_job_summary(result.job), "seconds": round(result.seconds, 3)}))
+    else:
+        print_ledger(Console(), account, result.ledger, seconds=result.seconds)
+    if not (result.ledger.balanced and result.ledger.documents_agree):
+        raise ReplayError(f"the ledger of {account} is out of balance", result.job.error or "")
+
+
+def status(account: Account, as_json: AsJson = False) -> None:
+    """Show the account's job: status, progress, and where its rows have ended so far."""
+    with Opened() as database:
+        job = JobStore(database).latest(account)
+    summary = {"company_sso_id": account, "status": "not_started"} if job is None else _job_summary(job)
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    table = Table(show_header=False)
+    for name, value in summary.items():
+        table.add_row(name, json.dumps(value) if isinstance(value, dict) else str(value))
+    Console().print(table)
+
+
+def _job_summary(job: Job) -> dict[str, Any]:
+    return {
+        "job_id": job.job_id,
+        "company_sso_id": job.company_sso_id,
+        "status": job.status.value,
+        "run": job.run,
+        "progress_pct": job.progress_pct,
+        "records_total": job.records_total,
+        "records_migrated": job.records_migrated,
+        "records_skipped": job.records_skipped,
+        "records_failed": job.records_failed,
+        "skips_by_reason": dict(job.skips_by_reason),
+        "failures_by_cause": dict(job.failures_by_cause),
+        "accuracy_pct": job.accuracy_pct,
+        "started_at": job.started_at.isoformat(),
+        "finished_at": job.finished_at.isoformat() if job.finished_at else None,
+        "error": job.error,
+    }
+
+
+def produce(account: Account) -> None:
+    """Run the snapshot of the account's job in progress; it goes on from its saved cursor."""
+    _join(account, "producer")
+
+
+def process(account: Account = "", live: Live = False, feed: Feed = LIVE_FEED) -> None:
+    """Run one more processor for the account's job in progress, or for a live feed; it joins the consumer group."""
+    _join(account, "processors", feed if live else "")
+
+
+def sink(account: Account = "", live: Live = False, feed: Feed = LIVE_FEED) -> None:
+    """Run one more sink for the account's job in progress, or for a live feed; it joins the consumer group."""
+    _join(account, "sink", feed if live else "")
+
+
+def _join(account: str, module: str, feed: str = "") -> None:
+    """Become a worker of the account's job in progress, or of a live feed."""
+    if bool(account) == bool(feed):
+        raise BadInputError("--account or --live", "give one of them")
+    if feed:
+        from ops.local.live import join
+
+        join(module, feed)
+    connections = services.connections()
+    with Opened(connections) as database:
+        job = JobStore(database).latest(account)
+    if job is None or job.status is not JobStatus.IN_PROGRESS or not job.begin_offsets:
+        state = "not started" if job is None else job.status.value
+        raise BadInputError(f"no job of {account} is in progress ({state})", f"crm-replay run --account {account}")
+    addresses = connections.environment()
+    # It ends with the run: the next one sets its groups' offsets, and must find nobody in them.
+    environment = child_environment(
+        **addresses, CRM_REPLAY_JOB=job.replay_job().model_dump_json(), CRM_REPLAY_EXIT_AT_END="true"
+    )
+    command = python_module(module)
+    os.execve(command[0], command, environment)  # noqa: S606 - our own module takes this process's place

@@ -1,0 +1,71 @@
+"""The command line as a whole: a wrong call is said shortly, and a command does not wait for code of others."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ops.cli import COMMANDS, application, main
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    said = capsys.readouterr()
+    return int(str(ended.value.code)), said.out, said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("nope",), "No such command 'nope'"),
+        (("status",), "Missing option '--account'"),
+        (("status", "--account", "a", "--loud"), "No such option: --loud"),
+        (("run", "--account", "a", "--partitions", "0"), "greater than or equal to 1"),
+        (("dlq", "nope"), "No such command 'nope'"),
+    ],
+)
+def test_a_wrong_call_says_what_is_wrong_and_is_exit_code_2(capsys, words, says):
+    code, out, err = call(capsys, *words)
+    assert (code, out) == (2, "")
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_help_names_every_command_and_is_no_error(capsys):
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    for name in COMMANDS:
+        assert f"\n  {name} " in out
+        assert call(capsys, name, "--help")[0] == 0
+
+
+def test_a_setting_that_is_missing_is_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CRM_REPLAY_HOME", str(tmp_path))
+    for name in ("MONGODB_URL", "KAFKA_BOOTSTRAP_SERVERS", "CRM_AUDIT_DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    code, _, err = call(capsys, "status", "--account", "a")
+    assert code == 2
+    assert err.strip().splitlines() == [
+        "crm-replay: MONGODB_URL is not set: export it, or start the embedded servers: crm-replay services up"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "strangers"),
+    [
+        ("status", ("fastapi", "faust", "ops.local.runner", "ops.local.generator")),
+        ("services", ("fastapi", "faust", "ops.control.app")),
+        ("run", ("fastapi", "ops.local.generator", "ops.local.preflight")),
+    ],
+)
+def test_a_command_is_not_kept_waiting_by_what_others_import(command, strangers):
+    script = f"import sys; from ops.cli import application; application({command!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not set(strangers) & set(done.stdout.split())
+
+
+def test_one_command_alone_is_called_as_among_all_others():
+    one, everything = application("status"), application()
+    assert len(one.registered_commands) == 1
+    assert len(everything.registered_commands) + len(everything.registered_groups) == len(COMMANDS) + 1  # reference
