@@ -8,7 +8,11 @@ from schemas.vocabulary import JobStatus
 
 
 def job_values(
-    jobs: Iterable[Job], lags: Mapping[str, Mapping[str, int]], waiting: Mapping[str, int], *, accounts_max: int = ACCOUNTS_MAX
+    jobs: Iterable[Job],
+    lags: Mapping[str, Mapping[str, int]],
+    waiting: Mapping[str, int],
+    *,
+    accounts_max: int = ACCOUNTS_MAX,
 ) -> list[Value]:
     """Return the values of each account's last job; accounts beyond `accounts_max`, longest unchanged, are left out.
 

@@ -38,7 +38,7 @@ def containers() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def test_the_pages_of_the_reference_are_those_of_the_code():
     for name, page in pages(get_command(application())).items():
-        assert (ROOT / "docs/reference" / name).read_text() == page, f"{name} is old; make it again: crm-replay reference"
+        assert (ROOT / "docs/reference" / name).read_text() == page, f"{name} is old: crm-replay reference"
 
 
 def test_what_the_image_copies_is_there_and_it_does_not_run_as_root():
