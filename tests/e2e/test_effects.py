@@ -132,6 +132,7 @@ def chain(replay: Replay, number: int) -> None:
         assert stage.dies("conclusion", fault, *replay.arguments)
 
 
+@pytest.mark.timeout(1800)
 def test_a_death_at_every_durable_effect_loses_and_doubles_nothing(replay: Replay, record_faults: Faults) -> None:
     replay.prepare()
     for role in ("producer", "processors", "sink"):
@@ -153,6 +154,7 @@ def test_a_death_at_every_durable_effect_loses_and_doubles_nothing(replay: Repla
     record_faults(len(replay.stage.met), "SIGKILL before and after durable effects of every role")
 
 
+@pytest.mark.timeout(900)
 def test_slow_and_failing_effects_lose_and_double_nothing(replay: Replay, record_faults: Faults) -> None:
     replay.prepare()
     for role in ("producer", "processors", "sink"):
