@@ -1,12 +1,10 @@
 """`crm-replay control`: the control plane on uvicorn, until SIGTERM or SIGINT."""
 
-import json
-import logging
+import os
 import signal
 import socket
 import ssl
 import sys
-import time
 from typing import Any
 
 import uvicorn
@@ -14,6 +12,7 @@ import uvicorn
 from ops.control.app import ControlApp
 from ops.control.backend import Backend
 from ops.control.settings import ControlSettings, load_settings
+from schemas import logs
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
 
@@ -21,24 +20,6 @@ KEEP_ALIVE_S = 75  # longer than the 60 s after which common gateways close an i
 BACKLOG = 512
 REQUESTS_AT_ONCE_MAX = 1_000  # connections and requests; more get 503 from uvicorn
 HEADER_BYTES_MAX = 64 * 1024
-_LOG_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message", "taskName"}
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, whatever the record carries besides, and a traceback."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        line: dict[str, Any] = {
-            "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line |= {name: value for name, value in record.__dict__.items() if name not in _LOG_FIELDS}
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
 
 
 class ControlServer(uvicorn.Server):
@@ -102,7 +83,7 @@ def serve(connections: Connections, host: str = "", port: int | None = None) -> 
     """
     given: dict[str, object] = {} if port is None else {"port": port}
     settings = load_settings(**given, **({"host": host} if host else {}))
-    _log_to_stderr(settings.log_level)
+    logs.configure("control", environ={**os.environ, logs.LEVEL_VARIABLE: settings.log_level.upper()})
     server = server_of(settings, connections)
     scheme = "https" if settings.tls_certificate_path else "http"
     try:
@@ -117,16 +98,6 @@ def serve(connections: Connections, host: str = "", port: int | None = None) -> 
     # stop is no failure, so that the exit code is 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
     server.run(sockets=[bound])
-
-
-def _log_to_stderr(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    for noisy in ("pymongo", "httpx", "httpcore", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def main() -> int:

@@ -79,7 +79,7 @@ def queries() -> Iterator[tuple[str, str]]:
                 yield f"{dashboard.name}: {panel['title']}", target["expr"]
 
 
-@pytest.mark.parametrize(("where", "expression"), list(queries()), ids=lambda value: value if "\n" not in value else "expr")
+@pytest.mark.parametrize(("where", "expression"), list(queries()), ids=lambda value: " ".join(value.split())[:60])
 def test_every_query_asks_for_metrics_that_exist(where: str, expression: str):
     asked = names_in(expression)
     assert asked, f"{where} asks for nothing of ours"
