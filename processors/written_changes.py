@@ -1,11 +1,13 @@
 """`audited_changes` -> the log's `changes` as BSON, in one pass, for the forms that most rows have. Pure.
 
-What `schemas.audited_changes` reads and `processors.changes` tells, without the columns and changes in between: a line
-that has been seen before is one look-up, and gives bytes that are ready. It never guesses: a text with anything in it
-that has to be thought about is None, and takes the long way. What it does return is what the long way returns, to the
-byte; tests/unit/processors/test_written_changes.py shows it on every sample row and on generated ones.
+What `schemas.audited_changes` reads and `processors.changes` tells, without the columns and changes in between: a
+column that has had these values before is one look-up, and gives bytes that are ready; so does a value that was seen
+before. It never guesses: a text with anything in it that has to be thought about is None, and takes the long way. What
+it does return is what the long way returns, to the byte; tests/unit/processors/test_to_bson.py shows it on every sample
+row and on generated ones.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
@@ -17,17 +19,20 @@ from schemas.audited_changes.direct import (
     ROOTS,
     Document,
     UnknownFormError,
-    is_known_column,
     is_plain,
     known_item,
 )
 
 KNOWN_MAX = 20_000  # lines of a kind that are kept; of items, 8 MB
+KNOWN_BLOCKS_MAX = 5_000  # of one type and action; 3 MB
+BLOCK_LENGTH_MAX = 200
+COLUMNS_MAX = INDEXES_MAX - 1
 LINE_LENGTH_MAX = 60  # of those
 _FROM, _TO = b"from", b"to"
 _NO_FROM, _NO_TO = element(_FROM, None), element(_TO, None)
 _AROUND = LENGTH_BYTES + len(END)
-_BELOW = ("-", " ")  # how a line begins that belongs to the column above it
+# A column's line and what belongs to it: lines that begin with a dash or a space, and empty ones between them.
+_BLOCKS = re.compile(r"[^\n]+\n(?:\n*+[- ][^\n]*\n)*+").findall
 
 
 class Written(NamedTuple):
@@ -59,7 +64,7 @@ def writer(rules: ChangeRules, type_name: str, action: str, wanted: Collection[s
     `action` is the gem's. `wanted` are columns whose values decide more than the changes. None: it takes the long way.
     """
     columns = _Columns(rules, type_name, wanted)
-    return _Pairs(columns).write if action == "update" else _Bare(columns, created=action == "create").write
+    return (_Pairs(columns) if action == "update" else _Bare(columns, created=action == "create")).write
 
 
 class _Columns:
@@ -97,188 +102,158 @@ class _Columns:
         return value if rule.shows_values else self._rules.shown(rule, value)
 
 
-class _Pairs:
-    """Updates: each column has its old and its new value."""
+class _Writer:
+    """What both kinds of rows have in common: blocks, which are a column's line and all that stands below it."""
 
     def __init__(self, columns: _Columns) -> None:
         self._columns = columns
-        # Line of a column that is shown as it is, and whose values stand below it -> how its change begins.
-        self._begins: dict[str, bytes] = {}
-        self._wanted: dict[bytes, str] = {}  # how its change begins -> the column, of those that are wanted
+        # Block -> its change, b"" if it has none; its column; and the value if that is wanted.
+        self._changes: dict[str, bytes] = {}
+        self._keys: dict[str, str] = {}
+        self._wanted: dict[str, Any] = {}
 
     def write(self, text: str) -> Written | None:
         """Return the changes of a row, None if it takes the long way."""
+        head, _, rest = text.partition("\n")
+        blocks = _BLOCKS(rest)
+        found = [*map(self._changes.get, blocks)]
+        if None in found or not found:
+            try:
+                return self._read(text, head, blocks, found)
+            except UnknownFormError:
+                return None
+        # All blocks are known. Between them nothing may be left, and no column may come twice.
+        keys = [*map(self._keys.__getitem__, blocks)]
+        if (
+            len("".join(blocks)) != len(rest)
+            or len({*keys}) != len(keys)
+            or head not in ROOTS
+            or len(keys) > COLUMNS_MAX
+        ):
+            return None
+        values = _NOTHING
+        if self._wanted:
+            values = {
+                key: self._wanted[block] for key, block in zip(keys, blocks, strict=True) if block in self._wanted
+            }
+        return Written(b"".join(chain.from_iterable(zip(DOCUMENT_AT, filter(None, found), strict=False))), values)
+
+    def _read(self, text: str, head: str, blocks: list[str], found: list[bytes | None]) -> Written | None:
+        """Return the changes of a row in which something is new. Raises UnknownFormError."""
         lines = text.split("\n")
-        # A row of pairs whose lines are all known is three look-ups a column, all in C.
+        document = self._columns.document(text, lines)
+        if sum(map(len, blocks)) + len(head) + 1 != len(text) or len(blocks) > COLUMNS_MAX:
+            return None
+        keys = [*map(self._keys.get, blocks)]  # before anything is learned, which can make room
+        wanted = self._wanted
+        values = {str(key): wanted[block] for key, block in zip(keys, blocks, strict=True) if block in wanted}
+        at = 1
+        for index, block in enumerate(blocks):
+            after = at + block.count("\n")
+            if found[index] is None:
+                is_alone = not document.has_anchors  # so that nothing in it can mean something from above
+                key, value, read_to = document.column(at)
+                if read_to != after:
+                    return None
+                column = self._columns.column(key)
+                if column.is_wanted:
+                    values[key] = value
+                change = self._change(column, value)
+                found[index], keys[index] = change, key
+                if is_alone and len(block) <= BLOCK_LENGTH_MAX:
+                    if len(self._changes) >= KNOWN_BLOCKS_MAX:
+                        self._changes.clear()
+                        self._keys.clear()
+                        self._wanted.clear()
+                    self._changes[block], self._keys[block] = change, key
+                    if column.is_wanted:
+                        self._wanted[block] = value
+                self._learn(lines, at, after, column, key, value)
+            at = after
+        if len({*keys}) != len(keys) or (not keys and head != ROOTS[0]):
+            return None
+        return Written(b"".join(chain.from_iterable(zip(DOCUMENT_AT, filter(None, found), strict=False))), values)
+
+    def _change(self, column: _Column, value: Any) -> bytes:
+        """Return the change, with its length; b"" if there is none. Raises UnknownFormError."""
+        raise NotImplementedError
+
+    def _learn(self, lines: list[str], at: int, after: int, column: _Column, key: str, value: Any) -> None:
+        """Remember what is in the lines of a block, if that is of any use."""
+
+
+class _Pairs(_Writer):
+    """Updates: each column has its old and its new value."""
+
+    def __init__(self, columns: _Columns) -> None:
+        super().__init__(columns)
+        # Line of a column that is shown as it is, and whose values stand below it -> how its change begins.
+        self._begins: dict[str, bytes] = {}
+        self._wanted_begins: dict[bytes, str] = {}  # how its change begins -> the column, of those that are wanted
+
+    def _read(self, text: str, head: str, blocks: list[str], found: list[bytes | None]) -> Written | None:
+        # Values that are known, in new pairs: three look-ups a column.
+        lines = text.split("\n")
         if len(lines) % 3 == 2:
             try:
                 begins = [*map(self._begins.__getitem__, lines[1:-1:3])]
                 old = [*map(_old.__getitem__, lines[2:-1:3])]
                 new = [*map(_new.__getitem__, lines[3:-1:3])]
             except KeyError:
-                pass
-            else:
-                if (
-                    len({*begins}) == len(begins) > 0
-                    and lines[0] in ROOTS
-                    and not lines[-1]
-                    and len(begins) < INDEXES_MAX
-                ):
-                    values = self._wanted_in(lines, begins) if self._wanted else _NOTHING
-                    parts: list[bytes] = []
-                    for at, begin, from_element, to_element in zip(DOCUMENT_AT, begins, old, new, strict=False):
-                        size = len(begin) + len(from_element) + len(to_element) + _AROUND
-                        parts += (
-                            at, LENGTHS[size] if size < 4096 else length(size), begin, from_element, to_element, END,
-                        )  # fmt: skip
-                    return Written(b"".join(parts), values)
-        try:
-            return self._read(self._columns.document(text, lines), lines)
-        except UnknownFormError:
-            return None
+                return super()._read(text, head, blocks, found)
+            if len({*begins}) == len(begins) <= COLUMNS_MAX and begins and head in ROOTS and not lines[-1]:
+                values = self._wanted_in(lines, begins) if self._wanted_begins else _NOTHING
+                parts: list[bytes] = []
+                for at, begin, from_element, to_element in zip(DOCUMENT_AT, begins, old, new, strict=False):
+                    size = len(begin) + len(from_element) + len(to_element) + _AROUND
+                    parts += (
+                        at, LENGTHS[size] if size < 4096 else length(size), begin, from_element, to_element, END,
+                    )  # fmt: skip
+                return Written(b"".join(parts), values)
+        return super()._read(text, head, blocks, found)
 
     def _wanted_in(self, lines: list[str], begins: list[bytes]) -> dict[str, Any]:
         """Return the old and new values of the wanted columns in a row of pairs whose lines are all known."""
         return {
             column: [_values[lines[3 * begins.index(begin) + 2]], _values[lines[3 * begins.index(begin) + 3]]]
-            for begin, column in self._wanted.items()
+            for begin, column in self._wanted_begins.items()
             if begin in begins
         }
 
-    def _read(self, document: Document, lines: list[str]) -> Written | None:
-        """Return the changes of a row in which something is new, or has to be looked at. Raises UnknownFormError."""
-        columns, begins, old, new = self._columns, self._begins, _old, _new
-        parts: list[bytes] = []
-        keys: set[bytes] = set()
-        values: dict[str, Any] = {}
-        at, end = 1, len(lines) - 1
-        for index in DOCUMENT_AT:
-            if at >= end:
-                if len(keys) != len(parts) // 6 or (not keys and lines[0] != ROOTS[0]):
-                    return None
-                return Written(b"".join(parts), values)
-            begin = begins.get(lines[at], b"")
-            # The lines that follow are there: none but the last one is empty, and no line that is known is.
-            if (
-                begin
-                and (from_element := old.get(lines[at + 1])) is not None
-                and (to_element := new.get(lines[at + 2])) is not None
-                and lines[at + 3][:1] != "-"
-            ):
-                if begin in self._wanted:
-                    values[self._wanted[begin]] = [_values[lines[at + 1]], _values[lines[at + 2]]]
-                at += 3
-            else:
-                key, value, after = document.column(at)
-                column = columns.column(key)
-                begin, is_wanted, rule = column
-                if is_wanted:
-                    values[key] = value
-                if type(value) is list and len(value) == 2:
-                    if rule.can_be_list and not is_pair_of_lists(value):
-                        raise UnknownFormError  # only the other columns say whether this is a pair
-                    from_value, to_value = value
-                    if rule.shows_values:
-                        self._learn(lines, at, after, column, key)
-                    else:
-                        from_value, to_value = columns.shown(rule, from_value), columns.shown(rule, to_value)
-                    from_element, to_element = element(_FROM, from_value), element(_TO, to_value)
-                else:
-                    from_element, to_element = _NO_FROM, element(_TO, columns.shown(rule, value))
-                at = after
-            keys.add(begin)
-            size = len(begin) + len(from_element) + len(to_element) + _AROUND
-            parts += index, length(size), begin, from_element, to_element, END
-        return None  # more columns than we have places for
+    def _change(self, column: _Column, value: Any) -> bytes:
+        begin, _, rule = column
+        shown = self._columns.shown
+        if type(value) is list and len(value) == 2:
+            if rule.can_be_list and not is_pair_of_lists(value):
+                raise UnknownFormError  # only the other columns say whether this is a pair
+            sides = element(_FROM, shown(rule, value[0])) + element(_TO, shown(rule, value[1]))
+        else:
+            sides = _NO_FROM + element(_TO, shown(rule, value))
+        return length(len(begin) + len(sides) + _AROUND) + begin + sides + END
 
-    def _learn(self, lines: list[str], at: int, after: int, column: _Column, key: str) -> None:
-        """Remember the lines in [at, after) of a pair, as far as they mean the same wherever they stand."""
-        begin, is_wanted, rule = column
-        line = lines[at]
-        if rule.is_simple and line not in self._begins and len(line) <= LINE_LENGTH_MAX:
-            _remember(self._begins, line, begin)
-            if is_wanted:
-                self._wanted[begin] = key
-        if after != at + 3:
+    def _learn(self, lines: list[str], at: int, after: int, column: _Column, key: str, value: Any) -> None:
+        if type(value) is not list or len(value) != 2 or after != at + 3 or not column.rule.is_simple:
             return  # a value that takes several lines is none to remember
+        line = lines[at]
+        if line not in self._begins and len(line) <= LINE_LENGTH_MAX:
+            _remember(self._begins, line, column.begin)
+            if column.is_wanted:
+                self._wanted_begins[column.begin] = key
         for line in lines[at + 1 : after]:
-            if line not in _old and (found := known_item(line)) is not None:
+            if line not in _old and (known := known_item(line)) is not None:
                 if len(_old) >= KNOWN_MAX:
                     _old.clear()
                     _new.clear()
                     _values.clear()
-                value = found[0]
-                _old[line], _new[line], _values[line] = element(_FROM, value), element(_TO, value), value
+                _old[line], _new[line], _values[line] = element(_FROM, known[0]), element(_TO, known[0]), known[0]
 
 
-class _Bare:
+class _Bare(_Writer):
     """Creates and destroys: each column has its value."""
 
     def __init__(self, columns: _Columns, *, created: bool) -> None:
-        self._columns = columns
+        super().__init__(columns)
         self._created = created
-        # Line of a column with its value, or with none and nothing below it -> its change; b"" if it has none.
-        self._changes: dict[str, bytes] = {}
-        self._keys: dict[str, str] = {}  # the same lines -> the column
-
-    def write(self, text: str) -> Written | None:
-        """Return the changes of a row, None if it takes the long way."""
-        lines = text.split("\n")
-        members = lines[1:-1]
-        found = [*map(self._changes.get, members)]
-        if None in found or not found or lines[-1] or lines[0] not in ROOTS:
-            try:
-                return self._read(self._columns.document(text, lines), lines, found)
-            except UnknownFormError:
-                return None
-        # All lines are known, so no column has anything below it.
-        if len({*map(self._keys.__getitem__, members)}) != len(members) or len(members) >= INDEXES_MAX:
-            return None
-        return Written(b"".join(chain.from_iterable(zip(DOCUMENT_AT, filter(None, found), strict=False))), _NOTHING)
-
-    def _read(self, document: Document, lines: list[str], found: list[bytes | None]) -> Written | None:
-        """Return the changes of a row in which something is new, or has to be looked at. Raises UnknownFormError.
-
-        `found` has the change of every line behind the first that is known as a column's.
-        """
-        names = [*map(self._keys.get, lines[1:-1])]  # before anything is learned: that can make room
-        changes: list[bytes | None] = []
-        keys: list[str | None] = []
-        values: dict[str, Any] = {}
-        at, end = 1, len(lines) - 1
-        while at < end:
-            try:
-                new = found.index(None, at - 1) + 1  # the next line that is not known
-            except ValueError:
-                new = end
-            if new < end and lines[new][:1] in _BELOW and new > at:
-                new -= 1  # it belongs to the column above it, which therefore is not what it was elsewhere
-            if new > at:
-                changes += found[at - 1 : new - 1]
-                keys += names[at - 1 : new - 1]
-                at = new
-                continue
-            line = lines[at]
-            key, value, after = document.column(at)
-            column = self._columns.column(key)
-            change = self._change(column, value)
-            if column.is_wanted:
-                values[key] = value
-            elif after == at + 1 and len(line) <= LINE_LENGTH_MAX and (value is None or is_known_column(line)):
-                self._learn(line, key, change)
-            changes.append(change)
-            keys.append(key)
-            at = after
-        if len({*keys}) != len(keys) or len(keys) >= INDEXES_MAX or (not keys and lines[0] != ROOTS[0]):
-            return None
-        return Written(b"".join(chain.from_iterable(zip(DOCUMENT_AT, filter(None, changes), strict=False))), values)
-
-    def _learn(self, line: str, key: str, change: bytes) -> None:
-        """Remember a line that is all of a column."""
-        if len(self._changes) >= KNOWN_MAX:
-            self._changes.clear()
-            self._keys.clear()
-        self._changes[line], self._keys[line] = change, key
 
     def _change(self, column: _Column, value: Any) -> bytes:
         shown = self._columns.shown(column.rule, value)

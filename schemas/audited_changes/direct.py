@@ -90,12 +90,6 @@ def known_item(line: str) -> tuple[Any] | None:
     return None if value is _MISSING else (value,)
 
 
-def is_known_column(line: str) -> bool:
-    """Return whether a line of the root mapping with its value on it has been read; it means the same everywhere."""
-    known = _columns.get(line)
-    return known is not None and known[1] is not _MISSING
-
-
 class Document:
     """The lines of one document; the last one is empty, and ends every block."""
 
@@ -106,6 +100,11 @@ class Document:
         self._lines = lines
         self._at = 1  # the next line
         self._anchors: dict[str, str | None] = {}  # of a time's `utc`: the instant; of its `zone`: None
+
+    @property
+    def has_anchors(self) -> bool:
+        """Whether a column that was read has an anchor, which those below it can refer to."""
+        return bool(self._anchors)
 
     def root(self) -> dict[str, Any]:
         """Return all columns. Raises UnknownFormError."""

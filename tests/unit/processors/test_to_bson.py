@@ -69,6 +69,7 @@ def test_every_sample_row_under_every_action(rules: mapping.SourceMapping) -> No
 @pytest.mark.parametrize("rules", [DEFAULT, RICH], ids=["default", "rich"])
 def test_mutated_texts(monkeypatch: pytest.MonkeyPatch, rules: mapping.SourceMapping, known_max: int) -> None:
     monkeypatch.setattr(written_changes, "KNOWN_MAX", known_max)
+    monkeypatch.setattr(written_changes, "KNOWN_BLOCKS_MAX", known_max)
     both, anyone = Both(rules), Anyone()
     documents_made = 0
     for number, (text, is_json) in enumerate(texts(900, seed=7)):
@@ -91,6 +92,16 @@ def test_generated_rows(history: type[History]) -> None:
     assert not any(live.assert_equal(row, anyone) for row in generated(history(Plan(300, 1, 6))))
 
 
+def _time(first: str, second: str) -> str:
+    """Return a pair of times with a zone; either zone is one's own (with an anchor) or another's."""
+    own = "!ruby/object:ActiveSupport::TimeZone\n    name: Asia/Jakarta"
+    return "".join(
+        "- !ruby/object:ActiveSupport::TimeWithZone\n  utc: 2021-08-22 15:00:00.000000000 Z\n"
+        f"  zone: {zone}{own if zone != '*1' else ''}\n  time: 2021-08-22 22:00:00.000000000 Z\n"
+        for zone in (first, second)
+    )
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -105,6 +116,12 @@ def test_generated_rows(history: type[History]) -> None:
         "---\na:\n- 'x'\n- 'y'\n\n",
         "---\na:\n  b: 1\n",  # a column that had nothing below it before
         "---\na:\n- b\nc: d\n",
+        "---\na: &1 x\nb: *1\n",
+        "---\na:\n" + _time("&1 ", "*1") + "b:\n" + _time("*1", "*1"),
+        "---\na:\n" + _time("&1 ", "*1") + "b:\n" + _time("&1 ", "*1"),
+        "---\nb:\n" + _time("*1", "*1"),
+        "---\na: |-\n  x\n\n  y\nb: 1\n",
+        "---\na: |-\n  x\n\n\nb: 1\n",
         "---\na:\nb:\n- 1\n- 2\n",
         "---\n- 1\n- 2\n",
         "---\na\n- 1\n- 2\n",
