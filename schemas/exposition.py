@@ -21,6 +21,11 @@ PORT_VARIABLE, ADDRESS_VARIABLE, DIRECTORY_VARIABLE = (
 )
 
 
+def of_children(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return what the processes that this one starts are told: a port cannot be everybody's, so any free one."""
+    return {PORT_VARIABLE: "0"} if environ.get(PORT_VARIABLE) else {}
+
+
 class Collected:
     """A Prometheus collector that asks `read` for the values at each scrape."""
 

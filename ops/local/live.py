@@ -41,6 +41,7 @@ from producer import references
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.job import LiveFeed
+from schemas.exposition import of_children
 from schemas.mapping import load
 from schemas.registry import codec_for
 from schemas.topics import LIVE_FEED, LIVE_TOPIC, AccountTopics
@@ -336,7 +337,7 @@ def _processes(feed: LiveFeed, options: LiveOptions, connections: Connections) -
             name = f"{role}-{number}"
             # The supervisor's pid: two of them on one host are two members, a restart by one of them is the same.
             worker = f"{socket.gethostname()}-{os.getpid()}-{name}"
-            env = child_environment(**environment_of(feed, connections), CRM_REPLAY_WORKER=worker)
+            env = child_environment(**environment_of(feed, connections), **of_children(), CRM_REPLAY_WORKER=worker)
             yield Supervised(
                 name, python_module(role), env, logs / f"{name}.log", hopeless_codes=frozenset({BAD_INPUT})
             )

@@ -49,6 +49,7 @@ from producer.survey import Survey, count_in_scope, survey
 from schemas.codec import Codec
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.exposition import of_children
 from schemas.mapping import SourceMapping, load
 from schemas.registry import codec_for
 from schemas.topics import AccountTopics
@@ -670,7 +671,7 @@ def _processes(job: Job, options: RunOptions, connections: Connections) -> Itera
         worker = f"{socket.gethostname()}-{name}"
         # A processor keeps its place in the group over a restart. A sink gets none: librdkafka cannot give it back at a
         # graceful end, and the next run must find an empty group to set its offsets.
-        env = child_environment(**shared, CRM_REPLAY_WORKER=worker)
+        env = child_environment(**shared, **of_children(), CRM_REPLAY_WORKER=worker)
         return Supervised(
             name,
             python_module(role),

@@ -11,7 +11,7 @@ from processors.metrics import ProcessorMetrics
 from producer.metrics import Counters
 from schemas import metrics
 from schemas.errors import BadInputError
-from schemas.exposition import serving
+from schemas.exposition import of_children, serving
 from schemas.metrics import METRICS, Kind, Value
 from sink.metrics import SinkMetrics
 
@@ -108,3 +108,8 @@ def test_labels_are_bounded_and_nothing_is_left_out_of_the_sum():
     assert sum(found.values()) == sum(counts.values())
     assert found["account-999"] == 999
     assert metrics.bounded({"a": 1.0}, at_most=10) == {"a": 1.0}
+
+
+def test_children_take_any_port_where_their_parent_has_one():
+    assert of_children({"CRM_REPLAY_METRICS_PORT": "9102"}) == {"CRM_REPLAY_METRICS_PORT": "0"}
+    assert of_children({}) == {}
