@@ -40,8 +40,8 @@ from ops.local.view import RunView, view_for
 from producer import references
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
-from schemas.job import LiveFeed
 from schemas.exposition import of_children
+from schemas.job import LiveFeed
 from schemas.mapping import load
 from schemas.registry import codec_for
 from schemas.topics import LIVE_FEED, LIVE_TOPIC, AccountTopics
