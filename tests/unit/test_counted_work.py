@@ -56,10 +56,10 @@ class Work(NamedTuple):
 # Measured with CPython 3.11 and rounded up by some 3 %. Another version has other instructions and other limits.
 LIMITS = {
     ("peer", "producer"): Work(540, 25),
-    ("peer", "processor"): Work(2148, 64),
+    ("peer", "processor"): Work(1928, 55),
     ("peer", "sink"): Work(538, 20),
     ("crm", "producer"): Work(571, 26),
-    ("crm", "processor"): Work(2483, 76),
+    ("crm", "processor"): Work(2194, 65),
     ("crm", "sink"): Work(533, 20),
 }
 
