@@ -463,8 +463,8 @@ def _prepare(
 ) -> Job:
     """Publish the references, and say where the run's stretch begins for both groups, unless that is on file.
 
-    A run that is taken up keeps the references it began with: rows that its workers had not acknowledged come again, and
-    a contact that has appeared since would give them another outcome than the one that was counted.
+    A run that is taken up keeps the references it began with: rows that its workers had not acknowledged come again,
+    and a contact that has appeared since would give them another outcome than the one that was counted.
     `check` raises when the job is not this runner's any more; asked before each thing that others would see.
     """
     kafka, topics, store = around.kafka, around.topics, around.store
