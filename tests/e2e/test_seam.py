@@ -131,7 +131,7 @@ def replay_until_done(crm: Crm, account: str, dice: random.Random) -> tuple[int,
     words = ("run", "--account", account, "--mapping", GENERATED_MAPPING, "--partitions", "2", "--json")
     logs = crm.database["activity_logs"]
     killed: list[str] = []
-    slowly = {"CRM_REPLAY_PAGE_ROWS": "50", "CRM_REPLAY_SOURCE_ROWS_PER_S": "600"}
+    slowly = {"CRM_REPLAY_PAGE_ROWS": "50", "CRM_REPLAY_SOURCE_ROWS_PER_S": "250"}
     with crm.start(*words, **slowly) as runner, reading(runner.stderr) as said:
         wait_until(
             lambda: runner.poll() is not None or logs.find_one({"source_tag": "crm_migration"}) is not None,
@@ -139,14 +139,15 @@ def replay_until_done(crm: Crm, account: str, dice: random.Random) -> tuple[int,
             PATIENCE_S,
         )
         killer = Killer(runner, dice, REPLAY_KILLS, 2.0)
-        time.sleep(dice.uniform(1.0, 3.0))
+        time.sleep(dice.uniform(0.5, 2.0))
         killed += killer.stop()
         # A runner that was interrupted lets go of the job; one that was killed has to be missed first, for LEASE_S.
         end = dice.choice((signal.SIGINT, signal.SIGKILL)) if SEEDS > 1 else signal.SIGINT
         runner.send_signal(end)
         runner.communicate(timeout=PATIENCE_S)
-        assert runner.returncode in (130, -signal.SIGKILL), said
-        killed.append("runner" if end == signal.SIGKILL else "runner (SIGINT)")
+        assert runner.returncode in (0, 130, -signal.SIGKILL), said  # 0: it was done before the signal came
+        if runner.returncode != 0:
+            killed.append("runner" if end == signal.SIGKILL else "runner (SIGINT)")
     if end == signal.SIGKILL:
         time.sleep(LEASE_S)
     deadline = time.monotonic() + PATIENCE_S
