@@ -198,9 +198,7 @@ class Transformer:
         if fell_back:
             self.counts.actors_fell_back += 1
         begin = self._begins.get(contact.customer_id) or self._begin_of(contact.customer_id)
-        metadata = _crm_person_id(int(person_id)) + self._associations.linked_elements(
-            event, values, lookups
-        )
+        metadata = _crm_person_id(int(person_id)) + self._associations.linked_elements(event, values, lookups)
         if request_uuid := event.request_uuid:
             metadata += text_element(b"request_id", request_uuid)
         if event.version:
