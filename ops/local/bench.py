@@ -8,6 +8,7 @@ Every stage is the real process on the real servers, with topics and collections
 - `table_load`: a compacted topic of contacts -> a worker's table;
 - `transform`: the rules alone, in this process, no server;
 - `end_to_end`: all of it at once, from the first process's start to the last end marker at the sink;
+- `enrich`: the ids and names of its association logs, taken away and added again, in associations a second;
 - `verify`: the check of what `end_to_end` has left, and its cost as a share of the replay's;
 - `limits`: what servers and clients do at most on the same rows (`bench_limits`).
 
@@ -38,6 +39,7 @@ from ops.control.jobs import Job
 from ops.control.store import JobStore, NewJob
 from ops.local import bench_limits, bench_transform, bench_versus, sandbox, services
 from ops.local.bench_versus import Peer
+from ops.local.enrich import EnrichOptions, enrich_account
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
 from ops.local.measure import Cost, Meter, children
 from ops.local.processes import child_environment, python_module
@@ -54,9 +56,11 @@ from schemas.records import Contact
 from schemas.registry import codec_for
 from schemas.topics import AccountTopics
 from sink.database import connect
+from sink.indexes import ACTIVITY_LOGS
+from sink.match_key import Outcome
 
 NAME = "crm_replay_bench"
-STAGES = ("transform", "table_load", "producer", "processor", "sink", "end_to_end", "verify", "limits")
+STAGES = ("transform", "table_load", "producer", "processor", "sink", "end_to_end", "enrich", "verify", "limits")
 ON_SERVERS = ("producer", "processor", "sink")
 GENERATED_TABLE = "crm.audits"
 CONTACTS_TOPIC = "crm.bench.contacts"
@@ -210,6 +214,20 @@ class Bench:
         rate = meter.steady_rate(self.rows)
         return Measured("end_to_end", result.ledger.accounted, result.seconds, rate, meter.costs())
 
+    def enrich(self) -> Measured:
+        """Take the links out of the association logs that `end_to_end` has left, and have them added again."""
+        logs = self.database[ACTIVITY_LOGS]
+        mine = {"company_sso_id": self.account, "metadata.linked_entity_id": {"$exists": True}}
+        links = ("crm_person_id", "linked_entity_type", "linked_entity_id", "linked_entity_name")
+        logs.update_many(mine, {"$unset": {f"metadata.{name}": "" for name in links}})
+        meter = Meter(lambda: {**self.server_pids, "enrich": os.getpid()}).start()
+        result = enrich_account(self.account, EnrichOptions(), self.connections, PlainView())
+        meter.stop()
+        patched = result.outcomes[Outcome.PATCHED]
+        if not patched:
+            raise ReplayError("the enrichment has patched nothing", "are there association rows? take more --rows")
+        return Measured("enrich", patched, result.seconds, None, meter.costs())
+
     def verify(self, replay: Measured) -> Measured:
         """Verify what `end_to_end` has left; nothing may be wrong with it."""
         meter = Meter(lambda: {**self.server_pids, "verify": os.getpid()}).start()
@@ -361,8 +379,10 @@ def _measure(prepared: Bench, wanted: Iterable[str], contacts: int) -> Iterator[
     for result in prepared.stages_alone(wanted):
         if result.stage in wanted:
             yield result
-    if {"end_to_end", "verify", "limits"} & {*wanted}:
+    if {"end_to_end", "enrich", "verify", "limits"} & {*wanted}:
         yield (replay := prepared.end_to_end())
+        if "enrich" in wanted:
+            yield prepared.enrich()
         if "verify" in wanted:
             yield prepared.verify(replay)
 

@@ -159,8 +159,8 @@ def test_rules_fire_on_a_dead_letter_a_stall_and_a_halt_and_every_metric_is_ther
     assert crm.call("resume", "--account", ACCOUNT, "--mapping", GENERATED_MAPPING).returncode == 0
     until(lambda: "CrmReplayHalted" not in prometheus.firing(), "the halt is over")
     until(lambda: "CrmReplayDeadLettersWaiting" in prometheus.firing(), "a dead letter waits, and nobody says so")
-    missing = {metric.full_name for metric in JOBS if not prometheus.series(f"last_over_time({metric.full_name}[10m])")}
-    assert not missing
+    every = {metric.full_name for metric in JOBS}
+    until(lambda: all(prometheus.series(f"last_over_time({name}[10m])") for name in every), "a job does not say it all")
     # Every query of the dashboards is one that this Prometheus can answer.
     for dashboard in sorted((ROOT / "ops/grafana").glob("*.json")):
         for panel in json.loads(dashboard.read_text())["panels"]:

@@ -211,7 +211,8 @@ def test_outcomes_that_the_broker_refuses_are_never_acknowledged_and_come_once_i
 
     def ends() -> list[str]:
         """The last line of each worker that has ended: what an operator reads."""
-        return [line for line in replayed.log_of("processors-0").splitlines() if line.startswith("processors: ")]
+        lines = [json.loads(line) for line in replayed.log_of("processors-0").splitlines() if line.startswith("{")]
+        return [line["event"] for line in lines if (line["logger"], line["level"]) == ("processors", "error")]
 
     def acknowledged() -> list[int]:
         return kafka_admin.committed_offsets(replayed.kafka, topics.processors_group, topics.replay, 4)

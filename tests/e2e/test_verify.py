@@ -15,8 +15,8 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from ops.control import kafka_admin
+from ops.control.operations import digest
 from ops.control.store import JobStore, NewJob
-from ops.local.runner import _digest
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from producer import markers, references
 from producer.checkpoint import Checkpoint
@@ -256,7 +256,7 @@ def begun(crm: Crm) -> Any:
             snapshot_xmax=found.snapshot_xmax,
             cutoff=found.cutoff,
             mapping_path=MAPPING,
-            mapping_sha256=_digest(mapping),
+            mapping_sha256=digest(mapping),
             records_total=found.rows,
         )
     )

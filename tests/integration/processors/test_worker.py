@@ -18,6 +18,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from ops.control import kafka_admin
 from processors.runs import PAYLOAD_BYTES_MAX
+from schemas.logs import last_event
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, SkippedRecord, SnapshotMarker, User
 from schemas.vocabulary import DeadLetterCause, MarkerEdge, SkipReason
 from tests.integration.processors.harness import CODEC, JOB_ID, JobOnKafka, Worker, event, wait_until
@@ -360,6 +361,6 @@ def test_a_worker_without_its_environment_says_what_is_missing(kafka_bootstrap: 
         check=False,
     )
     assert process.returncode == 2
-    assert process.stderr.splitlines() == [
-        "processors: CRM_REPLAY_JOB: Field required: crm-replay run sets it; see ReplayJob"
+    assert [last_event(line) for line in process.stderr.splitlines()] == [
+        "CRM_REPLAY_JOB: Field required: crm-replay run sets it; see ReplayJob"
     ]

@@ -14,6 +14,7 @@ import yaml
 
 from producer.audits import AuditReader, Limits, connect, resolve
 from producer.checkpoint import COLLECTION
+from schemas.logs import last_event
 from schemas.mapping import SourceMapping, load
 from schemas.person import record_key
 from schemas.records import AuditEvent, SnapshotMarker
@@ -205,7 +206,7 @@ def test_sigterm_stops_after_the_page_and_the_next_start_repeats_nothing(
     process.terminate()
     _, said = process.communicate(timeout=30)
     assert process.returncode == 3, said
-    assert said.strip().splitlines()[-1].endswith("start again to go on from the saved cursor")
+    assert last_event(said.strip().splitlines()[-1]).endswith("start again to go on from the saved cursor")
     assert 0 < len(here.events()) == saved_rows(mongo_database) < 20_000
     assert here.markers() == []
     assert here.run()[0] == 0
@@ -406,22 +407,22 @@ def run_for_error(here: crm.Surroundings, **settings: str) -> tuple[int, str]:
     assert time.monotonic() - started < 20
     lines = [line for line in said.strip().splitlines() if not line.startswith("%")]
     assert len(lines) == 1, said
-    return code, lines[0]
+    return code, last_event(lines[0])
 
 
 def test_bad_input_is_one_line_and_code_2(make_job: MakeJob) -> None:
     here = make_job(top_audit_id=9)
     assert run_for_error(here) == (
         2,
-        "producer: there is no table public.audits in PostgreSQL database "
+        "there is no table public.audits in PostgreSQL database "
         + here.dsn.rsplit("dbname=", 1)[-1].split()[0].rsplit("/", 1)[-1]
         + f" at {psycopg.conninfo.conninfo_to_dict(here.dsn)['host']}"
         + f":{psycopg.conninfo.conninfo_to_dict(here.dsn)['port']}: name it in the source mapping (--mapping)",
     )
     code, line = run_for_error(here, CRM_REPLAY_PAGE_ROWS="many")
-    assert (code, line.startswith("producer: CRM_REPLAY_PAGE_ROWS: ")) == (2, True)
+    assert (code, line.startswith("CRM_REPLAY_PAGE_ROWS: ")) == (2, True)
     code, line = run_for_error(here, CRM_REPLAY_JOB='{"run": 0}')
-    assert (code, line.startswith("producer: CRM_REPLAY_JOB, key company_sso_id: ")) == (2, True)
+    assert (code, line.startswith("CRM_REPLAY_JOB, key company_sso_id: ")) == (2, True)
     code, line = run_for_error(here, CRM_AUDIT_DATABASE_URL="")
     assert (code, "CRM_AUDIT_DATABASE_URL is not set" in line) == (2, True)
     code, line = run_for_error(here.with_job(partitions=4))

@@ -120,10 +120,10 @@ class Rules:
     def __init__(self, result: object) -> None:
         self.result = result
 
-    def transform(self, _event: object, _lookups: object) -> object:
+    def to_bson(self, _event: object, _lookups: object) -> object:
         if isinstance(self.result, Exception):
             raise self.result
-        return self.result
+        return bson.encode(self.result.document) if isinstance(self.result, Transformed) else self.result
 
 
 @pytest.mark.parametrize(
