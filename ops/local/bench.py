@@ -217,7 +217,12 @@ class Bench:
     def enrich(self) -> Measured:
         """Take the links out of the association logs that `end_to_end` has left, and have them added again."""
         logs = self.database[ACTIVITY_LOGS]
-        mine = {"company_sso_id": self.account, "metadata.linked_entity_id": {"$exists": True}}
+        mine = {
+            "company_sso_id": self.account,
+            "category": {"$in": ["deal", "company", "ticket", "task"]},
+            "action": {"$in": ["link", "unlink", "won", "resolved", "completed"]},
+            "metadata.linked_entity_id": {"$exists": True},
+        }
         links = ("crm_person_id", "linked_entity_type", "linked_entity_id", "linked_entity_name")
         logs.update_many(mine, {"$unset": {f"metadata.{name}": "" for name in links}})
         meter = Meter(lambda: {**self.server_pids, "enrich": os.getpid()}).start()
