@@ -35,15 +35,13 @@ from processors.runs import KEY_BYTES_MAX, Decoded, RunTransformer, SourceRecord
 from processors.settings import ProcessorSettings
 from processors.tables import HighWater, ReferenceTables, TableRows
 from processors.transform import Refused, Skip, Transformer
-from processors.worker import GC_THRESHOLD, first, report, serve
+from processors.worker import GC_THRESHOLD, first, serve_measured
 from schemas import mapping as source_mapping
 from schemas.codec import Codec
 from schemas.connections import Connections
 from schemas.errors import UndecodableRecordError
-from schemas.exposition import serving
 from schemas.job import LiveFeed
 from schemas.mapping import PersonRule
-from schemas.metrics import Value
 from schemas.person import person_candidates
 from schemas.records import AuditEvent, Contact, DeadLetter, Referent, SkippedRecord, SnapshotMarker, User
 from schemas.registry import SchemaLookup, codec_for
@@ -391,19 +389,8 @@ async def run_live_worker(
             of_changes = {f"changes.{reason}": count for reason, count in transformer.refused.items()}
             metrics.transformation = {**rules.counts.as_dict(), **of_contacts, **of_directory, **of_changes}
 
-        def values() -> list[Value]:
-            gather()
-            return metrics.values()
-
-        reporting = asyncio.create_task(report(metrics, gather, settings.metrics_interval_s))
         about = {"account": "", "job_id": feed.job_id, "run": str(feed.run)}
-        try:
-            with serving("processors", values, about=about):
-                await serve(app, stop)
-        finally:
-            reporting.cancel()
-            gather()
-            metrics.report()
+        await serve_measured(app, stop, metrics, gather, settings.metrics_interval_s, about)
     finally:
         stop.set()
         await asyncio.to_thread(producer.close, FLUSH_TIMEOUT_S)

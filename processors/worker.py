@@ -81,19 +81,8 @@ async def run_worker(
             metrics.table_rejects = lookups.rejects
             metrics.transformation = dict(counts())
 
-        def values() -> list[Value]:
-            gather()
-            return metrics.values()
-
-        reporting = asyncio.create_task(report(metrics, gather, settings.metrics_interval_s))
         about = {"account": job.company_sso_id, "job_id": job.job_id, "run": str(job.run)}
-        try:
-            with serving("processors", values, about=about):
-                await serve(app, stop)
-        finally:
-            reporting.cancel()
-            gather()
-            metrics.report()
+        await serve_measured(app, stop, metrics, gather, settings.metrics_interval_s, about)
     finally:
         stop.set()  # a load that is still under way ends
         await asyncio.to_thread(producer.close, FLUSH_TIMEOUT_S)
@@ -107,6 +96,33 @@ async def first(stop: asyncio.Event, loading: "asyncio.Task[None]") -> bool:
     stopping.cancel()
     await loading  # a load ends soon after `stop`
     return not stop.is_set()
+
+
+async def serve_measured(
+    app: ReplayApp,
+    stop: asyncio.Event,
+    metrics: ProcessorMetrics,
+    gather: Callable[[], None],
+    interval_s: float,
+    about: Mapping[str, str],
+) -> None:
+    """Run the app as `serve` does, with its metrics logged at every interval, at the end, and served to Prometheus.
+
+    `gather` brings into `metrics` what others count; `about` are the labels of the process.
+    """
+
+    def values() -> list[Value]:
+        gather()
+        return metrics.values()
+
+    reporting = asyncio.create_task(report(metrics, gather, interval_s))
+    try:
+        with serving("processors", values, about=about):
+            await serve(app, stop)
+    finally:
+        reporting.cancel()
+        gather()
+        metrics.report()
 
 
 async def serve(app: ReplayApp, stop: asyncio.Event) -> None:
