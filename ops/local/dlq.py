@@ -24,7 +24,7 @@ import typer
 from pymongo.errors import PyMongoError
 from rich.console import Console
 
-from ops.local.dead_letters import (
+from ops.control.dead_letters import (
     RETRIES_MAX,
     UNREADABLE,
     Letter,

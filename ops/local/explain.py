@@ -18,11 +18,11 @@ from pymongo.errors import PyMongoError
 from rich.console import Console
 
 from ops.control import kafka_admin, migrations
+from ops.control.dead_letters import moment, printable
 from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.control.validation import EXTERNAL_ID_PREFIX
 from ops.local import services
-from ops.local.dead_letters import moment, printable
 from ops.local.dlq import attempt_of, attempts_of, read_letters
 from ops.local.story import Row, Step, Story, candidates, out_of_scope, run_of, steps, told, verdict
 from ops.local.trace import Topics, partition_of

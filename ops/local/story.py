@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from ops.local.dead_letters import EPOCH, moment
+from ops.control.dead_letters import EPOCH, moment
 from processors.categories import action_of, category_rules, changes_status
 from processors.contacts import ContactLookups
 from processors.watermark import skip_reason

@@ -15,10 +15,10 @@ from confluent_kafka import KafkaException
 from pymongo.errors import PyMongoError
 
 from ops.control import audit_log, kafka_admin
+from ops.control.dead_letters import State, judge
 from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local.check.model import PLATFORM, AccountResult, Results, segments
-from ops.local.dead_letters import State, judge
 from ops.local.dlq import read_letters, resolved_rows
 from ops.local.preflight.model import Check, Verdict, fail, ok, warn
 from ops.local.preflight.mongodb import check_indexes, check_schema

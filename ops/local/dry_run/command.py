@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ops.control.dead_letters import printable
 from ops.local import services
-from ops.local.dead_letters import printable
 from ops.local.dry_run.model import Report
 from ops.local.view import view_for
 

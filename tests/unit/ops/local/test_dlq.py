@@ -2,7 +2,7 @@
 
 import pytest
 
-from ops.local.dead_letters import (
+from ops.control.dead_letters import (
     RETRIES_MAX,
     UNREADABLE,
     Letter,
