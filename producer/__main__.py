@@ -27,7 +27,7 @@ from producer.publisher import Publisher, check_topic, message_bytes_max
 from producer.settings import job_from, settings_from_environment
 from producer.snapshot import Bounds, Snapshot
 from producer.throttle import Pacer, Throttle
-from schemas import logs
+from schemas import logs, tracing
 from schemas.connections import Connections
 from schemas.errors import ReplayError, ServiceUnreachableError
 from schemas.exposition import PORT_VARIABLE, serving
@@ -50,6 +50,7 @@ def run(only: frozenset[int]) -> None:
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda caught, _: signals.append(caught))
+    traces = tracing.start("producer", account=job.company_sso_id, job_id=job.job_id, run=job.run)
     kafka, topic = connections.kafka(), job.topics.replay
     check_topic(kafka, topic, job.partitions)
     record_bytes = message_bytes_max(kafka, topic)
@@ -68,6 +69,7 @@ def run(only: frozenset[int]) -> None:
         ) as reader,
         closing(Publisher(kafka, topic, record_bytes)) as publisher,
     ):
+        open_.callback(traces.close)
         checkpoint = Checkpoint(mongo[connections.mongodb_database], job.job_id, job.run, job.fence)
         if not only:
             checkpoint.take_over()
@@ -86,6 +88,7 @@ def run(only: frozenset[int]) -> None:
                 logger.info,
                 stop=lambda: bool(signals),
             ).after_page,
+            traces=traces,
         )
         snapshot.counters.top_audit_id = job.top_audit_id
         # A child's port is any: the one in the environment is its parent's.

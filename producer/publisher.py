@@ -3,12 +3,14 @@
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.tracing import Headers
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +55,8 @@ PRODUCER_CONFIG: dict[str, Any] = {
 class Publishes(Protocol):
     """What the snapshot publishes with; `Publisher` is the real one."""
 
-    def publish(self, records: Iterable[Keyed]) -> None:
-        """Hand records over for delivery, in this order on every partition."""
+    def publish(self, records: Iterable[Keyed], headers: Headers | None = None) -> None:
+        """Hand records over for delivery, in this order on every partition, each with these headers."""
         ...
 
     def flush(self) -> None:
@@ -76,9 +78,11 @@ class Publisher:
             logger=logger,
         )
 
-    def publish(self, records: Iterable[Keyed]) -> None:
+    def publish(self, records: Iterable[Keyed], headers: Headers | None = None) -> None:
         """Hand records over; waits while the queue is full. Raises ReplayError if an earlier delivery has failed."""
         produce, topic, failed = self._producer.produce, self._topic, self._failed
+        if headers:
+            produce = partial(produce, headers=headers)
         for key, value in records:
             while True:
                 try:

@@ -21,6 +21,7 @@ from producer.metrics import Counters
 from producer.parallel import Stopped
 from producer.publisher import Publishes, now_us
 from schemas.errors import ReplayError
+from schemas.tracing import OFF, Traces, Work
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Prepared(NamedTuple):
 
     page: Page
     encoded: Encoded
+    work: Work
 
 
 class Snapshot:
@@ -61,6 +63,7 @@ class Snapshot:
         stop: Callable[[], bool] = lambda: False,
         counters: Counters | None = None,
         pause: Callable[[int, float], None] = lambda rows, query_s: None,  # noqa: ARG005
+        traces: Traces = OFF,
     ) -> None:
         """`stop` is asked between pages; `pause` is told a page's rows and seconds and waits for the source's sake."""
         self._reader = reader
@@ -70,6 +73,7 @@ class Snapshot:
         self._bounds = bounds
         self._stop = stop
         self._pause = pause
+        self._traces = traces
         self.counters = counters if counters is not None else Counters()
         self._horizon_passed = False
         self._asked_at = float("-inf")
@@ -85,21 +89,25 @@ class Snapshot:
         while not range_.done:
             if self._too_many_gaps(range_):
                 self.wait_for_horizon()
-            page, encoded = ahead or self._prepare(range_)
+            page, encoded, work = ahead or self._prepare(range_)
             noted = note_gaps(range_, page.gaps, page.end)
             if noted.gaps != range_.gaps:
                 range_ = noted
                 self._checkpoint.save(range_)  # before any row beside the gaps is published
-            self._publisher.publish(encoded.records)
+            with work.step("publish"):
+                self._publisher.publish(encoded.records, work.headers)
             # The next page is read and encoded while the brokers confirm this one. It is not published before that.
             following = replace(range_, cursor=page.end)
             ahead = None
             if not (following.done or self._too_many_gaps(range_)):
                 self._pause(len(encoded.records), self._asked_s)
                 ahead = self._prepare(following)
-            self._publisher.flush()  # raises if any delivery failed; the cursor stays
+            with work.step("confirm"):
+                self._publisher.flush()  # raises if any delivery failed; the cursor stays
             range_ = advance(range_, page.end, len(encoded.records), self._bounds.id_window)
-            self._checkpoint.save(range_)  # dying before this line publishes the page again, under the same number
+            with work.step("save cursor"):
+                self._checkpoint.save(range_)  # dying before this line publishes the page again, under the same number
+            work.end(**_of_page(page, encoded))
             self.counters.count(page, encoded)
             self.counters.saved(range_.id_range, range_.cursor)
             if self._stop() and not range_.done:
@@ -124,12 +132,18 @@ class Snapshot:
         while not late.done:
             if self._stop():
                 raise Stopped
-            page = self._reader.late_page_after(late.cursor, gaps, late.id_range)
-            encoded = self._encoder.encode(page, now_us())
-            self._publisher.publish(encoded.records)
-            self._publisher.flush()
+            work = self._traces.begin("late page", **{"crm_replay.id_range": late.id_range})
+            with work.step("read"):
+                page = self._reader.late_page_after(late.cursor, gaps, late.id_range)
+            with work.step("encode"):
+                encoded = self._encoder.encode(page, now_us())
+            with work.step("publish and confirm"):
+                self._publisher.publish(encoded.records, work.headers)
+                self._publisher.flush()
             late = advance(late, page.end, len(encoded.records), self._bounds.id_window)
-            self._checkpoint.save(late)
+            with work.step("save cursor"):
+                self._checkpoint.save(late)
+            work.end(**_of_page(page, encoded))
             self.counters.count(page, encoded, late=True)
             self.counters.saved(late.id_range, late.cursor)
         return late
@@ -161,18 +175,22 @@ class Snapshot:
             self._ask_for_horizon()
         newest_from = self._bounds.top - NEWEST_IDS
         in_newest = range_.cursor >= newest_from
+        work = self._traces.begin("page", **{"crm_replay.id_range": range_.id_range})
         asked_at = time.monotonic()
-        page = self._reader.page_after(
-            range_.cursor,
-            range_.last if in_newest else min(range_.last, newest_from),
-            range_.id_range,
-            range_.gaps if range_.gaps_to > range_.cursor else (),
-            look_for_gaps=in_newest or not self._horizon_passed,
-        )
+        with work.step("read"):
+            page = self._reader.page_after(
+                range_.cursor,
+                range_.last if in_newest else min(range_.last, newest_from),
+                range_.id_range,
+                range_.gaps if range_.gaps_to > range_.cursor else (),
+                look_for_gaps=in_newest or not self._horizon_passed,
+            )
         self._asked_s = time.monotonic() - asked_at
         self.counters.read_s += self._asked_s
         self.counters.rows_read += len(page.events)
-        return Prepared(page, self._encoder.encode(page, now_us()))
+        with work.step("encode"):
+            encoded = self._encoder.encode(page, now_us())
+        return Prepared(page, encoded, work)
 
     def _too_many_gaps(self, range_: IdRange) -> bool:
         return len(range_.gaps) >= GAPS_NOTED_MAX and not self._horizon_passed
@@ -182,3 +200,12 @@ class Snapshot:
             self._horizon_passed = self._reader.horizon_passed(self._bounds.xmax)
             self._asked_at = time.monotonic()
         return self._horizon_passed
+
+
+def _of_page(page: Page, encoded: Encoded) -> dict[str, int]:
+    """Return what a page's span says of it: where it is in the source, and how much it became."""
+    return {
+        "crm_replay.page_end": page.end,
+        "crm_replay.rows": len(encoded.records),
+        "crm_replay.dead_letters": encoded.dead_letters,
+    }

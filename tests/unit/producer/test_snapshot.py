@@ -20,6 +20,7 @@ from producer.snapshot import Bounds, Snapshot
 from schemas.codec import Codec
 from schemas.errors import CursorDidNotAdvanceError, ReplayError
 from schemas.records import AuditEvent
+from schemas.tracing import Headers
 
 CODEC = Codec()
 PARTITIONS = 2
@@ -115,7 +116,8 @@ class FakePublisher:
         self.world = world
         self.queue: list[AuditEvent] = []
 
-    def publish(self, records: Iterable[Keyed]) -> None:
+    def publish(self, records: Iterable[Keyed], headers: Headers | None = None) -> None:
+        assert headers is None  # nothing is traced
         for _, value in records:
             assert value is not None
             event = CODEC.decode_as(AuditEvent, value)
