@@ -23,6 +23,7 @@ from processors.runs import Decoded, RunTransformer, acting_users
 from processors.settings import ProcessorSettings
 from processors.tables import HighWater, ReferenceTables
 from schemas.connections import Connections
+from schemas.tracing import OFF, UNTRACED, Piece, Traces, Work, pieces_of
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class RunHandler:
         producer: OutcomeProducer,
         metrics: ProcessorMetrics,
         before_ack: BeforeAck | None = None,
+        traces: Traces = OFF,
     ) -> None:
         """`before_ack` sees each run after its outcomes are confirmed and before it is acknowledged (tests)."""
         self._app = app
@@ -88,6 +90,7 @@ class RunHandler:
         self._producer = producer
         self._metrics = metrics
         self._before_ack = before_ack
+        self._traces = traces
         self._settling: deque[asyncio.Task[None]] = deque()
 
     async def handle(self, event: Any) -> None:
@@ -107,28 +110,51 @@ class RunHandler:
             event.ack()  # of a former assignment: not handled, so this moves nothing; its new owner gets it again
             return
         self._tables.check()
+        pieces, work = self._traced(run) if self._traces.on else ((), UNTRACED)
         began = time.perf_counter()
-        decoded = self._transformer.decode(run.records)
+        with work.step("decode"):
+            decoded = self._transformer.decode(run.records)
         self._metrics.transform_s += time.perf_counter() - began
-        await self._prefetch(decoded)
+        with work.step("look up"):
+            await self._prefetch(decoded)
         began = time.perf_counter()
-        messages = self._transformer.outcomes(run.records, decoded, run.partition, high)
-        delivery = self._producer.send(messages, len(messages), run.partition)
+        with work.step("transform"):
+            if work.followed:
+                deliveries = [self._send_piece(run, decoded, piece, high, work) for piece in pieces]
+            else:
+                messages = self._transformer.outcomes(run.records, decoded, run.partition, high)
+                deliveries = [self._producer.send(messages, len(messages), run.partition)]
         self._metrics.transform_s += time.perf_counter() - began
         self._metrics.runs += 1
         before = self._settling[-1] if self._settling else None
-        task = asyncio.create_task(self._settle(event, delivery, high.note(), before))
+        task = asyncio.create_task(self._settle(event, deliveries, high.note(), before, work))
         task.add_done_callback(self._end_on_failure)
         self._settling.append(task)
+
+    def _traced(self, run: Run) -> tuple[Sequence[Piece], Work]:
+        """Return the run's records by the trace context they came with, and the work that goes on with it."""
+        pieces = pieces_of(record.headers for record in run.records)
+        return pieces, self._traces.follow("run", [piece.context for piece in pieces], **of_run(run))
+
+    def _send_piece(self, run: Run, decoded: Sequence[Decoded], piece: Piece, high: HighWater, work: Work) -> Delivery:
+        """Send the outcomes of a traced run's records that came with the same trace context; it goes on with them."""
+        part = slice(piece.begin, piece.end)
+        messages = self._transformer.outcomes(run.records[part], decoded[part], run.partition, high)
+        return self._producer.send(messages, len(messages), run.partition, work.headers_after(piece.context))
 
     async def _prefetch(self, decoded: Sequence[Decoded]) -> None:
         """Have answered what the run's rows will ask and I/O has to fetch."""
         await self._lookups.prefetch_users(acting_users(decoded))
 
-    async def _settle(self, event: Any, delivery: Delivery, note: str, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await before
-        await self._producer.confirmed(delivery)
+    async def _settle(
+        self, event: Any, deliveries: Sequence[Delivery], note: str, before: asyncio.Task[None] | None, work: Work
+    ) -> None:
+        with work.step("confirm"):
+            if before is not None:
+                await before
+            for delivery in deliveries:
+                await self._producer.confirmed(delivery)
+        work.end()
         run: Run = event.value
         if self._before_ack is not None:
             self._before_ack(run)
@@ -140,6 +166,17 @@ class RunHandler:
     def _end_on_failure(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._app.loop.create_task(self._app.crash(error))
+
+
+def of_run(run: Run) -> dict[str, str | int]:
+    """Return what a run's span says of it: where it was read, and how many records it has of whatever page."""
+    return {
+        "messaging.system": "kafka",
+        "messaging.destination.name": run.topic,
+        "messaging.destination.partition.id": str(run.partition),
+        "messaging.batch.message_count": len(run.records),
+        "crm_replay.offset": run.begin,
+    }
 
 
 def kafka_url(bootstrap_servers: str) -> list[str]:

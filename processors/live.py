@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from processors import documents
-from processors.app import BeforeAck, ReplayApp, RunHandler, add_agent, build_app
-from processors.batching import Stretch
+from processors.app import BeforeAck, ReplayApp, RunHandler, add_agent, build_app, of_run
+from processors.batching import Run, Stretch
 from processors.change_events import ChangeDecoder
 from processors.change_events import Refused as ChangeRefused
 from processors.directory import UserDirectory
@@ -37,6 +37,7 @@ from processors.tables import HighWater, ReferenceTables, TableRows
 from processors.transform import Refused, Skip, Transformer
 from processors.worker import GC_THRESHOLD, first, serve_measured
 from schemas import mapping as source_mapping
+from schemas import tracing
 from schemas.codec import Codec
 from schemas.connections import Connections
 from schemas.errors import UndecodableRecordError
@@ -46,6 +47,7 @@ from schemas.person import person_candidates
 from schemas.records import AuditEvent, Contact, DeadLetter, Referent, SkippedRecord, SnapshotMarker, User
 from schemas.registry import SchemaLookup, codec_for
 from schemas.topics import ACCOUNT_KEY, ACCOUNT_LENGTH_MAX
+from schemas.tracing import Piece, Work
 from schemas.vocabulary import DeadLetterCause
 
 log = logging.getLogger(__name__)
@@ -307,6 +309,11 @@ class LiveHandler(RunHandler):
         super().__init__(*args, **kwargs)
         self._given_up: dict[str, float] = {}  # values of the account column that nobody knew, and when that was
 
+    def _traced(self, run: Run) -> tuple[Sequence[Piece], Work]:
+        """Return the same as for a replay; what nobody has traced on its way here may begin a trace."""
+        pieces, work = super()._traced(run)
+        return pieces, work if work.followed else self._traces.begin("run", **of_run(run))
+
     async def _prefetch(self, decoded: Sequence[Decoded]) -> None:
         assert isinstance(decoded, list)
         await self._wait_for_accounts(decoded)
@@ -349,6 +356,7 @@ async def run_live_worker(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     feed = settings.job
+    traces = tracing.start("processors", feed=feed.feed, run=feed.run)
     metrics = ProcessorMetrics()
     codec = codec_for(connections.schema_registry_url)
     mapping = source_mapping.load(feed.mapping_path)
@@ -378,7 +386,7 @@ async def run_live_worker(
             schema_of=SchemaLookup(connections.schema_registry_url) if connections.schema_registry_url else None,
         )
         transformer = LiveTransformer(feed, codec, transform, documents.encode, metrics, changes=changes)
-        handler = LiveHandler(app, transformer, lookups, tables, producer, metrics, before_ack)
+        handler = LiveHandler(app, transformer, lookups, tables, producer, metrics, before_ack, traces)
         add_agent(app, feed.topics.replay, handler)
 
         def gather() -> None:
@@ -396,3 +404,4 @@ async def run_live_worker(
         await asyncio.to_thread(producer.close, FLUSH_TIMEOUT_S)
         await asyncio.to_thread(tables.close)
         await directory.aclose()
+        await asyncio.to_thread(traces.close)

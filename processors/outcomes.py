@@ -9,11 +9,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from schemas.errors import ReplayError
+from schemas.tracing import Headers
 
 MESSAGE_BYTES_MAX = 20 * 1024 * 1024  # as the topic allows: a 16 MiB document and its envelope
 POLL_S = 0.1
@@ -90,13 +92,15 @@ class OutcomeProducer:
             logger=logger,
         )
 
-    def send(self, messages: Iterable[Message], count: int, partition: int) -> Delivery:
-        """Queue the messages of a run for `partition`, in order; `count` is how many they are.
+    def send(self, messages: Iterable[Message], count: int, partition: int, headers: Headers | None = None) -> Delivery:
+        """Queue the messages of a run for `partition`, in order, with these headers; `count` is how many they are.
 
         Raises OutcomeNotDeliveredError for one that librdkafka itself refuses.
         """
         delivery = Delivery(count)
         produce, topic, report = self._producer.produce, self._topic, delivery.report
+        if headers:
+            produce = partial(produce, headers=headers)
         for key, value in messages:
             while True:
                 try:

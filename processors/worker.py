@@ -16,6 +16,7 @@ from processors.runs import RunTransformer
 from processors.settings import ProcessorSettings
 from processors.tables import ReferenceTables
 from processors.transform import Refused, Skip, Transformed
+from schemas import tracing
 from schemas.connections import Connections
 from schemas.errors import ReplayError
 from schemas.exposition import serving
@@ -55,6 +56,7 @@ async def run_worker(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     job = settings.job
+    traces = tracing.start("processors", account=job.company_sso_id, job_id=job.job_id, run=job.run)
     metrics = ProcessorMetrics()
     codec = codec_for(connections.schema_registry_url)
     tables = ReferenceTables(
@@ -74,7 +76,8 @@ async def run_worker(
         lookups = TableLookups(tables.rows, codec, job.company_sso_id, directory)
         app = build_app(settings, connections, metrics)
         transformer = RunTransformer(job, codec, transform_with(lookups), encode_document, metrics)
-        add_agent(app, job.topics.replay, RunHandler(app, transformer, lookups, tables, producer, metrics, before_ack))
+        handler = RunHandler(app, transformer, lookups, tables, producer, metrics, before_ack, traces)
+        add_agent(app, job.topics.replay, handler)
 
         def gather() -> None:
             metrics.table_entries = tables.sizes()
@@ -87,6 +90,7 @@ async def run_worker(
         stop.set()  # a load that is still under way ends
         await asyncio.to_thread(producer.close, FLUSH_TIMEOUT_S)
         await asyncio.to_thread(tables.close)
+        await asyncio.to_thread(traces.close)
 
 
 async def first(stop: asyncio.Event, loading: "asyncio.Task[None]") -> bool:

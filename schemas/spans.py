@@ -148,7 +148,8 @@ class Recorded(Traces):
         )
         if not span.is_recording():
             return UNTRACED
-        return Followed(self._tracer, {span.get_span_context().trace_id: span}, {})
+        trace_id = span.get_span_context().trace_id
+        return Followed(self._tracer, {trace_id: span}, {b"": trace_id})
 
     def follow(self, name: str, contexts: Collection[bytes], **attributes: Attribute) -> Work:
         """Return work that goes on with each trace among these `traceparent`s, UNTRACED if there is none."""
