@@ -8,7 +8,7 @@ import time
 
 from pymongo.database import Database
 
-from schemas import logs
+from schemas import logs, tracing
 from schemas.connections import Connections
 from schemas.errors import ReplayError, ServiceUnreachableError
 from schemas.exposition import serving
@@ -45,13 +45,14 @@ def main(seam: Seam = straight) -> int:
         logs.bind(account=job.company_sso_id, job_id=job.job_id, run=job.run)
         connections = Connections()
         connections.require("kafka_bootstrap_servers", "mongodb_url")
+        traces = tracing.start("sink", account=job.company_sso_id, job_id=job.job_id, run=job.run)
         database = connect_patiently(connections, settings.sink_patience_s)
         try:
             kafka, codec = connections.kafka(), codec_for(connections.schema_registry_url)
             if isinstance(settings, live.LiveSinkSettings):
-                sink: Sink = live.LiveSink(settings, kafka, database, codec, seam=seam)
+                sink: Sink = live.LiveSink(settings, kafka, database, codec, seam=seam, traces=traces)
             else:
-                sink = Sink(settings, kafka, database, codec, seam=seam)
+                sink = Sink(settings, kafka, database, codec, seam=seam, traces=traces)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: sink.stop())
             gc.freeze()  # what the imports made stays: the collector need not look at it with every batch
@@ -61,6 +62,7 @@ def main(seam: Seam = straight) -> int:
                 sink.run()
         finally:
             database.client.close()
+            traces.close()
     except ReplayError as error:
         logging.getLogger("sink").error("%s", error)
         return error.exit_code

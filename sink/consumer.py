@@ -8,7 +8,7 @@ sink repeats the batch and ends with the same collection and the same counts.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.job import ReplayJob
 from schemas.records import DeadLetter
+from schemas.tracing import OFF, Traces, Work, context_of
 from sink.counting import Advance, Decided, PartitionProgress, advance
 from sink.database import Document, Documents
 from sink.dead_letters import DeadLetterTopic, now_us
@@ -47,6 +48,7 @@ FIRST_RECORD_BYTES_GUESS = 2_000
 POLL_IDLE_S = 0.5
 POLL_IN_FLIGHT_S = 0.02  # nothing new comes: see to the batch in flight instead
 ANSWER_TIMEOUT_S = 10.0
+BULK_WRITE = {"db.system.name": "mongodb", "db.collection.name": ACTIVITY_LOGS, "db.operation.name": "bulkWrite"}
 SAVE_ATTEMPTS_MAX = 100  # races lost in a row; with a few sinks a second one is rare already
 
 # The group has moved on without us: what was to be committed is another sink's now, and will be repeated there.
@@ -96,6 +98,7 @@ class Sink:
         codec: Codec,
         *,
         seam: Seam = straight,
+        traces: Traces = OFF,
     ) -> None:
         """Open a sink; `kafka` is the connection's configuration, `seam` stands around every durable effect."""
         self.job: ReplayJob = settings.job
@@ -104,6 +107,8 @@ class Sink:
         self._topics = self.job.topics
         self._codec = codec
         self._seam = seam
+        self._traces = traces
+        self._contexts: dict[bytes, int] = {}  # partition by trace context, of the records gathered
         self._logs: Documents = database[ACTIVITY_LOGS]
         self._progress = Progress(database[PROGRESS], self.job.job_id, self.job.run)
         self._gate = JobGate(database[JOBS], self.job.job_id, self.job.run)
@@ -156,6 +161,8 @@ class Sink:
             )
             while not self._stop_requested:
                 batch = self._decoder.batch(self._gather(), now_us())
+                if self._contexts:
+                    batch.work = self._follow(batch)
                 failures = self._turn(batch if batch.records else None)
                 self._check_gate(at_once=failures > 0)
                 if self._settings.exit_at_end and not self._in_flight and self._has_ended():
@@ -180,7 +187,13 @@ class Sink:
         oldest = self._oldest_written(wait=must_wait)
         if batch is not None:
             self._in_flight.append(InFlight(batch, self._writers.submit(self._write, batch)))
-        return self._account(*oldest) if oldest is not None else 0
+        if oldest is None:
+            return 0
+        written, outcome = oldest
+        with written.work.step("count and commit"):
+            dead_letters = self._account(written, outcome)
+        written.work.end(**_of_outcome(outcome, dead_letters))
+        return dead_letters
 
     def _oldest_written(self, *, wait: bool) -> tuple[Batch, BatchOutcome] | None:
         """Return the oldest batch in flight with the server's answer; None if there is none, or none yet."""
@@ -264,6 +277,7 @@ class Sink:
     def _gather(self) -> list[Taken]:
         """Return up to a batch of records, bounded by count and bytes; empty after an idle moment."""
         self._gathered = []
+        self._contexts = {}
         size = 0
         deadline = 0.0
         while len(self._gathered) < self._settings.sink_batch_records and size < self._settings.sink_batch_bytes:
@@ -276,6 +290,8 @@ class Sink:
                 polled = self._consumer.consume(1, wait_s)  # the first record starts the clock
             else:
                 polled = self._consumer.consume(wanted, wait_s)
+            if self._traces.on:
+                self._note_contexts(polled)
             for message in polled:
                 error = message.error()
                 if error is not None:
@@ -292,6 +308,24 @@ class Sink:
         gathered, self._gathered = self._gathered, []
         return gathered
 
+    def _note_contexts(self, polled: Iterable[Message]) -> None:
+        """Note the trace contexts that records came with, and their partitions."""
+        for message in polled:
+            headers, partition = message.headers(), message.partition()
+            if isinstance(headers, list) and partition is not None and (context := context_of(headers)):
+                self._contexts[context] = partition
+
+    def _follow(self, batch: Batch) -> Work:
+        """Return the batch as work in each trace that it has records of."""
+        contexts = [context for context, partition in self._contexts.items() if partition in batch.decided]
+        of_batch: dict[str, str | int] = {
+            "messaging.system": "kafka",
+            "messaging.destination.name": self._topics.outcomes,
+            "messaging.batch.message_count": batch.records,
+            "crm_replay.documents": len(batch.documents),
+        }
+        return self._traces.follow("batch", contexts, **of_batch)
+
     def _consumer_error(self, error: KafkaError) -> None:
         if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):  # noqa: SLF001
             raise OutcomesLostError(
@@ -306,9 +340,10 @@ class Sink:
         # Dying before this line costs nothing. Dying after it: the documents are there, uncounted; the next sink sends
         # them again, meets their `_id`s, and counts them as migrated.
         started = time.perf_counter()
-        outcome = self._until_answered(
-            "MongoDB", lambda: self._seam(Effect.WRITE_LOGS, lambda: write_batch(self._logs, batch.documents))
-        )
+        with batch.work.step("bulk write", **BULK_WRITE):
+            outcome = self._until_answered(
+                "MongoDB", lambda: self._seam(Effect.WRITE_LOGS, lambda: write_batch(self._logs, batch.documents))
+            )
         return outcome, time.perf_counter() - started
 
     def _account(self, batch: Batch, outcome: BatchOutcome) -> int:
@@ -450,6 +485,17 @@ class Sink:
             time.sleep(min(left, STOP_CHECK_S))
         if self._stop_requested:
             raise StoppedError
+
+
+def _of_outcome(outcome: BatchOutcome, dead_letters: int) -> dict[str, int]:
+    """Return what a batch's span says came of it."""
+    return {
+        "crm_replay.inserted": len(outcome.inserted),
+        "crm_replay.redelivered": len(outcome.redelivered),
+        "crm_replay.duplicates": len(outcome.duplicates),
+        "crm_replay.failed": len(outcome.failed),
+        "crm_replay.dead_letters": dead_letters,
+    }
 
 
 def _taken(message: Message) -> Taken:

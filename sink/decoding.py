@@ -9,6 +9,7 @@ from schemas.codec import Codec
 from schemas.errors import UndecodableRecordError
 from schemas.job import ReplayJob
 from schemas.records import ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker
+from schemas.tracing import UNTRACED, Work
 from schemas.vocabulary import DeadLetterCause, MarkerEdge, SkipReason
 from sink.counting import NO_OFFSET, Bin, Decided
 from sink.documents import ID_BYTES, AccountCheck, BatchOutcome, IdMaker, is_whole
@@ -45,6 +46,7 @@ class Batch:
     bytes: int = 0
     other_runs: int = 0
     undecodable: int = 0
+    work: Work = field(default=UNTRACED, compare=False, repr=False)  # what the traces know it as
 
     @property
     def next_offsets(self) -> dict[int, int]:

@@ -30,6 +30,7 @@ from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.job import LiveFeed
 from schemas.records import ActivityLog, DeadLetter
+from schemas.tracing import OFF, Traces
 from sink.consumer import SAVE_ATTEMPTS_MAX, Sink
 from sink.counting import Advance, Bin, Decided, PartitionProgress
 from sink.database import Document, Documents
@@ -317,10 +318,17 @@ class LiveSink(Sink):
     """One member of a feed's sink group."""
 
     def __init__(
-        self, settings: LiveSinkSettings, kafka: dict[str, Any], database: Any, codec: Codec, *, seam: Seam = straight
+        self,
+        settings: LiveSinkSettings,
+        kafka: dict[str, Any],
+        database: Any,
+        codec: Codec,
+        *,
+        seam: Seam = straight,
+        traces: Traces = OFF,
     ) -> None:
         """Open a sink, as `Sink` does."""
-        super().__init__(settings, kafka, database, codec, seam=seam)
+        super().__init__(settings, kafka, database, codec, seam=seam, traces=traces)
         feed = settings.job
         hello: Document = database.client.admin.command("hello")
         self._decoder = self._live_decoder = LiveDecoder(
