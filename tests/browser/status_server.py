@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import threading
+import time
 from typing import Any
 
 from playwright.sync_api import Page
@@ -59,6 +60,13 @@ class StatusServer:
     @property
     def asked(self) -> int:
         return self.server.count(STATUS)
+
+    def wait_until_asked(self, times: int) -> None:
+        """Return when so many questions have come in, all in all."""
+        deadline = time.monotonic() + 30
+        while self.asked < times:
+            assert time.monotonic() < deadline, f"asked {self.asked} times, not {times}"
+            time.sleep(0.02)
 
     @property
     def questions(self) -> list[Asked]:

@@ -182,6 +182,7 @@ def test_a_page_that_takes_it_away_ends_the_polling_and_the_question_under_way(
     with page.expect_event("requestfailed") as failed:
         page.evaluate("window.taken = document.querySelector('crm-migration-status'); taken.remove()")
     assert "ABORTED" in str(failed.value.failure)
+    status.wait_until_asked(2)  # the browser has given it up; the server may hear of it only now
     asked = status.asked
     page.clock.run_for(LONG_MS)
     assert page.evaluate("taken.state.visible")  # nothing has been heard since

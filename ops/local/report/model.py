@@ -14,6 +14,7 @@ RUN_TIME_MAX = timedelta(hours=24)  # the contract's, for the largest account; t
 LATE_SHARE = 0.25  # of the time it was given: so much later is at risk, more is off track
 STALLED_AFTER = timedelta(minutes=15)  # without a row more, or a sign of a runner
 TOO_EARLY = timedelta(minutes=2)  # a run's first minutes are start-up, and say nothing of its rate
+HORIZON = timedelta(days=3650)  # what would be over later has no date: something has to change first
 FORECAST_DAYS = 14  # the rate of the last days on which anything was done, as far back as this
 
 
@@ -184,10 +185,14 @@ def _running(account: Account, run: Run, now: datetime) -> tuple[State, str, dat
     elapsed = now - run.started_at
     if run.rows_done <= 0 or elapsed < TOO_EARLY:
         return State.ON_TRACK, "has just begun", None
+    done = f"{100 * run.rows_done // max(run.rows_total, 1)} % done"
     left = max(0, run.rows_total - run.rows_done)
-    ends_at = now + elapsed * (left / run.rows_done)
+    left_s = elapsed.total_seconds() * left / run.rows_done
+    if left_s > HORIZON.total_seconds():
+        return State.OFF_TRACK, f"{done}, not over within {HORIZON.days // 365} years at this pace", None
+    ends_at = now + timedelta(seconds=left_s)
     late = ends_at - due
-    said = f"{100 * run.rows_done // max(run.rows_total, 1)} % done, over by {ends_at:%Y-%m-%d %H:%M} UTC"
+    said = f"{done}, over by {ends_at:%Y-%m-%d %H:%M} UTC"
     if late <= timedelta(0):
         return State.ON_TRACK, said, ends_at
     given = max(due - run.started_at, timedelta(hours=1))
@@ -278,7 +283,8 @@ def forecast(days: Sequence[Day], rows_left: int, now: datetime) -> Forecast:
     if rows <= 0:
         return Forecast(None, 0.0, f"nothing was done in the last {len(window)} days")
     a_day = rows / len(window)
-    day = now.date() + timedelta(days=math.ceil(rows_left / a_day))
-    return Forecast(
-        day, a_day, f"{rows:,} rows in the last {len(window)} day{'s' if len(window) > 1 else ''}, idle ones included"
-    )
+    basis = f"{rows:,} rows in the last {len(window)} day{'s' if len(window) > 1 else ''}, idle ones included"
+    days_left = math.ceil(rows_left / a_day)
+    if days_left > HORIZON.days:
+        return Forecast(None, a_day, f"{basis}: at this pace not within {HORIZON.days // 365} years")
+    return Forecast(now.date() + timedelta(days=days_left), a_day, basis)

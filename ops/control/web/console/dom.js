@@ -63,9 +63,14 @@ export function icon(name) {
   );
 }
 
-/** Tell assistive technology something that is to be seen elsewhere on the page. */
+const ANNOUNCED_MS = 20_000;
+
+/** Tell assistive technology something that is to be seen elsewhere on the page. Lines add up, so that two at once are
+ * both read; each goes when it is old, and who comes by later reads no news of yesterday. */
 export function announce(text) {
-  setText(document.getElementById("announcer"), text);
+  const line = h("p", {}, text);
+  document.getElementById("announcer").append(line);
+  setTimeout(() => line.remove(), ANNOUNCED_MS);
 }
 
 /** Show a message at the edge of the page for a while; errors stay until they are dismissed. */

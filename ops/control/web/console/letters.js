@@ -77,7 +77,8 @@ export function lettersView(account, live) {
   let mayRetry = { allowed: false, why_not: null };
   let generation = 0;
 
-  async function load(cursor = null) {
+  // `asked`: by who looks at the page, and is told what came of it; what loads by itself says nothing.
+  async function load(cursor = null, asked = false) {
     const mine = (generation += 1);
     again.disabled = true;
     try {
@@ -86,6 +87,7 @@ export function lettersView(account, live) {
       page = answer;
       seen = topic;
       show(answer, cursor !== null);
+      if (asked) announce(`${count(answer.letters.length === 0 ? 0 : list.children.length, "dead letter")} listed`);
     } catch (error) {
       if (mine !== generation) return;
       tools.hidden = false;
@@ -120,7 +122,6 @@ export function lettersView(account, live) {
     else list.replaceChildren(...items);
     place.replaceChildren(list);
     more.hidden = answer.next_cursor === null;
-    announce(`${count(list.children.length, "dead letter")} listed`);
   }
 
   function showRetry() {
@@ -181,9 +182,9 @@ export function lettersView(account, live) {
         payload)));
   }
 
-  causes.addEventListener("change", () => void load());
-  again.addEventListener("click", () => void load());
-  more.addEventListener("click", () => void load(page?.next_cursor ?? null));
+  causes.addEventListener("change", () => void load(null, true));
+  again.addEventListener("click", () => void load(null, true));
+  more.addEventListener("click", () => void load(page?.next_cursor ?? null, true));
   retryAll.addEventListener("click", () => retry({ cause: causes.value || null, howMany: page?.states.waiting ?? 0 }));
 
   return {

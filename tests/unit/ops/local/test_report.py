@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.local.report.model import Account, Day, Preflight, Run, State, burn_up, forecast, rollout, state_of
+from ops.local.report.model import Account, Day, Forecast, Preflight, Run, State, burn_up, forecast, rollout, state_of
 from ops.local.report.read import read_plan
 from ops.local.report.render import chart, forecast_text, markdown, short
 from schemas.errors import BadInputError
@@ -99,6 +99,17 @@ def test_a_forecast_goes_by_the_last_days_and_says_so() -> None:
     assert forecast(idle, 1_000, NOW).day is None
     assert forecast([], 5, NOW).basis == "no run has ended yet, so there is no pace to go by"
     assert forecast(days, 0, NOW).day == NOW.date()
+
+
+def test_a_pace_that_would_take_a_lifetime_has_no_day_and_says_so() -> None:
+    days = [Day(date(2026, 3, 9), 0, 10**8), Day(date(2026, 3, 10), 1, 10**8)]
+    assert forecast(days, 10**8, NOW) == (
+        Forecast(None, 0.5, "1 rows in the last 2 days, idle ones included: at this pace not within 10 years")
+    )
+    crawling = Run(JobStatus.IN_PROGRESS, NOW - timedelta(hours=40), NOW, None, 10**8, 1)
+    assert state_of(Account("a", run=crawling), NOW) == (
+        State.OFF_TRACK, "0 % done, not over within 10 years at this pace", None,
+    )  # fmt: skip
 
 
 def test_a_plan_is_read_and_what_is_wrong_in_it_is_named(tmp_path: Path) -> None:
