@@ -15,6 +15,7 @@ from producer.settings import ProducerSettings
 from schemas import exposition, logs
 from schemas.connections import Connections
 from schemas.environment import EnvironmentSettings
+from schemas.tracing import TracingSettings
 from sink.live import LiveSinkSettings
 from sink.settings import SinkSettings
 
@@ -31,6 +32,12 @@ SECTIONS: tuple[tuple[str, str, type[BaseSettings]], ...] = (
     ("Sink", "The writes.", SinkSettings),
     ("Live processors", "Beside those of the processors.", LiveSettings),
     ("Live sink", "Beside those of the sink.", LiveSinkSettings),
+    (
+        "Traces",
+        "Of producer, processors and sinks: the same for all of them. OpenTelemetry's own variables"
+        " (`OTEL_EXPORTER_OTLP_*`, `OTEL_BSP_*`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`) say the rest.",
+        TracingSettings,
+    ),
     ("Control plane", "`crm-replay control`.", ControlSettings),
     ("Embedded servers", "`crm-replay services`, the demo and the tests.", ServiceSettings),
 )

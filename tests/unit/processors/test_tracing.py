@@ -1,0 +1,93 @@
+"""A run of records of several pages: each outcome goes on with the trace its record came with, or without any."""
+
+import asyncio
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+from processors.app import RunHandler
+from processors.batching import Run
+from processors.metrics import ProcessorMetrics
+from processors.outcomes import Delivery, OutcomeProducer
+from processors.tables import HighWater
+from schemas.tracing import Headers, context_of
+from tests.unit.processors.test_app import TP, Bench, Event
+from tests.unit.schemas.test_tracing import PAGE, Here, context
+
+FIRST, SECOND = context(1, 11), context(2, 21)
+
+
+class Record:
+    def __init__(self, number: int, headers: Sequence[tuple[str, bytes]]) -> None:
+        self.number = number
+        self.headers = headers
+
+
+class OneToOne:
+    """Every record has an outcome with its number, but those that were published before."""
+
+    def decode(self, records: Sequence[Record]) -> list[int]:
+        return [record.number for record in records]
+
+    def outcomes(self, records: Sequence[Record], decoded: Sequence[int], _: int, high: HighWater) -> list[Any]:
+        assert [record.number for record in records] == decoded
+        return [(b"", b"%d" % number) for number in decoded if not high.is_republished(0, number)]
+
+
+class Sent:
+    def __init__(self) -> None:
+        self.outcomes: list[tuple[int, bytes]] = []
+
+    def send(self, messages: Any, count: int, partition: int, headers: Headers | None = None) -> Delivery:
+        assert (count, partition) == (len(messages), 0)
+        self.outcomes += [(int(value), context_of(headers)) for _, value in messages]
+        return Delivery(0)
+
+    async def confirmed(self, delivery: Delivery) -> None:
+        assert delivery.done
+
+
+def handled(here: Here, records: Sequence[Record]) -> list[tuple[int, bytes]]:
+    async def scenario() -> list[tuple[int, bytes]]:
+        bench = Bench()
+        sent = Sent()
+        lookups: Any = SimpleNamespace(prefetch_users=lambda _: asyncio.sleep(0))
+        app, transformer, tables = cast("Any", bench.app), cast("Any", OneToOne()), cast("Any", bench)
+        tables.check = bench._check
+        producer = cast("OutcomeProducer", sent)
+        handler = RunHandler(app, transformer, lookups, tables, producer, ProcessorMetrics(), None, here.traces)
+        event = Event(Run(TP, records, 1, 1 + len(records), bench.stretch), bench.acked)
+        await handler.handle(event)
+        await bench.settle()
+        assert bench.acked == [1]
+        return sent.outcomes
+
+    return asyncio.run(scenario())
+
+
+def test_each_outcome_goes_on_with_the_trace_of_its_record() -> None:
+    here = Here()
+    drawn, other = [("traceparent", FIRST)], [("traceparent", SECOND), ("else", b"x")]
+    headers = [drawn, [], drawn, other, other, [("traceparent", PAGE[:-1] + b"0")], drawn]
+    outcomes = handled(here, [Record(number, each) for number, each in enumerate(headers, 1)])
+    runs = {
+        f"{span.context.trace_id:032x}": f"{span.context.span_id:016x}"
+        for span in here.spans()
+        if span.name == "run" and span.context
+    }
+    assert set(runs) == {f"{1:032x}", f"{2:032x}"}
+    first, second = (f"00-{trace}-{span}-01".encode() for trace, span in sorted(runs.items()))
+    assert outcomes == [(1, first), (2, b""), (3, first), (4, second), (5, second), (6, b""), (7, first)]
+
+
+def test_a_run_without_a_drawn_page_is_sent_as_ever() -> None:
+    here = Here()
+    assert handled(here, [Record(1, []), Record(2, [])]) == [(1, b""), (2, b"")]
+    assert here.spans() == []
+
+
+def test_a_republished_row_does_not_move_the_trace_of_those_behind_it() -> None:
+    here = Here()
+    outcomes = handled(here, [Record(5, []), Record(5, [("traceparent", FIRST)]), Record(6, [("traceparent", FIRST)])])
+    assert [(number, bool(of)) for number, of in outcomes] == [(5, False), (6, True)]
+    assert len([span for span in here.spans() if span.name == "run"]) == 1
