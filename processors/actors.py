@@ -1,11 +1,12 @@
 """Who did it. Pure: four cases, and none of them is a reason to drop a record."""
 
+from collections import Counter
 from typing import Any, Protocol
 
 from processors.bson_parts import elements
 from schemas.mapping import SourceMapping
 from schemas.records import AuditEvent, User
-from schemas.vocabulary import ActorKind
+from schemas.vocabulary import ActorKind, FellBack
 
 KNOWN_MAX = 10_000  # users whose elements are kept
 
@@ -25,6 +26,7 @@ class ActorRules:
 
     def __init__(self, mapping: SourceMapping) -> None:
         """The two actors that are nobody in particular are made once."""
+        self.fell_back: Counter[FellBack] = Counter()  # actors that became the deleted user, and why
         self._user_type = mapping.users.type
         self.deleted_user = {"type": str(ActorKind.DELETED_USER), "id": None, "name": mapping.actors.deleted_user}
         self.system = {"type": str(ActorKind.SYSTEM), "id": None, "name": mapping.actors.system}
@@ -40,16 +42,20 @@ class ActorRules:
         """
         user_id = event.user_id
         if not user_id:
-            return (self.deleted_user if event.username else self.system), False
+            return (self._deleted(FellBack.USERNAME_ONLY) if event.username else self.system), False
         if event.user_type != self._user_type:
-            return self.deleted_user, False
+            return self._deleted(FellBack.OTHER_TYPE), False
         user = lookups.user(user_id)
         if user is None or user.deleted:
-            return self.deleted_user, False
+            return self._deleted(FellBack.NO_USER if user is None else FellBack.DELETED), False
         sso_id = lookups.sso_id(user.email) if user.email else None
         if not sso_id:
-            return self.deleted_user, True
+            return self._deleted(FellBack.NO_SSO_ID if user.email else FellBack.NO_EMAIL), True
         return {"type": self._user, "id": sso_id, "name": user.full_name}, False
+
+    def _deleted(self, case: FellBack) -> dict[str, Any]:
+        self.fell_back[case] += 1
+        return self.deleted_user
 
     def element(self, event: AuditEvent, lookups: UserLookups) -> tuple[bytes, bool]:
         """Return what `actor` returns, with the actor as the element of a BSON document."""

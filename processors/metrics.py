@@ -76,15 +76,17 @@ class ProcessorMetrics:
             Value("delivery_wait_seconds_total", self.deliver_s),
             Value("rebalances_total", self.rebalances),
             *labelled("rules_total", "what", {k: n for k, n in self.transformation.items() if "." not in k}),
-            *labelled(
-                "directory_total",
-                "what",
-                {k.removeprefix("directory."): n for k, n in self.transformation.items() if k.startswith("directory.")},
-            ),
+            *labelled("actors_fell_back_total", "case", self._of("actors.")),
+            *labelled("directory_total", "what", self._of("directory.")),
+            *labelled("live_contacts_total", "what", self._of("contacts.")),
+            *labelled("changes_refused_total", "reason", self._of("changes.")),
             *labelled("table_entries", "table", dict(self.table_entries)),
             Value("table_load_seconds", self.table_load_s),
             Value("table_rejects_total", self.table_rejects),
         ]
+
+    def _of(self, prefix: str) -> dict[str, int]:
+        return {name.removeprefix(prefix): n for name, n in self.transformation.items() if name.startswith(prefix)}
 
     def report(self) -> None:
         """Log the line."""

@@ -7,9 +7,10 @@ The order of the checks is the contract's, and the first that applies decides th
 scope, contact, watermark, changes. (The fourth skip, a duplicate, is decided by the unique index at the write.)
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
@@ -25,10 +26,10 @@ from schemas.audited_changes import Columns, Unreadable, read
 from schemas.mapping import SourceMapping
 from schemas.person import changes_candidates, comment_candidates, own_candidates
 from schemas.records import AuditEvent, Contact, Referent, User
-from schemas.vocabulary import DeadLetterCause, SkipReason
+from schemas.vocabulary import DeadLetterCause, FellBack, SkipReason
 
 SOURCE_TAG = "crm_migration"
-CUSTOMERS_MAX = 20_000  # whose documents' beginnings are kept; a person's rows come close together
+CUSTOMERS_MAX = 100_000  # whose documents' beginnings are kept, some 200 bytes each
 _AROUND = LENGTH_BYTES + len(END)  # what stands around the elements of a document or array
 _ARRAY_AT = 2 + LENGTH_BYTES  # where the elements of an array without a name begin: behind type, NUL and length
 _crm_person_id, _version = integer_writer(b"crm_person_id"), integer_writer(b"version")
@@ -81,10 +82,12 @@ class TransformCounts:
     status_id_set_missing: int = 0  # status changes that stayed updates, for want of an id set in the mapping
     actors_fell_back: int = 0  # active CRM users without an SSO id
     read_by_nodes: int = 0  # texts that took libyaml, because the short way does not know their form
+    fell_back: Counter[FellBack] = field(default_factory=Counter)  # all actors that became the deleted user, by case
 
     def as_dict(self) -> dict[str, int]:
-        """Return the counts by name."""
-        return asdict(self)
+        """Return the counts by name, those of actors as `actors.<case>`."""
+        named = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "fell_back"}
+        return {**named, **{f"actors.{case}": count for case, count in list(self.fell_back.items())}}
 
 
 # A row that becomes a log if it can be understood: rule, person, contact; columns, None: they have not been read yet.
@@ -112,6 +115,7 @@ class Transformer:
             if (columns := self._change_rules.clock_columns(type_name))
         }
         self._actors = ActorRules(mapping)
+        self.counts.fell_back = self._actors.fell_back
         self._associations = AssociationRules(mapping)
         self._begins: dict[str, bytes] = {}  # customer -> account and customer, how its documents begin
         self._tag = b"\x00" + (b"" if live else text_element(b"source_tag", SOURCE_TAG)) + b"\x03metadata\x00"

@@ -1,8 +1,8 @@
 """Every metric of the data path by name, kind and labels: what dashboards, alert rules and docs/reference rely on.
 
 Pure. A process counts in plain numbers where it works; what is here gives them their public names, at the moment when
-Prometheus asks. So counting costs the same whether anybody looks or not. Labels are bounded: `reason`, `cause` and
-`outcome` by closed enums, `table` and `role` by the code, `account` by what runs in one process: one replay, or the
+Prometheus asks. So counting costs the same whether anybody looks or not. Labels are bounded: `reason`, `cause`, `case`
+and `outcome` by closed enums, `table` and `role` by the code, `account` by what runs in one process: one replay, or the
 accounts of a live feed up to `ACCOUNTS_MAX`, the rest under `other`.
 """
 
@@ -73,11 +73,16 @@ PROCESSORS = (
     _counter("transform_seconds_total", "Time in decoding, rules and encoding"),
     _counter("delivery_wait_seconds_total", "Time waited for confirmations of outcomes"),
     _counter("rebalances_total", "Assignments of partitions"),
-    _counter("rules_total", "What the rules met beside the outcomes: actors that fell back, values refused …", "what"),
+    _counter("rules_total", "What the rules met beside the outcomes: values refused, id sets missing …", "what"),
+    _counter("actors_fell_back_total", "Actors that became «[Deleted CRM User]», by case", "case"),
     _counter("directory_total", "User directory: requests, answers by kind, circuit openings", "what"),
     _gauge("table_entries", "Entries of a reference table", "table"),
     _gauge("table_load_seconds", "How long the tables took to load"),
     _counter("table_rejects_total", "Entries of reference topics that could not be used"),
+)
+LIVE = (
+    _counter("live_contacts_total", "Persons asked about, runs held for a contact, contacts that came late", "what"),
+    _counter("changes_refused_total", "Change events that are no audit event", "reason"),
 )
 SINK = (
     _counter("batches_written_total", "Bulk writes answered"),
@@ -103,9 +108,18 @@ JOBS = (
     _gauge("lag_records", "Records that a stage has yet to take, of running jobs", "account", "stage"),
     _gauge("dead_letters_waiting", "Dead letters whose rows have not become anything else since", "account"),
 )
+ENRICHMENTS = (
+    _gauge("enrichment_unfinished", "1 until the account's last enrichment has come to its end", "account"),
+    _gauge("enrichment_progress_ratio", "Part of its source rows that has been looked at, 0 to 1", "account"),
+    _gauge("enrichment_rows", "Association rows of the account's last enrichment by outcome", "account", "outcome"),
+    _gauge("enrichment_deleted_references", "Those of them that name a record which is gone", "account"),
+    _gauge("enrichment_updated_timestamp_seconds", "When the account's last enrichment was heard of", "account"),
+)
 PROCESS = (_gauge("process_info", "1; which process of which job and run this is", "role", "account", "job_id", "run"),)
 
-METRICS: Mapping[str, Metric] = {metric.name: metric for metric in (*PRODUCER, *PROCESSORS, *SINK, *JOBS, *PROCESS)}
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric for metric in (*PRODUCER, *PROCESSORS, *LIVE, *SINK, *JOBS, *ENRICHMENTS, *PROCESS)
+}
 
 
 def bounded(counts: Mapping[str, float], at_most: int = ACCOUNTS_MAX) -> dict[str, float]:

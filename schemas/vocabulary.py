@@ -59,6 +59,17 @@ class ActorKind(StrEnum):
     SYSTEM = "system"
 
 
+class FellBack(StrEnum):
+    """Why an actor with an id or a name is the deleted user all the same. Graphed: add values, never rename one."""
+
+    DELETED = "deleted"  # soft-deleted in the CRM
+    NO_SSO_ID = "no_sso_id"  # active, and the directory knows nobody of this email or did not answer
+    NO_EMAIL = "no_email"  # active, and there is nothing to ask the directory with
+    NO_USER = "no_user"  # the CRM has no row with this id
+    OTHER_TYPE = "other_type"  # the id is that of something else than a user
+    USERNAME_ONLY = "username_only"  # no id at all
+
+
 class MarkerEdge(StrEnum):
     """Which end of a job's stretch of a partition a marker stands at."""
 

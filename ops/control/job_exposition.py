@@ -1,4 +1,4 @@
-"""I/O: reads what Prometheus is told of the jobs. At most every few seconds, however often it asks."""
+"""I/O: reads what Prometheus is told of jobs and enrichments. At most every few seconds, however often it asks."""
 
 import threading
 import time
@@ -6,11 +6,13 @@ import time
 from ops.control.backend import Backend
 from ops.control.console_state import ConsoleState
 from ops.control.dead_letters import State
-from ops.control.job_metrics import job_values
+from ops.control.job_metrics import enrichment_values, job_values
 from ops.control.jobs import Job
 from schemas.errors import ReplayError
 from schemas.metrics import ACCOUNTS_MAX, Value
 from schemas.vocabulary import JobStatus
+from sink.database import Document
+from sink.indexes import ENRICHMENTS
 
 FRESH_S = 2.0
 JOBS_READ_MAX = 4 * ACCOUNTS_MAX  # the last started; accounts beyond them have not moved for long
@@ -53,7 +55,12 @@ class JobMetrics:
             lags[account] = {stage: records for stage, records in stages.items() if records is not None}
             if lag.dead_letters is not None:
                 waiting[account] = self._letters_waiting(account) if lag.dead_letters else 0
-        return job_values(jobs, lags, waiting)
+        return [*job_values(jobs, lags, waiting), *enrichment_values(self._enrichments())]
+
+    def _enrichments(self) -> list[Document]:
+        """Return the enrichments that were heard of last; of one that is silent, when that was."""
+        found = self._backend.database[ENRICHMENTS].find({}, {"audit_ids": 0, "settings": 0})
+        return list(found.sort("updated_at", -1).limit(ACCOUNTS_MAX))
 
     def _letters_waiting(self, account: str) -> int:
         known = self._waiting.get(account)

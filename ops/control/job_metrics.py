@@ -1,10 +1,12 @@
-"""Pure: what Prometheus is told of the jobs of all accounts, from their documents and what waits on their topics."""
+"""Pure: what Prometheus is told of all jobs and enrichments, from their documents and what waits on their topics."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ops.control.jobs import Job
 from schemas.metrics import ACCOUNTS_MAX, Value, labelled
 from schemas.vocabulary import JobStatus
+from sink.match_key import Outcome
 
 
 def job_values(
@@ -63,3 +65,26 @@ def _of_job(account: str, job: Job) -> list[Value]:
     if job.accuracy_pct is not None:
         found.append(Value("job_accuracy_ratio", job.accuracy_pct / 100, here))
     return found
+
+
+def enrichment_values(documents: Iterable[Mapping[str, Any]], *, accounts_max: int = ACCOUNTS_MAX) -> list[Value]:
+    """Return the values of each account's last enrichment, from its document in `crm_replay_enrichments`.
+
+    Accounts beyond `accounts_max`, longest unheard of, are left out. `crm-replay enrich` ends, so nobody could scrape
+    it; how far it is and what came of it is in the document, and stays there.
+    """
+    latest = sorted(documents, key=lambda document: document["updated_at"], reverse=True)
+    return [value for document in latest[:accounts_max] for value in _of_enrichment(document)]
+
+
+def _of_enrichment(document: Mapping[str, Any]) -> list[Value]:
+    here = {"account": str(document["_id"])}
+    finished, rows, total = document["finished_at"] is not None, document["rows"], document["rows_total"]
+    outcomes = document["outcomes"]
+    return [
+        Value("enrichment_unfinished", float(not finished), here),
+        Value("enrichment_progress_ratio", 1.0 if finished or not total else min(1.0, rows / total), here),
+        *(Value("enrichment_rows", outcomes.get(each.value, 0), {**here, "outcome": each.value}) for each in Outcome),
+        Value("enrichment_deleted_references", document["deleted_references"], here),
+        Value("enrichment_updated_timestamp_seconds", document["updated_at"].timestamp(), here),
+    ]

@@ -15,8 +15,10 @@ those of all jobs, and its own (`crm_control_*`), at `/metrics`. Labels are boun
 SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("Producer", metrics.PRODUCER),
     ("Processors", metrics.PROCESSORS),
+    ("Processors of a live feed, beside those", metrics.LIVE),
     ("Sink", metrics.SINK),
     ("Jobs, from the control plane", metrics.JOBS),
+    ("Enrichments, from the control plane", metrics.ENRICHMENTS),
     ("Each process", metrics.PROCESS),
 )
 

@@ -25,6 +25,7 @@ HEAD = f"""# Settings
 
 Settings marked *runner* are set by `crm-replay run` and `crm-replay runner` for the processes they start.
 """
+OF_OTEL = "`OTEL_EXPORTER_OTLP_*`, `OTEL_BSP_*`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`"
 SECTIONS: tuple[tuple[str, str, type[BaseSettings]], ...] = (
     ("Servers", "Where PostgreSQL, Kafka and MongoDB are, for every process.", Connections),
     ("Producer", "The snapshot.", ProducerSettings),
@@ -34,8 +35,7 @@ SECTIONS: tuple[tuple[str, str, type[BaseSettings]], ...] = (
     ("Live sink", "Beside those of the sink.", LiveSinkSettings),
     (
         "Traces",
-        "Of producer, processors and sinks: the same for all of them. OpenTelemetry's own variables"
-        " (`OTEL_EXPORTER_OTLP_*`, `OTEL_BSP_*`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`) say the rest.",
+        f"Of producer, processors and sinks: the same for all. OpenTelemetry's own variables say the rest: {OF_OTEL}.",
         TracingSettings,
     ),
     ("Control plane", "`crm-replay control`.", ControlSettings),

@@ -480,6 +480,27 @@ def test_clients_are_counted_and_their_places_given_back(served: Served, databas
         stream.event("account")
 
 
+def test_prometheus_is_told_of_jobs_and_of_enrichments_that_nobody_could_scrape(served: Served, database: Any) -> None:
+    company = account()
+    make_job(database, company)
+    now = dt.datetime.now(dt.UTC)
+    counts = {"rows": 9, "rows_total": 9, "outcomes": {"patched": 7, "conflict": 1}, "deleted_references": 2}
+    document = {"_id": company, **counts, "updated_at": now, "finished_at": now, "audit_ids": {"conflict": [1]}}
+    database["crm_replay_enrichments"].insert_one(document)
+
+    def told() -> set[str]:
+        return {line for line in served.client.get("/metrics").text.splitlines() if company in line}
+
+    wait_until(lambda: f'crm_replay_enrichment_rows{{account="{company}",outcome="patched"}} 7.0' in told())
+    assert told() >= {
+        f'crm_replay_enrichment_rows{{account="{company}",outcome="conflict"}} 1.0',
+        f'crm_replay_enrichment_unfinished{{account="{company}"}} 0.0',
+        f'crm_replay_enrichment_deleted_references{{account="{company}"}} 2.0',
+        f'crm_replay_job_state{{account="{company}",status="in_progress"}} 1.0',
+        f'crm_replay_job_rows{{account="{company}",bin="total"}} 200.0',
+    }
+
+
 def test_trouble_is_said_once_and_its_end_shows_how_things_are(served: Served, database: Any) -> None:
     """The account's documents become unreadable for a while."""
     company = account()

@@ -14,7 +14,7 @@ from processors.contacts import resolve
 from processors.watermark import skip_reason
 from schemas import mapping
 from schemas.records import Contact, Referent, User
-from schemas.vocabulary import SkipReason
+from schemas.vocabulary import FellBack, SkipReason
 from tests.unit.schemas.test_person import event
 
 MAPPING = mapping.load(None)
@@ -221,6 +221,26 @@ SYSTEM = {"type": "system", "id": None, "name": "Qontak System"}
 )
 def test_who_did_it(fields: dict[str, Any], actor: dict[str, Any], fell_back: bool) -> None:
     assert ActorRules(MAPPING).actor(event(**fields), Users()) == (actor, fell_back)
+
+
+@pytest.mark.parametrize(
+    ("fields", "case"),
+    [
+        ({"user_type": "User", "user_id": 12}, FellBack.NO_SSO_ID),
+        ({"user_type": "User", "user_id": 13}, FellBack.NO_EMAIL),
+        ({"user_type": "User", "user_id": 14}, FellBack.DELETED),
+        ({"user_type": "User", "user_id": 15}, FellBack.NO_USER),
+        ({"user_type": "ApiClient", "user_id": 11}, FellBack.OTHER_TYPE),
+        ({"username": "sidekiq-import"}, FellBack.USERNAME_ONLY),
+    ],
+)
+def test_each_actor_that_falls_back_is_counted_under_its_case(fields: dict[str, Any], case: FellBack) -> None:
+    rules = ActorRules(MAPPING)
+    assert rules.actor(event(**fields), Users())[0] == DELETED
+    assert rules.element(event(**fields), Users())[0]
+    rules.actor(event(user_type="User", user_id=11), Users())
+    rules.actor(event(), Users())
+    assert rules.fell_back == {case: 2}
 
 
 def test_the_names_of_nobody_are_the_mapping_s() -> None:

@@ -251,6 +251,7 @@ def test_what_is_counted() -> None:
         "status_id_set_missing": 1,
         "actors_fell_back": 3,
         "read_by_nodes": 1,
+        "actors.no_sso_id": 3,
     }
 
 

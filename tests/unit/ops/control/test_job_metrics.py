@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from ops.control.job_metrics import job_values
+from ops.control.job_metrics import enrichment_values, job_values
 from ops.control.jobs import Job
-from schemas.metrics import JOBS, METRICS, Value
+from schemas.metrics import ENRICHMENTS, JOBS, METRICS, Value
 from schemas.vocabulary import JobStatus
+from sink.match_key import Outcome
 
 NOW = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
 
@@ -86,3 +87,36 @@ def test_accounts_are_bounded_and_those_that_run_are_the_last_to_go():
     jobs = [job(f"a{n}", status=JobStatus.COMPLETED, minutes=n) for n in range(1, 20)] + [job("runs", minutes=0)]
     values = job_values(jobs, {}, {}, accounts_max=3)
     assert {dict(value.labels or {})["account"] for value in values} == {"runs", "a19", "a18"}
+
+
+def enrichment(account: str, *, minutes: int = 0, finished: bool = False, **known: Any) -> dict[str, Any]:
+    """Return an enrichment's document, as `crm-replay enrich` writes it."""
+    at = NOW + dt.timedelta(minutes=minutes)
+    empty = {"rows": 0, "rows_total": 0, "outcomes": {}, "deleted_references": 0}
+    return {"_id": account, **empty, "updated_at": at, "finished_at": at if finished else None, **known}
+
+
+def test_an_enrichment_has_a_value_for_each_metric_and_outcome():
+    outcomes = {"patched": 30, "enrich_ambiguous": 2}
+    values = enrichment_values([enrichment("acme", rows=50, rows_total=200, outcomes=outcomes, deleted_references=4)])
+    assert {value.metric for value in values} == {metric.name for metric in ENRICHMENTS}
+    for value in values:
+        assert set(value.labels or {}) == set(METRICS[value.metric].labels)
+    assert found(values, "enrichment_unfinished") == [1]
+    assert found(values, "enrichment_progress_ratio") == [0.25]
+    assert found(values, "enrichment_rows", outcome="patched") == [30]
+    assert found(values, "enrichment_rows", outcome="refused") == [0]
+    assert len(found(values, "enrichment_rows")) == len(Outcome)
+    assert found(values, "enrichment_deleted_references") == [4]
+    assert found(values, "enrichment_updated_timestamp_seconds") == [NOW.timestamp()]
+
+
+def test_an_enrichment_that_is_over_is_whole_whatever_was_counted_before():
+    values = enrichment_values([enrichment("acme", rows=7, rows_total=9, finished=True), enrichment("none")])
+    assert found(values, "enrichment_unfinished", account="acme") == [0]
+    assert found(values, "enrichment_progress_ratio") == [1, 1]  # and of none, everything
+
+
+def test_enrichments_are_bounded_and_the_last_heard_of_stay():
+    values = enrichment_values([enrichment(f"a{n}", minutes=n) for n in range(9)], accounts_max=2)
+    assert {dict(value.labels or {})["account"] for value in values} == {"a8", "a7"}
