@@ -5,7 +5,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from producer.publisher import PRODUCER_CONFIG, check_topic
+from producer.publisher import PRODUCER_CONFIG, check_topic, introduce
 from schemas.codec import Codec
 from schemas.errors import ReplayError
 from schemas.records import SnapshotMarker
@@ -49,6 +49,7 @@ def _publish(
 
     producer = Producer({**PRODUCER_CONFIG, **kafka, "delivery.report.only.error": False})
     value = codec.encode(marker)
+    introduce(producer, topic)
     try:
         for partition in range(partitions):
             producer.produce(topic, value, partition=partition, on_delivery=delivered)

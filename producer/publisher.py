@@ -1,5 +1,6 @@
 """An idempotent Kafka producer: `flush` returns once every delivery is confirmed."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -77,10 +78,14 @@ class Publisher:
             {**PRODUCER_CONFIG, "message.max.bytes": message_bytes_max, "batch.size": batch_bytes, **kafka},
             logger=logger,
         )
+        self._introduced = False
 
     def publish(self, records: Iterable[Keyed], headers: Headers | None = None) -> None:
         """Hand records over; waits while the queue is full. Raises ReplayError if an earlier delivery has failed."""
         produce, topic, failed = self._producer.produce, self._topic, self._failed
+        if not self._introduced:
+            introduce(self._producer, topic)
+            self._introduced = True
         if headers:
             produce = partial(produce, headers=headers)
         for key, value in records:
@@ -142,14 +147,25 @@ class Publisher:
         )
 
 
-def check_topic(kafka: Mapping[str, Any], topic: str, partitions: int | None = None) -> int:
-    """Return the topic's partition count.
+def introduce(producer: Producer, topic: str) -> None:
+    """Let a new idempotent producer meet its cluster and topic; returns after the time-out where nobody answers.
+
+    One that is given a record before it is connected asks for its producer id half a second later.
+    """
+    with contextlib.suppress(KafkaException):  # whoever waits for the delivery hears of it
+        producer.list_topics(topic, timeout=CHECK_TIMEOUT_S)
+
+
+def check_topic(
+    kafka: Mapping[str, Any], topic: str, partitions: int | None = None, admin: AdminClient | None = None
+) -> int:
+    """Return the topic's partition count; asks with `admin` if there is one.
 
     Raises ServiceUnreachableError if no broker answers in time, BadInputError if there is no such topic or it has
     another number of partitions than `partitions`.
     """
     servers = kafka.get("bootstrap.servers", "")
-    admin = AdminClient({**kafka, "log_level": 0})
+    admin = admin or AdminClient({**kafka, "log_level": 0})
     try:
         found = admin.list_topics(timeout=CHECK_TIMEOUT_S).topics.get(topic)
     except KafkaException as error:
@@ -186,9 +202,9 @@ def offsets_held(consumer: Consumer, topic: str, partitions: int) -> list[tuple[
             time.sleep(LEADER_POLL_S)
 
 
-def message_bytes_max(kafka: Mapping[str, Any], topic: str) -> int:
+def message_bytes_max(kafka: Mapping[str, Any], topic: str, admin: AdminClient | None = None) -> int:
     """Return how many bytes of key and value a record of this topic may have. Raises ServiceUnreachableError."""
-    admin = AdminClient({**kafka, "log_level": 0})
+    admin = admin or AdminClient({**kafka, "log_level": 0})
     resource = ConfigResource(ResourceType.TOPIC, topic)
     try:
         answer = admin.describe_configs([resource], request_timeout=CHECK_TIMEOUT_S)[resource].result()

@@ -11,6 +11,7 @@ from itertools import chain, islice
 from typing import Any, cast
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
 from psycopg import sql
 from pymongo.database import Database
 
@@ -75,8 +76,8 @@ def publish(
     Raises ServiceUnreachableError or BadInputError before anything is published, ReplayError for an outage in between:
     then publish again. Keeps the contacts (about 300 bytes each) and the keys of one topic at a time in memory.
     """
-    for topic in topics.references:
-        check_topic(kafka, topic)
+    admin = AdminClient({**kafka, "log_level": 0})
+    partitions = {topic: check_topic(kafka, topic, admin=admin) for topic in topics.references}
     with connect(dsn, statement_timeout_s) as db:
         account = resolve(db, mapping, company_sso_id).account
         found = find_contacts(mongo, company_sso_id)
@@ -84,8 +85,9 @@ def publish(
 
         def run(name: str, topic: str, records: Iterator[tuple[str, bytes]]) -> int:
             nonlocal tombstones
+            bytes_max = message_bytes_max(kafka, topic, admin)
             published, dropped = _publish_topic(
-                kafka, topic, records, lambda n: progress(name, n) if progress else None
+                kafka, topic, partitions[topic], bytes_max, records, lambda n: progress(name, n) if progress else None
             )
             tombstones += dropped
             return published
@@ -121,13 +123,18 @@ def publish_feed(
     the account as its name. Contacts are not among them: the live feed asks MongoDB, for they appear while it runs.
     Raises like `publish`.
     """
-    for topic in (topics.users, topics.referents):
-        check_topic(kafka, topic)
+    admin = AdminClient({**kafka, "log_level": 0})
+    about = {
+        topic: (check_topic(kafka, topic, admin=admin), message_bytes_max(kafka, topic, admin))
+        for topic in (topics.users, topics.referents)
+    }
     with connect(dsn, statement_timeout_s) as db:
-        users, _ = _publish_topic(kafka, topics.users, _user_records(db, mapping, codec), lambda _: None)
+        users, _ = _publish_topic(
+            kafka, topics.users, *about[topics.users], _user_records(db, mapping, codec), lambda _: None
+        )
         names = _referent_records(db, mapping, None, codec) if with_referents else iter(())
         records = chain(_account_records(db, mapping, codec), names)
-        referents, _ = _publish_topic(kafka, topics.referents, records, lambda _: None)
+        referents, _ = _publish_topic(kafka, topics.referents, *about[topics.referents], records, lambda _: None)
     return users, referents
 
 
@@ -285,11 +292,16 @@ def _stream(db: Connection, query: sql.Composed, values: Mapping[str, Any], what
 
 
 def _publish_topic(
-    kafka: Mapping[str, Any], topic: str, records: Iterator[tuple[str, bytes]], progress: Callable[[int], None]
+    kafka: Mapping[str, Any],
+    topic: str,
+    partitions: int,
+    bytes_max: int,
+    records: Iterator[tuple[str, bytes]],
+    progress: Callable[[int], None],
 ) -> tuple[int, int]:
     """Publish all records and tombstones for the keys that are no longer there; return how many of each."""
-    gone = keys_on(kafka, topic)
-    publisher = Publisher(kafka, topic, message_bytes_max(kafka, topic))
+    gone = keys_on(kafka, topic, partitions)
+    publisher = Publisher(kafka, topic, bytes_max)
     published = 0
     try:
         while batch := [(key.encode(), value) for key, value in islice(records, BATCH_RECORDS)]:
@@ -305,7 +317,7 @@ def _publish_topic(
     return published, len(gone)
 
 
-def keys_on(kafka: Mapping[str, Any], topic: str) -> set[bytes]:
+def keys_on(kafka: Mapping[str, Any], topic: str, partitions: int) -> set[bytes]:
     """Return the keys whose last record on a topic is no tombstone, reading all of it once."""
     consumer = Consumer(
         {
@@ -320,7 +332,7 @@ def keys_on(kafka: Mapping[str, Any], topic: str) -> set[bytes]:
     )
     keys: set[bytes] = set()
     try:
-        held = offsets_held(consumer, topic, check_topic(kafka, topic))
+        held = offsets_held(consumer, topic, partitions)
         # Offsets that are known and partitions that are not empty: anything else costs the client half a second.
         parts = [TopicPartition(topic, number, low) for number, (low, end) in enumerate(held) if low < end]
         consumer.assign(parts)

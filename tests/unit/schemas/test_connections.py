@@ -15,9 +15,10 @@ def _no_settings(monkeypatch):
         monkeypatch.delenv(f"{name.upper()}_FILE", raising=False)
 
 
-def test_a_plain_broker_gets_its_address_and_nothing_else():
+def test_a_plain_broker_gets_its_address_and_a_quick_first_connection_and_nothing_else():
     assert Connections(kafka_bootstrap_servers="k:9092").kafka(acks="all") == {
         "bootstrap.servers": "k:9092",
+        "reconnect.backoff.ms": 20,
         "acks": "all",
     }
 
@@ -28,6 +29,7 @@ def test_sasl_over_tls_names_the_user_and_the_authority(tmp_path):
     found = Connections(**SASL, kafka_bootstrap_servers="k:9092", kafka_ssl_ca_file=str(authority)).kafka()
     assert found == {
         "bootstrap.servers": "k:9092",
+        "reconnect.backoff.ms": 20,
         "security.protocol": "SASL_SSL",
         "sasl.mechanism": "SCRAM-SHA-512",
         "sasl.username": "replay",
