@@ -1,13 +1,20 @@
-"""I/O: reads what Prometheus is told of jobs and enrichments. At most every few seconds, however often it asks."""
+"""I/O: reads what Prometheus is told of jobs and enrichments. At most every few seconds, however often it asks.
+
+The jobs' states have to arrive when Kafka is away or slow, too: that is when somebody looks. So a look at Kafka has a
+budget, within which accounts have their turns, and a Kafka that does not answer is left alone for a while.
+"""
 
 import threading
 import time
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from ops.control.backend import Backend
 from ops.control.console_state import ConsoleState
 from ops.control.dead_letters import State
 from ops.control.job_metrics import enrichment_values, job_values
 from ops.control.jobs import Job
+from ops.control.lag import Lag
 from schemas.errors import ReplayError
 from schemas.metrics import ACCOUNTS_MAX, Value
 from schemas.vocabulary import JobStatus
@@ -18,7 +25,19 @@ FRESH_S = 2.0
 JOBS_READ_MAX = 4 * ACCOUNTS_MAX  # the last started; accounts beyond them have not moved for long
 LETTERS_FRESH_S = 30.0  # of an account: its dead letters are read and compared with what became of their rows
 LETTERS_ACCOUNTS_MAX = 50  # the last changed
-RESTING_LAG_FRESH_S = 30.0
+RESTING_LAG_FRESH_S = 30.0  # of a job that is not in progress
+KAFKA_BUDGET_S = 2.0  # of one look; with what is under way then, it stays below the time-out of a scrape
+KAFKA_SLOW_S = 1.5  # of one account: then Kafka does not answer
+KAFKA_AWAY_S = 15.0
+KAFKA_KNOWN_S = 120.0  # how long what it has said of an account counts whose turn does not come
+
+
+class _Told(NamedTuple):
+    """What Kafka has said of an account, and when it was asked."""
+
+    at: float
+    lags: Mapping[str, int]  # by stage
+    waiting: int | None  # dead letters; None: not known
 
 
 class JobMetrics:
@@ -32,6 +51,8 @@ class JobMetrics:
         self._read_at = float("-inf")
         self._values: list[Value] = []
         self._waiting: dict[str, tuple[float, int]] = {}
+        self._told: dict[str, _Told] = {}  # by account: what Kafka has said
+        self._away_until = float("-inf")
 
     def read(self) -> list[Value]:
         """Return the values; raises pymongo's errors. A Kafka that does not answer leaves its values out."""
@@ -46,16 +67,38 @@ class JobMetrics:
         recent: dict[str, Job] = {}
         for job in sorted(jobs, key=lambda job: job.updated_at, reverse=True):
             recent.setdefault(job.company_sso_id, job)
-        lags: dict[str, dict[str, int]] = {}
-        waiting: dict[str, int] = {}
-        for account, job in list(recent.items())[:LETTERS_ACCOUNTS_MAX]:
-            running = job.status is JobStatus.IN_PROGRESS
-            lag = self._backend.lag.of(account, FRESH_S if running else RESTING_LAG_FRESH_S)
-            stages = {"processors": lag.processors, "sink": lag.sink}
-            lags[account] = {stage: records for stage, records in stages.items() if records is not None}
-            if lag.dead_letters is not None:
-                waiting[account] = self._letters_waiting(account) if lag.dead_letters else 0
+        self._ask_kafka(dict(list(recent.items())[:LETTERS_ACCOUNTS_MAX]))
+        lags = {account: told.lags for account, told in self._told.items()}
+        waiting = {account: told.waiting for account, told in self._told.items() if told.waiting is not None}
         return [*job_values(jobs, lags, waiting), *enrichment_values(self._enrichments())]
+
+    def _ask_kafka(self, accounts: Mapping[str, Job]) -> None:
+        """Ask about the accounts whose turn it is, as many as the budget allows; of the others keep what is known."""
+        began = time.monotonic()
+        self._told = {
+            account: told
+            for account, told in self._told.items()
+            if account in accounts and began - told.at < KAFKA_KNOWN_S
+        }
+        if began < self._away_until:
+            return
+        due: dict[str, float] = {}
+        for account, job in accounts.items():
+            known = self._told.get(account)
+            fresh_s = FRESH_S if job.status is JobStatus.IN_PROGRESS else RESTING_LAG_FRESH_S
+            due[account] = known.at + fresh_s if known else float("-inf")
+        for account in sorted((account for account, at in due.items() if at <= began), key=due.__getitem__):
+            asked_at = time.monotonic()
+            if asked_at - began > KAFKA_BUDGET_S:
+                return
+            lag = self._backend.lag.of(account)
+            if lag == Lag() and time.monotonic() - asked_at > KAFKA_SLOW_S:
+                self._told, self._away_until = {}, time.monotonic() + KAFKA_AWAY_S
+                return
+            stages = {"processors": lag.processors, "sink": lag.sink}
+            lags = {stage: records for stage, records in stages.items() if records is not None}
+            waiting = self._letters_waiting(account) if lag.dead_letters else lag.dead_letters
+            self._told[account] = _Told(asked_at, lags, waiting)
 
     def _enrichments(self) -> list[Document]:
         """Return the enrichments that were heard of last; of one that is silent, when that was."""

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from ops.local.generator import GENERATED_MAPPING
-from schemas.metrics import JOBS, PROCESSORS, PRODUCER, SINK
+from schemas.metrics import ENRICHMENTS, JOBS, PROCESSORS, PRODUCER, SINK
 from tests.e2e.conftest import Crm
 from tests.fixtures.services import _free_port
 
@@ -159,8 +159,10 @@ def test_rules_fire_on_a_dead_letter_a_stall_and_a_halt_and_every_metric_is_ther
     assert crm.call("resume", "--account", ACCOUNT, "--mapping", GENERATED_MAPPING).returncode == 0
     until(lambda: "CrmReplayHalted" not in prometheus.firing(), "the halt is over")
     until(lambda: "CrmReplayDeadLettersWaiting" in prometheus.firing(), "a dead letter waits, and nobody says so")
-    every = {metric.full_name for metric in JOBS}
+    assert crm.call("enrich", "--account", ACCOUNT, "--mapping", GENERATED_MAPPING).returncode == 0
+    every = {metric.full_name for metric in (*JOBS, *ENRICHMENTS)} | {"crm_replay_actors_fell_back_total"}
     until(lambda: all(prometheus.series(f"last_over_time({name}[10m])") for name in every), "a job does not say it all")
+    until(lambda: prometheus.series("crm_replay_enrichment_unfinished == 0"), "an enrichment that is over is not")
     # Every query of the dashboards is one that this Prometheus can answer.
     for dashboard in sorted((ROOT / "ops/grafana").glob("*.json")):
         for panel in json.loads(dashboard.read_text())["panels"]:
