@@ -1,11 +1,13 @@
 """The choice of the test fixtures between URLs, Docker and embedded servers, with a stand-in for the docker client."""
 
+import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ops.local import services
 from ops.local.services import Service
@@ -85,19 +87,29 @@ def test_an_address_in_the_environment_is_taken_before_anything_is_looked_for(
     assert not calls.exists()
 
 
-def _docker_has_compose() -> bool:
-    return (
-        bool(shutil.which("docker"))
-        and not subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode
-    )
+def _compose() -> list[str]:
+    """Return the command of compose, as Docker's plugin or on its own; checking a file needs no daemon."""
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]):
+            asked = subprocess.run([*command, "version", "--short"], capture_output=True, text=True, check=False)
+            if not asked.returncode and not asked.stdout.lstrip("v").startswith("1."):  # 1 knows an older format only
+                return command
+    return []
 
 
-@pytest.mark.skipif(not _docker_has_compose(), reason="there is no docker compose here")
-def test_docker_accepts_the_compose_file() -> None:
+@pytest.mark.skipif(not _compose(), reason="there is no docker compose, 2 or later, on the PATH")
+@pytest.mark.parametrize("profile", ["", "app"])
+def test_compose_accepts_the_file_with_every_profile(profile: str, tmp_path: Path) -> None:
+    words = [*_compose(), "-f", str(ROOT / "compose.yaml"), *(["--profile", profile] if profile else [])]
     checked = subprocess.run(
-        ["docker", "compose", "-f", str(ROOT / "compose.yaml"), "config", "-q"],
+        [*words, "config", "--format", "json", "--output", str(tmp_path / "found.json")],
         capture_output=True,
         text=True,
         check=False,
     )
     assert (checked.returncode, checked.stderr) == (0, "")
+    found = json.loads((tmp_path / "found.json").read_text())["services"]
+    declared = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    wanted = {name for name, content in declared.items() if set(content.get("profiles", [profile])) == {profile}}
+    assert set(found) >= wanted
+    assert len(found) == (len(declared) if profile else len(wanted))
