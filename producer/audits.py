@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import psycopg
 from psycopg import sql
@@ -66,6 +66,14 @@ AUDIT_COLUMNS = {
 }
 
 
+class RowKind(NamedTuple):
+    """Rows of one type and action; with a column, those whose changes can name it: never fewer, a few more."""
+
+    type: str
+    action: str
+    column: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class AuditSource:
     """One account's audits, found and checked."""
@@ -78,12 +86,15 @@ class AuditSource:
     account: Any
     changes_are_json: bool
     created_at_has_zone: bool  # else it is UTC, as Rails writes it
+    kinds: tuple[RowKind, ...] = ()  # of the rows in scope that are wanted; empty: all of them
 
     def query(self, *names: str) -> sql.Composed:
-        """Return the named `.sql` files one after the other, with the table and the account's predicate filled in."""
+        """Return the named `.sql` files one after the other, with the table and the rows' predicate filled in."""
         predicate: sql.Composable = sql.SQL("true")
         if self.account_column is not None:
             predicate = sql.SQL("{} = %(account)s").format(sql.Identifier(self.account_column))
+        if self.kinds:
+            predicate = sql.SQL("{} AND ({})").format(predicate, _of_kinds(self.kinds))
         text = "\n".join(sql_text(name) for name in names)
         return sql.SQL(text).format(table=sql.Identifier(self.schema, self.relation), account=predicate)
 
@@ -107,6 +118,26 @@ class Limits:
 def sql_text(name: str) -> str:
     """Return the text of a `.sql` file of this package."""
     return files("producer").joinpath(f"{name}.sql").read_text("utf-8")
+
+
+def _of_kinds(kinds: Sequence[RowKind]) -> sql.Composable:
+    """Return the predicate of rows that are of one of these kinds."""
+    pairs: dict[str, list[sql.Composable]] = {}
+    for kind in kinds:
+        pair = sql.SQL("({}, {})").format(_text(kind.type), _text(kind.action))
+        pairs.setdefault(kind.column, []).append(pair)
+    named = sql.SQL(sql_text("can_name"))
+    return sql.SQL(" OR ").join(
+        sql.SQL("(auditable_type, action) IN ({}) AND {}").format(
+            sql.SQL(", ").join(of_column), named.format(column=_text(column)) if column else sql.SQL("true")
+        )
+        for column, of_column in pairs.items()
+    )
+
+
+def _text(text: str) -> sql.SQL:
+    """Return a text as a literal in a statement with parameters."""
+    return sql.SQL(sql.Literal(text).as_string().replace("%", "%%"))
 
 
 def where(dsn: str) -> str:

@@ -1,20 +1,24 @@
 """The one in-place update: adds metadata that association logs lack, and changes nothing that is there.
 
-A batch of rows costs one read by external_id, at most one read for each category and action among the rows that are
-left, by match key, and one bulk of updates by `_id`. The server merges what an update adds under what is there when it
-is applied: whatever another writer has added between the read and the write stays. So a patch can be repeated, and
-dying anywhere costs nothing: what has been added is found complete the next time.
+A batch of rows costs one read by external_id and one update by `_id`, and for the rows that are left at most one read
+for each category and action among them, by match key, and one more update. The server merges what an update adds under
+what is there when it is applied: whatever another writer has added between the read and the write stays. So a patch can
+be repeated, and dying anywhere costs nothing: what has been added is found complete the next time.
+
+Batches can be patched at the same time, by threads: documents that rows find by external_id are theirs alone. Only by
+match key can two batches find the same one, so that part of a batch waits for its turn.
 """
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import bson
+from bson import ObjectId
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
-from pymongo import UpdateOne
+from pymongo import UpdateMany, UpdateOne
 from pymongo.errors import BulkWriteError
 
 from sink.database import Document, Documents
@@ -26,7 +30,10 @@ from sink.writer import WriteConcernUnmetError
 log = logging.getLogger(__name__)
 
 WINDOW_MS = 2_000  # how far a live log's time may be from its row's
-FIELDS = {"external_id": 1, "customer_id": 1, "category": 1, "action": 1, "timestamp": 1, "metadata": 1}
+STATEMENT_BYTES_MAX = 1024 * 1024  # of what one update adds; the server takes 16 MiB, names are of any length
+OWN_FIELDS = {"external_id": 1, "category": 1, "action": 1, "metadata": 1}
+FIELDS = {**OWN_FIELDS, "customer_id": 1, "timestamp": 1}
+BY_ID = "_id_"  # every collection's own index
 # A live feed's documents may hold dates that Python's own type does not, and texts that are no UTF-8.
 TOLERANT: CodecOptions[Document] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_MS, unicode_decode_error_handler="replace"
@@ -53,25 +60,42 @@ class Enricher:
         self._window_ms = window_ms
         self._dry_run = dry_run
 
-    def patch(self, rows: Sequence[Association]) -> list[Outcome]:
+    def patch(self, rows: Sequence[Association], turn: Callable[[], object] = lambda: None) -> list[Outcome]:
         """Add what the rows' documents lack; return what became of each row, in their order.
 
-        Raises pymongo's error, or WriteConcernUnmetError, when the answer is unknown: then patch the batch again.
+        Of several batches at once, each of the later ones gives a `turn` that returns when those before it are done,
+        and raises if one of them has failed. Raises pymongo's error, or WriteConcernUnmetError, when the answer is
+        unknown: then patch the batch again.
         """
         outcomes: list[Outcome] = [Outcome.NO_DOCUMENT] * len(rows)
-        found = self._by_external_id(rows)
-        left = [at for at, row in enumerate(rows) if row.external_id not in found]
-        by_key = self._by_match_key([rows[at] for at in left])
-        targets: dict[bytes, list[int]] = defaultdict(list)  # document's _id -> positions of the rows that found it
-        documents: dict[bytes, Document] = {}
+        own = self._by_external_id(rows)
+        left: list[int] = []
+        fitting: dict[int, list[Document]] = {}
         for at, row in enumerate(rows):
-            fitting = [found[row.external_id]] if row.external_id in found else self._fitting(row, by_key)
-            if len(fitting) > 1:
+            if (document := own.get(row.external_id)) is not None:
+                fitting[at] = [document]
+            elif match_key(row) is not None:
+                left.append(at)
+        self._patch(rows, fitting, outcomes)
+        if left:
+            turn()
+            by_key = self._by_match_key([rows[at] for at in left])
+            self._patch(rows, {at: candidates(rows[at], by_key, self._window_ms) for at in left}, outcomes)
+        return outcomes
+
+    def _patch(
+        self, rows: Sequence[Association], fitting: Mapping[int, Sequence[Document]], outcomes: list[Outcome]
+    ) -> None:
+        """Patch the documents that fit rows, by the rows' positions."""
+        targets: dict[ObjectId | bytes, list[int]] = {}  # document's _id -> positions of the rows that found it
+        documents: dict[ObjectId | bytes, Document] = {}
+        for at, found in fitting.items():
+            if len(found) > 1:
                 outcomes[at] = Outcome.ENRICH_AMBIGUOUS
-            elif fitting:
-                own_id = _hashable(fitting[0]["_id"])
-                targets[own_id].append(at)
-                documents[own_id] = fitting[0]
+            elif found:
+                own_id = _hashable(found[0]["_id"])
+                targets.setdefault(own_id, []).append(at)
+                documents[own_id] = found[0]
         patches = []
         for own_id, claims in targets.items():
             if len(claims) > 1 and not agree(rows[at] for at in claims):
@@ -86,10 +110,6 @@ class Enricher:
                 patches.append(_Patch(claims[0], documents[own_id]["_id"], fields))
         if patches and not self._dry_run:
             self._write(patches, outcomes)
-        return outcomes
-
-    def _fitting(self, row: Association, by_key: Mapping[MatchKey, Sequence[tuple[int, Document]]]) -> list[Document]:
-        return candidates(row, by_key, self._window_ms)
 
     def _by_external_id(self, rows: Sequence[Association]) -> dict[str, Document]:
         """Return the rows' own documents, whoever wrote them."""
@@ -97,7 +117,9 @@ class Enricher:
         if not wanted:
             return {}
         query = {"company_sso_id": self._account, "external_id": {"$in": wanted}}
-        return {found["external_id"]: found for found in self._logs.find(query, FIELDS, hint=UNIQUE_EXTERNAL_ID.name)}
+        return {
+            found["external_id"]: found for found in self._logs.find(query, OWN_FIELDS, hint=UNIQUE_EXTERNAL_ID.name)
+        }
 
     def _by_match_key(self, rows: Iterable[Association]) -> dict[MatchKey, list[tuple[int, Document]]]:
         """Return the documents without external_id that have a row's match key, or may have, with their times."""
@@ -126,19 +148,13 @@ class Enricher:
 
     def _write(self, patches: Sequence[_Patch], outcomes: list[Outcome]) -> None:
         """Write the patches, and look once more at the documents where one has met something else than was read."""
-        updates = [UpdateOne({"_id": patch.document_id}, _added(patch.fields)) for patch in patches]
-        left = list(patches)
         try:
-            # By `_id` and nothing else: that takes a server's shortest way, a third of what one more condition costs.
-            if self._logs.bulk_write(updates, ordered=False).modified_count == len(updates):
+            if self._logs.bulk_write([*_statements(patches)], ordered=False).modified_count == len(patches):
                 return
         except BulkWriteError as error:
-            if error.details["writeConcernErrors"]:
-                raise WriteConcernUnmetError("the write concern was not met", "check the replica set") from None
-            for refusal in error.details["writeErrors"]:
-                outcomes[patches[int(refusal["index"])].position] = Outcome.REFUSED
-                log.warning("code %s: %s", refusal.get("code"), scrub(str(refusal.get("errmsg", ""))))
-            left = [patch for patch in patches if outcomes[patch.position] is not Outcome.REFUSED]
+            _require_write_concern(error)
+            self._write_one_by_one(patches, outcomes)  # one that is refused has stopped its whole statement
+        left = [patch for patch in patches if outcomes[patch.position] is not Outcome.REFUSED]
         query = {"_id": {"$in": [patch.document_id for patch in left]}}
         now = {_hashable(found["_id"]): found.get("metadata") for found in self._logs.find(query, {"metadata": 1})}
         for patch in left:
@@ -151,14 +167,61 @@ class Enricher:
             elif all(metadata.get(key) != value for key, value in patch.fields.items()):
                 outcomes[patch.position] = Outcome.COMPLETE  # by somebody else
 
+    def _write_one_by_one(self, patches: Sequence[_Patch], outcomes: list[Outcome]) -> None:
+        """Write the patches with a statement each, and name the ones that are refused."""
+        try:
+            self._logs.bulk_write([_statement(patch) for patch in patches], ordered=False)
+        except BulkWriteError as error:
+            _require_write_concern(error)
+            for refusal in error.details["writeErrors"]:
+                outcomes[patches[int(refusal["index"])].position] = Outcome.REFUSED
+                log.warning("code %s: %s", refusal.get("code"), scrub(str(refusal.get("errmsg", ""))))
 
-def _added(fields: dict[str, Any]) -> list[Document]:
-    """Return the update that adds fields to `metadata`, behind and under what is there; what is no document stays."""
-    merged = {"$mergeObjects": ["$metadata", {"$literal": fields}, "$metadata"]}
+
+def _require_write_concern(error: BulkWriteError) -> None:
+    if error.details["writeConcernErrors"]:
+        raise WriteConcernUnmetError("the write concern was not met", "check the replica set") from None
+
+
+def _statements(patches: Sequence[_Patch]) -> Iterator[UpdateMany]:
+    """Yield updates that write the patches: as few as the size of a statement allows."""
+    begin = size = 0
+    for at, patch in enumerate(patches):
+        own_size = len(bson.encode(patch.fields))
+        if at > begin and size + own_size > STATEMENT_BYTES_MAX:
+            yield _statement_of_many(patches[begin:at])
+            begin, size = at, 0
+        size += own_size
+    yield _statement_of_many(patches[begin:])
+
+
+def _statement_of_many(patches: Sequence[_Patch]) -> UpdateMany:
+    """Return one update of many documents: for the server two thirds of the work of as many updates of one document.
+
+    What they are given are two constants that the server reads once: their ids, and under the same place the fields.
+    """
+    ids = [patch.document_id for patch in patches]
+    nothing: Document = {}  # at the end, where place -1 is: that of a document which is none of these
+    fields = {"$literal": [*(patch.fields for patch in patches), nothing]}
+    own = {"$arrayElemAt": [fields, {"$indexOfArray": [{"$literal": ids}, "$_id"]}]}
+    return UpdateMany({"_id": {"$in": ids}}, _added(own), hint=BY_ID)
+
+
+def _statement(patch: _Patch) -> UpdateOne:
+    # By `_id` and nothing else: that takes a server's shortest way, a third of what one more condition costs.
+    return UpdateOne({"_id": patch.document_id}, _added({"$literal": patch.fields}))
+
+
+def _added(fields: Document) -> list[Document]:
+    """Return the update that adds what an expression gives to `metadata`, behind and under what is there.
+
+    What is there and no document stays as it is.
+    """
+    merged = {"$mergeObjects": ["$metadata", fields, "$metadata"]}
     is_document = {"$in": [{"$type": "$metadata"}, ["missing", "object"]]}
     return [{"$set": {"metadata": {"$cond": [is_document, merged, "$metadata"]}}}]
 
 
-def _hashable(document_id: Any) -> bytes:
-    """Return an `_id` as bytes: a live feed's can be of any type, a document included."""
-    return bson.encode({"": document_id})
+def _hashable(document_id: Any) -> ObjectId | bytes:
+    """Return what stands for an `_id`: a live feed's can be of any type, a document included."""
+    return document_id if type(document_id) is ObjectId else bson.encode({"": document_id})

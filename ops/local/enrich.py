@@ -11,12 +11,14 @@ import datetime as dt
 import json
 import time
 import uuid
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from itertools import starmap
+from threading import Lock
 from typing import Annotated, Any
 
 import typer
@@ -30,7 +32,7 @@ from ops.local import services
 from ops.local.view import RunView, view_for
 from processors.enrichment import TYPE_KEY, AssociationFinder, AssociationLog, Name
 from processors.transform import Refused, Skip
-from producer.audits import AuditReader, AuditSource, Connection, Limits, answering, connect, resolve
+from producer.audits import AuditReader, AuditSource, Connection, Limits, RowKind, answering, connect, resolve
 from producer.cursor import EARLIEST
 from producer.messages import Page
 from producer.references import find_contacts, names_of
@@ -46,7 +48,8 @@ from sink.enricher import WINDOW_MS, Enricher
 from sink.indexes import ACTIVITY_LOGS, ENRICHED_ACTIONS, ENRICHED_CATEGORIES, ENRICHMENTS
 from sink.match_key import DELETED_REFERENCE, Association, Outcome
 
-BATCH_ROWS = 1_000  # association rows patched at once
+BATCH_ROWS = 1_000  # association rows of a batch
+IN_FLIGHT = 2  # batches: while the server works for one, this process works for the other
 PAGE_ROWS = 5_000
 SAVE_EVERY_S = 2.0  # also where there is nothing to patch: an account may have few association rows
 SILENT_S = 30.0  # an enrichment that has saved nothing for so long has died; a slow page may take as long
@@ -318,7 +321,11 @@ def _mapping_of(account: str, options: EnrichOptions, database: Any) -> SourceMa
 
 
 class _Run:
-    """One enrichment: this thread reads and decides, another patches and saves."""
+    """One enrichment: this thread reads, decides and saves, others patch, up to `IN_FLIGHT` batches at once.
+
+    Batches are counted and saved in their order, each when it and all before it are written: so the cursor is never
+    ahead of a document, and whatever dies, what is done again is at most what was in flight.
+    """
 
     def __init__(
         self,
@@ -344,12 +351,14 @@ class _Run:
         )
         self._cursor = Cursor(database[ENRICHMENTS], options, _digest(mapping))
         self._state = Enrichment(account, 0)
+        self._in_flight: deque[tuple[_Batch, Future[tuple[list[Outcome], int]]]] = deque()
+        self._naming = Lock()  # of the names, and of the connection that they come by
 
     def run(self) -> Enrichment:
         """Return the whole enrichment."""
         began = time.monotonic()
         found = resolve(self._db, self._mapping, self._account)
-        source = replace(found, scope=self._finder.types)
+        source = replace(found, scope=self._finder.types, kinds=tuple(starmap(RowKind, self._finder.kinds)))
         state = self._begin(source)
         self._contacts = Contacts(self._account, find_contacts(self._database, self._account).by_person)
         self._names = Names(self._db, self._mapping, found.account)
@@ -357,8 +366,11 @@ class _Run:
             self._view.note(f"taking up the enrichment of {self._account} behind audit id {state.cursor}")
         limits = Limits(page_rows=PAGE_ROWS)
         try:
-            with ThreadPoolExecutor(1) as patcher, closing(AuditReader(self._dsn, source, EARLIEST, limits)) as reader:
-                self._read(reader, patcher)
+            with (
+                ThreadPoolExecutor(IN_FLIGHT, "enrich") as self._patchers,
+                closing(AuditReader(self._dsn, source, EARLIEST, limits)) as reader,
+            ):
+                self._read(reader)
         except BaseException:
             if not self._options.dry_run:
                 with suppress(PyMongoError):
@@ -380,26 +392,48 @@ class _Run:
         self._state = state
         return state
 
-    def _read(self, reader: AuditReader, patcher: ThreadPoolExecutor) -> None:
-        """Read what is left of the source; the patcher, one thread, gets batches in their order."""
+    def _read(self, reader: AuditReader) -> None:
+        """Read what is left of the source, and patch it batch by batch."""
         cursor, top = self._state.cursor, self._state.top
         batch, handed_at = _Batch(), time.monotonic()
-        pending: Future[None] = patcher.submit(lambda: None)
         while cursor < top:
             page = reader.page_after(cursor, top, 0, (), look_for_gaps=False)
             for event in page.events:
                 self._take(event, page, batch)
                 if len(batch.logs) >= self._options.batch_rows:
                     batch.end = event.audit_id
-                    pending.result()
-                    pending, batch, handed_at = patcher.submit(self._patch, batch), _Batch(), time.monotonic()
+                    self._hand_over(batch)
+                    batch, handed_at = _Batch(), time.monotonic()
             cursor = batch.end = page.end
             if time.monotonic() - handed_at > SAVE_EVERY_S:
-                pending.result()
-                pending, batch, handed_at = patcher.submit(self._patch, batch), _Batch(), time.monotonic()
+                self._hand_over(batch)
+                batch, handed_at = _Batch(), time.monotonic()
         batch.end = top
-        pending.result()
-        patcher.submit(self._patch, batch).result()
+        self._hand_over(batch)
+        while self._in_flight:
+            self._settle()
+
+    def _hand_over(self, batch: _Batch) -> None:
+        """Have a batch patched; waits while as many are in flight as may be."""
+        if len(self._in_flight) >= IN_FLIGHT:
+            self._settle()
+        before = self._in_flight[-1][1].result if self._in_flight else None
+        self._in_flight.append((batch, self._patchers.submit(self._patch, batch, before)))
+
+    def _settle(self) -> None:
+        """Wait for the oldest batch in flight, then count its rows and save how far that is, in one update."""
+        batch, patched = self._in_flight.popleft()
+        outcomes, deleted_references = patched.result()
+        state = self._state
+        state.add(batch.without)
+        state.add(zip((audit_id for audit_id, _ in batch.logs), outcomes, strict=True))
+        state.deleted_references += deleted_references
+        state.rows += batch.rows
+        state.cursor = batch.end
+        if not self._options.dry_run:
+            self._cursor.save(state)
+        shown = {outcome: n for outcome, n in state.outcomes.items() if outcome != Outcome.COMPLETE}
+        self._view.progress(state.rows, state.rows_total, shown, 0)
 
     def _take(self, event: AuditEvent, page: Page, batch: _Batch) -> None:
         """Add a row to the batch, if it is an association row."""
@@ -421,36 +455,25 @@ class _Run:
         elif isinstance(found, Skip):
             batch.without.append((event.audit_id, Outcome.NO_CONTACT))
 
-    def _patch(self, batch: _Batch) -> None:
-        """Patch a batch's documents, then count its rows and save how far that is, in one update."""
-        state = self._state
-        self._names.learn([name for _, log in batch.logs for name in log.names])
-        rows = [self._association(audit_id, log) for audit_id, log in batch.logs]
-        outcomes = self._enricher.patch(rows)
-        state.add(batch.without)
-        state.add(zip((row.audit_id for row in rows), outcomes, strict=True))
-        state.deleted_references += sum(DELETED_REFERENCE in row.texts.values() for row in rows)
-        state.rows += batch.rows
-        state.cursor = batch.end
-        if not self._options.dry_run:
-            self._cursor.save(state)
-        shown = {outcome: n for outcome, n in state.outcomes.items() if outcome != Outcome.COMPLETE}
-        self._view.progress(state.rows, state.rows_total, shown, 0)
+    def _patch(self, batch: _Batch, turn: Callable[[], object] | None) -> tuple[list[Outcome], int]:
+        """Patch a batch's documents; return its rows' outcomes, and how many rows name a record that is gone.
+
+        `turn` waits for the batch before this one, None if that is done.
+        """
+        with self._naming:
+            self._names.learn([name for _, log in batch.logs for name in log.names])
+            rows = [self._association(audit_id, log) for audit_id, log in batch.logs]
+        outcomes = self._enricher.patch(rows, turn) if turn is not None else self._enricher.patch(rows)
+        return outcomes, sum(DELETED_REFERENCE in row.texts.values() for row in rows)
 
     def _association(self, audit_id: int, log: AssociationLog) -> Association:
         """Return what the enricher has to know of a row."""
-        document = log.document
-        texts = {TYPE_KEY: log.links[TYPE_KEY]} if TYPE_KEY in log.links else {}
+        links = dict(log.links)
+        type_name = links.pop(TYPE_KEY, None)
+        texts = {TYPE_KEY: type_name} if type_name is not None else {}
         texts |= {name.key: text for name in log.names if (text := self._names.get(name))}
         return Association(
-            audit_id,
-            document["external_id"],
-            document["customer_id"],
-            document["category"],
-            document["action"],
-            (document["timestamp"] - EPOCH) // dt.timedelta(milliseconds=1),
-            {key: value for key, value in log.links.items() if key != TYPE_KEY},
-            texts,
+            audit_id, log.external_id, log.customer_id, log.category, log.action, log.timestamp_ms, links, texts
         )
 
 

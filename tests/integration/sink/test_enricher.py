@@ -3,7 +3,7 @@
 import contextlib
 import datetime as dt
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import bson
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pymongo.errors import AutoReconnect
 
 from ops.control import migrations
-from sink.enricher import Enricher
+from sink.enricher import STATEMENT_BYTES_MAX, Enricher
 from sink.match_key import Association, Outcome
 
 pytestmark = pytest.mark.services
@@ -162,21 +162,20 @@ def test_metadata_that_is_no_document_and_dates_that_python_lacks_are_left_as_th
 
 
 class Meanwhile:
-    """A collection to which somebody else writes between a read and the update that follows it."""
+    """A collection to which somebody else writes between a read and the update after it, once for each of `writes`."""
 
-    def __init__(self, logs: Any, write: Any, times: int = 1) -> None:
-        self._logs, self._write, self._times = logs, write, times
+    def __init__(self, logs: Any, *writes: Callable[[], None]) -> None:
+        self._logs, self._writes = logs, list(writes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._logs, name)
 
     def with_options(self, **options: Any) -> "Meanwhile":
-        return Meanwhile(self._logs.with_options(**options), self._write, self._times)
+        return Meanwhile(self._logs.with_options(**options), *self._writes)
 
     def bulk_write(self, *args: Any, **options: Any) -> Any:
-        if self._times > 0:
-            self._times -= 1
-            self._write()
+        if self._writes:
+            self._writes.pop(0)()
         return self._logs.bulk_write(*args, **options)
 
 
@@ -193,9 +192,11 @@ def test_a_field_that_appears_meanwhile_stays_and_the_rest_is_added(logs: Any) -
         logs.delete_one({"_id": 3})
         logs.update_one({"_id": 4}, {"$set": {"metadata": "no document any more"}})
         logs.update_one({"_id": 5}, {"$set": {"metadata.crm_person_id": 6}})
+
+    def write_to_the_live_log() -> None:
         logs.update_one({"_id": 7}, {"$set": {"external_id": "theirs"}})
 
-    outcomes = Enricher(Meanwhile(logs, write), "a").patch(rows)
+    outcomes = Enricher(Meanwhile(logs, write, write_to_the_live_log), "a").patch(rows)
     assert outcomes == [
         Outcome.PATCHED,
         Outcome.COMPLETE,
@@ -235,6 +236,53 @@ def test_a_patch_that_the_server_refuses_is_counted_and_the_others_are_written(l
     logs.update_one({"_id": 2}, {"$set": {"filler": "x" * room}})  # none is left for a name
     assert Enricher(logs, "a").patch(rows) == [Outcome.PATCHED, Outcome.REFUSED, Outcome.PATCHED]
     assert metadata_of(logs, 2) == {}
+
+
+def test_names_of_any_length_are_added_in_updates_that_the_server_takes(logs: Any) -> None:
+    name = "n" * (STATEMENT_BYTES_MAX // 4)
+    texts = {"linked_entity_type": "Crm::Deal", "linked_entity_name": name}
+    rows = [association(number, texts=texts) for number in range(1, 10)]
+    logs.insert_many([{"_id": row.audit_id, **log_of(row)} for row in rows])
+    assert Enricher(logs, "a").patch(rows) == [Outcome.PATCHED] * 9
+    assert {log["metadata"]["linked_entity_name"] for log in logs.find()} == {name}
+
+
+# ---- several batches at once
+
+
+def test_what_is_found_by_match_key_waits_for_its_turn_and_nothing_else_does(logs: Any) -> None:
+    """Both batches have a row that means the one live log; the second finds it as the first has left it."""
+    first = [association(1), association(2)]
+    other = {**first[1].ids, "crm_person_id": 6, "crm_company_id": 8}
+    second = [association(3), first[1]._replace(audit_id=4, external_id="crm_audit:4", ids=other)]
+    logs.insert_many([{"_id": 1, **log_of(first[0])}, {"_id": 3, **log_of(second[0])}])
+    logs.insert_one({"_id": 2, **log_of(first[1], live=True, linked_entity_id=2)})
+    enricher = Enricher(logs, "a")
+    at_its_turn: list[dict[str, Any]] = []
+    done: list[list[Outcome]] = []
+
+    def turn() -> None:
+        at_its_turn.extend(metadata_of(logs, number) for number in (3, 2))
+        done.append(enricher.patch(first))
+
+    assert enricher.patch(second, turn) == [Outcome.PATCHED, Outcome.CONFLICT]
+    assert done == [[Outcome.PATCHED] * 2]
+    assert at_its_turn == [whole(second[0]), {"linked_entity_id": 2}]
+    assert metadata_of(logs, 2) == whole(first[1])
+
+
+def test_a_batch_whose_turn_never_comes_has_written_no_more_than_its_own_documents(logs: Any) -> None:
+    own, live = rows = [association(1), association(2)]
+    logs.insert_many([{"_id": 1, **log_of(own)}, {"_id": 2, **log_of(live, live=True, linked_entity_id=2)}])
+
+    def turn() -> None:
+        raise AutoReconnect("the batch before has failed")
+
+    with pytest.raises(AutoReconnect):
+        Enricher(logs, "a").patch(rows, turn)
+    assert metadata_of(logs, 1) == whole(own)
+    assert metadata_of(logs, 2) == {"linked_entity_id": 2}
+    assert Enricher(logs, "a").patch(rows) == [Outcome.COMPLETE, Outcome.PATCHED]
 
 
 def test_an_outage_is_raised_and_the_batch_can_be_patched_again(logs: Any) -> None:
@@ -291,14 +339,15 @@ def test_a_batch_is_a_handful_of_commands_each_by_an_index(logs: Any) -> None:
 
         def bulk_write(self, updates: Any, *, ordered: bool) -> Any:
             assert not ordered
-            one = updates[0]
-            update = {"q": one._filter, "u": one._doc, "multi": False}
+            (one,) = updates
+            update = {"q": one._filter, "u": one._doc, "multi": True, "hint": one._hint}
             sent.append(("update", "_id_", self._explain({"update": self._logs.name, "updates": [update]})))
             return self._logs.bulk_write(updates, ordered=ordered)
 
     assert Enricher(Explaining(logs), "a").patch(rows) == [Outcome.PATCHED] * 600
     assert [(name, hint) for name, hint, _ in sent] == [
         ("find", "uniq_company_external_id"),
+        ("update", "_id_"),
         ("find", "idx_enrichment_match"),
         ("find", "idx_enrichment_match"),
         ("update", "_id_"),
@@ -404,8 +453,12 @@ def test_only_missing_metadata_ever_changes_and_a_second_time_nothing(
     assert raw(logs) == unchanged
 
 
-def test_object_ids_of_any_kind_are_patched_by_themselves(logs: Any) -> None:
-    rows = [association(number) for number in range(1, 4)]
-    ids = [ObjectId(), "text", {"a": 1}]
+def test_documents_with_ids_of_any_type_get_what_is_their_own(logs: Any) -> None:
+    rows = [association(number) for number in range(1, 10)]
+    ids = [ObjectId(), "text", {"a": 1}, 1.0, bson.Int64(2), True, bson.DatetimeMS(2**60), float("nan"), bson.MaxKey()]
     logs.insert_many([{"_id": id_, **log_of(row)} for id_, row in zip(ids, rows, strict=True)])
-    assert Enricher(logs, "a").patch(rows) == [Outcome.PATCHED] * 3
+    assert Enricher(logs, "a").patch(rows) == [Outcome.PATCHED] * 9
+    assert {log["external_id"]: log["metadata"] for log in logs.find({}, {"_id": 0})} == {
+        row.external_id: whole(row) for row in rows
+    }
+    assert Enricher(logs, "a").patch(rows) == [Outcome.COMPLETE] * 9
