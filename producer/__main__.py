@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
@@ -91,8 +92,11 @@ def run(only: frozenset[int]) -> None:
             traces=traces,
         )
         snapshot.counters.top_audit_id = job.top_audit_id
-        # A child's port is any: the one in the environment is its parent's.
-        environ = {**os.environ, PORT_VARIABLE: "0"} if only and os.environ.get(PORT_VARIABLE) else os.environ
+        # A child's port is any, and its name its own: those in the environment are its parent's.
+        environ: Mapping[str, str] = os.environ
+        if only and os.environ.get(PORT_VARIABLE):
+            name = f"{os.environ.get('CRM_REPLAY_WORKER') or 'producer'}-{min(only)}"
+            environ = {**os.environ, PORT_VARIABLE: "0", "CRM_REPLAY_WORKER": name}
         about = {"account": job.company_sso_id, "job_id": job.job_id, "run": str(job.run)}
         open_.enter_context(serving("producer", snapshot.counters.values, about=about, environ=environ))
         ranges = ranges_of_run(checkpoint, min(0, reader.smallest_id() - 1), job.top_audit_id)

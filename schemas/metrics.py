@@ -53,6 +53,7 @@ def _gauge(name: str, help_text: str, *labels: str) -> Metric:
     return Metric(name, Kind.GAUGE, help_text, labels)
 
 
+REBALANCES = _counter("rebalances_total", "Assignments of partitions")
 PRODUCER = (
     _counter("rows_read_total", "Source rows read by the snapshot"),
     _counter("rows_published_total", "Source rows that Kafka has confirmed"),
@@ -72,7 +73,7 @@ PROCESSORS = (
     _counter("runs_total", "Runs of records handled"),
     _counter("transform_seconds_total", "Time in decoding, rules and encoding"),
     _counter("delivery_wait_seconds_total", "Time waited for confirmations of outcomes"),
-    _counter("rebalances_total", "Assignments of partitions"),
+    REBALANCES,
     _counter("rules_total", "What the rules met beside the outcomes: values refused, id sets missing …", "what"),
     _counter("actors_fell_back_total", "Actors that became «[Deleted CRM User]», by case", "case"),
     _counter("directory_total", "User directory: requests, answers by kind, circuit openings", "what"),
@@ -95,6 +96,7 @@ SINK = (
     _counter("records_undecodable_total", "Outcomes that could not be read"),
     _counter("progress_races_total", "Progress that another sink had moved meanwhile"),
     _counter("retries_total", "Effects tried again because a server had not answered"),
+    REBALANCES,
 )
 JOBS = (
     _gauge("job_state", "1 for the present status of the account's last job", "account", "status"),
@@ -115,10 +117,11 @@ ENRICHMENTS = (
     _gauge("enrichment_deleted_references", "Those of them that name a record which is gone", "account"),
     _gauge("enrichment_updated_timestamp_seconds", "When the account's last enrichment was heard of", "account"),
 )
+RUNNER = (_gauge("worker_up", "1 if the runner could ask its worker, else 0", "role", "worker", "account"),)
 PROCESS = (_gauge("process_info", "1; which process of which job and run this is", "role", "account", "job_id", "run"),)
 
 METRICS: Mapping[str, Metric] = {
-    metric.name: metric for metric in (*PRODUCER, *PROCESSORS, *LIVE, *SINK, *JOBS, *ENRICHMENTS, *PROCESS)
+    metric.name: metric for metric in (*PRODUCER, *PROCESSORS, *LIVE, *SINK, *JOBS, *ENRICHMENTS, *RUNNER, *PROCESS)
 }
 
 

@@ -257,6 +257,7 @@ class Sink:
             if partition.offset < 0:
                 partition.offset = OFFSET_BEGINNING
         consumer.assign(committed)
+        self.metrics.rebalances += 1
         log.info("assigned %s", {p.partition: p.offset for p in committed})
 
     def _revoked(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -32,6 +32,7 @@ class SinkMetrics:
     undecodable: int = 0
     lost_races: int = 0  # progress that another sink had moved meanwhile
     retries: int = 0  # of effects that were not answered
+    rebalances: int = 0
     _logged_at: float = field(default_factory=time.monotonic, repr=False)
 
     def add_batch(self, batch: Batch, outcome: BatchOutcome, write_seconds: float) -> None:
@@ -70,6 +71,7 @@ class SinkMetrics:
             Value("records_undecodable_total", self.undecodable),
             Value("progress_races_total", self.lost_races),
             Value("retries_total", self.retries),
+            Value("rebalances_total", self.rebalances),
         ]
 
     def log_if_due(self) -> None:

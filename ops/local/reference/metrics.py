@@ -8,9 +8,11 @@ HEAD = f"""# Metrics
 
 {MADE}
 
-A process serves its metrics where `CRM_REPLAY_METRICS_PORT` says (see [settings](settings.md)); the control plane has
-those of all jobs, and its own (`crm_control_*`), at `/metrics`. Labels are bounded: closed lists, and accounts up to
-{metrics.ACCOUNTS_MAX} a process. Alert rules: `ops/prometheus/rules.yml`; dashboards: `ops/grafana/`.
+A process serves its metrics where `CRM_REPLAY_METRICS_PORT` says (see [settings](settings.md)), a runner with a port of
+its own those of its workers, too. The control plane has those of all jobs, and its own (`crm_control_*`), at `/metrics`.
+Labels are bounded: closed lists, and accounts up to {metrics.ACCOUNTS_MAX} a process.
+
+Alert rules: `ops/prometheus/rules.yml`; dashboards: `ops/grafana/`.
 """
 SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("Producer", metrics.PRODUCER),
@@ -19,6 +21,7 @@ SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("Sink", metrics.SINK),
     ("Jobs, from the control plane", metrics.JOBS),
     ("Enrichments, from the control plane", metrics.ENRICHMENTS),
+    ("Runners with a port of their own", metrics.RUNNER),
     ("Each process", metrics.PROCESS),
 )
 

@@ -1,0 +1,159 @@
+"""I/O: the metrics of this process and of all workers that it starts, at one port.
+
+Where Prometheus can read files, workers announce themselves in a directory (`schemas.exposition`), and this is not
+needed. Where it cannot, as in a cluster that knows pods and their ports, CRM_REPLAY_METRICS_PORT of a runner names one:
+its workers take any that are free, and whoever asks the runner is told what they say, under the labels that they would
+have as targets. A worker that cannot be asked is `crm_replay_worker_up` 0, as a target would be `up` 0.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import urllib.request
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+    start_http_server,
+)
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from schemas.errors import BadInputError
+from schemas.exposition import ADDRESS_VARIABLE, DIRECTORY_VARIABLE, PORT_VARIABLE, Collected
+from schemas.metrics import METRICS, Value
+
+ASK_TIMEOUT_S = 3.0  # Prometheus gives up after ten
+ASKED_AT_ONCE = 16
+ANSWER_BYTES_MAX = 4 * 1024 * 1024
+UP = METRICS["worker_up"]
+
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # workers are here, not behind a proxy
+
+
+class Target(NamedTuple):
+    """A process that serves metrics: where, and what they are labelled with."""
+
+    address: str
+    labels: Mapping[str, str]
+
+
+def targets_in(directory: Path) -> list[Target]:
+    """Return the processes that have announced themselves, by the names of their files."""
+    found = []
+    for file in sorted(directory.glob("*.json")):
+        try:
+            (entry,) = json.loads(file.read_text(encoding="utf-8"))
+            found.append(Target(entry["targets"][0], entry["labels"]))
+        except (OSError, ValueError, LookupError, TypeError):  # it has just ended
+            continue
+    return found
+
+
+class Gathered(Collector):
+    """A Prometheus collector of what the workers say, and this process of itself."""
+
+    def __init__(self, directory: Path, own: CollectorRegistry, labels: Mapping[str, str]) -> None:
+        """`directory` is where workers announce themselves; `labels` are those of this process."""
+        self._directory = directory
+        self._own = own
+        self._labels = labels
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: what there is depends on the moment."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family that anybody has, with the samples of all."""
+        targets = targets_in(self._directory)
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+            said = list(threads.map(_ask, targets))
+        families: dict[str, Metric] = {}
+        _add(families, generate_latest(self._own).decode(), self._labels)
+        ups = Metric(UP.full_name, UP.help, UP.kind.value)
+        for target, text in zip(targets, said, strict=True):
+            labels = {name: target.labels.get(name, "") for name in UP.labels}
+            ups.add_sample(UP.full_name, labels, float(text is not None))
+            if text is not None:
+                _add(families, text, target.labels)
+        yield ups
+        yield from families.values()
+
+
+def _ask(target: Target) -> str | None:
+    """Return what a process says; None if it does not, or not in Prometheus's words."""
+    try:
+        with _opener.open(f"http://{target.address}/metrics", timeout=ASK_TIMEOUT_S) as answer:
+            text = str(answer.read(ANSWER_BYTES_MAX).decode())
+        list(text_string_to_metric_families(text))
+    except (OSError, ValueError):
+        return None
+    return text
+
+
+def _add(families: dict[str, Metric], text: str, labels: Mapping[str, str]) -> None:
+    """Add the samples in a text, with these labels where they have none of that name."""
+    for found in text_string_to_metric_families(text):
+        family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
+        for sample in found.samples:
+            family.add_sample(sample.name, {**labels, **sample.labels}, sample.value)
+
+
+@contextlib.contextmanager
+def gathering(role: str, home: Path, environ: MutableMapping[str, str] = os.environ) -> Iterator[int | None]:
+    """Serve everything while the context lasts, if the environment names a port; give the port, or None.
+
+    Workers that are started meanwhile, with `environ`, announce themselves where this looks. Raises BadInputError for
+    a port that cannot be had.
+    """
+    asked = environ.get(PORT_VARIABLE, "")
+    if not asked or asked == "0":  # nobody asks, or each process is a target of its own
+        yield None
+        return
+    if not asked.isdecimal() or int(asked) > 65_535:
+        raise BadInputError(f"{PORT_VARIABLE}={asked} is no port", "0 to 65535; 0 takes any free one")
+    given = environ.get(DIRECTORY_VARIABLE, "")
+    directory = Path(given or home / "metrics" / f"of-{os.getpid()}").absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    environ[DIRECTORY_VARIABLE] = str(directory)
+    address = environ.get(ADDRESS_VARIABLE) or "127.0.0.1"
+    labels = {"role": role, "worker": environ.get("CRM_REPLAY_WORKER") or f"{socket.gethostname()}-{role}"}
+    registry = CollectorRegistry()
+    registry.register(Gathered(directory, _of_process(role), labels))
+    try:
+        server, thread = start_http_server(int(asked), addr=address, registry=registry)
+    except OSError as error:
+        raise BadInputError(
+            f"metrics cannot be served on {address}:{asked} ({error.strerror or error})",
+            f"choose another {PORT_VARIABLE}, or 0 for any free port",
+        ) from None
+    try:
+        yield int(server.server_port)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=5)
+        if not given:
+            environ.pop(DIRECTORY_VARIABLE, None)
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _of_process(role: str) -> CollectorRegistry:
+    """Return what this process says of itself: memory, CPU, and that it is there."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    here: Sequence[Value] = (Value("process_info", 1, {"role": role, "account": "", "job_id": "", "run": ""}),)
+    registry.register(Collected(lambda: here))  # type: ignore[arg-type]
+    return registry
