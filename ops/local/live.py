@@ -37,6 +37,7 @@ from ops.local import services
 from ops.local.processes import ProcessGaveUpError, Supervised, Supervisor, child_environment, python_module
 from ops.local.services.layout import Home
 from ops.local.view import RunView, view_for
+from ops.local.worker_metrics import gathering
 from producer import references
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
@@ -486,7 +487,8 @@ def live(
     )
     view = view_for(Console(stderr=True))
     try:
-        run_feed(options, connections, view)
+        with gathering("live", options.home):
+            run_feed(options, connections, view)
     finally:
         view.close()
 

@@ -52,6 +52,19 @@ def test_prometheus_takes_the_configuration_and_the_rules(prometheus_programs: P
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_prometheus_takes_the_configuration_for_kubernetes(prometheus_programs: Path, tmp_path: Path):
+    configuration = yaml.safe_load((ROOT / "ops/prometheus/kubernetes.yml").read_text())
+    (job,) = configuration["scrape_configs"]
+    # Debian's Prometheus is built without the discovery of pods; all else is checked.
+    assert job.pop("kubernetes_sd_configs") == [{"role": "pod"}]
+    job["static_configs"] = [{"targets": ["10.0.0.1"]}]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+    (tmp_path / RULES.name).write_text(RULES.read_text())
+    done = promtool(prometheus_programs, "check", "config", tmp_path / "prometheus.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.match(r"crm-replay-", job["job_name"])  # by which the alert on targets knows ours
+
+
 def test_each_rule_fires_on_its_case_and_is_silent_beside_it(prometheus_programs: Path):
     done = promtool(prometheus_programs, "test", "rules", TESTS)
     assert done.returncode == 0, done.stdout + done.stderr

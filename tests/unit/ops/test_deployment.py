@@ -116,6 +116,26 @@ def test_settings_in_the_config_map_and_in_compose_exist():
     assert ports == [{"name": "http", "containerPort": int(port)}]
 
 
+def test_pods_serve_their_metrics_at_the_port_that_prometheus_is_told():
+    annotated = 0
+    for where, document in documents():
+        template = document.get("spec", {}).get("template", {})
+        told = template.get("metadata", {}).get("annotations", {})
+        if document["kind"] != "Deployment":
+            continue
+        annotated += 1
+        assert told["prometheus.io/scrape"] == "true", where
+        (container,) = template["spec"]["containers"]
+        assert [str(port["containerPort"]) for port in container["ports"]] == [told["prometheus.io/port"]], where
+        given = {entry["name"]: entry.get("value") for entry in container["env"]} if "env" in container else {}
+        if "CRM_REPLAY_METRICS_PORT" in given:
+            assert given["CRM_REPLAY_METRICS_PORT"] == told["prometheus.io/port"], where
+            assert given["CRM_REPLAY_METRICS_ADDRESS"] == "0.0.0.0", where
+        else:
+            assert container["args"][0] == "control", where
+    assert annotated >= 7
+
+
 def test_workers_are_scaled_by_the_lag_of_the_groups_that_they_join():
     acme, live = AccountTopics.of("ACME"), AccountTopics.of_feed(LIVE_FEED, LIVE_TOPIC)
     expected = {
