@@ -38,6 +38,7 @@ NEW_TOPIC_TIMEOUT_S = 3.0  # a topic that was created a moment ago may not be kn
 LOAD_BATCH = 20_000
 UPDATE_BATCH = 1000
 POLL_S = 0.1
+LOAD_POLL_S = 0.02  # a poll ends with its time, unless the batch is full: so much may go by after the last record
 NOTE_BYTES_MAX = 4000  # Kafka's offset.metadata.max.bytes is 4096
 TableRows = dict[bytes, bytes]
 
@@ -130,7 +131,7 @@ class ReferenceTables:
                     "raise CRM_REPLAY_LOAD_TIMEOUT_S, or look at the brokers",
                 )
             try:
-                self._apply(consumer.consume(LOAD_BATCH, POLL_S), left)
+                self._apply(consumer.consume(LOAD_BATCH, LOAD_POLL_S), left)
             except KafkaException as error:
                 raise TablesNotLoadedError(
                     f"the reference tables cannot be read ({error.args[0].str()})",

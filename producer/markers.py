@@ -5,7 +5,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from producer.publisher import PRODUCER_CONFIG, check_topic, introduce
+from producer.publisher import PRODUCER_CONFIG, REPEATABLE, check_topic, introduce
 from schemas.codec import Codec
 from schemas.errors import ReplayError
 from schemas.records import SnapshotMarker
@@ -47,7 +47,7 @@ def _publish(
         elif partition is not None and offset is not None:
             offsets[partition] = offset
 
-    producer = Producer({**PRODUCER_CONFIG, **kafka, "delivery.report.only.error": False})
+    producer = Producer({**PRODUCER_CONFIG, **REPEATABLE, **kafka, "delivery.report.only.error": False})
     value = codec.encode(marker)
     introduce(producer, topic)
     try:

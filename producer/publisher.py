@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.tracing import Headers
@@ -32,6 +32,9 @@ RECORD_OVERHEAD_BYTES = 1024  # batch header, record header and the Avro frame, 
 MESSAGE_BYTES_LIMIT = (
     32 * 1024 * 1024
 )  # whatever the topic allows: MongoDB takes 16 MiB, and memory has to stay bounded
+
+# For what may be repeated and has no order on a partition: a producer that need not ask for an id first.
+REPEATABLE: dict[str, Any] = {"enable.idempotence": False, "enable.gapless.guarantee": False}
 
 Keyed = tuple[bytes | None, bytes | None]  # key and value; no value is a tombstone
 
@@ -150,7 +153,8 @@ class Publisher:
 def introduce(producer: Producer, topic: str) -> None:
     """Let a new idempotent producer meet its cluster and topic; returns after the time-out where nobody answers.
 
-    One that is given a record before it is connected asks for its producer id half a second later.
+    One that is given a record before it has its producer id waits for half a second; one that does not know the topic
+    yet, for a tenth.
     """
     with contextlib.suppress(KafkaException):  # whoever waits for the delivery hears of it
         producer.list_topics(topic, timeout=CHECK_TIMEOUT_S)
@@ -200,6 +204,38 @@ def offsets_held(consumer: Consumer, topic: str, partitions: int) -> list[tuple[
             if error.args[0].code() not in NO_LEADER or time.monotonic() > deadline:
                 raise
             time.sleep(LEADER_POLL_S)
+
+
+def offsets_held_by(admin: AdminClient, partitions: Mapping[str, int]) -> dict[str, list[tuple[int, int]]]:
+    """Return `offsets_held` of several topics, of which `partitions` are the numbers, in two questions.
+
+    Waits for leaders where a topic has just been made. Raises ServiceUnreachableError if there are none in time.
+    """
+    every = [TopicPartition(topic, number) for topic, count in partitions.items() for number in range(count)]
+    deadline = time.monotonic() + LEADER_TIMEOUT_S
+    while True:
+        try:
+            first, end = (
+                {
+                    (part.topic, part.partition): future.result().offset
+                    for part, future in admin.list_offsets(
+                        dict.fromkeys(every, spec), request_timeout=CHECK_TIMEOUT_S
+                    ).items()
+                }
+                for spec in (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
+            )
+        except KafkaException as error:
+            if error.args[0].code() not in NO_LEADER or time.monotonic() > deadline:
+                raise ServiceUnreachableError(
+                    f"Kafka does not tell the offsets of {every[0].topic} ({error.args[0].str()})",
+                    "check KAFKA_BOOTSTRAP_SERVERS",
+                ) from error
+            time.sleep(LEADER_POLL_S)
+        else:
+            return {
+                topic: [(first[topic, number], end[topic, number]) for number in range(count)]
+                for topic, count in partitions.items()
+            }
 
 
 def message_bytes_max(kafka: Mapping[str, Any], topic: str, admin: AdminClient | None = None) -> int:

@@ -5,7 +5,8 @@ a tombstone. So a table loaded from the topic is the source as it was at this mo
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, cast
@@ -17,7 +18,7 @@ from pymongo.database import Database
 
 from producer.audits import Connection, answering, columns_of, connect, resolve
 from producer.checkpoint import answering as mongo_answering
-from producer.publisher import Publisher, check_topic, message_bytes_max, offsets_held
+from producer.publisher import Publisher, check_topic, message_bytes_max, offsets_held_by
 from schemas.codec import Codec
 from schemas.contact_rules import customer_of, first_synced, microseconds, person_key, person_of
 from schemas.errors import ReplayError
@@ -78,16 +79,22 @@ def publish(
     """
     admin = AdminClient({**kafka, "log_level": 0})
     partitions = {topic: check_topic(kafka, topic, admin=admin) for topic in topics.references}
-    with connect(dsn, statement_timeout_s) as db:
+    held = offsets_held_by(admin, partitions)
+    with ExitStack() as open_, connect(dsn, statement_timeout_s) as db:
+        # All of them now, so that each has its producer id when it is needed.
+        publishers = {
+            topic: open_.enter_context(closing(Publisher(kafka, topic, message_bytes_max(kafka, topic, admin))))
+            for topic in topics.references
+        }
         account = resolve(db, mapping, company_sso_id).account
         found = find_contacts(mongo, company_sso_id)
         tombstones = 0
 
         def run(name: str, topic: str, records: Iterator[tuple[str, bytes]]) -> int:
             nonlocal tombstones
-            bytes_max = message_bytes_max(kafka, topic, admin)
+            gone = keys_on(kafka, topic, held[topic])
             published, dropped = _publish_topic(
-                kafka, topic, partitions[topic], bytes_max, records, lambda n: progress(name, n) if progress else None
+                publishers[topic], gone, records, lambda n: progress(name, n) if progress else None
             )
             tombstones += dropped
             return published
@@ -124,17 +131,19 @@ def publish_feed(
     Raises like `publish`.
     """
     admin = AdminClient({**kafka, "log_level": 0})
-    about = {
-        topic: (check_topic(kafka, topic, admin=admin), message_bytes_max(kafka, topic, admin))
-        for topic in (topics.users, topics.referents)
-    }
+    held = offsets_held_by(
+        admin, {topic: check_topic(kafka, topic, admin=admin) for topic in (topics.users, topics.referents)}
+    )
+
+    def run(topic: str, records: Iterator[tuple[str, bytes]]) -> int:
+        with closing(Publisher(kafka, topic, message_bytes_max(kafka, topic, admin))) as publisher:
+            return _publish_topic(publisher, keys_on(kafka, topic, held[topic]), records, lambda _: None)[0]
+
     with connect(dsn, statement_timeout_s) as db:
-        users, _ = _publish_topic(
-            kafka, topics.users, *about[topics.users], _user_records(db, mapping, codec), lambda _: None
-        )
+        users = run(topics.users, _user_records(db, mapping, codec))
         names = _referent_records(db, mapping, None, codec) if with_referents else iter(())
         records = chain(_account_records(db, mapping, codec), names)
-        referents, _ = _publish_topic(kafka, topics.referents, *about[topics.referents], records, lambda _: None)
+        referents = run(topics.referents, records)
     return users, referents
 
 
@@ -292,33 +301,28 @@ def _stream(db: Connection, query: sql.Composed, values: Mapping[str, Any], what
 
 
 def _publish_topic(
-    kafka: Mapping[str, Any],
-    topic: str,
-    partitions: int,
-    bytes_max: int,
-    records: Iterator[tuple[str, bytes]],
-    progress: Callable[[int], None],
+    publisher: Publisher, gone: set[bytes], records: Iterator[tuple[str, bytes]], progress: Callable[[int], None]
 ) -> tuple[int, int]:
-    """Publish all records and tombstones for the keys that are no longer there; return how many of each."""
-    gone = keys_on(kafka, topic, partitions)
-    publisher = Publisher(kafka, topic, bytes_max)
+    """Publish all records, and tombstones for those keys of `gone` that none of them has; return how many of each."""
     published = 0
-    try:
-        while batch := [(key.encode(), value) for key, value in islice(records, BATCH_RECORDS)]:
-            publisher.publish(batch)
-            gone.difference_update(key for key, _ in batch)
-            published += len(batch)
-            progress(published)
-        publisher.publish((key, None) for key in gone)
-        publisher.flush()
-    finally:
-        publisher.close()
+    while batch := [(key.encode(), value) for key, value in islice(records, BATCH_RECORDS)]:
+        publisher.publish(batch)
+        gone.difference_update(key for key, _ in batch)
+        published += len(batch)
+        progress(published)
+    publisher.publish((key, None) for key in gone)
+    publisher.flush()
     progress(published)
     return published, len(gone)
 
 
-def keys_on(kafka: Mapping[str, Any], topic: str, partitions: int) -> set[bytes]:
-    """Return the keys whose last record on a topic is no tombstone, reading all of it once."""
+def keys_on(kafka: Mapping[str, Any], topic: str, held: Sequence[tuple[int, int]]) -> set[bytes]:
+    """Return the keys whose last record on a topic is no tombstone, reading all of it once.
+
+    `held` are the first offset and the one behind the last of each partition.
+    """
+    if all(low >= end for low, end in held):
+        return set()
     consumer = Consumer(
         {
             "enable.auto.commit": False,
@@ -332,7 +336,6 @@ def keys_on(kafka: Mapping[str, Any], topic: str, partitions: int) -> set[bytes]
     )
     keys: set[bytes] = set()
     try:
-        held = offsets_held(consumer, topic, partitions)
         # Offsets that are known and partitions that are not empty: anything else costs the client half a second.
         parts = [TopicPartition(topic, number, low) for number, (low, end) in enumerate(held) if low < end]
         consumer.assign(parts)
