@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from processors.app import RunHandler
 from processors.batching import Run
+from processors.live import LiveHandler
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import Delivery, OutcomeProducer
 from processors.tables import HighWater
@@ -91,3 +92,26 @@ def test_a_republished_row_does_not_move_the_trace_of_those_behind_it() -> None:
     outcomes = handled(here, [Record(5, []), Record(5, [("traceparent", FIRST)]), Record(6, [("traceparent", FIRST)])])
     assert [(number, bool(of)) for number, of in outcomes] == [(5, False), (6, True)]
     assert len([span for span in here.spans() if span.name == "run"]) == 1
+
+
+def test_a_feeds_run_goes_on_with_the_trace_it_came_with_or_begins_one() -> None:
+    here = Here()
+    nothing: Any = None
+    handler = LiveHandler(nothing, nothing, nothing, nothing, nothing, ProcessorMetrics(), None, here.traces)
+    stretch = Bench().stretch
+
+    def traced(*headers: Sequence[tuple[str, bytes]]) -> bytes:
+        records = [Record(number, each) for number, each in enumerate(headers)]
+        pieces, work = handler._traced(Run(TP, records, 1, 2, stretch))
+        contexts = {context_of(work.headers_after(piece.context)) for piece in pieces}
+        work.end()
+        return b" ".join(sorted(contexts))
+
+    assert traced([("traceparent", FIRST)]).startswith(FIRST[:36])
+    begun, again = traced([("__debezium", b"x")], []), traced([])
+    assert len(begun) == len(again) == len(FIRST)
+    assert begun[:36] != again[:36]
+    assert {span.parent is None for span in here.spans()} == {True, False}
+    rarely = Here(ratio=1e-9)
+    handler._traces = rarely.traces
+    assert traced([]) == b""
