@@ -38,6 +38,7 @@ from ops.control.tasks import Task, TaskKind, TaskLostError, TaskStore
 from ops.local import services
 from ops.local.processes import child_environment
 from ops.local.services.layout import Home
+from ops.local.worker_metrics import gathering
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
 from schemas.mapping import load
@@ -536,7 +537,8 @@ def runner(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    daemon.run(until_idle=until_idle)
+    with gathering("runner", daemon.limits.home):
+        daemon.run(until_idle=until_idle)
 
 
 if __name__ == "__main__":
