@@ -15,23 +15,15 @@ import urllib.request
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
-
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    generate_latest,
-    start_http_server,
-)
-from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
+from typing import TYPE_CHECKING, NamedTuple
 
 from schemas.errors import BadInputError
 from schemas.exposition import ADDRESS_VARIABLE, DIRECTORY_VARIABLE, PORT_VARIABLE, Collected
 from schemas.metrics import METRICS, Value
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
 
 ASK_TIMEOUT_S = 3.0  # Prometheus gives up after ten
 ASKED_AT_ONCE = 16
@@ -60,21 +52,24 @@ def targets_in(directory: Path) -> list[Target]:
     return found
 
 
-class Gathered(Collector):
+class Gathered:
     """A Prometheus collector of what the workers say, and this process of itself."""
 
-    def __init__(self, directory: Path, own: CollectorRegistry, labels: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, own: "CollectorRegistry", labels: Mapping[str, str]) -> None:
         """`directory` is where workers announce themselves; `labels` are those of this process."""
         self._directory = directory
         self._own = own
         self._labels = labels
 
-    def describe(self) -> list[Metric]:
+    def describe(self) -> "list[Metric]":
         """Return nothing: what there is depends on the moment."""
         return []
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> "Iterator[Metric]":
         """Yield every family that anybody has, with the samples of all."""
+        from prometheus_client import generate_latest
+        from prometheus_client.core import Metric
+
         targets = targets_in(self._directory)
         with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
             said = list(threads.map(_ask, targets))
@@ -92,6 +87,8 @@ class Gathered(Collector):
 
 def _ask(target: Target) -> str | None:
     """Return what a process says; None if it does not, or not in Prometheus's words."""
+    from prometheus_client.parser import text_string_to_metric_families
+
     try:
         with _opener.open(f"http://{target.address}/metrics", timeout=ASK_TIMEOUT_S) as answer:
             text = str(answer.read(ANSWER_BYTES_MAX).decode())
@@ -101,8 +98,11 @@ def _ask(target: Target) -> str | None:
     return text
 
 
-def _add(families: dict[str, Metric], text: str, labels: Mapping[str, str]) -> None:
+def _add(families: "dict[str, Metric]", text: str, labels: Mapping[str, str]) -> None:
     """Add the samples in a text, with these labels where they have none of that name."""
+    from prometheus_client.core import Metric
+    from prometheus_client.parser import text_string_to_metric_families
+
     for found in text_string_to_metric_families(text):
         family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
         for sample in found.samples:
@@ -122,6 +122,8 @@ def gathering(role: str, home: Path, environ: MutableMapping[str, str] = os.envi
         return
     if not asked.isdecimal() or int(asked) > 65_535:
         raise BadInputError(f"{PORT_VARIABLE}={asked} is no port", "0 to 65535; 0 takes any free one")
+    from prometheus_client import CollectorRegistry, start_http_server
+
     given = environ.get(DIRECTORY_VARIABLE, "")
     directory = Path(given or home / "metrics" / f"of-{os.getpid()}").absolute()
     directory.mkdir(parents=True, exist_ok=True)
@@ -148,8 +150,10 @@ def gathering(role: str, home: Path, environ: MutableMapping[str, str] = os.envi
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def _of_process(role: str) -> CollectorRegistry:
+def _of_process(role: str) -> "CollectorRegistry":
     """Return what this process says of itself: memory, CPU, and that it is there."""
+    from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
