@@ -32,7 +32,9 @@ def documents() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def containers() -> Iterator[tuple[str, dict[str, Any]]]:
     for where, document in documents():
-        for container in document.get("spec", {}).get("template", {}).get("spec", {}).get("containers", ()):
+        spec = document.get("spec", {})
+        spec = spec["jobTemplate"]["spec"] if document["kind"] == "CronJob" else spec
+        for container in spec.get("template", {}).get("spec", {}).get("containers", ()):
             yield where, container
 
 
