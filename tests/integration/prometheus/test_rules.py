@@ -75,7 +75,7 @@ def test_each_rule_fires_on_its_case_and_is_silent_beside_it(prometheus_programs
 
 def test_a_rule_that_is_changed_is_noticed(prometheus_programs: Path, tmp_path: Path):
     text = RULES.read_text()
-    for found, instead in (("> 0.05", "> 0.5"), ('status="halted"} == 1', 'status="halted"} == 2')):
+    for found, instead in (("> 0.05", "> 0.5"), ('status="halted"}) == 1', 'status="halted"}) == 2')):
         assert found in text
         (tmp_path / RULES.name).write_text(text.replace(found, instead))
         (tmp_path / TESTS.name).write_text(TESTS.read_text())
