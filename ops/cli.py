@@ -3,6 +3,8 @@
 Only the command that is called is imported: a worker's start or a status must not wait for what others need.
 """
 
+import atexit
+import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from rich.console import Console
 from typer.exceptions import Abort, Exit, TyperException
 
 from schemas.errors import ReplayError
+
+GC_THRESHOLD = 50_000  # imports make some 100,000 objects, and all of them stay
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     0 done, 1 the work went wrong (halted, out of balance), 2 the call or its surroundings are wrong, 130 interrupted.
     """
+    gc.set_threshold(GC_THRESHOLD)
+    atexit.register(gc.freeze)  # what there is at the end goes with the process; the collector need not look through it
     words = sys.argv[1:] if argv is None else list(argv)
     called = words[0] if words and words[0] in {*COMMANDS, "reference"} else None
     try:
