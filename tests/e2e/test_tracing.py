@@ -1,5 +1,7 @@
 """Traces of a real run, as a real receiver of OTLP is told them; and that a run without them has nothing of them."""
 
+import re
+import urllib.request
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -10,8 +12,11 @@ from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from schemas.topics import AccountTopics
 from schemas.tracing import context_of
 from tests.e2e.conftest import Crm, mapping_of
+from tests.e2e.feed import feed_on
+from tests.e2e.test_live import ONE, SYNCED, add_contact, row, us
 from tests.e2e.test_log_privacy import personal_values
 from tests.fixtures.otlp import ReceivedSpan, receiver
+from tests.fixtures.services import _free_port
 
 # Every attribute that there is: none can hold what a row says.
 ATTRIBUTES = {
@@ -126,3 +131,34 @@ def test_a_page_is_followed_from_its_read_to_the_bulk_write_and_the_run_beside_i
         untraced = records_of(sample_crm, topic)
         assert len(untraced) > 200
         assert not any(headers_of(message) for message in untraced)
+
+
+@pytest.mark.slow
+def test_a_live_record_is_followed_from_where_its_source_began_the_trace(sample_crm: Crm) -> None:
+    add_contact(sample_crm, ONE, 1, SYNCED)
+    after = us(SYNCED) + 1_000_000
+    begun = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"  # as a CDC connector's interceptor may
+    port = _free_port()
+    with feed_on(sample_crm, "") as feed, receiver() as collector:
+        traced = {
+            "CRM_REPLAY_TRACING_SAMPLE_RATIO": "1e-9",  # what nobody has begun is not
+            "CRM_REPLAY_TRACING_ENDPOINT": collector.url,
+            "CRM_REPLAY_METRICS_PORT": str(port),
+        }
+        with feed.running(**traced):
+            feed.publish_raw(feed.codec.encode(row(1, ONE, 1, after)), b"1", [("traceparent", begun)])
+            feed.publish([row(2, ONE, 1, after)])
+            feed.wait_drained()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+                metrics = answer.read().decode()
+    spans = {span.name: span for span in collector.spans}
+    assert {span.trace_id for span in collector.spans} == {begun.split(b"-")[1].decode()}
+    assert spans["run"].parent == begun.split(b"-")[2].decode()
+    assert spans["batch"].parent == spans["run"].span_id
+    assert spans["bulk write"].parent == spans["batch"].span_id
+    assert spans["batch"].attributes["crm_replay.inserted"] >= 1
+    assert len(sample_crm.logs(ONE)) == 2
+    # The feed's workers say so at the port of the process that keeps them.
+    up = dict(re.findall(r'crm_replay_worker_up\{account="",role="(\w+)",worker="[^"]+"\} (\S+)', metrics))
+    assert up == {"processors": "1.0", "sink": "1.0"}
+    assert re.search(r"crm_replay_live_contacts_total\{[^}]*what=\"asked\"[^}]*\} [1-9]", metrics)
