@@ -13,7 +13,7 @@ from processors.documents import encode, storable
 
 _DOUBLE = struct.Struct("<d")
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
-LENGTHS = tuple(size.to_bytes(4, "little") for size in range(4096))  # of most documents and texts, ready-made
+LENGTHS = tuple(size.to_bytes(4, "little") for size in range(65_536))  # of most documents and texts, ready-made
 INDEXES_MAX = 1_000
 # How the n-th document of an array begins: its type, its index, and the NUL that ends a name.
 DOCUMENT_AT = tuple(b"\x03%d\x00" % index for index in range(INDEXES_MAX))
@@ -33,7 +33,7 @@ def text_element(name: bytes, value: str) -> bytes:
     except UnicodeEncodeError:
         raw = str(storable(value)).encode()
     size = len(raw) + 1
-    return b"\x02%b\x00%b%b\x00" % (name, LENGTHS[size] if size < 4096 else length(size), raw)
+    return b"\x02%b\x00%b%b\x00" % (name, length(size), raw)
 
 
 def integer_element(name: bytes, value: int) -> bytes:

@@ -9,7 +9,7 @@ from schemas.errors import UndecodableRecordError
 from schemas.records import Contact, Record, Referent, User
 
 R = TypeVar("R", bound=Record)
-DECODED_MAX = 20_000  # rows of each table kept decoded; a person's rows come close together
+DECODED_MAX = 100_000  # rows of each table kept decoded, some 300 bytes each
 
 
 class Directory(Protocol):

@@ -67,6 +67,7 @@ class RunTransformer:
         self._topic = job.topics.replay
         self._accounts = ("", job.company_sso_id)  # the topic is one account's, so a row need not say it
         self._codec = codec
+        self._encode_log = codec.encoder(ActivityLog)
         self._transform = transform
         self._encode_document = encode_document
         self._metrics = metrics
@@ -159,7 +160,7 @@ class RunTransformer:
             detail = f"{len(document)} bytes of BSON, MongoDB takes {DOCUMENT_BYTES_MAX}"
             return self._dead_letter(record, event, partition, DeadLetterCause.DOCUMENT_TOO_LARGE, detail)
         self._metrics.logs += 1
-        return self._codec.encode(ActivityLog(event.audit_id, event.id_range, record.offset, self._job.run, document))
+        return self._encode_log((event.audit_id, event.id_range, record.offset, self._job.run, document))
 
     def _passed_on(self, record: SourceRecord, letter: DeadLetter, partition: int) -> bytes:
         """Return a row that the snapshot could not publish as it is (too large, ...), with where its letter stands."""

@@ -208,14 +208,14 @@ class Transformer:
         if event.version:
             metadata += _version(event.version)
         external_id = b"crm_audit:%d" % event.audit_id
-        changes_size, metadata_size = len(changes) + _AROUND, len(metadata) + _AROUND
+        changes_size, metadata_size = length(len(changes) + _AROUND), length(len(metadata) + _AROUND)
         body = b"".join(
             (
                 begin, category, actor,
-                b"\x04changes\x00", LENGTHS[changes_size] if changes_size < 4096 else length(changes_size), changes,
+                b"\x04changes\x00", changes_size, changes,
                 b"\x00\x09timestamp\x00", created_at_ms.to_bytes(8, "little", signed=True),
                 b"\x02external_id\x00", LENGTHS[len(external_id) + 1], external_id,
-                self._tag, LENGTHS[metadata_size] if metadata_size < 4096 else length(metadata_size), metadata,
+                self._tag, metadata_size, metadata,
                 b"\x00\x00",
             )
         )  # fmt: skip

@@ -1,38 +1,54 @@
 """`audited_changes` -> the log's `changes` as BSON, in one pass, for the forms that most rows have. Pure.
 
-What `schemas.audited_changes` reads and `processors.changes` tells, without the columns and changes in between: a
-column that has had these values before is one look-up, and gives bytes that are ready; so does a value that was seen
-before. It never guesses: a text with anything in it that has to be thought about is None, and takes the long way. What
-it does return is what the long way returns, to the byte; tests/unit/processors/test_to_bson.py shows it on every sample
-row and on generated ones.
+What `schemas.audited_changes` reads and `processors.changes` tells, without the columns and changes in between. One
+pattern takes a text apart: columns with values on lines of their own come out as texts, numbers and instants that need
+no further look, and of those few other forms that a value has, the short ones are known after the first time. Columns
+whose values take several lines are read by `schemas.audited_changes.direct`. It never guesses: a text with anything in
+it that has to be thought about is None, and takes the long way. What it does return is what the long way returns, to
+the byte; tests/unit/processors/test_to_bson.py shows it on every sample row and on generated ones.
+
+Rows are not looked up by their lines: most names, numbers and times are new, and to remember what is new costs more
+than to read it (docs/performance.md has both measured).
 """
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from itertools import chain
 from typing import Any, NamedTuple
 
 from processors.bson_parts import DOCUMENT_AT, END, INDEXES_MAX, LENGTH_BYTES, LENGTHS, element, length, text_element
 from processors.changes import ChangeRules, ColumnRule, is_pair_of_lists
-from schemas.audited_changes.direct import (
-    LENGTH_MAX,
-    ROOTS,
-    Document,
-    UnknownFormError,
-    is_plain,
-    known_item,
-)
+from schemas.audited_changes import scalars
+from schemas.audited_changes.direct import LENGTH_MAX, ROOTS, Document, UnknownFormError, is_plain
 
-KNOWN_MAX = 20_000  # lines of a kind that are kept; of items, 8 MB
+KNOWN_MAX = 20_000  # columns of a type, and short values of a kind: 8 MB
 KNOWN_BLOCKS_MAX = 5_000  # of one type and action; 3 MB
 BLOCK_LENGTH_MAX = 200
 COLUMNS_MAX = INDEXES_MAX - 1
-LINE_LENGTH_MAX = 60  # of those
+LABEL_BYTES_MAX = 1_000
+TEXT_LENGTH_MAX = min(LENGTH_MAX, (len(LENGTHS) - 2 * LABEL_BYTES_MAX) // 4)  # so that every length is a ready-made one
+VALUE_LENGTH_MAX = 24  # of the short ones: words, fractions, empty texts
 _FROM, _TO = b"from", b"to"
 _NO_FROM, _NO_TO = element(_FROM, None), element(_TO, None)
 _AROUND = LENGTH_BYTES + len(END)
-# A column's line and what belongs to it: lines that begin with a dash or a space, and empty ones between them.
-_BLOCKS = re.compile(r"[^\n]+\n(?:\n*+[- ][^\n]*\n)*+").findall
+_KEPT = frozenset((str, int, float, bool, type(None)))  # kinds of values that nobody can change
+
+# A value: a text (of six letters at least, below that it could be a word like `false`; or in quotes, and then with one
+# letter), or anything else. The rest of its line is empty.
+_VALUE = rb"(?:((?=[^\n]{6})[A-Za-z](?:[^:#\n]++|:(?=[^ \n])|(?<! )#)*+(?<! )|'[^'\n]++')|([^\n]++))"
+_NAME = rb"([a-z_][a-z0-9_]*+)"
+_ENDS = rb"\n(?![- \n])"  # the line, and with it all that belongs to the column
+# What belongs to any other column: lines that begin with a dash or a space, and empty ones between them.
+_BLOCK = rb"([^\n]+\n(?:\n*+[- ][^\n]*\n)*+)"
+_PAIRS = re.compile(
+    rb"^(?:%b: ?\n-(?: %b?)?\n-(?: %b?)?%b|%b)" % (_NAME, _VALUE, _VALUE, _ENDS, _BLOCK), re.MULTILINE
+).findall
+_BARE = re.compile(rb"^(?:%b:(?: %b?)?%b|%b)" % (_NAME, _VALUE, _ENDS, _BLOCK), re.MULTILINE).findall
+_NUMBER = re.compile(rb"-?[1-9][0-9]{0,8}").fullmatch
+_INSTANT = re.compile(
+    rb"([0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8]))"
+    rb" ((?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6})[0-9]{3} Z"
+).fullmatch
+_QUOTE = ord("'")
 
 
 class Written(NamedTuple):
@@ -45,17 +61,72 @@ class Written(NamedTuple):
 class _Column(NamedTuple):
     """A column of one type."""
 
+    key: str
     begin: bytes  # of its change: field and label
+    size: int  # of its change without the values
+    is_special: bool  # is not simple, or is wanted
+    is_simple: bool  # its values are shown as they are
     is_wanted: bool
     rule: ColumnRule
 
 
+class _Other(NamedTuple):
+    """A value of none of the frequent kinds, on either side of a change, and as it is."""
+
+    from_element: bytes
+    to_element: bytes
+    value: Any
+
+
 Write = Callable[[str], Written | None]
 _NOTHING: dict[str, Any] = {}
-# Lines of sequences, of whatever column: what each is on either side of a change, and its value. The same keys in all.
-_old: dict[str, bytes] = {}
-_new: dict[str, bytes] = {}
-_values: dict[str, Any] = {}
+
+
+class _Others(dict[bytes, _Other]):
+    """Values by their texts, read when they are first asked for; the short ones are kept."""
+
+    def __init__(self, before: str) -> None:
+        """`before` is what stands before such a value in a document of one column."""
+        super().__init__()
+        self._before = before
+
+    def __missing__(self, text: bytes) -> _Other:
+        """Read the value. Raises UnknownFormError."""
+        if _NUMBER(text) is not None:
+            value = int(text)
+            number = value.to_bytes(4, "little", signed=True)
+            other = _Other(b"\x10from\x00" + number, b"\x10to\x00" + number, value)
+        elif (found := _INSTANT(text)) is not None:
+            instant = b"%bT%bZ" % found.groups()
+            other = _Other(_INSTANT_FROM % instant, _INSTANT_TO % instant, instant.decode())
+        else:
+            other = self._read(text.decode())
+        if len(text) <= VALUE_LENGTH_MAX and type(other.value) in _KEPT:
+            if len(self) >= KNOWN_MAX:
+                self.clear()
+            self[text] = other
+        return other
+
+    def _read(self, text: str) -> _Other:
+        lines = f"{self._before}{text}\n".split("\n")
+        document = Document(lines)
+        _, value, read_to = document.column(1)
+        if read_to != len(lines) - 1 or document.has_anchors:
+            raise UnknownFormError
+        if len(lines) > 3:  # below its column, after a dash
+            (value,) = value
+        return _Other(element(_FROM, value), element(_TO, value), value)
+
+
+_items, _bare = _Others("---\na:\n- "), _Others("---\na: ")
+_TEXT_FROM, _TEXT_TO = b"\x02from\x00", b"\x02to\x00"
+_INSTANT_FROM, _INSTANT_TO = (
+    b"%b%b%%b\x00" % (head, LENGTHS[len("2024-01-31T17:30:00.123456Z\0")]) for head in (_TEXT_FROM, _TEXT_TO)
+)
+_TEXT_FROM_SIZE, _TEXT_TO_SIZE = (len(head) + LENGTH_BYTES for head in (_TEXT_FROM, _TEXT_TO))  # without the text
+_TEXT_SIZES = _TEXT_FROM_SIZE + _TEXT_TO_SIZE
+_END_AND_TEXT_TO, _ENDS_BOTH = END + _TEXT_TO, END + END
+_NULL = _NO_TO[0]  # the type of an element that holds nothing
 
 
 def writer(rules: ChangeRules, type_name: str, action: str, wanted: Collection[str]) -> Write:
@@ -76,153 +147,185 @@ class _Columns:
         self._wanted = frozenset(wanted)
         self._clocks = rules.clock_columns(type_name)
         self._known: dict[str, _Column] = {}
+        self.by_name: dict[bytes, _Column] = {}  # names that are keys as they stand
 
-    def document(self, text: str, lines: list[str]) -> Document:
-        """Return a reader of a text in which something is new. Raises UnknownFormError if it is not for us."""
+    def begin_of(self, text: str) -> int:
+        """Return where the first column begins. Raises UnknownFormError if the text is not for us."""
+        begin = 4 if text[:4] == "---\n" else text.find("\n") + 1
         if (
-            lines[-1]
-            or lines[0] not in ROOTS
-            or len(text) > LENGTH_MAX
-            or not is_plain(lines)
+            (begin != 4 and text[: begin - 1] not in ROOTS)
+            or text[-1] != "\n"
+            or len(text) > TEXT_LENGTH_MAX
+            or not (text.replace("\n", "").isprintable() or is_plain(text.split("\n")))
             or (self._clocks and any(column in text for column in self._clocks))
         ):
             raise UnknownFormError
-        return Document(lines)
+        return begin
 
     def column(self, key: str) -> _Column:
         column = self._known.get(key)
         if column is None:
             rule = self._rules.rule(self._type_name, key)
             begin = text_element(b"field", key) + text_element(b"label", rule.label)
-            column = _Column(begin, key in self._wanted, rule)
-            _remember(self._known, key, column)
+            if len(self._known) >= KNOWN_MAX:
+                self._known.clear()
+            is_simple, is_wanted = rule.is_simple, key in self._wanted
+            size = len(begin) + _AROUND
+            column = _Column(key, begin, size, is_wanted or not is_simple, is_simple, is_wanted, rule)
+            self._known[key] = column
+        return column
+
+    def named(self, name: bytes) -> _Column:
+        """Return the column of a name that is new. Raises UnknownFormError for `yes` and the like."""
+        key = name.decode()
+        column = self.column(key)
+        if scalars.plain(key) != key or column.size > LABEL_BYTES_MAX:
+            raise UnknownFormError
+        if len(self.by_name) >= KNOWN_MAX:
+            self.by_name.clear()
+        self.by_name[name] = column
         return column
 
     def shown(self, rule: ColumnRule, value: Any) -> Any:
         return value if rule.shows_values else self._rules.shown(rule, value)
 
 
+class _Block(NamedTuple):
+    """A column whose value takes several lines, or is otherwise not of the frequent forms."""
+
+    key: str
+    change: bytes  # with its length; b"" if there is none
+    is_wanted: bool
+    value: Any
+
+
+class _Blocks:
+    """Reads the blocks of one text, in their order: an anchor in one is known to those below it."""
+
+    def __init__(self, text: str, writer: "_Writer") -> None:
+        self._document = Document(text.split("\n"))
+        self._writer = writer
+
+    def read(self, block: bytes, at: int) -> _Block:
+        """Read the block that begins at line `at`. Raises UnknownFormError."""
+        key, value, read_to = self._document.column(at)
+        if read_to != at + block.count(b"\n"):
+            raise UnknownFormError
+        column = self._writer.columns.column(key)
+        found = _Block(key, self._writer.change(column, value), column.is_wanted, value)
+        # Without anchors nothing in it can mean something from above, or give a meaning to what stands below.
+        if not self._document.has_anchors and len(block) <= BLOCK_LENGTH_MAX:
+            if len(self._writer.blocks) >= KNOWN_BLOCKS_MAX:
+                self._writer.blocks.clear()
+            self._writer.blocks[block] = found
+        return found
+
+
 class _Writer:
-    """What both kinds of rows have in common: blocks, which are a column's line and all that stands below it."""
+    """What both kinds of rows have in common."""
 
     def __init__(self, columns: _Columns) -> None:
-        self._columns = columns
-        # Block -> its change, b"" if it has none; its column; and the value if that is wanted.
-        self._changes: dict[str, bytes] = {}
-        self._keys: dict[str, str] = {}
-        self._wanted: dict[str, Any] = {}
+        self.columns = columns
+        self.blocks: dict[bytes, _Block] = {}  # that have been read, and mean the same everywhere
 
     def write(self, text: str) -> Written | None:
         """Return the changes of a row, None if it takes the long way."""
-        head, _, rest = text.partition("\n")
-        blocks = _BLOCKS(rest)
-        found = [*map(self._changes.get, blocks)]
-        if None in found or not found:
-            try:
-                return self._read(text, head, blocks, found)
-            except UnknownFormError:
-                return None
-        # All blocks are known. Between them nothing may be left, and no column may come twice.
-        keys = [*map(self._keys.__getitem__, blocks)]
-        if (
-            len("".join(blocks)) != len(rest)
-            or len({*keys}) != len(keys)
-            or head not in ROOTS
-            or len(keys) > COLUMNS_MAX
-        ):
+        try:
+            return self._written(text, self.columns.begin_of(text))
+        except UnknownFormError:
             return None
-        values = _NOTHING
-        if self._wanted:
-            values = {
-                key: self._wanted[block] for key, block in zip(keys, blocks, strict=True) if block in self._wanted
-            }
-        return Written(b"".join(chain.from_iterable(zip(DOCUMENT_AT, filter(None, found), strict=False))), values)
 
-    def _read(self, text: str, head: str, blocks: list[str], found: list[bytes | None]) -> Written | None:
-        """Return the changes of a row in which something is new. Raises UnknownFormError."""
-        lines = text.split("\n")
-        document = self._columns.document(text, lines)
-        if sum(map(len, blocks)) + len(head) + 1 != len(text) or len(blocks) > COLUMNS_MAX:
-            return None
-        keys = [*map(self._keys.get, blocks)]  # before anything is learned, which can make room
-        wanted = self._wanted
-        values = {str(key): wanted[block] for key, block in zip(keys, blocks, strict=True) if block in wanted}
-        at = 1
-        for index, block in enumerate(blocks):
-            after = at + block.count("\n")
-            if found[index] is None:
-                is_alone = not document.has_anchors  # so that nothing in it can mean something from above
-                key, value, read_to = document.column(at)
-                if read_to != after:
-                    return None
-                column = self._columns.column(key)
-                if column.is_wanted:
-                    values[key] = value
-                change = self._change(column, value)
-                found[index], keys[index] = change, key
-                if is_alone and len(block) <= BLOCK_LENGTH_MAX:
-                    if len(self._changes) >= KNOWN_BLOCKS_MAX:
-                        self._changes.clear()
-                        self._keys.clear()
-                        self._wanted.clear()
-                    self._changes[block], self._keys[block] = change, key
-                    if column.is_wanted:
-                        self._wanted[block] = value
-                self._learn(lines, at, after, column, key, value)
-            at = after
-        if len({*keys}) != len(keys) or (not keys and head != ROOTS[0]):
-            return None
-        return Written(b"".join(chain.from_iterable(zip(DOCUMENT_AT, filter(None, found), strict=False))), values)
-
-    def _change(self, column: _Column, value: Any) -> bytes:
-        """Return the change, with its length; b"" if there is none. Raises UnknownFormError."""
+    def change(self, column: _Column, value: Any) -> bytes:
+        """Return a change, with its length; b"" if there is none. Raises UnknownFormError."""
         raise NotImplementedError
 
-    def _learn(self, lines: list[str], at: int, after: int, column: _Column, key: str, value: Any) -> None:
-        """Remember what is in the lines of a block, if that is of any use."""
+    def _written(self, text: str, begin: int) -> Written | None:
+        raise NotImplementedError
 
 
 class _Pairs(_Writer):
     """Updates: each column has its old and its new value."""
 
-    def __init__(self, columns: _Columns) -> None:
-        super().__init__(columns)
-        # Line of a column that is shown as it is, and whose values stand below it -> how its change begins.
-        self._begins: dict[str, bytes] = {}
-        self._wanted_begins: dict[bytes, str] = {}  # how its change begins -> the column, of those that are wanted
-
-    def _read(self, text: str, head: str, blocks: list[str], found: list[bytes | None]) -> Written | None:
-        # Values that are known, in new pairs: three look-ups a column.
-        lines = text.split("\n")
-        if len(lines) % 3 == 2:
-            try:
-                begins = [*map(self._begins.__getitem__, lines[1:-1:3])]
-                old = [*map(_old.__getitem__, lines[2:-1:3])]
-                new = [*map(_new.__getitem__, lines[3:-1:3])]
-            except KeyError:
-                return super()._read(text, head, blocks, found)
-            if len({*begins}) == len(begins) <= COLUMNS_MAX and begins and head in ROOTS and not lines[-1]:
-                values = self._wanted_in(lines, begins) if self._wanted_begins else _NOTHING
-                parts: list[bytes] = []
-                for at, begin, from_element, to_element in zip(DOCUMENT_AT, begins, old, new, strict=False):
-                    size = len(begin) + len(from_element) + len(to_element) + _AROUND
+    def _written(self, text: str, begin: int) -> Written | None:
+        raw = text.encode()
+        found = _PAIRS(raw, begin)
+        if not 0 < len(found) <= COLUMNS_MAX:
+            return None
+        by_name, lengths, others = self.columns.by_name, LENGTHS, _items
+        keys: list[str] = []
+        parts: list[bytes] = []
+        values = _NOTHING
+        reader: _Blocks | None = None
+        blocks = block_lines = 0
+        for index, (name, old, old_other, new, new_other, block) in zip(DOCUMENT_AT, found, strict=False):
+            if not name:
+                if (read := self.blocks.get(block)) is None:
+                    reader = reader or _Blocks(text, self)
+                    read = reader.read(block, 1 + 3 * (len(keys) - blocks) + block_lines)
+                if read.is_wanted:
+                    values = {**values, read.key: read.value}
+                parts += (index, read.change)
+                keys.append(read.key)
+                block_lines += block.count(b"\n")
+                blocks += 1
+                continue
+            column = by_name.get(name) or self.columns.named(name)
+            key, begin_of_change, base, is_special, _, _, _ = column
+            keys.append(key)
+            if is_special:
+                value = [_value(others, old, old_other), _value(others, new, new_other)]
+                if column.is_wanted:
+                    values = {**values, key: value}
+                if not column.is_simple:
+                    parts += (index, self.change(column, value))
+                    continue
+            # Two sides in four ways, written out: a call for each side costs as much again.
+            if old:
+                if old[0] == _QUOTE:
+                    old = old[1:-1]
+                old_size = len(old) + 1
+                old_length = lengths[old_size]
+            else:
+                old_element = others[old_other][0] if old_other else _NO_FROM
+            if new:
+                if new[0] == _QUOTE:
+                    new = new[1:-1]
+                new_size = len(new) + 1
+                new_length = lengths[new_size]
+                if old:
+                    size = base + old_size + new_size + _TEXT_SIZES
                     parts += (
-                        at, LENGTHS[size] if size < 4096 else length(size), begin, from_element, to_element, END,
+                        index, lengths[size], begin_of_change,
+                        _TEXT_FROM, old_length, old, _END_AND_TEXT_TO, new_length, new, _ENDS_BOTH,
                     )  # fmt: skip
-                return Written(b"".join(parts), values)
-        return super()._read(text, head, blocks, found)
+                else:
+                    size = base + len(old_element) + new_size + _TEXT_TO_SIZE
+                    parts += (
+                        index, lengths[size], begin_of_change,
+                        old_element, _TEXT_TO, new_length, new, _ENDS_BOTH,
+                    )  # fmt: skip
+            else:
+                new_element = others[new_other][1] if new_other else _NO_TO
+                if old:
+                    size = base + old_size + len(new_element) + _TEXT_FROM_SIZE
+                    parts += (
+                        index, lengths[size], begin_of_change,
+                        _TEXT_FROM, old_length, old, END, new_element, END,
+                    )  # fmt: skip
+                else:
+                    size = base + len(old_element) + len(new_element)
+                    parts += (
+                        index, lengths[size], begin_of_change,
+                        old_element, new_element, END,
+                    )  # fmt: skip
+        # Nothing may be left between the columns, and none may come twice.
+        if 1 + 3 * (len(found) - blocks) + block_lines != raw.count(b"\n") or len({*keys}) != len(keys):
+            return None
+        return Written(b"".join(parts), values)
 
-    def _wanted_in(self, lines: list[str], begins: list[bytes]) -> dict[str, Any]:
-        """Return the old and new values of the wanted columns in a row of pairs whose lines are all known."""
-        return {
-            column: [_values[lines[3 * begins.index(begin) + 2]], _values[lines[3 * begins.index(begin) + 3]]]
-            for begin, column in self._wanted_begins.items()
-            if begin in begins
-        }
-
-    def _change(self, column: _Column, value: Any) -> bytes:
-        begin, _, rule = column
-        shown = self._columns.shown
+    def change(self, column: _Column, value: Any) -> bytes:
+        begin, rule = column.begin, column.rule
+        shown = self.columns.shown
         if type(value) is list and len(value) == 2:
             if rule.can_be_list and not is_pair_of_lists(value):
                 raise UnknownFormError  # only the other columns say whether this is a pair
@@ -230,22 +333,6 @@ class _Pairs(_Writer):
         else:
             sides = _NO_FROM + element(_TO, shown(rule, value))
         return length(len(begin) + len(sides) + _AROUND) + begin + sides + END
-
-    def _learn(self, lines: list[str], at: int, after: int, column: _Column, key: str, value: Any) -> None:
-        if type(value) is not list or len(value) != 2 or after != at + 3 or not column.rule.is_simple:
-            return  # a value that takes several lines is none to remember
-        line = lines[at]
-        if line not in self._begins and len(line) <= LINE_LENGTH_MAX:
-            _remember(self._begins, line, column.begin)
-            if column.is_wanted:
-                self._wanted_begins[column.begin] = key
-        for line in lines[at + 1 : after]:
-            if line not in _old and (known := known_item(line)) is not None:
-                if len(_old) >= KNOWN_MAX:
-                    _old.clear()
-                    _new.clear()
-                    _values.clear()
-                _old[line], _new[line], _values[line] = element(_FROM, known[0]), element(_TO, known[0]), known[0]
 
 
 class _Bare(_Writer):
@@ -255,8 +342,73 @@ class _Bare(_Writer):
         super().__init__(columns)
         self._created = created
 
-    def _change(self, column: _Column, value: Any) -> bytes:
-        shown = self._columns.shown(column.rule, value)
+    def _written(self, text: str, begin: int) -> Written | None:
+        raw = text.encode()
+        found = _BARE(raw, begin)
+        if not 0 < len(found) <= COLUMNS_MAX:
+            return None
+        by_name, lengths, others, created = self.columns.by_name, LENGTHS, _bare, self._created
+        # What stands before and behind a text: the other side of the change is empty.
+        if created:
+            before, behind, around = _NO_FROM + _TEXT_TO, b"\x00\x00", _TEXT_TO_SIZE + len(_NO_FROM)
+        else:
+            before, behind, around = _TEXT_FROM, b"\x00" + _NO_TO + END, _TEXT_FROM_SIZE + len(_NO_TO)
+        keys: list[str] = []
+        parts: list[bytes] = []
+        values = _NOTHING
+        reader: _Blocks | None = None
+        blocks = block_lines = 0
+        indexes = iter(DOCUMENT_AT)  # a column that was created empty is no change and has none
+        for name, told, other, block in found:
+            if not name:
+                if (read := self.blocks.get(block)) is None:
+                    reader = reader or _Blocks(text, self)
+                    read = reader.read(block, 1 + len(keys) - blocks + block_lines)
+                if read.is_wanted:
+                    values = {**values, read.key: read.value}
+                if read.change:
+                    parts += (next(indexes), read.change)
+                keys.append(read.key)
+                block_lines += block.count(b"\n")
+                blocks += 1
+                continue
+            column = by_name.get(name) or self.columns.named(name)
+            key, begin_of_change, base, is_special, _, _, _ = column
+            keys.append(key)
+            if is_special:
+                value = _value(others, told, other)
+                if column.is_wanted:
+                    values = {**values, key: value}
+                if not column.is_simple:
+                    if change := self.change(column, value):
+                        parts += (next(indexes), change)
+                    continue
+            if told:
+                if told[0] == _QUOTE:
+                    told = told[1:-1]
+                text_size = len(told) + 1
+                size = base + text_size + around
+                parts += (
+                    next(indexes), lengths[size], begin_of_change, before,
+                    lengths[text_size], told, behind,
+                )  # fmt: skip
+            elif not created:
+                side = others[other][0] if other else _NO_FROM
+                size = base + len(side) + len(_NO_TO)
+                parts += (
+                    next(indexes), lengths[size], begin_of_change, side, _NO_TO, END,
+                )  # fmt: skip
+            elif other and (side := others[other][1])[0] != _NULL:
+                size = base + len(side) + len(_NO_FROM)
+                parts += (
+                    next(indexes), lengths[size], begin_of_change, _NO_FROM, side, END,
+                )  # fmt: skip
+        if 1 + len(found) - blocks + block_lines != raw.count(b"\n") or len({*keys}) != len(keys):
+            return None
+        return Written(b"".join(parts), values)
+
+    def change(self, column: _Column, value: Any) -> bytes:
+        shown = self.columns.shown(column.rule, value)
         if not self._created:
             change = column.begin + element(_FROM, shown) + _NO_TO
         elif shown is not None:
@@ -266,7 +418,8 @@ class _Bare(_Writer):
         return length(len(change) + _AROUND) + change + END
 
 
-def _remember(known: dict[str, Any], line: str, what: Any) -> None:
-    if len(known) >= KNOWN_MAX:
-        known.clear()
-    known[line] = what
+def _value(others: _Others, told: bytes, other: bytes) -> Any:
+    """Return a value by what the pattern has found."""
+    if told:
+        return (told[1:-1] if told[0] == _QUOTE else told).decode()
+    return others[other].value if other else None

@@ -89,6 +89,10 @@ class Codec:
         """Return the framed bytes of a record."""
         return self._encoders[type(record)](record)
 
+    def encoder(self, record_type: type[Record]) -> flat_avro.Encode:
+        """Return `encode` for records of one type, which may be plain tuples of its fields."""
+        return self._encoders[record_type]
+
     def decode(self, data: bytes) -> Record:
         """Return the record in `data`, which says itself which one it is.
 
