@@ -3,11 +3,11 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
@@ -168,24 +168,48 @@ def check_topic(
     Raises ServiceUnreachableError if no broker answers in time, BadInputError if there is no such topic or it has
     another number of partitions than `partitions`.
     """
-    servers = kafka.get("bootstrap.servers", "")
-    admin = admin or AdminClient({**kafka, "log_level": 0})
-    try:
-        found = admin.list_topics(timeout=CHECK_TIMEOUT_S).topics.get(topic)
-    except KafkaException as error:
-        raise ServiceUnreachableError(
-            f"Kafka at {servers or '(no address)'} does not answer ({error.args[0].str()})",
-            "check KAFKA_BOOTSTRAP_SERVERS",
-        ) from error
-    if found is None:
-        raise BadInputError(f"Kafka at {servers} has no topic {topic}", "the runner makes it: crm-replay run")
-    count = len(found.partitions)
+    count = check_topics(kafka, (topic,), admin)[topic]
     if partitions is not None and count != partitions:
         raise BadInputError(
             f"topic {topic} has {count} partitions and the job says {partitions}",
             "keys would move between partitions: start a job with the topic's number",
         )
     return count
+
+
+def check_topics(kafka: Mapping[str, Any], topics: Collection[str], admin: AdminClient | None = None) -> dict[str, int]:
+    """Return each topic's partition count.
+
+    Raises ServiceUnreachableError if no broker answers in time, BadInputError if one of them is not there.
+    """
+    servers = kafka.get("bootstrap.servers", "")
+    try:
+        found = partitions_of(admin or AdminClient({**kafka, "log_level": 0}), topics)
+    except KafkaException as error:
+        raise ServiceUnreachableError(
+            f"Kafka at {servers or '(no address)'} does not answer ({error.args[0].str()})",
+            "check KAFKA_BOOTSTRAP_SERVERS",
+        ) from error
+    for topic in topics:
+        if topic not in found:
+            raise BadInputError(f"Kafka at {servers} has no topic {topic}", "the runner makes it: crm-replay run")
+    return found
+
+
+def partitions_of(admin: AdminClient, topics: Collection[str]) -> dict[str, int]:
+    """Return the partition count of those of the topics that are there; asks for no others, of which there may be many.
+
+    Raises KafkaException if no broker answers.
+    """
+    answers = admin.describe_topics(TopicCollection([*topics]), request_timeout=CHECK_TIMEOUT_S)
+    found = {}
+    for topic, answer in answers.items():
+        try:
+            found[topic] = len(answer.result().partitions)
+        except KafkaException as error:
+            if error.args[0].code() not in NO_LEADER:  # not yet, or not at all
+                raise
+    return found
 
 
 def offsets_held(consumer: Consumer, topic: str, partitions: int) -> list[tuple[int, int]]:

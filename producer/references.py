@@ -18,7 +18,7 @@ from pymongo.database import Database
 
 from producer.audits import Connection, answering, columns_of, connect, resolve
 from producer.checkpoint import answering as mongo_answering
-from producer.publisher import Publisher, check_topic, message_bytes_max, offsets_held_by
+from producer.publisher import Publisher, check_topics, message_bytes_max, offsets_held_by
 from schemas.codec import Codec
 from schemas.contact_rules import customer_of, first_synced, microseconds, person_key, person_of
 from schemas.errors import ReplayError
@@ -78,8 +78,7 @@ def publish(
     then publish again. Keeps the contacts (about 300 bytes each) and the keys of one topic at a time in memory.
     """
     admin = AdminClient({**kafka, "log_level": 0})
-    partitions = {topic: check_topic(kafka, topic, admin=admin) for topic in topics.references}
-    held = offsets_held_by(admin, partitions)
+    partitions = check_topics(kafka, topics.references, admin)
     with ExitStack() as open_, connect(dsn, statement_timeout_s) as db:
         # All of them now, so that each has its producer id when it is needed.
         publishers = {
@@ -88,6 +87,7 @@ def publish(
         }
         account = resolve(db, mapping, company_sso_id).account
         found = find_contacts(mongo, company_sso_id)
+        held = offsets_held_by(admin, partitions)  # late: of topics just made, Kafka does not tell at once
         tombstones = 0
 
         def run(name: str, topic: str, records: Iterator[tuple[str, bytes]]) -> int:
@@ -131,9 +131,7 @@ def publish_feed(
     Raises like `publish`.
     """
     admin = AdminClient({**kafka, "log_level": 0})
-    held = offsets_held_by(
-        admin, {topic: check_topic(kafka, topic, admin=admin) for topic in (topics.users, topics.referents)}
-    )
+    held = offsets_held_by(admin, check_topics(kafka, (topics.users, topics.referents), admin))
 
     def run(topic: str, records: Iterator[tuple[str, bytes]]) -> int:
         with closing(Publisher(kafka, topic, message_bytes_max(kafka, topic, admin))) as publisher:

@@ -9,9 +9,9 @@ from schemas.environment import FILE_SUFFIX, EnvironmentSettings
 from schemas.errors import BadInputError
 
 SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
-# Half of it is how long a new client waits for its first connection; librdkafka's 100 ms would cost a run, which opens
-# some thirty clients, more than a second. It doubles with every failure, as before.
-RECONNECT_BACKOFF_MS = 20
+# librdkafka's are 100 ms. Half of the first is how long a new client waits for its first connection, and a run opens
+# some thirty; the second is waited for after a question about a topic that was just made. Both double with failures.
+BACKOFF_MS = {"reconnect.backoff.ms": 20, "retry.backoff.ms": 20}
 SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")  # those that both of our Kafka clients speak
 
 
@@ -96,10 +96,7 @@ class Connections(EnvironmentSettings):
 
     def kafka(self, **overrides: Any) -> dict[str, Any]:
         """Return a confluent-kafka configuration: the connection, then `overrides`."""
-        found: dict[str, Any] = {
-            "bootstrap.servers": self.kafka_bootstrap_servers,
-            "reconnect.backoff.ms": RECONNECT_BACKOFF_MS,
-        }
+        found: dict[str, Any] = {"bootstrap.servers": self.kafka_bootstrap_servers, **BACKOFF_MS}
         if self.kafka_security_protocol != "PLAINTEXT":
             found["security.protocol"] = self.kafka_security_protocol
         if self.kafka_sasl:

@@ -7,11 +7,12 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType
 
-from producer.publisher import offsets_held
+from producer.publisher import offsets_held, partitions_of
 from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.topics import AccountTopics
 
 ANSWER_TIMEOUT_S = 10.0
+KNOWN_POLL_S = 0.02
 EMPTY_GROUP_TIMEOUT_S = 30.0  # longer than the session timeout after which Kafka gives up a dead member
 _GROUP_IN_USE = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION)
 _COORDINATOR_MOVES = (  # after a broker's start, or its end: the next attempt asks who it is now
@@ -84,11 +85,12 @@ def ensure_topics(admin: AdminClient, topics: AccountTopics, partitions: int) ->
 
     A topic that is there already keeps its partitions, or gets more; it never gets fewer, for Kafka cannot.
     """
-    existing = admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics
-    present = max((len(existing[t].partitions) for t in (topics.replay, topics.outcomes) if t in existing), default=0)
+    every = topic_settings(topics, partitions)
+    existing = partitions_of(admin, [*every])
+    present = max((existing[t] for t in (topics.replay, topics.outcomes) if t in existing), default=0)
     partitions = max(partitions, present)
-    replicas = _replication_factor(admin)
     wanted = topic_settings(topics, partitions)
+    replicas = _replication_factor(admin) if existing.keys() != wanted.keys() else 0
     new = [
         NewTopic(name, num_partitions=count, replication_factor=replicas, config=config)
         for name, (count, config) in wanted.items()
@@ -97,15 +99,23 @@ def ensure_topics(admin: AdminClient, topics: AccountTopics, partitions: int) ->
     if new:
         for name, future in admin.create_topics(new, operation_timeout=ANSWER_TIMEOUT_S).items():
             _result(future, f"topic {name} could not be created", ignore=KafkaError.TOPIC_ALREADY_EXISTS)
+        _wait_until_known(admin, [topic.topic for topic in new])
     grow = [
         NewPartitions(name, partitions)
         for name in (topics.replay, topics.outcomes)
-        if name in existing and len(existing[name].partitions) < partitions
+        if name in existing and existing[name] < partitions
     ]
     if grow:
         for name, future in admin.create_partitions(grow, operation_timeout=ANSWER_TIMEOUT_S).items():
             _result(future, f"topic {name} could not get {partitions} partitions")
     return partitions
+
+
+def _wait_until_known(admin: AdminClient, topics: Sequence[str]) -> None:
+    """Return when the broker that is asked knows topics that were just made: brokers learn of them a moment later."""
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    while len(partitions_of(admin, topics)) < len(topics) and time.monotonic() < deadline:
+        time.sleep(KNOWN_POLL_S)
 
 
 def require_retention(admin: AdminClient, topics: AccountTopics, rows: int) -> None:
@@ -114,13 +124,13 @@ def require_retention(admin: AdminClient, topics: AccountTopics, rows: int) -> N
     Looks at the topics that are there already; those still to be made get `BACKLOG_RETENTION_MS`. A replay at the
     slowest rate that is accepted has to fit twice, and all of its bytes.
     """
-    existing = admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics
+    existing = partitions_of(admin, (topics.replay, topics.outcomes))
     needed_ms = max(RETENTION_MIN_MS, rows * 2_000 // RATE_MIN_PER_S)
     for topic in (topics.replay, topics.outcomes):
         if topic not in existing:
             continue
         config = topic_config(admin, topic)
-        needed_bytes = rows * ROW_BYTES_GUESS * 2 // len(existing[topic].partitions)
+        needed_bytes = rows * ROW_BYTES_GUESS * 2 // existing[topic]
         for name, needed in (("retention.ms", needed_ms), ("retention.bytes", needed_bytes)):
             allowed = int(config.get(name, -1))
             if "delete" in config.get("cleanup.policy", "delete") and 0 <= allowed < needed:

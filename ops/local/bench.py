@@ -10,13 +10,15 @@ Every stage is the real process on the real servers, with topics and collections
 - `end_to_end`: all of it at once, from the first process's start to the last end marker at the sink;
 - `enrich`: the ids and names of its association logs, taken away and added again, in associations a second;
 - `verify`: the check of what `end_to_end` has left, and its cost as a share of the replay's;
-- `limits`: what servers and clients do at most on the same rows (`bench_limits`).
+- `limits`: what servers and clients do at most on the same rows (`bench_limits`);
+- `accounts`: many small accounts, by a runner, one after another and ten at once (`bench_accounts`); only if named.
 
 `--versus` runs another pipeline on the same rows (`bench_versus`).
 
-`rows_per_s` is rows over wall time, process start included; `steady_rows_per_s` the slope between 20 and 90 % of the
-rows, which a longer run would have. Processes are new for every measurement, servers only for the first: `warm` says
-which it was. Compare within one run on one machine, by ratios.
+`rows_per_s` is rows over wall time, process start included (of `end_to_end` their libraries are loaded by then, as in
+a real run: once, and not counted); `steady_rows_per_s` the slope between 20 and 90 % of the rows, which a longer run
+would have. Processes are new for every measurement, servers only for the first: `warm` says which it was. Compare
+within one run on one machine, by ratios.
 """
 
 import json
@@ -37,7 +39,7 @@ from rich.table import Table
 from ops.control import kafka_admin, migrations
 from ops.control.jobs import Job
 from ops.control.store import JobStore, NewJob
-from ops.local import bench_limits, bench_transform, bench_versus, sandbox, services
+from ops.local import bench_accounts, bench_limits, bench_transform, bench_versus, sandbox, services
 from ops.local.bench_versus import Peer
 from ops.local.enrich import EnrichOptions, enrich_account
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
@@ -61,6 +63,7 @@ from sink.match_key import Outcome
 
 NAME = "crm_replay_bench"
 STAGES = ("transform", "table_load", "producer", "processor", "sink", "end_to_end", "enrich", "verify", "limits")
+NAMED_ONLY = ("accounts",)
 ON_SERVERS = ("producer", "processor", "sink")
 GENERATED_TABLE = "crm.audits"
 CONTACTS_TOPIC = "crm.bench.contacts"
@@ -310,15 +313,16 @@ def bench(
     shape: str,
     options: RunOptions,
     versus: Path | None = None,
+    accounts: int = 20,
 ) -> None:
     """Measure the stages, each `repeats` times, and print a JSON line for each; a table on `console` at the end.
 
     `versus` is another pipeline's directory: then nothing but the whole is measured, on that pipeline's rows, and after
-    it the other one.
+    it the other one. `accounts` are those of the stage of that name.
     """
     wanted = tuple(dict.fromkeys(stages)) or STAGES
-    if unknown := [stage for stage in wanted if stage not in STAGES]:
-        raise BadInputError(f"there is no stage {unknown[0]}", f"give one of {', '.join(STAGES)}")
+    if unknown := [stage for stage in wanted if stage not in (*STAGES, *NAMED_ONLY)]:
+        raise BadInputError(f"there is no stage {unknown[0]}", f"give one of {', '.join((*STAGES, *NAMED_ONLY))}")
 
     def say(text: str) -> None:
         console.print(text, highlight=False, style="dim")
@@ -330,7 +334,11 @@ def bench(
     if "transform" in wanted:
         for _ in range(repeats):
             print(json.dumps({"stage": "transform", **bench_transform.run(TRANSFORM_SECONDS)}), flush=True)  # noqa: T201
-    if set(wanted) - {"transform"}:
+    if "accounts" in wanted:
+        with sandbox.servers(say) as servers:
+            for many in bench_accounts.measure(servers, accounts, options.home):
+                print(json.dumps(many.as_dict()), flush=True)  # noqa: T201
+    if set(wanted) - {"transform", *NAMED_ONLY}:
         with sandbox.servers(say) as servers:
             own = sandbox.own_databases(servers, f"{NAME}_{shape}")
             prepared = _prepare(own, rows, shape, options)

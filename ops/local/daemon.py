@@ -2,9 +2,10 @@
 
 It claims jobs and tasks from MongoDB, as many at a time as this host may run; any number of runners on any number of
 hosts share the work. Each job is a child process that renews the job's own lease, so the daemon can die, hang or be
-replaced without a job noticing more than SIGTERM, and a job that takes its process down takes nothing else with it. A
-child needs a second to import its libraries; one is kept ready, so that a small account does not wait for that.
-A task is a command of `crm-replay`, run as a process of its own; its `--json` is the task's result.
+replaced without a job noticing more than SIGTERM, and a job that takes its process down takes nothing else with it.
+Children and workers would need seconds to import their libraries; a fork server has them loaded, and a child is kept
+ready all the same, for where there can be none. A task is a command of `crm-replay`, run as a process of its own; its
+`--json` is the task's result.
 
 What a death costs: of the daemon, its children stop their workers and let go of their jobs; of a child, the job is free
 again at once; of the host, after the lease. Nothing durable is here.
@@ -36,7 +37,8 @@ from ops.control.jobs import Job
 from ops.control.store import JobChangedError, JobStore
 from ops.control.tasks import Task, TaskKind, TaskLostError, TaskStore
 from ops.local import services
-from ops.local.processes import child_environment
+from ops.local.forkserver import WORKERS, Forked, ForkServer, forked
+from ops.local.processes import child_environment, python_module
 from ops.local.services.layout import Home
 from ops.local.worker_metrics import gathering
 from schemas.connections import Connections
@@ -46,6 +48,7 @@ from schemas.vocabulary import JobStatus
 from sink.database import open_database
 
 POLL_EVERY_S = 0.5  # for work: two small queries by index
+LOOK_EVERY_S = 0.05  # at the children, which asks nobody else
 TASK_LEASE_S = 30.0
 TASK_RENEW_EVERY_S = 2.0
 ANSWER_MAX_S = 5.0  # of MongoDB; the loop has others to look after
@@ -55,6 +58,9 @@ STOP_MAX_S = 30.0  # a job's runner ends its workers within 15 s, or kills them
 READY_CHILDREN = 1
 ERROR_CHARACTERS_MAX = 2_000
 PROGRESS = re.compile(r"([0-9,]+) of ([0-9,]+) rows")
+
+
+Child = subprocess.Popen[str] | Forked
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ class JobChild:
     """A claimed job and the process that runs it."""
 
     job: Job
-    process: subprocess.Popen[str]
+    process: Child
 
 
 @dataclass(slots=True)
@@ -117,7 +123,8 @@ class Daemon:
     stop: threading.Event = field(default_factory=threading.Event)
     jobs: dict[str, JobChild] = field(default_factory=dict)
     tasks: dict[str, TaskChild] = field(default_factory=dict)
-    ready: list[subprocess.Popen[str]] = field(default_factory=list)
+    forks: ForkServer | None = None  # has loaded what a child and its workers need
+    ready: list[Child] = field(default_factory=list)
     database: Any = None
     outage: str = ""
 
@@ -127,7 +134,7 @@ class Daemon:
         pause_s = POLL_EVERY_S
         checked = False
         try:
-            while not self.stop.wait(pause_s):
+            while not self._pause(pause_s):
                 try:
                     with pymongo.timeout(ANSWER_MAX_S):
                         if not checked:
@@ -145,6 +152,15 @@ class Daemon:
         finally:
             self._let_go()
             self.database.client.close()
+
+    def _pause(self, pause_s: float) -> bool:
+        """Wait, but not after the end of a child, which makes room for the next job; True when asked to stop."""
+        until = time.monotonic() + pause_s
+        while not self.stop.wait(max(0.0, min(LOOK_EVERY_S, until - time.monotonic()))):
+            ended = any(process.poll() is not None for process in self._children())
+            if (ended and not self.outage) or time.monotonic() >= until:
+                return False
+        return True
 
     def step_or_say(self) -> bool:
         """Do a step; what another runner has changed in the midst of it is no reason to end."""
@@ -166,6 +182,7 @@ class Daemon:
         if len(self.tasks) < self.limits.tasks:
             claimed |= self._claim_task()
         self._keep_ready()
+        self._bury()
         return claimed
 
     # ---- jobs
@@ -184,7 +201,7 @@ class Daemon:
             say(f"{account}: a replay of chosen rows has failed: {why}")
             return True
         try:
-            process = self.ready.pop() if self.ready and self.ready[-1].poll() is None else start_child()
+            process = self.ready.pop() if self.ready and self.ready[-1].poll() is None else self._start_child()
         except OSError as error:  # no memory, too many processes: another host may do better
             store.release(job, pause_s=NO_ROOM_PAUSE_S)
             say(f"{account}: no process could be started ({error.strerror}); the job is free again")
@@ -230,7 +247,35 @@ class Daemon:
         """Have a child ready that has its libraries loaded, as long as there is room for a job."""
         self.ready = [process for process in self.ready if process.poll() is None]
         if not self.ready and len(self.jobs) < self.limits.jobs:
-            self.ready += [start_child() for _ in range(READY_CHILDREN)]
+            self.ready += [self._start_child() for _ in range(READY_CHILDREN)]
+
+    def _start_child(self) -> Child:
+        """Return a process that loads what a run needs and then waits for its order."""
+        command, environment = python_module("ops.local.daemon"), child_environment()
+        if self.forks is not None:
+            try:
+                # It sees our end at its standard input; a second SIGTERM would have it leave its job as it is.
+                return self.forks.spawn(command, environment, with_stdin=True, die_with_us=False)
+            except OSError as error:
+                say(f"the fork server is gone ({error}); jobs start slower until this runner is started again")
+                self.forks = None
+        return subprocess.Popen(  # noqa: S603 - our own module
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches the daemon alone, which then stops them in order
+        )
+
+    def _bury(self) -> None:
+        """Take note of the end of what a killed child has left to us: we adopt its workers, which end with it."""
+        if self.forks is None:
+            return
+        self.forks.bury_others({process.pid for process in (*self._children(), *self.ready)})
+
+    def _children(self) -> list[subprocess.Popen[Any] | Forked]:
+        """Return the processes of all jobs and tasks."""
+        return [*(child.process for child in self.jobs.values()), *(child.process for child in self.tasks.values())]
 
     # ---- tasks
 
@@ -308,12 +353,7 @@ class Daemon:
         if self.jobs or self.tasks:
             say(f"stopping: {len(self.jobs)} jobs and {len(self.tasks)} tasks are let go")
         give_up_at = time.monotonic() + STOP_MAX_S
-        processes: list[subprocess.Popen[Any]] = [
-            *self.ready,
-            *(child.process for child in self.jobs.values()),
-            *(child.process for child in self.tasks.values()),
-        ]
-        for process in processes:
+        for process in (*self.ready, *self._children()):
             try:
                 process.wait(max(0.0, give_up_at - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -341,18 +381,7 @@ class Daemon:
         self.outage = ""
 
 
-def start_child() -> subprocess.Popen[str]:
-    """Return a process that loads what a run needs and then waits for its order."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "ops.local.daemon"],
-        env=child_environment(),
-        stdin=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C reaches the daemon alone, which then stops them in order
-    )
-
-
-def close_pipes(process: subprocess.Popen[str]) -> None:
+def close_pipes(process: Child) -> None:
     """Close our end of a child's standard input."""
     if process.stdin is not None:
         try:
@@ -361,7 +390,7 @@ def close_pipes(process: subprocess.Popen[str]) -> None:
             return
 
 
-def end(process: subprocess.Popen[Any], number: int) -> None:
+def end(process: subprocess.Popen[Any] | Forked, number: int) -> None:
     """Send a signal to a process and to what it has started in its session, if it is alive."""
     if process.poll() is None:
         try:
@@ -460,6 +489,11 @@ def child() -> int:
     """Run the job that a line on standard input names; return the exit code: 0 if the job's document says it all."""
     from ops.local import runner  # before the line is waited for: this takes a second
 
+    with forked() as forks:
+        return _child(runner, forks)
+
+
+def _child(runner: Any, forks: ForkServer | None) -> int:
     line = sys.stdin.readline()
     if not line:
         return 0
@@ -477,7 +511,7 @@ def child() -> int:
     job = replace(found, owner=order.owner, fence=order.fence)  # as it was claimed; another's by now, that will show
     view = _EventView(job.company_sso_id)
     options = runner.RunOptions(
-        order.mapping_path, processors=order.processors, sinks=order.sinks, home=Path(order.home)
+        order.mapping_path, processors=order.processors, sinks=order.sinks, home=Path(order.home), forks=forks
     )
     try:
         result = runner.run_claimed(job, options, connections, view)
@@ -535,10 +569,11 @@ def runner(
             os._exit(128 + number)  # the children see that we are gone, and stop by themselves
         daemon.stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    with gathering("runner", daemon.limits.home):
-        daemon.run(until_idle=until_idle)
+    with forked(("ops.local.daemon", "ops.local.runner", *WORKERS)) as daemon.forks:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
+        with gathering("runner", daemon.limits.home):
+            daemon.run(until_idle=until_idle)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ops.local.forkserver import Forked, ForkServer
 from schemas import logs
 from schemas.errors import ReplayError
 
@@ -47,7 +48,8 @@ class Supervised:
     finishes: bool = False  # ends by itself with exit code 0 when its work is done
     final_codes: frozenset[int] = frozenset()  # exit codes that are an answer, not a crash
     hopeless_codes: frozenset[int] = frozenset()  # exit codes of a first start that another would end with too
-    process: subprocess.Popen[bytes] | None = None
+    forks: ForkServer | None = None  # that has its libraries loaded, and is asked first
+    process: subprocess.Popen[bytes] | Forked | None = None
     returncode: int | None = None  # set once it has ended for good
     restarts: int = 0
     started_at: float = 0.0
@@ -57,7 +59,7 @@ class Supervised:
         """Start it; its output is appended to its log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: S603 - our own modules
+            self.process = self._forked(log.fileno()) or subprocess.Popen(  # noqa: S603 - our own modules
                 list(self.argv),
                 env=dict(self.env),
                 stdin=subprocess.DEVNULL,
@@ -67,6 +69,15 @@ class Supervised:
                 start_new_session=True,  # Ctrl-C reaches the runner alone, which then stops them in order
             )
         self.started_at = time.monotonic()
+
+    def _forked(self, log: int) -> Forked | None:
+        if self.forks is None:
+            return None
+        try:
+            return self.forks.spawn(self.argv, self.env, out=log, err=log)
+        except OSError:  # it has died; from now on each start takes its second
+            self.forks = None
+            return None
 
     @property
     def running(self) -> bool:

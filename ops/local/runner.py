@@ -32,12 +32,14 @@ from typing import Any
 
 import pymongo
 from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 from pymongo.errors import ConnectionFailure, PyMongoError
 
 from ops.control import audit_log, kafka_admin, migrations, operations, validation
 from ops.control.jobs import LEASE_S, IllegalTransitionError, Job, Ledger
 from ops.control.migrations import MigrationRefusedError
 from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
+from ops.local.forkserver import ForkServer
 from ops.local.processes import Supervised, Supervisor, child_environment, python_module
 from ops.local.view import RunView
 from producer import markers, references
@@ -67,6 +69,8 @@ ATTEMPTS_MAX = 5  # of runners, in a row, that did not get on with a job
 PAUSE_MAX_S = 60.0  # between them
 CLAIM_PATIENCE_S = 20.0  # for the runner of a job that was halted to end its processes, before a resume
 POLL_EVERY_S = 0.2
+POLL_AT_FIRST_S = 0.05  # a small account is over before long, and its end should not have to wait to be seen
+AT_FIRST_S = 5.0
 OUTAGE_MAX_S = 300.0  # of MongoDB; its sinks wait for ever, but a run that nobody can follow is no use
 SINK_HALTED = 3  # exit code of a sink that halted its job
 BAD_INPUT = 2  # exit code of a process that will not do better when started again
@@ -101,6 +105,7 @@ class RunOptions:
     date_range_start: datetime | None = None
     resume_halted: bool = False
     home: Path = Path(".crm-replay")
+    forks: ForkServer | None = None  # forks its processes; without one each imports its libraries itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +169,7 @@ class Surroundings:
 
     connections: Connections
     kafka: Mapping[str, Any]
+    admin: AdminClient
     mapping: SourceMapping
     store: JobStore
     database: Any
@@ -175,7 +181,7 @@ class Surroundings:
         found = survey(
             self.connections.crm_audit_database_url, self.mapping, account, date_range_start=date_range_start
         )
-        kafka_admin.require_retention(kafka_admin.client(self.kafka), self.topics, found.rows)
+        kafka_admin.require_retention(self.admin, self.topics, found.rows)
         return found
 
 
@@ -291,12 +297,12 @@ def _surroundings(account: str, mapping_path: str, connections: Connections) -> 
     with closing(db_connect(connections.crm_audit_database_url)) as db:
         resolve(db, mapping, account)
     kafka = connections.kafka()
-    kafka_admin.client(kafka)
+    admin = kafka_admin.client(kafka)
     database = connect(connections, app_name="crm-replay-runner")
     try:
         migrations.require_current(database)
         codec = codec_for(connections.schema_registry_url)
-        yield Surroundings(connections, kafka, mapping, JobStore(database), database, topics, codec)
+        yield Surroundings(connections, kafka, admin, mapping, JobStore(database), database, topics, codec)
     finally:
         database.client.close()
 
@@ -320,7 +326,7 @@ def _work_on(
         found = around.look(job.company_sso_id, job.date_range_start)
         job = around.store.prepare(job, _surveyed(job, found))
         lease.check(stop)
-    partitions = kafka_admin.ensure_topics(kafka_admin.client(around.kafka), around.topics, job.partitions)
+    partitions = kafka_admin.ensure_topics(around.admin, around.topics, job.partitions)
     job = _prepare(job, stretch, partitions, around, view, lambda: lease.check(stop))
     if job.status is JobStatus.HALTED:
         raise _halted(job)
@@ -548,7 +554,7 @@ def _watch(
 
     Raises SilentError, with all processes ended, before the lease runs out unrenewed.
     """
-    store = around.store
+    store, began = around.store, time.monotonic()
     for process in _processes(job, options, around.connections):
         supervisor.add(process)
     saved_at = 0.0
@@ -582,7 +588,7 @@ def _watch(
         patience.over()
         if totals.partitions_ended >= job.partitions:
             return
-        time.sleep(POLL_EVERY_S)
+        time.sleep(POLL_AT_FIRST_S if time.monotonic() - began < AT_FIRST_S else POLL_EVERY_S)
 
 
 def _halted(job: Job) -> HaltedError:
@@ -682,6 +688,7 @@ def _processes(job: Job, options: RunOptions, connections: Connections) -> Itera
             finishes=finishes,
             final_codes=frozenset({SINK_HALTED}) if role == "sink" else frozenset(),
             hopeless_codes=frozenset({BAD_INPUT}),
+            forks=options.forks,
         )
 
     yield process("producer", 0, finishes=True)

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +28,7 @@ from ops.local.commands.options import (
     Workers,
     utc,
 )
+from ops.local.forkserver import forked
 from ops.local.processes import child_environment, python_module
 from ops.local.services.layout import Home
 from ops.local.view import RunView, print_ledger, view_for
@@ -114,13 +116,13 @@ def rerun(
         raise BadInputError("--from and --audit-ids exclude each other", "give one of them")
     if audit_ids:
         chosen = parse_audit_ids(audit_ids)
-        _finish(lambda c, view: runner.run_selected(account, chosen, options, c, view), account, as_json=as_json)
+        _finish(lambda *how: runner.run_selected(account, chosen, *how), account, options, as_json=as_json)
     elif since is not None:
         start = utc(since)
         assert start is not None
-        _finish(lambda c, view: runner.run_since(account, start, options, c, view), account, as_json=as_json)
+        _finish(lambda *how: runner.run_since(account, start, *how), account, options, as_json=as_json)
     else:
-        _finish(lambda c, view: runner.rerun_account(account, options, c, view), account, as_json=as_json)
+        _finish(lambda *how: runner.rerun_account(account, *how), account, options, as_json=as_json)
 
 
 def parse_audit_ids(text: str) -> list[int]:
@@ -147,16 +149,20 @@ def parse_audit_ids(text: str) -> list[int]:
 def _run(account: str, options: Any, *, as_json: bool) -> None:
     from ops.local.runner import run_account  # the clients of all three packages: not for `crm-replay --help`
 
-    _finish(lambda connections, view: run_account(account, options, connections, view), account, as_json=as_json)
+    _finish(lambda *how: run_account(account, *how), account, options, as_json=as_json)
 
 
-def _finish(replay: Callable[[Connections, RunView], Any], account: str, *, as_json: bool) -> None:
-    """Run a replay, show its ledger, and raise ReplayError if that is out of balance."""
+def _finish(replay: Callable[[Any, Connections, RunView], Any], account: str, options: Any, *, as_json: bool) -> None:
+    """Run a replay, show its ledger, and raise ReplayError if that is out of balance.
+
+    Its workers' libraries are loaded while the runner looks at the source and publishes the references.
+    """
     view = view_for(Console(stderr=True))
-    try:
-        result = replay(services.connections(), view)
-    finally:
-        view.close()
+    with forked() as forks:
+        try:
+            result = replay(replace(options, forks=forks), services.connections(), view)
+        finally:
+            view.close()
     if as_json:
         typer.echo(json.dumps({**_job_summary(result.job), "seconds": round(result.seconds, 3)}))
     else:

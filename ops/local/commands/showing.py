@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from ops.local.commands.options import Partitions, Workers
+from ops.local.forkserver import forked
 from ops.local.services.layout import Home
 
 
@@ -28,6 +29,9 @@ def bench(
         str, typer.Option(help="Rows of the generator: crm (realistic mix) or peer (small, flat).")
     ] = "crm",
     contacts: Annotated[int, typer.Option(min=1, help="Entries of the stage table_load.")] = 200_000,
+    accounts: Annotated[
+        int, typer.Option(min=2, help="Small accounts of the stage accounts, which has to be named.")
+    ] = 20,
     partitions: Partitions = 4,
     processors: Workers = 1,
     sinks: Workers = 1,
@@ -40,14 +44,18 @@ def bench(
     from ops.local.bench import bench as measure
     from ops.local.runner import RunOptions
 
-    options = RunOptions(partitions=partitions, processors=processors, sinks=sinks, home=Home.at(None).path)
-    measure(
-        Console(stderr=True),
-        rows=rows,
-        contacts=contacts,
-        stages=stage or (),
-        versus=versus,
-        repeats=repeats,
-        shape=shape,
-        options=options,
-    )
+    with forked() as forks:  # as `run` does it, though once for all repeats
+        options = RunOptions(
+            partitions=partitions, processors=processors, sinks=sinks, home=Home.at(None).path, forks=forks
+        )
+        measure(
+            Console(stderr=True),
+            rows=rows,
+            contacts=contacts,
+            stages=stage or (),
+            versus=versus,
+            repeats=repeats,
+            shape=shape,
+            options=options,
+            accounts=accounts,
+        )

@@ -19,6 +19,7 @@ def test_a_plain_broker_gets_its_address_and_a_quick_first_connection_and_nothin
     assert Connections(kafka_bootstrap_servers="k:9092").kafka(acks="all") == {
         "bootstrap.servers": "k:9092",
         "reconnect.backoff.ms": 20,
+        "retry.backoff.ms": 20,
         "acks": "all",
     }
 
@@ -30,6 +31,7 @@ def test_sasl_over_tls_names_the_user_and_the_authority(tmp_path):
     assert found == {
         "bootstrap.servers": "k:9092",
         "reconnect.backoff.ms": 20,
+        "retry.backoff.ms": 20,
         "security.protocol": "SASL_SSL",
         "sasl.mechanism": "SCRAM-SHA-512",
         "sasl.username": "replay",
