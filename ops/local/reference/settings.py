@@ -44,7 +44,7 @@ SECTIONS: tuple[tuple[str, str, type[BaseSettings]], ...] = (
 OTHERS = (
     (logs.FORMAT_VARIABLE, "json", "json, or text for a shell"),
     (logs.LEVEL_VARIABLE, "INFO", ", ".join(logs.LEVELS)),
-    (exposition.PORT_VARIABLE, "", "serve metrics on this port, a runner those of its workers, too; 0: any free one; empty: none"),
+    (exposition.PORT_VARIABLE, "", "serve metrics here, a runner also its workers'; 0: any free port; empty: none"),
     (exposition.ADDRESS_VARIABLE, "127.0.0.1", "address that metrics are served on"),
     (exposition.DIRECTORY_VARIABLE, "", "each process announces its port in a file here, for `file_sd_configs`"),
     ("CRM_REPLAY_WORKER", "", "runner: the process's name in groups, logs and metrics"),
