@@ -157,8 +157,10 @@ def _finish(replay: Callable[[Any, Connections, RunView], Any], account: str, op
 
     Its workers' libraries are loaded while the runner looks at the source and publishes the references.
     """
+    from ops.local.worker_metrics import gathering  # for who runs something
+
     view = view_for(Console(stderr=True))
-    with forked() as forks:
+    with forked() as forks, gathering("runner", options.home):
         try:
             result = replay(replace(options, forks=forks), services.connections(), view)
         finally:
