@@ -121,17 +121,18 @@ def sql_text(name: str) -> str:
 
 
 def _of_kinds(kinds: Sequence[RowKind]) -> sql.Composable:
-    """Return the predicate of rows that are of one of these kinds."""
-    pairs: dict[str, list[sql.Composable]] = {}
+    """Return the predicate of rows that are of one of these kinds; what tells most rows apart comes first."""
+    types: dict[tuple[str, str], list[sql.Composable]] = {}
     for kind in kinds:
-        pair = sql.SQL("({}, {})").format(_text(kind.type), _text(kind.action))
-        pairs.setdefault(kind.column, []).append(pair)
+        types.setdefault((kind.action, kind.column), []).append(_text(kind.type))
     named = sql.SQL(sql_text("can_name"))
     return sql.SQL(" OR ").join(
-        sql.SQL("(auditable_type, action) IN ({}) AND {}").format(
-            sql.SQL(", ").join(of_column), named.format(column=_text(column)) if column else sql.SQL("true")
+        sql.SQL("action = {} AND auditable_type IN ({}) AND {}").format(
+            _text(action),
+            sql.SQL(", ").join(of_kind),
+            named.format(column=_text(column)) if column else sql.SQL("true"),
         )
-        for column, of_column in pairs.items()
+        for (action, column), of_kind in types.items()
     )
 
 

@@ -12,13 +12,13 @@ import json
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import starmap
-from threading import Lock
+from threading import Event, Lock
 from typing import Annotated, Any
 
 import typer
@@ -48,7 +48,7 @@ from sink.enricher import WINDOW_MS, Enricher
 from sink.indexes import ACTIVITY_LOGS, ENRICHED_ACTIONS, ENRICHED_CATEGORIES, ENRICHMENTS
 from sink.match_key import DELETED_REFERENCE, Association, Outcome
 
-BATCH_ROWS = 1_000  # association rows of a batch
+BATCH_ROWS = 500  # association rows of a batch
 IN_FLIGHT = 2  # batches: while the server works for one, this process works for the other
 PAGE_ROWS = 5_000
 SAVE_EVERY_S = 2.0  # also where there is nothing to patch: an account may have few association rows
@@ -320,8 +320,12 @@ def _mapping_of(account: str, options: EnrichOptions, database: Any) -> SourceMa
     return mapping
 
 
+class _OverError(Exception):
+    """The count is of use to nobody any more."""
+
+
 class _Run:
-    """One enrichment: this thread reads, decides and saves, others patch, up to `IN_FLIGHT` batches at once.
+    """One enrichment: this thread decides and saves, others read ahead and patch, up to `IN_FLIGHT` batches at once.
 
     Batches are counted and saved in their order, each when it and all before it are written: so the cursor is never
     ahead of a document, and whatever dies, what is done again is at most what was in flight.
@@ -353,29 +357,35 @@ class _Run:
         self._state = Enrichment(account, 0)
         self._in_flight: deque[tuple[_Batch, Future[tuple[list[Outcome], int]]]] = deque()
         self._naming = Lock()  # of the names, and of the connection that they come by
+        self._over = Event()  # nobody waits any more for the count
 
     def run(self) -> Enrichment:
         """Return the whole enrichment."""
         began = time.monotonic()
         found = resolve(self._db, self._mapping, self._account)
         source = replace(found, scope=self._finder.types, kinds=tuple(starmap(RowKind, self._finder.kinds)))
-        state = self._begin(source)
-        self._contacts = Contacts(self._account, find_contacts(self._database, self._account).by_person)
         self._names = Names(self._db, self._mapping, found.account)
-        if state.resumed:
-            self._view.note(f"taking up the enrichment of {self._account} behind audit id {state.cursor}")
-        limits = Limits(page_rows=PAGE_ROWS)
+        state = self._begin(source)
         try:
             with (
-                ThreadPoolExecutor(IN_FLIGHT, "enrich") as self._patchers,
-                closing(AuditReader(self._dsn, source, EARLIEST, limits)) as reader,
+                closing(AuditReader(self._dsn, source, EARLIEST, Limits(page_rows=PAGE_ROWS))) as reader,
+                ThreadPoolExecutor(IN_FLIGHT + 2, "enrich") as self._threads,  # besides, the next page and the count
             ):
-                self._read(reader)
+                pages = self._pages(reader)
+                if not state.rows_total:
+                    self._threads.submit(self._count, source)
+                try:
+                    contacts = find_contacts(self._database, self._account)
+                    self._contacts = Contacts(self._account, contacts.by_person)
+                    self._patch_pages(pages)
+                finally:
+                    self._over.set()
         except BaseException:
             if not self._options.dry_run:
                 with suppress(PyMongoError):
                     self._cursor.release(state)
             raise
+        state.rows_total = state.rows
         if not self._options.dry_run:
             self._cursor.save(state, finished=True)
         state.seconds = time.monotonic() - began
@@ -387,38 +397,62 @@ class _Run:
         state = Enrichment(self._account, top, cursor=min(smallest - 1, top), dry_run=self._options.dry_run)
         if not self._options.dry_run:
             state = self._cursor.begin(state)
-        if not state.resumed:
-            state.rows_total = count(self._db, source, state.top, None, None).rows
+        if state.resumed:
+            self._view.note(f"taking up the enrichment of {self._account} behind audit id {state.cursor}")
         self._state = state
         return state
 
-    def _read(self, reader: AuditReader) -> None:
-        """Read what is left of the source, and patch it batch by batch."""
-        cursor, top = self._state.cursor, self._state.top
+    def _count(self, source: AuditSource) -> None:
+        """Count the rows there are, for who watches; meanwhile the first of them are patched."""
+
+        def go_on(_scanned: int, _top: int) -> None:
+            if self._over.is_set():
+                raise _OverError
+
+        with suppress(ReplayError, _OverError), closing(connect(self._dsn)) as db:
+            self._state.rows_total = count(db, source, self._state.top, None, go_on).rows
+
+    def _patch_pages(self, pages: Iterator[Page]) -> None:
+        """Have the rows of pages patched batch by batch."""
         batch, handed_at = _Batch(), time.monotonic()
-        while cursor < top:
-            page = reader.page_after(cursor, top, 0, (), look_for_gaps=False)
+        for page in pages:
             for event in page.events:
                 self._take(event, page, batch)
                 if len(batch.logs) >= self._options.batch_rows:
                     batch.end = event.audit_id
                     self._hand_over(batch)
                     batch, handed_at = _Batch(), time.monotonic()
-            cursor = batch.end = page.end
+            batch.end = page.end
             if time.monotonic() - handed_at > SAVE_EVERY_S:
                 self._hand_over(batch)
                 batch, handed_at = _Batch(), time.monotonic()
-        batch.end = top
+        batch.end = self._state.top
         self._hand_over(batch)
         while self._in_flight:
             self._settle()
+
+    def _pages(self, reader: AuditReader) -> Iterator[Page]:
+        """Return the pages behind the cursor. The next one is always being read, the first one from now on."""
+
+        def ahead(cursor: int) -> Future[Page] | None:
+            if cursor >= self._state.top:
+                return None
+            return self._threads.submit(reader.page_after, cursor, self._state.top, 0, (), look_for_gaps=False)
+
+        def pages(following: Future[Page] | None) -> Iterator[Page]:
+            while following is not None:
+                page = following.result()
+                following = ahead(page.end)
+                yield page
+
+        return pages(ahead(self._state.cursor))
 
     def _hand_over(self, batch: _Batch) -> None:
         """Have a batch patched; waits while as many are in flight as may be."""
         if len(self._in_flight) >= IN_FLIGHT:
             self._settle()
         before = self._in_flight[-1][1].result if self._in_flight else None
-        self._in_flight.append((batch, self._patchers.submit(self._patch, batch, before)))
+        self._in_flight.append((batch, self._threads.submit(self._patch, batch, before)))
 
     def _settle(self) -> None:
         """Wait for the oldest batch in flight, then count its rows and save how far that is, in one update."""
@@ -432,8 +466,9 @@ class _Run:
         state.cursor = batch.end
         if not self._options.dry_run:
             self._cursor.save(state)
-        shown = {outcome: n for outcome, n in state.outcomes.items() if outcome != Outcome.COMPLETE}
-        self._view.progress(state.rows, state.rows_total, shown, 0)
+        if state.rows_total:
+            shown = {outcome: n for outcome, n in state.outcomes.items() if outcome != Outcome.COMPLETE}
+            self._view.progress(state.rows, state.rows_total, shown, 0)
 
     def _take(self, event: AuditEvent, page: Page, batch: _Batch) -> None:
         """Add a row to the batch, if it is an association row."""

@@ -6,15 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+from threading import Event
 from typing import Any
 
 import psycopg
 import pytest
+from pymongo.errors import AutoReconnect
 
-from ops.local.enrich import EnrichOptions, enrich_account
+from ops.local import enrich as enrichment
+from ops.local.enrich import Cursor, Enrichment, EnrichOptions, enrich_account
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.local.view import PlainView
-from schemas.errors import BadInputError
+from schemas.errors import BadInputError, ReplayError
+from sink.enricher import Enricher
 from tests.e2e.conftest import Crm, mapping_of
 
 pytestmark = pytest.mark.services
@@ -107,9 +111,77 @@ def test_what_logs_lack_is_added_once_and_nothing_else_changes_whatever_dies(sam
     assert everything(crm) == whole
     assert enrich(crm)["outcomes"]["patched"] == 0
 
+    for failing in (3, 4):
+        assert len(without_links(crm, SAMPLE_YAML)) == len(before)
+        one_of_two_batches_fails(crm, failing, before)
+        assert everything(crm) == whole
+
     # The copy is still proven: metadata that was added is no difference.
     assert crm.call("verify", "--account", SAMPLE_YAML, "--mapping", mapping).returncode == 0
     logs_of_a_live_feed_and_records_that_are_gone(crm)
+
+
+def one_of_two_batches_fails(crm: Crm, failing: int, before: list[dict[str, Any]]) -> None:
+    """Have an outage at the third or fourth batch while the other one is in flight too, and ends later.
+
+    However far the cursor was saved, everything up to there was in MongoDB; going on, every row is counted once.
+    """
+    logs, cursors = crm.database["activity_logs"], crm.database["crm_replay_enrichments"]
+    whole = {int(log["external_id"].removeprefix("crm_audit:")): log for log in before}
+    batches: list[list[int]] = []  # audit ids
+    patch, save = Enricher.patch, Cursor.save
+    ended = {3: Event(), 4: Event()}  # or waiting for its turn
+
+    def collect(self: Enricher, rows: Any, turn: Any = None) -> Any:
+        batches.append([row.audit_id for row in rows])
+        return patch(self, rows)
+
+    def patch_or_fail(self: Enricher, rows: Any, turn: Any = lambda: None) -> Any:
+        number = next((n for n, ids in enumerate(batches, start=1) if rows and rows[0].audit_id in ids), 0)
+        if number not in ended:
+            return patch(self, rows, turn)
+
+        def turn_of_this() -> None:
+            ended[number].set()
+            turn()
+
+        try:
+            if number == failing:
+                if number == 3:
+                    assert ended[4].wait(60)
+                raise AutoReconnect("connection closed")
+            if number == 3:
+                assert ended[4].wait(60)
+            return patch(self, rows, turn_of_this)
+        finally:
+            ended[number].set()
+
+    def checked_save(self: Cursor, state: Enrichment, **options: Any) -> None:
+        save(self, state, **options)
+        saved = cursors.find_one({"_id": SAMPLE_YAML})["cursor"]
+        done = [log for audit_id, log in whole.items() if audit_id <= saved]
+        assert list(logs.find({"_id": {"$in": [log["_id"] for log in done]}}).sort("_id", 1)) == done
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Enricher, "patch", collect)
+        patched.setattr(enrichment, "IN_FLIGHT", 1)
+        expected = enrich(crm, batch_rows=5, dry_run=True)
+    batches.sort()
+    assert len(batches[4]) == 5
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Enricher, "patch", patch_or_fail)
+        patched.setattr(Cursor, "save", checked_save)
+        with pytest.raises(ReplayError, match="MongoDB does not answer"):
+            enrich(crm, batch_rows=5)
+        died = cursors.find_one({"_id": SAMPLE_YAML})
+        assert batches[failing - 2][-1] <= died["cursor"] < batches[failing - 1][-1]
+        patched.setattr(Enricher, "patch", patch)
+        resumed = enrich(crm, batch_rows=5)
+    assert resumed["resumed"]
+    assert resumed["association_rows"] == expected["association_rows"]
+    assert resumed["outcomes"]["patched"] + resumed["outcomes"]["complete"] == expected["outcomes"]["patched"]
+    # What was written and not counted: of the one batch that was in flight behind the one that failed.
+    assert int(failing == 3) <= resumed["outcomes"]["complete"] <= 5
 
 
 def logs_of_a_live_feed_and_records_that_are_gone(crm: Crm) -> None:
