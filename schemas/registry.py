@@ -5,6 +5,7 @@ that the process has not met before.
 """
 
 import json
+from functools import cache
 
 import httpx
 
@@ -15,6 +16,12 @@ from schemas.records import RECORD_TYPES, Record
 REGISTRY_TIMEOUT_S = 10.0
 
 
+@cache
+def _codec() -> Codec:
+    """Return the codec without a registry: a process, and what is forked from it, has the schemas compiled once."""
+    return Codec()
+
+
 def codec_for(schema_registry_url: str) -> Codec:
     """Return a codec that frames for the registry at this address, or single objects if it is empty.
 
@@ -22,7 +29,7 @@ def codec_for(schema_registry_url: str) -> Codec:
     Raises ServiceUnreachableError, or BadInputError if the registry refuses a schema as incompatible.
     """
     if not schema_registry_url:
-        return Codec()
+        return _codec()
     ids: dict[type[Record], int] = {}
     with httpx.Client(base_url=schema_registry_url, timeout=REGISTRY_TIMEOUT_S) as client:
         for record_type in RECORD_TYPES:

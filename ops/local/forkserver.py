@@ -220,6 +220,10 @@ def _serve(orders: socket.socket, owner: int, modules: Sequence[str]) -> None:
     for module in LATER:
         with suppress(Exception):
             import_module(module)
+    with suppress(Exception):
+        from schemas.registry import codec_for  # not for every command of ours
+
+        codec_for("")  # compiles the schemas
     gc.freeze()
     while True:
         header, files, _, _ = socket.recv_fds(orders, _LENGTH.size, 4)
@@ -235,12 +239,15 @@ def _serve(orders: socket.socket, owner: int, modules: Sequence[str]) -> None:
 
 
 def _load(module: str) -> None:
-    """Import what `python -m module` does, and leave its main module to be executed."""
+    """Import what `python -m module` does."""
     with suppress(Exception):  # whoever needs it says what is wrong with it
-        package = hasattr(import_module(module), "__path__")
-        name = f"{module}.__main__" if package else module
-        import_module(name)
-        del sys.modules[name]
+        import_module(module)
+        import_module(_main_of(module))
+
+
+def _main_of(module: str) -> str:
+    """Return the name of the module that `python -m module` executes."""
+    return f"{module}.__main__" if hasattr(sys.modules.get(module), "__path__") else module
 
 
 def _fork(orders: socket.socket, order: Mapping[str, Any], files: Sequence[int]) -> int:
@@ -307,6 +314,7 @@ def _become(order: Mapping[str, Any], files: Sequence[int]) -> NoReturn:
 
 def _run(module: str) -> int:
     """Return the exit code of `python -m module` in this process; what it leaves to the end of a process is done."""
+    sys.modules.pop(_main_of(module), None)  # to be executed now, and not for the second time
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
