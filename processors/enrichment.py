@@ -146,4 +146,4 @@ def _may_reach(rule: CategoryOf) -> Callable[[str], re.Match[str] | None]:
     """
     wanted = "|".join(re.escape(status_id) for status_id in sorted(rule.status_ids or ()))
     other = rf":\n-(?: [^\n]*)?\n- (?!(?:{wanted})\n)(?:0|[1-9][0-9]*)\n(?![ \t])"
-    return re.compile(rf"{re.escape(rule.status_column)}(?!{other})|\\|![b<%!]").search
+    return re.compile(rf"{re.escape(rule.status_column)}(?!{other})|\\|![b<%!]|%TAG").search

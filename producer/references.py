@@ -258,18 +258,29 @@ def _referent_records(
             yield f"{type_name}:{referent_id}", codec.encode(Referent(type_name, referent_id, text))
 
 
-def names_of(
-    db: Connection, mapping: SourceMapping, account: Any, type_name: str, ids: Collection[int]
-) -> dict[int, str]:
-    """Return what the CRM calls these records of a type now, "" for one without a name; one that is gone is left out.
+class NameReader:
+    """Reads what the CRM calls records of an account, on one connection; the query of each type is made once."""
 
-    `account` is the mapped account column's value, None if the whole database is one account's: a record of another
-    account is as good as gone. Raises KeyError for a type of which the mapping does not say where its names are.
-    """
-    table = mapping.referents[type_name]
-    query = _referent_query(db, mapping, account, type_name, sql.SQL("{id} = ANY(%(ids)s::bigint[])"))
-    with answering(f"reading {table.schema_name}.{table.table}"):
-        return dict(db.execute(query, {"account": account, "ids": list(ids)}).fetchall())
+    def __init__(self, db: Connection, mapping: SourceMapping, account: Any) -> None:
+        """`account` is the mapped account column's value, None if the whole database is one account's."""
+        self._db = db
+        self._mapping = mapping
+        self._account = account
+        self._queries: dict[str, bytes] = {}
+
+    def names_of(self, type_name: str, ids: Collection[int]) -> dict[int, str]:
+        """Return what the records of a type are called now, "" for one without a name; one that is gone is left out.
+
+        A record of another account is as good as gone. Raises KeyError for a type of which the mapping does not say
+        where its names are.
+        """
+        table = self._mapping.referents[type_name]
+        with answering(f"reading {table.schema_name}.{table.table}"):
+            if (query := self._queries.get(type_name)) is None:
+                which = sql.SQL("{id} = ANY(%(ids)s::bigint[])")
+                composed = _referent_query(self._db, self._mapping, self._account, type_name, which)
+                query = self._queries[type_name] = composed.as_bytes(self._db)
+            return dict(self._db.execute(query, {"account": self._account, "ids": list(ids)}).fetchall())
 
 
 def _referent_query(

@@ -35,7 +35,7 @@ from processors.transform import Refused, Skip
 from producer.audits import AuditReader, AuditSource, Connection, Limits, RowKind, answering, connect, resolve
 from producer.cursor import EARLIEST
 from producer.messages import Page
-from producer.references import find_contacts, names_of
+from producer.references import NameReader, find_contacts
 from producer.survey import count
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
@@ -161,23 +161,22 @@ class Names:
 
     def __init__(self, db: Connection, mapping: SourceMapping, account: Any) -> None:
         """`account` is the value of the mapped account column."""
-        self._db = db
-        self._mapping = mapping
-        self._account = account
+        self._reader = NameReader(db, mapping, account)
+        self._types = frozenset(mapping.referents)
         self._known: dict[tuple[str, int], str] = {}
 
     def learn(self, names: Iterable[Name]) -> None:
         """Ask for the names that are not known yet: one query a type."""
         wanted: dict[str, set[int]] = {}
         for name in names:
-            if name.type_name in self._mapping.referents and (name.type_name, name.record_id) not in self._known:
+            if name.type_name in self._types and (name.type_name, name.record_id) not in self._known:
                 wanted.setdefault(name.type_name, set()).add(name.record_id)
         if wanted and len(self._known) > NAMES_MAX:
             self._known.clear()
             self.learn(names)
             return
         for type_name, ids in wanted.items():
-            found = names_of(self._db, self._mapping, self._account, type_name, ids)
+            found = self._reader.names_of(type_name, ids)
             self._known.update({(type_name, id_): found.get(id_, DELETED_REFERENCE) for id_ in ids})
 
     def get(self, name: Name) -> str:

@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from processors.enrichment import AssociationFinder, AssociationLog, Name
 from processors.transform import Refused, Skip, Transformer
@@ -65,6 +67,44 @@ def test_a_status_that_was_reached_is_one_and_another_is_not() -> None:
     assert not FINDER.may_be(ROW._replace(audited_changes="---\nname:\n- a\n- b\n"))
     assert not FINDER.may_be(ROW._replace(action="create"))
     assert not FINDER.may_be(event(auditable_type="Crm::DealPerson", action="update"))
+
+
+LINES = (
+    "---",
+    "--- !ruby/hash:ActiveSupport::HashWithIndifferentAccess",
+    "crm_stage_id:",
+    '"crm_stage\\x5fid":',
+    "!binary Y3JtX3N0YWdlX2lk:",
+    "? crm_stage_id",
+    ":",
+    "crm_stage_id: [31, 39]",
+    "crm_stage_id: &a",
+    "*a",
+    "name: |",
+    "-",
+    "- ",
+    "- 31",
+    "- 39",
+    "- '39'",
+    "- 047",
+    "- 0x27",
+    "- !ruby/object:Stage",
+    "- 3",
+    "  9",
+    "  crm_stage_id:",
+    "  - 39",
+    "...",
+)
+
+
+@given(st.lists(st.sampled_from(LINES), max_size=7).map(lambda lines: "\n".join(["---", *lines, ""])))
+@example("---\ncrm_stage_id:\n- 31\n- 32\ncrm_stage_id:\n- 31\n- 39\n")
+@example("---\ncrm_stage_id:\n-\n- 39\n")
+@example("---\ncrm_stage_id:\n- 31\n- 047\n")
+@settings(max_examples=400, deadline=None)
+def test_no_row_that_is_one_is_taken_for_another_beforehand(text: str) -> None:
+    row = ROW._replace(audited_changes=text)
+    assert FINDER.may_be(row) or FINDER.find(row, Lookups()) is None
 
 
 @pytest.mark.parametrize("created_at", [BEFORE, WATERMARK, WATERMARK + 1])
