@@ -101,6 +101,8 @@ LINES = (
 @example("---\ncrm_stage_id:\n- 31\n- 32\ncrm_stage_id:\n- 31\n- 39\n")
 @example("---\ncrm_stage_id:\n-\n- 39\n")
 @example("---\ncrm_stage_id:\n- 31\n- 047\n")
+@example('---\n"crm_stage\\x5fid":\n- 31\n- 39\n')
+@example("---\n!binary Y3JtX3N0YWdlX2lk:\n- 31\n- 39\n")
 @settings(max_examples=400, deadline=None)
 def test_no_row_that_is_one_is_taken_for_another_beforehand(text: str) -> None:
     row = ROW._replace(audited_changes=text)
