@@ -64,7 +64,8 @@ def client(config: Mapping[str, Any]) -> AdminClient:
 
 def _replication_factor(admin: AdminClient) -> int:
     """Return 3 where the cluster has three brokers, else what it has."""
-    return min(3, len(admin.list_topics(timeout=ANSWER_TIMEOUT_S).brokers))
+    cluster = admin.describe_cluster(request_timeout=ANSWER_TIMEOUT_S).result()
+    return min(3, len(cluster.nodes))
 
 
 def topic_settings(topics: AccountTopics, partitions: int) -> dict[str, tuple[int, dict[str, str]]]:
