@@ -26,7 +26,7 @@ BLOCK_LENGTH_MAX = 200
 COLUMNS_MAX = INDEXES_MAX - 1
 LABEL_BYTES_MAX = 1_000
 TEXT_LENGTH_MAX = min(LENGTH_MAX, (len(LENGTHS) - 2 * LABEL_BYTES_MAX) // 4)  # so that every length is a ready-made one
-VALUE_LENGTH_MAX = 24  # of the short ones: words, fractions, empty texts
+VALUE_LENGTH_MAX = 40  # of the short ones: words, fractions, decimals, empty texts
 _FROM, _TO = b"from", b"to"
 _NO_FROM, _NO_TO = element(_FROM, None), element(_TO, None)
 _AROUND = LENGTH_BYTES + len(END)
@@ -34,7 +34,7 @@ _KEPT = frozenset((str, int, float, bool, type(None)))  # kinds of values that n
 
 # A value: a text (of six letters at least, below that it could be a word like `false`; or in quotes, and then with one
 # letter), or anything else. The rest of its line is empty.
-_VALUE = rb"(?:((?=[^\n]{6})[A-Za-z](?:[^:#\n]++|:(?=[^ \n])|(?<! )#)*+(?<! )|'[^'\n]++')|([^\n]++))"
+_VALUE = rb"(?:((?=[^\n]{6})[A-Za-z](?:[^:#\n]++|:(?=[^ \n])|(?<! )#)*+(?<! )|'[^'\n]++'|\"[^\"\\\n]++\")|([^\n]++))"
 _NAME = rb"([a-z_][a-z0-9_]*+)"
 _ENDS = rb"\n(?![- \n])"  # the line, and with it all that belongs to the column
 # What belongs to any other column: lines that begin with a dash or a space, and empty ones between them.
@@ -48,7 +48,7 @@ _INSTANT = re.compile(
     rb"([0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8]))"
     rb" ((?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6})[0-9]{3} Z"
 ).fullmatch
-_QUOTE = ord("'")
+_LETTER = ord("A")  # the first byte of a text is this or above, or else a quote
 
 
 class Written(NamedTuple):
@@ -281,14 +281,14 @@ class _Pairs(_Writer):
                     continue
             # Two sides in four ways, written out: a call for each side costs as much again.
             if old:
-                if old[0] == _QUOTE:
+                if old[0] < _LETTER:
                     old = old[1:-1]
                 old_size = len(old) + 1
                 old_length = lengths[old_size]
             else:
                 old_element = others[old_other][0] if old_other else _NO_FROM
             if new:
-                if new[0] == _QUOTE:
+                if new[0] < _LETTER:
                     new = new[1:-1]
                 new_size = len(new) + 1
                 new_length = lengths[new_size]
@@ -384,7 +384,7 @@ class _Bare(_Writer):
                         parts += (next(indexes), change)
                     continue
             if told:
-                if told[0] == _QUOTE:
+                if told[0] < _LETTER:
                     told = told[1:-1]
                 text_size = len(told) + 1
                 size = base + text_size + around
@@ -421,5 +421,5 @@ class _Bare(_Writer):
 def _value(others: _Others, told: bytes, other: bytes) -> Any:
     """Return a value by what the pattern has found."""
     if told:
-        return (told[1:-1] if told[0] == _QUOTE else told).decode()
+        return (told[1:-1] if told[0] < _LETTER else told).decode()
     return others[other].value if other else None
