@@ -17,6 +17,7 @@ from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from schemas.topics import AccountTopics
+from sink.indexes import JOBS
 from tests.e2e.conftest import Crm, mapping_of
 
 
@@ -86,7 +87,10 @@ def test_a_run_whose_runner_and_workers_are_killed_is_taken_up_and_equals_an_uni
     too_early = crm.call("run", "--account", account, "--mapping", GENERATED_MAPPING)
     assert too_early.returncode == 1
     assert "is in progress" in too_early.stderr
-    time.sleep(10)  # the time after which a silent runner is taken for dead
+    deadline = time.monotonic() + 60
+    while crm.database[JOBS].find_one({})["lease_until"] > crm.database.client.admin.command("hello")["localTime"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)  # until a silent runner is taken for dead
     resumed = crm.run(account, "--mapping", GENERATED_MAPPING)
     same = ("records_total", "records_migrated", "records_skipped", "records_failed", "skips_by_reason", "accuracy_pct")
     assert {key: resumed[key] for key in same} == {key: uninterrupted[key] for key in same}
