@@ -91,7 +91,7 @@ class Enrichment:
     company_sso_id: str
     top: int  # audit id up to which it goes
     cursor: int = 0
-    rows: int = 0  # read, of the types that can be association rows
+    rows: int = 0  # read: those that can be association rows, as far as the source tells them apart
     rows_total: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     deleted_references: int = 0  # rows whose names include that of a record that is gone
