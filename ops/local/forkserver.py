@@ -140,9 +140,11 @@ class ForkServer:
             socket.send_fds(self._orders, [_LENGTH.pack(len(order))], list(files))
             self._orders.sendall(order)
             (pid,) = _PID.unpack(_exactly(self._orders, _PID.size))
-        except (OSError, EOFError) as error:
+        except BaseException as error:
             self.close()  # an answer that came later would be taken for the next order's
-            raise OSError("the fork server does not answer") from error
+            if isinstance(error, OSError | EOFError):
+                raise OSError("the fork server does not answer") from error
+            raise
         if pid < 0:
             raise OSError(-pid, os.strerror(-pid))
         return int(pid)
@@ -180,9 +182,7 @@ def forked(modules: Sequence[str] = WORKERS) -> Iterator[ForkServer | None]:
 
 
 def _start(modules: Sequence[str]) -> ForkServer | None:
-    if sys.platform != "linux" or len([*Path("/proc/self/task").iterdir()]) > 1:
-        return None
-    if _prctl(_PR_SET_CHILD_SUBREAPER, 1) != 0:
+    if sys.platform != "linux" or _has_threads() or _prctl(_PR_SET_CHILD_SUBREAPER, 1) != 0:
         return None
     ours, theirs = socket.socketpair()
     for stream in (sys.stdout, sys.stderr):
@@ -225,6 +225,8 @@ def _serve(orders: socket.socket, owner: int, modules: Sequence[str]) -> None:
 
         codec_for("")  # compiles the schemas
     gc.freeze()
+    if _has_threads():
+        return  # a library has started one: its locks would be forked as they happen to be
     while True:
         header, files, _, _ = socket.recv_fds(orders, _LENGTH.size, 4)
         try:
@@ -341,6 +343,11 @@ def _end_with(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(0)
+
+
+def _has_threads() -> bool:
+    """Whether this process has other threads than this one, be they Python's or a library's."""
+    return len([*Path("/proc/self/task").iterdir()]) > 1
 
 
 def _prctl(option: int, value: int) -> int:
