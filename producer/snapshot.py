@@ -91,9 +91,12 @@ class Snapshot:
                 self.wait_for_horizon()
             page, encoded, work = ahead or self._prepare(range_)
             noted = note_gaps(range_, page.gaps, page.end)
-            if noted.gaps != range_.gaps:
+            # Before any row beside the gaps is published. And each page is saved for once between its reading and its
+            # publishing (one that was read ahead has been, with the cursor before it): if another runner has taken over
+            # and noted a gap where this page has a row by now, it is the other's to publish.
+            if ahead is None or noted.gaps != range_.gaps:
                 range_ = noted
-                self._checkpoint.save(range_)  # before any row beside the gaps is published
+                self._checkpoint.save(range_)
             with work.step("publish"):
                 self._publisher.publish(encoded.records, work.headers)
             # The next page is read and encoded while the brokers confirm this one. It is not published before that.
