@@ -161,7 +161,7 @@ def test_rules_fire_on_a_dead_letter_a_stall_and_a_halt_and_every_metric_is_ther
             assert crm.call("halt", "--account", ACCOUNT).returncode == 0
         finally:
             _, said = runner.communicate(timeout=120)
-            print(said)
+            sys.stderr.write(said)
     assert runner.returncode == 1, said
     until(lambda: "CrmReplayHalted" in prometheus.firing(), "a halt is not noticed")
     assert crm.call("resume", "--account", ACCOUNT, "--mapping", GENERATED_MAPPING).returncode == 0
