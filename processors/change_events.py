@@ -1,9 +1,10 @@
 """Change events of the CRM's `audits` table, as Debezium's PostgreSQL connector writes them -> audit events. Pure.
 
-Values may be JSON with or without schemas, or Avro in Confluent's wire format; each of them the whole envelope or
-flattened by `ExtractNewRecordState`. An insert (`op` c) and a snapshot's row (r) become an `AuditEvent`. History is
-append-only, so an update, a delete or a truncation of it is refused, and counted by whoever calls. Tombstones,
-heartbeats, transaction markers and logical decoding messages say nothing about a row and are passed over.
+Values may be JSON with or without schemas, or Avro, in Confluent's wire format or with the schema's id in a header as
+Apicurio's converter sends it; each of them the whole envelope or flattened by `ExtractNewRecordState`. An insert (`op`
+c) and a snapshot's row (r) become an `AuditEvent`. History is append-only, so an update, a delete or a truncation of it
+is refused, and counted by whoever calls. Tombstones, heartbeats, transaction markers and logical decoding messages say
+nothing about a row and are passed over.
 
 What a flattened record does not say cannot be known: without `add.fields=op` an update looks like an insert, and ends
 as a duplicate of the row it changes.
@@ -27,6 +28,8 @@ from schemas.records import AuditEvent
 from schemas.vocabulary import ChangeRefusal
 
 ACCOUNT_HEADER = "company_sso_id"  # set by the connector where a whole table is one account's
+SCHEMA_HEADER = "apicurio.value.contentId"  # with it the value is Avro without a frame; Confluent's interface knows it
+FOREIGN_SCHEMA_HEADER = "apicurio.value.globalId"  # an id that Confluent's interface does not know
 INT64_MAX = 2**63 - 1
 YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
 CONFLUENT_MAGIC = b"\x00"
@@ -51,6 +54,8 @@ _TIME_UNITS_US = {
     "io.debezium.time.MicroTimestamp": 1.0,
     "io.debezium.time.NanoTimestamp": 0.001,
 }
+_OBJECT = b"{"
+_SCHEMA_HEADERS = frozenset((SCHEMA_HEADER, FOREIGN_SCHEMA_HEADER))
 _JSON = "io.debezium.data.Json"
 _DECIMAL = "org.apache.kafka.connect.data.Decimal"
 _REFUSED_OPERATIONS = {
@@ -121,7 +126,7 @@ class ChangeDecoder:
         if value is None:
             return None  # a tombstone
         try:
-            change = self._avro_change(value) if value[:1] == CONFLUENT_MAGIC else _json_change(value)
+            change = _json_change(value) if value[:1] == _OBJECT else self._other_change(value, headers)
             return None if change is None else self._of(change, headers)
         except _UnreadableError as error:
             return Refused(ChangeRefusal.UNREADABLE_CHANGE, str(error))
@@ -193,12 +198,22 @@ class ChangeDecoder:
         detail = f"{column.column} is {'NULL' if not value else 'of no account that is known'}"
         return Refused(ChangeRefusal.UNKNOWN_ACCOUNT, detail, event.audit_id, value)
 
-    def _avro_change(self, value: bytes) -> _Change | None:
+    def _other_change(self, value: bytes, headers: Headers) -> _Change | None:
+        """Return what does not begin as a JSON object does; unframed Avro can begin with any byte but that one."""
+        found = {name: data for name, data in headers or () if name in _SCHEMA_HEADERS}
+        if schema_id := found.get(SCHEMA_HEADER):
+            return self._avro_change(int.from_bytes(schema_id, "big"), value)
+        if FOREIGN_SCHEMA_HEADER in found:
+            raise _UnreadableError("Avro with a globalId in a header (set apicurio.registry.use-id=contentId)")
+        if value[:1] != CONFLUENT_MAGIC:
+            return _json_change(value)
         if len(value) < CONFLUENT_HEADER_BYTES:
             raise _UnreadableError("neither JSON nor framed Avro")
+        return self._avro_change(int.from_bytes(value[1:CONFLUENT_HEADER_BYTES], "big"), value[CONFLUENT_HEADER_BYTES:])
+
+    def _avro_change(self, schema_id: int, data: bytes) -> _Change | None:
         if self._schema_of is None:
             raise _UnreadableError("Avro, but no schema registry is configured (SCHEMA_REGISTRY_URL)")
-        schema_id = int.from_bytes(value[1:CONFLUENT_HEADER_BYTES], "big")
         known = self._avro.get(schema_id)
         if known is None:
             text = self._schema_of(schema_id)
@@ -211,7 +226,7 @@ class ChangeDecoder:
             known = self._avro[schema_id] = text, _avro_meanings(schema)
         text, meanings = known
         try:
-            payload = read_avro(text, value[CONFLUENT_HEADER_BYTES:])
+            payload = read_avro(text, data)
         except ValueError as error:
             raise _UnreadableError(f"no Avro of schema {schema_id} ({error})") from None
         if not isinstance(payload, Mapping):

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -35,6 +35,7 @@ HEARTBEAT_MS = 10_000  # lets PostgreSQL drop its log while other tables change 
 ANSWER_TIMEOUT_S = 30.0
 REBALANCING_S = 60.0  # Connect refuses every change while its workers find together
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")  # a replication slot's, and a part of a topic's
+_SETTING = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _SSL_MODES = frozenset(("disable", "allow", "prefer", "require", "verify-ca", "verify-full"))
 
 
@@ -70,12 +71,13 @@ def connector_config(
     flatten: bool = False,
     password: str = "",
     partitions: int = 4,
+    more: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the connector's configuration. Pure.
 
     `account` is whose the whole table is, if the mapping has no account column. The snapshot has the rows created at
-    or after `since`, or all. `password` stands for the DSN's: a reference that Connect's workers resolve. Raises
-    BadInputError for a mapping or an address that no connector can be made from.
+    or after `since`, or all. `password` stands for the DSN's: a reference that Connect's workers resolve. `more` is
+    added as it is, and wins. Raises BadInputError for a mapping or an address that no connector can be made from.
     """
     if not _NAME.fullmatch(name):
         raise BadInputError(f"{name!r} is no name of a connector", "give letters a-z, digits and underscores")
@@ -162,7 +164,18 @@ def connector_config(
         }
     for alias, settings in transforms.items():
         config |= {f"transforms.{alias}.{key}": value for key, value in settings.items()}
-    return config
+    return config | dict(more or {})
+
+
+def parse_settings(words: Sequence[str]) -> dict[str, str]:
+    """Return the settings in `NAME=VALUE` words. Raises BadInputError for a word that is none."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not _SETTING.fullmatch(name):
+            raise BadInputError(f"{word[:40]!r} is no setting of a connector", "give --set NAME=VALUE")
+        found[name] = value
+    return found
 
 
 def _dsn_parts(dsn: str) -> dict[str, str]:
@@ -356,6 +369,10 @@ def register_command(
         str, typer.Option(help="Instead of the password, e.g. ${file:/secrets/cdc:password}; Connect resolves it.")
     ] = "",
     partitions: Annotated[int, typer.Option(min=1, max=1024, help="Of the topic, if it is not there yet.")] = 4,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A further setting, e.g. a converter's. Can be repeated."),
+    ] = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds until it has to run.")] = 120.0,
     as_json: AsJson = False,
 ) -> None:
@@ -375,6 +392,7 @@ def register_command(
         flatten=flatten,
         password=password_reference,
         partitions=partitions,
+        more=parse_settings(settings or ()),
     )
     with Connect(connect_url()) as connect:
         _require_logical(dsn)

@@ -3,6 +3,7 @@
 import json
 import signal
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -21,11 +22,14 @@ from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from ops.local.services import Extra, ServiceSettings
 from ops.local.services.detached import Process, stop
 from ops.local.services.layout import Home
-from processors.change_events import ChangeDecoder
+from ops.local.services.registry import CONFLUENT_PATH, OWN_PATH
+from ops.local.services.tools import AVRO_CONVERTER
+from processors.change_events import SCHEMA_HEADER, ChangeDecoder
 from producer.audits import AuditReader, Limits, connect, resolve
 from schemas.errors import BadInputError
 from schemas.mapping import load
 from schemas.records import AuditEvent
+from schemas.registry import SchemaLookup
 from tests.e2e.conftest import Crm, mapping_of
 from tests.e2e.failures import wait_until
 from tests.e2e.feed import feed_on
@@ -48,6 +52,11 @@ class Worker:
         """Start it if it does not run; return its address."""
         settings = ServiceSettings.load(start_timeout_s=300.0)  # on a machine that does much else
         return services.up(self.home, extras=[Extra.DEBEZIUM], settings=settings).kafka_connect_url
+
+    def registry_up(self) -> str:
+        """Start a schema registry beside it if none runs; return its address."""
+        settings = ServiceSettings.load(start_timeout_s=300.0)
+        return services.up(self.home, extras=[Extra.REGISTRY], settings=settings).schema_registry_url
 
     def kill(self) -> None:
         process = Process.read(Home.at(self.home).process_file(Extra.DEBEZIUM))
@@ -238,6 +247,82 @@ def test_every_form_is_the_row_that_the_snapshot_reads(
         events.append(avro.decode(key, framed, headers))
     assert by_id(events) == rows_of(crm, SAMPLE_JSONB)
     assert json.loads(found["flattened"][0][1] or b"")["__op"] == "r"
+
+
+def avro_settings(registry: str, *, in_headers: bool) -> dict[str, str]:
+    """Return what a user gives with `--set` for Avro: in Confluent's wire format, or the schemas' ids in headers."""
+    url = registry.removesuffix(CONFLUENT_PATH) + OWN_PATH
+    settings = {
+        "": AVRO_CONVERTER,
+        ".apicurio.registry.url": url,
+        ".apicurio.registry.auto-register": "true",
+        ".apicurio.registry.as-confluent": "true",
+        ".apicurio.registry.headers.enabled": str(in_headers).lower(),
+        ".apicurio.registry.use-id": "contentId",
+    }
+    words = [f"{side}.converter{name}={value}" for side in ("key", "value") for name, value in settings.items()]
+    return cdc.parse_settings(words)
+
+
+def test_avro_of_the_real_converter_is_followed_with_and_without_the_envelope_and_through_a_new_column(
+    sample_crm: Crm, worker: Worker, api: cdc.Connect, connectors: ExitStack
+) -> None:
+    crm, name, registry = sample_crm, name_of_connector(), worker.registry_up()
+    mapping_path = mapping_of(SAMPLE_YAML)
+    mapping = load(mapping_path)
+    persons = [
+        int(contact["crm_data"]["id"])
+        for contact in crm.database["contacts"].find({"company_sso_id": SAMPLE_YAML}).limit(5)
+    ]
+    with psycopg.connect(crm.dsn) as db:
+        history = db.execute("SELECT count(*) FROM audits").fetchone()
+    assert history is not None
+    feed = connectors.enter_context(feed_on(crm, mapping_path))
+    connectors.callback(cdc.remove, api, crm.dsn, name)
+
+    def send(*, flatten: bool) -> None:
+        config = cdc.connector_config(
+            mapping,
+            crm.dsn,
+            name=name,
+            topic=feed.feed.topic,
+            account=SAMPLE_YAML,
+            flatten=flatten,
+            more=avro_settings(registry, in_headers=flatten),
+        )
+        api.put(name, config)
+        assert cdc.wait_running(api, crm.dsn, name, PATIENCE_S).running
+
+    def written() -> set[str]:
+        return {log["external_id"] for log in crm.logs(SAMPLE_YAML)}
+
+    with feed.running("--no-names", SCHEMA_REGISTRY_URL=registry):
+        send(flatten=False)
+        wait_until(lambda: feed.counted() >= history[0], "the snapshot's rows in their bins", PATIENCE_S)
+        expected = written()
+        assert expected, feed.status().as_dict()["accounts"]
+        for flatten, column in ((False, ""), (False, "reviewed_by"), (True, ""), (True, "reviewed_at")):
+            if flatten and not column:
+                api.delete(name)  # its offsets stay; changed in place, the old task would go on for a moment
+                wait_until(lambda: not cdc.status(api, crm.dsn, name).slot_active, "its task to end", PATIENCE_S)
+                send(flatten=True)
+            if column:
+                with psycopg.connect(crm.dsn, autocommit=True) as db:
+                    db.execute(f"ALTER TABLE audits ADD COLUMN {column} text DEFAULT 'nobody'")
+            expected |= {f"crm_audit:{audit_id}" for audit_id in insert(crm.dsn, persons, 5)}
+            wait_until(lambda: written() >= expected, f"rows, {flatten=}, {column=}", PATIENCE_S)  # noqa: B023
+        feed.wait_drained()
+        assert written() == expected
+        assert crm.database["activity_logs"].count_documents({}) == len(expected)
+        assert not feed.counts(SAMPLE_YAML)["failed"]
+
+    records = records_on(crm.environment["KAFKA_BOOTSTRAP_SERVERS"], feed.feed.topic)
+    with closing(SchemaLookup(registry)) as lookup:
+        decoder, names = ChangeDecoder(mapping, schema_of=lookup), Counter[str]()
+        for schema_id in {dict(headers).get(SCHEMA_HEADER) or value[1:5] for _, value, headers in records if value}:
+            names[json.loads(lookup(int.from_bytes(schema_id, "big")) or "{}").get("name")] += 1
+        assert names == {"Envelope": 2, "Value": 2}  # two forms, each before and after a column came
+        assert by_id(decoder.decode(*record) for record in records) == rows_of(crm, SAMPLE_YAML)
 
 
 def has_records(kafka: dict[str, Any], topic: str, count: int) -> bool:

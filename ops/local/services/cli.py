@@ -32,7 +32,11 @@ Home = Annotated[
 Only = Annotated[list[Service] | None, typer.Option(help="Only this one; can be repeated.", show_default=False)]
 With = Annotated[
     list[Extra] | None,
-    typer.Option("--with", help="Also this one: Kafka Connect with Debezium. Can be repeated.", show_default=False),
+    typer.Option(
+        "--with",
+        help="Also this one: Kafka Connect with Debezium, a schema registry. Can be repeated.",
+        show_default=False,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, show_default=False)]
@@ -82,6 +86,7 @@ def up(
     postgres_port: Port = None,
     mongodb_port: Port = None,
     debezium_port: Port = None,
+    registry_port: Port = None,
     as_json: AsJson = False,
 ) -> None:
     """Start the servers that do not run yet and print the addresses, once each has answered.
@@ -91,7 +96,11 @@ def up(
     """
     with _one_line(), _interruptible() as cancel:
         settings = ServiceSettings.load(
-            kafka_port=kafka_port, postgres_port=postgres_port, mongodb_port=mongodb_port, debezium_port=debezium_port
+            kafka_port=kafka_port,
+            postgres_port=postgres_port,
+            mongodb_port=mongodb_port,
+            debezium_port=debezium_port,
+            registry_port=registry_port,
         )
         found = start_servers(home, only=only or (), extras=extras or (), settings=settings, say=_say, cancel=cancel)
         _print_addresses(found, home, as_json=as_json)

@@ -1,4 +1,4 @@
-"""Kafka Connect with Debezium's PostgreSQL connector: a distributed worker, with nothing on its disk.
+"""Kafka Connect with Debezium's PostgreSQL connector and an Avro converter: a distributed worker, nothing on its disk.
 
 Connectors, their offsets and states are in three compacted topics of Kafka. A worker that is killed therefore goes on
 after the last offsets it had committed there, and sends what came behind them once more; the activity logs' unique
@@ -57,7 +57,7 @@ class DebeziumServer(Server):
         super().__init__(around)
         self._java = Path()
         self._worker = Path()
-        self._plugin = Path()
+        self._plugins: tuple[Path, ...] = ()
 
     def prepare(self) -> None:
         """Find Java, fetch the jars."""
@@ -73,7 +73,7 @@ class DebeziumServer(Server):
             )
         self._java = tools.find_java(cache)
         self._worker = tools.connect_jars(cache, self._java)
-        self._plugin = tools.debezium_jars(cache, self._java)
+        self._plugins = (tools.debezium_jars(cache, self._java), tools.avro_jars(cache, self._java))
         self._root.mkdir(parents=True, exist_ok=True)
 
     def command(self, ports: Mapping[str, int]) -> Command:
@@ -129,6 +129,6 @@ class DebeziumServer(Server):
             "status.storage.topic": f"{own}.statuses",
             "listeners": listener,
             "rest.advertised.host.name": loopback.HOST,
-            "plugin.path": as_property(str(self._plugin)),
+            "plugin.path": as_property(",".join(map(str, self._plugins))),
         }
         return "".join(f"{name}={value}\n" for name, value in values.items())

@@ -1,4 +1,4 @@
-"""Names and places: the three servers and their companion, and where their data, logs and process ids are."""
+"""Names and places: the three servers and their companions, and where their data, logs and process ids are."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -38,11 +38,12 @@ class Extra(StrEnum):
     """Servers beside them, started only when asked for by name."""
 
     DEBEZIUM = "debezium"  # Kafka Connect with the PostgreSQL connector; it needs Kafka
+    REGISTRY = "registry"  # a schema registry, for a Kafka Connect that writes Avro
 
     @property
     def variable(self) -> str:
         """Return the environment variable that holds a server of the user's instead."""
-        return "KAFKA_CONNECT_URL"
+        return _EXTRA_VARIABLES[self]
 
     @property
     def port_variable(self) -> str:
@@ -57,6 +58,7 @@ _VARIABLES = {
     Service.POSTGRES: "CRM_AUDIT_DATABASE_URL",
     Service.MONGODB: "MONGODB_URL",
 }
+_EXTRA_VARIABLES = {Extra.DEBEZIUM: "KAFKA_CONNECT_URL", Extra.REGISTRY: "SCHEMA_REGISTRY_URL"}
 
 
 class ServiceSettings(BaseSettings):
@@ -70,6 +72,7 @@ class ServiceSettings(BaseSettings):
     postgres_port: int | None = Field(None, ge=1, le=65535)
     mongodb_port: int | None = Field(None, ge=1, le=65535)
     debezium_port: int | None = Field(None, ge=1, le=65535)
+    registry_port: int | None = Field(None, ge=1, le=65535)
     kafka_heap_mib: int = Field(768, ge=256, description="the most memory the broker's heap may take")
     debezium_heap_mib: int = Field(512, ge=256, description="the most memory the heap of Kafka Connect may take")
     mongodb_cache_mib: int = Field(1024, ge=256, description="memory of MongoDB's storage engine")

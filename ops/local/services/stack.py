@@ -25,12 +25,13 @@ from ops.local.services.layout import AnyService, Extra, Home, Service, ServiceS
 from ops.local.services.mongodb import MongoServer
 from ops.local.services.ports import Ports
 from ops.local.services.postgres import PostgresServer
+from ops.local.services.registry import RegistryServer
 from ops.local.services.server import Server, Surroundings
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
 
 _KINDS: Mapping[AnyService, type[Server]] = {
-    kind.service: kind for kind in (KafkaServer, PostgresServer, MongoServer, DebeziumServer)
+    kind.service: kind for kind in (KafkaServer, PostgresServer, MongoServer, DebeziumServer, RegistryServer)
 }
 _PROBE_AGAIN_S = 0.1
 _STILL_THERE_S = 60.0  # for a server that is on file as ready: busy is not dead
@@ -50,11 +51,13 @@ class Endpoints:
     crm_audit_database_url: str = ""
     mongodb_url: str = ""
     kafka_connect_url: str = ""
+    schema_registry_url: str = ""  # no setting is filled with it: records framed with its ids need it for ever
 
     def environment(self) -> dict[str, str]:
         """Return the addresses as environment variables for a child process."""
         found = {service.variable: url for service in Service if (url := self.url(service))}
-        return found | ({Extra.DEBEZIUM.variable: self.kafka_connect_url} if self.kafka_connect_url else {})
+        extras = {Extra.DEBEZIUM: self.kafka_connect_url, Extra.REGISTRY: self.schema_registry_url}
+        return found | {extra.variable: url for extra, url in extras.items() if url}
 
     def url(self, service: Service) -> str:
         """Return one server's address."""

@@ -1,9 +1,9 @@
 """The programs behind the servers: found on this machine if they are new enough, else fetched into the cache.
 
-What is fetched is pinned: the jars of Kafka, Kafka Connect and Debezium by their `*.pom.xml`, the MongoDB engine by
-`mongodb.package-lock.json`, the Python wheels that carry Java, Node and PostgreSQL by version and digest in
-`wheels.json`. The C library alone comes from a suite of the user's own Debian or Ubuntu mirror, which keeps one version
-at a time.
+What is fetched is pinned: the jars of Kafka, Kafka Connect, Debezium, the Avro converter and the schema registry by
+their `*.pom.xml`, the MongoDB engine by `mongodb.package-lock.json`, the Python wheels that carry Java, Node and
+PostgreSQL by version and digest in `wheels.json`. The C library alone comes from a suite of the user's own Debian or
+Ubuntu mirror, which keeps one version at a time.
 """
 
 import json
@@ -14,7 +14,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as remembered
 from hashlib import sha256
@@ -32,6 +33,8 @@ NEWER_LIBC_SUITES = {"debian": "trixie", "ubuntu": "noble"}  # glibc 2.41 and 2.
 _HERE = Path(__file__).parent
 _WHEELS: Mapping[str, Mapping[str, str | list[str]]] = json.loads((_HERE / "wheels.json").read_text())
 _PLATFORM = f"{sys.platform}-{platform.machine()}"
+AVRO_CONVERTER = "io.apicurio.registry.utils.converter.AvroConverter"
+_VARIABLE_OF = {"kafka": "KAFKA_BOOTSTRAP_SERVERS", "registry": "SCHEMA_REGISTRY_URL"}
 _OR_A_SERVER = "or set {variable} to a server of yours, or use Docker: docker compose up --wait"
 
 
@@ -135,6 +138,27 @@ def debezium_jars(cache: ToolCache, java: Path) -> Path:
     return _maven_jars(cache, java, "debezium", "debezium-connector-postgres", what, connects, within="postgres")
 
 
+def avro_jars(cache: ToolCache, java: Path) -> Path:
+    """Return a plugin path with an Avro converter for Kafka Connect, without what Connect brings, fetched likewise."""
+    what = "Apicurio's Avro converter {} (25 jars, 8 MB)"
+    connects = ("org.apache.kafka", "org.slf4j", "org.lz4", "org.xerial.snappy", "com.github.luben")
+
+    def say_what_it_is(plugin: Path) -> None:
+        # Connect finds a plugin by such an entry, which this one lacks.
+        with zipfile.ZipFile(plugin / "manifest.jar", "w") as manifest:
+            manifest.writestr("META-INF/services/org.apache.kafka.connect.storage.Converter", f"{AVRO_CONVERTER}\n")
+
+    artifact = "apicurio-registry-utils-converter"
+    return _maven_jars(cache, java, "avro", artifact, what, connects, within="converter", complete=say_what_it_is)
+
+
+def registry_program(cache: ToolCache, java: Path) -> Path:
+    """Return the jar that starts the schema registry, beside its libraries, fetched by Maven running on `java`."""
+    what = "Apicurio Registry {} (142 MB)"
+    root = _maven_jars(cache, java, "registry", "apicurio-registry-app", what, goal="unpack-dependencies")
+    return next(root.glob("*-runner.jar"))
+
+
 def _maven_jars(
     cache: ToolCache,
     java: Path,
@@ -143,9 +167,14 @@ def _maven_jars(
     what: str,
     groups_left_out: Sequence[str] = (),
     within: str = ".",
+    goal: str = "copy-dependencies",
+    complete: Callable[[Path], None] = lambda _directory: None,
 ) -> Path:
-    """Return the directory which has, `within`, the jars of `<name>.pom.xml`; its version is `artifact`'s."""
-    variable = "KAFKA_BOOTSTRAP_SERVERS" if name == "kafka" else "KAFKA_CONNECT_URL"
+    """Return the directory which has, `within`, the jars of `<name>.pom.xml`; its version is `artifact`'s.
+
+    `complete` is called with the directory of the jars once they are there.
+    """
+    variable = _VARIABLE_OF.get(name, "KAFKA_CONNECT_URL")
     pom = _HERE / f"{name}.pom.xml"
     found = re.search(rf"{re.escape(artifact)}</artifactId>\s*<version>([^<]+)", pom.read_text())
     version = found[1] if found else "unknown"
@@ -158,7 +187,7 @@ def _maven_jars(
                 "install it (the package is called maven), " + _OR_A_SERVER.format(variable=variable),
             )
         shutil.copy(pom, directory / "pom.xml")
-        plugin = f"org.apache.maven.plugins:maven-dependency-plugin:{_MAVEN_DEPENDENCY_PLUGIN}:copy-dependencies"
+        plugin = f"org.apache.maven.plugins:maven-dependency-plugin:{_MAVEN_DEPENDENCY_PLUGIN}:{goal}"
         left_out = [f"-DexcludeGroupIds={','.join(groups_left_out)}"] if groups_left_out else []
         cache.run(
             name,
@@ -167,6 +196,7 @@ def _maven_jars(
             cwd=directory,
             env=_maven_environment(java),
         )  # fmt: skip
+        complete(directory / within)
 
     return cache.path(f"{name}-{version}-{_digest(pom)}", what.format(version), fill)
 

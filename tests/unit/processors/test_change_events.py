@@ -129,6 +129,22 @@ def test_all_forms_of_one_record_are_the_same_event() -> None:
     assert decoder(schema_of={7: schema}.get).decode(b"", framed) == of_envelope
 
 
+def test_the_schemas_id_may_be_in_a_header() -> None:
+    both = recorded_envelope()
+    schema, framed = as_avro(json.dumps(both).encode(), 7)
+    avro, bare = decoder(schema_of={7: schema}.get), framed[5:]
+    assert bare[:1] == b"\x00"  # no row before an insert: it begins as a frame does, and is none
+    content_id, global_id = (f"apicurio.value.{name}" for name in ("contentId", "globalId"))
+    assert avro.decode(None, bare, [(content_id, (7).to_bytes(8, "big"))]) == decode(both)
+    assert avro.decode(None, framed, [("apicurio.key.contentId", b"x")]) == decode(both)
+    for name, number, why in ((content_id, 8, "no Avro schema 8"), (global_id, 7, "use-id=contentId")):
+        refused = avro.decode(None, bare, [(name, number.to_bytes(8, "big"))])
+        assert isinstance(refused, Refused)
+        assert refused.reason is ChangeRefusal.UNREADABLE_CHANGE
+        assert why in refused.detail
+    assert refusal(avro.decode(None, bare, [(content_id, b"\xff" * 99)])) is ChangeRefusal.UNREADABLE_CHANGE
+
+
 def test_the_avro_form_refuses_what_the_json_form_refuses() -> None:
     for record in recorded():
         if record["form"] == "envelope" and record["value"]:

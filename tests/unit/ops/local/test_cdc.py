@@ -170,3 +170,13 @@ def test_where_connect_is_comes_from_the_environment(monkeypatch: pytest.MonkeyP
         cdc.connect_url()
     monkeypatch.setenv("KAFKA_CONNECT_URL", "http://connect.example:8083")
     assert cdc.connect_url() == "http://connect.example:8083"
+
+
+def test_further_settings_are_added_and_win() -> None:
+    more = cdc.parse_settings(["value.converter=a.b.Avro", "errors.max.retries=3", "transforms.x.regex=a=b"])
+    assert more["transforms.x.regex"] == "a=b"
+    config = connector_config(load(None), DSN, account="acme", more=more)
+    assert (config["value.converter"], config["errors.max.retries"]) == ("a.b.Avro", "3")
+    for word in ("value.converter", "=x", "no name=1"):
+        with pytest.raises(BadInputError, match="is no setting"):
+            cdc.parse_settings([word])
