@@ -126,7 +126,7 @@ class Frozen:
     window=st.integers(2, 20),
     readers=st.tuples(st.integers(1, 3), st.integers(1, 3)),
 )
-# Asleep between saving the range and reading its first page, in which there is a row by then; the other has noted a gap.
+# Asleep between saving the range and reading its first page, which has a row by then; the other has noted a gap.
 @example(rows={1: 20}, freeze_at=3, wake_at=16, page_rows=1, window=2, readers=(1, 1))
 def test_a_snapshot_that_wakes_up_after_a_take_over_takes_nothing_away_and_adds_nothing(
     rows: dict[int, int], freeze_at: int, wake_at: int, page_rows: int, window: int, readers: tuple[int, int]
