@@ -2,9 +2,9 @@
 
 The rows come from PostgreSQL and not from the outcomes topic: the source keeps them for ever, and only there are the
 rows of the live feed's documents, which a replay skips (DECISIONS.md, decision 21). Every row that the account's
-association logs come from is read once, upwards; in batches its names are looked up and its document is patched
-(sink.enricher). How far it is stands in `crm_replay_enrichments`, saved after each batch. Dying between a patch and the
-save, the batch is done again: what was added is then found complete.
+association logs come from is read once, upwards; in batches, a few of them at a time, its names are looked up and its
+document is patched (sink.enricher). How far it is stands in `crm_replay_enrichments`, saved after each batch in their
+order. Dying between a patch and the save, what was in flight is done again: what was added is then found complete.
 """
 
 import datetime as dt
@@ -49,7 +49,7 @@ from sink.indexes import ACTIVITY_LOGS, ENRICHED_ACTIONS, ENRICHED_CATEGORIES, E
 from sink.match_key import DELETED_REFERENCE, Association, Outcome
 
 BATCH_ROWS = 500  # association rows of a batch
-IN_FLIGHT = 2  # batches: while the server works for one, this process works for the other
+IN_FLIGHT = 3  # batches: enough that neither the server nor this process waits for the other
 PAGE_ROWS = 5_000
 SAVE_EVERY_S = 2.0  # also where there is nothing to patch: an account may have few association rows
 SILENT_S = 30.0  # an enrichment that has saved nothing for so long has died; a slow page may take as long
