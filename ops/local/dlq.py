@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -44,6 +43,7 @@ from ops.control.dead_letters import (
     plan,
     printable,
 )
+from ops.local.audit_ids import AUDIT_IDS_MAX, parse_audit_ids
 from ops.local.view import RunView, print_ledger, view_for
 from schemas.errors import BadInputError, ReplayError
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
@@ -51,7 +51,6 @@ from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause
 
 RETRIES = "crm_replay_retries"  # one document an attempt
-AUDIT_IDS_MAX = 100_000  # of one retry; they travel in one document
 LOOK_UP_MAX = 1_000  # external ids a query
 JOBS_MAX = 1_000
 SHOWN_CHARACTERS_MAX = 20_000  # of one field of a payload, on a terminal; --json has all of it
@@ -60,43 +59,22 @@ _CAUSES = frozenset(DeadLetterCause)
 app = typer.Typer(help="Dead letters: what could not be understood or stored, and another try.", no_args_is_help=True)
 
 
-def parse_audit_ids(text: str) -> list[int]:
-    """Return the ids in `17,18,20-25`, or in the file that `@FILE` names. Raises BadInputError naming what is wrong."""
-    if text.startswith("@"):
-        try:
-            text = Path(text[1:]).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInputError(f"{text[1:]} cannot be read ({error})", "name a file with audit ids") from error
-    ids: list[int] = []
-    for word in text.replace(",", " ").split():
-        bounds = re.fullmatch(r"([0-9]{1,19})(?:-([0-9]{1,19}))?", word, re.ASCII)
-        if bounds is None:
-            raise BadInputError(f"{word} is no audit id", "give numbers like 17,18,20-25")
-        low, high = int(bounds[1]), int(bounds[2] or bounds[1])
-        if high < low or len(ids) + high - low >= AUDIT_IDS_MAX:
-            raise BadInputError(f"{word} is too much, or backwards", f"at most {AUDIT_IDS_MAX:,} ids")
-        ids.extend(range(low, high + 1))
-    if not ids:
-        raise BadInputError("no audit ids were given", "give numbers like 17,18,20-25")
-    return ids
-
-
-def read_letters(topics: Any, account: str) -> list[Letter]:
-    """Return the account's dead letters, oldest first, each failure once; empty if there is no topic of them.
+def read_letters(topics: Any, names: AccountTopics) -> list[Letter]:
+    """Return the dead letters of an account or a feed, oldest first, each failure once; empty without a topic of them.
 
     `topics` is an `ops.local.trace.Topics`.
     """
     from ops.control.topic_reader import records
 
-    name = AccountTopics.of(account).dead_letters
+    name = names.dead_letters
     return once(letter_of(offset, value, topics.codec) for _, offset, value in records(topics.kafka, name))
 
 
-def read_letter(topics: Any, account: str, offset: int) -> tuple[Letter, bytes] | None:
+def read_letter(topics: Any, names: AccountTopics, offset: int) -> tuple[Letter, bytes] | None:
     """Return the dead letter at an offset and the bytes of its record; None if there is none."""
     from ops.control.topic_reader import records
 
-    name = AccountTopics.of(account).dead_letters
+    name = names.dead_letters
     found = records(topics.kafka, name, dict.fromkeys(topics.spans(name), offset))
     try:
         for _, at, value in found:
@@ -168,37 +146,67 @@ def attempts_of(database: Any, account: str, audit_id: int | None = None) -> lis
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where the account's letters and documents are."""
+    """Where the letters and documents of an account or of a feed are."""
 
-    account: str
+    account: str  # "": it is a feed
+    feed: Any  # a LiveFeed, else None
     topics: Any
     database: Any
     connections: Any
 
+    @property
+    def names(self) -> AccountTopics:
+        """The names of its topics."""
+        found: AccountTopics = self.feed.topics if self.feed is not None else AccountTopics.of(self.account)
+        return found
+
+    @property
+    def whose(self) -> dict[str, str]:
+        """What an answer in JSON says of it."""
+        return {"feed": self.feed.feed} if self.feed is not None else {"company_sso_id": self.account}
+
+    @property
+    def option(self) -> str:
+        """How a command names it."""
+        return f"--feed {self.feed.feed}" if self.feed is not None else f"--account {self.account}"
+
     def listed(self, view: RunView) -> list[Listed]:
         """Return all dead letters with their states."""
-        letters = read_letters(self.topics, self.account)
+        letters = read_letters(self.topics, self.names)
         if not letters:
             return []
+        if self.feed is not None:
+            from ops.local.feed_letters import judged
+
+            return judged(letters, self.feed, self.topics, self.database, view)
         return judge(letters, resolved_rows(letters, self.account, self.topics, self.database, view))
 
 
 @contextmanager
-def _place(account: str) -> Iterator[_Place]:
+def _place(account: str, feed: str) -> Iterator[_Place]:
     """Give Kafka and MongoDB, both reached; an outage of MongoDB becomes one line."""
+    if bool(account) == bool(feed):
+        raise BadInputError("--account or --feed", "give one of them")
     from ops.control import kafka_admin, migrations
     from ops.local import services
     from ops.local.trace import Topics
     from sink.database import connect
 
-    AccountTopics.of(account)
+    if account:
+        AccountTopics.of(account)
     connections = services.connections()
     connections.require("kafka_bootstrap_servers", "mongodb_url")
     kafka_admin.client(connections.kafka())
     database = connect(connections, app_name="crm-replay-dlq")
     try:
         migrations.require_current(database)
-        yield _Place(account, Topics(connections.kafka(), connections.schema_registry_url), database, connections)
+        found = None
+        if feed:
+            from ops.local.live import feed_of
+
+            found = feed_of(database, feed)
+        topics = Topics(connections.kafka(), connections.schema_registry_url)
+        yield _Place(account, found, topics, database, connections)
     except PyMongoError as error:
         raise ReplayError(f"MongoDB does not answer ({type(error).__name__})", "try again when it is back") from error
     finally:
@@ -296,13 +304,17 @@ def _user() -> str:
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 Account = Annotated[str, typer.Option(help="The account's company_sso_id.", show_default=False)]
+Feed = Annotated[
+    str, typer.Option(help="Of a live feed of this name, not of an account's replays.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Cause = Annotated[str, typer.Option(help=f"Only this cause: {', '.join(DeadLetterCause)}.", show_default=False)]
 
 
 @app.command("list")
 def list_letters(
-    account: Account,
+    account: Account = "",
+    feed: Feed = "",
     cause: Cause = "",
     run: Annotated[int, typer.Option(min=0, help="Only this run; 0: all.", show_default=False)] = 0,
     limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 100,
@@ -311,7 +323,7 @@ def list_letters(
     """List dead letters, the newest last: what failed, why, and whether it still waits for another try."""
     view = view_for(Console(stderr=True))
     try:
-        with _place(account) as place:
+        with _place(account, feed) as place:
             listed = place.listed(view)
     finally:
         view.close()
@@ -323,7 +335,7 @@ def list_letters(
     states = Counter(each.state.value for each in wanted)
     if as_json:
         answer = {
-            "company_sso_id": account,
+            **place.whose,
             "total": len(wanted),
             "states": {state.value: states[state.value] for state in State},
             "dead_letters": [each.as_dict() for each in shown],
@@ -371,8 +383,9 @@ def _require_cause(cause: str, listed: Sequence[Listed]) -> None:
 
 @app.command("show")
 def show(
-    account: Account,
     offset: Annotated[int | None, typer.Argument(min=0, help="Of the dead letter.", show_default=False)] = None,
+    account: Account = "",
+    feed: Feed = "",
     audit_id: Annotated[
         int, typer.Option(min=0, help="Show this row's last dead letter instead.", show_default=False)
     ] = 0,
@@ -383,14 +396,14 @@ def show(
         raise BadInputError("name one dead letter", "give its OFFSET, or --audit-id")
     view = view_for(Console(stderr=True))
     try:
-        with _place(account) as place:
+        with _place(account, feed) as place:
             listed = place.listed(view)
             if not listed:
                 typer.echo("{}" if as_json else "no dead letters")
                 return
             chosen, others = _choose(listed, offset, audit_id)
-            found = read_letter(place.topics, account, chosen.letter.offset)
-            retries = attempts_of(place.database, account, chosen.letter.row) if chosen.letter.row else []
+            found = read_letter(place.topics, place.names, chosen.letter.offset)
+            retries = _retries_of(place, chosen.letter)
     finally:
         view.close()
     if found is None:
@@ -405,6 +418,16 @@ def show(
         record = place.topics.codec.decode_as(DeadLetter, found[1])
         answer |= {"key": _text(record.key), "payload": payload_of(record.payload, place.topics.codec)}
     typer.echo(json.dumps(answer) if as_json else "\n".join(_described(answer)))
+
+
+def _retries_of(place: _Place, letter: Letter) -> list[dict[str, Any]]:
+    """Return the attempts of a letter's row; of a feed's, those that have sent this letter's record."""
+    if place.feed is None:
+        return attempts_of(place.database, place.account, letter.row) if letter.row else []
+    from ops.local.feed_letters import attempts_of as attempts_of_feed
+
+    attempts = attempts_of_feed(place.database, place.feed.feed)
+    return [one for one in attempts if any(each["letter"] == letter.offset for each in one["sent"])]
 
 
 def _choose(listed: Sequence[Listed], offset: int | None, audit_id: int) -> tuple[Listed, list[int]]:
@@ -432,8 +455,8 @@ def attempt_of(attempt: Mapping[str, Any], audit_id: int) -> dict[str, Any]:
         "at": attempt["started_at"].isoformat(),
         "who": attempt["who"],
         "reason": attempt["reason"],
-        "job_id": attempt["job_id"],
-        "run": attempt["run"] or None,
+        "job_id": attempt.get("job_id"),  # a feed's has no job
+        "run": attempt.get("run") or None,
         "outcome": ended[0] if ended else attempt["outcome"],
     }
 
@@ -488,8 +511,9 @@ def _described(answer: Mapping[str, Any]) -> Iterator[str]:
 
 @app.command("retry")
 def retry(
-    account: Account,
     reason: Annotated[str, typer.Option(help="Why now: what has changed. Kept with the attempt.", show_default=False)],
+    account: Account = "",
+    feed: Feed = "",
     cause: Cause = "",
     audit_ids: Annotated[
         str, typer.Option(help="Only these: 17,18,20-25, or @FILE; left out: all that wait.", show_default=False)
@@ -502,9 +526,12 @@ def retry(
     ] = "",
     processors: Annotated[int, typer.Option(min=1, max=64)] = 1,
     sinks: Annotated[int, typer.Option(min=1, max=64)] = 1,
+    wait: Annotated[float, typer.Option(min=0, help="With --feed: seconds until the feed has to have them.")] = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Send the rows of dead letters through the topology again: read anew from the source, in a job of their own.
+
+    With --feed: their records are sent onto the feed's topic again, as they came; whoever runs the feed decides anew.
 
     Exit code 0: every row that was retried is migrated or skipped. 1: some have failed again. 2: the call is wrong.
     """
@@ -513,9 +540,13 @@ def retry(
     chosen = parse_audit_ids(audit_ids) if audit_ids else None
     view = view_for(Console(stderr=True))
     try:
-        with _place(account) as place:
+        with _place(account, feed) as place:
             listed = place.listed(view)
             _require_cause(cause, listed)
+            if place.feed is not None:
+                how = _FeedRetry(reason.strip(), cause, chosen, dry_run=dry_run, force=force, yes=yes, wait_s=wait)
+                _retry_feed(place, listed, how, view, as_json=as_json)
+                return
             retried = failed_retries(attempts_of(place.database, account))
             planned = plan(listed, retried, cause=cause, audit_ids=chosen, force=force)
             _say(planned, view)
@@ -538,6 +569,88 @@ def retry(
     if not (result.ledger.balanced and result.ledger.documents_agree):
         raise ReplayError(f"the ledger of {account} is out of balance", result.job.error or "")
     if any(outcome == "failed" for outcome, _ in outcomes.values()):
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _FeedRetry:
+    """What a retry of a feed was asked for."""
+
+    reason: str
+    cause: str
+    audit_ids: Sequence[int] | None
+    dry_run: bool
+    force: bool
+    yes: bool
+    wait_s: float
+
+
+def _retry_feed(place: _Place, listed: Sequence[Listed], how: _FeedRetry, view: RunView, *, as_json: bool) -> None:
+    """Send the records of a feed's dead letters again, and say what has become of them."""
+    from ops.local import feed_letters
+
+    name = place.feed.feed
+    attempts = feed_letters.attempts_of(place.database, name)
+    sending = feed_letters.chosen(listed, attempts, cause=how.cause, audit_ids=how.audit_ids, force=how.force)
+    letters = [each.letter for each in sending.letters]
+    for offset, why in sending.left_out:
+        view.note(f"dead letter {offset} is left out: {why}")
+    answer: dict[str, Any] = {
+        "feed": name,
+        "left_out": [{"offset": offset, "why": why} for offset, why in sending.left_out],
+    }
+    offsets = [letter.offset for letter in letters]
+    if how.dry_run or not letters:
+        if as_json:
+            typer.echo(json.dumps({**answer, "dry_run": how.dry_run, "would_retry": offsets}))
+        else:
+            named = ", ".join(map(str, offsets[:100])) + (", ..." if len(offsets) > 100 else "")
+            typer.echo(
+                f"would send {len(offsets):,} records again, of dead letters {named}" if letters else "nothing to retry"
+            )
+        return
+    _confirm(len(letters), f"feed {name}", yes=how.yes)
+
+    def kept(offset: int) -> DeadLetter | None:
+        found = read_letter(place.topics, place.names, offset)
+        letter: DeadLetter | None = place.topics.codec.decode_as(DeadLetter, found[1]) if found is not None else None
+        return letter
+
+    sent = feed_letters.send_again(
+        place.feed,
+        letters,
+        how.reason,
+        place.topics,
+        place.database,
+        lambda: read_letters(place.topics, place.names),
+        kept,
+        how.wait_s,
+    )
+    not_sent = [offset for offset in offsets if offset not in sent.places]
+    failed = [each.offset for each in sent.failed]
+    if as_json:
+        answer |= {
+            "sent": [
+                {"dead_letter": letter, "partition": at.partition, "offset": at.offset}
+                for letter, at in sorted(sent.places.items())
+            ],
+            "not_sent": not_sent,
+            "with_headers": sent.whole,
+            "passed": sent.passed,
+            "failed_again": failed,
+        }
+        typer.echo(json.dumps(answer))
+    else:
+        typer.echo(f"{len(sent.places):,} records were sent onto {place.feed.topic} again")
+        if bare := len(sent.places) - sent.whole:
+            typer.echo(f"{bare:,} of them without headers: Kafka has let the records go, and letters keep none")
+        if not_sent:
+            typer.echo(f"not sent, for nothing keeps their records: dead letters {', '.join(map(str, not_sent))}")
+        for each in sent.failed:
+            typer.echo(f"failed again: {each.cause} ({printable(each.detail)}), dead letter {each.offset}")
+        if not sent.passed:
+            typer.echo("the feed has not taken all of them yet: does crm-replay live run?")
+    if failed or not_sent:
         raise typer.Exit(1)
 
 
@@ -590,12 +703,12 @@ def _plan_dict(account: str, planned: Plan) -> dict[str, Any]:
     }
 
 
-def _confirm(rows: int, account: str, *, yes: bool) -> None:
+def _confirm(rows: int, whose: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise BadInputError(f"{rows:,} rows of {account} would be retried, and nobody can be asked", "give --yes")
-    typer.confirm(f"Retry {rows:,} rows of {account}?", abort=True, err=True)
+        raise BadInputError(f"{rows:,} rows of {whose} would be retried, and nobody can be asked", "give --yes")
+    typer.confirm(f"Retry {rows:,} rows of {whose}?", abort=True, err=True)
 
 
 def _show_result(account: str, planned: Plan, result: Any, outcomes: Mapping[int, Outcome], *, as_json: bool) -> None:

@@ -6,7 +6,7 @@ and no other, and the story says which part could not be looked at. Nothing is c
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Annotated, Any
@@ -24,6 +24,8 @@ from ops.control.store import JobStore
 from ops.control.validation import EXTERNAL_ID_PREFIX
 from ops.local import services
 from ops.local.dlq import attempt_of, attempts_of, read_letters
+from ops.local.feed_letters import outcomes_in_feed
+from ops.local.live import feed_of
 from ops.local.story import Row, Step, Story, candidates, out_of_scope, run_of, steps, told, verdict
 from ops.local.trace import Topics, partition_of
 from ops.local.verify.compare import TOLERANT, body_of, differences, expected_document
@@ -42,7 +44,7 @@ from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.mapping import SourceMapping, load
 from schemas.person import record_key
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
-from schemas.topics import AccountTopics
+from schemas.topics import LIVE_FEED, AccountTopics
 from schemas.vocabulary import DeadLetterCause, SkipReason
 from sink.database import connect as connect_mongodb
 from sink.indexes import ACTIVITY_LOGS, SOURCE_TAG
@@ -58,7 +60,15 @@ EQUAL = "equal to what the row becomes now"
 class _Teller:
     """Asks one server after the other; what does not answer is noted."""
 
-    def __init__(self, account: str, audit_id: int, connections: Connections, mapping_path: str, view: RunView) -> None:
+    def __init__(
+        self,
+        account: str,
+        audit_id: int,
+        connections: Connections,
+        mapping_path: str,
+        view: RunView,
+        feed: str = "",
+    ) -> None:
         self.story = Story(account, audit_id)
         self._account = account
         self._id = audit_id
@@ -66,6 +76,7 @@ class _Teller:
         self._mapping_path = mapping_path
         self._view = view
         self._names = AccountTopics.of(account)
+        self._feed = feed
         self._down: dict[str, str] = {}  # server -> why
         self._topics: Any = None  # a Topics; like the database, there once `_open` has reached it
         self._database: Any = None
@@ -89,6 +100,10 @@ class _Teller:
             self._ask("outcome", "kafka", self._tell_outcome)
             self._ask("document", "mongodb", self._tell_document)
             self._ask("dead letters", "kafka", self._tell_dead_letters)
+            if self._feed and "mongodb" in self._down:
+                self.story.not_looked_at["live feed"] = self._down["mongodb"]
+            elif self._feed:
+                self._ask("live feed", "kafka", self._tell_feed)
         finally:
             if self._database is not None:
                 self._database.client.close()
@@ -397,7 +412,7 @@ class _Teller:
         self.story.tell("document", facts, *lines)
 
     def _tell_dead_letters(self) -> None:
-        letters = [letter for letter in read_letters(self._topics, self._account) if letter.audit_id == self._id]
+        letters = [letter for letter in read_letters(self._topics, self._names) if letter.audit_id == self._id]
         shown = [
             {
                 "offset": letter.offset,
@@ -422,6 +437,51 @@ class _Teller:
             f"retried {one['at']} by {one['who']} ({printable(one['reason'])}): {one['outcome']}" for one in retries
         ]
         self.story.tell("dead letters", {"letters": shown, "retries": retries}, *(lines or ["none"]))
+
+    def _tell_feed(self) -> None:
+        """Tell what a live feed has made of the row. A feed is of one CRM database, so the id alone names the row."""
+        feed = feed_of(self._database, self._feed)
+        if self._row is not None and not self._row.ours and self._row.exists:
+            return  # another account's: nothing is told of it
+        came = outcomes_in_feed(feed, self._id, self._account, self._topics, self._view)
+        shown = [
+            {
+                "offset": letter.offset,
+                "cause": letter.cause,
+                "detail": letter.detail,
+                "failed_at": moment(letter.failed_at_us).isoformat(),
+                "partition": letter.source_partition,
+                "source_offset": letter.source_offset,
+            }
+            for letter in read_letters(self._topics, feed.topics)
+            if letter.audit_id == self._id
+        ]
+        lines = [
+            f"{feed.topic}/{each['partition']}@{each['source_offset']}: {each['what']}"
+            f"{' (' + each['reason'] + ')' if each['reason'] else ''}"
+            for each in came[-NAMED_MAX:]
+        ]
+        lines += [
+            f"dead letter at offset {each['offset']}, {each['failed_at']}: {each['cause']}"
+            f" ({printable(str(each['detail']))})"
+            for each in shown[-NAMED_MAX:]
+        ]
+        facts = {"feed": feed.feed, "topic": feed.topic, "outcomes": came, "letters": shown, "end": _end(came, shown)}
+        self.story.tell("live feed", facts, *(lines or [f"{feed.feed} has no outcome of it on {feed.topics.outcomes}"]))
+
+
+def _end(came: Sequence[Mapping[str, Any]], letters: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the last time that a row came to a feed has ended in; "" if it never came, or nobody knows."""
+    if not came:
+        return f"failed: {letters[-1]['cause']}" if letters else ""
+    last = came[-1]
+    if last["what"] == "skipped":
+        return f"skipped: {last['reason']}"
+    place = (last["partition"], last["source_offset"])
+    refused = [each["cause"] for each in letters if (each["partition"], each["source_offset"]) == place]
+    if last["what"] == "dead letter" or refused:  # by the processors, or of a log by the sink
+        return f"failed: {[*refused, last['reason']][0]}"
+    return ""  # a log: whether there is a document says the document
 
 
 def _outcome(partition: int, offset: int, record: ActivityLog | SkippedRecord | DeadLetter) -> dict[str, Any]:
@@ -450,6 +510,9 @@ def explain(
     mapping: Annotated[
         str, typer.Option(help="Source mapping file; left out: where the job found it.", show_default=False)
     ] = "",
+    feed: Annotated[
+        str, typer.Option(help="Tell also what the live feed of this name has made of it.", show_default=False)
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
 ) -> None:
     """Tell what became of a source row and why: key, offsets, the rule that decided, document, dead letters.
@@ -460,7 +523,7 @@ def explain(
         raise BadInputError(f"{audit_id} is no audit id", f"give one number, 1 to {BIGINT_MAX}")
     view = view_for(Console(stderr=True))
     try:
-        story = explain_row(account, int(audit_id), services.connections(), mapping, view)
+        story = explain_row(account, int(audit_id), services.connections(), mapping, view, feed)
     finally:
         view.close()
     if as_json:
@@ -469,8 +532,17 @@ def explain(
     typer.echo(f"row {story.audit_id} of {account}: {verdict(story)}")
     for line in told(story):
         typer.echo(line)
+    if not feed and SkipReason.POST_SYNC_LIVE_FEED.value in verdict(story):
+        typer.echo(
+            f"what the live feed has made of it: crm-replay explain {audit_id} --account {account} --feed {LIVE_FEED}"
+        )
 
 
-def explain_row(account: str, audit_id: int, connections: Connections, mapping: str, view: RunView) -> Story:
-    """Return the story of a row. Raises BadInputError if account, mapping or source are not as they should be."""
-    return _Teller(account, audit_id, connections, mapping, view).tell()
+def explain_row(
+    account: str, audit_id: int, connections: Connections, mapping: str, view: RunView, feed: str = ""
+) -> Story:
+    """Return the story of a row, with its part in a live feed if one is named.
+
+    Raises BadInputError if account, mapping, source or feed are not as they should be.
+    """
+    return _Teller(account, audit_id, connections, mapping, view, feed).tell()

@@ -16,7 +16,7 @@ from schemas.records import AuditEvent
 from schemas.vocabulary import DeadLetterCause, SkipReason
 from sink.documents import AUDIT_ID_BYTES, RUN_BYTES
 
-PARTS = ("source", "key", "published", "decision", "outcome", "document", "dead letters", "job")
+PARTS = ("source", "key", "published", "decision", "outcome", "document", "dead letters", "live feed", "job")
 
 
 @dataclass(slots=True)
@@ -187,6 +187,9 @@ def verdict(story: Story) -> str:
         if document.get("differs"):
             return f"migrated, but the document differs from what the row becomes now: {', '.join(document['differs'])}"
         return "migrated"
+    feed = facts.get("live_feed") or {}
+    if feed.get("end"):
+        return f"{feed['end']} by the live feed {feed['feed']}"
     if outcome and outcome[-1]["what"] == "skipped":
         return f"skipped: {outcome[-1]['reason']}"
     if letters.get("letters"):

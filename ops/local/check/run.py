@@ -176,7 +176,7 @@ def check_dead_letters(
     """Return how many dead letters wait for another try."""
     account = job.company_sso_id
     reader = Topics(connections.kafka(), connections.schema_registry_url)
-    letters = read_letters(reader, account)
+    letters = read_letters(reader, AccountTopics.of(account))
     listed = judge(letters, resolved_rows(letters, account, reader, database, view)) if letters else []
     states = Counter(each.state for each in listed)
     waiting, no_row = states[State.WAITING], states[State.NO_ROW]

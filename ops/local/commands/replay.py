@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +14,7 @@ from rich.table import Table
 from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local import services
+from ops.local.audit_ids import parse_audit_ids
 from ops.local.commands.database import Opened
 from ops.local.commands.options import (
     Account,
@@ -36,8 +36,6 @@ from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
 from schemas.topics import LIVE_FEED
 from schemas.vocabulary import JobStatus
-
-AUDIT_IDS_MAX = 100_000  # named by hand or by `verify`; they travel in one document
 
 
 def run(
@@ -123,27 +121,6 @@ def rerun(
         _finish(lambda *how: runner.run_since(account, start, *how), account, options, as_json=as_json)
     else:
         _finish(lambda *how: runner.rerun_account(account, *how), account, options, as_json=as_json)
-
-
-def parse_audit_ids(text: str) -> list[int]:
-    """Return the ids in `17,18,20-25`, or in the file that `@FILE` names. Raises BadInputError naming what is wrong."""
-    if text.startswith("@"):
-        try:
-            text = Path(text[1:]).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInputError(f"{text[1:]} cannot be read ({error})", "name a file with audit ids") from error
-    ids: list[int] = []
-    for word in text.replace(",", " ").split():
-        first, dash, last = word.partition("-")
-        if not (first.isascii() and first.isdigit() and (not dash or (last.isascii() and last.isdigit()))):
-            raise BadInputError(f"{word} is no audit id", "give numbers like 17,18,20-25")
-        low, high = int(first), int(last or first)
-        if high < low or high - low >= AUDIT_IDS_MAX or len(ids) >= AUDIT_IDS_MAX:
-            raise BadInputError(
-                f"{word} is too much, or backwards", f"at most {AUDIT_IDS_MAX:,} ids; use --from for more"
-            )
-        ids.extend(range(low, high + 1))
-    return ids
 
 
 def _run(account: str, options: Any, *, as_json: bool) -> None:

@@ -1,5 +1,7 @@
 """Dead letters as a list: each failure once, what can be proven of its row, and which rows a retry takes."""
 
+from dataclasses import replace
+
 import pytest
 
 from ops.control.dead_letters import (
@@ -20,7 +22,8 @@ from ops.control.dead_letters import (
     plan,
     printable,
 )
-from ops.local.dlq import AUDIT_IDS_MAX, parse_audit_ids
+from ops.local.audit_ids import AUDIT_IDS_MAX, parse_audit_ids
+from ops.local.feed_letters import chosen
 from schemas.codec import Codec
 from schemas.errors import BadInputError
 from schemas.records import ActivityLog, AuditEvent, DeadLetter
@@ -137,6 +140,23 @@ def test_failed_retries_are_counted_in_a_row_and_an_unfinished_one_counts():
         attempt("halted", [7, 8], failed=[7]),
     ]
     assert failed_retries(attempts) == {7: 3, 8: 1}
+
+
+def test_a_feeds_retry_sends_what_waits_of_a_row_the_last_and_what_has_no_row():
+    found = listed(
+        letter(0, 7), letter(1, 7, run=2), letter(2, 0), letter(3, 8), letter(4, 9, cause=REFUSED), resolved=(8,)
+    )
+    found.append(replace(found[2], letter=replace(found[2].letter, offset=5, source_offset=-1)))
+    tried = [{"audit_ids": [9]}] * RETRIES_MAX
+
+    def offsets(**how):
+        sending = chosen(found, tried, **{"cause": "", "audit_ids": None, "force": False, **how})
+        return [each.letter.offset for each in sending.letters], [offset for offset, _ in sending.left_out]
+
+    assert offsets() == ([1, 2], [4, 5])
+    assert offsets(force=True) == ([1, 2, 4], [5])
+    assert offsets(cause=REFUSED, force=True) == ([4], [])
+    assert offsets(audit_ids=[7, 8]) == ([1], [])
 
 
 def test_outcomes_are_kept_by_what_they_are():

@@ -1,0 +1,293 @@
+"""A live feed's dead letters: listed with what has become of them, and their records sent onto the feed's topic again.
+
+A feed has no job that could read a row anew, but its records are still there: each is sent as it came, with its headers
+if Kafka still keeps it at its place, else as its dead letter has it. The feed itself decides again, and the unique
+index takes what was written after all.
+
+Order of effects of a retry: the attempt is noted, then the records are sent, then their new places are noted. Dying in
+between leaves an attempt without places: its letters still wait, and are sent once more by the next one.
+"""
+
+import getpass
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+
+from ops.control import kafka_admin
+from ops.control.dead_letters import RETRIES_MAX, Letter, Listed, State, judge
+from ops.local.audit_ids import AUDIT_IDS_MAX
+from ops.local.trace import Topics
+from ops.local.view import RunView
+from schemas.errors import BadInputError, ReplayError
+from schemas.job import LiveFeed
+from schemas.records import ActivityLog, DeadLetter, SkippedRecord
+from sink.indexes import ACTIVITY_LOGS, PROGRESS, UNIQUE_EXTERNAL_ID
+from sink.live import account_in, totals_by_account
+
+RETRIES = "crm_replay_retries"  # one document an attempt; a feed's has `feed` and no account
+LOOK_UP_MAX = 1_000
+ANSWER_TIMEOUT_S = 30.0
+POLL_EVERY_S = 0.5
+EXTERNAL_ID_PREFIX = "crm_audit:"
+
+
+class Position(NamedTuple):
+    """Where a record stands on the feed's topic."""
+
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """What a retry of a feed sends, and what it leaves out."""
+
+    letters: list[Listed]
+    left_out: list[tuple[int, str]]  # offset of the letter, why
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What has become of a retry: the letters' offsets, the new places, and whether the feed has passed these."""
+
+    places: Mapping[int, Position]
+    whole: int  # of them with their headers
+    passed: bool
+    failed: list[Letter]  # those that have failed again
+
+
+def judged(letters: Sequence[Letter], feed: LiveFeed, topics: Topics, database: Any, view: RunView) -> list[Listed]:
+    """Return the feed's letters with their states.
+
+    Resolved is a row that has a document of one of the feed's accounts, or that was skipped behind the failure; and a
+    record that a retry has sent again: if that fails, it has a letter of its own.
+    """
+    last: dict[int, Letter] = {letter.row: letter for letter in letters if letter.row is not None}
+    accounts = sorted(
+        {*filter(None, totals_by_account(database[PROGRESS], feed.feed)), *filter(None, [feed.table_account])}
+    )
+    resolved = dict.fromkeys(_documents(database, accounts, last), "it has a document")
+    if left := last.keys() - resolved.keys():
+        for found in topics.find(feed.topics.outcomes, left, view):
+            record = found.record
+            if isinstance(record, SkippedRecord):
+                letter = last[record.audit_id]
+                if found.partition == letter.source_partition and record.source_offset > letter.source_offset:
+                    resolved[record.audit_id] = f"skipped as {record.reason}"
+    sent = {
+        each["letter"]: f"sent again as {feed.topic}/{each['partition']}@{each['offset']}"
+        for attempt in attempts_of(database, feed.feed)
+        for each in attempt["sent"]
+    }
+    return [
+        replace(each, state=State.RESOLVED, why=sent[each.letter.offset])
+        if each.state is not State.RESOLVED and each.letter.offset in sent
+        else each
+        for each in judge(letters, resolved)
+    ]
+
+
+def _documents(database: Any, accounts: Sequence[str], audit_ids: Iterable[int]) -> set[int]:
+    """Return those of the rows that have a document of one of the accounts."""
+    wanted, there = sorted(audit_ids), set()
+    for at in range(0, len(wanted) if accounts else 0, LOOK_UP_MAX):
+        names = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in wanted[at : at + LOOK_UP_MAX]]
+        query = {"company_sso_id": {"$in": list(accounts)}, "external_id": {"$in": names}}
+        found = database[ACTIVITY_LOGS].find(query, {"_id": 0, "external_id": 1}, hint=UNIQUE_EXTERNAL_ID.name)
+        there |= {int(document["external_id"].removeprefix(EXTERNAL_ID_PREFIX)) for document in found}
+    return there
+
+
+def attempts_of(database: Any, feed: str) -> list[dict[str, Any]]:
+    """Return the feed's retries in the order in which they began."""
+    return list(database[RETRIES].find({"feed": feed}).sort([("started_at", 1), ("_id", 1)]))
+
+
+def chosen(
+    listed: Sequence[Listed],
+    attempts: Iterable[Mapping[str, Any]],
+    *,
+    cause: str,
+    audit_ids: Sequence[int] | None,
+    force: bool,
+) -> Sending:
+    """Return which letters' records are sent again: those that wait, of a row the last one, and those without a row.
+
+    `audit_ids` None: all of them. A row sent again `RETRIES_MAX` times is left out unless forced. Pure.
+    """
+    tried: Counter[int] = Counter()
+    for attempt in attempts:
+        tried.update({audit_id for audit_id in attempt["audit_ids"] if audit_id})
+    last: dict[int | None, int] = {
+        each.letter.row: each.letter.offset for each in listed if each.letter.row is not None
+    }
+    sending = Sending([], [])
+    for each in listed:
+        letter = each.letter
+        wanted = (not cause or letter.cause == cause) and (audit_ids is None or letter.audit_id in set(audit_ids))
+        if not wanted or each.state is State.RESOLVED or last.get(letter.row, letter.offset) != letter.offset:
+            continue
+        if letter.source_offset < 0:
+            sending.left_out.append((letter.offset, "it does not say which record it is about"))
+        elif tried[letter.audit_id] >= RETRIES_MAX and not force:
+            why = f"row {letter.audit_id} was sent again {tried[letter.audit_id]} times; --force sends it once more"
+            sending.left_out.append((letter.offset, why))
+        else:
+            sending.letters.append(each)
+    return sending
+
+
+def send_again(
+    feed: LiveFeed,
+    letters: Sequence[Letter],
+    reason: str,
+    topics: Topics,
+    database: Any,
+    read_letters: Callable[[], list[Letter]],
+    payload_of: Callable[[int], DeadLetter | None],
+    wait_s: float,
+) -> Sent:
+    """Send the letters' records onto the feed's topic, note that, and wait until the feed has passed them, or not.
+
+    `payload_of` gives the dead letter at an offset of its topic. Raises ReplayError if Kafka does not take a record.
+    """
+    if len(letters) > AUDIT_IDS_MAX:
+        raise BadInputError(f"{len(letters):,} records wait, over {AUDIT_IDS_MAX:,}", "narrow it down with --cause")
+    attempt = (
+        database[RETRIES]
+        .insert_one(
+            {
+                "feed": feed.feed,
+                "company_sso_id": None,
+                "started_at": datetime.now(UTC).replace(microsecond=0),
+                "finished_at": None,
+                "who": f"{_user()}@{socket.gethostname()}",
+                "reason": reason,
+                "audit_ids": sorted({letter.audit_id for letter in letters if letter.audit_id}),
+                "outcome": "started",
+                "outcomes": [],
+                "sent": [],
+            }
+        )
+        .inserted_id
+    )
+    places, whole = _send(feed, letters, topics, payload_of)
+    sent = [{"letter": letter, "partition": at.partition, "offset": at.offset} for letter, at in sorted(places.items())]
+    ended = {"finished_at": datetime.now(UTC), "outcome": "done", "sent": sent}
+    database[RETRIES].update_one({"_id": attempt}, {"$set": ended})
+    passed = _wait_passed(feed, topics, places.values(), wait_s)
+    new = set(places.values())
+    failed = [each for each in read_letters() if Position(each.source_partition, each.source_offset) in new]
+    return Sent(places, whole, passed, failed)
+
+
+def _send(
+    feed: LiveFeed, letters: Sequence[Letter], topics: Topics, payload_of: Callable[[int], DeadLetter | None]
+) -> tuple[dict[int, Position], int]:
+    """Return the records' new places by their letters' offsets, and how many were still there with their headers."""
+    producer = Producer({"log_level": 0, **topics.kafka, "enable.idempotence": True})
+    places: dict[int, Position] = {}
+    problems: list[str] = []
+    whole = 0
+
+    def delivered(letter: int) -> Callable[[Any, Message], None]:
+        def note(error: Any, message: Message) -> None:
+            if error is not None:
+                problems.append(error.str())
+            else:
+                places[letter] = Position(int(message.partition() or 0), int(message.offset() or 0))
+
+        return note
+
+    config = {"log_level": 0, **topics.kafka, "group.id": f"{feed.topic}.retry", "enable.auto.commit": False}
+    with closing(Consumer({**config, "enable.partition.eof": True})) as consumer:
+        for letter in letters:
+            at = Position(letter.source_partition, letter.source_offset)
+            found = _record_at(consumer, topics, feed.topic, at) if letter.source_topic == feed.topic else None
+            if found is not None:
+                key, value, headers = found.key(), found.value(), found.headers() or []
+                whole += 1
+            else:
+                kept = payload_of(letter.offset)
+                if kept is None or not kept.payload:
+                    problems.append(f"the record of dead letter {letter.offset} is kept nowhere")
+                    continue
+                key, value, headers = kept.key, kept.payload, []
+            producer.produce(
+                feed.topic, value, key, at.partition, headers=headers, on_delivery=delivered(letter.offset)
+            )
+            producer.poll(0)
+    left = producer.flush(ANSWER_TIMEOUT_S)
+    if not places and (problems or left):
+        raise ReplayError(f"nothing could be sent: {(problems or ['Kafka does not answer'])[0]}", "try again")
+    return places, whole
+
+
+def _record_at(consumer: Consumer, topics: Topics, topic: str, at: Position) -> Message | None:
+    """Return the record at a place; None if Kafka has let it go."""
+    span = topics.spans(topic).get(at.partition)
+    if span is None or not span.low <= at.offset < span.end:
+        return None
+    consumer.assign([TopicPartition(topic, at.partition, at.offset)])
+    message = consumer.poll(ANSWER_TIMEOUT_S)
+    if message is None:
+        raise ReplayError(f"Kafka does not give {topic}/{at.partition}@{at.offset}", "try again when it is back")
+    return message if message.error() is None and message.offset() == at.offset else None
+
+
+def _wait_passed(feed: LiveFeed, topics: Topics, places: Iterable[Position], wait_s: float) -> bool:
+    """Return whether both groups have passed these places within the time."""
+    ends: dict[int, int] = {}
+    for at in places:
+        ends[at.partition] = max(ends.get(at.partition, 0), at.offset + 1)
+    names, deadline = feed.topics, time.monotonic() + wait_s
+
+    def passed() -> bool:
+        done = kafka_admin.committed_offsets(topics.kafka, names.processors_group, names.replay, feed.partitions)
+        if any(done[partition] < end for partition, end in ends.items()):
+            return False
+        made = kafka_admin.end_offsets(topics.kafka, names.outcomes, feed.partitions)
+        written = kafka_admin.committed_offsets(topics.kafka, names.sink_group, names.outcomes, feed.partitions)
+        return all(written[partition] >= made[partition] for partition in ends)
+
+    while True:
+        try:
+            if passed():
+                return True
+        except KafkaException:
+            pass  # an outage, or a group that moves: asked again until the time is over
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(POLL_EVERY_S)
+
+
+def outcomes_in_feed(
+    feed: LiveFeed, audit_id: int, account: str, topics: Topics, view: RunView
+) -> list[dict[str, Any]]:
+    """Return what the feed has made of a row each time it came, as JSON takes it."""
+    found = []
+    for partition, _, record in topics.find(feed.topics.outcomes, [audit_id], view):
+        if isinstance(record, ActivityLog) and account_in(record.document) == account:
+            what, reason = "activity log", ""
+        elif isinstance(record, SkippedRecord):
+            what, reason = "skipped", record.reason
+        elif isinstance(record, DeadLetter):
+            what, reason = "dead letter", record.cause
+        else:
+            continue
+        found.append({"partition": partition, "source_offset": record.source_offset, "what": what, "reason": reason})
+    return found
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no such user id, as in some containers
+        return "unknown"
