@@ -45,7 +45,7 @@ STOP_CHECK_S = 0.1  # a wait looks this often whether it should end
 GATE_EVERY_S = 1.0  # how long a halt by another sink or an operator may go unnoticed
 END_CHECK_S = 0.25
 FIRST_RECORD_BYTES_GUESS = 2_000
-POLL_IDLE_S = 0.5
+POLL_IDLE_S = 0.1  # also how long a sink that has nothing to do takes to hear that it is to end
 POLL_IN_FLIGHT_S = 0.02  # nothing new comes: see to the batch in flight instead
 ANSWER_TIMEOUT_S = 10.0
 BULK_WRITE = {"db.system.name": "mongodb", "db.collection.name": ACTIVITY_LOGS, "db.operation.name": "bulkWrite"}
@@ -215,9 +215,15 @@ class Sink:
     def _require_topics(self) -> None:
         deadline = time.monotonic() + self._settings.sink_patience_s
 
-        def ask() -> Any:
+        wanted = (self._topics.outcomes, self._topics.dead_letters)
+
+        def ask() -> dict[str, Any]:
+            """Return the topics that are there, without all the others of the cluster."""
             try:
-                return self._consumer.list_topics(timeout=ANSWER_TIMEOUT_S).topics
+                found = {
+                    name: self._consumer.list_topics(name, timeout=ANSWER_TIMEOUT_S).topics[name] for name in wanted
+                }
+                return {name: topic for name, topic in found.items() if topic.error is None}
             except KafkaException as error:
                 if time.monotonic() < deadline:
                     raise
@@ -227,7 +233,7 @@ class Sink:
                 ) from error
 
         known = self._until_answered("Kafka", ask)
-        for topic in (self._topics.outcomes, self._topics.dead_letters):
+        for topic in wanted:
             if topic not in known:
                 raise BadInputError(f"topic {topic} does not exist", "start the job with crm-replay run")
 
