@@ -83,7 +83,8 @@ def _of_enrichment(document: Mapping[str, Any]) -> list[Value]:
     outcomes = document["outcomes"]
     return [
         Value("enrichment_unfinished", float(not finished), here),
-        Value("enrichment_progress_ratio", 1.0 if finished or not total else min(1.0, rows / total), here),
+        # The rows are counted beside the work: until they are, nothing can be said of what is left.
+        Value("enrichment_progress_ratio", 1.0 if finished else min(1.0, rows / total) if total else 0.0, here),
         *(Value("enrichment_rows", outcomes.get(each.value, 0), {**here, "outcome": each.value}) for each in Outcome),
         Value("enrichment_deleted_references", document["deleted_references"], here),
         Value("enrichment_updated_timestamp_seconds", document["updated_at"].timestamp(), here),

@@ -114,7 +114,8 @@ def test_an_enrichment_has_a_value_for_each_metric_and_outcome():
 def test_an_enrichment_that_is_over_is_whole_whatever_was_counted_before():
     values = enrichment_values([enrichment("acme", rows=7, rows_total=9, finished=True), enrichment("none")])
     assert found(values, "enrichment_unfinished", account="acme") == [0]
-    assert found(values, "enrichment_progress_ratio") == [1, 1]  # and of none, everything
+    assert found(values, "enrichment_progress_ratio", account="acme") == [1]
+    assert found(values, "enrichment_progress_ratio", account="none") == [0]  # its rows have not been counted yet
 
 
 def test_enrichments_are_bounded_and_the_last_heard_of_stay():
