@@ -165,11 +165,6 @@ class _Place:
         """What an answer in JSON says of it."""
         return {"feed": self.feed.feed} if self.feed is not None else {"company_sso_id": self.account}
 
-    @property
-    def option(self) -> str:
-        """How a command names it."""
-        return f"--feed {self.feed.feed}" if self.feed is not None else f"--account {self.account}"
-
     def listed(self, view: RunView) -> list[Listed]:
         """Return all dead letters with their states."""
         letters = read_letters(self.topics, self.names)
@@ -591,7 +586,9 @@ def _retry_feed(place: _Place, listed: Sequence[Listed], how: _FeedRetry, view: 
 
     name = place.feed.feed
     attempts = feed_letters.attempts_of(place.database, name)
-    sending = feed_letters.chosen(listed, attempts, cause=how.cause, audit_ids=how.audit_ids, force=how.force)
+    sending = feed_letters.chosen(
+        place.feed.topic, listed, attempts, cause=how.cause, audit_ids=how.audit_ids, force=how.force
+    )
     letters = [each.letter for each in sending.letters]
     for offset, why in sending.left_out:
         view.note(f"dead letter {offset} is left out: {why}")

@@ -25,9 +25,11 @@ from ops.control.dead_letters import RETRIES_MAX, Letter, Listed, State, judge
 from ops.local.audit_ids import AUDIT_IDS_MAX
 from ops.local.trace import Topics
 from ops.local.view import RunView
-from schemas.errors import BadInputError, ReplayError
+from processors.runs import PAYLOAD_BYTES_MAX
+from schemas.codec import Codec
+from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.job import LiveFeed
-from schemas.records import ActivityLog, DeadLetter, SkippedRecord
+from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from sink.indexes import ACTIVITY_LOGS, PROGRESS, UNIQUE_EXTERNAL_ID
 from sink.live import account_in, totals_by_account
 
@@ -79,7 +81,8 @@ def judged(letters: Sequence[Letter], feed: LiveFeed, topics: Topics, database: 
             record = found.record
             if isinstance(record, SkippedRecord):
                 letter = last[record.audit_id]
-                if found.partition == letter.source_partition and record.source_offset > letter.source_offset:
+                behind = (record.run, record.source_offset) > (letter.run, letter.source_offset)
+                if found.partition == letter.source_partition and behind:
                     resolved[record.audit_id] = f"skipped as {record.reason}"
     sent = {
         each["letter"]: f"sent again as {feed.topic}/{each['partition']}@{each['offset']}"
@@ -111,6 +114,7 @@ def attempts_of(database: Any, feed: str) -> list[dict[str, Any]]:
 
 
 def chosen(
+    topic: str,
     listed: Sequence[Listed],
     attempts: Iterable[Mapping[str, Any]],
     *,
@@ -120,7 +124,8 @@ def chosen(
 ) -> Sending:
     """Return which letters' records are sent again: those that wait, of a row the last one, and those without a row.
 
-    `audit_ids` None: all of them. A row sent again `RETRIES_MAX` times is left out unless forced. Pure.
+    `topic` is the feed's: what is about a record of another one is left out. `audit_ids` None: all of them. A row sent
+    again `RETRIES_MAX` times is left out unless forced. Pure.
     """
     tried: Counter[int] = Counter()
     for attempt in attempts:
@@ -134,8 +139,8 @@ def chosen(
         wanted = (not cause or letter.cause == cause) and (audit_ids is None or letter.audit_id in set(audit_ids))
         if not wanted or each.state is State.RESOLVED or last.get(letter.row, letter.offset) != letter.offset:
             continue
-        if letter.source_offset < 0:
-            sending.left_out.append((letter.offset, "it does not say which record it is about"))
+        if letter.source_topic != topic or letter.source_offset < 0:
+            sending.left_out.append((letter.offset, f"it is about no record of {topic}"))
         elif tried[letter.audit_id] >= RETRIES_MAX and not force:
             why = f"row {letter.audit_id} was sent again {tried[letter.audit_id]} times; --force sends it once more"
             sending.left_out.append((letter.offset, why))
@@ -183,8 +188,8 @@ def send_again(
     ended = {"finished_at": datetime.now(UTC), "outcome": "done", "sent": sent}
     database[RETRIES].update_one({"_id": attempt}, {"$set": ended})
     passed = _wait_passed(feed, topics, places.values(), wait_s)
-    new = set(places.values())
-    failed = [each for each in read_letters() if Position(each.source_partition, each.source_offset) in new]
+    new = {(feed.run, *at) for at in places.values()}
+    failed = [each for each in read_letters() if (each.run, each.source_partition, each.source_offset) in new]
     return Sent(places, whole, passed, failed)
 
 
@@ -210,13 +215,14 @@ def _send(
     with closing(Consumer({**config, "enable.partition.eof": True})) as consumer:
         for letter in letters:
             at = Position(letter.source_partition, letter.source_offset)
-            found = _record_at(consumer, topics, feed.topic, at) if letter.source_topic == feed.topic else None
+            # In another run the topic was another one: what stands at the place now is not what failed.
+            found = _record_at(consumer, topics, feed.topic, at) if letter.run == feed.run else None
             if found is not None:
                 key, value, headers = found.key(), found.value(), found.headers() or []
                 whole += 1
             else:
                 kept = payload_of(letter.offset)
-                if kept is None or not kept.payload:
+                if kept is None or not _is_whole(kept, topics.codec):
                     problems.append(f"the record of dead letter {letter.offset} is kept nowhere")
                     continue
                 key, value, headers = kept.key, kept.payload, []
@@ -228,6 +234,16 @@ def _send(
     if not places and (problems or left):
         raise ReplayError(f"nothing could be sent: {(problems or ['Kafka does not answer'])[0]}", "try again")
     return places, whole
+
+
+def _is_whole(letter: DeadLetter, codec: Codec) -> bool:
+    """Return whether a letter has the feed's own record: neither cut nor left out, and not what became of it."""
+    if not letter.payload or len(letter.payload) >= PAYLOAD_BYTES_MAX:
+        return False
+    try:
+        return isinstance(codec.decode(letter.payload), AuditEvent)
+    except UndecodableRecordError:
+        return True  # somebody else's: a change event, or what could not be read
 
 
 def _record_at(consumer: Consumer, topics: Topics, topic: str, at: Position) -> Message | None:

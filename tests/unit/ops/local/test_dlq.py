@@ -146,11 +146,11 @@ def test_a_feeds_retry_sends_what_waits_of_a_row_the_last_and_what_has_no_row():
     found = listed(
         letter(0, 7), letter(1, 7, run=2), letter(2, 0), letter(3, 8), letter(4, 9, cause=REFUSED), resolved=(8,)
     )
-    found.append(replace(found[2], letter=replace(found[2].letter, offset=5, source_offset=-1)))
+    found.append(replace(found[2], letter=replace(found[2].letter, offset=5, source_topic="outcomes")))
     tried = [{"audit_ids": [9]}] * RETRIES_MAX
 
     def offsets(**how):
-        sending = chosen(found, tried, **{"cause": "", "audit_ids": None, "force": False, **how})
+        sending = chosen("replay", found, tried, **{"cause": "", "audit_ids": None, "force": False, **how})
         return [each.letter.offset for each in sending.letters], [offset for offset, _ in sending.left_out]
 
     assert offsets() == ([1, 2], [4, 5])
