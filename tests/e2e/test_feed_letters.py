@@ -4,8 +4,13 @@ import json
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
+from ops.control import kafka_admin
+from ops.local.explain import explain_row
 from ops.local.sample_crm import SAMPLE_YAML
+from ops.local.view import PlainView
 from tests.e2e.conftest import Crm, mapping_of
 from tests.e2e.feed import Feed, feed_on
 from tests.e2e.test_debezium import records_on
@@ -21,6 +26,11 @@ def asked(crm: Crm, *words: str, code: int = 0) -> dict[str, Any]:
     assert done.returncode == code, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
+
+
+def told(crm: Crm, feed: Feed) -> dict[str, Any]:
+    """Return the story of the row that is mended, as `--json` prints it."""
+    return explain_row(SAMPLE_YAML, MENDED, crm.connections, feed.mapping_path, PlainView(), feed.feed.feed).as_dict()
 
 
 def publish_what_fails(feed: Feed, person: int) -> None:
@@ -46,7 +56,7 @@ def test_what_a_feed_could_not_take_is_listed_shown_explained_and_sent_through_i
         assert len(crm.call("dlq", "list", *name, "--cause", "unknown_account").stdout.splitlines()) == 3
         shown = asked(crm, "dlq", "show", *name, "--audit-id", str(MENDED))
         assert (shown["audit_id"], shown["state"], shown["retries"]) == (MENDED, "waiting", [])
-        story = asked(crm, "explain", str(MENDED), "--account", SAMPLE_YAML, *name)
+        story = told(crm, feed)
         assert story["verdict"] == f"failed: unknown_account by the live feed {feed.feed.feed}"
         assert story["live_feed"]["letters"][0]["offset"] == shown["offset"]
 
@@ -63,6 +73,7 @@ def test_what_a_feed_could_not_take_is_listed_shown_explained_and_sent_through_i
         assert [log["external_id"] for log in crm.logs(SAMPLE_YAML)] == [f"crm_audit:{MENDED}"]
 
         records = records_on(crm.environment["KAFKA_BOOTSTRAP_SERVERS"], feed.feed.topic)
+        records_end = kafka_admin.end_offsets(crm.connections.kafka(), feed.feed.topic, 1)[0]
         copies = [record for record in records if record[0] == b"7"]
         assert len(copies) == 2
         assert copies[0] == copies[1]  # key, value and headers
@@ -71,11 +82,18 @@ def test_what_a_feed_could_not_take_is_listed_shown_explained_and_sent_through_i
         of_rows = {letter["audit_id"]: letter for letter in after["dead_letters"]}  # the last of each
         assert (of_rows[MENDED]["state"], of_rows[MENDED]["why"]) == ("resolved", "it has a document")
         assert (of_rows[BROKEN]["state"], of_rows[BROKEN]["failures"]) == ("waiting", 2)
-        story = asked(crm, "explain", str(MENDED), "--account", SAMPLE_YAML, *name)
+        text = crm.call("explain", str(MENDED), "--account", SAMPLE_YAML, *name).stdout
+        assert f"{feed.feed.topic}/0@{records_end - 3}: activity log" in text
+        story = told(crm, feed)
         assert story["verdict"] == "the live feed has written its document"
         assert [each["what"] for each in story["live_feed"]["outcomes"]][-1] == "activity log"
 
-        assert crm.call("dlq", "list").returncode == 2
+        everything = TopicPartition(feed.feed.topic, 0, records_end)
+        admin = AdminClient(crm.connections.kafka())
+        admin.delete_records([everything])[everything].result(60)
+        bare = asked(crm, *retry, "--wait", "0", "--audit-ids", str(BROKEN))
+        assert (len(bare["sent"]), bare["with_headers"], bare["not_sent"]) == (1, 0, [])
+
         assert crm.call("dlq", "list", "--account", SAMPLE_YAML, *name).returncode == 2
         nobody = crm.call("dlq", "list", "--feed", "nobody")
         assert (nobody.returncode, "there is no live feed nobody" in nobody.stderr) == (2, True)
