@@ -24,6 +24,7 @@ from ops.control import kafka_admin
 from ops.control.dead_letters import RETRIES_MAX, Letter, Listed, State, judge
 from ops.local.audit_ids import AUDIT_IDS_MAX
 from ops.local.trace import Topics
+from ops.local.verify.topics import Span
 from ops.local.view import RunView
 from processors.runs import PAYLOAD_BYTES_MAX
 from schemas.codec import Codec
@@ -212,11 +213,12 @@ def _send(
         return note
 
     config = {"log_level": 0, **topics.kafka, "group.id": f"{feed.topic}.retry", "enable.auto.commit": False}
+    held = topics.spans(feed.topic)
     with closing(Consumer({**config, "enable.partition.eof": True})) as consumer:
         for letter in letters:
             at = Position(letter.source_partition, letter.source_offset)
             # In another run the topic was another one: what stands at the place now is not what failed.
-            found = _record_at(consumer, topics, feed.topic, at) if letter.run == feed.run else None
+            found = _record_at(consumer, held, feed.topic, at) if letter.run == feed.run else None
             if found is not None:
                 key, value, headers = found.key(), found.value(), found.headers() or []
                 whole += 1
@@ -226,9 +228,8 @@ def _send(
                     problems.append(f"the record of dead letter {letter.offset} is kept nowhere")
                     continue
                 key, value, headers = kept.key, kept.payload, []
-            producer.produce(
-                feed.topic, value, key, at.partition, headers=headers, on_delivery=delivered(letter.offset)
-            )
+            partition = at.partition if at.partition in held else 0  # one made anew may have fewer
+            producer.produce(feed.topic, value, key, partition, headers=headers, on_delivery=delivered(letter.offset))
             producer.poll(0)
     left = producer.flush(ANSWER_TIMEOUT_S)
     if not places and (problems or left):
@@ -246,9 +247,9 @@ def _is_whole(letter: DeadLetter, codec: Codec) -> bool:
         return True  # somebody else's: a change event, or what could not be read
 
 
-def _record_at(consumer: Consumer, topics: Topics, topic: str, at: Position) -> Message | None:
-    """Return the record at a place; None if Kafka has let it go."""
-    span = topics.spans(topic).get(at.partition)
+def _record_at(consumer: Consumer, held: Mapping[int, Span], topic: str, at: Position) -> Message | None:
+    """Return the record at a place; None if Kafka has let it go. `held` is what each partition holds."""
+    span = held.get(at.partition)
     if span is None or not span.low <= at.offset < span.end:
         return None
     consumer.assign([TopicPartition(topic, at.partition, at.offset)])
