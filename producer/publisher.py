@@ -25,6 +25,9 @@ NO_LEADER = frozenset(
         KafkaError.UNKNOWN_TOPIC_OR_PART,
         KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001  librdkafka's public names begin with an underscore
         KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
+        # Where a topic is made again under its name, its epochs begin anew, and a client remembers the former one's.
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
     )
 )
 DELIVERY_TIMEOUT_S = 120.0  # without a single confirmation

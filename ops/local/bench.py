@@ -370,10 +370,11 @@ def _versus(
         mapping = options.home / "bench" / "versus.yaml"
         peer.load(own, rows, mapping)
         bench = Bench(own, bench_versus.ACCOUNT, rows, replace(options, mapping_path=str(mapping)))
-        for number in range(repeats):
-            result = bench.end_to_end()
-            ours.append(replace(result, more={"warm": number > 0}))
-            print(json.dumps(ours[-1].as_dict()), flush=True)  # noqa: T201
+        for number in range(bench_versus.WARM_UPS + repeats):  # what the other one is given, too
+            result = replace(bench.end_to_end(), more={"warm": number >= bench_versus.WARM_UPS})
+            print(json.dumps(result.as_dict()), flush=True)  # noqa: T201
+            if number >= bench_versus.WARM_UPS:
+                ours.append(result)
         bench.database.client.close()
     lines = bench_versus.compared([result.rows_per_s for result in ours], peer.measure(rows, repeats))
     table = Table(title="rows/s, min / median / max, on the same rows")

@@ -29,7 +29,7 @@ ACCOUNT = "versus"
 PERSONS = range(50_000, 90_000)  # whom the peer's rows name
 USERS = 60
 WAYS = ("insert", "insert by _id", "replace by _id")  # of the peer's, by the names of its plan
-WARM_UPS = 3  # the peer's JVM compiles its hot code in its first runs; they do not count
+WARM_UPS = 3  # Connect's JVM, and each side's broker, compile their hot code in the first runs; they do not count
 TASKS = 2
 PEER_TIMEOUT_S = 7_200
 # A source mapping of the peer's table, which has no accounts: all rows are ours.

@@ -32,9 +32,6 @@ class StatusServer:
         self.server = server
         self.reply = in_progress()
         self.hold: threading.Event | None = None
-        self.at_once = 0  # questions under way
-        self.at_once_most = 0
-        self._lock = threading.Lock()
         server.routes[STATUS] = self._status
         for path in sorted((WEB / "embed").glob("*.js")):
             server.routes[f"/assets/{path.name}"] = lambda _asked, path=path: file_reply(path)
@@ -47,14 +44,9 @@ class StatusServer:
         return self.url + path
 
     def _status(self, _asked: Asked) -> Reply:
-        with self._lock:
-            self.at_once += 1
-            self.at_once_most = max(self.at_once, self.at_once_most)
         reply, hold = self.reply, self.hold
         if hold is not None:
             hold.wait(60)
-        with self._lock:
-            self.at_once -= 1
         return reply
 
     @property

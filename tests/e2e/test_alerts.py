@@ -130,8 +130,8 @@ def test_rules_fire_on_a_dead_letter_a_stall_and_a_halt_and_every_metric_is_ther
             "UPDATE crm.audits SET audited_changes = '--- [never closed' WHERE id ="
             " (SELECT min(id) FROM crm.audits WHERE auditable_type = 'Crm::Person')"
         )
-    # Slow enough to be looked at while it runs.
-    slow = {"CRM_REPLAY_SOURCE_ROWS_PER_S": "60"}
+    # Slow enough to be looked at while it runs: over two minutes, if nobody halts it.
+    slow = {"CRM_REPLAY_SOURCE_ROWS_PER_S": "15", "CRM_REPLAY_PAGE_ROWS": "50"}
     with crm.start("run", "--account", ACCOUNT, "--mapping", GENERATED_MAPPING, "--json", **slow) as runner:
         try:
             every = {metric.full_name for metric in (*PRODUCER, *PROCESSORS, *SINK)}
