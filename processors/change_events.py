@@ -137,20 +137,20 @@ class ChangeDecoder:
             return None
         source = payload.get("source")
         if isinstance(source, Mapping) and "op" in payload:
-            operation, schema, table = payload["op"], source.get("schema"), source.get("table")
+            operation, schema, table = str(payload["op"]), source.get("schema"), source.get("table")
             if operation == _MESSAGE_OPERATION:
                 return None
             # An update may come without `before`, a deletion without `after`; an insert's row is never in `before`.
             field = "after" if operation in _ROW_OPERATIONS or payload.get("after") is not None else "before"
             row = payload.get(field)
         else:
-            operation = payload.get("__op") or _header(headers, "__op") or "c"
+            operation = str(payload.get("__op") or _header(headers, "__op") or "c")
             if payload.get("__deleted") in ("true", True):
                 operation = "d"
             schema = payload.get("__schema", payload.get("__source_schema"))
             table = payload.get("__table", payload.get("__source_table"))
             field, row = "", payload
-        return self._of_row(str(operation), schema, table, row, change.meanings.get(field, {}), headers)
+        return self._of_row(operation, schema, table, row, change.meanings.get(field, {}), headers)
 
     def _of_row(
         self,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from processors.change_events import ChangeDecoder, Headers, Refused
@@ -261,6 +261,7 @@ def test_a_column_that_nothing_needs_may_be_missing() -> None:
     ),
     max_leaves=12,
 ).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+@example(b'{"source": {}, "op": []}')
 def test_nothing_that_a_record_holds_raises(value: bytes) -> None:
     found = decoder(schema_of=lambda _id: '{"type": "record"}').decode(value, value, [("__op", value)])
     assert found is None or isinstance(found, Refused | AuditEvent)
