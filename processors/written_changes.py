@@ -13,7 +13,7 @@ than to read it (docs/performance.md has both measured).
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from processors.bson_parts import DOCUMENT_AT, END, INDEXES_MAX, LENGTH_BYTES, LENGTHS, element, length, text_element
 from processors.changes import ChangeRules, ColumnRule, is_pair_of_lists
@@ -200,21 +200,32 @@ class _Block(NamedTuple):
 
 
 class _Blocks:
-    """Reads the blocks of one text, in their order: an anchor in one is known to those below it."""
+    """The blocks of one text, taken in their order: an anchor in one is known to those below it."""
 
     def __init__(self, text: str, writer: "_Writer") -> None:
-        self._document = Document(text.split("\n"))
+        self._text = text
         self._writer = writer
+        self._document: Document | None = None
+        self.further_lines = 0  # that the blocks taken have, beyond what as many plain columns would have
 
-    def read(self, block: bytes, at: int) -> _Block:
-        """Read the block that begins at line `at`. Raises UnknownFormError."""
-        key, value, read_to = self._document.column(at)
-        if read_to != at + block.count(b"\n"):
+    def take(self, block: bytes, columns_above: int) -> _Block:
+        """Return what the next block is. Raises UnknownFormError."""
+        lines, plain_lines = block.count(b"\n"), self._writer.column_lines
+        found = self._writer.blocks.get(block)
+        if found is None:
+            found = self._read(block, 1 + plain_lines * columns_above + self.further_lines, lines)
+        self.further_lines += lines - plain_lines
+        return found
+
+    def _read(self, block: bytes, at: int, lines: int) -> _Block:
+        document = self._document = self._document or Document(self._text.split("\n"))
+        key, value, read_to = document.column(at)
+        if read_to != at + lines:
             raise UnknownFormError
         column = self._writer.columns.column(key)
         found = _Block(key, self._writer.change(column, value), column.is_wanted, value)
         # Without anchors nothing in it can mean something from above, or give a meaning to what stands below.
-        if not self._document.has_anchors and len(block) <= BLOCK_LENGTH_MAX:
+        if not document.has_anchors and len(block) <= BLOCK_LENGTH_MAX:
             if len(self._writer.blocks) >= KNOWN_BLOCKS_MAX:
                 self._writer.blocks.clear()
             self._writer.blocks[block] = found
@@ -223,6 +234,8 @@ class _Blocks:
 
 class _Writer:
     """What both kinds of rows have in common."""
+
+    column_lines: ClassVar[int]  # of a column whose values stand on lines of their own
 
     def __init__(self, columns: _Columns) -> None:
         self.columns = columns
@@ -242,9 +255,16 @@ class _Writer:
     def _written(self, text: str, begin: int) -> Written | None:
         raise NotImplementedError
 
+    def _is_whole(self, raw: bytes, keys: list[str], taken: _Blocks | None) -> bool:
+        """Return whether nothing is left between the columns, and none comes twice."""
+        lines = 1 + self.column_lines * len(keys) + (taken.further_lines if taken else 0)
+        return lines == raw.count(b"\n") and len({*keys}) == len(keys)
+
 
 class _Pairs(_Writer):
     """Updates: each column has its old and its new value."""
+
+    column_lines = 3
 
     def _written(self, text: str, begin: int) -> Written | None:
         raw = text.encode()
@@ -255,19 +275,15 @@ class _Pairs(_Writer):
         keys: list[str] = []
         parts: list[bytes] = []
         values = _NOTHING
-        reader: _Blocks | None = None
-        blocks = block_lines = 0
+        blocks: _Blocks | None = None
         for index, (name, old, old_other, new, new_other, block) in zip(DOCUMENT_AT, found, strict=False):
             if not name:
-                if (read := self.blocks.get(block)) is None:
-                    reader = reader or _Blocks(text, self)
-                    read = reader.read(block, 1 + 3 * (len(keys) - blocks) + block_lines)
+                blocks = blocks or _Blocks(text, self)
+                read = blocks.take(block, len(keys))
                 if read.is_wanted:
                     values = {**values, read.key: read.value}
                 parts += (index, read.change)
                 keys.append(read.key)
-                block_lines += block.count(b"\n")
-                blocks += 1
                 continue
             column = by_name.get(name) or self.columns.named(name)
             key, begin_of_change, base, is_special, _, _, _ = column
@@ -318,10 +334,7 @@ class _Pairs(_Writer):
                         index, lengths[size], begin_of_change,
                         old_element, new_element, END,
                     )  # fmt: skip
-        # Nothing may be left between the columns, and none may come twice.
-        if 1 + 3 * (len(found) - blocks) + block_lines != raw.count(b"\n") or len({*keys}) != len(keys):
-            return None
-        return Written(b"".join(parts), values)
+        return Written(b"".join(parts), values) if self._is_whole(raw, keys, blocks) else None
 
     def change(self, column: _Column, value: Any) -> bytes:
         begin, rule = column.begin, column.rule
@@ -337,6 +350,8 @@ class _Pairs(_Writer):
 
 class _Bare(_Writer):
     """Creates and destroys: each column has its value."""
+
+    column_lines = 1
 
     def __init__(self, columns: _Columns, *, created: bool) -> None:
         super().__init__(columns)
@@ -356,21 +371,17 @@ class _Bare(_Writer):
         keys: list[str] = []
         parts: list[bytes] = []
         values = _NOTHING
-        reader: _Blocks | None = None
-        blocks = block_lines = 0
+        blocks: _Blocks | None = None
         indexes = iter(DOCUMENT_AT)  # a column that was created empty is no change and has none
         for name, told, other, block in found:
             if not name:
-                if (read := self.blocks.get(block)) is None:
-                    reader = reader or _Blocks(text, self)
-                    read = reader.read(block, 1 + len(keys) - blocks + block_lines)
+                blocks = blocks or _Blocks(text, self)
+                read = blocks.take(block, len(keys))
                 if read.is_wanted:
                     values = {**values, read.key: read.value}
                 if read.change:
                     parts += (next(indexes), read.change)
                 keys.append(read.key)
-                block_lines += block.count(b"\n")
-                blocks += 1
                 continue
             column = by_name.get(name) or self.columns.named(name)
             key, begin_of_change, base, is_special, _, _, _ = column
@@ -403,9 +414,7 @@ class _Bare(_Writer):
                 parts += (
                     next(indexes), lengths[size], begin_of_change, _NO_FROM, side, END,
                 )  # fmt: skip
-        if 1 + len(found) - blocks + block_lines != raw.count(b"\n") or len({*keys}) != len(keys):
-            return None
-        return Written(b"".join(parts), values)
+        return Written(b"".join(parts), values) if self._is_whole(raw, keys, blocks) else None
 
     def change(self, column: _Column, value: Any) -> bytes:
         shown = self.columns.shown(column.rule, value)

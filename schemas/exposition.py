@@ -10,9 +10,13 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from schemas.errors import BadInputError
 from schemas.metrics import METRICS, Kind, Value
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 PORT_VARIABLE, ADDRESS_VARIABLE, DIRECTORY_VARIABLE = (
     "CRM_REPLAY_METRICS_PORT",
@@ -65,13 +69,11 @@ def serving(
 
     `about` are labels of `process_info`: account, job_id, run. Raises BadInputError for a port that cannot be had.
     """
-    asked = environ.get(PORT_VARIABLE, "")
-    if not asked:
+    asked = asked_port(environ)
+    if asked is None:
         yield None
         return
-    if not asked.isdecimal() or int(asked) > 65_535:
-        raise BadInputError(f"{PORT_VARIABLE}={asked} is no port", "0 to 65535; 0 takes any free one")
-    from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
+    from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
     labels = {"role": role, "account": "", "job_id": "", "run": "", **(about or {})}
     registry = CollectorRegistry()
@@ -79,18 +81,37 @@ def serving(
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
     registry.register(Collected(lambda: [*read(), Value("process_info", 1, labels)]))  # type: ignore[arg-type]
+    with listening(asked, registry, environ) as (address, port), _announced(f"{address}:{port}", role, labels, environ):
+        yield port
+
+
+def asked_port(environ: Mapping[str, str]) -> int | None:
+    """Return the port that the environment asks for, None for none. Raises BadInputError for what is no port."""
+    asked = environ.get(PORT_VARIABLE, "")
+    if not asked:
+        return None
+    if not asked.isdecimal() or int(asked) > 65_535:
+        raise BadInputError(f"{PORT_VARIABLE}={asked} is no port", "0 to 65535; 0 takes any free one")
+    return int(asked)
+
+
+@contextlib.contextmanager
+def listening(
+    asked: int, registry: "CollectorRegistry", environ: Mapping[str, str] = os.environ
+) -> Iterator[tuple[str, int]]:
+    """Serve a registry while the context lasts; give address and port. Raises BadInputError if the port is taken."""
+    from prometheus_client import start_http_server
+
     address = environ.get(ADDRESS_VARIABLE) or "127.0.0.1"
     try:
-        server, thread = start_http_server(int(asked), addr=address, registry=registry)
+        server, thread = start_http_server(asked, addr=address, registry=registry)
     except OSError as error:
         raise BadInputError(
             f"metrics cannot be served on {address}:{asked} ({error.strerror or error})",
             f"choose another {PORT_VARIABLE}, or 0 for any free port",
         ) from None
-    port = int(server.server_port)
     try:
-        with _announced(f"{address}:{port}", role, labels, environ):
-            yield port
+        yield address, int(server.server_port)
     finally:
         server.shutdown()
         server.server_close()

@@ -17,8 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from schemas.errors import BadInputError
-from schemas.exposition import ADDRESS_VARIABLE, DIRECTORY_VARIABLE, PORT_VARIABLE, Collected
+from schemas.exposition import DIRECTORY_VARIABLE, Collected, asked_port, listening
 from schemas.metrics import METRICS, Value
 
 if TYPE_CHECKING:
@@ -116,35 +115,23 @@ def gathering(role: str, home: Path, environ: MutableMapping[str, str] = os.envi
     Workers that are started meanwhile, with `environ`, announce themselves where this looks. Raises BadInputError for
     a port that cannot be had.
     """
-    asked = environ.get(PORT_VARIABLE, "")
-    if not asked or asked == "0":  # nobody asks, or each process is a target of its own
+    asked = asked_port(environ)
+    if not asked:  # nobody asks, or each process is a target of its own
         yield None
         return
-    if not asked.isdecimal() or int(asked) > 65_535:
-        raise BadInputError(f"{PORT_VARIABLE}={asked} is no port", "0 to 65535; 0 takes any free one")
-    from prometheus_client import CollectorRegistry, start_http_server
+    from prometheus_client import CollectorRegistry
 
     given = environ.get(DIRECTORY_VARIABLE, "")
     directory = Path(given or home / "metrics" / f"of-{os.getpid()}").absolute()
     directory.mkdir(parents=True, exist_ok=True)
     environ[DIRECTORY_VARIABLE] = str(directory)
-    address = environ.get(ADDRESS_VARIABLE) or "127.0.0.1"
     labels = {"role": role, "worker": environ.get("CRM_REPLAY_WORKER") or f"{socket.gethostname()}-{role}"}
     registry = CollectorRegistry()
     registry.register(Gathered(directory, _of_process(role), labels))
     try:
-        server, thread = start_http_server(int(asked), addr=address, registry=registry)
-    except OSError as error:
-        raise BadInputError(
-            f"metrics cannot be served on {address}:{asked} ({error.strerror or error})",
-            f"choose another {PORT_VARIABLE}, or 0 for any free port",
-        ) from None
-    try:
-        yield int(server.server_port)
+        with listening(asked, registry, environ) as (_, port):
+            yield port
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=5)
         if not given:
             environ.pop(DIRECTORY_VARIABLE, None)
             shutil.rmtree(directory, ignore_errors=True)

@@ -84,12 +84,6 @@ def is_plain(lines: list[str]) -> bool:
     return bare.isprintable() or bare.replace("\xa0", "").isprintable()
 
 
-def known_item(line: str) -> tuple[Any] | None:
-    """Return the value of a line of a sequence in the root mapping, if it has been read and means it everywhere."""
-    value = _items.get(line, _MISSING)
-    return None if value is _MISSING else (value,)
-
-
 class Document:
     """The lines of one document; the last one is empty, and ends every block."""
 
