@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -176,6 +177,7 @@ def test_a_collector_that_is_away_costs_its_spans_and_a_line_of_the_log(monkeypa
     monkeypatch.setenv(f"{PREFIX}SAMPLE_RATIO", "1")
     monkeypatch.setenv(f"{PREFIX}ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
+    threads = {*threading.enumerate()}
     with caplog.at_level(logging.WARNING):
         traces = tracing.start("producer")
         for _ in range(20):
@@ -188,6 +190,10 @@ def test_a_collector_that_is_away_costs_its_spans_and_a_line_of_the_log(monkeypa
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert len(said) == 1
+    # What it leaves behind draws lots for its pauses: hypothesis, in a test after this, would take them for its own.
+    for thread in {*threading.enumerate()} - threads:
+        thread.join(60)
+        assert not thread.is_alive(), thread
 
 
 # ---- who is traced ---------------------------------------------------------------------------------------------------
