@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from schemas.topics import AccountTopics
@@ -29,7 +29,7 @@ class Lag:
 
 
 class LagReader:
-    """Sums of offsets by one admin client; safe to use from several threads."""
+    """Sums of offsets; safe to use from several threads."""
 
     def __init__(self, kafka: Mapping[str, Any]) -> None:
         """`kafka` is the connection's configuration; nothing is connected yet. Empty: nothing is known, ever."""
@@ -65,26 +65,12 @@ class LagReader:
     def _ask(self, topics: AccountTopics) -> Lag:
         if self._admin is None:
             self._admin = AdminClient({**self._kafka, "log_level": 0})
-        groups = {topics.processors_group: topics.replay, topics.sink_group: topics.outcomes}
-        asked = {
-            group: self._admin.list_consumer_group_offsets(
-                [ConsumerGroupTopicPartitions(group)], request_timeout=ANSWER_TIMEOUT_S
-            )[group]
-            for group in groups
-        }
         letters = TopicPartition(topics.dead_letters, DEAD_LETTER_PARTITION)
         first = self._admin.list_offsets({letters: EARLIEST}, request_timeout=ANSWER_TIMEOUT_S)
-        committed: dict[str, dict[int, int]] = {}
-        for group, topic in groups.items():
-            try:
-                answer = asked[group].result(ANSWER_TIMEOUT_S)
-            except (KafkaException, TimeoutError):
-                continue
-            committed[topic] = {
-                tp.partition: tp.offset
-                for tp in answer.topic_partitions or ()
-                if tp.topic == topic and tp.error is None and tp.offset >= 0
-            }
+        groups = {topics.processors_group: topics.replay, topics.sink_group: topics.outcomes}
+        committed = {
+            topic: found for group, topic in groups.items() if (found := self._committed(group, topic)) is not None
+        }
         wanted = [TopicPartition(topic, partition) for topic, found in committed.items() for partition in found]
         ends = self._admin.list_offsets(dict.fromkeys((*wanted, letters), LATEST), request_timeout=ANSWER_TIMEOUT_S)
         waiting: dict[str, int | None] = {}
@@ -101,6 +87,26 @@ class LagReader:
             waiting.get(topics.outcomes),
             None if low is None or high is None else max(0, high - low),
         )
+
+    def _committed(self, group: str, topic: str) -> dict[int, int] | None:
+        """Return the committed offset by partition of those that have one; None if Kafka does not say.
+
+        Asked by a consumer, which joins nothing: librdkafka's admin client ends the process with a segmentation fault
+        where a broker answers `list_consumer_group_offsets` with "not coordinator", as a new cluster does at first, and
+        any cluster whose brokers change (librdkafka issue 5040, still there in 2.16).
+        """
+        consumer = Consumer({**self._kafka, "group.id": group, "enable.auto.commit": False, "log_level": 0})
+        try:
+            described = consumer.list_topics(topic, timeout=ANSWER_TIMEOUT_S).topics[topic]
+            if described.error is not None:
+                return None
+            wanted = [TopicPartition(topic, partition) for partition in described.partitions]
+            answers = consumer.committed(wanted, timeout=ANSWER_TIMEOUT_S)
+        except KafkaException:
+            return None
+        finally:
+            consumer.close()
+        return {tp.partition: tp.offset for tp in answers if tp.error is None and tp.offset >= 0}
 
 
 def _offset(futures: Mapping[TopicPartition, Any], topic: str, partition: int) -> int | None:

@@ -81,6 +81,7 @@ class Measured:
     seconds: float
     steady_rows_per_s: float | None
     costs: Mapping[str, Cost]
+    growth_mib: Mapping[str, float] = field(default_factory=dict)  # of each process that lives on to 90 % of the rows
     more: Mapping[str, object] = field(default_factory=dict)  # what is to be said beside
 
     @property
@@ -105,6 +106,7 @@ class Measured:
             "rows_per_cpu_s": round(self.rows / self.cpu_s) if self.cpu_s else None,
             "cpu_s": {name: cost.cpu_s for name, cost in self.costs.items()},
             "peak_mib": {name: cost.peak_mib for name, cost in self.costs.items()},
+            **({"growth_mib": dict(self.growth_mib)} if self.growth_mib else {}),
             **self.more,
         }
 
@@ -178,7 +180,8 @@ class Bench:
         rows = counter()
         if rows < self.rows:
             raise ReplayError(f"the stage {stage} ended after {rows:,} of {self.rows:,} rows", f"see {log}")
-        return Measured(stage, self.rows, seconds, meter.steady_rate(self.rows), meter.costs())
+        growth = meter.growth_mib(self.rows)
+        return Measured(stage, self.rows, seconds, meter.steady_rate(self.rows), meter.costs(), growth)
 
     def records_on(self, topic: str, partitions: int) -> Callable[[], int]:
         """Return a function that gives the number of records that have been written to a topic from now on."""
@@ -214,8 +217,13 @@ class Bench:
         meter.stop()
         if not (result.ledger.balanced and result.ledger.accounted >= self.rows):
             raise ReplayError("the end-to-end run is out of balance", result.job.error or "")
-        rate = meter.steady_rate(self.rows)
-        return Measured("end_to_end", result.ledger.accounted, result.seconds, rate, meter.costs())
+        rate, growth = meter.steady_rate(self.rows), meter.growth_mib(self.rows)
+        tables = {"reference_rows": sum(map(self._reference_rows, self.topics.references))}
+        return Measured("end_to_end", result.ledger.accounted, result.seconds, rate, meter.costs(), growth, tables)
+
+    def _reference_rows(self, topic: str) -> int:
+        """Return how many rows of the CRM a reference topic holds; every processor keeps all of them in memory."""
+        return sum(kafka_admin.end_offsets(self.kafka, topic, kafka_admin.REFERENCE_PARTITIONS))
 
     def enrich(self) -> Measured:
         """Take the links out of the association logs that `end_to_end` has left, and have them added again."""
@@ -419,7 +427,7 @@ def _print_table(console: Console, measured: list[Measured]) -> None:
     if not measured:
         return
     table = Table(title="rows/s, min / median / max")
-    for column in ("stage", "rows", "rows/s", "steady", "CPU µs/row", "peak MiB"):
+    for column in ("stage", "rows", "rows/s", "steady", "CPU µs/row", "peak MiB", "growth MiB"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for stage in dict.fromkeys(result.stage for result in measured):
         same = [result for result in measured if result.stage == stage]
@@ -427,6 +435,8 @@ def _print_table(console: Console, measured: list[Measured]) -> None:
         steady = [result.steady_rows_per_s for result in same if result.steady_rows_per_s]
         cpu = median(result.as_dict()["cpu_us_per_row"] for result in same)
         peak = max(cost.peak_mib for result in same for cost in result.costs.values())
+        servers = [str(service) for service in services.Service]
+        growth = [mib for result in same for name, mib in result.growth_mib.items() if name not in servers]
         table.add_row(
             stage,
             f"{same[0].rows:,}",
@@ -434,5 +444,6 @@ def _print_table(console: Console, measured: list[Measured]) -> None:
             f"{median(steady):,.0f}" if steady else "-",
             f"{cpu:.0f}",
             f"{peak:.0f}",
+            f"{max(growth):+.0f}" if growth else "-",
         )
     console.print(table)

@@ -83,8 +83,12 @@ def measure(connections: Connections, accounts: int, home: Path) -> Iterator[Mea
     own = sandbox.own_databases(connections, NAME)
     sizes = _prepare(own, accounts + AT_ONCE)
     names = list(sizes)
-    for chosen, at_once in ((names[:accounts], 1), (names[accounts:], AT_ONCE)):
-        yield _measure(own, {name: sizes[name] for name in chosen}, at_once, home)
+    try:
+        for chosen, at_once in ((names[:accounts], 1), (names[accounts:], AT_ONCE)):
+            yield _measure(own, {name: sizes[name] for name in chosen}, at_once, home)
+    finally:  # twenty-odd partitions each would make every later start and stop of Kafka slow
+        for account in names:
+            sandbox.forget(own, account)
 
 
 def _prepare(connections: Connections, wanted: int) -> dict[str, int]:

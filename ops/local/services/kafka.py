@@ -66,6 +66,7 @@ class KafkaServer(Server):
 
     service = Service.KAFKA
     port_names = ("kafka", "kafka_controller")
+    stop_timeout_s = 120.0  # thousands of new partitions have been seen to take more than thirty seconds
 
     def __init__(self, around: Surroundings) -> None:
         """Nothing is looked for or created yet."""
@@ -88,8 +89,10 @@ class KafkaServer(Server):
         if self._data.made_by() is None:
             self._format(properties)
         heap_mib = self._around.settings.kafka_heap_mib
-        options = [f"-Xms{min(512, heap_mib)}m", f"-Xmx{heap_mib}m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20",
-                   "-XX:+ExplicitGCInvokesConcurrent", "-Djava.awt.headless=true"]  # fmt: skip
+        # An embedded broker lives for minutes and shares the cores with all of its clients. The second compiler burns
+        # half of the broker's CPU time in the first million records and gains nothing by then (docs/performance.md).
+        options = [f"-Xms{min(512, heap_mib)}m", f"-Xmx{heap_mib}m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC",
+                   "-Djava.awt.headless=true"]  # fmt: skip
         return Command(
             [*self._run(options), "kafka.Kafka", str(properties)], cwd=self._root, env=environment(LC_ALL="C.UTF-8")
         )

@@ -42,7 +42,11 @@ def test_bytes_and_records_are_the_librarys(record: Record) -> None:
     assert type(DECODE[type(record)](data)) is type(record)
 
 
-@pytest.mark.parametrize("number", [0, -1, 1, 63, 64, 8191, 8192, 16_383, 16_384, 2**31, -(2**31), 2**63 - 1, -(2**63)])
+# Where a varint grows by a byte, on both sides of zero: zigzag has a number of 7 bits a byte, less one for the sign.
+EDGES = [edge for bits in range(6, 64, 7) for edge in (2**bits - 1, 2**bits, -(2**bits), -(2**bits) - 1)]
+
+
+@pytest.mark.parametrize("number", [0, -1, 1, *(edge for edge in EDGES if -(2**63) <= edge < 2**63)])
 def test_numbers_of_every_size(number: int) -> None:
     record = SkippedRecord(number, 0, number, 0, "x")
     assert ENCODE[SkippedRecord](record) == by_library(record)
@@ -55,7 +59,7 @@ def test_a_number_beyond_64_bits_is_refused(number: int) -> None:
         ENCODE[SkippedRecord](SkippedRecord(number, 0, 0, 0, "x"))
 
 
-@pytest.mark.parametrize("size", [0, 1, 63, 64, 16_383, 16_384, 300_000])
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 4095, 4096, 16_383, 16_384, 300_000, 1_100_000])
 def test_texts_of_every_length(size: int) -> None:
     record = SkippedRecord(1, 0, 0, 0, "é" * size)
     assert ENCODE[SkippedRecord](record) == by_library(record)

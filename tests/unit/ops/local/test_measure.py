@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ops.local.measure import Meter, children, cpu_seconds, peak_mib
+from ops.local.measure import Meter, children, cpu_seconds, peak_mib, resident_mib
 
 BURN = """
 import time
@@ -54,3 +54,29 @@ def test_the_steady_rate_leaves_out_start_and_end():
     meter.samples = [(0.0, 0), (5.0, 100), (6.0, 300), (7.0, 500), (8.0, 700), (9.0, 880), (20.0, 1000)]
     assert meter.steady_rate(1000) == pytest.approx((880 - 300) / 3.0)
     assert Meter(dict).steady_rate(1000) is None
+
+
+def test_growth_is_told_of_processes_that_live_on_and_without_their_start():
+    meter = Meter(dict)
+    meter.resident = {
+        "grows": [(0, 20.0), (200, 100.0), (500, 130.0), (880, 150.5), (1000, 190.0)],
+        "has_ended": [(0, 20.0), (300, 50.0), (600, 90.0)],
+        "late": [(950, 10.0), (1000, 30.0)],
+    }
+    assert meter.growth_mib(1000) == {"grows": 50.5}
+
+
+def test_the_resident_set_is_sampled_beside_the_counter():
+    rows = 0
+    with subprocess.Popen([sys.executable, "-c", BURN], stdin=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        meter = Meter(lambda: {"child": child.pid}, lambda: rows).start()
+        deadline = time.monotonic() + 30
+        while not (sizes := meter.resident.get("child")) or sizes[-1][0] < 70:
+            assert time.monotonic() < deadline
+            rows = 70 if resident_mib(child.pid) > 80 else 20
+            time.sleep(0.05)
+        meter.stop()
+        child.stdin.close()
+    assert [at for at, _ in sizes] == sorted(at for at, _ in sizes)
+    assert sizes[-1][1] > 80
