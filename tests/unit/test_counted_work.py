@@ -58,10 +58,10 @@ class Work(NamedTuple):
 # Measured with CPython 3.11 and rounded up by some 3 %. Another version has other instructions and other limits.
 LIMITS = {
     ("peer", "producer"): Work(540, 25),
-    ("peer", "processor"): Work(2435, 82),
+    ("peer", "processor"): Work(2350, 81),
     ("peer", "sink"): Work(538, 20),
     ("crm", "producer"): Work(571, 26),
-    ("crm", "processor"): Work(2633, 90),
+    ("crm", "processor"): Work(2503, 88),
     ("crm", "sink"): Work(533, 20),
 }
 
