@@ -19,6 +19,7 @@ from typer.exceptions import Abort, Exit, TyperException
 from schemas.errors import ReplayError
 
 GC_THRESHOLD = 50_000  # imports make some 100,000 objects, and all of them stay
+SERVERS = {"cimpl": "Kafka", "pymongo": "MongoDB", "psycopg": "PostgreSQL"}  # by the package whose error it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code = application(called)(args=words, standalone_mode=False)
     except ReplayError as error:
-        Console(stderr=True, soft_wrap=True).print(f"crm-replay: {error}", style="red", highlight=False, markup=False)
+        _say(error)
         sys.exit(error.exit_code)
     except Exit as error:
         sys.exit(error.exit_code)
@@ -121,4 +122,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, Abort):
         Console(stderr=True).print("crm-replay: interrupted", style="red")
         sys.exit(130)
+    except Exception as error:
+        failed = of_a_server(error)
+        if failed is None:
+            raise  # a defect of ours: its trace is what helps
+        _say(failed)
+        sys.exit(failed.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def of_a_server(error: Exception) -> ReplayError | None:
+    """Return what to tell of a server's error that the command did not expect, None if it is none.
+
+    Commands say themselves that a server is not there. This is for one that goes away, or refuses, in the middle.
+    """
+    server = SERVERS.get(type(error).__module__.partition(".")[0])
+    if server is None:
+        return None
+    what = type(error).__name__  # its text can quote a document or a row, but for Kafka's
+    if server == "Kafka" and error.args:
+        what = str(getattr(error.args[0], "str", lambda: what)())
+    return ReplayError(
+        f"{server} failed while the command was at work ({what})", "look at the server, then run the same command again"
+    )
+
+
+def _say(error: ReplayError) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"crm-replay: {error}", style="red", highlight=False, markup=False)

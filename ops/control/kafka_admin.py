@@ -13,6 +13,7 @@ from schemas.topics import AccountTopics
 
 ANSWER_TIMEOUT_S = 10.0
 KNOWN_POLL_S = 0.02
+COORDINATOR_POLL_S = 0.2
 EMPTY_GROUP_TIMEOUT_S = 30.0  # longer than the session timeout after which Kafka gives up a dead member
 _GROUP_IN_USE = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION)
 _COORDINATOR_MOVES = (  # after a broker's start, or its end: the next attempt asks who it is now
@@ -203,7 +204,22 @@ def _commit_once(config: Mapping[str, Any], group: str, topic: str, offsets: Seq
 
 
 def committed_offsets(config: Mapping[str, Any], group: str, topic: str, partitions: int) -> list[int]:
-    """Return the committed offset of each partition; -1001 where there is none."""
+    """Return the committed offset of each partition; -1001 where there is none.
+
+    Asked again for a while if the group's coordinator is only beginning, as at the first question to a new cluster.
+    Raises KafkaException.
+    """
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    while True:
+        try:
+            return _committed_once(config, group, topic, partitions)
+        except KafkaException as error:
+            if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() >= deadline:
+                raise
+            time.sleep(COORDINATOR_POLL_S)
+
+
+def _committed_once(config: Mapping[str, Any], group: str, topic: str, partitions: int) -> list[int]:
     consumer = Consumer({**config, "group.id": group, "enable.auto.commit": False, "log_level": 0})
     try:
         wanted = [TopicPartition(topic, partition) for partition in range(partitions)]

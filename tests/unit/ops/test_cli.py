@@ -3,8 +3,12 @@
 import subprocess
 import sys
 
+import psycopg
+import pymongo.errors
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
+from ops import cli
 from ops.cli import COMMANDS, application, main
 
 
@@ -30,6 +34,37 @@ def test_a_wrong_call_says_what_is_wrong_and_is_exit_code_2(capsys, words, says)
     assert (code, out) == (2, "")
     assert says in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (KafkaException(KafkaError(KafkaError.NOT_COORDINATOR)), "Kafka failed while the command was at work ("),
+        (KafkaException(), "Kafka failed while the command was at work (KafkaException)"),
+        (pymongo.errors.BulkWriteError({"writeErrors": [{"op": "Budi"}]}), "MongoDB failed while the command was at"),
+        (psycopg.errors.AdminShutdown("terminating: Budi"), "PostgreSQL failed while the command was at work ("),
+    ],
+)
+def test_a_server_that_fails_in_the_middle_is_one_line_without_what_it_quotes(monkeypatch, capsys, error, says):
+    def fail(_called):
+        raise error
+
+    monkeypatch.setattr(cli, "application", fail)
+    code, out, err = call(capsys, "status", "--account", "a")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"crm-replay: {says}")
+    assert err.endswith("run the same command again\n")
+    assert err.count("\n") == 1
+    assert "Budi" not in err
+
+
+def test_a_defect_of_ours_keeps_its_trace(monkeypatch):
+    def fail(_called):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(cli, "application", fail)
+    with pytest.raises(ValueError, match="a defect"):
+        main(["status", "--account", "a"])
 
 
 def test_help_names_every_command_and_is_no_error(capsys):

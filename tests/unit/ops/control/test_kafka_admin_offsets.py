@@ -1,4 +1,4 @@
-"""Committing where a group begins, while Kafka is not ready for it."""
+"""Committing where a group begins, and asking for it, while Kafka is not ready for that."""
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -45,3 +45,25 @@ def test_what_does_not_pass_is_told(monkeypatch: pytest.MonkeyPatch, code: int, 
     monkeypatch.setattr(kafka_admin, "EMPTY_GROUP_TIMEOUT_S", 0.0)
     with pytest.raises(BadInputError, match=rf"offsets of group g could not be set .*{to_do}"):
         kafka_admin.commit_offsets({}, "g", "topic", [1])
+
+
+def test_who_asks_waits_for_a_coordinator_too_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = [KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS]
+
+    def committed_once(*_: object) -> list[int]:
+        if codes:
+            raise KafkaException(KafkaError(codes.pop(0)))
+        return [7, -1001]
+
+    monkeypatch.setattr(kafka_admin, "_committed_once", committed_once)
+    monkeypatch.setattr(kafka_admin.time, "sleep", lambda _s: None)
+    assert kafka_admin.committed_offsets({}, "group", "topic", 2) == [7, -1001]
+
+    codes.append(KafkaError.GROUP_AUTHORIZATION_FAILED)
+    with pytest.raises(KafkaException, match="GROUP_AUTHORIZATION_FAILED"):
+        kafka_admin.committed_offsets({}, "group", "topic", 2)
+    codes += [KafkaError.NOT_COORDINATOR] * 2
+    monkeypatch.setattr(kafka_admin, "ANSWER_TIMEOUT_S", 0.0)
+    with pytest.raises(KafkaException, match="NOT_COORDINATOR"):
+        kafka_admin.committed_offsets({}, "group", "topic", 2)
+    assert len(codes) == 1
