@@ -506,6 +506,32 @@ def test_where_there_is_no_place_for_another_listener_the_page_polls(
     expect(page.locator("#connection-text")).to_have_text("Live")
 
 
+def test_a_poll_that_is_answered_once_the_connection_is_back_takes_nothing_back(
+    open_console: Open, control: ConsoleServer
+) -> None:
+    control.events_reply = envelope(503, "TOO_MANY_CLIENTS", "fifty listen already")
+    page = open_console(RUNNING, waits=False)
+    state = page.locator("#connection-text")
+    expect(state).to_have_text("Every 5 s")
+    answer, asked, hold = control.server.routes["/console/api/account"], threading.Event(), threading.Event()
+
+    def late(question: Any) -> Reply:
+        asked.set()
+        hold.wait(60)
+        return answer(question)
+
+    control.server.routes["/console/api/account"] = late
+    page.clock.run_for(5_000)
+    assert asked.wait(30)
+    control.events_reply = None
+    page.evaluate("() => dispatchEvent(new Event('online'))")
+    expect(state).to_have_text("Live")
+    with page.expect_response("**/console/api/account?*"):
+        hold.set()
+    page.evaluate("async () => { await (await fetch('/console/api/session')).json() }")  # by now it has been dealt with
+    assert state.inner_text() == "Live"
+
+
 def test_who_is_signed_out_is_told(open_console: Open, control: ConsoleServer) -> None:
     refused = envelope(401, "UNAUTHENTICATED", "a user and a password are needed")
     control.events_reply = refused

@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PARTITIONS = 6
 AUDITS = 16_000  # of all accounts: half of them are the largest one's
+SLOWLY = {"CRM_REPLAY_PAGE_ROWS": "100", "CRM_REPLAY_SOURCE_ROWS_PER_S": "1000"}  # so that it can be held in time
 LEAVES = {"CRM_REPLAY_SESSION_TIMEOUT_S": "80", "CRM_REPLAY_SINK_SESSION_TIMEOUT_MS": "80000"}
 LEFT_WITHIN_S = 50.0  # below that session
 PATIENCE_S = 240.0  # for a condition; nothing is slept through
@@ -126,7 +127,7 @@ def test_workers_join_and_leave_a_run_and_nothing_is_lost(crm: Crm, record_fault
     def published() -> int:
         return sum(kafka_admin.end_offsets(kafka, topics.replay, PARTITIONS))
 
-    with crm.start(*words, CRM_REPLAY_PAGE_ROWS="100") as runner:
+    with crm.start(*words, **SLOWLY) as runner:
         try:
             wait_until(lambda: "producer" in workers_of(runner).values() or runner.poll() is not None, "the producer")
             assert runner.poll() is None, runner.communicate()[1]
@@ -149,6 +150,7 @@ def test_workers_join_and_leave_a_run_and_nothing_is_lost(crm: Crm, record_fault
                 assert process.wait(30) == 0, process.communicate()[1]
             seen = written()
             throttle.until(2 * total // 3)
+            assert published() < total, "the producer was held too late: the run can end before anybody dies"
             wait_until(lambda: written() > seen, "those who are left go on", PATIENCE_S)
 
             for process in dying:

@@ -143,9 +143,11 @@ export class Live {
     };
     const pollOn = async () => {
       if (generation !== this.#generation) return;
-      if (await this.refresh()) this.#say("polling");
-      else if (generation === this.#generation) this.#lost();
-      if (generation === this.#generation) this.#pollTimer = setTimeout(pollOn, POLL_EVERY_MS);
+      const answered = await this.refresh();
+      if (generation !== this.#generation) return; // a connection was opened meanwhile: what is said is its own affair
+      if (answered) this.#say("polling");
+      else this.#lost();
+      this.#pollTimer = setTimeout(pollOn, POLL_EVERY_MS);
     };
     void poll();
   }
