@@ -1,7 +1,8 @@
 """What a job needs of Kafka before its first worker starts: topics and committed offsets. Idempotent throughout."""
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -161,11 +162,8 @@ def end_offsets(config: Mapping[str, Any], topic: str, partitions: int) -> list[
 
 
 def _watermarks(config: Mapping[str, Any], topic: str, partitions: int) -> list[tuple[int, int]]:
-    consumer = Consumer({**config, "group.id": f"crm.offsets.{topic}", "enable.auto.commit": False, "log_level": 0})
-    try:
+    with speaking_for(config, f"crm.offsets.{topic}") as consumer:
         return offsets_held(consumer, topic, partitions)
-    finally:
-        consumer.close()
 
 
 def commit_offsets(config: Mapping[str, Any], group: str, topic: str, offsets: Sequence[int]) -> None:
@@ -192,15 +190,22 @@ def commit_offsets(config: Mapping[str, Any], group: str, topic: str, offsets: S
             ) from error
 
 
-def _commit_once(config: Mapping[str, Any], group: str, topic: str, offsets: Sequence[int]) -> None:
+@contextlib.contextmanager
+def speaking_for(config: Mapping[str, Any], group: str) -> Iterator[Consumer]:
+    """Give a consumer that asks and commits for a group, and joins nothing."""
     consumer = Consumer({**config, "group.id": group, "enable.auto.commit": False, "log_level": 0})
     try:
+        yield consumer
+    finally:
+        consumer.close()
+
+
+def _commit_once(config: Mapping[str, Any], group: str, topic: str, offsets: Sequence[int]) -> None:
+    with speaking_for(config, group) as consumer:
         wanted = [TopicPartition(topic, partition, offset) for partition, offset in enumerate(offsets)]
         for answer in consumer.commit(offsets=wanted, asynchronous=False) or []:
             if answer.error:
                 raise KafkaException(answer.error)
-    finally:
-        consumer.close()
 
 
 def committed_offsets(config: Mapping[str, Any], group: str, topic: str, partitions: int) -> list[int]:
@@ -220,12 +225,9 @@ def committed_offsets(config: Mapping[str, Any], group: str, topic: str, partiti
 
 
 def _committed_once(config: Mapping[str, Any], group: str, topic: str, partitions: int) -> list[int]:
-    consumer = Consumer({**config, "group.id": group, "enable.auto.commit": False, "log_level": 0})
-    try:
+    with speaking_for(config, group) as consumer:
         wanted = [TopicPartition(topic, partition) for partition in range(partitions)]
         return [tp.offset for tp in consumer.committed(wanted, timeout=ANSWER_TIMEOUT_S)]
-    finally:
-        consumer.close()
 
 
 def topic_config(admin: AdminClient, topic: str) -> dict[str, str]:

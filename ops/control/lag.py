@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from ops.control import kafka_admin
 from schemas.topics import AccountTopics
 
 ANSWER_TIMEOUT_S = 2.0
@@ -95,17 +96,15 @@ class LagReader:
         where a broker answers `list_consumer_group_offsets` with "not coordinator", as a new cluster does at first, and
         any cluster whose brokers change (librdkafka issue 5040, still there in 2.16).
         """
-        consumer = Consumer({**self._kafka, "group.id": group, "enable.auto.commit": False, "log_level": 0})
         try:
-            described = consumer.list_topics(topic, timeout=ANSWER_TIMEOUT_S).topics[topic]
-            if described.error is not None:
-                return None
-            wanted = [TopicPartition(topic, partition) for partition in described.partitions]
-            answers = consumer.committed(wanted, timeout=ANSWER_TIMEOUT_S)
+            with kafka_admin.speaking_for(self._kafka, group) as consumer:
+                described = consumer.list_topics(topic, timeout=ANSWER_TIMEOUT_S).topics[topic]
+                if described.error is not None:
+                    return None
+                wanted = [TopicPartition(topic, partition) for partition in described.partitions]
+                answers = consumer.committed(wanted, timeout=ANSWER_TIMEOUT_S)
         except KafkaException:
             return None
-        finally:
-            consumer.close()
         return {tp.partition: tp.offset for tp in answers if tp.error is None and tp.offset >= 0}
 
 
