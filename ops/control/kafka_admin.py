@@ -17,7 +17,7 @@ KNOWN_POLL_S = 0.02
 COORDINATOR_POLL_S = 0.2
 EMPTY_GROUP_TIMEOUT_S = 30.0  # longer than the session timeout after which Kafka gives up a dead member
 _GROUP_IN_USE = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION)
-_COORDINATOR_MOVES = (  # after a broker's start, or its end: the next attempt asks who it is now
+COORDINATOR_MOVES = (  # after a broker's start, or its end: the next attempt asks who it is now
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -179,7 +179,7 @@ def commit_offsets(config: Mapping[str, Any], group: str, topic: str, offsets: S
             return
         except KafkaException as error:
             code = error.args[0].code()
-            if code in (*_GROUP_IN_USE, *_COORDINATOR_MOVES) and time.monotonic() < deadline:
+            if code in (*_GROUP_IN_USE, *COORDINATOR_MOVES) and time.monotonic() < deadline:
                 time.sleep(0.5)
                 continue
             raise BadInputError(
@@ -219,7 +219,7 @@ def committed_offsets(config: Mapping[str, Any], group: str, topic: str, partiti
         try:
             return _committed_once(config, group, topic, partitions)
         except KafkaException as error:
-            if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() >= deadline:
+            if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() >= deadline:
                 raise
             time.sleep(COORDINATOR_POLL_S)
 

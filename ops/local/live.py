@@ -59,9 +59,7 @@ ANSWER_TIMEOUT_S = 10.0
 COORDINATOR_TIMEOUT_S = 30.0
 COORDINATOR_MOVES = frozenset(
     (
-        KafkaError.NOT_COORDINATOR,
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        *kafka_admin.COORDINATOR_MOVES,
         KafkaError.REQUEST_TIMED_OUT,
         KafkaError._TIMED_OUT,  # noqa: SLF001  librdkafka's public names begin with an underscore
     )
