@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from hashlib import sha256
 from importlib.resources import files
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
@@ -327,6 +328,7 @@ class AuditReader:
         self._gaps = source.query("gaps")
         self._next_id = source.query("next_id")
         self._large_row = source.query("large_row")
+        self._rows = source.query("rows")
         self._db = connect(dsn, limits.statement_timeout_s)
 
     def close(self) -> None:
@@ -360,6 +362,14 @@ class AuditReader:
             rows = self._retry(self._query, self._gap_page, {"lows": lows, "highs": highs, "page_rows": page_rows})
             end = cast("int", rows[-1][0]) if len(rows) >= page_rows else highs[-1]
             return self._retry(self._to_page, rows, cursor, end, id_range, ())
+
+    def fingerprint(self, low: int, high: int) -> str | None:
+        """Return the SHA-256 of the rows of (low, high] as PostgreSQL sends them, in hex; None if it takes too long."""
+        try:
+            with answering("taking the fingerprint of rows"):
+                return self._retry(self._fingerprint, low, high)
+        except QueryTooSlowError:
+            return None
 
     def smallest_id(self) -> int:
         """Return the smallest id of the table, whoever it belongs to; 0 if it is empty."""
@@ -477,6 +487,16 @@ class AuditReader:
             f" so the first {LARGE_ROW_KEPT_CHARS} characters of each are kept"
         )
         return changes, comment, Defect(DeadLetterCause.ROW_TOO_LARGE, detail)
+
+    def _fingerprint(self, low: int, high: int) -> str:
+        digest = sha256()
+        with (
+            self._db.cursor() as cursor,
+            cursor.copy(self._rows, {**self._values, "cursor": low, "last": high}) as rows,
+        ):
+            for row in rows:
+                digest.update(row)
+        return digest.hexdigest()
 
     def _query(self, query: sql.SQL | sql.Composed, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         rows: list[tuple[Any, ...]] = self._db.execute(query, {**self._values, **values}, binary=True).fetchall()

@@ -17,6 +17,7 @@ TASKS = "crm_replay_tasks"  # ops.control.tasks
 AUDIT_LOG = "crm_replay_audit_log"  # ops.control.audit_log
 ENRICHMENTS = "crm_replay_enrichments"  # one document an account: how far its enrichment is; ops.local.enrich
 FEEDS = "crm_replay_feeds"  # live feeds; ops.local.live
+SEALS = "crm_replay_seals"  # id segments that were proved equal, and by which fingerprints; ops.local.verify
 
 SOURCE_TAG = "crm_migration"  # documents of the replay; the live feed has none
 
@@ -101,6 +102,7 @@ ONE_ACTIVE_TASK = Index(
 TASKS_BY_COMPANY = Index(TASKS, "idx_company_requested", ("company_sso_id", "requested_at"))
 AUDIT_LOG_BY_COMPANY = Index(AUDIT_LOG, "idx_company_at", ("company_sso_id", "at"))
 AUDIT_LOG_BY_TIME = Index(AUDIT_LOG, "idx_at", ("at",))
+SEALS_BY_COMPANY = Index(SEALS, "idx_company_sso_id", ("company_sso_id",))
 
 INDEXES = (
     UNIQUE_EXTERNAL_ID,
@@ -121,4 +123,5 @@ INDEXES = (
     AUDIT_LOG_BY_TIME,
     CONTACT_BY_CUSTOMER,
     LEGACY_LOGS,
+    SEALS_BY_COMPANY,
 )

@@ -49,6 +49,8 @@ from sink.indexes import (
     PROGRESS_BY_RUN,
     RETRIES,
     RETRIES_BY_COMPANY,
+    SEALS,
+    SEALS_BY_COMPANY,
     TASKS,
     TASKS_BY_COMPANY,
     UNIQUE_EXTERNAL_ID,
@@ -117,6 +119,7 @@ MIGRATIONS = (
         frozenset((FEEDS,)),
     ),
     Migration(9, "enrichment progress", (), (ENRICHMENTS,), frozenset((ENRICHMENTS,))),
+    Migration(10, "what verify has proved", (SEALS_BY_COMPANY,), (SEALS,), frozenset((SEALS,))),
 )
 NEWEST = MIGRATIONS[-1].version
 

@@ -9,7 +9,8 @@ Every stage is the real process on the real servers, with topics and collections
 - `transform`: the rules alone, in this process, no server;
 - `end_to_end`: all of it at once, from the first process's start to the last end marker at the sink;
 - `enrich`: the ids and names of its association logs, taken away and added again, in associations a second;
-- `verify`: the check of what `end_to_end` has left, and its cost as a share of the replay's;
+- `verify`: the check of what `end_to_end` has left, and its cost as a share of the replay's; then `verify_again`, the
+  same check of what has not changed since;
 - `limits`: what servers and clients do at most on the same rows (`bench_limits`);
 - `accounts`: many small accounts, by a runner, one after another and ten at once (`bench_accounts`); only if named.
 
@@ -244,14 +245,16 @@ class Bench:
             raise ReplayError("the enrichment has patched nothing", "are there association rows? take more --rows")
         return Measured("enrich", patched, result.seconds, None, meter.costs())
 
-    def verify(self, replay: Measured) -> Measured:
-        """Verify what `end_to_end` has left; nothing may be wrong with it."""
+    def verify(self, replay: Measured, *, again: bool = False) -> Measured:
+        """Verify what `end_to_end` has left; nothing may be wrong with it. `again`: it has been proved before."""
         meter = Meter(lambda: {**self.server_pids, "verify": os.getpid()}).start()
-        report = verify_account(self.account, VerifyOptions(), self.connections, PlainView())
+        report = verify_account(self.account, VerifyOptions(from_scratch=not again), self.connections, PlainView())
         seconds = meter.stop()
+        if again and report.tally.unchanged != report.tally.rows:
+            raise ReplayError("rows that nobody has changed were transformed again", "report this")
         if not report.equal:
             raise ReplayError("the check of the replay finds it wrong", f"crm-replay verify --account {self.account}")
-        measured = Measured("verify", replay.rows, seconds, None, meter.costs())
+        measured = Measured("verify_again" if again else "verify", replay.rows, seconds, None, meter.costs())
         shares = {
             "share_of_replay_time": round(seconds / replay.seconds, 3),
             "share_of_replay_cpu": round(measured.cpu_s / replay.cpu_s, 3),
@@ -407,6 +410,7 @@ def _measure(prepared: Bench, wanted: Iterable[str], contacts: int) -> Iterator[
             yield prepared.enrich()
         if "verify" in wanted:
             yield prepared.verify(replay)
+            yield prepared.verify(replay, again=True)
 
 
 def _prepare(connections: Connections, rows: int, shape: str, options: RunOptions) -> Bench:

@@ -2,8 +2,10 @@
 
 The account's source rows are read again in id segments and transformed again, by the code that the producer and the
 processors run, in one process a core; the documents of each segment are compared with what came of it, byte for byte.
+What was proved equal is sealed: as long as nothing it follows from has changed, it need not be transformed again.
 
     model, compare, expected   pure: findings and their sums; two documents; what a row has to end as
+    seals                      what was proved, by which fingerprints; pure but for where they are kept
     segments, workers          I/O: one worker's segments; the processes
     copy, topics               I/O: documents that no segment finds; what the account's topics say
     check                      the whole, in order

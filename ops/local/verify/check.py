@@ -1,4 +1,4 @@
-"""The check from its first question to its report. Reads only; what it would change, the repair does.
+"""The check from its first question to its report. It keeps what it has proved, and changes nothing else.
 
 The order is that of what may have threads: dead letters and tables are read and their clients closed, then the workers
 are forked, and only then this process opens clients that it keeps.
@@ -20,6 +20,7 @@ from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local.verify import copy, topics
 from ops.local.verify.model import NAMED_MAX, Counted, Kind, Report, Tally, count_mismatches
+from ops.local.verify.seals import Seal, SealStore, basis_of
 from ops.local.verify.segments import PAGE_ROWS, Chunk, SegmentChecker, Work
 from ops.local.verify.workers import check_all
 from ops.local.view import RunView
@@ -36,11 +37,12 @@ from schemas.registry import codec_for
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus, SkipReason
 from sink.database import connect as connect_mongodb
+from sink.indexes import SEALS
 from sink.progress import RunTotals
 from sink.rollback import documents_of
 
-CHUNK_IDS_MIN, CHUNK_IDS_MAX = 2_000, 200_000
-CHUNKS_A_WORKER = 50  # so many turns at least: the progress shown moves, and nobody waits long for the last one
+CHUNK_IDS_MIN, CHUNK_IDS_MAX = 2_000, 256_000
+CHUNKS_MAX = 200  # of an account that is not huge: the progress shown moves, and nobody waits long for the last one
 LOAD_TIMEOUT_S = 900.0
 JOBS_MAX = 1_000  # of an account; documents of older ones are found one by one
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -53,6 +55,7 @@ class VerifyOptions:
     workers: int = 0  # 0: one a core
     named_max: int = NAMED_MAX
     mapping_path: str = ""  # "": that of the job
+    from_scratch: bool = False  # no seal is looked at; what is proved is sealed all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class _Checked:
     since: Counted | None  # by replays of chosen rows after it; None: there were none
     accounted: int
     runs: tuple[int, ...]
+    seals: dict[int, Seal]
 
     def is_part(self, rows: int) -> bool:
         """Whether the run was over another number of rows than there are, so that its counts say nothing of them."""
@@ -75,7 +79,7 @@ def verify_account(account: str, options: VerifyOptions, connections: Connection
     """Return how the account's documents compare with its source rows up to the job's top.
 
     Raises BadInputError if there is nothing to compare or a server or the mapping is not as it should be, ReplayError
-    for an outage on the way. Changes nothing.
+    for an outage on the way. Changes nothing but the seals, which say what has been proved.
     """
     began = time.monotonic()
     account_topics = AccountTopics.of(account)
@@ -89,13 +93,19 @@ def verify_account(account: str, options: VerifyOptions, connections: Connection
         work = _work(account, options, connections, known, source, account_topics, codec)
         job, workers = known.job, options.workers or os.cpu_count() or 1
         tally = Tally()
-        for _, part in check_all(work, _chunks(db, source, job.top_audit_id, workers), workers):
+        for _, part in check_all(work, _chunks(db, source, job.top_audit_id), workers):
             tally.add(part, options.named_max)
             view.progress(tally.rows, max(job.records_total, tally.rows), dict(tally.found), tally.failed_total)
     database = connect_mongodb(connections, app_name="crm-replay-verify")
     try:
         report = Report(account, job.job_id, job.run, job.top_audit_id, tally, documents_of(database, account))
         report.mapping_path = options.mapping_path or job.mapping_path
+        SealStore(database, account).drop_others(work.basis)
+        if tally.unsealed:
+            report.notes.append(
+                f"MongoDB does not let us write {SEALS}: the next verify transforms {tally.unsealed:,} rows again that"
+                " it could have known to be unchanged"
+            )
         if job.status is not JobStatus.COMPLETED:
             report.notes.append(f"the job is {job.status}: rows that it did not come to are missing")
         if report.documents != tally.tagged:
@@ -152,6 +162,7 @@ def _known(account: str, options: VerifyOptions, connections: Connections) -> _C
             _counted(later) if later else None,
             totals.accounted,
             copy.runs_of(database, [each.job_id for each in store.jobs(account, JOBS_MAX)]),
+            {} if options.from_scratch else SealStore(database, account).load(),
         )
     finally:
         database.client.close()
@@ -188,34 +199,50 @@ def _work(
         tables.close()
     held = topics.spans(kafka, account_topics.dead_letters)
     kept_for = timedelta(milliseconds=kafka_admin.DEAD_LETTER_RETENTION_MS)
+    expired = any(span.low > 0 for span in held.values()) and datetime.now(UTC) - job.started_at > kept_for
+    cutoff_us = (job.cutoff - EPOCH) // timedelta(microseconds=1)
+    limits = replace(
+        settings_from_environment().limits(message_bytes_max(kafka, account_topics.replay)), page_rows=PAGE_ROWS
+    )
+    settings = {"cutoff_us": cutoff_us, "row_bytes_max": limits.row_bytes_max, "dead_letters_expired": expired}
     return Work(
         connections=connections,
         company_sso_id=account,
         mapping=known.mapping,
         source=source,
-        cutoff_us=(job.cutoff - EPOCH) // timedelta(microseconds=1),
+        cutoff_us=cutoff_us,
         runs=known.runs,
-        limits=replace(
-            settings_from_environment().limits(message_bytes_max(kafka, account_topics.replay)), page_rows=PAGE_ROWS
-        ),
+        limits=limits,
         tables=tables.rows,
         dead_letters=topics.dead_letters(kafka, account_topics, codec, job.run),
-        dead_letters_expired=any(span.low > 0 for span in held.values())
-        and datetime.now(UTC) - job.started_at > kept_for,
+        dead_letters_expired=expired,
         named_max=options.named_max,
+        basis=basis_of(account, known.mapping, tables.rows, settings),
+        seals=known.seals,
     )
 
 
-def _chunks(db: Any, source: AuditSource, top: int, workers: int) -> Iterator[Chunk]:
-    """Yield the ids up to `top` in chunks without a gap between them; where no row is, a chunk reaches on."""
+def _chunks(db: Any, source: AuditSource, top: int) -> Iterator[Chunk]:
+    """Yield the ids up to `top` in chunks without a gap between them; where no row is, a chunk reaches on.
+
+    They end where they ended the last time, as long as the same rows are there: so their seals are found again.
+    """
     first = first_behind(db, source, -(2**63), top)
-    ids = min(CHUNK_IDS_MAX, max(CHUNK_IDS_MIN, (top - first) // (workers * CHUNKS_A_WORKER)))
+    ids = chunk_ids(top - first)
     low = min(0, first - 1)
     at = max(low, first - 1)
     while low < top:
-        following = first_behind(db, source, min(at + ids, top), top) - 1
+        following = first_behind(db, source, min((at // ids + 1) * ids, top), top) - 1
         yield Chunk(low, following)
         low = at = following
+
+
+def chunk_ids(span: int) -> int:
+    """Return how many ids a chunk has where an account's ids span so many; the same until they are twice as many."""
+    ids = CHUNK_IDS_MIN
+    while ids < CHUNK_IDS_MAX and span > ids * CHUNKS_MAX:
+        ids *= 2
+    return ids
 
 
 def _add_strays(report: Report, work: Work, database: Any, named_max: int) -> None:

@@ -66,6 +66,8 @@ class Tally:
     enriched: int = 0  # of them, with metadata that was added later
     tagged: int = 0  # documents of the replay that were looked at
     retried: int = 0  # rows with both a dead letter and a document: a retry has brought it
+    unchanged: int = 0  # rows whose chunk is sealed, and all of it as it was when it was proved (seals)
+    unsealed: int = 0  # rows whose chunk was proved equal, but MongoDB does not let us keep that
     skipped: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     found: Counter[str] = field(default_factory=Counter)
@@ -101,6 +103,8 @@ class Tally:
         self.enriched += other.enriched
         self.tagged += other.tagged
         self.retried += other.retried
+        self.unchanged += other.unchanged
+        self.unsealed += other.unsealed
         for ours, theirs in (
             (self.skipped, other.skipped),
             (self.failed, other.failed),
@@ -176,6 +180,7 @@ class Report:
             "top_audit_id": self.top_audit_id,
             "equal": self.equal,
             "source_rows": tally.rows,
+            "source_rows_unchanged": tally.unchanged,
             "documents_expected": tally.logs,
             "documents": self.documents,
             "documents_equal": tally.matched,

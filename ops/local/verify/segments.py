@@ -6,9 +6,10 @@ primary key for each run that has documents. What is not there is looked for by 
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
+from hashlib import sha256
 from typing import Any, cast
 
 from bson import ObjectId
@@ -25,6 +26,15 @@ from ops.local.verify.compare import (
 from ops.local.verify.expected import Expected, expected_of
 from ops.local.verify.lookups import KeptLookups
 from ops.local.verify.model import Finding, Kind, Tally
+from ops.local.verify.seals import (
+    ACTING_MAX,
+    WITHOUT_MAX,
+    Evidence,
+    Letters,
+    Seal,
+    SealStore,
+    answers_fingerprint,
+)
 from processors.directory import UserDirectory
 from processors.lookups import TableLookups
 from processors.tables import TableRows
@@ -36,7 +46,6 @@ from schemas.codec import Codec
 from schemas.connections import Connections
 from schemas.errors import ServiceUnreachableError
 from schemas.mapping import SourceMapping
-from schemas.records import AuditEvent
 from schemas.vocabulary import DeadLetterCause, SkipReason
 from sink.database import Documents, connect
 from sink.documents import object_id
@@ -72,6 +81,8 @@ class Work:
     dead_letters: dict[int, str]  # audit id -> cause
     dead_letters_expired: bool  # the topic may have let some go
     named_max: int
+    basis: str = ""  # of the seals; "": none are looked at, none are made
+    seals: Mapping[int, Seal] = field(default_factory=dict)  # by the id below their first
 
 
 @dataclass(slots=True)
@@ -82,6 +93,16 @@ class _Segment:
     skipped: dict[int, SkipReason] = field(default_factory=dict)
     refused: dict[int, DeadLetterCause] = field(default_factory=dict)
     created_at: dict[int, int] = field(default_factory=dict)  # of every row
+
+
+@dataclass(slots=True)
+class _Collected:
+    """What a chunk's proof has come by, as far as its seal has to name it."""
+
+    documents: dict[int, Any] = field(default_factory=dict)  # by run; of the very bytes that were compared
+    acting: set[int] = field(default_factory=set)
+    without: list[int] = field(default_factory=list)
+    elsewhere: bool = False  # documents were found that have the `_id` of none of the runs
 
 
 class SegmentChecker:
@@ -102,6 +123,9 @@ class SegmentChecker:
         self._codec = Codec()
         self._tables = TableLookups(work.tables, self._codec, work.company_sso_id, self._directory)
         self._lookups = KeptLookups(self._tables)
+        self._seals = SealStore(self._database, work.company_sso_id)
+        self._letters = Letters(work.dead_letters)
+        self._collected = _Collected()
 
     def close(self) -> None:
         """Close the connections."""
@@ -113,6 +137,20 @@ class SegmentChecker:
 
     def check(self, chunk: Chunk) -> Tally:
         """Return what the rows and documents of a chunk come to."""
+        if not self._work.basis:
+            return self._prove(chunk)
+        # Before the rows are read: were it after, a row altered in between would be sealed without having been proved.
+        rows = self._reader.fingerprint(chunk.low, chunk.high)
+        seal = self._work.seals.get(chunk.low)
+        if seal is not None and seal.high == chunk.high and self._is_intact(seal, rows):
+            return seal.tally()
+        self._collected = _Collected()
+        tally = self._prove(chunk)
+        if rows is not None and not tally.found:
+            self._seal(chunk, rows, tally)
+        return tally
+
+    def _prove(self, chunk: Chunk) -> Tally:
         tally, segment = Tally(), _Segment()
         low = cursor = chunk.low
         while cursor < chunk.high:
@@ -135,12 +173,73 @@ class SegmentChecker:
             cursor = page.end
         return {**segment.bodies, **segment.skipped, **segment.refused}
 
+    # ---- seals
+
+    def _is_intact(self, seal: Seal, rows: str | None) -> bool:
+        """Return whether all that the chunk was proved by is as it was; what costs least is looked at first."""
+        low, high, proved = seal.low, seal.high, seal.evidence
+        return (
+            (proved.basis, proved.rows) == (self._work.basis, rows)
+            and seal.names_enough(self._work.named_max)
+            and proved.letters == self._letters.fingerprint(low, high)
+            and proved.answers == self._answers(seal.acting)
+            and not self._have_documents(seal.without)
+            and proved.documents == self._documents(low, high)
+        )
+
+    def _seal(self, chunk: Chunk, rows: str, tally: Tally) -> None:
+        """Keep that the chunk was proved equal, unless more would have to be named than a seal is made for."""
+        collected, low, high = self._collected, chunk.low, chunk.high
+        if collected.elsewhere or len(collected.without) > WITHOUT_MAX or len(collected.acting) > ACTING_MAX:
+            return
+        evidence = Evidence(
+            self._work.basis,
+            rows,
+            {str(run): digest.hexdigest() for run, digest in collected.documents.items()},
+            self._letters.fingerprint(low, high),
+            self._answers(collected.acting),
+        )
+        if not self._seals.keep(Seal.of(low, high, evidence, tally, collected.without, collected.acting)):
+            tally.unsealed += tally.rows
+
+    def _documents(self, low: int, high: int) -> dict[str, str]:
+        """Return the fingerprints of the documents of (low, high], by run."""
+        found = {}
+        for run in self._work.runs:
+            digest = None
+            for batch in self._range(run, low, high):
+                if batch:
+                    digest = digest or sha256()
+                    digest.update(batch)
+            if digest is not None:
+                found[str(run)] = digest.hexdigest()
+        return found
+
+    def _have_documents(self, audit_ids: Sequence[int]) -> bool:
+        """Return whether any of these rows has a document of the account by now."""
+        for at in range(0, len(audit_ids), LOOK_UP_MAX):
+            query = self._by_external_id(audit_ids[at : at + LOOK_UP_MAX])
+            if self._logs.find_one(query, {"_id": 1}, hint=UNIQUE_EXTERNAL_ID.name) is not None:
+                return True
+        return False
+
+    def _answers(self, acting: Iterable[int]) -> str:
+        """Return the fingerprint of what the directory says of these users; "" if none is asked."""
+        if self._directory is None:
+            return ""
+        users = sorted(acting)
+        self._ask_directory(set(users))
+        known = ((user_id, self._tables.user(user_id)) for user_id in users)
+        return answers_fingerprint((id_, self._tables.sso_id(user.email) if user else None) for id_, user in known)
+
     # ---- the source's side
 
     def _take(self, page: Page, segment: _Segment) -> None:
         """Add a page's rows to the segment."""
         if self._directory is not None:
-            self._ask_directory(page.events)
+            acting = {event.user_id for event in page.events if event.user_id}
+            self._ask_directory(acting)
+            self._collected.acting |= acting
         transformer, lookups = self._transformer, self._lookups
         bodies, created_at = segment.bodies, segment.created_at
         for event in page.events:
@@ -158,9 +257,9 @@ class SegmentChecker:
             segment.skipped.pop(audit_id, None)
             segment.refused[audit_id] = defect.cause
 
-    def _ask_directory(self, events: Iterable[AuditEvent]) -> None:
+    def _ask_directory(self, user_ids: Set[int]) -> None:
         assert self._directory is not None
-        self._loop.run_until_complete(self._tables.prefetch_users({e.user_id for e in events if e.user_id}))
+        self._loop.run_until_complete(self._tables.prefetch_users(user_ids))
         counts = self._directory.counts
         if counts.failed or counts.not_asked:
             raise ServiceUnreachableError(
@@ -176,8 +275,11 @@ class SegmentChecker:
         missing = dict(bodies)  # until their document is met
         odd: list[tuple[int, bytes]] = []
         matched = 0
+        digests = self._collected.documents
         for run in work.runs:
             for batch in self._range(run, low, high):
+                if work.basis and batch:
+                    digests.setdefault(run, sha256()).update(batch)
                 for begin, end, audit_id in stored(batch):
                     body = missing.pop(audit_id, None)
                     if body is not None and body == batch[begin + BODY_AT : end]:
@@ -194,6 +296,7 @@ class SegmentChecker:
             self._judge_by_id(audit_id, decode(document), segment, missing, elsewhere, met, tally)
         if missing:
             self._look_up(missing, segment, met, tally)
+            self._collected.without += missing
         self._count(segment, missing, elsewhere, tally)
 
     def _range(self, run: int, low: int, high: int) -> Iterable[bytes]:
@@ -258,14 +361,17 @@ class SegmentChecker:
         """Find documents by external_id that have the `_id` of no run; what is left in `missing` has none."""
         ids = list(missing)
         for at in range(0, len(ids), LOOK_UP_MAX):
-            wanted = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in ids[at : at + LOOK_UP_MAX]]
-            query = {"company_sso_id": self._account, "external_id": {"$in": wanted}}
-            for batch in self._raw(query, UNIQUE_EXTERNAL_ID.name):
+            for batch in self._raw(self._by_external_id(ids[at : at + LOOK_UP_MAX]), UNIQUE_EXTERNAL_ID.name):
                 for document in documents(batch):
+                    self._collected.elsewhere = True
                     tally.tagged += document.get("source_tag") == SOURCE_TAG
                     audit_id = int(str(document["external_id"])[len(EXTERNAL_ID_PREFIX) :])
                     self._judge(audit_id, missing.pop(audit_id), document, segment, tally)
                     met.add(audit_id)
+
+    def _by_external_id(self, audit_ids: Sequence[int]) -> dict[str, Any]:
+        wanted = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in audit_ids]
+        return {"company_sso_id": self._account, "external_id": {"$in": wanted}}
 
     def _count(self, segment: _Segment, missing: dict[int, bytes], elsewhere: set[int], tally: Tally) -> None:
         """Put every row of the segment into its bin."""

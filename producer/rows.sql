@@ -1,0 +1,10 @@
+-- The account's rows in a stretch of ids as they stand, for their fingerprint: every column of which page.sql and row.sql
+-- make something.
+COPY (
+    SELECT id, created_at, auditable_type, auditable_id, associated_type, associated_id, user_type, user_id, username,
+           action, audited_changes, version, comment, request_uuid
+    FROM {table}
+    WHERE id > %(cursor)s AND id <= %(last)s
+      AND auditable_type = ANY(%(scope)s::text[]) AND created_at >= %(cutoff)s AND {account}
+    ORDER BY id
+) TO STDOUT (FORMAT binary)
