@@ -11,12 +11,13 @@ from typing import Any
 import psycopg
 import pytest
 from bson import ObjectId
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from ops.control import kafka_admin
 from ops.control.operations import digest
 from ops.control.store import JobStore, NewJob
+from ops.local.directory_server import DirectoryServer
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from producer import markers, references
 from producer.checkpoint import Checkpoint
@@ -24,9 +25,10 @@ from producer.cursor import IdRange
 from producer.survey import survey
 from schemas.codec import Codec
 from schemas.mapping import load
-from schemas.records import ActivityLog, AuditEvent
+from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
+from sink.documents import object_id
 from sink.indexes import ACTIVITY_LOGS
 from tests.e2e.conftest import Crm, mapping_of
 
@@ -163,6 +165,91 @@ def test_each_planted_defect_is_named_and_a_repair_mends_them_all(copied):
 
 def audit_id(document: Mapping[str, Any]) -> int:
     return int(document["external_id"].removeprefix("crm_audit:"))
+
+
+def test_what_was_proved_is_not_transformed_again_until_anything_it_follows_from_changes(copied):
+    crm, kafka, codec, topics = copied, copied.connections.kafka(), Codec(), AccountTopics.of(ACCOUNT)
+    logs = crm.database[ACTIVITY_LOGS]
+    first = verify(crm)
+    assert (first["equal"], first["source_rows"], first["source_rows_unchanged"]) == (True, 327, 0)
+
+    def is_unchanged() -> None:
+        again = verify(crm)
+        wall_clock = {"seconds": 0, "rows_per_s": 0, "source_rows_unchanged": 327}
+        assert {**again, **wall_clock} == {**first, **wall_clock}
+        assert again["source_rows_unchanged"] == 327
+
+    is_unchanged()
+    assert verify(crm, "--from-scratch")["source_rows_unchanged"] == 0
+
+    # The source: a row altered; a row that appears where there was none. The copy: a document under an `_id` of the run
+    # that is none of a row's. What was proved before still is, once all is as it was.
+    some = logs.find_one({"company_sso_id": ACCOUNT, "action": "update"})
+    row = audit_id(some)
+    run = int.from_bytes(some["_id"].binary[:4], "big")
+    with psycopg.connect(crm.dsn, autocommit=True) as db:
+        (changes,) = db.execute("SELECT audited_changes FROM audits WHERE id = %s", (row,)).fetchone()
+        altered = "UPDATE audits SET audited_changes = %s WHERE id = %s"
+        db.execute(altered, ("---\nlead_score:\n- 1\n- 98765\n", row))
+        assert only_finding(verify(crm), "different")["audit_id"] == row
+        db.execute(altered, (changes, row))
+        appeared = 1_200_001_000_000 - 7
+        add_row(crm, appeared, "---\nlead_score:\n- 1\n- 2\n")
+        assert only_finding(verify(crm), "missing")["audit_id"] == appeared
+        db.execute("DELETE FROM audits WHERE id = %s", (appeared,))
+    doubled = {**some, "_id": ObjectId(object_id(run, row + 1_000_000)), "external_id": "crm_audit:77"}
+    logs.insert_one(doubled)
+    only_finding(verify(crm), "extra")
+    logs.delete_one({"_id": doubled["_id"]})
+    verify(crm)  # a chunk that reached to the row that appeared
+    is_unchanged()
+
+    # Dead letters: a row's document is gone and a letter says why; then somebody brings the document.
+    letter = DeadLetter(row, 0, topics.replay, 0, 5, run, "write_refused", "", b"", b"", 0)
+    logs.delete_one({"_id": some["_id"]})
+    produce(kafka, topics.dead_letters, None, codec.encode(letter))
+    others = 49  # rows of the chunks around
+    for unchanged in (others, 327):
+        report = verify(crm)
+        assert (report["failed"], report["missing"]) == ({"undecodable_changes": 1, "write_refused": 1}, 0)
+        assert report["source_rows_unchanged"] == unchanged
+    logs.insert_one({**some, "_id": ObjectId()})
+    report = verify(crm)
+    assert (report["failed"], report["documents_equal"]) == ({"undecodable_changes": 1}, first["documents_equal"])
+    assert (report["equal"], report["source_rows_unchanged"]) == (True, others)
+    assert verify(crm)["source_rows_unchanged"] == others  # its `_id` is not of a run: such a segment is not sealed
+
+    # The reference tables: a person is another customer now.
+    person = some["metadata"]["crm_person_id"]
+    contact = Contact(ACCOUNT, str(person), "somebody-else", 2**60)
+    produce(kafka, topics.contacts, str(person), codec.encode(contact))
+    report = verify(crm)
+    assert report["different"] > 0
+    assert set(report["differing_fields"]) == {"customer_id"}
+
+
+def produce(kafka: Mapping[str, Any], topic: str, key: str | None, value: bytes) -> None:
+    """Publish one record, as nobody should."""
+    producer = Producer(dict(kafka))
+    producer.produce(topic, value, key)
+    assert producer.flush(30) == 0
+
+
+def test_what_the_directory_says_by_now_breaks_a_seal(named):
+    with psycopg.connect(named.dsn) as db:
+        emails = [email for (email,) in db.execute("SELECT email FROM users WHERE email <> ''")]
+    with DirectoryServer(emails) as directory:
+        named.environment["USER_DIRECTORY_URL"] = directory.url
+        named.run(ACCOUNT, "--mapping", MAPPING)
+        for unchanged in (0, 326):
+            report = verify(named)
+            assert (report["equal"], report["source_rows_unchanged"]) == (True, unchanged)
+        asked = {email for request in directory.requests for email in request}
+        assert asked
+        directory.behave(left_out=tuple(asked))
+        report = verify(named)
+        assert report["different"] > 0
+        assert set(report["differing_fields"]) == {"actor"}
 
 
 def test_a_lost_dead_letter_is_named_and_so_is_the_document_of_a_row_that_is_left_out(copied):
