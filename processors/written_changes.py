@@ -18,11 +18,12 @@ from typing import Any, ClassVar, NamedTuple
 from processors.bson_parts import DOCUMENT_AT, END, INDEXES_MAX, LENGTH_BYTES, LENGTHS, element, length, text_element
 from processors.changes import ChangeRules, ColumnRule, is_pair_of_lists
 from schemas.audited_changes import scalars
-from schemas.audited_changes.direct import LENGTH_MAX, ROOTS, Document, UnknownFormError, is_plain
+from schemas.audited_changes.direct import LENGTH_MAX, ROOTS, Document, UnknownFormError, is_plain, names_zone
 
 KNOWN_MAX = 20_000  # columns of a type, and short values of a kind: 8 MB
 KNOWN_BLOCKS_MAX = 5_000  # of one type and action; 3 MB
 BLOCK_LENGTH_MAX = 200
+ZONES_MAX = 1_000  # Rails knows some 150
 COLUMNS_MAX = INDEXES_MAX - 1
 LABEL_BYTES_MAX = 1_000
 TEXT_LENGTH_MAX = min(LENGTH_MAX, (len(LENGTHS) - 2 * LABEL_BYTES_MAX) // 4)  # so that every length is a ready-made one
@@ -44,10 +45,21 @@ _PAIRS = re.compile(
 ).findall
 _BARE = re.compile(rb"^(?:%b:(?: %b?)?%b|%b)" % (_NAME, _VALUE, _ENDS, _BLOCK), re.MULTILINE).findall
 _NUMBER = re.compile(rb"-?[1-9][0-9]{0,8}").fullmatch
-_INSTANT = re.compile(
-    rb"([0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8]))"
+# A day and a time that exist, all but the 29th of February: date, and time without what is below a microsecond.
+_UTC = (
+    rb"([0-9]{4}-(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31))"
     rb" ((?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6})[0-9]{3} Z"
-).fullmatch
+)
+_INSTANT = re.compile(_UTC).fullmatch
+# A time with a zone, which is given, named for those below, or named above: the two of an update share theirs.
+_ZONED = (
+    rb"!ruby/object:ActiveSupport::TimeWithZone\n  utc: %b\n"
+    rb"  zone: (?:(?:&([0-9]{1,6}) )?!ruby/object:ActiveSupport::TimeZone\n  (  name: [^\n]+)|\*([0-9]{1,6}))\n"
+    rb"  time: [0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{9} Z\n"
+) % _UTC
+_ZONED_GROUPS = 5  # date, time, the zone's anchor, the line of its name, the anchor it refers to
+_ZONED_PAIR = re.compile(rb"%b: ?\n-(?: %b| ?\n)-(?: %b| ?\n)" % (_NAME, _ZONED, _ZONED))
+_ZONED_BARE = re.compile(rb"%b: %b" % (_NAME, _ZONED))
 _LETTER = ord("A")  # the first byte of a text is this or above, or else a quote
 
 
@@ -206,6 +218,7 @@ class _Blocks:
         self._text = text
         self._writer = writer
         self._document: Document | None = None
+        self._anchors: dict[str, str | None] = {}  # that stand above, as the document keeps them
         self.further_lines = 0  # that the blocks taken have, beyond what as many plain columns would have
 
     def take(self, block: bytes, columns_above: int) -> _Block:
@@ -213,12 +226,41 @@ class _Blocks:
         lines, plain_lines = block.count(b"\n"), self._writer.column_lines
         found = self._writer.blocks.get(block)
         if found is None:
-            found = self._read(block, 1 + plain_lines * columns_above + self.further_lines, lines)
+            found = self._zoned(block)
+            if found is None:
+                found = self._read(block, 1 + plain_lines * columns_above + self.further_lines, lines)
         self.further_lines += lines - plain_lines
         return found
 
+    def _zoned(self, block: bytes) -> _Block | None:
+        """Return what a block is that holds times with a zone, as most with a time do; None for any other."""
+        found = self._writer.zoned.fullmatch(block)
+        if found is None:
+            return None
+        groups, writer, anchors = found.groups(), self._writer, self._anchors
+        instants: list[bytes | None] = []
+        for at in range(1, len(groups), _ZONED_GROUPS):
+            date, time, anchor, zone, above = groups[at : at + _ZONED_GROUPS]
+            if date is None:
+                instants.append(None)
+                continue
+            if above is not None:
+                if above.decode() not in anchors:
+                    return None
+            elif zone not in writer.zones and not writer.is_zone(zone):
+                return None
+            if anchor is not None:
+                anchors[anchor.decode()] = None
+            instants.append(b"%bT%bZ" % (date, time))
+        column = writer.columns.by_name.get(groups[0]) or writer.columns.named(groups[0])
+        if column.is_simple and not column.is_wanted:
+            return _Block(column.key, writer.change_of_instants(column, instants), False, None)
+        texts = [None if instant is None else instant.decode() for instant in instants]
+        value = texts if len(texts) > 1 else texts[0]
+        return _Block(column.key, writer.change(column, value), column.is_wanted, value)
+
     def _read(self, block: bytes, at: int, lines: int) -> _Block:
-        document = self._document = self._document or Document(self._text.split("\n"))
+        document = self._document = self._document or Document(self._text.split("\n"), self._anchors)
         key, value, read_to = document.column(at)
         if read_to != at + lines:
             raise UnknownFormError
@@ -236,10 +278,12 @@ class _Writer:
     """What both kinds of rows have in common."""
 
     column_lines: ClassVar[int]  # of a column whose values stand on lines of their own
+    zoned: ClassVar[re.Pattern[bytes]]  # of a block that holds times with a zone
 
     def __init__(self, columns: _Columns) -> None:
         self.columns = columns
         self.blocks: dict[bytes, _Block] = {}  # that have been read, and mean the same everywhere
+        self.zones: set[bytes] = set()  # lines that name a zone
 
     def write(self, text: str) -> Written | None:
         """Return the changes of a row, None if it takes the long way."""
@@ -251,6 +295,17 @@ class _Writer:
     def change(self, column: _Column, value: Any) -> bytes:
         """Return a change, with its length; b"" if there is none. Raises UnknownFormError."""
         raise NotImplementedError
+
+    def change_of_instants(self, column: _Column, instants: list[bytes | None]) -> bytes:
+        """Return `change` for one instant, or for the two of an update, of a column that shows values as they are."""
+        raise NotImplementedError
+
+    def is_zone(self, line: bytes) -> bool:
+        """Return whether a line names a zone, and remember it: there are few, and the pattern is slow."""
+        if len(self.zones) < ZONES_MAX and names_zone(line.decode()):
+            self.zones.add(line)
+            return True
+        return False
 
     def _written(self, text: str, begin: int) -> Written | None:
         raise NotImplementedError
@@ -265,6 +320,7 @@ class _Pairs(_Writer):
     """Updates: each column has its old and its new value."""
 
     column_lines = 3
+    zoned = _ZONED_PAIR
 
     def _written(self, text: str, begin: int) -> Written | None:
         raw = text.encode()
@@ -347,11 +403,19 @@ class _Pairs(_Writer):
             sides = _NO_FROM + element(_TO, shown(rule, value))
         return length(len(begin) + len(sides) + _AROUND) + begin + sides + END
 
+    def change_of_instants(self, column: _Column, instants: list[bytes | None]) -> bytes:
+        old, new = instants
+        old_element = _NO_FROM if old is None else _INSTANT_FROM % old
+        new_element = _NO_TO if new is None else _INSTANT_TO % new
+        size = column.size + len(old_element) + len(new_element)
+        return LENGTHS[size] + column.begin + old_element + new_element + END
+
 
 class _Bare(_Writer):
     """Creates and destroys: each column has its value."""
 
     column_lines = 1
+    zoned = _ZONED_BARE
 
     def __init__(self, columns: _Columns, *, created: bool) -> None:
         super().__init__(columns)
@@ -425,6 +489,12 @@ class _Bare(_Writer):
         else:
             return b""
         return length(len(change) + _AROUND) + change + END
+
+    def change_of_instants(self, column: _Column, instants: list[bytes | None]) -> bytes:
+        (instant,) = instants
+        assert instant is not None  # the pattern of a bare value has no empty one
+        sides = _NO_FROM + _INSTANT_TO % instant if self._created else _INSTANT_FROM % instant + _NO_TO
+        return LENGTHS[column.size + len(sides)] + column.begin + sides + END
 
 
 def _value(others: _Others, told: bytes, other: bytes) -> Any:

@@ -89,11 +89,12 @@ class Document:
 
     __slots__ = ("_anchors", "_at", "_lines")
 
-    def __init__(self, lines: list[str]) -> None:
-        """`lines` are those of a text, which `is_plain` allows; they may be changed."""
+    def __init__(self, lines: list[str], anchors: dict[str, str | None] | None = None) -> None:
+        """`lines` are those of a text, which `is_plain` allows; they may be changed. `anchors` stand above them."""
         self._lines = lines
         self._at = 1  # the next line
-        self._anchors: dict[str, str | None] = {}  # of a time's `utc`: the instant; of its `zone`: None
+        # Of a time's `utc`: the instant; of its `zone`: None.
+        self._anchors: dict[str, str | None] = {} if anchors is None else anchors
 
     @property
     def has_anchors(self) -> bool:
@@ -447,6 +448,11 @@ class Document:
 
 _PLAIN_DECIMAL = re.compile(r"[0-9]+:-?(?:[0-9.e+-]+|Infinity)|[0-9]+:NaN")
 _ZONE_NAME = re.compile(r"  name: [A-Z][A-Za-z_/+-]*[A-Za-z](?: (?:& )?\(?[A-Z][A-Za-z.]*\)?)*")
+
+
+def names_zone(line: str) -> bool:
+    """Return whether a line, without the margin of the time it belongs to, names that time's zone."""
+    return _ZONE_NAME.fullmatch(line) is not None
 
 
 def _key(name: str) -> str:

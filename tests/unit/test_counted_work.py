@@ -61,7 +61,7 @@ LIMITS = {
     ("peer", "processor"): Work(2350, 81),
     ("peer", "sink"): Work(538, 20),
     ("crm", "producer"): Work(571, 26),
-    ("crm", "processor"): Work(2503, 88),
+    ("crm", "processor"): Work(2390, 84),
     ("crm", "sink"): Work(533, 20),
 }
 

@@ -156,6 +156,68 @@ def test_forms_at_the_edge(text: str) -> None:
             both.assert_equal(_row(action, text), anyone)
 
 
+# Pieces of a time with a zone: mostly as Psych writes them, now and then not quite.
+_UTC = ("2021-08-22 15:00:00.000000000 Z", "2021-12-31 23:59:59.123456789 Z", "2021-01-30 00:00:00.000000999 Z")
+_ODD_UTC = (
+    "2020-02-29 00:00:00.000000000 Z",
+    "2021-02-29 00:00:00.000000000 Z",
+    "2021-04-31 00:00:00.000000000 Z",
+    "2021-08-22 24:00:00.000000000 Z",
+    "2021-08-22 15:00:00.000000000 +07:00",
+    "2021-08-22 15:00:00 Z",
+    "0000-01-31 00:00:00.000000000 Z",
+    "&1 2021-08-22 15:00:00.000000000 Z",
+    "&3 2021-08-22 15:00:00.000000000 Z",
+    "*1",
+    "*3",
+    "soon",
+    "",
+)
+_NAMED = "!ruby/object:ActiveSupport::TimeZone\n    name: "
+_ZONES = (f"{_NAMED}Asia/Jakarta", f"&1 {_NAMED}Asia/Jakarta", f"&2 {_NAMED}Pacific Time (US & Canada)", "*1", "*2")
+_ODD_ZONES = (
+    *(f"{_NAMED}{name}" for name in ("'x'", "x", "", "GMT+7", "A: b", "A #b", "\xa0A")),
+    *(f"{anchor} {_NAMED}Etc/UTC" for anchor in ("&1234567", "&x", "&")),
+    "!ruby/object:ActiveSupport::TimeZone\n      name: UTC",
+    "!ruby/object:ActiveSupport::TimeZone\n\n    name: UTC",
+    "*x",
+    "*",
+)
+
+
+def _mostly(usual: tuple[str, ...], odd: tuple[str, ...]) -> st.SearchStrategy[str]:
+    return st.sampled_from(usual * (4 * len(odd) // len(usual) + 1) + odd)
+
+
+_zoned_time = st.builds(
+    "!ruby/object:ActiveSupport::TimeWithZone\n  utc: {}\n  zone: {}\n  time: {}{}".format,
+    _mostly(_UTC, _ODD_UTC),
+    _mostly(_ZONES, _ODD_ZONES),
+    _mostly(_UTC, _ODD_UTC),
+    _mostly(("",), ("\n", " ", "\n  more: 1", "\n- x")),
+)
+_any_time = st.one_of(*[_zoned_time] * 4, st.sampled_from(("", "", "x", "&1 x", "*1", "- *1", "2021-08-22 15:00:00 Z")))
+_column = st.one_of(
+    st.builds(
+        "{}:{}\n- {}\n- {}\n".format,
+        st.sampled_from(("a", "b", "due_at", "crm_stage_id")),
+        st.sampled_from(("", " ")),
+        _any_time,
+        _any_time,
+    ),
+    st.builds("{}: {}\n".format, st.sampled_from(("a", "b", "due_at", "yes", "crm_stage_id")), _any_time),
+)
+
+
+@given(columns=st.lists(_column, min_size=1, max_size=3), action=st.sampled_from(ACTIONS), rich=st.booleans())
+@unhurried
+def test_times_with_zones_and_whatever_their_zones_refer_to(columns: list[str], action: str, rich: bool) -> None:
+    both, anyone = Both(RICH if rich else DEFAULT), Anyone()
+    row = _row(action, "---\n" + "".join(columns))
+    for _ in range(2):
+        both.assert_equal(row._replace(auditable_type="Crm::Task" if rich else row.auditable_type), anyone)
+
+
 def _row(action: str, text: str) -> AuditEvent:
     return ROW._replace(action=action, audited_changes=text)
 
