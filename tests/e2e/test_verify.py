@@ -22,6 +22,7 @@ from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from producer import markers, references
 from producer.checkpoint import Checkpoint
 from producer.cursor import IdRange
+from producer.publisher import PRODUCER_CONFIG
 from producer.survey import survey
 from schemas.codec import Codec
 from schemas.mapping import load
@@ -229,8 +230,8 @@ def test_what_was_proved_is_not_transformed_again_until_anything_it_follows_from
 
 
 def produce(kafka: Mapping[str, Any], topic: str, key: str | None, value: bytes) -> None:
-    """Publish one record, as nobody should."""
-    producer = Producer(dict(kafka))
+    """Publish one record, as nobody should; by its key it takes the place of the one before it."""
+    producer = Producer({**kafka, "partitioner": PRODUCER_CONFIG["partitioner"]})
     producer.produce(topic, value, key)
     assert producer.flush(30) == 0
 
