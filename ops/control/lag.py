@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,9 +70,9 @@ class LagReader:
         letters = TopicPartition(topics.dead_letters, DEAD_LETTER_PARTITION)
         first = self._admin.list_offsets({letters: EARLIEST}, request_timeout=ANSWER_TIMEOUT_S)
         groups = {topics.processors_group: topics.replay, topics.sink_group: topics.outcomes}
-        committed = {
-            topic: found for group, topic in groups.items() if (found := self._committed(group, topic)) is not None
-        }
+        with ThreadPoolExecutor(len(groups), thread_name_prefix="lag") as both:  # where Kafka is away, both take long
+            answers = zip(groups.values(), both.map(self._committed, groups, groups.values()), strict=True)
+            committed = {topic: found for topic, found in answers if found is not None}
         wanted = [TopicPartition(topic, partition) for topic, found in committed.items() for partition in found]
         ends = self._admin.list_offsets(dict.fromkeys((*wanted, letters), LATEST), request_timeout=ANSWER_TIMEOUT_S)
         waiting: dict[str, int | None] = {}
