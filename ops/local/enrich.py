@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from itertools import starmap
 from threading import Event, Lock
 from typing import Annotated, Any
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ops.control import migrations
+from ops.control.operations import digest
 from ops.control.store import JobStore
 from ops.local import services
 from ops.local.view import RunView, view_for
@@ -310,7 +310,7 @@ def _mapping_of(account: str, options: EnrichOptions, database: Any) -> SourceMa
         return mapping
     if job.status is JobStatus.IN_PROGRESS:
         raise BadInputError(f"a run of {account} is in progress", "enrich when it is over")
-    if job.mapping_sha256 and job.mapping_sha256 != _digest(mapping):
+    if job.mapping_sha256 and job.mapping_sha256 != digest(mapping):
         raise BadInputError(
             f"the source mapping {options.mapping_path or job.mapping_path or '(default)'} is not the one that"
             f" {account} was replayed with",
@@ -352,7 +352,7 @@ class _Run:
         self._enricher = Enricher(
             database[ACTIVITY_LOGS], account, window_ms=round(options.window_s * 1000), dry_run=options.dry_run
         )
-        self._cursor = Cursor(database[ENRICHMENTS], options, _digest(mapping))
+        self._cursor = Cursor(database[ENRICHMENTS], options, digest(mapping))
         self._state = Enrichment(account, 0)
         self._in_flight: deque[tuple[_Batch, Future[tuple[list[Outcome], int]]]] = deque()
         self._naming = Lock()  # of the names, and of the connection that they come by
@@ -509,10 +509,6 @@ class _Run:
         return Association(
             audit_id, log.external_id, log.customer_id, log.category, log.action, log.timestamp_ms, links, texts
         )
-
-
-def _digest(mapping: SourceMapping) -> str:
-    return sha256(mapping.model_dump_json().encode()).hexdigest()
 
 
 def enrich(

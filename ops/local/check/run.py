@@ -4,9 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from hashlib import sha256
+from dataclasses import dataclass
 from typing import Any
 
 from bson import ObjectId
@@ -14,9 +12,10 @@ from bson.errors import InvalidId
 from confluent_kafka import KafkaException
 from pymongo.errors import PyMongoError
 
-from ops.control import audit_log, kafka_admin
+from ops.control import audit_log
 from ops.control.dead_letters import State, judge
 from ops.control.jobs import Job
+from ops.control.operations import digest
 from ops.control.store import JobStore
 from ops.local.check.model import PLATFORM, AccountResult, Results, segments
 from ops.local.dlq import read_letters, resolved_rows
@@ -24,16 +23,14 @@ from ops.local.preflight.model import Check, Verdict, fail, ok, warn
 from ops.local.preflight.mongodb import check_indexes, check_schema
 from ops.local.subject.purge import ACTION as PURGE_ACTION
 from ops.local.trace import Topics
-from ops.local.verify import copy, topics
+from ops.local.verify import copy
+from ops.local.verify.gather import work_of
 from ops.local.verify.model import Kind, Tally
-from ops.local.verify.segments import PAGE_ROWS, Chunk, SegmentChecker, Work
+from ops.local.verify.segments import Chunk, SegmentChecker, Work
 from ops.local.view import RunView
-from processors.tables import ReferenceTables
 from producer.audits import AuditReader, connect, resolve
 from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, all_gaps
-from producer.publisher import message_bytes_max
-from producer.settings import settings_from_environment
 from producer.survey import first_behind
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
@@ -50,10 +47,8 @@ PLACES = 20
 ROWS_A_PLACE = 500
 JOBS_MAX = 1_000
 NAMED_MAX = 10  # ids or accounts that a finding names
-LOAD_TIMEOUT_S = 900.0
 CUSTOMERS_A_PLACE = 50
 LATE_ROWS_MAX = 10_000
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,35 +190,14 @@ def _work(job: Job, connections: Connections, database: Any) -> Work:
     mapping = _mapping_of(job)
     with connect(connections.crm_audit_database_url) as db:
         source = resolve(db, mapping, account)
-    names = AccountTopics.of(account)
-    tables = ReferenceTables(kafka, {"contacts": names.contacts, "users": names.users, "referents": names.referents})
-    try:
-        tables.load(LOAD_TIMEOUT_S)
-    finally:
-        tables.close()
+    runs = copy.runs_of(database, [each.job_id for each in JobStore(database).jobs(account, JOBS_MAX)])
     codec = Topics(kafka, connections.schema_registry_url).codec
-    held = topics.spans(kafka, names.dead_letters)
-    kept_for = timedelta(milliseconds=kafka_admin.DEAD_LETTER_RETENTION_MS)
-    limits = settings_from_environment().limits(message_bytes_max(kafka, names.replay))
-    return Work(
-        connections=connections,
-        company_sso_id=account,
-        mapping=mapping,
-        source=source,
-        cutoff_us=(job.cutoff - EPOCH) // timedelta(microseconds=1),
-        runs=copy.runs_of(database, [each.job_id for each in JobStore(database).jobs(account, JOBS_MAX)]),
-        limits=replace(limits, page_rows=PAGE_ROWS),
-        tables=tables.rows,
-        dead_letters=topics.dead_letters(kafka, names, codec, job.run),
-        dead_letters_expired=any(span.low > 0 for span in held.values())
-        and datetime.now(UTC) - job.started_at > kept_for,
-        named_max=NAMED_MAX,
-    )
+    return work_of(job, connections, mapping, source, runs, codec, NAMED_MAX)
 
 
 def _mapping_of(job: Job) -> SourceMapping:
     mapping = load(job.mapping_path or None)
-    if job.mapping_sha256 and sha256(mapping.model_dump_json().encode()).hexdigest() != job.mapping_sha256:
+    if job.mapping_sha256 and digest(mapping) != job.mapping_sha256:
         raise BadInputError(
             f"the source mapping {job.mapping_path or '(default)'} is not the one the account was replayed with",
             "put that one back, or replay the account with the new one",

@@ -6,6 +6,7 @@ What was proved equal is sealed: as long as nothing it follows from has changed,
 
     model, compare, expected   pure: findings and their sums; two documents; what a row has to end as
     seals                      what was proved, by which fingerprints; pure but for where they are kept
+    gather                     I/O: what has to be known before a row is read
     segments, workers          I/O: one worker's segments; the processes
     copy, topics               I/O: documents that no segment finds; what the account's topics say
     check                      the whole, in order

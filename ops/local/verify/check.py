@@ -7,27 +7,24 @@ are forked, and only then this process opens clients that it keeps.
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from typing import Any
 
 from pymongo.errors import PyMongoError
 
 from ops.control import kafka_admin, migrations
 from ops.control.jobs import Job
+from ops.control.operations import digest
 from ops.control.store import JobStore
 from ops.local.verify import copy, topics
+from ops.local.verify.gather import work_of
 from ops.local.verify.model import NAMED_MAX, Counted, Kind, Report, Tally, count_mismatches
 from ops.local.verify.seals import Seal, SealStore, basis_of
-from ops.local.verify.segments import PAGE_ROWS, Chunk, SegmentChecker, Work
+from ops.local.verify.segments import Chunk, SegmentChecker, Work
 from ops.local.verify.workers import check_all
 from ops.local.view import RunView
-from processors.tables import ReferenceTables
 from producer.audits import AuditSource, connect, resolve
-from producer.publisher import message_bytes_max
-from producer.settings import settings_from_environment
 from producer.survey import first_behind
 from schemas.codec import Codec
 from schemas.connections import Connections
@@ -43,9 +40,7 @@ from sink.rollback import documents_of
 
 CHUNK_IDS_MIN, CHUNK_IDS_MAX = 2_000, 256_000
 CHUNKS_MAX = 200  # of an account that is not huge: the progress shown moves, and nobody waits long for the last one
-LOAD_TIMEOUT_S = 900.0
 JOBS_MAX = 1_000  # of an account; documents of older ones are found one by one
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +77,7 @@ def verify_account(account: str, options: VerifyOptions, connections: Connection
     for an outage on the way. Changes nothing but the seals, which say what has been proved.
     """
     began = time.monotonic()
-    account_topics = AccountTopics.of(account)
+    AccountTopics.of(account)  # refuses an id that can name no topics, before anybody is asked about it
     connections.require("crm_audit_database_url", "kafka_bootstrap_servers", "mongodb_url")
     kafka = connections.kafka()
     kafka_admin.client(kafka)
@@ -90,8 +85,9 @@ def verify_account(account: str, options: VerifyOptions, connections: Connection
     with connect(connections.crm_audit_database_url) as db:
         known = _known(account, options, connections)
         source = resolve(db, known.mapping, account)
-        work = _work(account, options, connections, known, source, account_topics, codec)
         job, workers = known.job, options.workers or os.cpu_count() or 1
+        work = work_of(job, connections, known.mapping, source, known.runs, codec, options.named_max)
+        work = _sealed(work, known.seals)
         tally = Tally()
         for _, part in check_all(work, _chunks(db, source, job.top_audit_id), workers):
             tally.add(part, options.named_max)
@@ -142,7 +138,7 @@ def _known(account: str, options: VerifyOptions, connections: Connections) -> _C
         if job.status is JobStatus.IN_PROGRESS:
             raise BadInputError(f"a run of {account} is in progress", "verify when it is over")
         mapping = load(options.mapping_path or job.mapping_path or None)
-        if job.mapping_sha256 and sha256(mapping.model_dump_json().encode()).hexdigest() != job.mapping_sha256:
+        if job.mapping_sha256 and digest(mapping) != job.mapping_sha256:
             raise BadInputError(
                 f"the source mapping {options.mapping_path or job.mapping_path or '(default)'} is not the one that"
                 f" {account} was replayed with",
@@ -178,48 +174,14 @@ def _counted(runs: Sequence[RunTotals]) -> Counted:
     )
 
 
-def _work(
-    account: str,
-    options: VerifyOptions,
-    connections: Connections,
-    known: _Checked,
-    source: AuditSource,
-    account_topics: AccountTopics,
-    codec: Codec,
-) -> Work:
-    """Return what the workers have to know; every client of Kafka is closed again."""
-    kafka, job = connections.kafka(), known.job
-    tables = ReferenceTables(
-        kafka,
-        {"contacts": account_topics.contacts, "users": account_topics.users, "referents": account_topics.referents},
-    )
-    try:
-        tables.load(LOAD_TIMEOUT_S)
-    finally:
-        tables.close()
-    held = topics.spans(kafka, account_topics.dead_letters)
-    kept_for = timedelta(milliseconds=kafka_admin.DEAD_LETTER_RETENTION_MS)
-    expired = any(span.low > 0 for span in held.values()) and datetime.now(UTC) - job.started_at > kept_for
-    cutoff_us = (job.cutoff - EPOCH) // timedelta(microseconds=1)
-    limits = replace(
-        settings_from_environment().limits(message_bytes_max(kafka, account_topics.replay)), page_rows=PAGE_ROWS
-    )
-    settings = {"cutoff_us": cutoff_us, "row_bytes_max": limits.row_bytes_max, "dead_letters_expired": expired}
-    return Work(
-        connections=connections,
-        company_sso_id=account,
-        mapping=known.mapping,
-        source=source,
-        cutoff_us=cutoff_us,
-        runs=known.runs,
-        limits=limits,
-        tables=tables.rows,
-        dead_letters=topics.dead_letters(kafka, account_topics, codec, job.run),
-        dead_letters_expired=expired,
-        named_max=options.named_max,
-        basis=basis_of(account, known.mapping, tables.rows, settings),
-        seals=known.seals,
-    )
+def _sealed(work: Work, seals: Mapping[int, Seal]) -> Work:
+    """Return the work with the seals that there are, and with what all of them have to be based on."""
+    settings = {
+        "cutoff_us": work.cutoff_us,
+        "row_bytes_max": work.limits.row_bytes_max,
+        "dead_letters_expired": work.dead_letters_expired,
+    }
+    return replace(work, basis=basis_of(work.company_sso_id, work.mapping, work.tables, settings), seals=seals)
 
 
 def _chunks(db: Any, source: AuditSource, top: int) -> Iterator[Chunk]:

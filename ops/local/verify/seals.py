@@ -22,6 +22,7 @@ from typing import Any, Final, Self
 
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
+from ops.control.operations import digest
 from ops.local.verify.model import Failed, Tally
 from processors.tables import TableRows
 from schemas.mapping import SourceMapping
@@ -150,7 +151,7 @@ def basis_of(
     parts = {
         "company_sso_id": company_sso_id,
         "code": code_fingerprint(),
-        "mapping": sha256(mapping.model_dump_json().encode()).hexdigest(),
+        "mapping": digest(mapping),
         "tables": {name: table_fingerprint(rows) for name, rows in tables.items()},
         "settings": dict(settings),
     }
@@ -160,13 +161,13 @@ def basis_of(
 @cache
 def code_fingerprint() -> str:
     """Return the fingerprint of the program, as far as it decides what a row becomes."""
-    digest = sha256(sys.version.encode())
+    hashed = sha256(sys.version.encode())
     for library in LIBRARIES:
-        digest.update(b"%b\0%b\0" % (library.encode(), version(library).encode()))
+        hashed.update(b"%b\0%b\0" % (library.encode(), version(library).encode()))
     for package in CODE:
         for name, content in sorted(_sources(files(package), package)):
-            digest.update(b"%b\0%d\0%b" % (name.encode(), len(content), content))
-    return digest.hexdigest()
+            hashed.update(b"%b\0%d\0%b" % (name.encode(), len(content), content))
+    return hashed.hexdigest()
 
 
 def _sources(folder: Traversable, name: str) -> Iterable[tuple[str, bytes]]:
@@ -180,11 +181,11 @@ def _sources(folder: Traversable, name: str) -> Iterable[tuple[str, bytes]]:
 
 def table_fingerprint(rows: TableRows) -> str:
     """Return the fingerprint of a table's rows, in whatever order they were read."""
-    digest = sha256()
+    hashed = sha256()
     for key in sorted(rows):
         value = rows[key]
-        digest.update(b"%d %d %b%b" % (len(key), len(value), key, value))
-    return digest.hexdigest()
+        hashed.update(b"%d %d %b%b" % (len(key), len(value), key, value))
+    return hashed.hexdigest()
 
 
 class Letters:

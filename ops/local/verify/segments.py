@@ -144,13 +144,13 @@ class SegmentChecker:
         seal = self._work.seals.get(chunk.low)
         if seal is not None and seal.high == chunk.high and self._is_intact(seal, rows):
             return seal.tally()
-        self._collected = _Collected()
         tally = self._prove(chunk)
         if rows is not None and not tally.found:
             self._seal(chunk, rows, tally)
         return tally
 
     def _prove(self, chunk: Chunk) -> Tally:
+        self._collected = _Collected()
         tally, segment = Tally(), _Segment()
         low = cursor = chunk.low
         while cursor < chunk.high:

@@ -1,0 +1,56 @@
+"""I/O: what a check has to know before it reads a row. Every client of Kafka that is opened here is closed again."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from ops.control import kafka_admin
+from ops.control.jobs import Job
+from ops.local.verify import topics
+from ops.local.verify.segments import PAGE_ROWS, Work
+from processors.tables import ReferenceTables
+from producer.audits import AuditSource
+from producer.publisher import message_bytes_max
+from producer.settings import settings_from_environment
+from schemas.codec import Codec
+from schemas.connections import Connections
+from schemas.mapping import SourceMapping
+from schemas.topics import AccountTopics
+
+LOAD_TIMEOUT_S = 900.0
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def work_of(
+    job: Job,
+    connections: Connections,
+    mapping: SourceMapping,
+    source: AuditSource,
+    runs: tuple[int, ...],
+    codec: Codec,
+    named_max: int,
+) -> Work:
+    """Return what a segment's check has to know; the tables are those that the account's run was made with."""
+    account, kafka = job.company_sso_id, connections.kafka()
+    names = AccountTopics.of(account)
+    tables = ReferenceTables(kafka, {"contacts": names.contacts, "users": names.users, "referents": names.referents})
+    try:
+        tables.load(LOAD_TIMEOUT_S)
+    finally:
+        tables.close()
+    held = topics.spans(kafka, names.dead_letters)
+    kept_for = timedelta(milliseconds=kafka_admin.DEAD_LETTER_RETENTION_MS)
+    limits = settings_from_environment().limits(message_bytes_max(kafka, names.replay))
+    return Work(
+        connections=connections,
+        company_sso_id=account,
+        mapping=mapping,
+        source=source,
+        cutoff_us=(job.cutoff - EPOCH) // timedelta(microseconds=1),
+        runs=runs,
+        limits=replace(limits, page_rows=PAGE_ROWS),
+        tables=tables.rows,
+        dead_letters=topics.dead_letters(kafka, names, codec, job.run),
+        dead_letters_expired=any(span.low > 0 for span in held.values())
+        and datetime.now(UTC) - job.started_at > kept_for,
+        named_max=named_max,
+    )
