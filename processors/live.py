@@ -393,6 +393,7 @@ async def run_live_worker(
             metrics.table_entries = tables.sizes()
             metrics.table_rejects = lookups.rejects
             of_contacts = {f"contacts.{name}": count for name, count in contacts.counts.as_dict().items()}
+            of_contacts["contacts.undecodable"] = mongo.undecodable
             of_directory = {f"directory.{name}": count for name, count in directory.counts().items()}
             of_changes = {f"changes.{reason}": count for reason, count in transformer.refused.items()}
             metrics.transformation = {**rules.counts.as_dict(), **of_contacts, **of_directory, **of_changes}

@@ -15,10 +15,10 @@ from typing import Any
 from ops.control.guards import Coverage
 from producer.audits import AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
-from schemas.contact_rules import person_key
+from schemas import stored
+from schemas.contact_rules import person_key, person_of, spellings
 from schemas.mapping import SourceMapping
 from schemas.person import person_candidates
-from sink.database import Documents
 from sink.indexes import CONTACT_BY_CRM_ID, CONTACT_ID_MAP, CONTACT_ID_MAP_UNIQUE, CONTACTS, Index
 
 ROWS_MAX = 30_000
@@ -102,11 +102,12 @@ def known_persons(database: Any, company_sso_id: str, person_ids: Collection[str
     for segment in _segments(tuple(person_ids), IDS_A_QUERY):
         for index in (CONTACT_BY_CRM_ID, CONTACT_ID_MAP_UNIQUE):
             left = [person for person in segment if person not in known]
-            collection: Documents = database[index.collection]
             query, projection = look_up(index, company_sso_id, left)
-            for document in collection.find(query, projection, hint=index.name):
-                value = document["crm_data"]["id"] if index.collection == CONTACTS else document["crm_person_id"]
-                if (person := person_key(value)) is not None:
+            found = stored.find(database[index.collection], query, projection, stored.leave_out, hint=index.name)
+            for document in found:
+                is_contact = index.collection == CONTACTS
+                person = person_of(document) if is_contact else person_key(document.get("crm_person_id"))
+                if person is not None:
                     known.add(person)
     return known
 
@@ -114,7 +115,7 @@ def known_persons(database: Any, company_sso_id: str, person_ids: Collection[str
 def look_up(index: Index, company_sso_id: str, person_ids: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return query and projection that find persons in an index; an id may be stored as a number or as text."""
     field = {CONTACTS: "crm_data.id", CONTACT_ID_MAP: "crm_person_id"}[index.collection]
-    ids = [form for person in person_ids for form in (int(person), person)]
+    ids = [form for person in person_ids for form in spellings(person)]
     return {"company_sso_id": company_sso_id, field: {"$in": ids}}, {"_id": 0, field: 1}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from bson.datetime_ms import DatetimeMS
 from confluent_kafka.admin import AdminClient, NewTopic
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -267,6 +268,8 @@ def test_contacts_that_will_lose_their_history_are_counted(mongo_database: Any) 
             {"company_sso_id": "a", "crm_data": {"id": 1}, "created_at": SINCE_ALWAYS},
             {"company_sso_id": "a", "crm_data": {"id": 1}, "created_at": SINCE_ALWAYS},
             {"company_sso_id": "a", "crm_data": {"id": 2}, "created_at": None},
+            {"company_sso_id": "a", "crm_data": {"id": 4}, "created_at": DatetimeMS(263_384_265_600_000)},
+            {"_id": "text", "company_sso_id": "a", "crm_data": {"id": " 5 "}, "created_at": SINCE_ALWAYS},
             {"company_sso_id": "b", "crm_data": {"id": 3}, "created_at": None},
         ]
     )
@@ -274,7 +277,11 @@ def test_contacts_that_will_lose_their_history_are_counted(mongo_database: Any) 
     check = mongodb.check_contacts(mongo_database, "a")
     assert check.verdict is Verdict.WARN
     facts = dict(check.facts)
-    assert facts == {"persons": 1, "by_id_map": 0, "doubled": 1, "without_created_at": 1, "mapped_to_nobody": 1}
+    assert facts == {
+        "persons": 2, "by_id_map": 0, "doubled": 1, "without_created_at": 1, "mapped_to_nobody": 1,
+        "undecodable": 0, "odd_ids": 1,
+    }  # fmt: skip
+    assert "1 contacts (text) have a crm_data.id that is no plain number" in check.found
 
 
 def test_too_few_contacts_fail_by_the_guard_that_a_trigger_has_to_pass(place: Connections, database: Any) -> None:
