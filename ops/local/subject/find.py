@@ -110,9 +110,13 @@ def source_rows(dsn: str, mapping: SourceMapping, person: Person) -> int:
         if source.account_column is not None:
             ours = sql.SQL("{} = %(account)s").format(sql.Identifier(source.account_column))
         query = sql.SQL(
-            "SELECT count(*) FROM {table} WHERE auditable_type = %(type)s AND auditable_id = %(id)s AND {ours}"
+            "SELECT count(*) FROM {table} WHERE auditable_type = ANY(%(types)s) AND auditable_id = %(id)s AND {ours}"
         ).format(table=sql.Identifier(source.schema, source.relation), ours=ours)
-        values = {"type": person.rule.type, "id": int(person.person_id), "account": source.account}
+        values = {
+            "types": list(mapping.stored_types(person.rule.types)),
+            "id": int(person.person_id),
+            "account": source.account,
+        }
         with answering("counting the person's rows"):
             return int(db.execute(query, values).fetchall()[0][0])
 
@@ -126,7 +130,7 @@ def topics_of(account: str) -> tuple[str, ...]:
 def on_topic(kafka: Mapping[str, Any], topic: str, person: Person, codec: Codec, view: RunView) -> OnTopic:
     """Return the records about the person on a topic, reading all of it once."""
     found = OnTopic(topic, [], set())
-    keys = {person.person_id.encode(), person.referent_key}
+    keys = {person.person_id.encode(), *person.referent_keys}
     for number, record in enumerate(keyed_records(kafka, topic), start=1):
         if number % PROGRESS_EVERY_RECORDS == 0:
             view.note(f"{topic}: {number:,} records looked at")
