@@ -238,7 +238,9 @@ def find_contacts(mongo: Database[Document], company_sso_id: str) -> FoundContac
     ours = {"company_sso_id": company_sso_id}
     with mongo_answering("reading the contacts"):
         by_map: dict[str, set[str]] = {}
-        for entry in stored.find(mongo["crm_contact_id_map"], ours, MAP_FIELDS, undecodable.report):
+        for entry in stored.find(
+            mongo["crm_contact_id_map"], ours, MAP_FIELDS, undecodable.report, batch_size=FETCH_ROWS
+        ):
             person_id, mapped_to = person_key(entry.get("crm_person_id")), customer_key(entry.get("customer_id"))
             if person_id is not None and mapped_to is not None and entry["company_sso_id"] == company_sso_id:
                 by_map.setdefault(person_id, set()).add(mapped_to)

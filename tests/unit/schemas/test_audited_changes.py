@@ -149,9 +149,10 @@ def test_the_zone_of_a_time_is_not_a_refused_value() -> None:
     }
 
 
-def test_a_time_of_day_is_the_local_clock() -> None:
+@pytest.mark.parametrize("time", ["ActiveSupport::TimeWithZone", "ActiveRecord::Type::Time::Value"])
+def test_a_time_of_day_is_the_local_clock(time: str) -> None:
     time_of_day = (
-        "!ruby/object:ActiveSupport::TimeWithZone\n  utc: 1999-12-31 23:05:00.000000000 Z\n"
+        f"!ruby/object:{time}\n  utc: 1999-12-31 23:05:00.000000000 Z\n"
         "  zone: !ruby/object:ActiveSupport::TimeZone\n    name: Asia/Jakarta\n"
         "  time: 2000-01-01 06:05:00.500000000 Z\n"
     )
