@@ -35,12 +35,12 @@ class AssociationRules:
 
     def __init__(self, mapping: SourceMapping) -> None:
         """The sides of every join model are put in their order once: the category's first, persons left out."""
-        self._person_type = mapping.person.type
+        self._person_types = mapping.person.types
         self._has_names = frozenset(mapping.referents)
         self._joins: dict[str, tuple[_Side, ...]] = {}
         categories = {type_name: rule.category for type_name, rule in mapping.categories.items()}
         for type_name, join in mapping.join_models.items():
-            sides = [(column, side) for column, side in join.links.items() if side != self._person_type]
+            sides = [(column, side) for column, side in join.links.items() if side not in self._person_types]
             sides.sort(key=lambda side: categories.get(side[1]) != join.category)
             self._joins[type_name] = tuple(
                 _Side(column, side, "linked_entity_id", "linked_entity_name")
@@ -62,7 +62,7 @@ class AssociationRules:
             self.add_linked(metadata, event, columns, lookups)
             return elements(metadata)
         record_id = event.auditable_id
-        if not record_id or type_name == self._person_type:
+        if not record_id or type_name in self._person_types:
             return b""
         begin = self._type_elements.get(type_name)
         if begin is None:
@@ -79,7 +79,7 @@ class AssociationRules:
     ) -> None:
         """Put type, id and name of what the row links into `metadata`."""
         type_name = event.auditable_type
-        if type_name == self._person_type:
+        if type_name in self._person_types:
             return
         sides = self._joins.get(type_name)
         if sides is None:

@@ -1,12 +1,13 @@
 """What a row is in the log: (type, action, changed columns) -> (category, action). Pure; the data is the mapping's."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from schemas.mapping import SourceMapping
 
 # What the gem calls an action -> what a log calls it.
-_RECORD_ACTIONS = {"create": "create", "update": "update", "destroy": "delete"}
+RECORD_ACTIONS = {"create": "create", "update": "update", "destroy": "delete"}
 _LINK_ACTIONS = {"create": "link", "update": "update", "destroy": "unlink"}
 
 
@@ -29,11 +30,11 @@ def category_rules(mapping: SourceMapping) -> dict[tuple[str, str], CategoryOf]:
         for gem_action, action in _LINK_ACTIONS.items():
             rules[type_name, gem_action] = CategoryOf(join.category, action, is_link=True)
     for type_name, rule in mapping.categories.items():
-        for gem_action, action in _RECORD_ACTIONS.items():
+        for gem_action, action in RECORD_ACTIONS.items():
             rules[type_name, gem_action] = CategoryOf(rule.category, action)
         if (status := rule.status) is not None:
             ids = mapping.id_sets.get(status.id_set)  # an empty set is as good as none: it can only be an oversight
-            status_ids = frozenset(map(str, ids)) if ids else None
+            status_ids = frozenset(filter(None, map(status_id, ids))) if ids else None
             rules[type_name, "update"] = CategoryOf(
                 rule.category, "update", False, status.column, status.action, status_ids
             )
@@ -50,9 +51,25 @@ def changes_status(rule: CategoryOf, columns: Mapping[str, Any]) -> bool:
 
 
 def action_of(rule: CategoryOf, columns: Mapping[str, Any]) -> str:
-    """Return the log's action for a row with these columns; ids match whether they were stored as numbers or text."""
-    if rule.status_ids is not None and changes_status(rule, columns):
-        new = columns[rule.status_column][1]
-        if type(new) in (int, str) and str(new) in rule.status_ids:
-            return rule.status_action
+    """Return the log's action for a row with these columns; ids match by their value, stored as numbers or text."""
+    if (
+        rule.status_ids is not None
+        and changes_status(rule, columns)
+        and status_id(columns[rule.status_column][1]) in rule.status_ids
+    ):
+        return rule.status_action
     return rule.action
+
+
+def status_id(value: Any) -> str | None:
+    """Return a status id by its value: 39, 39.0, "39" and the decimal "39.0" are one. Other text is itself."""
+    if type(value) is int:
+        return str(value)
+    if type(value) is float:
+        return str(int(value)) if value.is_integer() else None
+    if type(value) is not str:
+        return None
+    return whole[1] if (whole := _WHOLE.fullmatch(value)) is not None else value
+
+
+_WHOLE = re.compile(r"(0|-?[1-9][0-9]*)(?:\.0+)?", re.ASCII)

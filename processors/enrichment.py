@@ -63,7 +63,7 @@ class AssociationFinder:
             type_name: tuple(
                 (column, f"{column.removesuffix('_id')}_name", side)
                 for column, side in join.links.items()
-                if side != mapping.person.type
+                if side not in mapping.person.types
             )
             for type_name, join in mapping.join_models.items()
         }

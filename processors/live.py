@@ -222,9 +222,16 @@ class LiveTransformer(RunTransformer):
     A record is an audit event of our own schema, or a change event of the CRM's database (`change_events`).
     """
 
-    def __init__(self, *args: Any, changes: ChangeDecoder, **kwargs: Any) -> None:
-        """`changes` decodes what is not ours."""
+    def __init__(
+        self,
+        *args: Any,
+        changes: ChangeDecoder,
+        named_now: Callable[[AuditEvent], AuditEvent] = lambda event: event,
+        **kwargs: Any,
+    ) -> None:
+        """`changes` decodes what is not ours; `named_now` calls types that were renamed by their names now."""
         super().__init__(*args, **kwargs)
+        self._named_now = named_now
         self._changes = changes
         self.refused: Counter[str] = Counter()  # change events, by reason
         self._records: Sequence[SourceRecord] = ()  # of the last run
@@ -246,8 +253,11 @@ class LiveTransformer(RunTransformer):
         try:
             ours = self._codec.decode(record.value)
         except UndecodableRecordError:
-            return self._changes.decode(record.key, record.value, getattr(record, "headers", None)) or PassedOver()
-        if isinstance(ours, AuditEvent | DeadLetter):
+            what = self._changes.decode(record.key, record.value, getattr(record, "headers", None)) or PassedOver()
+            return self._named_now(what) if isinstance(what, AuditEvent) else what
+        if isinstance(ours, AuditEvent):
+            return self._named_now(ours)
+        if isinstance(ours, DeadLetter):
             return ours
         if isinstance(ours, SnapshotMarker):
             return PassedOver()
@@ -385,7 +395,9 @@ async def run_live_worker(
             account_of=lookups.account_of,
             schema_of=SchemaLookup(connections.schema_registry_url) if connections.schema_registry_url else None,
         )
-        transformer = LiveTransformer(feed, codec, transform, documents.encode, metrics, changes=changes)
+        transformer = LiveTransformer(
+            feed, codec, transform, documents.encode, metrics, changes=changes, named_now=mapping.named_now
+        )
         handler = LiveHandler(app, transformer, lookups, tables, producer, metrics, before_ack, traces)
         add_agent(app, feed.topics.replay, handler)
 
@@ -393,6 +405,7 @@ async def run_live_worker(
             metrics.table_entries = tables.sizes()
             metrics.table_rejects = lookups.rejects
             of_contacts = {f"contacts.{name}": count for name, count in contacts.counts.as_dict().items()}
+            of_contacts["contacts.undecodable"] = mongo.undecodable
             of_directory = {f"directory.{name}": count for name, count in directory.counts().items()}
             of_changes = {f"changes.{reason}": count for reason, count in transformer.refused.items()}
             metrics.transformation = {**rules.counts.as_dict(), **of_contacts, **of_directory, **of_changes}

@@ -1,8 +1,7 @@
 """The CDP's contacts, asked for by CRM person id: a few queries a run, whoever and however many it names. I/O.
 
 Each query goes through an index: `idx_company_crm_data_id`, `uniq_company_crm_person_id`, `idx_company_customer_id`, or
-`_id`. A CRM person id that is stored as text is found in its plain spelling only (`"7"`, not `" 007"`): the replay,
-which reads all contacts, understands those too, but no index does.
+`_id`. What they find is read by the rules that the replay reads all contacts by (`schemas.contact_rules`).
 """
 
 import asyncio
@@ -13,12 +12,25 @@ from itertools import islice
 from typing import Any
 
 import pymongo
-from bson import ObjectId
 from pymongo.errors import ConfigurationError, InvalidURI, PyMongoError
 
 from processors.live_contacts import Person
+from schemas import stored
 from schemas.connections import Connections
-from schemas.contact_rules import Watermarked, customer_of, first_synced, microseconds, person_key, person_of
+from schemas.contact_rules import (
+    CONTACT_FIELDS,
+    MAP_FIELDS,
+    Watermarked,
+    customer_forms,
+    customer_key,
+    customer_of,
+    first_mapped,
+    first_synced,
+    microseconds,
+    person_key,
+    person_of,
+    spellings,
+)
 from schemas.errors import BadInputError
 from schemas.records import Contact
 
@@ -29,8 +41,7 @@ SOCKET_TIMEOUT_MS = 30_000
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 CLAUSES_MAX = 200  # accounts of one query; each is planned for itself
-INT64_MAX = 2**63 - 1
-FIELDS = {"company_sso_id": 1, "crm_data.id": 1, "created_at": 1, "customer_id": 1}
+UNDECODABLE_KEPT_MAX = 10_000  # contacts that have been named already
 Document = Mapping[str, Any]
 
 
@@ -59,6 +70,12 @@ class MongoContacts:
         primary = database.with_options(read_preference=pymongo.ReadPreference.PRIMARY)
         self._contacts = primary["contacts"]
         self._mapped = primary["crm_contact_id_map"]
+        self._undecodable: set[str] = set()
+
+    @property
+    def undecodable(self) -> int:
+        """How many contacts and entries were met that cannot be decoded: they are nobody's contact."""
+        return len(self._undecodable)
 
     async def ask(self, persons: Collection[Person]) -> dict[Person, Contact]:
         """Return the contacts that there are; while MongoDB does not answer, try again."""
@@ -89,7 +106,7 @@ class MongoContacts:
             {"company_sso_id": account, "crm_data.id": {"$in": [s for p in ids for s in spellings(p)]}}
             for account, ids in _by_account(persons)
         )
-        for contact in _found(self._contacts, clauses, FIELDS):
+        for contact in self._found(self._contacts, clauses, CONTACT_FIELDS):
             person = (str(contact.get("company_sso_id")), person_of(contact) or "")
             created_at = microseconds(contact.get("created_at"))
             if person in wanted and created_at is not None:
@@ -102,39 +119,41 @@ class MongoContacts:
             {"company_sso_id": account, "crm_person_id": {"$in": [s for p in ids for s in spellings(p)]}}
             for account, ids in _by_account(persons)
         )
-        fields = {"company_sso_id": 1, "crm_person_id": 1, "customer_id": 1}
-        customers: dict[Person, str] = {}
-        spelt: dict[str, set[Any]] = defaultdict(set)  # by account: its customers, in every form they may be stored in
-        for entry in _found(self._mapped, clauses, fields):
-            account, customer = str(entry.get("company_sso_id")), entry.get("customer_id")
+        customers: dict[Person, set[str]] = defaultdict(set)
+        spelt: dict[str, list[Any]] = defaultdict(list)  # by account: its customers, in every form
+        for entry in self._found(self._mapped, clauses, MAP_FIELDS):
+            account, customer = str(entry.get("company_sso_id")), customer_key(entry.get("customer_id"))
             person = (account, person_key(entry.get("crm_person_id")) or "")
             if customer is not None and person in wanted:
-                customers[person] = str(customer)
-                spelt[account] |= {customer, *spellings(str(customer))}
-                if ObjectId.is_valid(str(customer)):
-                    spelt[account].add(ObjectId(str(customer)))
-        synced: dict[Person, int] = {}  # by account and customer
+                customers[person].add(customer)
+                spelt[account] += (entry["customer_id"], *customer_forms(customer))
+        synced: dict[str, dict[str, int]] = defaultdict(dict)  # by account: its customers' created_at
         places = (
-            {"company_sso_id": account, place: {"$in": list(ids)}}
+            {"company_sso_id": account, place: {"$in": ids}}
             for account, ids in spelt.items()
             for place in ("customer_id", "_id")
         )
-        for contact in _found(self._contacts, places, FIELDS):
-            key = (str(contact.get("company_sso_id")), customer_of(contact))
+        for contact in self._found(self._contacts, places, CONTACT_FIELDS):
+            of_account, customer = synced[str(contact.get("company_sso_id"))], customer_of(contact)
             created_at = microseconds(contact.get("created_at"))
             if created_at is not None:
-                synced[key] = min(created_at, synced.get(key, created_at))
+                of_account[customer] = min(created_at, of_account.get(customer, created_at))
         return {
-            person: (synced[person[0], customer], customer)
-            for person, customer in customers.items()
-            if (person[0], customer) in synced
+            person: found
+            for person, named in customers.items()
+            if (found := first_mapped(named, synced[person[0]])) is not None
         }
 
+    def _found(self, collection: Any, clauses: Iterable[Document], fields: Document) -> Iterator[Document]:
+        rest = iter(clauses)
+        while some := list(islice(rest, CLAUSES_MAX)):
+            query = {"$or": some} if len(some) > 1 else some[0]
+            yield from stored.find(collection, query, fields, self._report)
 
-def spellings(person_id: str) -> list[Any]:
-    """Return the values under which a CRM person id may be stored: a number of any type, or its digits."""
-    number = int(person_id) if person_id.isascii() and person_id.isdigit() else None
-    return [person_id] if number is None or number > INT64_MAX else [number, person_id]
+    def _report(self, undecodable: stored.Undecodable) -> None:
+        if undecodable.id not in self._undecodable and len(self._undecodable) < UNDECODABLE_KEPT_MAX:
+            self._undecodable.add(undecodable.id)
+            log.warning("contact %s cannot be decoded and counts as none (%s)", undecodable.id, undecodable.why)
 
 
 def _by_account(persons: Iterable[Person]) -> Iterator[tuple[str, list[str]]]:
@@ -142,9 +161,3 @@ def _by_account(persons: Iterable[Person]) -> Iterator[tuple[str, list[str]]]:
     for account, person_id in persons:
         by_account[account].append(person_id)
     yield from by_account.items()
-
-
-def _found(collection: Any, clauses: Iterable[Document], fields: Document) -> Iterator[Document]:
-    rest = iter(clauses)
-    while some := list(islice(rest, CLAUSES_MAX)):
-        yield from collection.find({"$or": some} if len(some) > 1 else some[0], fields)

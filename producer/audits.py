@@ -88,6 +88,12 @@ class AuditSource:
     changes_are_json: bool
     created_at_has_zone: bool  # else it is UTC, as Rails writes it
     kinds: tuple[RowKind, ...] = ()  # of the rows in scope that are wanted; empty: all of them
+    mapping: SourceMapping | None = None  # that has aliases of types
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """What auditable_type can say of the rows in scope."""
+        return self.scope if self.mapping is None else self.mapping.stored_types(self.scope)
 
     def query(self, *names: str) -> sql.Composed:
         """Return the named `.sql` files one after the other, with the table and the rows' predicate filled in."""
@@ -95,7 +101,9 @@ class AuditSource:
         if self.account_column is not None:
             predicate = sql.SQL("{} = %(account)s").format(sql.Identifier(self.account_column))
         if self.kinds:
-            predicate = sql.SQL("{} AND ({})").format(predicate, _of_kinds(self.kinds))
+            of = self.mapping.stored_types if self.mapping is not None else tuple
+            kinds = [kind._replace(type=stored) for kind in self.kinds for stored in of((kind.type,))]
+            predicate = sql.SQL("{} AND ({})").format(predicate, _of_kinds(kinds))
         text = "\n".join(sql_text(name) for name in names)
         return sql.SQL(text).format(table=sql.Identifier(self.schema, self.relation), account=predicate)
 
@@ -265,6 +273,7 @@ def resolve(db: Connection, mapping: SourceMapping, company_sso_id: str) -> Audi
         account=account,
         changes_are_json=columns["audited_changes"] in JSONS,
         created_at_has_zone=columns["created_at"] == "timestamptz",
+        mapping=mapping if mapping.aliases else None,
     )
     with answering(f"table {name}"):  # shows early that we may read it, and that account value and column compare
         db.execute(
@@ -318,7 +327,7 @@ class AuditReader:
         self._page_rows = limits.page_rows
         self._window = limits.id_window
         self._values = {
-            "scope": list(source.scope),
+            "scope": list(source.types),
             "account": source.account,
             "cutoff": source.moment(cutoff),
             "size_max": min(INLINE_BYTES_MAX, limits.row_bytes_max),
@@ -472,6 +481,8 @@ class AuditReader:
                     user_id, username, action, changes, changes_are_json, version, comment, request_uuid, company,
                 )
             )  # fmt: skip
+        if self._source.mapping is not None:
+            events = [*map(self._source.mapping.named_now, events)]
         self._page_rows = next_page_rows(self._page_rows, self._limits.page_rows, size)
         return Page(tuple(events), end, tuple(clip_gaps(gaps, cursor, end)), defects)
 

@@ -19,8 +19,21 @@ from pymongo.database import Database
 from producer.audits import Connection, answering, columns_of, connect, resolve
 from producer.checkpoint import answering as mongo_answering
 from producer.publisher import Publisher, check_topics, message_bytes_max, offsets_held_by
+from schemas import stored
 from schemas.codec import Codec
-from schemas.contact_rules import customer_of, first_synced, microseconds, person_key, person_of
+from schemas.contact_rules import (
+    CONTACT_FIELDS,
+    MAP_FIELDS,
+    Watermarked,
+    customer_key,
+    customer_of,
+    first_mapped,
+    first_synced,
+    has_odd_person,
+    microseconds,
+    person_key,
+    person_of,
+)
 from schemas.errors import ReplayError
 from schemas.mapping import SourceMapping
 from schemas.records import Contact, Referent, User
@@ -30,6 +43,8 @@ Document = dict[str, Any]
 Progress = Callable[[str, int], None]  # "contacts", "users" or "referents"; records published so far
 
 FETCH_ROWS = 5_000
+REPLACEMENT = "\ufffd"
+NAMED_MAX = 5  # contacts named of those that something is wrong with
 BATCH_RECORDS = 2_000
 PARTITION_EOF = -191  # librdkafka's RD_KAFKA_RESP_ERR__PARTITION_EOF: not an error, the end
 READ_IDLE_S = 30.0  # nothing for so long before the end of a topic: the broker is gone
@@ -47,17 +62,50 @@ class ReferenceCounts:
     contacts_mapped: int  # of the contacts: found through crm_contact_id_map only
     contacts_unusable: int  # without a created_at that is a date, hence without a watermark
     mapped_missing: int  # entries of crm_contact_id_map whose customer has no contact in this account
+    contacts_undecodable: int  # contacts and id map entries that cannot be decoded, so that it is not known whose
+    contacts_odd_id: int  # with a CRM person id in a form that no look-up finds
+    texts_repaired: int  # users and referents with bytes that are not UTF-8 in a text: U+FFFD stands for them
+    undecodable_named: tuple[str, ...]  # the first few of them, by `_id`
+    odd_ids_named: tuple[str, ...]
+    repaired_named: tuple[str, ...]  # by record key
+
+    def said(self) -> list[str]:
+        """Return a line for each kind of record that could not be read as it is."""
+        skipped = "their history is skipped as contact_not_found"
+        return [
+            f"{named(count, first, what)} {why}"
+            for count, first, what, why in (
+                (self.contacts_undecodable, self.undecodable_named, "contacts", f"cannot be decoded: {skipped}"),
+                (
+                    self.contacts_odd_id,
+                    self.odd_ids_named,
+                    "contacts",
+                    f"have a crm_data.id that is no plain number: {skipped}",
+                ),
+                (
+                    self.texts_repaired,
+                    self.repaired_named,
+                    "users and referents",
+                    "have a text that is not UTF-8: U+FFFD stands for what is not, and such an email counts as none",
+                ),
+            )
+            if count
+        ]
 
 
 @dataclass(frozen=True, slots=True)
 class FoundContacts:
     """An account's contacts by CRM person id."""
 
-    by_person: dict[str, tuple[int, str]]  # created_at in microseconds, customer_id
+    by_person: dict[str, Watermarked]
     doubled: int
     mapped: int
     unusable: int
     mapped_missing: int
+    undecodable: int = 0
+    odd_ids: int = 0
+    undecodable_named: tuple[str, ...] = ()  # the first few `_id`s, as they may be shown
+    odd_ids_named: tuple[str, ...] = ()
 
 
 def publish(
@@ -100,8 +148,9 @@ def publish(
             return published
 
         contacts = run("contacts", topics.contacts, _contact_records(found, company_sso_id, codec))
-        users = run("users", topics.users, _user_records(db, mapping, codec))
-        referents = run("referents", topics.referents, _referent_records(db, mapping, account, codec))
+        texts = _Texts(db)
+        users = run("users", topics.users, _user_records(db, mapping, codec, texts))
+        referents = run("referents", topics.referents, _referent_records(db, mapping, account, codec, texts))
     return ReferenceCounts(
         contacts=contacts,
         users=users,
@@ -111,6 +160,12 @@ def publish(
         contacts_mapped=found.mapped,
         contacts_unusable=found.unusable,
         mapped_missing=found.mapped_missing,
+        contacts_undecodable=found.undecodable,
+        contacts_odd_id=found.odd_ids,
+        texts_repaired=texts.repaired.count,
+        undecodable_named=found.undecodable_named,
+        odd_ids_named=found.odd_ids_named,
+        repaired_named=tuple(texts.repaired.first),
     )
 
 
@@ -138,8 +193,9 @@ def publish_feed(
             return _publish_topic(publisher, keys_on(kafka, topic, held[topic]), records, lambda _: None)[0]
 
     with connect(dsn, statement_timeout_s) as db:
-        users = run(topics.users, _user_records(db, mapping, codec))
-        names = _referent_records(db, mapping, None, codec) if with_referents else iter(())
+        texts = _Texts(db)
+        users = run(topics.users, _user_records(db, mapping, codec, texts))
+        names = _referent_records(db, mapping, None, codec, texts) if with_referents else iter(())
         records = chain(_account_records(db, mapping, codec), names)
         referents = run(topics.referents, records)
     return users, referents
@@ -161,10 +217,11 @@ def read_tables(
     with connect(dsn, statement_timeout_s) as db:
         account = resolve(db, mapping, company_sso_id).account
         found = find_contacts(mongo, company_sso_id)
+        texts = _Texts(db)
         records = {
             "contacts": _contact_records(found, company_sso_id, codec),
-            "users": _user_records(db, mapping, codec),
-            "referents": _referent_records(db, mapping, account, codec),
+            "users": _user_records(db, mapping, codec, texts),
+            "referents": _referent_records(db, mapping, account, codec, texts),
         }
         return {table: {key.encode(): value for key, value in pairs} for table, pairs in records.items()}
 
@@ -173,48 +230,104 @@ def find_contacts(mongo: Database[Document], company_sso_id: str) -> FoundContac
     """Return the account's contacts by CRM person id: those that carry it, then those that the id map names.
 
     Of several contacts with one CRM person id the oldest wins (then the smaller customer_id): its watermark leaves the
-    most to the live feed, which has written since.
+    most to the live feed, which has written since. A contact that cannot be decoded is left out, counted and named.
     """
-    direct: dict[str, tuple[int, str]] = {}
+    direct: dict[str, Watermarked] = {}
     doubled = unusable = mapped = missing = 0
+    undecodable, odd_ids = _Named(), _Named()
+    ours = {"company_sso_id": company_sso_id}
     with mongo_answering("reading the contacts"):
-        entries = mongo.get_collection("crm_contact_id_map").find(
-            {"company_sso_id": company_sso_id}, {"_id": 0, "crm_person_id": 1, "customer_id": 1}
-        )
-        by_map = {}
-        for entry in entries:
-            person_id, customer_id = person_key(entry.get("crm_person_id")), entry.get("customer_id")
-            if person_id is not None and customer_id is not None:
-                by_map[person_id] = str(customer_id)
-        customers: dict[str, int | None] = dict.fromkeys(by_map.values())
-        contacts = mongo.get_collection("contacts").find(
-            {"company_sso_id": company_sso_id}, {"crm_data.id": 1, "created_at": 1, "customer_id": 1}
-        )
-        for contact in contacts.batch_size(FETCH_ROWS):
+        by_map: dict[str, set[str]] = {}
+        for entry in stored.find(
+            mongo["crm_contact_id_map"], ours, MAP_FIELDS, undecodable.report, batch_size=FETCH_ROWS
+        ):
+            person_id, mapped_to = person_key(entry.get("crm_person_id")), customer_key(entry.get("customer_id"))
+            if person_id is not None and mapped_to is not None and entry["company_sso_id"] == company_sso_id:
+                by_map.setdefault(person_id, set()).add(mapped_to)
+        wanted = set().union(*by_map.values())
+        created: dict[str, int] = {}  # of the wanted customers
+        contacts = stored.find(mongo["contacts"], ours, CONTACT_FIELDS, undecodable.report, batch_size=FETCH_ROWS)
+        for contact in contacts:
+            if contact["company_sso_id"] != company_sso_id:
+                continue  # it is in a list of accounts: whose it is, is not said
             person_id, customer = person_of(contact), customer_of(contact)
-            if person_id is None and customer not in customers:
-                continue
+            if person_id is None:
+                if has_odd_person(contact):
+                    odd_ids.add(contact["_id"])
+                if customer not in wanted:
+                    continue
             created_at = microseconds(contact.get("created_at"))
             if created_at is None:
                 unusable += 1
                 continue
-            if customer in customers:
-                known = customers[customer]
-                customers[customer] = created_at if known is None else min(known, created_at)
+            if customer in wanted:
+                created[customer] = min(created_at, created.get(customer, created_at))
             if person_id is not None:
                 before = direct.get(person_id)
                 doubled += before is not None
                 direct[person_id] = first_synced(before, (created_at, customer))
-    for person_id, customer in by_map.items():
+    for person_id, customers in by_map.items():
         if person_id in direct:
             continue
-        created_at = customers[customer]
-        if created_at is None:
+        found = first_mapped(customers, created)
+        if found is None:
             missing += 1
         else:
-            direct[person_id] = (created_at, customer)
+            direct[person_id] = found
             mapped += 1
-    return FoundContacts(direct, doubled, mapped, unusable, missing)
+    return FoundContacts(
+        direct, doubled, mapped, unusable, missing, undecodable.count, odd_ids.count,
+        tuple(undecodable.first), tuple(odd_ids.first),
+    )  # fmt: skip
+
+
+class _Named:
+    """Contacts that something is wrong with: how many, and the first few by their `_id`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[str] = []
+
+    def add(self, contact_id: Any) -> None:
+        self._add(stored.shown_id(contact_id))
+
+    def report(self, undecodable: stored.Undecodable) -> None:
+        self._add(undecodable.id)
+
+    def _add(self, name: str) -> None:
+        self.count += 1
+        if len(self.first) < NAMED_MAX:
+            self.first.append(name)
+
+
+def named(count: int, first: Sequence[str], what: str = "contacts") -> str:
+    """Return how many there are, and the first of them by their names."""
+    more = f" and {count - len(first):,} more" if count > len(first) else ""
+    return f"{count:,} {what} ({', '.join(first)}{more})"
+
+
+class _Texts:
+    """How texts of the CRM's tables are read: as such, or as bytes where the server does not know what its bytes mean.
+
+    From an SQL_ASCII database it refuses to send what is not UTF-8, and with it the rows before and behind.
+    """
+
+    def __init__(self, db: Connection) -> None:
+        self._as_bytes = db.info.parameter_status("server_encoding") == "SQL_ASCII"
+        self.repaired = _Named()
+
+    def select(self, expression: sql.Composable) -> sql.Composed:
+        text = sql.SQL("COALESCE(({})::text, '')").format(expression)
+        return sql.SQL("convert_to({}, 'SQL_ASCII')").format(text) if self._as_bytes else text
+
+    def read(self, *values: Any, key: str) -> list[str]:
+        """Return the texts of a record; U+FFFD stands for what is not UTF-8, and the record is counted."""
+        texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
+        if self._as_bytes and any(
+            REPLACEMENT in text and text.encode() != value for text, value in zip(texts, values, strict=True)
+        ):
+            self.repaired.add(key)
+        return texts
 
 
 def _contact_records(found: FoundContacts, company_sso_id: str, codec: Codec) -> Iterator[tuple[str, bytes]]:
@@ -222,20 +335,22 @@ def _contact_records(found: FoundContacts, company_sso_id: str, codec: Codec) ->
         yield person_id, codec.encode(Contact(company_sso_id, person_id, customer_id, created_at))
 
 
-def _user_records(db: Connection, mapping: SourceMapping, codec: Codec) -> Iterator[tuple[str, bytes]]:
+def _user_records(db: Connection, mapping: SourceMapping, codec: Codec, texts: _Texts) -> Iterator[tuple[str, bytes]]:
     users = mapping.users
     query = sql.SQL(
-        "SELECT {id}::bigint, COALESCE({email}::text, ''), COALESCE({full_name}::text, ''), {deleted_at} IS NOT NULL"
-        " FROM {table} WHERE {id} IS NOT NULL"
+        "SELECT {id}::bigint, {email}, {full_name}, {deleted_at} IS NOT NULL FROM {table} WHERE {id} IS NOT NULL"
     ).format(
         id=sql.Identifier(users.id),
-        email=sql.Identifier(users.email),
-        full_name=sql.Identifier(users.full_name),
+        email=texts.select(sql.Identifier(users.email)),
+        full_name=texts.select(sql.Identifier(users.full_name)),
         deleted_at=sql.Identifier(users.deleted_at),
         table=sql.Identifier(users.schema_name, users.table),
     )
-    for user_id, email, full_name, deleted in _stream(db, query, {}, f"reading {users.schema_name}.{users.table}"):
-        yield str(user_id), codec.encode(User(user_id, email, full_name, deleted))
+    what = f"reading {users.schema_name}.{users.table}"
+    for user_id, email_read, name_read, deleted in _stream(db, query, {}, what):
+        email, full_name = texts.read(email_read, name_read, key=f"user {user_id}")
+        # An email that cannot be read names no user of the directory.
+        yield str(user_id), codec.encode(User(user_id, "" if REPLACEMENT in email else email, full_name, deleted))
 
 
 def _account_records(db: Connection, mapping: SourceMapping, codec: Codec) -> Iterator[tuple[str, bytes]]:
@@ -249,13 +364,15 @@ def _account_records(db: Connection, mapping: SourceMapping, codec: Codec) -> It
 
 
 def _referent_records(
-    db: Connection, mapping: SourceMapping, account: Any, codec: Codec
+    db: Connection, mapping: SourceMapping, account: Any, codec: Codec, texts: _Texts
 ) -> Iterator[tuple[str, bytes]]:
     for type_name, table in mapping.referents.items():
-        query = _referent_query(db, mapping, account, type_name, sql.SQL("{id} IS NOT NULL"))
+        query = _referent_query(db, mapping, account, type_name, sql.SQL("{id} IS NOT NULL"), texts)
         name = f"{table.schema_name}.{table.table}"
-        for referent_id, text in _stream(db, query, {"account": account}, f"reading {name}"):
-            yield f"{type_name}:{referent_id}", codec.encode(Referent(type_name, referent_id, text))
+        for referent_id, value in _stream(db, query, {"account": account}, f"reading {name}"):
+            key = f"{type_name}:{referent_id}"
+            (text,) = texts.read(value, key=key)
+            yield key, codec.encode(Referent(type_name, referent_id, text))
 
 
 class NameReader:
@@ -266,6 +383,7 @@ class NameReader:
         self._db = db
         self._mapping = mapping
         self._account = account
+        self._texts = _Texts(db)
         self._queries: dict[str, bytes] = {}
 
     def names_of(self, type_name: str, ids: Collection[int]) -> dict[int, str]:
@@ -278,13 +396,14 @@ class NameReader:
         with answering(f"reading {table.schema_name}.{table.table}"):
             if (query := self._queries.get(type_name)) is None:
                 which = sql.SQL("{id} = ANY(%(ids)s::bigint[])")
-                composed = _referent_query(self._db, self._mapping, self._account, type_name, which)
+                composed = _referent_query(self._db, self._mapping, self._account, type_name, which, self._texts)
                 query = self._queries[type_name] = composed.as_bytes(self._db)
-            return dict(self._db.execute(query, {"account": self._account, "ids": list(ids)}).fetchall())
+            rows = self._db.execute(query, {"account": self._account, "ids": list(ids)}).fetchall()
+        return {id_: self._texts.read(value, key=f"{type_name}:{id_}")[0] for id_, value in rows}
 
 
 def _referent_query(
-    db: Connection, mapping: SourceMapping, account: Any, type_name: str, which: sql.SQL
+    db: Connection, mapping: SourceMapping, account: Any, type_name: str, which: sql.SQL, texts: _Texts
 ) -> sql.Composed:
     """Return the query for ids and names of the account's records of a type; `which` is a predicate over `{id}`."""
     table = mapping.referents[type_name]
@@ -292,10 +411,10 @@ def _referent_query(
     predicate: sql.Composable = sql.SQL("true")
     if account_column is not None and account_column in columns_of(db, table.schema_name, table.table):
         predicate = sql.SQL("{} = %(account)s").format(sql.Identifier(account_column))
-    return sql.SQL("SELECT {id}::bigint, COALESCE(({name})::text, '') FROM {table} WHERE {which} AND {account}").format(
+    return sql.SQL("SELECT {id}::bigint, {name} FROM {table} WHERE {which} AND {account}").format(
         id=sql.Identifier(table.id),
         # The mapping's expression is the operator's own SQL; its per cent signs are not placeholders.
-        name=sql.SQL(table.name.replace("%", "%%")),
+        name=texts.select(sql.SQL(table.name.replace("%", "%%"))),
         table=sql.Identifier(table.schema_name, table.table),
         which=which.format(id=sql.Identifier(table.id)),
         account=predicate,

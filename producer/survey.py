@@ -118,7 +118,7 @@ def count(db: Connection, source: AuditSource, top: int, start: datetime | None,
         values = {
             "cursor": cursor,
             "window_end": window_end,
-            "scope": list(source.scope),
+            "scope": list(source.types),
             "account": source.account,
             "start": None if start is None else source.moment(start),
         }

@@ -1,30 +1,61 @@
 """How a CDP contact is read: its CRM person id, its watermark, and which one counts where several claim one. Pure.
 
-The replay reads an account's contacts whole, the live feed one by one. Both must come to the same watermark, or a row
-at the seam between them would have two owners, or none.
+The replay reads an account's contacts whole, the live feed and the contact guard query them by CRM person id. All must
+come to the same contact and watermark, or a row between replay and live feed would have two owners, or none.
+So an id counts in exactly the forms that a query can name (decision 52): a number of any type by its value, and text
+that is the number's digits and nothing else.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from bson import ObjectId
+from bson.datetime_ms import DatetimeMS
+from bson.decimal128 import Decimal128
+
+from schemas.person import PERSON_ID_MAX
+
 Watermarked = tuple[int, str]  # created_at in microseconds since 1970, customer_id
+CONTACT_FIELDS = {"company_sso_id": 1, "crm_data.id": 1, "created_at": 1, "customer_id": 1}
+MAP_FIELDS = {"company_sso_id": 1, "crm_person_id": 1, "customer_id": 1}
+MICROSECONDS_MAX = 2**63 - 1  # what a reference table holds; a date beyond is as good as this
+_DIGITS = re.compile(r"[1-9][0-9]{0,18}")
+_NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")
 
 
 def person_key(value: Any) -> str | None:
-    """Return a CRM person id, which may be stored as a number or as text, as the record key has it."""
-    if isinstance(value, bool) or value is None:
+    """Return a stored CRM person id as the record key has it; None for what is none, in whatever form it is.
+
+    5, 5.0, Decimal128("5.0") and "5" are one person. " 5 ", "05", "+5", "5.0" and True are nobody: no index finds them.
+    """
+    if isinstance(value, str):
+        return value if _DIGITS.fullmatch(value) is not None and int(value) <= PERSON_ID_MAX else None
+    if isinstance(value, Decimal128):
+        value = value.to_decimal()
+        if not value.is_finite():
+            return None
+    elif isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if isinstance(value, float):
-        value = int(value) if value.is_integer() else None
-    text = str(value).strip() if value is not None else ""
-    if text.isascii() and text.isdigit():
-        text = text.lstrip("0")
-    return text or None
+    return str(int(value)) if 0 < value <= PERSON_ID_MAX and value == int(value) else None
+
+
+def spellings(person_id: str) -> list[Any]:
+    """Return what to compare a stored id with to find every form of a CRM person id: MongoDB compares numbers by value.
+
+    Whatever `person_key` takes for this person equals one of them.
+    """
+    return [int(person_id), person_id] if _DIGITS.fullmatch(person_id) is not None else [person_id]
 
 
 def microseconds(value: Any) -> int | None:
-    """Return a stored date in microseconds since 1970, ISO 8601 text included; None for anything else."""
+    """Return a stored date in microseconds since 1970, ISO 8601 text included; None for anything else.
+
+    A date that Python has no year for is one like any other; beyond what 64 bits hold, the last that they do.
+    """
+    if isinstance(value, DatetimeMS):
+        return max(-MICROSECONDS_MAX, min(int(value) * 1000, MICROSECONDS_MAX))
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
@@ -43,10 +74,32 @@ def person_of(contact: Mapping[str, Any]) -> str | None:
     return person_key(crm_data.get("id")) if isinstance(crm_data, dict) else None
 
 
+def has_odd_person(contact: Mapping[str, Any]) -> bool:
+    """Return whether a contact carries something as its CRM person id that `person_key` takes for none."""
+    crm_data = contact.get("crm_data")
+    value = crm_data.get("id") if isinstance(crm_data, dict) else crm_data
+    return value is not None and value != "" and person_key(value) is None
+
+
 def customer_of(contact: Mapping[str, Any]) -> str:
     """Return the id by which activity logs name the contact."""
     customer_id = contact.get("customer_id")
     return str(contact["_id"] if customer_id is None or customer_id == "" else customer_id)
+
+
+def customer_key(value: Any) -> str | None:
+    """Return the customer that an entry of the id map names; None if it names none."""
+    return None if value is None or isinstance(value, dict | list) else str(value)
+
+
+def customer_forms(customer: str) -> list[Any]:
+    """Return the values that `customer_of` makes this text of, as far as a query can name them."""
+    forms: list[Any] = [customer]
+    if ObjectId.is_valid(customer):
+        forms.append(ObjectId(customer))
+    if (number := _NUMBER.fullmatch(customer)) is not None:
+        forms.append(float(customer) if number[1] else int(customer))
+    return forms
 
 
 def first_synced(one: Watermarked | None, other: Watermarked) -> Watermarked:
@@ -55,3 +108,11 @@ def first_synced(one: Watermarked | None, other: Watermarked) -> Watermarked:
     Its watermark leaves the most to the live feed, which has written since.
     """
     return other if one is None else min(one, other)
+
+
+def first_mapped(customers: Iterable[str], created_at: Mapping[str, int]) -> Watermarked | None:
+    """Return which customer counts of those that the id map has for one CRM person: by the same rule.
+
+    `created_at` has the customers that are contacts of the account, in microseconds. None: none of them is.
+    """
+    return min(((created_at[customer], customer) for customer in customers if customer in created_at), default=None)

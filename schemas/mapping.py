@@ -1,6 +1,7 @@
 """The source mapping file: what the CRM's tables, types, columns and status ids mean. Parsing is pure; see `load`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from schemas.errors import MappingError
+from schemas.records import AuditEvent
 
 DEFAULT_MAPPING = "mapping.default.yaml"
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_$]*$", max_length=63)]
@@ -59,9 +61,16 @@ class AuditTable(_Strict):
 class PersonRule(_Strict):
     """Which rows and columns name a person."""
 
-    type: TypeName = "Crm::Person"
+    type: TypeName | Annotated[tuple[TypeName, ...], Field(min_length=1)] = Field(
+        "Crm::Person", description="or several, whose ids are all CRM person ids"
+    )
     columns: tuple[Identifier, ...] = ("crm_person_id",)  # in audited_changes; tried in this order
     comment_key: str = "crm_person_id"  # in a comment that is JSON
+
+    @cached_property
+    def types(self) -> frozenset[str]:
+        """The types whose records are persons."""
+        return frozenset((self.type,) if isinstance(self.type, str) else self.type)
 
 
 class StatusRule(_Strict):
@@ -119,6 +128,11 @@ class SourceMapping(_Strict):
 
     source: AuditTable = AuditTable()
     scope: tuple[TypeName, ...] = Field(min_length=1, description="auditable_type values to read")
+    aliases: dict[TypeName, TypeName] = Field(
+        {},
+        exclude_if=lambda aliases: not aliases,  # so that a mapping without them is what a resumed job remembers
+        description="former name of a type -> its name now, by which alone all other sections call it",
+    )
     person: PersonRule = PersonRule()
     categories: dict[TypeName, CategoryRule]
     join_models: dict[TypeName, JoinModel] = {}
@@ -155,6 +169,46 @@ class SourceMapping(_Strict):
             if type_name in self.categories:
                 raise ValueError(f"{type_name} is under categories and under join_models")
         return self
+
+    @model_validator(mode="after")
+    def _aliases_are_former_names(self) -> "SourceMapping":
+        links = {side for join in self.join_models.values() for side in join.links.values()}
+        sections: dict[str, Collection[str]] = {
+            "scope": self.scope,
+            "person.type": self.person.types,
+            "categories": self.categories,
+            "join_models": self.join_models.keys() | links,
+            "labels": self.labels,
+            "redact": self.redact,
+            "enums": self.enums,
+            "list_columns": self.list_columns,
+            "times_of_day": self.times_of_day,
+            "users.type": (self.users.type,),
+            "referents": self.referents,
+        }
+        for alias, name in self.aliases.items():
+            if name in self.aliases:
+                raise ValueError(f"aliases: {alias} is an alias of {name}, which is one itself")
+            for section, names in sections.items():
+                if alias in names:
+                    raise ValueError(f"{section} names {alias}, which is an alias: {name} stands for both")
+        return self
+
+    def stored_types(self, types: Iterable[str]) -> tuple[str, ...]:
+        """Return the types, and every alias of one of them: what the source's columns can say."""
+        named = tuple(types)
+        return (*named, *(alias for alias, name in self.aliases.items() if name in named))
+
+    def named_now(self, event: AuditEvent) -> AuditEvent:
+        """Return a row with every type under its name now. Whatever makes an event of a source row calls this."""
+        now = self.aliases
+        if event.auditable_type in now or event.associated_type in now or event.user_type in now:
+            return event._replace(
+                auditable_type=now.get(event.auditable_type, event.auditable_type),
+                associated_type=now.get(event.associated_type, event.associated_type),
+                user_type=now.get(event.user_type, event.user_type),
+            )
+        return event
 
     def columns_of(self, by_type: Mapping[str, Iterable[str]], type_name: str) -> frozenset[str]:
         """Return the columns that `by_type` (one of this mapping's) has for a type and for all types."""

@@ -82,7 +82,9 @@ PROCESSORS = (
     _counter("table_rejects_total", "Entries of reference topics that could not be used"),
 )
 LIVE = (
-    _counter("live_contacts_total", "Persons asked about, runs held for a contact, contacts that came late", "what"),
+    _counter(
+        "live_contacts_total", "Persons asked about, runs held, contacts that came late or cannot be decoded", "what"
+    ),
     _counter("changes_refused_total", "Change events that are no audit event", "reason"),
 )
 SINK = (

@@ -85,9 +85,9 @@ def changes_candidates(action: str, rule: PersonRule, changes: Mapping[str, Any]
 def own_candidates(event: AuditEvent, rule: PersonRule) -> tuple[str, ...]:
     """Return the ids of the row's own record and of the associated one, as far as they are persons."""
     found: tuple[str, ...] = ()
-    if event.auditable_type == rule.type and event.auditable_id > 0:
+    if event.auditable_type in rule.types and event.auditable_id > 0:
         found = (str(event.auditable_id),)
-    if event.associated_type == rule.type and event.associated_id > 0:
+    if event.associated_type in rule.types and event.associated_id > 0:
         found += (str(event.associated_id),)
     return found
 

@@ -13,12 +13,14 @@ from itertools import pairwise
 from typing import Any
 
 from ops.control.guards import Coverage
+from processors.categories import RECORD_ACTIONS
 from producer.audits import AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
-from schemas.contact_rules import person_key
+from schemas import stored
+from schemas.contact_rules import person_key, person_of, spellings
 from schemas.mapping import SourceMapping
 from schemas.person import person_candidates
-from sink.database import Documents
+from schemas.records import AuditEvent
 from sink.indexes import CONTACT_BY_CRM_ID, CONTACT_ID_MAP, CONTACT_ID_MAP_UNIQUE, CONTACTS, Index
 
 ROWS_MAX = 30_000
@@ -62,7 +64,7 @@ def measure(
 def persons_in_scope(
     dsn: str, mapping: SourceMapping, company_sso_id: str, *, date_range_start: datetime | None = None
 ) -> Persons:
-    """Return the persons whom rows in scope name first, which is the one that keys them."""
+    """Return the persons that rows in scope name first, which is the one that keys them, as `person_named` has them."""
     with connect(dsn, STATEMENT_TIMEOUT_S) as db:
         source = resolve(db, mapping, company_sso_id)
         with answering("asking for the newest id"):
@@ -81,11 +83,28 @@ def persons_in_scope(
                 page = reader.page_after(cursor, last, 0, (), look_for_gaps=False)
                 rows += len(page.events)
                 for event in page.events:
-                    persons.update(dict.fromkeys(person_candidates(event, mapping.person)[:1]))
+                    if (person := person_named(event, mapping)) is not None:
+                        persons[person] = None
                 if page.end < last:
                     further.append((page.end, last))
             left = further
     return Persons(rows, tuple(persons), complete=True)
+
+
+def person_named(event: AuditEvent, mapping: SourceMapping) -> str | None:
+    """Return the person that a row names first, None if it is about none.
+
+    A row of a type that is logged like persons, and that names none, counts as one that is no contact, by type and id:
+    `Person:7` of a class that was renamed, and that the mapping has under `categories` only. Without it the coverage
+    would be whole while all of that class's history is skipped.
+    """
+    if found := person_candidates(event, mapping.person):
+        return found[0]
+    rule = mapping.categories.get(event.auditable_type)
+    if rule is None or event.action not in RECORD_ACTIONS:
+        return None
+    of_persons = {mapping.categories[name].category for name in mapping.person.types if name in mapping.categories}
+    return f"{event.auditable_type}:{event.auditable_id}" if rule.category in of_persons else None
 
 
 def stretches(first: int, top: int, count: int = STRETCHES) -> list[tuple[int, int]]:
@@ -102,11 +121,12 @@ def known_persons(database: Any, company_sso_id: str, person_ids: Collection[str
     for segment in _segments(tuple(person_ids), IDS_A_QUERY):
         for index in (CONTACT_BY_CRM_ID, CONTACT_ID_MAP_UNIQUE):
             left = [person for person in segment if person not in known]
-            collection: Documents = database[index.collection]
             query, projection = look_up(index, company_sso_id, left)
-            for document in collection.find(query, projection, hint=index.name):
-                value = document["crm_data"]["id"] if index.collection == CONTACTS else document["crm_person_id"]
-                if (person := person_key(value)) is not None:
+            found = stored.find(database[index.collection], query, projection, stored.leave_out, hint=index.name)
+            for document in found:
+                is_contact = index.collection == CONTACTS
+                person = person_of(document) if is_contact else person_key(document.get("crm_person_id"))
+                if person is not None:
                     known.add(person)
     return known
 
@@ -114,7 +134,7 @@ def known_persons(database: Any, company_sso_id: str, person_ids: Collection[str
 def look_up(index: Index, company_sso_id: str, person_ids: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return query and projection that find persons in an index; an id may be stored as a number or as text."""
     field = {CONTACTS: "crm_data.id", CONTACT_ID_MAP: "crm_person_id"}[index.collection]
-    ids = [form for person in person_ids for form in (int(person), person)]
+    ids = [form for person in person_ids for form in spellings(person)]
     return {"company_sso_id": company_sso_id, field: {"$in": ids}}, {"_id": 0, field: 1}
 
 

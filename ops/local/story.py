@@ -89,7 +89,7 @@ def out_of_scope(row: Row, audit_id: int, mapping: SourceMapping, job: Bounds | 
     if not row.ours:
         return ["it is another account's"]
     why = []
-    if row.auditable_type not in mapping.scope:
+    if row.auditable_type not in mapping.stored_types(mapping.scope):
         why.append(f"its type {row.auditable_type or '(none)'} is not in the mapping's scope")
     if row.created_at_us is None:
         why.append("it has no created_at, so it is in no date range")
@@ -106,7 +106,7 @@ def candidates(event: AuditEvent, mapping: SourceMapping) -> list[dict[str, str]
     rule = mapping.person
     columns = read(event.audited_changes, event.changes_are_json)
     values = columns.values if isinstance(columns, Columns) else {}
-    itself = str(event.auditable_id) if event.auditable_type == rule.type else ""
+    itself = str(event.auditable_id) if event.auditable_type in rule.types else ""
     found: dict[str, str] = dict.fromkeys(comment_candidates(event.comment, rule), "comment")
     for person_id in changes_candidates(event.action, rule, values):
         found.setdefault(person_id, "audited_changes")

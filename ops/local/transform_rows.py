@@ -71,11 +71,12 @@ def transform_rows(
     company: Annotated[str, typer.Option(help="the account's company_sso_id")] = "company",
 ) -> None:
     """Show what audit rows become: {"id", "outcome": "log" | "skip" | "dead_letter", "reason"?, "document"?} each."""
-    transformer = Transformer(source_mapping.load(mapping or None), company)
+    rules = source_mapping.load(mapping or None)
+    transformer = Transformer(rules, company)
     lookups = FileLookups(company, read_contacts(contacts, company) if contacts else None, read_users(users))
     out = sys.stdout.buffer
     for event in read_events(rows):
-        out.write(outcome_line(event, transformer, lookups))
+        out.write(outcome_line(rules.named_now(event), transformer, lookups))
     out.flush()
 
 

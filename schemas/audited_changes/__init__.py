@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from schemas.audited_changes.direct import read_directly
 from schemas.audited_changes.json_text import read_json
-from schemas.audited_changes.limits import LENGTH_MAX, UnreadableError
+from schemas.audited_changes.limits import LENGTH_MAX, EncryptedError, UnreadableError
 from schemas.audited_changes.nodes import read_yaml
 
 __all__ = ["Columns", "Unreadable", "read"]
@@ -28,6 +28,7 @@ class Unreadable(NamedTuple):
 
     why: str  # one line, with nothing of the text's content
     too_large: bool = False  # longer than any document may be
+    encrypted: bool = False  # a message of ActiveRecord's encryption
 
 
 _NO_CLOCKS: frozenset[str] = frozenset()
@@ -56,12 +57,14 @@ def read(text: str, is_json: bool = False, clock_columns: frozenset[str] = _NO_C
         values, refused = read_yaml(text, clock_columns)
         return Columns(values or {}, refused, False)
     except UnreadableError as error:
-        return Unreadable(str(error))
+        return Unreadable(str(error), encrypted=isinstance(error, EncryptedError))
 
 
 def _json_or_yaml(text: str, clock_columns: frozenset[str]) -> Columns:
     try:
         return Columns(read_json(text) or {}, 0, True)
+    except EncryptedError:
+        raise  # it is YAML, too
     except UnreadableError as not_json:
         try:
             values, refused = read_yaml(text, clock_columns)

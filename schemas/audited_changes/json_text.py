@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from schemas.audited_changes import scalars
-from schemas.audited_changes.limits import DEPTH_MAX, NODES_MAX, UnreadableError
+from schemas.audited_changes.limits import DEPTH_MAX, NODES_MAX, EncryptedError, UnreadableError
 
 SMALL_LENGTH_MAX = NODES_MAX  # characters that cannot hold too many values: each takes two, its comma included
 # From here on a float may have been an integer that orjson could not hold, and an integer is beyond 64 bits.
@@ -20,7 +20,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_json(text: str) -> dict[str, Any] | None:
-    """Return the columns in a JSON object; None for `null`. Raises UnreadableError."""
+    """Return the columns in a JSON object; None for `null`. Raises UnreadableError, also for an encrypted column."""
     if len(text) > SMALL_LENGTH_MAX:
         _check_size(text)
     try:
@@ -32,9 +32,49 @@ def read_json(text: str) -> dict[str, Any] | None:
             root = _exact(text)
     if root is None:
         return None
+    if isinstance(root, str) and is_encrypted_text(root):
+        raise EncryptedError
     if not isinstance(root, dict):
         raise UnreadableError("the JSON value is not an object of columns")
+    if len(root) == 2 and is_encrypted(root):
+        raise EncryptedError
     return root
+
+
+def is_encrypted(value: Any) -> bool:
+    """Return whether a JSON value is a message of ActiveRecord's encryption, and so no columns.
+
+    That is exactly `{"p": <base64>, "h": {"iv": <base64>, "at": <base64>, ...}}`: payload, and headers with the
+    initialisation vector and the authentication tag. There can be more headers (`k`, the data key as such a message;
+    `i`, the key's name; `c`, compressed; `e`, the encoding), and no third part.
+    """
+    if not isinstance(value, dict) or value.keys() != _MESSAGE_PARTS:
+        return False
+    payload, headers = value["p"], value["h"]
+    return (
+        isinstance(headers, dict)
+        and _is_base64(payload)
+        and _is_base64(headers.get("iv"))
+        and _is_base64(headers.get("at"))
+    )
+
+
+def is_encrypted_text(text: str) -> bool:
+    """Return whether a text is such a message as JSON: what a `json` column of an encrypted attribute holds quoted."""
+    if not text.startswith("{"):
+        return False
+    try:
+        return is_encrypted(orjson.loads(text))
+    except (orjson.JSONDecodeError, UnicodeEncodeError):
+        return False
+
+
+def _is_base64(value: Any) -> bool:
+    return isinstance(value, str) and _BASE64.fullmatch(value) is not None
+
+
+_MESSAGE_PARTS = frozenset(("p", "h"))
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 
 
 def _is_exact(root: Any) -> bool:

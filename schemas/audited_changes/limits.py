@@ -18,3 +18,14 @@ LENGTH_MAX = 16 * 1024 * 1024
 
 class UnreadableError(Exception):
     """Inside this package: the text cannot be read; the message is one line without any of its content."""
+
+
+class EncryptedError(UnreadableError):
+    """The text is a message of ActiveRecord's encryption."""
+
+    def __init__(self) -> None:
+        """The message names what the text looks like."""
+        super().__init__(
+            "encrypted by ActiveRecord (JSON of a payload p and headers h with iv and at);"
+            " reading it needs the application's keys"
+        )

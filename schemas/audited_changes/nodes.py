@@ -15,7 +15,10 @@ from yaml.cyaml import CParser  # type: ignore[attr-defined]
 from schemas.audited_changes import scalars
 from schemas.audited_changes.limits import DEPTH_MAX, JSON_KEY_LENGTH_MAX, NODES_MAX, YAML_LENGTH_MAX, UnreadableError
 
-TIME_WITH_ZONE = "!ruby/object:ActiveSupport::TimeWithZone"
+# Times that are a mapping of `utc`, `zone` and `time`; the second one is what Rails 7.0 makes of a time column's value.
+TIMES_WITH_ZONE = frozenset(
+    f"!ruby/object:{name}" for name in ("ActiveSupport::TimeWithZone", "ActiveRecord::Type::Time::Value")
+)
 BIG_DECIMAL = "!ruby/object:BigDecimal"
 DATE_TIME = "!ruby/object:DateTime"
 _HASHES = frozenset(
@@ -24,7 +27,10 @@ _HASHES = frozenset(
     for name in ("ActiveSupport::HashWithIndifferentAccess", "HashWithIndifferentAccess")
 ) | {"tag:yaml.org,2002:map", "!"}
 _LISTS = frozenset(("tag:yaml.org,2002:seq", "!"))
-_STRINGS = frozenset(("tag:yaml.org,2002:str", "!str", "!ruby/string", "!"))
+_STRINGS = frozenset(("tag:yaml.org,2002:str", "!str", "!ruby/string"))
+# `! '…'` is how every Psych writes a nil key and a symbol that needs quotes; it reads any such scalar like a plain one.
+NONSPECIFIC = "!"
+_LIKE_PLAIN = (None, NONSPECIFIC)
 _BINARIES = frozenset(("!binary", "tag:yaml.org,2002:binary"))
 _SYMBOLS = frozenset(("!ruby/symbol", "!ruby/sym"))
 # What Psych makes of a tag that names no class.
@@ -104,8 +110,6 @@ class _Reader:
     def __init__(self, text: str, clock_columns: frozenset[str]) -> None:
         self._text = text
         self._clock_columns = clock_columns
-        # A lone `!` means "a string", but libyaml drops it; it has to be looked for at the scalar's start.
-        self._has_nonspecific = "! " in text or "!\n" in text
         self._anchors: dict[str, tuple[Any, int, int] | None] = {}  # value, nodes and characters; None: still open
         self._nodes = 0
         self._length = 0
@@ -147,7 +151,7 @@ class _Reader:
                     value = text
                 else:
                     value = self._scalar(event)
-                    if text == "<<" and event.tag is None and stack and stack[-1].awaits_key():
+                    if text == "<<" and event.tag in _LIKE_PLAIN and stack and stack[-1].awaits_key():
                         value = _MERGE
                 if event.anchor is not None:
                     anchors[event.anchor] = (value, 1, len(text))
@@ -197,9 +201,7 @@ class _Reader:
     def _scalar(self, event: Any) -> Any:
         tag: str | None = event.tag
         text: str = event.value
-        if tag is None:
-            if self._has_nonspecific and _NONSPECIFIC.match(self._text, event.start_mark.index):
-                return text
+        if tag is None or tag == NONSPECIFIC:
             return scalars.plain(text)
         if tag in _STRINGS:
             return text
@@ -225,10 +227,10 @@ class _Reader:
                 return closed.items
         elif tag is None or tag in _HASHES:
             return _mapping(closed.items)
-        elif tag == TIME_WITH_ZONE or tag in _STRINGS:
+        elif tag in TIMES_WITH_ZONE or tag in _STRINGS:
             self._refused = closed.refused  # what its other members are is not part of the value
             members = _mapping(closed.items)
-            if tag != TIME_WITH_ZONE:
+            if tag not in TIMES_WITH_ZONE:
                 value = members.get("str")
                 if isinstance(value, str):
                     return value
@@ -238,9 +240,6 @@ class _Reader:
                 return members["utc"]
         self._refused = closed.refused
         return self._refuse(tag)
-
-
-_NONSPECIFIC = re.compile(r"(?:&\S+\s+)?!\s")
 
 
 def _last_key(root: _Open) -> Any:
@@ -263,14 +262,22 @@ def _mapping(items: list[Any]) -> dict[str, Any]:
 
 def _merge(members: dict[str, Any], value: Any) -> bool:
     """Merge as Psych does under a plain `<<`; return whether `value` was something to merge."""
-    if isinstance(value, dict):
+    if _is_hash(value):
         members.update(value)
         return True
-    if isinstance(value, list) and all(isinstance(part, dict) for part in value):
+    if isinstance(value, list) and all(map(_is_hash, value)):
         for part in reversed(value):
             members.update(part)
         return True
     return False
+
+
+def _is_hash(value: Any) -> bool:
+    """Return whether a value is a hash, and no mark of something else: of a number, of bytes, of a Ruby object."""
+    return isinstance(value, dict) and not (len(value) == 1 and not _MARKS.isdisjoint(value))
+
+
+_MARKS = frozenset(("$float", "$binary", "$ruby"))
 
 
 def json_key(key: Any) -> str:

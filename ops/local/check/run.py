@@ -32,6 +32,7 @@ from producer.audits import AuditReader, connect, resolve
 from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, all_gaps
 from producer.survey import first_behind
+from schemas import stored
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
 from schemas.mapping import SourceMapping, load
@@ -366,9 +367,11 @@ def _known_customers(database: Any, account: str, customers: Iterable[str]) -> s
     wanted = set(customers)
     forms = [form for customer in wanted for form in _forms(customer)]
     contacts: Documents = database[CONTACTS]
-    found = contacts.find(
+    found = stored.find(
+        contacts,
         {"company_sso_id": account, "customer_id": {"$in": forms}},
         {"_id": 0, "customer_id": 1},
+        stored.leave_out,
         hint=CONTACT_BY_CUSTOMER.name,
     )
     known = {str(contact["customer_id"]) for contact in found}

@@ -3,7 +3,7 @@
     model        pure: a check and its verdict, the report
     plan         pure: what PostgreSQL says of the page query, judged
     estimates    pure: how long it takes and how many bytes it makes, and on what that rests
-    source, kafka, mongodb, directory    I/O: one small function a check, each returning a value
+    source, changes, kafka, mongodb, directory    I/O: one small function a check, each returning a value
     lanes        one thread a server: one that hangs costs its own checks and nobody else's
     run          the whole, in order
     command      the command line

@@ -20,7 +20,8 @@ def sample_emails(dsn: str, mapping: SourceMapping, *, deleted: bool) -> list[st
     """Return the emails of a few CRM users, active ones or soft-deleted ones."""
     users = mapping.users
     query = sql.SQL(
-        "SELECT {email}::text FROM {table} WHERE {email} IS NOT NULL AND ({deleted_at} IS NOT NULL) = %(deleted)s"
+        "SELECT {email}::text FROM {table}"
+        " WHERE {email}::text ~ '^[ -~]+$' AND ({deleted_at} IS NOT NULL) = %(deleted)s"
         " ORDER BY {id} DESC LIMIT %(limit)s"
     ).format(
         id=sql.Identifier(users.id),

@@ -15,7 +15,7 @@ from ops.control.store import JobStore
 from ops.local.preflight.estimates import Estimate, Rate, rate_of
 from ops.local.preflight.model import Check, Verdict, bytes_text, fail, join, ok, warn
 from ops.local.preflight.source import clock_check
-from producer.references import find_contacts
+from producer.references import find_contacts, named
 from schemas.mapping import SourceMapping
 from schemas.vocabulary import JobStatus
 from sink.indexes import ACTIVITY_LOGS, CONTACTS, INDEXES, JOBS, PROGRESS, Index
@@ -174,11 +174,29 @@ def check_contacts(database: Any, account: str) -> Check:
         "doubled": found.doubled,
         "without_created_at": found.unusable,
         "mapped_to_nobody": found.mapped_missing,
+        "undecodable": found.undecodable,
+        "odd_ids": found.odd_ids,
     }
     findings: list[tuple[Verdict, str, str]] = []
     if not found.by_person:
         return fail(
             "contacts", "the account has no contact with a CRM person id", "migrate the contacts first", **facts
+        )
+    if found.undecodable:
+        findings.append(
+            (
+                Verdict.WARN,
+                f"{named(found.undecodable, found.undecodable_named)} cannot be decoded: their history is skipped",
+                "repair their texts: customer_id, company_sso_id and crm_data.id have to be UTF-8",
+            )
+        )
+    if found.odd_ids:
+        findings.append(
+            (
+                Verdict.WARN,
+                f"{named(found.odd_ids, found.odd_ids_named)} have a crm_data.id that is no plain number: no history",
+                'rewrite it as a number, or as its digits alone: 5 or "5", and not " 5 ", "05", "5.0"',
+            )
         )
     if found.unusable:
         findings.append(

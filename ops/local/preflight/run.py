@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from ops.control import coverage
-from ops.local.preflight import directory, kafka, mongodb, source
+from ops.local.preflight import changes, directory, kafka, mongodb, source
 from ops.local.preflight.estimates import Estimate, Rate, estimate, rate_of
 from ops.local.preflight.lanes import Lane, Step, run_lanes
 from ops.local.preflight.model import Check, Report, Verdict, fail, ok, warn
@@ -148,6 +148,11 @@ def _source_lane(
             Step("source_replica", lambda: source.check_replica(dsn), timeout_s),
             Step("source_transactions", lambda: source.check_transactions(dsn), timeout_s),
             Step("source_mapping", lambda: source.check_mapping(dsn, mapping, account), timeout_s, essential=True),
+            Step(
+                "source_changes",
+                lambda: changes.check_changes(dsn, mapping, account, limits),
+                timeout_s + changes.READ_MAX_S,
+            ),
             Step("source_scope", scope, options.count_timeout_s),
             Step("source_page_query", page_query, timeout_s + limits.statement_timeout_s),
         ],

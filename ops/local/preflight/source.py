@@ -148,7 +148,7 @@ def check_mapping(dsn: str, mapping: SourceMapping, account: str) -> Check:
             if rule.status is not None and not mapping.id_sets.get(rule.status.id_set)
         }
     )
-    unread = [name for name in types if name not in mapping.scope]
+    unread = [name for name in types if name not in mapping.stored_types(mapping.scope)]
     unmapped = [
         name
         for name in mapping.scope
@@ -260,7 +260,7 @@ def _explain(
     values = {
         "cursor": cursor,
         "window_end": window_end,
-        "scope": list(source.scope),
+        "scope": list(source.types),
         "account": source.account,
         "cutoff": source.moment(start or EARLIEST),
         "page_rows": limits.page_rows,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pymongo.errors import PyMongoError
 
+from ops.control.dead_letters import moment
 from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local.seam.matching import Expected, Legacy, Matcher, ranges
@@ -23,6 +24,7 @@ from producer.audits import connect as db_connect
 from producer.cursor import EARLIEST
 from producer.references import FoundContacts, find_contacts
 from producer.survey import survey
+from schemas import stored
 from schemas.connections import Connections
 from schemas.contact_rules import microseconds
 from schemas.errors import BadInputError, ReplayError
@@ -313,17 +315,17 @@ class SeamChecker:
                 for customer_id, first, last in wanted[at : at + CLAUSES_MAX]
             ]
             fields = {"customer_id": 1, "category": 1, "action": 1, "timestamp": 1, "metadata.linked_entity_id": 1}
-            for document in self._logs.find({"$or": clauses}, fields):
+            for document in stored.find(self._logs, {"$or": clauses}, fields, stored.leave_out):
                 metadata = document.get("metadata")
-                moment = microseconds(document["timestamp"])
-                if moment is not None:
+                at_us = microseconds(document["timestamp"])
+                if at_us is not None:
                     yield Legacy(
                         document["_id"],
                         str(document["customer_id"]),
                         str(document.get("category")),
                         str(document.get("action")),
                         metadata.get("linked_entity_id") if isinstance(metadata, dict) else None,
-                        moment // 1000,
+                        at_us // 1000,
                     )
 
 
@@ -364,7 +366,7 @@ def _cutoff(found: FoundContacts, options: SeamOptions) -> datetime:
     if not options.window_s or not found.by_person:
         return EARLIEST
     first = min(created_at for created_at, _ in found.by_person.values()) - int(options.window_s * US)
-    return max(EARLIEST, _EPOCH + timedelta(microseconds=first))
+    return max(EARLIEST, moment(first))
 
 
 def _pages(dsn: str, source: AuditSource, cutoff: datetime, top: int) -> Iterator[tuple[Sequence[AuditEvent], int]]:
@@ -398,4 +400,4 @@ def _moment(milliseconds: int) -> datetime:
 
 
 def _text(moment_us: int) -> str:
-    return (_EPOCH + timedelta(microseconds=moment_us)).isoformat(timespec="milliseconds")
+    return moment(moment_us).isoformat(timespec="milliseconds")

@@ -12,8 +12,9 @@ from ops.control.topic_reader import BATCH_RECORDS, PARTITION_EOF, POLL_S, READ_
 from ops.local.subject.model import Person, is_about
 from ops.local.view import RunView
 from producer.audits import answering, connect, resolve
+from schemas import stored
 from schemas.codec import Codec
-from schemas.contact_rules import customer_of
+from schemas.contact_rules import customer_key, customer_of, spellings
 from schemas.errors import ReplayError, UndecodableRecordError
 from schemas.mapping import SourceMapping
 from schemas.records import Contact
@@ -46,27 +47,35 @@ class OnTopic:
 
 def forms(person: Person) -> list[Any]:
     """Return how the person's id may be stored in the platform."""
-    return [person.person_id, int(person.person_id)]
+    return spellings(person.person_id)
 
 
 def contacts_of(database: Any, person: Person) -> tuple[int, int, set[str]]:
     """Return how many contacts and id map entries name the person, and their customer ids."""
     account, ids = person.company_sso_id, forms(person)
+    unread: list[stored.Undecodable] = []  # they name the person, and it is not known as which customer
     contacts = list(
-        database[CONTACTS].find(
-            {"company_sso_id": account, "crm_data.id": {"$in": ids}}, {"customer_id": 1}, hint=CONTACT_BY_CRM_ID.name
+        stored.find(
+            database[CONTACTS],
+            {"company_sso_id": account, "crm_data.id": {"$in": ids}},
+            {"customer_id": 1},
+            unread.append,
+            hint=CONTACT_BY_CRM_ID.name,
         )
     )
+    unread_contacts = len(unread)
     mapped = list(
-        database[CONTACT_ID_MAP].find(
+        stored.find(
+            database[CONTACT_ID_MAP],
             {"company_sso_id": account, "crm_person_id": {"$in": ids}},
             {"customer_id": 1},
+            unread.append,
             hint=CONTACT_ID_MAP_UNIQUE.name,
         )
     )
     customers = {customer_of(contact) for contact in contacts}
-    customers |= {str(entry["customer_id"]) for entry in mapped if entry.get("customer_id") is not None}
-    return len(contacts), len(mapped), customers
+    customers |= {customer for entry in mapped if (customer := customer_key(entry.get("customer_id"))) is not None}
+    return len(contacts) + unread_contacts, len(mapped) + len(unread) - unread_contacts, customers
 
 
 def documents_of(database: Any, person: Person, customers: set[str]) -> Iterator[dict[str, Any]]:
@@ -101,9 +110,13 @@ def source_rows(dsn: str, mapping: SourceMapping, person: Person) -> int:
         if source.account_column is not None:
             ours = sql.SQL("{} = %(account)s").format(sql.Identifier(source.account_column))
         query = sql.SQL(
-            "SELECT count(*) FROM {table} WHERE auditable_type = %(type)s AND auditable_id = %(id)s AND {ours}"
+            "SELECT count(*) FROM {table} WHERE auditable_type = ANY(%(types)s) AND auditable_id = %(id)s AND {ours}"
         ).format(table=sql.Identifier(source.schema, source.relation), ours=ours)
-        values = {"type": person.rule.type, "id": int(person.person_id), "account": source.account}
+        values = {
+            "types": list(mapping.stored_types(person.rule.types)),
+            "id": int(person.person_id),
+            "account": source.account,
+        }
         with answering("counting the person's rows"):
             return int(db.execute(query, values).fetchall()[0][0])
 
@@ -117,7 +130,7 @@ def topics_of(account: str) -> tuple[str, ...]:
 def on_topic(kafka: Mapping[str, Any], topic: str, person: Person, codec: Codec, view: RunView) -> OnTopic:
     """Return the records about the person on a topic, reading all of it once."""
     found = OnTopic(topic, [], set())
-    keys = {person.person_id.encode(), person.referent_key}
+    keys = {person.person_id.encode(), *person.referent_keys}
     for number, record in enumerate(keyed_records(kafka, topic), start=1):
         if number % PROGRESS_EVERY_RECORDS == 0:
             view.note(f"{topic}: {number:,} records looked at")

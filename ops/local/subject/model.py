@@ -42,14 +42,14 @@ class Person:
         return cls(company_sso_id, str(number), rule, tuple(needles))
 
     @property
-    def referent_key(self) -> bytes:
-        """The key under which the person's name stands among the referents."""
-        return f"{self.rule.type}:{self.person_id}".encode()
+    def referent_keys(self) -> frozenset[bytes]:
+        """The keys under which the person's name can stand among the referents."""
+        return frozenset(f"{type_name}:{self.person_id}".encode() for type_name in self.rule.types)
 
 
 def is_about(person: Person, key: bytes | None, value: bytes, codec: Codec) -> bool:
     """Return whether a record of one of the account's topics is about the person, or names them as one of its own."""
-    if key == person.person_id.encode() or key == person.referent_key:
+    if key == person.person_id.encode() or key in person.referent_keys:
         return True
     if not any(needle in value for needle in person.needles):
         return False
@@ -74,7 +74,7 @@ def _names(person: Person, record: Record, codec: Codec) -> bool:
     if isinstance(record, Contact):
         return record.crm_person_id == person.person_id
     if isinstance(record, Referent):
-        return (record.referent_type, str(record.referent_id)) == (person.rule.type, person.person_id)
+        return record.referent_type in person.rule.types and str(record.referent_id) == person.person_id
     return False
 
 

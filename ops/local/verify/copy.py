@@ -13,6 +13,7 @@ from ops.local.verify.expected import Expected
 from ops.local.verify.model import Finding
 from ops.local.verify.segments import SegmentChecker, extra, why_extra
 from producer.references import find_contacts
+from schemas import stored
 from schemas.errors import BadInputError
 from sink.database import Documents
 from sink.documents import object_id
@@ -96,15 +97,17 @@ def owners_of(database: Any, company_sso_id: str, customer_ids: Iterable[str]) -
     keys = [*suspects, *(ObjectId(customer) for customer in suspects if _is_object_id(customer))]
     for query in ({"_id": {"$in": keys}}, {"customer_id": {"$in": keys}}):
         try:
-            found = database[CONTACTS].find(
+            found = stored.find(
+                database[CONTACTS],
                 {**query, "company_sso_id": {"$ne": company_sso_id}},
                 {"company_sso_id": 1, "customer_id": 1},
+                stored.leave_out,
                 max_time_ms=OWNER_LOOKUP_MS,
             )
             for contact in found:
                 for customer in (str(contact.get("customer_id")), str(contact["_id"])):
                     if customer in suspects:
-                        said[customer] = f"its customer is a contact of account {contact['company_sso_id']}"
+                        said[customer] = f"its customer is a contact of account {contact.get('company_sso_id')}"
         except PyMongoError:
             continue
     return said

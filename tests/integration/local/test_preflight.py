@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from bson.datetime_ms import DatetimeMS
 from confluent_kafka.admin import AdminClient, NewTopic
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -23,7 +24,7 @@ from pymongo.database import Database
 from ops.control import migrations
 from ops.local import sandbox
 from ops.local.directory_server import DirectoryServer
-from ops.local.preflight import Check, Verdict, kafka, mongodb, preflight_account, source
+from ops.local.preflight import Check, Verdict, changes, kafka, mongodb, preflight_account, source
 from ops.local.preflight.estimates import Rate, estimate
 from ops.local.preflight.run import PreflightOptions
 from ops.local.sample.contacts import seed_contacts
@@ -35,6 +36,7 @@ from schemas.connections import Connections
 from schemas.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
 from sink.database import connect
+from tests.integration.producer import crm
 
 pytestmark = pytest.mark.services
 MAPPING = str(mapping_path(SAMPLE_YAML))
@@ -267,6 +269,8 @@ def test_contacts_that_will_lose_their_history_are_counted(mongo_database: Any) 
             {"company_sso_id": "a", "crm_data": {"id": 1}, "created_at": SINCE_ALWAYS},
             {"company_sso_id": "a", "crm_data": {"id": 1}, "created_at": SINCE_ALWAYS},
             {"company_sso_id": "a", "crm_data": {"id": 2}, "created_at": None},
+            {"company_sso_id": "a", "crm_data": {"id": 4}, "created_at": DatetimeMS(263_384_265_600_000)},
+            {"_id": "text", "company_sso_id": "a", "crm_data": {"id": " 5 "}, "created_at": SINCE_ALWAYS},
             {"company_sso_id": "b", "crm_data": {"id": 3}, "created_at": None},
         ]
     )
@@ -274,7 +278,44 @@ def test_contacts_that_will_lose_their_history_are_counted(mongo_database: Any) 
     check = mongodb.check_contacts(mongo_database, "a")
     assert check.verdict is Verdict.WARN
     facts = dict(check.facts)
-    assert facts == {"persons": 1, "by_id_map": 0, "doubled": 1, "without_created_at": 1, "mapped_to_nobody": 1}
+    assert facts == {
+        "persons": 2, "by_id_map": 0, "doubled": 1, "without_created_at": 1, "mapped_to_nobody": 1,
+        "undecodable": 0, "odd_ids": 1,
+    }  # fmt: skip
+    assert "1 contacts (text) have a crm_data.id that is no plain number" in check.found
+
+
+CIPHERTEXT = '{"p":"Zm9v","h":{"iv":"aXY=","at":"YXQ="}}'
+
+
+@pytest.mark.parametrize("json_type", ["text", "jsonb"])
+@pytest.mark.parametrize(
+    ("encrypted", "verdict"), [(0, Verdict.OK), (2, Verdict.WARN), (10, Verdict.WARN), (11, Verdict.FAIL)]
+)
+def test_encrypted_changes_are_found_wherever_they_are(
+    database_dsn: str, json_type: str, encrypted: int, verdict: Verdict
+) -> None:
+    crm.make_audits(database_dsn, json_type=json_type)
+    plain = '{"name":["a","b"]}'
+    crm.add_audits(database_dsn, range(1, 100_000, 1_000), audited_changes=plain)
+    with psycopg.connect(database_dsn) as db:
+        db.execute("UPDATE audits SET audited_changes = %s WHERE id <= %s", [CIPHERTEXT, encrypted * 1_000])
+    check = changes.check_changes(database_dsn, load(None), "a", Limits())
+    assert check.verdict is verdict
+    assert dict(check.facts) == {"rows_looked_at": 100, "encrypted": encrypted, "unreadable": 0}
+    if encrypted:
+        assert f"audited_changes of {encrypted} of 100 rows is encrypted by ActiveRecord (audit 1: " in check.found
+        assert "dead letters" in check.to_do
+
+
+def test_changes_that_cannot_be_read_are_found(database_dsn: str) -> None:
+    crm.make_audits(database_dsn)
+    assert changes.check_changes(database_dsn, load(None), "a", Limits()).verdict is Verdict.OK
+    crm.add_audits(database_dsn, range(1, 5))
+    crm.add_audits(database_dsn, [5], audited_changes="--- [1]\n")
+    check = changes.check_changes(database_dsn, load(None), "a", Limits())
+    assert (check.verdict, check.facts["unreadable"]) == (Verdict.FAIL, 1)
+    assert "audit 5" in check.found
 
 
 def test_too_few_contacts_fail_by_the_guard_that_a_trigger_has_to_pass(place: Connections, database: Any) -> None:

@@ -1,12 +1,17 @@
 """Reference topics and markers on real servers."""
 
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 import pytest
+from bson.datetime_ms import DatetimeMS
 
 from producer import markers, references
+from producer.audits import connect
 from producer.references import ReferenceCounts
 from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError
@@ -178,3 +183,83 @@ def test_a_server_that_is_not_there_is_one_line(make_job: MakeJob, mongo_databas
             topics=here.job.topics,
             codec=Codec(),
         )
+
+
+@pytest.fixture
+def sql_ascii_dsn(postgres_dsn: str) -> Iterator[str]:
+    """A database that does not know what its bytes mean."""
+    name = f"test_{uuid.uuid4().hex[:10]}"
+    with psycopg.connect(postgres_dsn, autocommit=True) as db:
+        db.execute(f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    yield psycopg.conninfo.make_conninfo(postgres_dsn, dbname=name)
+    with psycopg.connect(postgres_dsn, autocommit=True) as db:
+        db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_users_and_referents_with_odd_values_cost_themselves_only(
+    make_job: MakeJob, mongo_database: Any, sql_ascii_dsn: str
+) -> None:
+    here = replace(make_job(), dsn=sql_ascii_dsn)
+    crm.make_audits(here.dsn)
+    with psycopg.connect(here.dsn) as db:
+        db.execute("CREATE TABLE crm_deals (id int, name text)")
+        for user_id, email, name, deleted_at in (
+            (1, b"a@example.com", "Zoë".encode(), None),
+            (2, b"b@example.com", b"Zo\xeb", None),
+            (3, b"\xff@example.com", b"C", None),
+            (4, b"d@example.com", b"D", "infinity"),
+            (5, b"e@example.com", b"E", "0044-03-15 BC"),
+            (6, b"f@example.com", "F \ufffd".encode(), "-infinity"),
+        ):
+            db.execute(
+                "INSERT INTO users VALUES (%s, convert_from(%s, 'SQL_ASCII'), convert_from(%s, 'SQL_ASCII'), %s)",
+                [user_id, email, name, deleted_at],
+            )
+        for deal_id, name in ((7, b"ours"), (8, b"\xc3\x28"), (9, b"100 % \xe2\x82\xac")):
+            db.execute("INSERT INTO crm_deals VALUES (%s, convert_from(%s, 'SQL_ASCII'))", [deal_id, name])
+    mapping = load(None).model_dump(by_alias=True)
+    mapping["referents"] = {"Crm::Deal": {"table": "crm_deals", "name": "replace(name, '%', '%')"}}
+    odd = SourceMapping.model_validate(mapping)
+    counts = publish(here, mongo_database, odd)
+    assert table(here, here.job.topics.users) == {
+        "1": User(1, "a@example.com", "Zoë", False),
+        "2": User(2, "b@example.com", "Zo\ufffd", False),
+        "3": User(3, "", "C", False),
+        "4": User(4, "d@example.com", "D", True),
+        "5": User(5, "e@example.com", "E", True),
+        "6": User(6, "f@example.com", "F \ufffd", True),
+    }
+    names = {7: "ours", 8: "\ufffd(", 9: "100 % €"}
+    assert table(here, here.job.topics.referents) == {
+        f"Crm::Deal:{deal_id}": Referent("Crm::Deal", deal_id, name) for deal_id, name in names.items()
+    }
+    assert (counts.texts_repaired, counts.repaired_named) == (3, ("user 2", "user 3", "Crm::Deal:8"))
+    assert ["user 2" in said for said in counts.said()] == [True]
+    with connect(here.dsn) as reader:
+        assert references.NameReader(reader, odd, None).names_of("Crm::Deal", [7, 8, 9, 10]) == names
+
+
+def test_a_contact_that_was_made_outside_of_pythons_years_is_compared_like_any_other(
+    make_job: MakeJob, mongo_database: Any
+) -> None:
+    here = make_job()
+    crm.make_audits(here.dsn)
+    account = here.job.company_sso_id
+    with psycopg.connect(here.dsn) as db:
+        for name in ("people", "companies", "deals", "tasks", "tickets"):
+            db.execute(f"CREATE TABLE crm_{name} (id int, name text, title text, first_name text, last_name text)")
+    mongo_database["contacts"].insert_many(
+        [
+            {"_id": "late", "company_sso_id": account, "crm_data": {"id": 1}, "created_at": DatetimeMS(2**48)},
+            {"_id": "early", "company_sso_id": account, "crm_data": {"id": 2}, "created_at": DatetimeMS(-(2**47))},
+            {"_id": "odd", "company_sso_id": account, "crm_data": {"id": " 3 "}, "created_at": OLD},
+        ]
+    )
+    counts = publish(here, mongo_database)
+    assert table(here, here.job.topics.contacts) == {
+        "1": Contact(account, "1", "late", 2**48 * 1000),
+        "2": Contact(account, "2", "early", -(2**47) * 1000),
+    }
+    assert counts.said() == [
+        "1 contacts (odd) have a crm_data.id that is no plain number: their history is skipped as contact_not_found"
+    ]

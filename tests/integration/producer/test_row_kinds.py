@@ -9,6 +9,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from ops.control.coverage import persons_in_scope
+from ops.local.subject.find import source_rows
+from ops.local.subject.model import Person
 from processors.enrichment import AssociationFinder
 from producer.audits import AuditReader, AuditSource, Limits, RowKind, connect, resolve
 from producer.survey import count
@@ -97,3 +100,55 @@ def test_a_column_is_found_however_its_name_is_spelt(database_dsn: str, tmp_path
     assert {audit_id for audit_id, event in rows.items() if finder.may_be(event)} == chosen.keys()
     with psycopg.connect(database_dsn) as db:
         assert db.execute("SELECT count(*) FROM audits").fetchone() == (len(rows),)
+
+
+def renamed(dsn: str) -> SourceMapping:
+    """Give every second row of the sample the classes' former names, and return the mapping that knows them."""
+    with psycopg.connect(dsn) as db:
+        for column in ("auditable_type", "associated_type", "user_type"):
+            db.execute(f"UPDATE audits SET {column} = replace({column}, 'Crm::', 'Old') WHERE id % 2 = 0")
+        db.execute("UPDATE audits SET user_type = 'Account' WHERE id % 2 = 0 AND user_type = 'User'")
+    default = mapping.load(None).model_dump(by_alias=True)
+    types = [name for name in default["scope"] if name.startswith("Crm::")]
+    aliases = {name.replace("Crm::", "Old"): name for name in types} | {"Account": "User"}
+    return SourceMapping.model_validate(default | {"aliases": aliases})
+
+
+def test_rows_under_former_names_are_what_they_would_be_under_the_names_now(database_dsn: str) -> None:
+    load_sample(database_dsn)
+    default = mapping.load(None)
+    _, everything, narrowed = sources(database_dsn, default)
+    rows, chosen = read(database_dsn, everything), read(database_dsn, narrowed)
+    persons = persons_in_scope(database_dsn, default, "a")
+    with closing(connect(database_dsn)) as db:
+        counted = count(db, everything, 10**10, None, None).rows
+
+    of = renamed(database_dsn)
+    assert len(read(database_dsn, everything)) < len(rows), "some rows have a former name now"
+    _, everything, narrowed = sources(database_dsn, of)
+    assert read(database_dsn, everything) == rows
+    assert read(database_dsn, narrowed) == chosen
+    assert persons_in_scope(database_dsn, of, "a") == persons
+    with closing(connect(database_dsn)) as db:
+        assert count(db, everything, 10**10, None, None).rows == counted
+    person = next(event for event in rows.values() if event.auditable_type == "Crm::Person" and event.audit_id % 2 == 0)
+    subject = Person.of("a", str(person.auditable_id), of.person)
+    assert source_rows(database_dsn, of, subject) == source_rows(database_dsn, default, subject) + sum(
+        (event.auditable_type, event.auditable_id) == ("Crm::Person", person.auditable_id) and event.audit_id % 2 == 0
+        for event in rows.values()
+    )
+
+
+def test_a_class_that_is_logged_like_persons_and_is_none_lowers_the_coverage(database_dsn: str) -> None:
+    make_audits(database_dsn)
+    add_audits(database_dsn, range(1, 11), auditable_id=1)
+    for audit_id in (11, 12, 13):
+        add_audits(database_dsn, [audit_id], auditable_type="Person", auditable_id=audit_id)
+    default = mapping.load(None).model_dump(by_alias=True)
+    default["scope"] = [*default["scope"], "Person"]
+    default["categories"]["Person"] = {"category": "contact"}
+    both = SourceMapping.model_validate(default)
+    assert set(persons_in_scope(database_dsn, both, "a").ids) == {"1", "Person:11", "Person:12", "Person:13"}
+    default["person"]["type"] = ["Crm::Person", "Person"]
+    persons = persons_in_scope(database_dsn, SourceMapping.model_validate(default), "a")
+    assert set(persons.ids) == {"1", "11", "12", "13"}

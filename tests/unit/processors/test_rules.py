@@ -7,14 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ops.local.transform_rows import FileLookups
+from processors import documents
 from processors.actors import ActorRules
 from processors.associations import AssociationRules, record_id_in
 from processors.categories import CategoryOf, action_of, category_rules, changes_status
 from processors.contacts import resolve
+from processors.enrichment import AssociationFinder, AssociationLog
+from processors.transform import Transformed, Transformer
 from processors.watermark import skip_reason
 from schemas import mapping
-from schemas.records import Contact, Referent, User
+from schemas.mapping import SourceMapping
+from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.vocabulary import FellBack, SkipReason
+from sink.indexes import ENRICHED_ACTIONS, ENRICHED_CATEGORIES
 from tests.unit.schemas.test_person import event
 
 MAPPING = mapping.load(None)
@@ -80,6 +86,61 @@ def test_a_status_that_is_reached_names_the_action(type_name: str, column: str, 
         assert logged(type_name, "update", {column: other}) == (category, "update"), other
     assert logged(type_name, "create", {column: reached}) == (category, "create")
     assert logged(type_name, "destroy", {column: [1, reached]}) == (category, "delete")
+
+
+WAYS_OF_39 = [39, "39", 39.0, "39.0", "39.00"]
+
+
+@pytest.mark.parametrize("named", WAYS_OF_39)
+def test_a_status_id_compares_by_value(named: Any) -> None:
+    mapping = MAPPING.model_dump(by_alias=True) | {"id_sets": {"won": [named, "closed", "007"]}}
+    rule = category_rules(SourceMapping.model_validate(mapping))["Crm::Deal", "update"]
+    for stored in (*WAYS_OF_39, "closed", "007"):
+        assert action_of(rule, {"crm_stage_id": [1, stored]}) == "won", stored
+    for other in (
+        3.9,
+        39.5,
+        "39.5",
+        "39.",
+        "3.9e1",
+        "+39",
+        " 39",
+        "39\n",
+        "-39",
+        -39,
+        390,
+        "7",
+        7,
+        "Closed",
+        "",
+        True,
+        None,
+    ):
+        assert action_of(rule, {"crm_stage_id": [1, other]}) == "update", other
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        "---\ncrm_stage_id:\n- 31\n- '39'\n",
+        "---\ncrm_stage_id:\n- 31.0\n- 39.0\n",
+        "---\ncrm_stage_id:\n- !ruby/object:BigDecimal 18:0.31e2\n- !ruby/object:BigDecimal 18:0.39e2\n",
+        '{"crm_stage_id": ["31", "39"]}',
+        '{"crm_stage_id": [31.0, 39.0]}',
+    ],
+)
+def test_every_reader_brings_a_status_to_its_action(changes: str) -> None:
+    lookups = FileLookups("a", None, {})
+    row = AuditEvent(1, 0, 0, "Crm::Deal", 7, "Crm::Person", 1, "", 0, "", "update", changes, False, 1, "", "")
+    transformed = Transformer(MAPPING, "a").transform(row, lookups)
+    assert isinstance(transformed, Transformed)
+    assert transformed.document["action"] == "won"
+    assert Transformer(MAPPING, "a").to_bson(row, lookups) == documents.encode(transformed.document)
+    finder = AssociationFinder(MAPPING, "a", ENRICHED_CATEGORIES, ENRICHED_ACTIONS)
+    assert finder.may_be(row)
+    found = finder.find(row, lookups)
+    assert isinstance(found, AssociationLog)
+    assert found.action == "won"
 
 
 @pytest.mark.parametrize("ids", [{}, {"won": []}])

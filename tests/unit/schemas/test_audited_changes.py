@@ -58,10 +58,11 @@ def test_an_empty_document_has_no_changes(text: str) -> None:
     [
         ("!!str 1", "1"),
         ("!!str '<<'", "<<"),
-        ("! 123", "123"),
-        ("! '123'", "123"),
-        ("&a ! 123", "123"),
-        ("! ''", ""),
+        ("! 123", 123),
+        ("! '123'", 123),
+        ("&a ! 123", 123),
+        ("! ''", None),
+        ("! ':key: [1, 2]'", "key: [1, 2]"),
         ("!str yes", "yes"),
         ("!ruby/symbol web", "web"),
         ("!ruby/sym 'two words'", "two words"),
@@ -114,6 +115,7 @@ def test_a_tag_that_is_read(yaml: str, value: Any) -> None:
         ("!ruby/object:ActiveSupport::TimeWithZone\n  zone: x", "ActiveSupport::TimeWithZone"),
         ("!ruby/object:ActiveSupport::TimeWithZone\n  utc: soon", "ActiveSupport::TimeWithZone"),
         ("!ruby/object:ActiveSupport::TimeWithZone 2024-01-01", "ActiveSupport::TimeWithZone"),
+        ("!ruby/object:ActiveRecord::Type::Time::Value\n  utc: soon", "ActiveRecord::Type::Time::Value"),
         ("!ruby/object:BigDecimal 18:many", "BigDecimal"),
         ("!ruby/object:DateTime 2018-02-30 04:05:06 Z", "DateTime"),
         ("!omap\n  - a: 1", "Psych::Omap"),
@@ -147,9 +149,10 @@ def test_the_zone_of_a_time_is_not_a_refused_value() -> None:
     }
 
 
-def test_a_time_of_day_is_the_local_clock() -> None:
+@pytest.mark.parametrize("time", ["ActiveSupport::TimeWithZone", "ActiveRecord::Type::Time::Value"])
+def test_a_time_of_day_is_the_local_clock(time: str) -> None:
     time_of_day = (
-        "!ruby/object:ActiveSupport::TimeWithZone\n  utc: 1999-12-31 23:05:00.000000000 Z\n"
+        f"!ruby/object:{time}\n  utc: 1999-12-31 23:05:00.000000000 Z\n"
         "  zone: !ruby/object:ActiveSupport::TimeZone\n    name: Asia/Jakarta\n"
         "  time: 2000-01-01 06:05:00.500000000 Z\n"
     )
@@ -173,7 +176,8 @@ def test_a_time_of_day_is_the_local_clock() -> None:
         (":theme", "theme"),
         ('"n"', "n"),
         ("'1'", "1"),
-        ("! ''", ""),
+        ("! ''", "null"),
+        ("! ':a: b'", "a: b"),
         ("? - 1\n  - 2\n", "[1,2]"),
         ("? {a: [x]}\n", '{"a":["x"]}'),
         ("2024-02-29", "2024-02-29"),
@@ -197,6 +201,8 @@ def test_the_last_of_equal_keys_counts() -> None:
         ("<<: [*1, {x: 9, z: 3}]", {"x": 1, "y": 2, "z": 3}),
         ("<<: text", {"y": 1, "<<": "text"}),
         ("<<: [*1, text]", {"y": 1, "<<": [{"x": 1, "y": 2}, "text"]}),
+        ("<<: .inf", {"y": 1, "<<": {"$float": "Infinity"}}),
+        ("! '<<': *1", {"x": 1, "y": 2}),
         ("'<<': *1", {"y": 1, "<<": {"x": 1, "y": 2}}),
     ],
 )

@@ -1,6 +1,7 @@
 """`crm-replay transform`: every sample row, and what an operator is told about a file that is not right."""
 
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,21 @@ def test_a_broken_contact_is_named(tmp_path: Path, line: str) -> None:
     contacts.write_text(line)
     with pytest.raises(BadInputError, match=r"contacts\.jsonl, line 1"):
         run("--rows", SAMPLE / "audits_yaml.jsonl", "--contacts", contacts)
+
+
+def test_a_row_under_a_former_name_becomes_what_it_would_under_the_name_now(tmp_path: Path) -> None:
+    text = files("schemas").joinpath("mapping.default.yaml").read_text("utf-8")
+    renamed = tmp_path / "renamed.yaml"
+    renamed.write_text(text.replace("aliases: {}", "aliases: {Person: Crm::Person, Deal: Crm::Deal}"))
+    rows = [
+        {**ROW, "action": "update", "audited_changes": "---\nssn:\n- '1'\n- '2'\n"},
+        {**ROW, "auditable_type": "Crm::Deal", "associated_type": "Crm::Person", "associated_id": 7, "action": "update",
+         "audited_changes": "---\ncrm_stage_id:\n- 1\n- 39\n"},
+    ]  # fmt: skip
+    former = json.loads(json.dumps(rows).replace("Crm::", ""))
+    as_text = ["".join(f"{json.dumps(row)}\n" for row in some) for some in (rows, former)]
+    now, then = (outcomes("--rows", "-", "--mapping", renamed, text=each) for each in as_text)
+    assert then == now
+    assert [outcome["document"]["action"] for outcome in now] == ["update", "won"]
+    assert now[1]["document"]["metadata"]["linked_entity_type"] == "Crm::Deal"
+    assert [outcome["outcome"] for outcome in outcomes("--rows", "-", text=as_text[1])] == ["skip", "skip"]

@@ -1,0 +1,44 @@
+"""What the live feed makes of a record before any rule looks at it."""
+
+from typing import Any, NamedTuple
+
+import orjson
+import pytest
+
+from processors.change_events import ChangeDecoder
+from processors.live import LiveTransformer
+from processors.metrics import ProcessorMetrics
+from schemas import mapping
+from schemas.codec import Codec
+from schemas.mapping import SourceMapping
+from schemas.records import AuditEvent
+from tests.unit.processors.test_change_events import ROW
+from tests.unit.processors.test_runs import JOB
+
+DEFAULT = mapping.load(None).model_dump(by_alias=True)
+RENAMED = SourceMapping.model_validate(DEFAULT | {"aliases": {"Person": "Crm::Person", "Deal": "Crm::Deal"}})
+EVENT = AuditEvent(5, 0, 1000, "Deal", 1, "Person", 7, "", 0, "", "update", "--- {}\n", False, 1, "", "", "acme")
+
+
+class Record(NamedTuple):
+    key: bytes | None
+    value: bytes | None
+
+
+def of_our_schema() -> bytes:
+    return Codec().encode(EVENT)
+
+
+def of_the_crm() -> bytes:
+    return orjson.dumps({**ROW, "auditable_type": "Deal", "associated_type": "Person"})
+
+
+@pytest.mark.parametrize("value", [of_our_schema, of_the_crm])
+def test_a_row_under_a_former_name_is_called_by_the_name_now(value: Any) -> None:
+    transformer = LiveTransformer(
+        JOB, Codec(), None, None, ProcessorMetrics(),
+        changes=ChangeDecoder(RENAMED, company_sso_id="acme"), named_now=RENAMED.named_now,
+    )  # fmt: skip
+    (event,) = transformer.decode([Record(b"k", value())])  # type: ignore[list-item]
+    assert isinstance(event, AuditEvent)
+    assert (event.auditable_type, event.associated_type) == ("Crm::Deal", "Crm::Person")
