@@ -47,7 +47,7 @@ from producer.audits import AuditReader, Limits, resolve
 from producer.audits import connect as db_connect
 from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, Gap, IdRange
-from producer.survey import Survey, count_in_scope, survey
+from producer.survey import Survey, UnreplayableIdsError, count_in_scope, survey
 from schemas.codec import Codec
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
@@ -151,6 +151,8 @@ def terms_after(error: BaseException, before: Job, now: Job) -> Terms | None:
     ended = (HaltedError, InterruptedRunError, JobChangedError, IllegalTransitionError)
     if isinstance(error, ended) or not isinstance(error, Exception):
         return None
+    if isinstance(error, UnreplayableIdsError):  # no further try will find other ids
+        return Terms(attempts=now.attempts + 1, error=str(error), fail=True)
     got_on = (now.run, now.records_migrated + now.records_skipped + now.records_failed) != (
         before.run,
         before.records_migrated + before.records_skipped + before.records_failed,
@@ -274,7 +276,13 @@ def run_selected(
         ids = _selected_ids(around, account, gaps, options.date_range_start or EARLIEST)
         new = _new_job(account, options, found, around)
         job = around.store.create(
-            replace(new, partial=True, records_total=len(ids), cutoff=options.date_range_start or EARLIEST),
+            replace(
+                new,
+                partial=True,
+                records_total=len(ids),
+                out_of_scope_by_type={},
+                cutoff=options.date_range_start or EARLIEST,
+            ),
             owner=new_owner(),
         )
         _note("rerun", job, around, rows=len(ids))
@@ -386,6 +394,7 @@ def _new_job(account: str, options: RunOptions, found: Survey, around: Surroundi
         mapping_path=str(Path(options.mapping_path).resolve()) if options.mapping_path else "",
         mapping_sha256=operations.digest(around.mapping),
         records_total=found.rows,
+        out_of_scope_by_type=found.out_of_scope_by_type,
         triggered_by=f"crm-replay on {socket.gethostname()}",
         date_range_start=options.date_range_start,
     )
@@ -400,6 +409,7 @@ def _surveyed(job: Job, found: Survey) -> NewJob:
         snapshot_xmax=found.snapshot_xmax,
         cutoff=found.cutoff,
         records_total=found.rows,
+        out_of_scope_by_type=found.out_of_scope_by_type,
     )
 
 
@@ -633,6 +643,8 @@ def _conclude(job: Job, stretch: Stretch, around: Surroundings) -> tuple[Job, Le
     store, totals = around.store, around.store.aggregate_progress(job)
     ledger = _ledger(job, stretch, around, totals)
     job = store.save_totals(job, totals, accuracy_pct=ledger.accuracy_pct)
+    if stretch.audit_ids is None and dict(job.out_of_scope_by_type) != dict(ledger.out_of_scope):
+        job = store.note_out_of_scope(job, ledger.out_of_scope)  # late rows among them
     if ledger.balanced and ledger.documents_agree:
         verdict, reason = JobStatus.COMPLETED, ""
     else:
@@ -657,9 +669,10 @@ def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals)
         around.mapping,
         account,
         top_audit_id=job.top_audit_id,
-        cutoff=job.cutoff,
+        cutoff=job.reads_from,
     )
     ledger = validation.validate(database, account, totals, source.rows)
+    ledger = replace(ledger, out_of_scope=source.out_of_scope_by_type)
     if job.date_range_start is None:
         return ledger
     return replace(ledger, documents=validation.documents_since(database, account, job.cutoff))

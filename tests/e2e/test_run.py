@@ -43,6 +43,28 @@ def test_every_row_of_the_sample_ends_in_exactly_one_bin_and_a_second_run_insert
     assert sample_crm.logs(account) == logs
 
 
+def test_every_row_has_a_bin_whatever_its_created_at_and_types_out_of_scope_are_counted(sample_crm):
+    odd = (None, "-infinity", "0044-03-15 12:00:00 BC", "infinity", "12026-01-01 00:00:00")
+    with psycopg.connect(sample_crm.dsn) as db:
+        top = db.execute("SELECT max(id) FROM audits").fetchone()[0]
+        for audit_id, created_at in enumerate(odd, top + 1):
+            db.execute(
+                "INSERT INTO audits (id, auditable_id, auditable_type, action, audited_changes, created_at)"
+                " VALUES (%s, 1, 'Crm::Person', 'update', %s, %s)",
+                (audit_id, "---\nname:\n- a\n- b\n", created_at),
+            )
+        db.execute("INSERT INTO audits (id, auditable_type, created_at) VALUES (%s, 'Odd.$Type', now())", (top + 6,))
+    job = sample_crm.run(SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
+    assert (job["status"], job["records_total"]) == ("completed", 326 + 5)
+    assert job["failures_by_cause"]["undecodable_record"] == 5
+    assert job["records_migrated"] + sum(job["skips_by_reason"].values()) + job["records_failed"] == 326 + 5
+    stored = sample_crm.database[JOBS].find_one({"company_sso_id": SAMPLE_YAML})
+    assert stored["out_of_scope_by_type"]["Odd.$Type"] == 1
+    verified = sample_crm.call("verify", "--account", SAMPLE_YAML, "--json")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert json.loads(verified.stdout)["source_rows"] == 326 + 5
+
+
 def test_accounts_that_share_person_ids_do_not_meet(sample_crm):
     sample_crm.run(SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
     before = sample_crm.logs(SAMPLE_YAML)
