@@ -88,7 +88,7 @@ class TerminalView:
         self._meter = RateMeter()
         self._task: TaskID | None = None
         self._bar = Progress(
-            SpinnerColumn(),
+            SpinnerColumn("line" if console.options.ascii_only else "dots"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
