@@ -474,12 +474,14 @@ def test_row_level_security_that_this_role_bypasses_is_no_matter(place: Connecti
         ("CREATE VIEW hidden.shown WITH (security_barrier) AS SELECT * FROM hidden.audits", 50, 50),
         ("CREATE MATERIALIZED VIEW hidden.shown AS SELECT * FROM hidden.audits WHERE id < 11", 10, 50),
         (
-            "CREATE TABLE hidden.parts (LIKE hidden.audits) PARTITION BY RANGE (id);"
-            " CREATE TABLE hidden.low PARTITION OF hidden.parts FOR VALUES FROM (1) TO (31);"
-            " CREATE TABLE hidden.high PARTITION OF hidden.parts FOR VALUES FROM (31) TO (99);"
-            " INSERT INTO hidden.parts SELECT * FROM hidden.audits; ANALYZE hidden.low; ANALYZE hidden.high;"
-            " CREATE VIEW hidden.within AS SELECT * FROM hidden.parts WHERE id < 41;"
-            " CREATE VIEW hidden.shown AS SELECT * FROM hidden.within WHERE id % 2 = 0",
+            (
+                "CREATE TABLE hidden.parts (LIKE hidden.audits) PARTITION BY RANGE (id);"
+                " CREATE TABLE hidden.low PARTITION OF hidden.parts FOR VALUES FROM (1) TO (31);"
+                " CREATE TABLE hidden.high PARTITION OF hidden.parts FOR VALUES FROM (31) TO (99);"
+                " INSERT INTO hidden.parts SELECT * FROM hidden.audits; ANALYZE hidden.low; ANALYZE hidden.high;"
+                " CREATE VIEW hidden.within AS SELECT * FROM hidden.parts WHERE id < 41;"
+                " CREATE VIEW hidden.shown AS SELECT * FROM hidden.within WHERE id % 2 = 0"
+            ),
             20,
             50,
         ),
