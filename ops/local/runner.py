@@ -48,6 +48,7 @@ from producer.audits import connect as db_connect
 from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, Gap, IdRange
 from producer.survey import Survey, UnreplayableIdsError, count_in_scope, survey
+from producer.visibility import require_whole_tables, tables_read
 from schemas.codec import Codec
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
@@ -303,6 +304,7 @@ def _surroundings(account: str, mapping_path: str, connections: Connections) -> 
     connections.require("crm_audit_database_url", "kafka_bootstrap_servers", "mongodb_url")
     mapping = load(mapping_path or None)
     with closing(db_connect(connections.crm_audit_database_url)) as db:
+        require_whole_tables(db, connections.crm_audit_database_url, tables_read(mapping))
         resolve(db, mapping, account)
     kafka = connections.kafka()
     admin = kafka_admin.client(kafka)
