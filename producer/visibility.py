@@ -54,7 +54,8 @@ def tables_read(mapping: SourceMapping) -> list[Table]:
     read = [
         ((source.schema_name, source.table), (*AUDIT_COLUMNS, *account)),
         ((users.schema_name, users.table), (users.id, users.email, users.full_name, users.deleted_at)),
-        *(((table.schema_name, table.table), (table.id,)) for table in mapping.referents.values()),
+        # A referent's table is read by account where it has that column; one that it has not is no matter.
+        *(((table.schema_name, table.table), (table.id, *account)) for table in mapping.referents.values()),
     ]
     columns: dict[tuple[str, str], dict[str, None]] = {}
     for name, names in read:

@@ -198,6 +198,8 @@ def test_ids_below_one_are_refused_with_their_number_and_the_first_of_them(datab
         survey(database_dsn, mapping, "1")
     assert "10 audit rows in scope have ids below 1 (-2147483648, -2147483647, -2147483646, " in str(caught.value)
     assert "\n" not in str(caught.value)
+    # Those that come during a run are counted at its end, which then does not add up.
+    assert count_in_scope(database_dsn, mapping, "1", top_audit_id=5, cutoff=EARLIEST).rows == 13
     # A date range that begins behind the only such row has none.
     with psycopg.connect(database_dsn) as db:
         db.execute("DELETE FROM audits WHERE account_id = 1 AND id < -1")
@@ -294,6 +296,23 @@ def test_a_policy_that_comes_after_the_survey_ends_the_reading_instead_of_hiding
                     db.execute(statement)
             with pytest.raises(BadInputError, match=r"row-level security policy .*BYPASSRLS"):
                 reader.page_after(10, 50, 0, (), look_for_gaps=False)
+
+
+def test_the_account_column_of_a_table_of_names_has_to_be_readable(database_dsn: str) -> None:
+    crm.make_audits(database_dsn, extra=", account_id int")
+    crm.add_audits(database_dsn, [1], account_id=1)
+    data = mapping_with(account={"column": "account_id", "query": "SELECT %(company_sso_id)s::int"}).model_dump(
+        by_alias=True
+    )
+    data["referents"] = {"Crm::Person": {"table": "people", "name": "first_name"}}
+    with psycopg.connect(database_dsn) as db:
+        db.execute("CREATE TABLE people (id int, first_name text, account_id int)")
+    rights = ("GRANT SELECT ON audits, users TO {}", "GRANT SELECT (id, first_name) ON people TO {}")
+    with (
+        reader_role(database_dsn, *rights) as dsn,
+        pytest.raises(BadInputError, match=r"may not read account_id of public\.people"),
+    ):
+        survey(dsn, SourceMapping.model_validate(data), "1")
 
 
 @pytest.mark.parametrize("table", ["users", "people"])
