@@ -53,6 +53,7 @@ class Survey:
     account: Any  # the mapped account column's value; None if the whole table is this account's
     changes_are_json: bool
     created_at_has_zone: bool
+    notes: tuple[str, ...] = ()  # of tables that may show a part of their rows: a view, policies
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def survey(
     with connect(dsn, statement_timeout_s) as db:
         if db.info.server_version < SERVER_VERSION_MIN:
             raise BadInputError(f"PostgreSQL {db.info.server_version // 10_000} is too old", "13 or newer is needed")
-        require_whole_tables(db, dsn, tables_read(mapping))
+        notes = require_whole_tables(db, dsn, tables_read(mapping))
         source = resolve(db, mapping, company_sso_id)
         check_references(db, mapping)
         require_ids(db, source, date_range_start)
@@ -109,6 +110,7 @@ def survey(
         account=source.account,
         changes_are_json=source.changes_are_json,
         created_at_has_zone=source.created_at_has_zone,
+        notes=notes,
     )
 
 

@@ -20,6 +20,13 @@ STATE_IT = (
     f" options=-c {STATED}"
 )
 
+# What the server's catalogue cannot say of a kind of relation, by pg_class.relkind.
+SHOWS_A_PART = {
+    "v": "is a view",
+    "m": "is a materialized view, as old as its last refresh",
+    "f": "is a foreign table",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -92,11 +99,28 @@ def why_not_whole(table: Table, seen: Visible, *, stated: bool) -> BadInputError
     return None
 
 
-def require_whole_tables(db: Connection, dsn: str, tables: Sequence[Table]) -> None:
-    """Raise BadInputError for the first table of which rows or columns are hidden from the role."""
+def may_be_part(table: Table, seen: Visible) -> str:
+    """Return what is to be known of a table that is read all the same; "" for one that is seen as a whole. Pure."""
+    if seen.row_security:
+        return f"row-level security is in force on {table}; the DSN says that role {seen.role} sees every row"
+    if seen.kind in SHOWS_A_PART:
+        return f"{table} {SHOWS_A_PART[seen.kind]}: what it leaves out ends in no bin"
+    return ""
+
+
+def require_whole_tables(db: Connection, dsn: str, tables: Sequence[Table]) -> tuple[str, ...]:
+    """Return what is to be known of tables that may show a part of their rows.
+
+    Raises BadInputError for the first table of which rows or columns are hidden from the role.
+    """
     stated = row_security_stated(dsn)
+    notes = []
     for table in tables:
         seen = visible(db, table)
-        error = why_not_whole(table, seen, stated=stated) if seen is not None else None
+        if seen is None:
+            continue
+        error = why_not_whole(table, seen, stated=stated)
         if error is not None:
             raise error
+        notes.append(may_be_part(table, seen))
+    return tuple(filter(None, notes))

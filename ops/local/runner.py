@@ -179,12 +179,14 @@ class Surroundings:
     topics: AccountTopics
     codec: Codec
 
-    def look(self, account: str, date_range_start: datetime | None) -> Survey:
+    def look(self, account: str, date_range_start: datetime | None, view: RunView) -> Survey:
         """Return the source as it is now, if Kafka keeps a replay of it for long enough. Raises BadInputError."""
         found = survey(
             self.connections.crm_audit_database_url, self.mapping, account, date_range_start=date_range_start
         )
         kafka_admin.require_retention(self.admin, self.topics, found.rows)
+        for note in found.notes:
+            view.note(note)
         return found
 
 
@@ -195,7 +197,7 @@ def run_account(account: str, options: RunOptions, connections: Connections, vie
     HaltedError, InterruptedRunError (both can be resumed), or ReplayError if a process keeps dying.
     """
     with _surroundings(account, options.mapping_path, connections) as around:
-        found = around.look(account, options.date_range_start)
+        found = around.look(account, options.date_range_start, view)
         job = _open_job(account, options, found, around, view)
         return _run(job, stretch_of(job), options, around, view)
 
@@ -236,7 +238,7 @@ def rerun_account(account: str, options: RunOptions, connections: Connections, v
             state = "never been replayed" if last is None else f"a job that is {last.status}"
             raise BadInputError(f"{account} has {state}", f"crm-replay run --account {account}")
         _require_mapping(last, around)
-        around.look(account, last.date_range_start)
+        around.look(account, last.date_range_start, view)
         refused = operations.why_no_rerun(last, connections)
         if refused:
             raise BadInputError(*refused)
@@ -249,7 +251,7 @@ def run_since(account: str, since: datetime, options: RunOptions, connections: C
     """Replay the account's rows created at or after `since`, in a job of their own, and return their ledger."""
     options = replace(options, date_range_start=since.replace(microsecond=since.microsecond // 1000 * 1000))
     with _surroundings(account, options.mapping_path, connections) as around:
-        found = around.look(account, options.date_range_start)
+        found = around.look(account, options.date_range_start, view)
         last = around.store.latest(account)
         if last is not None:
             _require_mapping(last, around)
@@ -270,7 +272,7 @@ def run_selected(
     if not gaps:
         raise BadInputError("no audit ids were given", "name at least one")
     with _surroundings(account, options.mapping_path, connections) as around:
-        found = around.look(account, options.date_range_start)
+        found = around.look(account, options.date_range_start, view)
         last = around.store.latest(account)
         if last is not None:
             _require_mapping(last, around)
@@ -333,7 +335,7 @@ def _work_on(
 ) -> RunResult:
     job = lease.job
     if not job.prepared:
-        found = around.look(job.company_sso_id, job.date_range_start)
+        found = around.look(job.company_sso_id, job.date_range_start, view)
         job = around.store.prepare(job, _surveyed(job, found))
         lease.check(stop)
     partitions = kafka_admin.ensure_topics(around.admin, around.topics, job.partitions)

@@ -98,6 +98,7 @@ def dry_run_account(account: str, options: DryRunOptions, connections: Connectio
     finally:
         database.client.close()
     tally = dry.tally
+    undated = 0 if options.date_range_start is None else found.rows_without_created_at
     return Report(
         company_sso_id=account,
         rows_in_scope=found.rows,
@@ -110,9 +111,7 @@ def dry_run_account(account: str, options: DryRunOptions, connections: Connectio
         estimate=estimate_of(tally, found.rows, rate, INDEX_BYTES),
         dry_rows_per_s=tally.rows / seconds if seconds else 0.0,
         out_of_scope_by_type=found.out_of_scope_by_type,
-        notes=dry.notes(
-            0 if options.date_range_start is None else found.rows_without_created_at, connections.user_directory_url
-        ),
+        notes=[*found.notes, *dry.notes(undated, connections.user_directory_url)],
     )
 
 

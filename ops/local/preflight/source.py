@@ -41,7 +41,15 @@ from producer.survey import (
     count,
     require_ids,
 )
-from producer.visibility import Table, Visible, row_security_stated, tables_read, visible, why_not_whole
+from producer.visibility import (
+    Table,
+    Visible,
+    may_be_part,
+    row_security_stated,
+    tables_read,
+    visible,
+    why_not_whole,
+)
 from schemas.mapping import SourceMapping
 
 CLOCK_WARN_S, CLOCK_FAIL_S = 2.0, 300.0
@@ -53,12 +61,6 @@ SAMPLE_PLACES = 4
 SEEN_TIMEOUT_S = 20.0  # for a count of all rows of a table that may show a part only
 SEEN_MIN = 0.9  # of the rows that the statistics know of; ANALYZE looks at a sample
 TYPES_NAMED_MAX = 10
-# What the server's catalogue cannot say of a kind of relation, by pg_class.relkind.
-SHOWS_A_PART = {
-    "v": "is a view",
-    "m": "is a materialized view, as old as its last refresh",
-    "f": "is a foreign table",
-}
 SAMPLE_PAGE_ROWS = 500
 GRANT = (
     "give a role that may only read: CREATE ROLE crm_replay LOGIN PASSWORD '…'; GRANT USAGE ON SCHEMA {schema} TO"
@@ -214,7 +216,7 @@ def check_visibility(dsn: str, mapping: SourceMapping) -> Check:
             hidden = why_not_whole(table, seen, stated=stated)
             if hidden is not None:
                 findings.append((Verdict.FAIL, hidden.what, hidden.to_do))
-            elif seen.row_security or seen.kind in SHOWS_A_PART:
+            elif may_be_part(table, seen):
                 rows, known = _seen_and_known(db, table, seen)
                 facts[str(table)] |= {"rows_seen": rows, "rows_known": known}
                 findings.append(_of_a_part(table, seen, rows, known))
@@ -228,13 +230,10 @@ def _of_a_part(table: Table, seen: Visible, rows: int | None, known: int | None)
     else:
         fewer = rows < SEEN_MIN * known
         compared = f"it shows {rows:,} rows, the statistics of what is behind it know of about {known:,}"
+    said = f"{may_be_part(table, seen)}; {compared}"
     if seen.row_security:
-        said = (
-            f"row-level security is in force on {table}; the DSN says that role {seen.role} sees every row: {compared}"
-        )
         to_do = "have the policies checked; better a role with BYPASSRLS"
         return Verdict.FAIL if fewer else Verdict.WARN, said, to_do
-    said = f"{table} {SHOWS_A_PART[seen.kind]}: what it leaves out ends in no bin; {compared}"
     return Verdict.WARN, said, "make sure that it shows every row of the account, or name the table itself"
 
 

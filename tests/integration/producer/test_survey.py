@@ -278,9 +278,15 @@ def test_active_row_security_is_refused_unless_the_dsn_says_that_the_policies_sh
         with pytest.raises(BadInputError, match=r"row-level security .*public\.audits.*BYPASSRLS.*row_security=on"):
             survey(dsn, mapping_with(), "acme")
         stated = psycopg.conninfo.make_conninfo(dsn, options="-c row_security=on")
-        assert survey(stated, mapping_with(), "acme").rows == 20
+        found = survey(stated, mapping_with(), "acme")
+        assert (found.rows, "row-level security is in force on public.audits" in found.notes[0]) == (20, True)
     with reader_role(database_dsn, POLICY[0], "ALTER ROLE {} BYPASSRLS") as dsn:
-        assert survey(dsn, mapping_with(), "acme").rows == 50
+        found = survey(dsn, mapping_with(), "acme")
+        assert (found.rows, found.notes) == (50, ())
+    with psycopg.connect(database_dsn) as db:
+        db.execute("CREATE VIEW shown AS SELECT * FROM audits WHERE id % 5 < 2")
+    found = survey(database_dsn, mapping_with(table="shown"), "acme")
+    assert (found.rows, found.notes) == (20, ("public.shown is a view: what it leaves out ends in no bin",))
 
 
 def test_a_policy_that_comes_after_the_survey_ends_the_reading_instead_of_hiding_rows(database_dsn: str) -> None:
