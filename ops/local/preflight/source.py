@@ -51,6 +51,7 @@ from producer.visibility import (
     why_not_whole,
 )
 from schemas.mapping import SourceMapping
+from sink.halting import FAILURE_RATE_MAX
 
 CLOCK_WARN_S, CLOCK_FAIL_S = 2.0, 300.0
 REPLICA_LAG_WARN_S = 60.0
@@ -331,12 +332,13 @@ def check_scope(scope: Scope, start: datetime | None) -> Check:
                 "set created_at in the CRM, or leave out --date-range-start",
             )
         )
-    elif rows.rows_without_created_at or rows.rows_outside_calendar:
-        odd = max(rows.rows_outside_calendar, rows.rows_without_created_at)
+    odd = max(rows.rows_outside_calendar, 0 if start is not None else rows.rows_without_created_at)
+    if odd:
+        halts = ", enough to halt the job" if rows.rows_outside_calendar > FAILURE_RATE_MAX * rows.rows else ""
         findings.append(
             (
-                Verdict.WARN,
-                f"{odd:,} rows end as dead letters: created_at NULL, infinite or outside of the years 1 to 9999",
+                Verdict.FAIL if halts else Verdict.WARN,
+                f"{odd:,} rows end as dead letters{halts}: created_at NULL, infinite or not of the years 1 to 9999",
                 "correct created_at in the CRM, or leave them out with --date-range-start",
             )
         )

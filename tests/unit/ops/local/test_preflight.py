@@ -166,6 +166,11 @@ def test_rows_without_created_at_and_no_rows_are_warned_of() -> None:
     check = check_scope(Scope(InScope(5, 2, 1, 9, NOON), 9, 9), None)
     assert (check.verdict, check.facts["rows_without_created_at"]) == (Verdict.WARN, 2)
     assert check_scope(Scope(InScope(5, 0, 1, 9, NOON), 9, 9), NOON).verdict is Verdict.OK
+    check = check_scope(Scope(InScope(50, 6, 1, 9, NOON, rows_outside_calendar=6), 9, 9), None)
+    assert (check.verdict, "enough to halt the job" in check.found) == (Verdict.FAIL, True)
+    ranged = check_scope(Scope(InScope(50, 6, 1, 9, NOON, rows_outside_calendar=3), 9, 9), NOON)
+    assert (ranged.verdict, "6 rows without created_at" in ranged.found) == (Verdict.WARN, True)
+    assert "3 rows end as dead letters: " in ranged.found
 
 
 def api(key: int, high: int) -> str:
