@@ -199,7 +199,7 @@ def require_ids(db: Connection, source: AuditSource, date_range_start: datetime 
     named = ", ".join(str(audit_id) for audit_id, _ in found)
     have = "audit row in scope has an id" if count == 1 else "audit rows in scope have ids"
     raise UnreplayableIdsError(
-        f"{count:,} {have} below 1 ({named}{', …' if count > len(found) else ''}), which cannot be replayed",
+        f"{count:,} {have} below 1 ({named}{', and more' if count > len(found) else ''}), which cannot be replayed",
         "give these rows free ids above 0 in a copy of the table and name that in the source mapping, or leave them out"
         " with a date range",
     )

@@ -15,10 +15,6 @@ from schemas.errors import BadInputError
 from schemas.mapping import SourceMapping
 
 STATED = "row_security=on"  # in the DSN's options: the operator says that the policies show this role every row
-STATE_IT = (
-    "ALTER ROLE … BYPASSRLS; or, if its policies show this role every row, say so in CRM_AUDIT_DATABASE_URL:"
-    f" options=-c {STATED}"
-)
 
 # What the server's catalogue cannot say of a kind of relation, by pg_class.relkind.
 SHOWS_A_PART = {
@@ -95,7 +91,11 @@ def why_not_whole(table: Table, seen: Visible, *, stated: bool) -> BadInputError
             f"role {seen.role} may not read {', '.join(seen.unreadable)} of {table}", "grant SELECT on these columns"
         )
     if seen.row_security and not stated:
-        return BadInputError(f"row-level security hides rows of {table} from role {seen.role}", STATE_IT)
+        return BadInputError(
+            f"row-level security hides rows of {table} from role {seen.role}",
+            f"ALTER ROLE {seen.role} BYPASSRLS; or, if its policies show it every row, say so in CRM_AUDIT_DATABASE_URL"
+            f" with options=-c {STATED}",
+        )
     return None
 
 

@@ -208,7 +208,8 @@ def check_visibility(dsn: str, mapping: SourceMapping) -> Check:
         for table in tables_read(mapping):
             seen = visible(db, table)
             if seen is None:
-                continue  # the check of the mapping names it
+                findings.append((Verdict.WARN, f"{table} is not there, so nothing is known of it", ""))
+                continue
             facts[str(table)] = {
                 "kind": seen.kind,
                 "row_security": seen.row_security,

@@ -458,8 +458,9 @@ def test_row_level_security_fails_unless_it_is_stated_that_it_hides_nothing_and_
             db.execute("ALTER POLICY two_of_five ON hidden.audits USING (true)")
         check = source.check_visibility(stated, mapping)
         assert (check.verdict, check.facts["hidden.audits"]["rows_seen"]) == (Verdict.WARN, 50)
-        report = by_name(preflight_account(SAMPLE_YAML, PreflightOptions(MAPPING), place).checks)
-        assert report["source_visibility"].verdict is Verdict.OK
+    assert source.check_visibility(place.crm_audit_database_url, load(MAPPING)).verdict is Verdict.OK
+    missing = source.check_visibility(place.crm_audit_database_url, mapping_with(table="nowhere"))
+    assert (missing.verdict, "public.nowhere is not there" in missing.found) == (Verdict.WARN, True)
 
 
 def test_row_level_security_that_this_role_bypasses_is_no_matter(place: Connections) -> None:
