@@ -17,7 +17,7 @@ from schemas.errors import BadInputError
 from schemas.topics import AccountTopics
 
 TIMEOUT_S = kafka_admin.ANSWER_TIMEOUT_S
-COORDINATOR_ASK_S = 5.0  # a question; it is asked again
+COORDINATOR_ASK_S = 5.0  # of one request, which is repeated
 COORDINATOR_MAX_S = 15.0  # well within the time that a check has
 OFFSETS_KEPT_MIN = 7 * 24 * 60  # minutes; a halted job's groups have no member
 _API = re.compile(r"ApiKey (?:Unknown-\d+\??|\w+) \((\d+)\) Versions (\d+)\.\.(\d+)")
