@@ -5,6 +5,7 @@ Only the command that is called is imported: a worker's start or a status must n
 
 import atexit
 import gc
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     0 done, 1 the work went wrong (halted, out of balance), 2 the call or its surroundings are wrong, 130 interrupted.
     """
+    _print_on_any_terminal()
     gc.set_threshold(GC_THRESHOLD)
     atexit.register(gc.freeze)  # what there is at the end goes with the process; the collector need not look through it
     words = sys.argv[1:] if argv is None else list(argv)
@@ -129,6 +131,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         _say(failed)
         sys.exit(failed.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _print_on_any_terminal() -> None:
+    """Have what an encoding cannot say printed as an escape: an ASCII terminal must not end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def of_a_server(error: Exception) -> ReplayError | None:

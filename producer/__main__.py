@@ -99,7 +99,7 @@ def run(only: frozenset[int]) -> None:
             environ = {**os.environ, PORT_VARIABLE: "0", "CRM_REPLAY_WORKER": name}
         about = {"account": job.company_sso_id, "job_id": job.job_id, "run": str(job.run)}
         open_.enter_context(serving("producer", snapshot.counters.values, about=about, environ=environ))
-        ranges = ranges_of_run(checkpoint, min(0, reader.smallest_id() - 1), job.top_audit_id)
+        ranges = ranges_of_run(checkpoint, 0, job.top_audit_id)  # the survey has refused ids below 1
         if only:
             for range_ in ranges:
                 if range_.id_range in only:

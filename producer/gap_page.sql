@@ -2,9 +2,11 @@
 WITH audit AS (
     SELECT late.* FROM unnest(%(lows)s::bigint[], %(highs)s::bigint[]) AS gap (low, high)
     CROSS JOIN LATERAL (
-        SELECT * FROM {table}
+        SELECT id, created_at, auditable_type, auditable_id, associated_type, associated_id, user_type, user_id,
+               username, action, audited_changes, version, comment, request_uuid
+        FROM {table}
         WHERE id >= gap.low AND id <= gap.high
-          AND auditable_type = ANY(%(scope)s::text[]) AND created_at >= %(cutoff)s AND {account}
+          AND auditable_type = ANY(%(scope)s::text[]) AND {since} AND {account}
         ORDER BY id LIMIT %(page_rows)s
     ) AS late
     ORDER BY id LIMIT %(page_rows)s

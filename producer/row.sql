@@ -1,6 +1,6 @@
--- The rest of every query that reads rows: `audit` as an AuditEvent has its fields. NULL is '' or 0, the changes are the
--- text they print as. A row whose texts have more than size_max bytes comes without them (NULL): large_row.sql fetches it.
-SELECT id::bigint, created_at, COALESCE(auditable_type, '')::text, COALESCE(auditable_id, 0)::bigint,
+-- The rest of every query that reads rows: `audit` as an AuditEvent has its fields. NULL is '' or 0, a created_at of NULL
+-- no moment of the calendar, the changes are the text they print as. A row whose texts have more than size_max bytes comes without them (NULL): large_row.sql fetches it.
+SELECT id::bigint, COALESCE(created_at, '-infinity'), COALESCE(auditable_type, '')::text, COALESCE(auditable_id, 0)::bigint,
        COALESCE(associated_type, '')::text, COALESCE(associated_id, 0)::bigint, COALESCE(user_type, '')::text,
        COALESCE(user_id, 0)::bigint, COALESCE(username, '')::text, COALESCE(action, '')::text,
        CASE WHEN octet_length(changes) + octet_length(remark) <= %(size_max)s THEN changes END, COALESCE(version, 0)::bigint,

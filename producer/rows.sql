@@ -5,6 +5,6 @@ COPY (
            action, audited_changes, version, comment, request_uuid
     FROM {table}
     WHERE id > %(cursor)s AND id <= %(last)s
-      AND auditable_type = ANY(%(scope)s::text[]) AND created_at >= %(cutoff)s AND {account}
+      AND auditable_type = ANY(%(scope)s::text[]) AND {since} AND {account}
     ORDER BY id
 ) TO STDOUT (FORMAT binary)

@@ -1,7 +1,8 @@
 """What has to be known of the source before a job exists: that it is readable, what is in scope, where it ends."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -18,41 +19,54 @@ from producer.audits import (
     resolve,
 )
 from producer.cursor import EARLIEST, cutoff
+from producer.visibility import require_whole_tables, tables_read
 from schemas.errors import BadInputError
 from schemas.mapping import SourceMapping
 
 COUNT_WINDOW_IDS = 500_000  # a count is many short queries and not one long one
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SERVER_VERSION_MIN = 130_000  # pg_current_snapshot
+IDS_NAMED_MAX = 5
+OTHER_TYPES_MAX = 100  # out of scope, counted by name; a table has some dozens, unless anything writes any text there
+REMAINING_TYPES = "(other types)"
 
 Progress = Callable[[int, int], None]  # id scanned up to, newest id
+
+
+class UnreplayableIdsError(BadInputError):
+    """Rows in scope have ids below 1, which high-water marks and `_id`s cannot hold (DECISIONS.md, decision 50)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
     """The source as it is when a job starts."""
 
-    rows: int  # in scope and not created before the cutoff
-    rows_without_created_at: int  # of the account and of types in scope; in no date range, so never read
+    rows: int  # in scope and in the date range; without one, all in scope
+    rows_without_created_at: int  # of the account and of types in scope; no date range has them
+    rows_outside_calendar: int  # of `rows`: their created_at is NULL, infinite or outside of the years 1 to 9999
     min_id: int  # of the account's rows of types in scope; 0 if there are none
     max_id: int
     top_audit_id: int  # newest id of the whole table
     snapshot_xmax: int  # ids up to top may still be committed by transactions below it
-    cutoff: datetime  # aware UTC
+    cutoff: datetime  # aware UTC; where the date range or else the account's history begins
+    out_of_scope_by_type: Mapping[str, int]  # rows of the account and the date range that are not read
     account: Any  # the mapped account column's value; None if the whole table is this account's
     changes_are_json: bool
     created_at_has_zone: bool
+    notes: tuple[str, ...] = ()  # of tables that may show a part of their rows: a view, policies
 
 
 @dataclass(frozen=True, slots=True)
 class InScope:
-    """A count of the rows in scope up to an id."""
+    """A count of the rows in scope up to an id, and of those beside them. Fields as of `Survey`."""
 
     rows: int
     rows_without_created_at: int
     min_id: int
     max_id: int
     earliest: datetime | None  # created_at
+    rows_outside_calendar: int = 0
+    out_of_scope_by_type: Mapping[str, int] = field(default_factory=dict)
 
 
 def survey(
@@ -67,29 +81,36 @@ def survey(
     """Return what a job has to know; reads only.
 
     Raises BadInputError in one line for a missing table or column, one of another type, a name expression that does
-    not work, an unknown account; ServiceUnreachableError for a server that does not let us in.
+    not work, an unknown account, rows or columns that are hidden from the role; UnreplayableIdsError for ids below 1;
+    ServiceUnreachableError for a server that does not let us in.
     """
     with connect(dsn, statement_timeout_s) as db:
         if db.info.server_version < SERVER_VERSION_MIN:
             raise BadInputError(f"PostgreSQL {db.info.server_version // 10_000} is too old", "13 or newer is needed")
+        notes = require_whole_tables(db, dsn, tables_read(mapping))
         source = resolve(db, mapping, company_sso_id)
         check_references(db, mapping)
+        require_ids(db, source, date_range_start)
         with answering("asking for the newest id"):
             _, top, xmax = db.execute(source.query("horizon")).fetchall()[0]
+        top = max(top, 0)  # another account's ids may all be below 1
         found = count(db, source, top, date_range_start, progress)
         with answering("asking for the time"):
             now = db.execute("SELECT extract(epoch FROM now())::float8").fetchall()[0][0]
     return Survey(
         rows=found.rows,
         rows_without_created_at=found.rows_without_created_at,
+        rows_outside_calendar=found.rows_outside_calendar,
         min_id=found.min_id,
         max_id=found.max_id,
         top_audit_id=top,
         snapshot_xmax=xmax,
         cutoff=cutoff(date_range_start, found.earliest, datetime.fromtimestamp(now, UTC)),
+        out_of_scope_by_type=found.out_of_scope_by_type,
         account=source.account,
         changes_are_json=source.changes_are_json,
         created_at_has_zone=source.created_at_has_zone,
+        notes=notes,
     )
 
 
@@ -103,15 +124,20 @@ def count_in_scope(
     statement_timeout_s: float = 60.0,
     progress: Progress | None = None,
 ) -> InScope:
-    """Return the count of the rows a job reads, late ones included: what the ledger has to add up to."""
+    """Return the count of the rows a job reads, late ones included: what the ledger has to add up to.
+
+    A cutoff of EARLIEST leaves out no row.
+    """
     with connect(dsn, statement_timeout_s) as db:
         return count(db, resolve(db, mapping, company_sso_id), top_audit_id, cutoff, progress)
 
 
 def count(db: Connection, source: AuditSource, top: int, start: datetime | None, progress: Progress | None) -> InScope:
     """Return the count of the rows in scope up to `top`, window by window; empty stretches of ids are jumped over."""
-    rows = without = min_id = max_id = 0
+    rows = without = outside = min_id = max_id = 0
+    others: Counter[str] = Counter()
     earliest: datetime | None = None
+    query = source.query("count", cutoff=start)
     cursor = first_behind(db, source, -(2**63), top) - 1
     while cursor < top:
         window_end = min(cursor + COUNT_WINDOW_IDS, top)
@@ -120,22 +146,63 @@ def count(db: Connection, source: AuditSource, top: int, start: datetime | None,
             "window_end": window_end,
             "scope": list(source.types),
             "account": source.account,
-            "start": None if start is None else source.moment(start),
+            "cutoff": None if start is None else source.moment(start),
         }
         with answering("counting the rows in scope"):
-            answer = db.execute(source.query("count"), values, binary=True).fetchall()[0]
-        rows += answer[0]
-        without += answer[1]
-        if answer[2] is not None:
-            min_id = min_id or answer[2]
-            max_id = answer[3]
-        if answer[4] is not None:
-            moment = _moment(answer[4])
-            earliest = moment if earliest is None else min(earliest, moment)
+            answers = db.execute(query, values, binary=True).fetchall()
+        lows, highs = [], []
+        for in_scope, type_name, found, undated, odd, low, high, oldest in answers:
+            if not in_scope:
+                others[type_name] += found
+                continue
+            rows += found
+            without += undated
+            outside += odd
+            lows.append(low)
+            highs.append(high)
+            if oldest is not None:
+                moment = _moment(oldest)
+                earliest = moment if earliest is None else min(earliest, moment)
+        if lows:
+            min_id = min_id or min(lows)
+            max_id = max(highs)
+        if len(others) > 2 * OTHER_TYPES_MAX:
+            others = _most_frequent(others)
         if progress is not None:
             progress(window_end, top)
         cursor = first_behind(db, source, window_end, top) - 1
-    return InScope(rows, without, min_id, max_id, earliest)
+    others = _most_frequent(+others)
+    return InScope(rows, without, min_id, max_id, earliest, outside, dict(others))
+
+
+def _most_frequent(types: "Counter[str]") -> "Counter[str]":
+    """Return the counts of the most frequent types, and the sum of the others under a name of its own."""
+    remaining = types.pop(REMAINING_TYPES, 0)
+    kept = Counter(dict(types.most_common(OTHER_TYPES_MAX)))
+    remaining += types.total() - kept.total()
+    return kept + Counter({REMAINING_TYPES: remaining})
+
+
+def require_ids(db: Connection, source: AuditSource, date_range_start: datetime | None) -> None:
+    """Raise UnreplayableIdsError, with the first of them, if rows in scope have ids below 1."""
+    values = {
+        "scope": list(source.scope),
+        "account": source.account,
+        "cutoff": None if date_range_start is None else source.moment(date_range_start),
+        "named_max": IDS_NAMED_MAX,
+    }
+    with answering("looking for ids below 1"):
+        found = db.execute(source.query("ids_below_1", cutoff=date_range_start), values).fetchall()
+    if not found:
+        return
+    count = found[0][1]
+    named = ", ".join(str(audit_id) for audit_id, _ in found)
+    have = "audit row in scope has an id" if count == 1 else "audit rows in scope have ids"
+    raise UnreplayableIdsError(
+        f"{count:,} {have} below 1 ({named}{', and more' if count > len(found) else ''}), which cannot be replayed",
+        "give these rows free ids above 0 in a copy of the table and name that in the source mapping, or leave them out"
+        " with a date range",
+    )
 
 
 def first_behind(db: Connection, source: AuditSource, audit_id: int, top: int) -> int:
@@ -159,6 +226,13 @@ def check_references(db: Connection, mapping: SourceMapping) -> None:
     columns = columns_of(db, users.schema_name, users.table)
     wanted = (users.id, users.email, users.full_name, users.deleted_at)
     require_columns(columns, f"{users.schema_name}.{users.table}", wanted)
+    with answering(f"table {users.schema_name}.{users.table}"):
+        db.execute(
+            sql.SQL("SELECT {columns} FROM {table} LIMIT 0").format(
+                columns=sql.SQL(", ").join(map(sql.Identifier, wanted)),
+                table=sql.Identifier(users.schema_name, users.table),
+            )
+        )
     for type_name, table in mapping.referents.items():
         name = f"{table.schema_name}.{table.table}"
         require_columns(columns_of(db, table.schema_name, table.table), name, (table.id,))

@@ -18,7 +18,7 @@ class ReplayJob(BaseModel):
     partitions: int = Field(ge=1, le=1024)
     top_audit_id: int = Field(ge=0)  # max(id) when the job started
     snapshot_xmax: int = Field(ge=0)  # ids up to `top` may still be committed by transactions below this
-    cutoff: AwareDatetime  # rows created before it are not replayed
+    cutoff: AwareDatetime  # rows created before it are not replayed; of the year 1: all are, dated or not
     mapping_path: str
     fence: int = Field(0, ge=0)  # rises with every runner that takes the job up: cursors count under the highest only
     begin_offsets: tuple[int, ...] = ()  # of the begin markers on the replay topic, by partition

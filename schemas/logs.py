@@ -88,8 +88,10 @@ def configure(process: str, *, stream: TextIO | None = None, environ: Mapping[st
     if level not in LEVELS:
         raise BadInputError(f"{LEVEL_VARIABLE}={level}", f"one of {', '.join(LEVELS)}")
     bind(process=process, worker=environ.get("CRM_REPLAY_WORKER"))
-    renderer: Any = structlog.processors.JSONRenderer(ensure_ascii=False) if form == "json" else _text
-    handler = logging.StreamHandler(stream or sys.stderr)
+    stream = stream or sys.stderr
+    json_lines = structlog.processors.JSONRenderer(ensure_ascii=not is_utf8(stream))
+    renderer: Any = json_lines if form == "json" else _text
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _clean, renderer],
@@ -116,6 +118,11 @@ def configure(process: str, *, stream: TextIO | None = None, environ: Mapping[st
     threading.excepthook = lambda raised: _uncaught(
         raised.exc_type, raised.exc_value or raised.exc_type(), raised.exc_traceback
     )
+
+
+def is_utf8(stream: TextIO) -> bool:
+    """Return whether a stream takes every letter; one without an encoding (in memory) does."""
+    return (getattr(stream, "encoding", None) or "utf-8").lower().replace("_", "-") in ("utf-8", "utf8")
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -68,11 +68,11 @@ def persons_in_scope(
     with connect(dsn, STATEMENT_TIMEOUT_S) as db:
         source = resolve(db, mapping, company_sso_id)
         with answering("asking for the newest id"):
-            smallest, top, _ = db.execute(source.query("horizon")).fetchall()[0]
+            _, top, _ = db.execute(source.query("horizon")).fetchall()[0]
     persons: dict[str, None] = {}
     rows = 0
     give_up_at = time.monotonic() + READ_MAX_S
-    left = stretches(min(0, smallest - 1), top)
+    left = stretches(0, max(top, 0))
     limits = Limits(statement_timeout_s=STATEMENT_TIMEOUT_S)
     with closing(AuditReader(dsn, source, date_range_start or EARLIEST, limits)) as reader:
         while left:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from producer.cursor import EARLIEST
 from schemas.errors import ReplayError
 from schemas.job import ReplayJob
 from schemas.vocabulary import JobStatus, SkipReason
@@ -85,6 +86,15 @@ class Job:
     lease_until: dt.datetime = NEVER  # by the database's clock; behind it, anybody may claim the job
     attempts: int = 0  # of runners, in a row, that gave the job back without having got on with it
     rollback: Mapping[str, Any] | None = None  # removed, remaining, by, started_at, updated_at, finished_at
+    out_of_scope_by_type: Mapping[str, int] = field(default_factory=dict)  # rows of types that are not read
+
+    @property
+    def reads_from(self) -> dt.datetime:
+        """Return the time before which rows are left out; EARLIEST without a date range, which leaves out none.
+
+        `cutoff` is then only where the history began as far as the survey saw it: rows may have any created_at.
+        """
+        return self.cutoff if self.date_range_start is not None else EARLIEST
 
     def waiting(self, now: dt.datetime) -> bool:
         """Whether it is in progress and no runner has it, or its runner has fallen silent."""
@@ -99,7 +109,7 @@ class Job:
             partitions=self.partitions,
             top_audit_id=self.top_audit_id,
             snapshot_xmax=self.snapshot_xmax,
-            cutoff=self.cutoff,
+            cutoff=self.reads_from,
             mapping_path=self.mapping_path,
             fence=self.fence,
             begin_offsets=self.begin_offsets,
@@ -119,6 +129,7 @@ class Ledger:
     failed: int = 0
     foreign: int = 0
     documents: int | None = None
+    out_of_scope: Mapping[str, int] = field(default_factory=dict)  # by type: not read, and no part of the sums
 
     @property
     def skipped_total(self) -> int:

@@ -65,6 +65,7 @@ def next_run_of(job: Job) -> NewJob:
         mapping_path=job.mapping_path,
         mapping_sha256=job.mapping_sha256,
         records_total=job.records_total,
+        out_of_scope_by_type=job.out_of_scope_by_type,
         triggered_by=job.triggered_by,
         date_range_start=job.date_range_start,
         published_at=job.begin_offsets,

@@ -9,7 +9,7 @@ import datetime as dt
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bson.codec_options import CodecOptions
@@ -56,6 +56,7 @@ class NewJob:
     mapping_path: str = ""
     mapping_sha256: str = ""
     records_total: int = 0
+    out_of_scope_by_type: Mapping[str, int] = field(default_factory=dict)  # rows of types that are not read
     triggered_by: str = ""
     date_range_start: dt.datetime | None = None
     partial: bool = False  # replays chosen rows of a history that another job has replayed
@@ -247,6 +248,10 @@ class JobStore:
         """Note how many source rows are in scope; return the job."""
         return self._set(job, {"records_total": records_total})
 
+    def note_out_of_scope(self, job: Job, by_type: Mapping[str, int]) -> Job:
+        """Note how many rows are of types that are not read; return the job."""
+        return self._set(job, {"out_of_scope_by_type": dict(by_type)})
+
     def note_rollback(self, job: Job, *, removed: int, remaining: int, by: str, finished: bool = False) -> None:
         """Note how far the deletion of the account's documents is."""
         now = _now()
@@ -405,6 +410,7 @@ def job_of(document: Mapping[str, Any]) -> Job:
         lease_until=document.get("lease_until", NEVER),
         attempts=document.get("attempts", 0),
         rollback=document.get("rollback"),
+        out_of_scope_by_type=document.get("out_of_scope_by_type", {}),
     )
 
 
@@ -450,6 +456,7 @@ def _survey_fields(new: NewJob) -> Document:
         "cutoff": new.cutoff,
         "cutoff_us": (new.cutoff - EPOCH) // dt.timedelta(microseconds=1),
         "records_total": new.records_total,
+        "out_of_scope_by_type": dict(new.out_of_scope_by_type),
     }
 
 

@@ -173,9 +173,10 @@ class _Teller:
             "replays_of_parts_since": [each.run for each in self._partials],
         }
         line = f"{job.job_id}, {job.status}, run {job.run} of {job.started_at:%Y-%m-%d %H:%M:%S} UTC"
-        since = f"{len(self._partials)} replays of chosen rows since" if self._partials else ""
-        bounds = f"rows up to {job.top_audit_id}, created from {job.cutoff.isoformat()}"
-        self.story.tell("job", facts, line, bounds, *filter(None, [since]))
+        parts = f"{len(self._partials)} replays of chosen rows since" if self._partials else ""
+        since = f"created from {job.reads_from.isoformat()}" if job.reads_from > EARLIEST else "whenever created"
+        bounds = f"rows up to {job.top_audit_id}, {since}"
+        self.story.tell("job", facts, line, bounds, *filter(None, [parts]))
 
     def _tell_source(self) -> None:
         row = self._row = self._read_row()

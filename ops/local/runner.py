@@ -47,7 +47,8 @@ from producer.audits import AuditReader, Limits, resolve
 from producer.audits import connect as db_connect
 from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, Gap, IdRange
-from producer.survey import Survey, count_in_scope, survey
+from producer.survey import Survey, UnreplayableIdsError, count_in_scope, survey
+from producer.visibility import require_whole_tables, tables_read
 from schemas.codec import Codec
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
@@ -151,6 +152,8 @@ def terms_after(error: BaseException, before: Job, now: Job) -> Terms | None:
     ended = (HaltedError, InterruptedRunError, JobChangedError, IllegalTransitionError)
     if isinstance(error, ended) or not isinstance(error, Exception):
         return None
+    if isinstance(error, UnreplayableIdsError):  # no further try will find other ids
+        return Terms(attempts=now.attempts + 1, error=str(error), fail=True)
     got_on = (now.run, now.records_migrated + now.records_skipped + now.records_failed) != (
         before.run,
         before.records_migrated + before.records_skipped + before.records_failed,
@@ -176,12 +179,14 @@ class Surroundings:
     topics: AccountTopics
     codec: Codec
 
-    def look(self, account: str, date_range_start: datetime | None) -> Survey:
+    def look(self, account: str, date_range_start: datetime | None, view: RunView) -> Survey:
         """Return the source as it is now, if Kafka keeps a replay of it for long enough. Raises BadInputError."""
         found = survey(
             self.connections.crm_audit_database_url, self.mapping, account, date_range_start=date_range_start
         )
         kafka_admin.require_retention(self.admin, self.topics, found.rows)
+        for note in found.notes:
+            view.note(note)
         return found
 
 
@@ -192,7 +197,7 @@ def run_account(account: str, options: RunOptions, connections: Connections, vie
     HaltedError, InterruptedRunError (both can be resumed), or ReplayError if a process keeps dying.
     """
     with _surroundings(account, options.mapping_path, connections) as around:
-        found = around.look(account, options.date_range_start)
+        found = around.look(account, options.date_range_start, view)
         job = _open_job(account, options, found, around, view)
         return _run(job, stretch_of(job), options, around, view)
 
@@ -233,7 +238,7 @@ def rerun_account(account: str, options: RunOptions, connections: Connections, v
             state = "never been replayed" if last is None else f"a job that is {last.status}"
             raise BadInputError(f"{account} has {state}", f"crm-replay run --account {account}")
         _require_mapping(last, around)
-        around.look(account, last.date_range_start)
+        around.look(account, last.date_range_start, view)
         refused = operations.why_no_rerun(last, connections)
         if refused:
             raise BadInputError(*refused)
@@ -246,7 +251,7 @@ def run_since(account: str, since: datetime, options: RunOptions, connections: C
     """Replay the account's rows created at or after `since`, in a job of their own, and return their ledger."""
     options = replace(options, date_range_start=since.replace(microsecond=since.microsecond // 1000 * 1000))
     with _surroundings(account, options.mapping_path, connections) as around:
-        found = around.look(account, options.date_range_start)
+        found = around.look(account, options.date_range_start, view)
         last = around.store.latest(account)
         if last is not None:
             _require_mapping(last, around)
@@ -267,14 +272,20 @@ def run_selected(
     if not gaps:
         raise BadInputError("no audit ids were given", "name at least one")
     with _surroundings(account, options.mapping_path, connections) as around:
-        found = around.look(account, options.date_range_start)
+        found = around.look(account, options.date_range_start, view)
         last = around.store.latest(account)
         if last is not None:
             _require_mapping(last, around)
         ids = _selected_ids(around, account, gaps, options.date_range_start or EARLIEST)
         new = _new_job(account, options, found, around)
         job = around.store.create(
-            replace(new, partial=True, records_total=len(ids), cutoff=options.date_range_start or EARLIEST),
+            replace(
+                new,
+                partial=True,
+                records_total=len(ids),
+                out_of_scope_by_type={},
+                cutoff=options.date_range_start or EARLIEST,
+            ),
             owner=new_owner(),
         )
         _note("rerun", job, around, rows=len(ids))
@@ -295,6 +306,7 @@ def _surroundings(account: str, mapping_path: str, connections: Connections) -> 
     connections.require("crm_audit_database_url", "kafka_bootstrap_servers", "mongodb_url")
     mapping = load(mapping_path or None)
     with closing(db_connect(connections.crm_audit_database_url)) as db:
+        require_whole_tables(db, connections.crm_audit_database_url, tables_read(mapping))
         resolve(db, mapping, account)
     kafka = connections.kafka()
     admin = kafka_admin.client(kafka)
@@ -323,7 +335,7 @@ def _work_on(
 ) -> RunResult:
     job = lease.job
     if not job.prepared:
-        found = around.look(job.company_sso_id, job.date_range_start)
+        found = around.look(job.company_sso_id, job.date_range_start, view)
         job = around.store.prepare(job, _surveyed(job, found))
         lease.check(stop)
     partitions = kafka_admin.ensure_topics(around.admin, around.topics, job.partitions)
@@ -386,6 +398,7 @@ def _new_job(account: str, options: RunOptions, found: Survey, around: Surroundi
         mapping_path=str(Path(options.mapping_path).resolve()) if options.mapping_path else "",
         mapping_sha256=operations.digest(around.mapping),
         records_total=found.rows,
+        out_of_scope_by_type=found.out_of_scope_by_type,
         triggered_by=f"crm-replay on {socket.gethostname()}",
         date_range_start=options.date_range_start,
     )
@@ -400,6 +413,7 @@ def _surveyed(job: Job, found: Survey) -> NewJob:
         snapshot_xmax=found.snapshot_xmax,
         cutoff=found.cutoff,
         records_total=found.rows,
+        out_of_scope_by_type=found.out_of_scope_by_type,
     )
 
 
@@ -635,6 +649,8 @@ def _conclude(job: Job, stretch: Stretch, around: Surroundings) -> tuple[Job, Le
     store, totals = around.store, around.store.aggregate_progress(job)
     ledger = _ledger(job, stretch, around, totals)
     job = store.save_totals(job, totals, accuracy_pct=ledger.accuracy_pct)
+    if stretch.audit_ids is None and dict(job.out_of_scope_by_type) != dict(ledger.out_of_scope):
+        job = store.note_out_of_scope(job, ledger.out_of_scope)  # late rows among them
     if ledger.balanced and ledger.documents_agree:
         verdict, reason = JobStatus.COMPLETED, ""
     else:
@@ -659,9 +675,10 @@ def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals)
         around.mapping,
         account,
         top_audit_id=job.top_audit_id,
-        cutoff=job.cutoff,
+        cutoff=job.reads_from,
     )
     ledger = validation.validate(database, account, totals, source.rows)
+    ledger = replace(ledger, out_of_scope=source.out_of_scope_by_type)
     if job.date_range_start is None:
         return ledger
     return replace(ledger, documents=validation.documents_since(database, account, job.cutoff))

@@ -9,6 +9,7 @@ from ops.control.dead_letters import EPOCH, moment
 from processors.categories import action_of, category_rules, changes_status
 from processors.contacts import ContactLookups
 from processors.watermark import skip_reason
+from producer.cursor import EARLIEST
 from schemas.audited_changes import Columns, Unreadable, read
 from schemas.mapping import SourceMapping
 from schemas.person import changes_candidates, comment_candidates, own_candidates
@@ -74,8 +75,8 @@ class Bounds(Protocol):
     """As much of a job as decides which rows it reads."""
 
     @property
-    def cutoff(self) -> datetime:
-        """Return the time before which rows are left out."""
+    def reads_from(self) -> datetime:
+        """Return the time before which rows are left out; EARLIEST: none is."""
 
     @property
     def top_audit_id(self) -> int:
@@ -91,11 +92,12 @@ def out_of_scope(row: Row, audit_id: int, mapping: SourceMapping, job: Bounds | 
     why = []
     if row.auditable_type not in mapping.stored_types(mapping.scope):
         why.append(f"its type {row.auditable_type or '(none)'} is not in the mapping's scope")
-    if row.created_at_us is None:
-        why.append("it has no created_at, so it is in no date range")
-    elif job is not None and row.created_at_us < (job.cutoff - EPOCH) // timedelta(microseconds=1):
-        created = moment(row.created_at_us).isoformat()
-        why.append(f"created {created}, before the job's cutoff {job.cutoff.isoformat()}")
+    if job is not None and job.reads_from > EARLIEST:
+        if row.created_at_us is None:
+            why.append("it has no created_at, so it is not in the job's date range")
+        elif row.created_at_us < (job.reads_from - EPOCH) // timedelta(microseconds=1):
+            created = moment(row.created_at_us).isoformat()
+            why.append(f"created {created}, before the job's cutoff {job.reads_from.isoformat()}")
     if job is not None and audit_id > job.top_audit_id:
         why.append(f"its id is above the job's top, {job.top_audit_id}: it is newer than the job")
     return why

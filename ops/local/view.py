@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -87,7 +88,7 @@ class TerminalView:
         self._meter = RateMeter()
         self._task: TaskID | None = None
         self._bar = Progress(
-            SpinnerColumn(),
+            SpinnerColumn("line" if console.options.ascii_only else "dots"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -144,6 +145,8 @@ def print_ledger(console: Console, account: str, ledger: Ledger, *, seconds: flo
     table.add_row("failed", f"{ledger.failed:,}", style="red" if ledger.failed else None)
     accuracy = "-" if ledger.accuracy_pct is None else f"{ledger.accuracy_pct:.2f} %"
     table.add_row("accuracy_pct", accuracy)
+    for name, count in sorted(ledger.out_of_scope.items()):
+        table.add_row(escape(f"not in scope, not read: {name or '(no type)'}"), f"{count:,}")
     verdict = "balanced" if ledger.balanced else f"OUT OF BALANCE by {ledger.source_rows - ledger.accounted:,}"
     table.add_row("ledger", verdict, style="bold green" if ledger.balanced else "bold red")
     console.print(table)

@@ -11,12 +11,18 @@ from pathlib import Path
 import psycopg
 import pytest
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from psycopg.conninfo import make_conninfo
 
-from ops.control import kafka_admin
+from ops.control import kafka_admin, operations
+from ops.control.store import JobStore, NewJob
 from ops.local import sandbox
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm
+from ops.local.runner import RunOptions, run_claimed
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
+from ops.local.view import PlainView
+from producer.survey import UnreplayableIdsError
+from schemas.mapping import load
 from schemas.topics import AccountTopics
 from sink.indexes import JOBS
 from tests.e2e.conftest import Crm, mapping_of
@@ -41,6 +47,35 @@ def test_every_row_of_the_sample_ends_in_exactly_one_bin_and_a_second_run_insert
         "duplicate_external_id": first["records_migrated"],
     }
     assert sample_crm.logs(account) == logs
+
+
+def test_every_row_has_a_bin_whatever_its_created_at_and_types_out_of_scope_are_counted(sample_crm):
+    odd = (None, "-infinity", "0044-03-15 12:00:00 BC", "infinity", "12026-01-01 00:00:00")
+    with psycopg.connect(sample_crm.dsn) as db:
+        top = db.execute("SELECT max(id) FROM audits").fetchone()[0]
+        for audit_id, created_at in enumerate(odd, top + 1):
+            db.execute(
+                "INSERT INTO audits (id, auditable_id, auditable_type, action, audited_changes, created_at)"
+                " VALUES (%s, 1, 'Crm::Person', 'update', %s, %s)",
+                (audit_id, "---\nname:\n- a\n- b\n", created_at),
+            )
+        other = "INSERT INTO audits (id, auditable_type, created_at) VALUES (%s, 'Odd.$Type', now())"
+        for audit_id in (top + 6, -7):  # whatever is not read may have any id
+            db.execute(other, (audit_id,))
+    job = sample_crm.run(SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
+    assert (job["status"], job["records_total"]) == ("completed", 326 + 5)
+    assert job["failures_by_cause"]["undecodable_record"] == 5
+    assert job["records_migrated"] + sum(job["skips_by_reason"].values()) + job["records_failed"] == 326 + 5
+    stored = sample_crm.database[JOBS].find_one({"company_sso_id": SAMPLE_YAML})
+    assert stored["out_of_scope_by_type"]["Odd.$Type"] == 2
+    verified = sample_crm.call("verify", "--account", SAMPLE_YAML, "--json")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert json.loads(verified.stdout)["source_rows"] == 326 + 5
+    checked = sample_crm.call("check", "--account", SAMPLE_YAML, "--json")
+    verdicts = {each["name"]: each["verdict"] for each in json.loads(checked.stdout)["results"][1]["checks"]}
+    assert (verdicts["job"], verdicts["sample"], verdicts["late_rows"]) == ("ok", "ok", "ok"), checked.stdout
+    explained = sample_crm.call("explain", str(top + 1), "--account", SAMPLE_YAML)
+    assert "created_at is NULL" in explained.stdout, explained.stdout + explained.stderr
 
 
 def test_accounts_that_share_person_ids_do_not_meet(sample_crm):
@@ -167,6 +202,47 @@ def test_an_unknown_account_is_named(crm):
     generate_crm(crm.dsn, Plan(500, 2, 7))
     refused(crm, "run", "--account", "nobody", "--mapping", GENERATED_MAPPING, says="the CRM has no account nobody")
     refused(crm, "run", "--account", "", "--mapping", GENERATED_MAPPING, says="is not a company_sso_id")
+
+
+def test_ids_below_one_are_refused_however_a_replay_is_begun(sample_crm):
+    run = ("run", "--account", SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
+    with psycopg.connect(sample_crm.dsn, autocommit=True) as db:
+        db.execute("UPDATE audits SET id = id - 2147483648 WHERE id = 1200006")
+        says = "1 audit row in scope has an id below 1 (-2146283642)"
+        for words in (run, ("rerun", *run[1:], "--from", "2000-01-01"), ("rerun", *run[1:], "--audit-ids", "1200007")):
+            refused(sample_crm, *words, says=says)
+        # A job that was asked for by request exists before anything looks at the source: it fails, and says why.
+        store = JobStore(sample_crm.database)
+        now, mapping = dt.datetime.now(dt.UTC), operations.digest(load(None))
+        waiting = store.create(NewJob(SAMPLE_YAML, 2, 0, 0, now, mapping_sha256=mapping, prepared=False))
+        claimed = store.claim(waiting.job_id, "a runner")
+        with pytest.raises(UnreplayableIdsError):
+            run_claimed(claimed, RunOptions(home=sample_crm.home), sample_crm.connections, PlainView())
+        job = store.get(waiting.job_id)
+        assert (job.status, job.owner, says in job.error) == ("failed", None, True)
+        sample_crm.database[JOBS].delete_many({})
+        db.execute("UPDATE audits SET id = id + 2147483648 WHERE id < 1")
+        sample_crm.run(*run[2:])
+        db.execute("UPDATE audits SET id = id - 2147483648 WHERE id = 1200006")
+    for words in (("rerun", *run[1:]), ("verify", *run[1:])):
+        done = sample_crm.call(*words)
+        assert (done.returncode, says in done.stderr) == (2, True), done.stderr
+
+
+def test_rows_that_the_role_cannot_see_are_refused(sample_crm):
+    role = f"role_{sample_crm.database.name[-10:]}"
+    with psycopg.connect(sample_crm.dsn, autocommit=True) as db:
+        db.execute(f"CREATE ROLE {role} LOGIN")
+        db.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+        db.execute("ALTER TABLE audits ENABLE ROW LEVEL SECURITY")
+        db.execute("CREATE POLICY two_of_five ON audits USING (id % 5 < 2)")
+        dsn = make_conninfo(sample_crm.dsn, user=role)
+        try:
+            run = ("run", "--account", SAMPLE_YAML)
+            refused(sample_crm, *run, says="row-level security hides rows of public.audits", CRM_AUDIT_DATABASE_URL=dsn)
+        finally:
+            db.execute(f"DROP OWNED BY {role}")
+            db.execute(f"DROP ROLE {role}")
 
 
 def test_a_database_without_its_indexes_is_refused(sample_crm):

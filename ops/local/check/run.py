@@ -209,7 +209,7 @@ def _mapping_of(job: Job) -> SourceMapping:
 def check_sample(job: Job, work: Work, options: CheckOptions, connections: Connections) -> Check:
     """Return how the documents of some id segments compare with what their source rows become now."""
     with connect(connections.crm_audit_database_url) as db:
-        low = first_behind(db, work.source, -(2**63), job.top_audit_id) - 1
+        low = first_behind(db, work.source, 0, job.top_audit_id) - 1
     with closing(AuditReader(connections.crm_audit_database_url, work.source, EARLIEST, work.limits)) as reader:
         spread = reader.spread()
     chosen = segments(

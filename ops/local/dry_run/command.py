@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ops.control.dead_letters import printable
@@ -71,6 +72,8 @@ def print_report(console: Console, report: Report) -> None:
         table.add_row(f"skipped: {reason}", f"{count:,}")
     for cause, count in sorted(tally.failed.items()):
         table.add_row(f"failed: {cause}", f"{count:,}", style="red")
+    for name, count in sorted(report.out_of_scope_by_type.items()):
+        table.add_row(escape(f"not in scope, not read: {name or '(no type)'}"), f"{count:,}")
     for name, count in report.counts.items():
         if count:
             table.add_row(name.replace("_", " "), f"{count:,}")

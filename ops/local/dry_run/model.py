@@ -83,6 +83,7 @@ class Report:
     references: Mapping[str, int]  # rows of each reference table
     estimate: Estimate
     dry_rows_per_s: float  # this run's own, one process, reading and transforming
+    out_of_scope_by_type: Mapping[str, int] = field(default_factory=dict)  # rows of types that are not read
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -103,6 +104,7 @@ class Report:
             "rows_in_scope": self.rows_in_scope,
             "rows_looked_at": tally.rows,
             "sampled": self.sampled,
+            "out_of_scope_by_type": dict(self.out_of_scope_by_type),
             "top_audit_id": self.top_audit_id,
             "cutoff": self.cutoff.isoformat(),
             "logs": dict(sorted(tally.logs.items())),

@@ -26,6 +26,7 @@ from processors.directory import UserDirectory
 from processors.lookups import TableLookups
 from processors.transform import Refused, Transformer
 from producer.audits import AuditReader, connect, resolve
+from producer.cursor import EARLIEST
 from producer.messages import Page
 from producer.publisher import MESSAGE_BYTES_LIMIT, RECORD_OVERHEAD_BYTES, message_bytes_max
 from producer.references import read_tables
@@ -83,7 +84,7 @@ def dry_run_account(account: str, options: DryRunOptions, connections: Connectio
         began = time.monotonic()
         wanted = min(options.limit or found.rows, found.rows)
         try:
-            with closing(AuditReader(dsn, source, found.cutoff, limits)) as reader:
+            with closing(AuditReader(dsn, source, options.date_range_start or EARLIEST, limits)) as reader:
                 for page in _pages(reader, found.min_id - 1, found.top_audit_id, found.rows, wanted):
                     dry.take(page)
                     tally = dry.tally
@@ -97,6 +98,7 @@ def dry_run_account(account: str, options: DryRunOptions, connections: Connectio
     finally:
         database.client.close()
     tally = dry.tally
+    undated = 0 if options.date_range_start is None else found.rows_without_created_at
     return Report(
         company_sso_id=account,
         rows_in_scope=found.rows,
@@ -108,7 +110,8 @@ def dry_run_account(account: str, options: DryRunOptions, connections: Connectio
         references={name: len(rows) for name, rows in tables.items()},
         estimate=estimate_of(tally, found.rows, rate, INDEX_BYTES),
         dry_rows_per_s=tally.rows / seconds if seconds else 0.0,
-        notes=dry.notes(found.rows_without_created_at, connections.user_directory_url),
+        out_of_scope_by_type=found.out_of_scope_by_type,
+        notes=[*found.notes, *dry.notes(undated, connections.user_directory_url)],
     )
 
 
@@ -190,7 +193,7 @@ class _DryRun:
         """Return what the reader of the report has to know."""
         said = []
         if without_created_at:
-            said.append(f"{without_created_at:,} rows have no created_at: they are in no date range and never read")
+            said.append(f"{without_created_at:,} rows have no created_at: they are in no date range and not read")
         if not self._has_index:
             said.append("activity_logs has no index by external_id yet, so nothing was looked up there")
         if not directory_url:

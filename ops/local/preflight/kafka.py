@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from schemas.errors import BadInputError
 from schemas.topics import AccountTopics
 
 TIMEOUT_S = kafka_admin.ANSWER_TIMEOUT_S
+COORDINATOR_ASK_S = 5.0  # of one request, which is repeated
+COORDINATOR_MAX_S = 15.0  # well within the time that a check has
 OFFSETS_KEPT_MIN = 7 * 24 * 60  # minutes; a halted job's groups have no member
 _API = re.compile(r"ApiKey (?:Unknown-\d+\??|\w+) \((\d+)\) Versions (\d+)\.\.(\d+)")
 # What a release was the first to answer, the newest first: (API key, its highest version at least, release).
@@ -123,19 +126,9 @@ def check_permissions(kafka: Mapping[str, Any], account: str, partitions: int) -
             missing = [op.name for op in TOPIC_OPERATIONS if allowed is not None and op not in allowed]
             if missing:
                 lacking.append(f"{name}: {', '.join(missing)}")
-    groups = admin.describe_consumer_groups(
-        [topics.processors_group, topics.sink_group], include_authorized_operations=True, request_timeout=TIMEOUT_S
-    )
-    for group, future in groups.items():
-        try:
-            allowed = future.result(TIMEOUT_S).authorized_operations
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-                lacking.append(f"group {group}: DESCRIBE")
-            continue  # Kafka 4 answers so of a group that is not there yet
-        if allowed and AclOperation.READ not in allowed:
-            lacking.append(f"group {group}: READ")
-    facts = {"would_make": [topic.topic for topic in new], "refused": refused, "lacking": lacking}
+    lacking_of_groups, unknown = _rights_lacking_on_groups(admin, (topics.processors_group, topics.sink_group))
+    lacking += lacking_of_groups
+    facts = {"would_make": [topic.topic for topic in new], "refused": refused, "lacking": lacking, "unknown": unknown}
     if refused or lacking:
         return fail(
             "kafka_permissions",
@@ -143,8 +136,50 @@ def check_permissions(kafka: Mapping[str, Any], account: str, partitions: int) -
             "allow this user CREATE, READ, WRITE and DESCRIBE_CONFIGS on crm.* and READ on its groups",
             **facts,
         )
+    if unknown:
+        return warn(
+            "kafka_permissions",
+            f"Kafka has not found a coordinator within {COORDINATOR_MAX_S:.0f} s for {', '.join(unknown)}",
+            "a new cluster makes __consumer_offsets at the first question: check again; if it stays so, compare"
+            " offsets.topic.replication.factor with the number of brokers",
+            **facts,
+        )
     made = f"{len(new)} topics may be made, {replicas} copies each" if new else "all topics are there"
     return ok("kafka_permissions", f"{made}, {len(there)} may be used", **facts)
+
+
+def _rights_lacking_on_groups(admin: AdminClient, groups: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return what this user may not do with the groups, and the groups of which Kafka could not tell.
+
+    Asked again until the groups' coordinators are there, COORDINATOR_MAX_S at most: a new cluster has none before the
+    first question, and brokers take a while to make the topic of the offsets.
+    """
+    lacking: list[str] = []
+    left = list(groups)
+    give_up_at = time.monotonic() + COORDINATOR_MAX_S
+    while True:
+        asked, left = left, []
+        answers = admin.describe_consumer_groups(
+            asked, include_authorized_operations=True, request_timeout=COORDINATOR_ASK_S
+        )
+        for group, future in answers.items():
+            try:
+                allowed = future.result(2 * COORDINATOR_ASK_S).authorized_operations
+            except KafkaException as error:
+                code = error.args[0].code()
+                if code == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                    lacking.append(f"group {group}: DESCRIBE")
+                elif code == KafkaError._TIMED_OUT or code in kafka_admin.COORDINATOR_MOVES:  # noqa: SLF001
+                    left.append(group)
+                continue  # Kafka 4 answers with another error of a group that is not there yet
+            except TimeoutError:  # the client's own time is not over when the request's is
+                left.append(group)
+                continue
+            if allowed and AclOperation.READ not in allowed:
+                lacking.append(f"group {group}: READ")
+        if not left or time.monotonic() >= give_up_at:
+            return lacking, left
+        time.sleep(kafka_admin.COORDINATOR_POLL_S)
 
 
 def check_topics(kafka: Mapping[str, Any], account: str, partitions: int) -> Check:

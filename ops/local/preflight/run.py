@@ -147,6 +147,7 @@ def _source_lane(
             Step("source_encoding", lambda: source.check_encoding(dsn), timeout_s),
             Step("source_replica", lambda: source.check_replica(dsn), timeout_s),
             Step("source_transactions", lambda: source.check_transactions(dsn), timeout_s),
+            Step("source_visibility", lambda: source.check_visibility(dsn, mapping), options.count_timeout_s),
             Step("source_mapping", lambda: source.check_mapping(dsn, mapping, account), timeout_s, essential=True),
             Step(
                 "source_changes",

@@ -7,7 +7,7 @@ role. It updates no row, in a transaction that is rolled back.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +24,7 @@ from producer.audits import (
     AuditSource,
     Connection,
     Limits,
+    QueryTooSlowError,
     answering,
     columns_of,
     connect,
@@ -32,8 +33,25 @@ from producer.audits import (
     where,
 )
 from producer.cursor import EARLIEST
-from producer.survey import SERVER_VERSION_MIN, InScope, check_references, count
+from producer.survey import (
+    SERVER_VERSION_MIN,
+    InScope,
+    UnreplayableIdsError,
+    check_references,
+    count,
+    require_ids,
+)
+from producer.visibility import (
+    Table,
+    Visible,
+    may_be_part,
+    row_security_stated,
+    tables_read,
+    visible,
+    why_not_whole,
+)
 from schemas.mapping import SourceMapping
+from sink.halting import FAILURE_RATE_MAX
 
 CLOCK_WARN_S, CLOCK_FAIL_S = 2.0, 300.0
 REPLICA_LAG_WARN_S = 60.0
@@ -41,6 +59,9 @@ TRANSACTION_WARN_S = 300.0
 LOCK_TIMEOUT_MS = 2_000
 WRITES = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
 SAMPLE_PLACES = 4
+SEEN_TIMEOUT_S = 20.0  # for a count of all rows of a table that may show a part only
+SEEN_MIN = 0.9  # of the rows that the statistics know of; ANALYZE looks at a sample
+TYPES_NAMED_MAX = 10
 SAMPLE_PAGE_ROWS = 500
 GRANT = (
     "give a role that may only read: CREATE ROLE crm_replay LOGIN PASSWORD '…'; GRANT USAGE ON SCHEMA {schema} TO"
@@ -55,6 +76,7 @@ class Scope:
     rows: InScope
     top: int
     table_rows: int  # of the whole table, as the last ANALYZE saw it
+    refused: UnreplayableIdsError | None = None  # why no run may begin, however the rest is
 
 
 def check_reachable(dsn: str) -> Check:
@@ -177,6 +199,79 @@ def check_mapping(dsn: str, mapping: SourceMapping, account: str) -> Check:
     return join("source_mapping", findings, said, **facts)
 
 
+def check_visibility(dsn: str, mapping: SourceMapping) -> Check:
+    """Return whether the role sees all rows and columns of the tables that are read, as far as it can be known."""
+    findings: list[tuple[Verdict, str, str]] = []
+    facts: dict[str, Any] = {}
+    stated = row_security_stated(dsn)
+    with connect(dsn, SEEN_TIMEOUT_S) as db:
+        for table in tables_read(mapping):
+            seen = visible(db, table)
+            if seen is None:
+                findings.append((Verdict.WARN, f"{table} is not there, so nothing is known of it", ""))
+                continue
+            facts[str(table)] = {
+                "kind": seen.kind,
+                "row_security": seen.row_security,
+                "unreadable_columns": list(seen.unreadable),
+            }
+            hidden = why_not_whole(table, seen, stated=stated)
+            if hidden is not None:
+                findings.append((Verdict.FAIL, hidden.what, hidden.to_do))
+            elif may_be_part(table, seen):
+                rows, known = _seen_and_known(db, table, seen)
+                facts[str(table)] |= {"rows_seen": rows, "rows_known": known}
+                findings.append(_of_a_part(table, seen, rows, known))
+    return join("source_visibility", findings, "no row and no column that is read is hidden from the role", **facts)
+
+
+def _of_a_part(table: Table, seen: Visible, rows: int | None, known: int | None) -> tuple[Verdict, str, str]:
+    """Return the finding on a table that may show a part of its rows only. Pure."""
+    if rows is None or known is None:
+        compared, fewer = "how many rows that hides cannot be known", False
+    else:
+        fewer = rows < SEEN_MIN * known
+        compared = f"it shows {rows:,} rows, the statistics of what is behind it know of about {known:,}"
+    said = f"{may_be_part(table, seen)}; {compared}"
+    if seen.row_security:
+        to_do = "have the policies checked; better a role with BYPASSRLS"
+        return Verdict.FAIL if fewer else Verdict.WARN, said, to_do
+    return Verdict.WARN, said, "make sure that it shows every row of the account, or name the table itself"
+
+
+def _seen_and_known(db: Connection, table: Table, seen: Visible) -> tuple[int | None, int | None]:
+    """Return how many rows the role sees of a table, and how many the statistics of the tables behind it know of.
+
+    None for what cannot be told: a count that takes too long, tables without statistics. Of a view's tables the largest
+    counts; partitions and children count with their parent.
+    """
+    known = _one(
+        db,
+        "WITH RECURSIVE behind (oid, kind) AS ("
+        " SELECT class.oid, class.relkind FROM pg_class AS class WHERE class.oid = %(oid)s::oid"
+        " UNION SELECT class.oid, class.relkind FROM behind"
+        "  JOIN pg_rewrite AS rule ON rule.ev_class = behind.oid AND behind.kind IN ('v', 'm')"
+        "  JOIN pg_depend AS depend ON depend.classid = 'pg_rewrite'::regclass AND depend.objid = rule.oid"
+        "   AND depend.refclassid = 'pg_class'::regclass"
+        "  JOIN pg_class AS class ON class.oid = depend.refobjid"
+        "), tree (root, oid) AS ("
+        " SELECT oid, oid FROM behind WHERE kind IN ('r', 'p')"
+        " UNION SELECT tree.root, child.inhrelid FROM tree JOIN pg_inherits AS child ON child.inhparent = tree.oid"
+        "), tables AS ("
+        " SELECT root, class.reltuples, pg_stat_get_live_tuples(class.oid) AS live FROM tree"
+        "  JOIN pg_class AS class ON class.oid = tree.oid AND class.relkind = 'r'"
+        ") SELECT sum(CASE WHEN reltuples > 0 AND live > 0 THEN LEAST(reltuples, live)"
+        "  ELSE GREATEST(reltuples, live, 0) END)::bigint AS known"
+        " FROM tables GROUP BY root ORDER BY known DESC LIMIT 1",
+        {"oid": seen.oid},
+    )
+    try:
+        rows = _one(db, sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table.schema, table.name)))
+    except QueryTooSlowError:
+        rows = None
+    return rows, known or None  # no statistics yet: 0
+
+
 def _common_types(db: Connection, table: tuple[str, str]) -> list[str]:
     """Return the auditable types that the last ANALYZE saw most; empty if nobody has counted."""
     query = (
@@ -199,12 +294,18 @@ def read_scope(
             "SELECT GREATEST(reltuples, 0)::bigint FROM pg_class WHERE oid = to_regclass(%(name)s)",
             {"name": f'"{source.schema}"."{source.relation}"'},
         )
-        return Scope(count(db, source, top, start, progress), top, table_rows or 0)
+        refused = None
+        try:
+            require_ids(db, source, start)
+        except UnreplayableIdsError as error:
+            refused = error
+        return Scope(count(db, source, top, start, progress), top, table_rows or 0, refused)
 
 
 def check_scope(scope: Scope, start: datetime | None) -> Check:
-    """Return MIN, MAX and COUNT in scope; pure."""
+    """Return MIN, MAX and COUNT in scope, and what is beside it; pure."""
     rows = scope.rows
+    others = dict(sorted(rows.out_of_scope_by_type.items(), key=lambda item: (-item[1], item[0])))
     facts = {
         "rows": rows.rows,
         "min_id": rows.min_id,
@@ -212,20 +313,48 @@ def check_scope(scope: Scope, start: datetime | None) -> Check:
         "earliest": rows.earliest.isoformat() if rows.earliest else None,
         "date_range_start": start.isoformat() if start else None,
         "rows_without_created_at": rows.rows_without_created_at,
+        "rows_outside_calendar": rows.rows_outside_calendar,
+        "out_of_scope_by_type": others,
         "newest_id_of_the_table": scope.top,
     }
-    if rows.rows == 0:
-        return warn("source_scope", "no row of the account is in scope", "check scope, account and date range", **facts)
+    findings: list[tuple[Verdict, str, str]] = []
+    if scope.refused is not None:
+        findings.append((Verdict.FAIL, scope.refused.what, scope.refused.to_do))
     since = f", created from {rows.earliest:%Y-%m-%d}" if rows.earliest else ""
     said = f"{rows.rows:,} rows in scope, ids {rows.min_id:,} to {rows.max_id:,}{since}"
-    if rows.rows_without_created_at:
-        return warn(
-            "source_scope",
-            f"{said}; {rows.rows_without_created_at:,} more have no created_at and are never read",
-            "they are in no date range: set created_at in the CRM, or do without them",
-            **facts,
+    if rows.rows == 0:
+        said = "no row of the account is in scope"
+        findings.append((Verdict.WARN, "is it the right account?", "check scope, account and date range"))
+    if rows.rows_without_created_at and start is not None:
+        findings.append(
+            (
+                Verdict.WARN,
+                f"{rows.rows_without_created_at:,} rows without created_at are in no date range, so not read",
+                "set created_at in the CRM, or leave out --date-range-start",
+            )
         )
-    return ok("source_scope", said, **facts)
+    odd = max(rows.rows_outside_calendar, 0 if start is not None else rows.rows_without_created_at)
+    if odd:
+        halts = ", enough to halt the job" if rows.rows_outside_calendar > FAILURE_RATE_MAX * rows.rows else ""
+        findings.append(
+            (
+                Verdict.FAIL if halts else Verdict.WARN,
+                f"{odd:,} rows end as dead letters{halts}: created_at NULL, infinite or not of the years 1 to 9999",
+                "correct created_at in the CRM, or leave them out with --date-range-start",
+            )
+        )
+    if others:
+        named = ", ".join(f"{name or '(no type)'} ({count:,})" for name, count in [*others.items()][:TYPES_NAMED_MAX])
+        more = f" and {len(others) - TYPES_NAMED_MAX:,} more" if len(others) > TYPES_NAMED_MAX else ""
+        findings.append(
+            (
+                Verdict.WARN,
+                f"{sum(others.values()):,} rows are of types that are not in scope, so not read: {named}{more}",
+                "add them to scope, if their history counts",
+            )
+        )
+    check = join("source_scope", findings, said, **facts)
+    return replace(check, found=f"{said}; {check.found}") if findings else check
 
 
 def check_page_query(
@@ -256,7 +385,7 @@ def check_page_query(
 def _explain(
     db: Connection, source: AuditSource, cursor: int, window_end: int, limits: Limits, start: datetime | None
 ) -> Sequence[dict[str, Any]]:
-    query = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {}").format(source.query("page", "row"))
+    query = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {}").format(source.query("page", "row", cutoff=start))
     values = {
         "cursor": cursor,
         "window_end": window_end,

@@ -376,7 +376,8 @@ def _pages(dsn: str, source: AuditSource, cutoff: datetime, top: int) -> Iterato
         while cursor < top:
             page = reader.page_after(cursor, top, 0, (), look_for_gaps=False)
             cursor = page.end
-            yield page.events, cursor
+            # A row that could not be read whole ends as a dead letter, and has no document to look for.
+            yield [event for event in page.events if event.audit_id not in page.defects], cursor
 
 
 def rows_of(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from pymongo.errors import PyMongoError
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ops.local.view import RunView, view_for
 from schemas.errors import BadInputError, ReplayError
+from schemas.logs import is_utf8
 
 app = typer.Typer(
     help="What is kept about one CRM person: exported, or purged with a certificate.", no_args_is_help=True
@@ -75,11 +76,16 @@ def export(account: Account, person: PersonId, mapping: Mapping = "", output: Ou
     try:
         with _place(account, person, mapping) as place, _writer(output) as out:
             for item in _everything(place, view):
-                out.write(json.dumps(item, default=str, ensure_ascii=False) + "\n")
+                out.write(json_line(item, out) + "\n")
                 lines += 1
     finally:
         view.close()
     typer.echo(f"{lines:,} lines", err=True)
+
+
+def json_line(item: dict[str, Any], out: TextIO) -> str:
+    """Return an item as a line of JSON, in letters where the stream has them, else in JSON's own escapes."""
+    return json.dumps(item, default=str, ensure_ascii=not is_utf8(out))
 
 
 def _everything(place: _Place, view: RunView) -> Iterator[dict[str, Any]]:

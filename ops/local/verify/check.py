@@ -25,7 +25,7 @@ from ops.local.verify.segments import Chunk, SegmentChecker, Work
 from ops.local.verify.workers import check_all
 from ops.local.view import RunView
 from producer.audits import AuditSource, connect, resolve
-from producer.survey import first_behind
+from producer.survey import first_behind, require_ids
 from schemas.codec import Codec
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
@@ -86,6 +86,7 @@ def verify_account(account: str, options: VerifyOptions, connections: Connection
         known = _known(account, options, connections)
         source = resolve(db, known.mapping, account)
         job, workers = known.job, options.workers or os.cpu_count() or 1
+        require_ids(db, source, job.reads_from)  # of rows that have come since: no `_id` could be theirs
         work = work_of(job, connections, known.mapping, source, known.runs, codec, options.named_max)
         work = _sealed(work, known.seals)
         tally = Tally()
@@ -189,10 +190,9 @@ def _chunks(db: Any, source: AuditSource, top: int) -> Iterator[Chunk]:
 
     They end where they ended the last time, as long as the same rows are there: so their seals are found again.
     """
-    first = first_behind(db, source, -(2**63), top)
+    first = first_behind(db, source, 0, top)
     ids = chunk_ids(top - first)
-    low = min(0, first - 1)
-    at = max(low, first - 1)
+    low, at = 0, first - 1
     while low < top:
         following = first_behind(db, source, min((at // ids + 1) * ids, top), top) - 1
         yield Chunk(low, following)

@@ -45,7 +45,7 @@ def work_of(
         company_sso_id=account,
         mapping=mapping,
         source=source,
-        cutoff_us=(job.cutoff - EPOCH) // timedelta(microseconds=1),
+        cutoff_us=(job.reads_from - EPOCH) // timedelta(microseconds=1),
         runs=runs,
         limits=replace(limits, page_rows=PAGE_ROWS),
         tables=tables.rows,

@@ -12,6 +12,7 @@ import pytest
 from ops.control import migrations
 from ops.control.jobs import NEVER, IllegalTransitionError, Job
 from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
+from producer.cursor import EARLIEST
 from schemas.vocabulary import JobStatus
 from sink.counting import PartitionProgress
 from sink.progress import Progress, RunTotals
@@ -42,9 +43,29 @@ def test_a_job_comes_back_as_it_was_stored_to_the_microsecond(store: JobStore) -
     assert store.get(job.job_id) == job
     assert store.latest("a") == job
     assert job.status is JobStatus.IN_PROGRESS
-    told = job.replay_job()
-    assert (told.cutoff, told.begin_offsets, told.top_audit_id, told.run) == (CUTOFF, (0, 5, 9), 2**40, job.run)
-    assert told.topics.outcomes == "crm.outcomes.a"
+    told = store.create(replace(NEW, company_sso_id="b", date_range_start=CUTOFF), begin_offsets=(0, 5, 9)).replay_job()
+    assert (told.cutoff, told.begin_offsets, told.top_audit_id, told.run) == (CUTOFF, (0, 5, 9), 2**40, job.run + 1)
+    assert told.topics.outcomes == "crm.outcomes.b"
+    assert job.replay_job().cutoff == EARLIEST  # without a date range, rows created before the oldest one that was seen
+
+
+@pytest.mark.parametrize("begin", ["created", "waiting", "rerun"])
+def test_rows_of_types_that_are_not_read_are_in_the_job_whatever_the_types_are_called(
+    store: JobStore, begin: str
+) -> None:
+    by_type = {"Crm::Widget": 3, "$a.b": 2, "": 1, "a.$b": 4}
+    new = replace(NEW, out_of_scope_by_type=by_type)
+    if begin == "created":
+        job = store.create(new)
+    elif begin == "waiting":
+        job = store.prepare(store.create(replace(NEW, prepared=False), owner="x"), new)
+    else:
+        first = store.create(NEW)
+        store.transition(first.job_id, JobStatus.IN_PROGRESS, JobStatus.COMPLETED)
+        job = store.rerun(first.job_id, new)
+    assert job.out_of_scope_by_type == by_type
+    assert store.get(job.job_id) == job
+    assert store.note_out_of_scope(job, {"$x": 1}).out_of_scope_by_type == {"$x": 1}
 
 
 def test_an_account_has_one_job_in_progress(store: JobStore) -> None:

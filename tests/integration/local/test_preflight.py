@@ -451,3 +451,130 @@ def test_the_command_prints_a_table_or_json_and_its_exit_code_gates(place: Conne
     assert done.returncode == 0, done.stderr
     assert "ready: nothing has failed" in done.stdout
     assert "source_page_query" in done.stdout
+
+
+# ---- what the role sees of the source --------------------------------------------------------------------------------
+
+READS_ALL = ("GRANT USAGE ON SCHEMA public TO {}", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}")
+
+
+@contextlib.contextmanager
+def hidden_rows(place: Connections, name: str, *statements: str) -> Iterator[SourceMapping]:
+    """Give the mapping of a table or view of this name, made by the statements; it is dropped with its schema."""
+    with psycopg.connect(place.crm_audit_database_url, autocommit=True) as db:
+        db.execute("CREATE SCHEMA hidden")
+        try:
+            db.execute("CREATE TABLE hidden.audits (LIKE public.audits INCLUDING ALL)")
+            db.execute(
+                "INSERT INTO hidden.audits (id, auditable_type, action, created_at)"
+                " SELECT id, 'Crm::Person', 'update', now() FROM generate_series(1, 50) AS id"
+            )
+            for statement in statements:
+                db.execute(statement)
+            db.execute("ANALYZE hidden.audits")
+            db.execute("GRANT USAGE ON SCHEMA hidden TO PUBLIC")
+            db.execute("GRANT SELECT ON ALL TABLES IN SCHEMA hidden TO PUBLIC")
+            yield mapping_with(schema="hidden", table=name)
+        finally:
+            db.execute("DROP SCHEMA hidden CASCADE")
+
+
+POLICY = (
+    "ALTER TABLE hidden.audits ENABLE ROW LEVEL SECURITY",
+    "CREATE POLICY two_of_five ON hidden.audits USING (id % 5 < 2)",
+)
+
+
+def test_row_level_security_fails_unless_it_is_stated_that_it_hides_nothing_and_nothing_says_otherwise(
+    place: Connections,
+) -> None:
+    with hidden_rows(place, "audits", *POLICY) as mapping, role(place, *READS_ALL) as dsn:
+        check = source.check_visibility(dsn, mapping)
+        assert (check.verdict, "row-level security hides rows of hidden.audits" in check.found) == (Verdict.FAIL, True)
+        stated = make_conninfo(dsn, options="-c row_security=on")
+        check = source.check_visibility(stated, mapping)
+        assert (check.verdict, check.facts["hidden.audits"]["rows_seen"]) == (Verdict.FAIL, 20)
+        assert "it shows 20 rows, the statistics of what is behind it know of about 50" in check.found
+        with psycopg.connect(place.crm_audit_database_url, autocommit=True) as db:
+            db.execute("ALTER POLICY two_of_five ON hidden.audits USING (true)")
+        check = source.check_visibility(stated, mapping)
+        assert (check.verdict, check.facts["hidden.audits"]["rows_seen"]) == (Verdict.WARN, 50)
+    assert source.check_visibility(place.crm_audit_database_url, load(MAPPING)).verdict is Verdict.OK
+    missing = source.check_visibility(place.crm_audit_database_url, mapping_with(table="nowhere"))
+    assert (missing.verdict, "public.nowhere is not there" in missing.found) == (Verdict.WARN, True)
+
+
+def test_row_level_security_that_this_role_bypasses_is_no_matter(place: Connections) -> None:
+    with hidden_rows(place, "audits", *POLICY) as mapping, role(place, *READS_ALL, "ALTER ROLE {} BYPASSRLS") as dsn:
+        assert source.check_visibility(dsn, mapping).verdict is Verdict.OK
+
+
+@pytest.mark.parametrize(
+    ("statement", "seen", "known"),
+    [
+        ("CREATE VIEW hidden.shown AS SELECT * FROM hidden.audits WHERE id % 5 < 2", 20, 50),
+        ("CREATE VIEW hidden.shown WITH (security_barrier) AS SELECT * FROM hidden.audits", 50, 50),
+        ("CREATE MATERIALIZED VIEW hidden.shown AS SELECT * FROM hidden.audits WHERE id < 11", 10, 50),
+        (
+            (
+                "CREATE TABLE hidden.parts (LIKE hidden.audits) PARTITION BY RANGE (id);"
+                " CREATE TABLE hidden.low PARTITION OF hidden.parts FOR VALUES FROM (1) TO (31);"
+                " CREATE TABLE hidden.high PARTITION OF hidden.parts FOR VALUES FROM (31) TO (99);"
+                " INSERT INTO hidden.parts SELECT * FROM hidden.audits; ANALYZE hidden.low; ANALYZE hidden.high;"
+                " CREATE VIEW hidden.within AS SELECT * FROM hidden.parts WHERE id < 41;"
+                " CREATE VIEW hidden.shown AS SELECT * FROM hidden.within WHERE id % 2 = 0"
+            ),
+            20,
+            50,
+        ),
+    ],
+)
+def test_of_a_view_it_is_said_that_its_rows_cannot_be_judged_and_what_is_behind_it(
+    place: Connections, statement: str, seen: int, known: int
+) -> None:
+    with hidden_rows(place, "shown", *statement.split("; ")) as mapping, role(place, *READS_ALL) as dsn:
+        check = source.check_visibility(dsn, mapping)
+    facts = check.facts["hidden.shown"]
+    assert (check.verdict, facts["rows_seen"], facts["rows_known"]) == (Verdict.WARN, seen, known)
+    assert "hidden.shown is a" in check.found
+
+
+def test_partitions_and_columns_are_judged_by_the_table_that_is_read(place: Connections) -> None:
+    few = "GRANT SELECT (id, email, full_name) ON public.users TO {}"
+    partitioned = (
+        "CREATE TABLE hidden.parts (LIKE hidden.audits) PARTITION BY RANGE (id)",
+        "CREATE TABLE hidden.low PARTITION OF hidden.parts FOR VALUES FROM (1) TO (99)",
+        "ALTER TABLE hidden.low ENABLE ROW LEVEL SECURITY",  # in force for who names the partition, not its parent
+    )
+    with hidden_rows(place, "parts", *partitioned) as mapping:
+        with role(place, *READS_ALL) as dsn:
+            assert source.check_visibility(dsn, mapping).verdict is Verdict.OK
+        with role(place, "GRANT USAGE ON SCHEMA public TO {}", few) as dsn:
+            check = source.check_visibility(dsn, mapping)
+    assert check.verdict is Verdict.FAIL
+    assert "may not read deleted_at of public.users" in check.found
+
+
+def test_ids_below_one_fail_and_dates_and_types_beside_the_scope_are_told(place: Connections) -> None:
+    odd = (
+        "UPDATE hidden.audits SET id = id - 100 WHERE id < 3",
+        "UPDATE hidden.audits SET created_at = NULL WHERE id IN (10, 11)",
+        "UPDATE hidden.audits SET created_at = '-infinity' WHERE id = 12",
+        "UPDATE hidden.audits SET auditable_type = 'Crm::Widget' WHERE id > 45",
+    )
+
+    def scope(start: datetime | None) -> Check:
+        found = source.read_scope(place.crm_audit_database_url, mapping, SAMPLE_YAML, start, lambda done, top: None)
+        return source.check_scope(found, start)
+
+    with hidden_rows(place, "audits", *odd) as mapping:
+        check = scope(None)
+        assert (check.verdict, check.facts["rows"]) == (Verdict.FAIL, 45)
+        assert "2 audit rows in scope have ids below 1 (-99, -98)" in check.found
+        assert "3 rows end as dead letters" in check.found
+        assert "5 rows are of types that are not in scope, so not read: Crm::Widget (5)" in check.found
+        with psycopg.connect(place.crm_audit_database_url, autocommit=True) as db:
+            db.execute("DELETE FROM hidden.audits WHERE id < 1")
+        check = scope(datetime(2000, 1, 1, tzinfo=UTC))
+        assert (check.verdict, check.facts["rows"]) == (Verdict.WARN, 40)
+        assert "2 rows without created_at are in no date range" in check.found

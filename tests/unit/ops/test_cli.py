@@ -1,5 +1,7 @@
 """The command line as a whole: a wrong call is said shortly, and a command does not wait for code of others."""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -104,3 +106,64 @@ def test_one_command_alone_is_called_as_among_all_others():
     one, everything = application("status"), application()
     assert len(one.registered_commands) == 1
     assert len(everything.registered_commands) + len(everything.registered_groups) == len(COMMANDS) + 1  # reference
+
+
+ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+SHOWN = "caf\u00e9 \u2026 \u65e5\u672c \U0001f600"
+# What the commands print with: rich in a table and alone, click, a view, the last line of an error.
+PRINTS_ALL = f"""
+import sys, typer
+from rich.console import Console
+from ops import cli
+from ops.local.preflight.command import print_report
+from ops.local.preflight.model import Report, warn
+from ops.local.view import PlainView, TerminalView
+from schemas.errors import BadInputError
+
+def show():
+    print_report(Console(), Report({SHOWN!a}, (warn("x", {SHOWN!a}, {SHOWN!a}),)))
+    typer.echo({SHOWN!a})
+    PlainView().note({SHOWN!a})
+    view = TerminalView(Console(stderr=True, force_terminal=True))
+    view.note({SHOWN!a})
+    view.progress(1, 2, {{}}, 0)
+    view.close()
+    raise BadInputError({SHOWN!a}, {SHOWN!a})
+
+app = typer.Typer()
+app.command("show")(show)
+app.callback()(lambda: None)
+cli.application = lambda called: app
+cli.main(["show"])
+"""
+
+
+@pytest.mark.parametrize("environment", [ASCII, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}])
+def test_no_terminal_is_too_plain_for_what_a_command_prints(environment):
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS_ALL],
+        env={**os.environ, **environment},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"caf" in done.stdout
+    assert rb"\u2026" in done.stdout
+    assert b"crm-replay: caf" in done.stderr
+
+
+def test_json_stays_json_on_a_plain_terminal():
+    prints = (
+        "import logging, sys; from schemas import logs; from ops.local.subject.command import json_line;"
+        f" print(json_line({{'name': {SHOWN!a}}}, sys.stdout)); logs.configure('x'); logging.warning({SHOWN!a})"
+    )
+    for environment in (ASCII, {"PYTHONIOENCODING": "utf-8"}):
+        command = [sys.executable, "-c", prints]
+        done = subprocess.run(
+            command, env={**os.environ, **environment}, capture_output=True, timeout=60, check=True, encoding="utf-8"
+        )
+        assert json.loads(done.stdout) == {"name": SHOWN}
+        assert json.loads(done.stderr)["event"] == SHOWN
+        assert done.stdout.isascii() == (environment is ASCII)

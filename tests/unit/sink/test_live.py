@@ -79,6 +79,24 @@ def test_skips_and_dead_letters_keep_their_account_until_they_are_counted() -> N
     assert feed.take_account(0, 1) == ""  # taken once
 
 
+def test_rows_with_ids_below_one_are_counted_as_foreign_dead_letters_whatever_they_came_to() -> None:
+    letter = DeadLetter(-5, 0, "t.audits", 0, 3, 7, "unreadable_change", "id is not a positive number", b"", b"", 0)
+    batch = decoder().batch(
+        [
+            Taken(0, 1, b"acme", log(3, audit_id=-5)),
+            Taken(0, 2, b"acme", log(4, audit_id=0)),
+            Taken(0, 3, b"acme", CODEC.encode(SkippedRecord(-(2**31), 0, 5, 7, SkipReason.PRE_SYNC_REPLAY))),
+            Taken(0, 4, b"acme", CODEC.encode(letter)),
+        ],
+        0,
+    )
+    assert [record.bin for record in batch.decided[0]] == [Bin.FOREIGN] * 4
+    assert batch.documents == []
+    counted = advance(PartitionProgress(), batch.decided[0])
+    assert dict(counted.progress.foreign) == {"undecodable_record": 3, "unreadable_change": 1}
+    assert len(counted.dead_letters) == 4
+
+
 bins = st.sampled_from([(Bin.MIGRATED, ""), (Bin.SKIPPED, "pre_sync_replay"), (Bin.FAILED, "write_refused")])
 
 

@@ -13,7 +13,16 @@ from ops.control.store import JobChangedError, LeaseLostError
 from ops.control.tasks import Task, TaskKind, TaskStatus
 from ops.local import daemon
 from ops.local.daemon import command_of, last_line, progress_of, result_of, write_lines
-from ops.local.runner import ATTEMPTS_MAX, PAUSE_MAX_S, HaltedError, InterruptedRunError, OutageError, terms_after
+from ops.local.runner import (
+    ATTEMPTS_MAX,
+    PAUSE_MAX_S,
+    HaltedError,
+    InterruptedRunError,
+    OutageError,
+    Terms,
+    terms_after,
+)
+from producer.survey import UnreplayableIdsError
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.vocabulary import JobStatus
@@ -60,6 +69,12 @@ def test_anything_else_is_tried_again_a_few_times_and_then_the_job_has_failed(er
         assert (terms.attempts, terms.fail) == (attempt, attempt == ATTEMPTS_MAX)
         assert terms.error == str(error)
         job = replace(job, attempts=attempt)
+
+
+def test_ids_that_no_replay_can_hold_fail_the_job_at_once() -> None:
+    error = UnreplayableIdsError("1 audit row in scope has an id below 1 (-5)", "leave it out")
+    terms = terms_after(error, JOB, JOB)
+    assert terms == Terms(attempts=1, error=str(error), fail=True)
 
 
 def test_a_runner_that_got_on_with_the_job_begins_a_new_row_of_attempts() -> None:

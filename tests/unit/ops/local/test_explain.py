@@ -10,6 +10,7 @@ from ops.local.story import Row, Story, candidates, out_of_scope, run_of, steps,
 from ops.local.trace import murmur2, partition_of
 from ops.local.verify.expected import expected_of
 from processors.transform import Transformer
+from producer.cursor import EARLIEST
 from schemas.mapping import load
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.vocabulary import DeadLetterCause, SkipReason
@@ -125,7 +126,7 @@ def test_persons_are_in_the_order_tried_each_with_its_place():
 
 @dataclass(frozen=True)
 class Job:
-    cutoff: datetime = datetime(2020, 1, 1, tzinfo=UTC)
+    reads_from: datetime = datetime(2020, 1, 1, tzinfo=UTC)
     top_audit_id: int = 100
 
 
@@ -150,6 +151,11 @@ def row(**changed: object) -> Row:
 def test_why_a_row_is_not_read_is_told(found, audit_id, says):
     why = "; ".join(out_of_scope(found, audit_id, MAPPING, Job()))
     assert (says in why) if says else (why == "")
+
+
+def test_a_job_without_a_date_range_reads_rows_whatever_their_created_at():
+    for created_at_us in (None, -(2**63), 2**63 - 1):
+        assert out_of_scope(row(created_at_us=created_at_us), 7, MAPPING, Job(reads_from=EARLIEST)) == []
 
 
 def test_without_a_job_no_bound_is_known():

@@ -1,11 +1,17 @@
 """The pure half of the preflight: verdicts, plans, estimates; and lanes, whose servers may hang."""
 
 import threading
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AclOperation
 
+from ops.control import kafka_admin
+from ops.local.preflight import kafka
 from ops.local.preflight.estimates import ASSUMED_ROWS_PER_S, Rate, estimate, rate_of
 from ops.local.preflight.kafka import release_of, topic_findings
 from ops.local.preflight.lanes import Lane, Step, run_lanes
@@ -16,6 +22,7 @@ from ops.local.preflight.run import check_estimate
 from ops.local.preflight.source import check_scope, clock_check
 from producer.survey import InScope
 from schemas.errors import BadInputError, ServiceUnreachableError
+from schemas.topics import AccountTopics
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -159,6 +166,11 @@ def test_rows_without_created_at_and_no_rows_are_warned_of() -> None:
     check = check_scope(Scope(InScope(5, 2, 1, 9, NOON), 9, 9), None)
     assert (check.verdict, check.facts["rows_without_created_at"]) == (Verdict.WARN, 2)
     assert check_scope(Scope(InScope(5, 0, 1, 9, NOON), 9, 9), NOON).verdict is Verdict.OK
+    check = check_scope(Scope(InScope(50, 6, 1, 9, NOON, rows_outside_calendar=6), 9, 9), None)
+    assert (check.verdict, "enough to halt the job" in check.found) == (Verdict.FAIL, True)
+    ranged = check_scope(Scope(InScope(50, 6, 1, 9, NOON, rows_outside_calendar=3), 9, 9), NOON)
+    assert (ranged.verdict, "6 rows without created_at" in ranged.found) == (Verdict.WARN, True)
+    assert "3 rows end as dead letters: " in ranged.found
 
 
 def api(key: int, high: int) -> str:
@@ -261,3 +273,62 @@ def test_without_an_essential_check_the_rest_of_its_lane_is_not_asked() -> None:
     lane = Lane("A", [step("first", lambda: fail("first", "wrong", ""), essential=True), step("later", note)])
     assert [check.verdict for check in run_lanes([lane])] == [Verdict.FAIL, Verdict.FAIL]
     assert asked == []
+
+
+class Groups:
+    """Kafka's answers about groups while a new cluster finds their coordinators; every topic is there already."""
+
+    def __init__(self, *answers: Exception | None) -> None:
+        self.answers = list(answers)
+        self.asked = 0
+
+    def list_topics(self, timeout: float) -> Any:
+        names = kafka_admin.topic_settings(AccountTopics.of("a"), 4)
+        return SimpleNamespace(brokers={1: None}, topics=dict.fromkeys(names))
+
+    def describe_topics(self, topics: Any, **_: Any) -> dict[str, "Future[Any]"]:
+        return {}
+
+    def describe_consumer_groups(self, groups: list[str], **_: Any) -> dict[str, "Future[Any]"]:
+        self.asked += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        futures: dict[str, Future[Any]] = {group: Future() for group in groups}
+        for future in futures.values():
+            if answer is not None:
+                future.set_exception(answer)
+            else:
+                future.set_result(SimpleNamespace(authorized_operations=[AclOperation.READ]))
+        return futures
+
+
+TIMED_OUT = KafkaException(KafkaError(KafkaError._TIMED_OUT))
+NO_COORDINATOR = KafkaException(KafkaError(KafkaError.COORDINATOR_NOT_AVAILABLE))
+FORBIDDEN = KafkaException(KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED))
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict", "asked"),
+    [
+        ((TimeoutError(), TIMED_OUT, NO_COORDINATOR, None), Verdict.OK, 4),
+        ((NO_COORDINATOR, FORBIDDEN), Verdict.FAIL, 2),
+        ((None,), Verdict.OK, 1),
+    ],
+)
+def test_a_group_coordinator_that_is_not_ready_yet_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, answers: Any, verdict: Verdict, asked: int
+) -> None:
+    cluster = Groups(*answers)
+    monkeypatch.setattr(kafka, "_admin", lambda _: cluster)
+    monkeypatch.setattr(kafka_admin, "COORDINATOR_POLL_S", 0.0)
+    check = kafka.check_permissions({}, "a", 4)
+    assert (check.verdict, cluster.asked) == (verdict, asked), check
+
+
+def test_a_group_coordinator_that_never_comes_is_a_warning_within_the_time_of_a_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kafka, "_admin", lambda _: Groups(NO_COORDINATOR))
+    monkeypatch.setattr(kafka, "COORDINATOR_MAX_S", 0.0)
+    check = kafka.check_permissions({}, "a", 4)
+    assert (check.verdict, len(check.facts["unknown"])) == (Verdict.WARN, 2)
+    assert "__consumer_offsets" in check.to_do

@@ -74,3 +74,13 @@ def test_a_balanced_ledger_says_so_with_every_bin():
 
 def test_a_ledger_out_of_balance_says_by_how_much():
     assert "OUT OF BALANCE by 3" in ledger_text(Ledger(1000, 997, documents=997))
+
+
+def test_a_ledger_tells_of_types_that_are_not_read_and_leaves_them_out_of_its_sums():
+    ledger = Ledger(source_rows=5, migrated=5, documents=5, out_of_scope={"Crm::Widget": 12_345, "": 2, "[red]x[/]": 1})
+    text = ledger_text(ledger)
+    assert "not in scope, not read: Crm::Widget" in text
+    assert "12,345" in text
+    assert "(no type)" in text
+    assert "[red]x[/]" in text
+    assert "balanced" in text

@@ -1,0 +1,5 @@
+-- The first ids in scope that no audit row of Rails has, and how many there are.
+SELECT id::bigint, count(*) OVER ()
+FROM {table}
+WHERE id < 1 AND auditable_type = ANY(%(scope)s::text[]) AND {since} AND {account}
+ORDER BY id LIMIT %(named_max)s
