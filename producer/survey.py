@@ -186,7 +186,7 @@ def _most_frequent(types: "Counter[str]") -> "Counter[str]":
 def require_ids(db: Connection, source: AuditSource, date_range_start: datetime | None) -> None:
     """Raise UnreplayableIdsError, with the first of them, if rows in scope have ids below 1."""
     values = {
-        "scope": list(source.scope),
+        "scope": list(source.types),
         "account": source.account,
         "cutoff": None if date_range_start is None else source.moment(date_range_start),
         "named_max": IDS_NAMED_MAX,
