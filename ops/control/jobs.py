@@ -84,6 +84,7 @@ class Job:
     fence: int = 0  # rises with every claim: what a former owner says counts no more
     lease_until: dt.datetime = NEVER  # by the database's clock; behind it, anybody may claim the job
     attempts: int = 0  # of runners, in a row, that gave the job back without having got on with it
+    enrichment: Mapping[str, Any] | None = None  # of the present run; ops.control.enrichments
     rollback: Mapping[str, Any] | None = None  # removed, remaining, by, started_at, updated_at, finished_at
 
     def waiting(self, now: dt.datetime) -> bool:

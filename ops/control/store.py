@@ -247,6 +247,10 @@ class JobStore:
         """Note how many source rows are in scope; return the job."""
         return self._set(job, {"records_total": records_total})
 
+    def note_enrichment(self, job: Job, fields: Mapping[str, Any]) -> Job:
+        """Note how far the enrichment of the job's run is; return the job."""
+        return self._set(job, {"enrichment": dict(fields)})
+
     def note_rollback(self, job: Job, *, removed: int, remaining: int, by: str, finished: bool = False) -> None:
         """Note how far the deletion of the account's documents is."""
         now = _now()
@@ -404,6 +408,7 @@ def job_of(document: Mapping[str, Any]) -> Job:
         fence=document.get("fence", 0),
         lease_until=document.get("lease_until", NEVER),
         attempts=document.get("attempts", 0),
+        enrichment=document.get("enrichment"),
         rollback=document.get("rollback"),
     )
 
@@ -432,6 +437,7 @@ def _run_fields(new: NewJob, run: int, begin_offsets: Sequence[int], now: dt.dat
         "last_audit_id": 0,
         "progress_pct": 0.0,
         "accuracy_pct": None,
+        "enrichment": None,
         "failure_baseline": {"failed": 0, "seen": 0},
         "started_at": now,
         "updated_at": now,

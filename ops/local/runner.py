@@ -8,7 +8,8 @@ Order of effects, and what a death between two of them costs:
 3. topics, references, begin markers, committed offsets: a resume repeats those that are not on file yet; a repeated
    begin marker is one more record that everybody passes over.
 4. producer, processors, sinks: each takes up its work from what it had committed.
-5. validation, then the job is completed. Dying before it, a resume finds every partition ended and validates.
+5. enrichment of the association logs (ops.local.run_enrichment): a resume continues it.
+6. validation, then the job is completed. Dying before it, a resume finds every partition ended and validates.
 
 The runner holds the job under a lease. One that cannot renew it stops its processes before the lease runs out, and
 starts them again if the job is still its own. One that was frozen and wakes up too late finds itself fenced: its number
@@ -105,6 +106,7 @@ class RunOptions:
     date_range_start: datetime | None = None
     resume_halted: bool = False
     home: Path = Path(".crm-replay")
+    enrich: bool | None = None  # whether the run enriches its association logs; None: as the source mapping says
     forks: ForkServer | None = None  # forks its processes; without one each imports its libraries itself
 
 
@@ -533,11 +535,35 @@ def _work(
             patience.over()
     seconds = time.monotonic() - started
     view.close()
+    job = _enriched(job, stretch, options, around, view, patience, lambda: lease.check(stop))
+    if job.status is JobStatus.HALTED:
+        raise _halted(job)
     while True:
         try:
             return RunResult(*_conclude(job, stretch, around), seconds)
         except ConnectionFailure as error:
             patience.wait(error)
+
+
+def _enriched(
+    job: Job,
+    stretch: Stretch,
+    options: RunOptions,
+    around: Surroundings,
+    view: RunView,
+    patience: "_Patience",
+    check: Callable[[], None],
+) -> Job:
+    """Enrich the association logs of the run's rows, if the source mapping or the options want it; return the job."""
+    from ops.local.run_enrichment import Place, RunEnrichment  # a tenth of a second that no worker has to wait for
+
+    wanted = around.mapping.enrichment.during_run if options.enrich is None else options.enrich
+    gaps = None if stretch.audit_ids is None else _stretches(stretch.audit_ids)
+    place = Place(around.connections, around.database, around.store, around.mapping, around.codec)
+    enrichment = RunEnrichment(job, gaps, place, view, check, patience.wait)
+    job = enrichment.run() if wanted else enrichment.off()
+    patience.over()
+    return job
 
 
 def _watch(
@@ -571,7 +597,8 @@ def _watch(
         try:
             with pymongo.timeout(ANSWER_MAX_S):
                 totals = store.aggregate_progress(job)
-                if time.monotonic() - saved_at >= SAVE_EVERY_S:
+                ended = totals.partitions_ended >= job.partitions
+                if ended or time.monotonic() - saved_at >= SAVE_EVERY_S:
                     job = store.save_totals(job, totals)
                     saved_at = time.monotonic()
                 if accounted is not None and totals.accounted > accounted and job.attempts:
@@ -586,7 +613,7 @@ def _watch(
             patience.wait(error)
             continue
         patience.over()
-        if totals.partitions_ended >= job.partitions:
+        if ended:
             return
         time.sleep(POLL_AT_FIRST_S if time.monotonic() - began < AT_FIRST_S else POLL_EVERY_S)
 
