@@ -32,7 +32,7 @@ import pymongo
 import typer
 from pymongo.errors import PyMongoError
 
-from ops.control import enrichments, migrations
+from ops.control import enrichments, http_documents, migrations
 from ops.control.jobs import Job
 from ops.control.store import JobChangedError, JobStore
 from ops.control.tasks import Task, TaskKind, TaskLostError, TaskStore
@@ -525,6 +525,8 @@ def _child(runner: Any, forks: ForkServer | None) -> int:
         f"{f' ({result.job.error})' if result.job.error else ''}"
     )
     if said := enrichments.in_words(enrichments.view_of(result.job.enrichment), job.company_sso_id):
+        view.note(said)
+    if said := http_documents.in_words(result.job.http_documents, job.company_sso_id):
         view.note(said)
     return 0
 

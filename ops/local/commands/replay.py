@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ops.control import enrichments
+from ops.control import enrichments, http_documents
 from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local import services
@@ -154,6 +154,8 @@ def _finish(replay: Callable[[Any, Connections, RunView], Any], account: str, op
         print_ledger(Console(), account, result.ledger, seconds=result.seconds)
         if said := enrichments.in_words(enrichments.view_of(result.job.enrichment), account):
             Console().print(said, highlight=False, soft_wrap=True)
+        if said := http_documents.in_words(result.job.http_documents, account):
+            Console().print(said, highlight=False, soft_wrap=True)
     if not (result.ledger.balanced and result.ledger.documents_agree):
         raise ReplayError(f"the ledger of {account} is out of balance", result.job.error or "")
 
@@ -188,6 +190,7 @@ def _job_summary(job: Job) -> dict[str, Any]:
         "failures_by_cause": dict(job.failures_by_cause),
         "accuracy_pct": job.accuracy_pct,
         "enrichment": enriched.model_dump(mode="json") if enriched else None,
+        "http_documents": dict(job.http_documents) if job.http_documents else None,
         "started_at": job.started_at.isoformat(),
         "finished_at": job.finished_at.isoformat() if job.finished_at else None,
         "error": job.error,
