@@ -1,6 +1,6 @@
 """Documents that came by HTTP and that no row of a run accounts for: named, and set apart from the run's own."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -18,6 +18,7 @@ from schemas.connections import Connections
 from schemas.mapping import SourceMapping
 
 NAMED_MAX = 20
+TRIES_MAX = 5  # to count documents while others come
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -31,7 +32,7 @@ def strays(database: Any, job: Job, work: Work) -> Iterator[Finding]:
 
 
 def set_apart(
-    ledger: Ledger,
+    count: Callable[[], Ledger],
     job: Job,
     chosen: tuple[int, ...] | None,
     database: Any,
@@ -39,24 +40,35 @@ def set_apart(
     mapping: SourceMapping,
     codec: Codec,
 ) -> tuple[Ledger, list[Finding]]:
-    """Return the ledger without the documents that came by HTTP and that no row of the run accounts for, and these.
+    """Count; return the ledger without the documents that came by HTTP and are no row's of the run, and these.
 
     Nothing is looked at unless there are more documents than there should be: what is counted as it should be needs no
     explanation. `chosen` are the rows of a partial replay, None for all. A document that did not come by HTTP stays
-    counted: it is nobody's, and the run fails for it.
+    counted: no one accounts for it, and the run fails for it.
     """
-    surplus = 0 if ledger.documents is None else ledger.documents - ledger.documents_expected
-    if surplus <= 0 or not http_documents.count(database, job.company_sso_id):
-        return ledger, []
+    account = job.company_sso_id
+    rows = None if chosen is None else frozenset(chosen)
+    work: Work | None = None
+    tries = 0
+    while True:
+        tries += 1
+        there = http_documents.count(database, account)
+        ledger = count()
+        if not there or ledger.documents is None or ledger.documents <= ledger.documents_expected:
+            return ledger, []
+        work = work or _work(job, connections, mapping, codec)
+        found = [each for each in strays(database, job, work) if _is_counted(each, job, rows)]
+        # If none has come since the documents were counted, what was found was counted.
+        if tries == TRIES_MAX or http_documents.count(database, account) == there:
+            return replace(ledger, documents=ledger.documents - len(found)), found
+
+
+def _work(job: Job, connections: Connections, mapping: SourceMapping, codec: Codec) -> Work:
     # Whether a row becomes a document does not depend on who acted: the user directory is not asked.
     without_directory = connections.model_copy(update={"user_directory_url": ""})
     with connect(connections.crm_audit_database_url) as db:
         source = resolve(db, mapping, job.company_sso_id)
-    work = work_of(job, without_directory, mapping, source, (), codec, NAMED_MAX)
-    rows = None if chosen is None else frozenset(chosen)
-    found = [each for each in strays(database, job, work) if _is_counted(each, job, rows)]
-    assert ledger.documents is not None
-    return replace(ledger, documents=ledger.documents - len(found)), found
+    return work_of(job, without_directory, mapping, source, (), codec, NAMED_MAX)
 
 
 def as_fields(found: list[Finding]) -> dict[str, Any]:

@@ -658,7 +658,7 @@ class _Patience:
 def _conclude(job: Job, stretch: Stretch, around: Surroundings) -> tuple[Job, Ledger]:
     """Validate, write the verdict into the job document and return both. May be repeated after an outage."""
     store, totals = around.store, around.store.aggregate_progress(job)
-    ledger, job = _set_apart(_ledger(job, stretch, around, totals), job, stretch, around)
+    ledger, job = _set_apart(lambda: _ledger(job, stretch, around, totals), job, stretch, around)
     job = store.save_totals(job, totals, accuracy_pct=ledger.accuracy_pct)
     if ledger.balanced and ledger.documents_agree:
         verdict, reason = JobStatus.COMPLETED, ""
@@ -674,14 +674,15 @@ def _conclude(job: Job, stretch: Stretch, around: Surroundings) -> tuple[Job, Le
     return store.transition(job.job_id, JobStatus.IN_PROGRESS, verdict, reason, fence=job.fence), ledger
 
 
-def _set_apart(ledger: Ledger, job: Job, stretch: Stretch, around: Surroundings) -> tuple[Ledger, Job]:
+def _set_apart(count: Callable[[], Ledger], job: Job, stretch: Stretch, around: Surroundings) -> tuple[Ledger, Job]:
     """Return the ledger without the documents that came by HTTP and are no row's of the run; the job names them."""
+    ledger = count()
     if ledger.documents_agree:
         return ledger, job
     from ops.local import http_strays  # all of verify: a rare need
 
     ledger, found = http_strays.set_apart(
-        ledger, job, stretch.audit_ids, around.database, around.connections, around.mapping, around.codec
+        count, job, stretch.audit_ids, around.database, around.connections, around.mapping, around.codec
     )
     return ledger, around.store.note_http_documents(job, http_strays.as_fields(found)) if found else job
 

@@ -12,7 +12,9 @@ import pytest
 
 from ops.control.store import JobStore
 from ops.local import run_enrichment, runner
+from ops.local.check.run import check_enrichment
 from ops.local.enrich import EnrichOptions, enrich_account
+from ops.local.preflight import Verdict
 from ops.local.runner import RunOptions, run_account
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.local.view import PlainView
@@ -130,6 +132,12 @@ def test_a_run_enriches_its_rows_whatever_dies(
     status = json.loads(crm.call("status", "--account", SAMPLE_YAML, "--json").stdout)
     assert status["enrichment"]["state"] == "pending"
     assert "cannot connect to PostgreSQL" in status["enrichment"]["error"]
+    assert result.job.enrichment is not None
+    warned = check_enrichment(result.job)
+    assert (warned.verdict, warned.found) == (
+        Verdict.WARN,
+        "pending: cannot connect to PostgreSQL database crm: check it",
+    )
     finished = counts(job_of(crm))
     enrich_account(SAMPLE_YAML, EnrichOptions(), crm.connections, PlainView())
     assert everything(crm) == whole

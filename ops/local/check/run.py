@@ -12,8 +12,9 @@ from bson.errors import InvalidId
 from confluent_kafka import KafkaException
 from pymongo.errors import PyMongoError
 
-from ops.control import audit_log, http_documents
+from ops.control import audit_log, enrichments, http_documents
 from ops.control.dead_letters import State, judge
+from ops.control.enrichments import EnrichmentState
 from ops.control.jobs import Job
 from ops.control.operations import digest
 from ops.control.store import JobStore
@@ -128,6 +129,7 @@ def _check_account(
     result.checks.append(_guarded("sample", sample))
     result.checks.append(_guarded("late_rows", lambda: check_late_rows(job, work, database)))
     result.checks.append(_guarded("orphan_documents", lambda: check_orphan_documents(job, options, database)))
+    result.checks.append(_guarded("enrichment", lambda: check_enrichment(job)))
     result.checks.append(_guarded("http_documents", lambda: check_http_documents(job, work, database)))
     result.seconds = time.monotonic() - began
     return result
@@ -339,6 +341,20 @@ def check_orphan_accounts(database: Any) -> Check:
             **facts,
         )
     return ok("orphan_accounts", f"all documents of {accounts:,} accounts belong to a job", **facts)
+
+
+def check_enrichment(job: Job) -> Check:
+    """Return whether the run's association logs have been enriched, or that is left to a command on purpose."""
+    view = enrichments.view_of(job.enrichment)
+    if view is None or view.state in (EnrichmentState.DONE, EnrichmentState.OFF):
+        state = "not a part of the run" if view is None or view.state is EnrichmentState.OFF else "done"
+        return ok("enrichment", state)
+    return warn(
+        "enrichment",
+        f"{view.state.value}: {view.error or 'its runner has died'}",
+        f"crm-replay enrich --account {job.company_sso_id} finishes it",
+        state=view.state.value,
+    )
 
 
 def check_http_documents(job: Job, work: list[Work], database: Any) -> Check:
