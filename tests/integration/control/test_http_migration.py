@@ -494,6 +494,16 @@ def test_a_session_sees_its_own_accounts_import_without_the_accuracy(served: Ser
     company = account()
     job = make_job(database, company)
     JobStore(database).save_totals(job, RunTotals(migrated=20), accuracy_pct=100.0)
+    JobStore(database).note_enrichment(
+        job, {"state": "pending", "outcomes": {"patched": 2}, "error": "PostgreSQL is away"}
+    )
+    enriched = served.client.get(f"{ROUTE}/status", params={"company_sso_id": company}).json()["enrichment"]
+    assert {name: enriched[name] for name in ("state", "patched", "ambiguous", "error")} == {
+        "state": "pending",
+        "patched": 2,
+        "ambiguous": 0,
+        "error": "PostgreSQL is away",
+    }
     with served.bare() as browser:
         headers = served.session(company_sso_id=company)
         answer = browser.get(path, headers=headers)
