@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pymongo.errors import ConnectionFailure, PyMongoError
+from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 
 from ops.control.enrichments import EnrichmentState, counts_of, in_words, view_of
 from ops.control.jobs import Job
@@ -36,6 +36,7 @@ from schemas.vocabulary import JobStatus
 log = logging.getLogger(__name__)
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # between tries: half a minute, as long as a server takes to start again
+NOT_ALLOWED = (13, 18)  # MongoDB's Unauthorized and AuthenticationFailed
 SAVE_EVERY_S = 1.0
 TABLE_TIMEOUT_S = 60.0
 TABLE_ROWS_MAX = 500_000  # kept in memory, 100 MB or so; an account with more referents asks the source for names
@@ -187,9 +188,13 @@ def _may_pass(error: Exception) -> bool:
     """Whether another try can do better: after an outage, or where the account's cursor has gone to another process."""
     if isinstance(error, BadInputError) and not isinstance(error, ServiceUnreachableError):
         return False
+    if isinstance(error, OperationFailure) and error.code in NOT_ALLOWED:
+        return False
     return isinstance(error, ReplayError | PyMongoError)
 
 
 def _text_of(error: Exception) -> str:
     """Return an error in words; the text of one that is not ours may hold a row's values."""
+    if isinstance(error, OperationFailure):
+        return f"MongoDB refuses (code {error.code}): see its log and the runner's rights"
     return str(error) if isinstance(error, ReplayError) else type(error).__name__

@@ -104,6 +104,10 @@ def test_what_may_pass_is_tried_again(stage: Stage) -> None:
         ([ReplayError("Kafka does not answer")] * 3, "Kafka does not answer"),
         ([EnrichmentLostError("taken over")] * 3, "taken over"),
         ([BadInputError("no such column", "correct the mapping")], "no such column: correct the mapping"),
+        (
+            [OperationFailure("not authorized on cdp", 13)],
+            "MongoDB refuses (code 13): see its log and the runner's rights",
+        ),
         ([ValueError("budi@example.com")], "ValueError"),  # its text may hold a row's values
     ],
 )
