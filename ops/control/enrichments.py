@@ -18,7 +18,7 @@ class EnrichmentState(StrEnum):
     """How far the enrichment of a run is. Stored: add values, never rename one."""
 
     OFF = "off"  # the source mapping turns it off
-    RUNNING = "running"  # or its runner has died: whoever resumes the run continues it
+    RUNNING = "running"  # or its runner has died: the runner that takes over continues it
     DONE = "done"
     PENDING = "pending"  # the run has given it up; `crm-replay enrich` finishes it
 

@@ -117,7 +117,7 @@ def private_routes(backend: Backend, rollbacks: Rollbacks) -> APIRouter:
 
         Takes about a second for 20,000 documents, so an account of millions outlasts a gateway. The work goes on when
         the client goes away; asking again joins it, and answers 0 once it is over. 404 JOB_NOT_FOUND, unless documents
-        came by `migrate`; 409 JOB_ALREADY_RUNNING: halt it first; 500 ROLLBACK_FAILED: ask again, it goes on.
+        came by `migrate`; 409 JOB_ALREADY_RUNNING: halt it first; 500 ROLLBACK_FAILED: ask again, it continues.
         """
         removed = await rollbacks.roll_back(
             account.company_sso_id, by=request.state.user, request_id=request.state.request_id

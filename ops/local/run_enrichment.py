@@ -136,7 +136,7 @@ class RunEnrichment:
             return counts_of(run.enrich())
 
     def _step(self, state: Enrichment) -> None:
-        """Note how far it is, now and then; whether this runner may continue is asked each time."""
+        """Note how far it is, now and then; whether this runner may continue is checked each time."""
         try:
             self._check()
         except Exception as error:

@@ -78,7 +78,7 @@ def test_documents_that_came_by_http_belong_to_the_replay_and_are_no_fault_of_it
     assert report["extra"] == 3
     assert all("it came by HTTP" in finding["why"] for finding in report["findings"])
 
-    # A document that is nobody's still fails the run: what came by HTTP hides nothing.
+    # A document of no known origin still fails the run: what came by HTTP hides nothing.
     planted = {key: value for key, value in right.items() if key != "_id"}
     crm.database["activity_logs"].insert_one({**planted, "company_sso_id": account, "external_id": "crm_audit:88"})
     third = crm.call("run", "--account", account, "--mapping", MAPPING, "--json")

@@ -31,7 +31,7 @@ def at(audit_id: int) -> Enrichment:
     return Enrichment("a", top=100, cursor=audit_id, rows=audit_id)
 
 
-def test_a_command_waits_for_whoever_lives_and_a_run_waits_for_no_command(enrichments: Any) -> None:
+def test_a_command_waits_for_a_process_that_lives_and_a_run_for_no_command(enrichments: Any) -> None:
     command = cursor(enrichments)
     command.begin(fresh())
     with pytest.raises(BadInputError, match="by another process"):
