@@ -17,6 +17,7 @@ DEFAULT_MAPPING = "mapping.default.yaml"
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_$]*$", max_length=63)]
 TypeName = Annotated[str, StringConstraints(min_length=1)]
 StatusId = int | str
+WINDOW_S_MAX = 3_600.0  # of the enrichment's match key
 
 
 class _Strict(BaseModel):
@@ -123,6 +124,15 @@ class ActorNames(_Strict):
     system: str = "Qontak System"
 
 
+class EnrichmentRule(_Strict):
+    """What is done for association logs that lack ids or names of what they link."""
+
+    during_run: bool = Field(True, description="every run enriches the logs of its rows before it is validated")
+    window_s: float = Field(
+        2.0, ge=0, le=WINDOW_S_MAX, description="by which a live log without external_id may differ from its row's time"
+    )
+
+
 class SourceMapping(_Strict):
     """The whole file. Where columns are given by type, the type "*" stands for every type."""
 
@@ -152,6 +162,8 @@ class SourceMapping(_Strict):
     actors: ActorNames = ActorNames()
     users: UsersTable = UsersTable()
     referents: dict[TypeName, TableOf] = {}
+    # What is added to documents afterwards is no part of what a row becomes, so no part of what a job compares.
+    enrichment: EnrichmentRule = Field(EnrichmentRule(), exclude=True)
 
     @field_validator("time_zone")
     @classmethod

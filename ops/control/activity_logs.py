@@ -1,21 +1,26 @@
 """Activity logs that come by HTTP, a few at a time: what one looks like, and writing them like the sink does.
 
 They are the replay's documents by another way: same shape, same unique index, same `source_tag`, so that a roll back
-removes them and a verification knows them by their `external_id`. Sending them again inserts nothing.
+removes them and a verification knows them by their `external_id`. Sending them again inserts nothing. Each call is in
+the audit log, an entry an account (ops.control.http_documents).
 """
 
 import datetime as dt
 import re
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from bson import ObjectId
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pymongo.errors import PyMongoError
 
+from ops.control import http_documents
 from ops.control.validation import BIGINT_MAX, EXTERNAL_ID_PREFIX, audit_id_of
 from processors.documents import encode, is_too_large
-from schemas.topics import ACCOUNT_LENGTH_MAX
+from schemas.errors import BadInputError
+from schemas.topics import ACCOUNT_LENGTH_MAX, encode_account
 from schemas.vocabulary import SkipReason
 from sink.documents import is_sound
 from sink.indexes import ACTIVITY_LOGS, SOURCE_TAG
@@ -35,6 +40,17 @@ FAR = dt.datetime(9999, 12, 30, tzinfo=dt.UTC)  # a time zone away from where Py
 AccountId = Annotated[
     str, Field(min_length=1, max_length=ACCOUNT_LENGTH_MAX, pattern=r"^[^\x00-\x1f\x7f]+$", description="the tenant")
 ]
+
+
+def _can_be_replayed(value: str) -> str:
+    """Return the account's id; raises ValueError for one that no command takes, so that nothing could take it back."""
+    try:
+        encode_account(value)
+    except BadInputError as error:
+        raise ValueError(error.to_do) from None
+    return value
+
+
 Text = Annotated[str, Field(max_length=TEXT_LENGTH_MAX)]
 Name = Annotated[str, Field(min_length=1, max_length=TEXT_LENGTH_MAX)]
 Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
@@ -122,7 +138,7 @@ class Change(_Part):
 class ActivityLogRecord(_Part):
     """An activity log as it is stored."""
 
-    company_sso_id: AccountId
+    company_sso_id: Annotated[AccountId, AfterValidator(_can_be_replayed)]
     customer_id: Name = Field(description="the caller vouches for its being a customer of the account")
     category: Word = Field(description="contact, company, deal, task, ticket, note, or one of the source mapping's own")
     action: Word = Field(description="create, update, delete, link, unlink, won, completed, resolved, or its own")
@@ -171,7 +187,7 @@ def document_of(record: ActivityLogRecord) -> dict[str, Any]:
     """Return the document as it is stored, `_id` in front; fields in the processors' order."""
     moment = record.timestamp
     document: dict[str, Any] = {
-        "_id": ObjectId(),
+        "_id": http_documents.new_id(record.company_sso_id),
         "company_sso_id": record.company_sso_id,
         "customer_id": record.customer_id,
         "category": record.category,
@@ -190,11 +206,28 @@ def document_of(record: ActivityLogRecord) -> dict[str, Any]:
     return document
 
 
-def write(database: Any, records: Sequence[ActivityLogRecord]) -> MigrateAnswer:
+def write(database: Any, records: Sequence[ActivityLogRecord], *, by: str = "", request_id: str = "") -> MigrateAnswer:
     """Insert what is new in one unordered bulk write. Safe to repeat: what is there already is skipped.
 
-    Raises pymongo's errors and the writer's WriteConcernUnmetError when the answer is unknown: send them again.
+    The audit log has who sent them, also where the answer is unknown: then pymongo's errors or the writer's
+    WriteConcernUnmetError are raised, and they are to be sent again.
     """
+    sent = Counter(record.company_sso_id for record in records)
+    try:
+        answer = _write(database, records)
+    except Exception as error:
+        with suppress(PyMongoError):
+            unknown = {account: {"records": count} for account, count in sent.items()}
+            http_documents.note(database, unknown, who=by, request_id=request_id, outcome=type(error).__name__)
+        raise
+    counts = {account: {status.value: 0 for status in ResultStatus} for account in sent}
+    for record, result in zip(records, answer.results, strict=True):
+        counts[record.company_sso_id][result.status.value] += 1
+    http_documents.note(database, counts, who=by, request_id=request_id)
+    return answer
+
+
+def _write(database: Any, records: Sequence[ActivityLogRecord]) -> MigrateAnswer:
     encoded = [encode(document_of(record)) for record in records]
     # The writer takes only what a server can hold; the body's limit makes the first a rarity.
     unfit = {at for at, document in enumerate(encoded) if is_too_large(document) or not is_sound(document)}

@@ -67,6 +67,11 @@ def entries(database: Any, company_sso_id: str | None = None, limit: int = 100) 
     return [Entry(**document) for document in found]
 
 
+def has(database: Any, company_sso_id: str, action: str) -> bool:
+    """Return whether the account has an entry of this action."""
+    return _log(database).find_one({"company_sso_id": company_sso_id, "action": action}, {"_id": 1}) is not None
+
+
 def on_this_host() -> str:
     """Return who works at a command line here, as an entry says it."""
     try:

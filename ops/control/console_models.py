@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 from ops.control.activity_logs import AccountId, Moment
+from ops.control.enrichments import EnrichmentView
 from schemas.topics import ACCOUNT_LENGTH_MAX
 from schemas.vocabulary import JobStatus
 
@@ -64,6 +65,7 @@ class JobView(_Answer):
     skips_by_reason: dict[str, int]
     failures_by_cause: dict[str, int]
     accuracy_pct: float | None
+    enrichment: EnrichmentView | None = Field(None, description="of association logs; null: not come to yet")
     partitions: int
     last_audit_id: int
     top_audit_id: int

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
-from ops.control import kafka_admin
+from ops.control import http_documents, kafka_admin
 from ops.control.jobs import Job, refusal
 from ops.control.store import JobStore, LeaseLostError, NewJob
 from schemas.connections import Connections
@@ -77,11 +77,14 @@ def rollback(
 ) -> int:
     """Delete what the replay wrote for the account and return how many documents that were; again: 0.
 
-    The job is marked first: dying half-way leaves documents of a job that is rolled back, and the next call goes on
-    with them. How far it is stands in the job document. Raises NoSuchJobError; RollbackRefusedError while a job is in
-    progress or its processes are being ended, also if one begins meanwhile.
+    An account without a job may have documents that came by HTTP; they go, too. The job is marked first: dying half-way
+    leaves documents of a job that is rolled back, and the next call continues with them. How far it is stands in the
+    job document. Raises NoSuchJobError; RollbackRefusedError while a job is in progress or its processes are being
+    ended, also if one begins meanwhile.
     """
     store = JobStore(database)
+    if store.latest(company_sso_id) is None and http_documents.are_known(database, company_sso_id):
+        return _rollback_without_job(store, database, company_sso_id, on_batch)
     job = _mark_rolled_back(store, company_sso_id)
     remaining = documents.documents_of(database, company_sso_id)
     store.note_rollback(job, removed=0, remaining=remaining, by=by)
@@ -98,6 +101,18 @@ def rollback(
     removed = documents.rollback(database, company_sso_id, on_batch=still_ours)
     store.note_rollback(job, removed=removed, remaining=0, by=by, finished=True)
     return removed
+
+
+def _rollback_without_job(store: JobStore, database: Any, company_sso_id: str, on_batch: Callable[[int], None]) -> int:
+    def still_without(removed: int) -> None:
+        on_batch(removed)
+        if store.latest(company_sso_id) is not None:
+            raise RollbackRefusedError(
+                f"a run of {company_sso_id} has begun after {removed:,} documents were removed",
+                "halt it, then roll back again",
+            )
+
+    return documents.rollback(database, company_sso_id, on_batch=still_without)
 
 
 def _mark_rolled_back(store: JobStore, company_sso_id: str) -> Job:

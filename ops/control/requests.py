@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from ops.control import audit_log, coverage, flags, guards, operations
+from ops.control import audit_log, coverage, flags, guards, http_documents, operations
 from ops.control.flags import Flag
 from ops.control.guards import HTTP_STATUS, Action, Refusal, RespCode
 from ops.control.jobs import NEVER, IllegalTransitionError, Job
@@ -175,8 +175,10 @@ def rollback(
     ROLLBACK_FAILED.
     """
     with _noted(control, "rollback", company_sso_id, by, request_id, {"reason": reason}) as noted:
-        job = _require_job(control, Action.ROLLBACK, company_sso_id)
-        noted["job_id"] = job.job_id
+        AccountTopics.of(company_sso_id)
+        job = _require(control, Action.ROLLBACK, company_sso_id)
+        if job is not None:
+            noted["job_id"] = job.job_id
         audit_log.append(
             control.database,
             "rollback",
@@ -239,6 +241,8 @@ def _require(control: Control, action: Action, company_sso_id: str) -> Job | Non
     job = JobStore(control.database).latest(company_sso_id)
     flag = action is Action.TRIGGER and flags.read(control.database, company_sso_id).enabled
     refused = guards.why_not(action, company_sso_id, job.status if job else None, flag_enabled=flag)
+    if job is None and action is Action.ROLLBACK and http_documents.are_known(control.database, company_sso_id):
+        refused = None  # they came by HTTP
     if refused:
         raise RequestRefusedError(refused, {"job_id": job.job_id, "status": job.status.value} if job else None)
     return job

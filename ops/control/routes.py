@@ -113,11 +113,11 @@ def private_routes(backend: Backend, rollbacks: Rollbacks) -> APIRouter:
 
     @router.post("/crm_migration/rollback", response_model=RolledBack, responses=errors(404, 409, 500, body=True))
     async def roll_back(request: Request, account: Account) -> Response:
-        """Delete what the replay has written for the account, and answer when all of it is gone.
+        """Delete what the replay has written for the account, also by `migrate`, and answer when all of it is gone.
 
         Takes about a second for 20,000 documents, so an account of millions outlasts a gateway. The work goes on when
-        the client goes away; asking again joins it, and answers 0 once it is over. 404 JOB_NOT_FOUND; 409
-        JOB_ALREADY_RUNNING: halt it first; 500 ROLLBACK_FAILED: ask again, it goes on.
+        the client goes away; asking again joins it, and answers 0 once it is over. 404 JOB_NOT_FOUND, unless documents
+        came by `migrate`; 409 JOB_ALREADY_RUNNING: halt it first; 500 ROLLBACK_FAILED: ask again, it continues.
         """
         removed = await rollbacks.roll_back(
             account.company_sso_id, by=request.state.user, request_id=request.state.request_id
@@ -125,12 +125,20 @@ def private_routes(backend: Backend, rollbacks: Rollbacks) -> APIRouter:
         return json_response({"records_removed": removed})
 
     @router.post("/migrate", response_model=MigrateAnswer, responses=errors(body=True))
-    async def write_activity_logs(batch: MigrateRequest) -> Response:
+    async def write_activity_logs(request: Request, batch: MigrateRequest) -> Response:
         """Write up to 20 activity logs; 400 BATCH_TOO_LARGE for more. Idempotent by `external_id`.
 
-        After a 503 or a broken connection send the same batch again: what was written is skipped.
+        They belong to the replays of their accounts, whether these have run or not: a roll back removes them, a run
+        counts them as duplicates, and those without a row are named by its job and by `crm-replay check`. After a 503
+        or a broken connection send the same batch again: what was written is skipped.
         """
-        answer = await backend.read(activity_logs.write, backend.database, batch.records)
+        answer = await backend.read(
+            activity_logs.write,
+            backend.database,
+            batch.records,
+            by=request.state.user,
+            request_id=request.state.request_id,
+        )
         return json_response(answer.model_dump(mode="json"))
 
     return router

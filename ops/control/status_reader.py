@@ -5,7 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from ops.control import enrichments
 from ops.control.console_models import JobView
+from ops.control.enrichments import EnrichmentView
 from ops.control.jobs import Job
 from schemas.vocabulary import JobStatus
 
@@ -29,6 +31,7 @@ class Status(PublicStatus):
     accuracy_pct: float | None = Field(
         None, description="documents per row that should have become one; once the run has been validated"
     )
+    enrichment: EnrichmentView | None = Field(None, description="of association logs; once the run has come to it")
 
 
 def status_of(job: Job | None, *, public: bool = False) -> dict[str, Any]:
@@ -45,11 +48,14 @@ def status_of(job: Job | None, *, public: bool = False) -> dict[str, Any]:
     }
     if job.accuracy_pct is not None and not public:
         answer["accuracy_pct"] = job.accuracy_pct
+    if not public and (enriched := enrichments.view_of(job.enrichment)) is not None:
+        answer["enrichment"] = enriched.model_dump(mode="json")
     return answer
 
 
 def view_of(job: Job, now: dt.datetime) -> JobView:
     """Return the job as the console shows it."""
     known = {name: getattr(job, name) for name in JobView.model_fields if hasattr(Job, name) and name != "waiting"}
+    known |= {"enrichment": enrichments.view_of(job.enrichment)}
     known |= {"skips_by_reason": dict(job.skips_by_reason), "failures_by_cause": dict(job.failures_by_cause)}
     return JobView(**known, waiting=job.waiting(now))

@@ -252,6 +252,14 @@ class JobStore:
         """Note how many rows are of types that are not read; return the job."""
         return self._set(job, {"out_of_scope_by_type": dict(by_type)})
 
+    def note_enrichment(self, job: Job, fields: Mapping[str, Any]) -> Job:
+        """Note how far the enrichment of the job's run is; return the job."""
+        return self._set(job, {"enrichment": dict(fields)})
+
+    def note_http_documents(self, job: Job, fields: Mapping[str, Any] | None) -> Job:
+        """Note which documents came by HTTP and are no row's of the run; return the job."""
+        return self._set(job, {"http_documents": fields})
+
     def note_rollback(self, job: Job, *, removed: int, remaining: int, by: str, finished: bool = False) -> None:
         """Note how far the deletion of the account's documents is."""
         now = _now()
@@ -409,6 +417,8 @@ def job_of(document: Mapping[str, Any]) -> Job:
         fence=document.get("fence", 0),
         lease_until=document.get("lease_until", NEVER),
         attempts=document.get("attempts", 0),
+        enrichment=document.get("enrichment"),
+        http_documents=document.get("http_documents"),
         rollback=document.get("rollback"),
         out_of_scope_by_type=document.get("out_of_scope_by_type", {}),
     )
@@ -438,6 +448,8 @@ def _run_fields(new: NewJob, run: int, begin_offsets: Sequence[int], now: dt.dat
         "last_audit_id": 0,
         "progress_pct": 0.0,
         "accuracy_pct": None,
+        "enrichment": None,
+        "http_documents": None,
         "failure_baseline": {"failed": 0, "seen": 0},
         "started_at": now,
         "updated_at": now,

@@ -32,7 +32,7 @@ import pymongo
 import typer
 from pymongo.errors import PyMongoError
 
-from ops.control import migrations
+from ops.control import enrichments, http_documents, migrations
 from ops.control.jobs import Job
 from ops.control.store import JobChangedError, JobStore
 from ops.control.tasks import Task, TaskKind, TaskLostError, TaskStore
@@ -524,6 +524,10 @@ def _child(runner: Any, forks: ForkServer | None) -> int:
         f"{result.job.status}: {result.ledger.migrated:,} migrated{skipped}{failed} in {result.seconds:.1f} s"
         f"{f' ({result.job.error})' if result.job.error else ''}"
     )
+    if said := enrichments.in_words(enrichments.view_of(result.job.enrichment), job.company_sso_id):
+        view.note(said)
+    if said := http_documents.in_words(result.job.http_documents, job.company_sso_id):
+        view.note(said)
     return 0
 
 
@@ -569,7 +573,7 @@ def runner(
             os._exit(128 + number)  # the children see that we are gone, and stop by themselves
         daemon.stop.set()
 
-    with forked(("ops.local.daemon", "ops.local.runner", *WORKERS)) as daemon.forks:
+    with forked(("ops.local.daemon", "ops.local.runner", "ops.local.run_enrichment", *WORKERS)) as daemon.forks:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
         with gathering("runner", daemon.limits.home):

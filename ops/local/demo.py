@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from rich.console import Console
 
-from ops.control import migrations
+from ops.control import enrichments, migrations
 from ops.local import sample_crm, sandbox
 from ops.local.directory_server import DirectoryServer
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
@@ -86,6 +86,7 @@ def _replay(console: Console, account: str, mapping: str, connections: Connectio
     finally:
         view.close()
     print_ledger(console, account, result.ledger, seconds=result.seconds)
+    console.print(enrichments.in_words(enrichments.view_of(result.job.enrichment), account), highlight=False)
     return result
 
 

@@ -1,10 +1,11 @@
-"""`crm-replay enrich`: adds to association logs what they lacked when they were written, from the source as it is now.
+"""Adds to association logs what they lacked when they were written: a step of every run, and `crm-replay enrich`.
 
 The rows come from PostgreSQL and not from the outcomes topic: the source keeps them for ever, and only there are the
 rows of the live feed's documents, which a replay skips (DECISIONS.md, decision 21). Every row that the account's
 association logs come from is read once, upwards; in batches, a few of them at a time, its names are looked up and its
 document is patched (sink.enricher). How far it is stands in `crm_replay_enrichments`, saved after each batch in their
 order. Dying between a patch and the save, what was in flight is done again: what was added is then found complete.
+Which rows a run goes through, and when it gives up: ops.local.run_enrichment.
 """
 
 import datetime as dt
@@ -14,18 +15,20 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import starmap
 from threading import Event, Lock
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pymongo.errors import DuplicateKeyError, PyMongoError
 from rich.console import Console
 from rich.table import Table
 
-from ops.control import migrations
+from ops.control import enrichments, migrations
+from ops.control.jobs import Job
 from ops.control.operations import digest
 from ops.control.store import JobStore
 from ops.local import services
@@ -33,18 +36,21 @@ from ops.local.view import RunView, view_for
 from processors.enrichment import TYPE_KEY, AssociationFinder, AssociationLog, Name
 from processors.transform import Refused, Skip
 from producer.audits import AuditReader, AuditSource, Connection, Limits, RowKind, answering, connect, resolve
-from producer.cursor import EARLIEST
+from producer.cursor import EARLIEST, Gap
 from producer.messages import Page
 from producer.references import NameReader, find_contacts
+from producer.settings import settings_from_environment
 from producer.survey import count
+from producer.throttle import Pacer, Throttle
+from schemas.codec import Codec
 from schemas.connections import Connections
-from schemas.errors import BadInputError, ReplayError
-from schemas.mapping import SourceMapping, load
+from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
+from schemas.mapping import WINDOW_S_MAX, SourceMapping, load
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
 from sink.database import connect as connect_mongodb
-from sink.enricher import WINDOW_MS, Enricher
+from sink.enricher import Enricher
 from sink.indexes import ACTIVITY_LOGS, ENRICHED_ACTIONS, ENRICHED_CATEGORIES, ENRICHMENTS
 from sink.match_key import DELETED_REFERENCE, Association, Outcome
 
@@ -55,7 +61,7 @@ SAVE_EVERY_S = 2.0  # also where there is nothing to patch: an account may have 
 SILENT_S = 30.0  # an enrichment that has saved nothing for so long has died; a slow page may take as long
 NAMES_MAX = 100_000  # kept; rows of one record come close together
 NAMED_MAX = 20  # rows of an outcome that are named
-WINDOW_S_MAX = 3_600.0
+WAIT_S = 0.5  # for a page or a batch, between two looks at whether to go on
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 NAMED = (Outcome.ENRICH_AMBIGUOUS, Outcome.CONFLICT, Outcome.REFUSED, Outcome.UNREADABLE)
 WHAT = {
@@ -70,6 +76,9 @@ WHAT = {
 }
 
 
+T = TypeVar("T")
+
+
 class EnrichmentLostError(ReplayError):
     """Another process has taken the account's enrichment up."""
 
@@ -79,9 +88,20 @@ class EnrichOptions:
     """How an account is enriched."""
 
     mapping_path: str = ""
-    window_s: float = WINDOW_MS / 1000
+    window_s: float | None = None  # by which a live log's time may differ from its row's; None: as the mapping says
     dry_run: bool = False
     batch_rows: int = BATCH_ROWS
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which of the account's rows an enrichment goes through."""
+
+    run: int = 0  # the account's last; one that has died before it has not seen what that run has written
+    fence: int = 0  # of the runner; 0: a command, which leaves an enrichment alone that lives
+    top: int | None = None  # None: the newest row there is
+    cutoff: dt.datetime = EARLIEST
+    gaps: tuple[Gap, ...] | None = None  # chosen rows; how far these are is kept nowhere
 
 
 @dataclass(slots=True)
@@ -156,17 +176,40 @@ class Contacts:
         return None
 
 
-class Names:
-    """What CRM records are called now, asked for in batches by primary key."""
+@dataclass(frozen=True, slots=True)
+class Referents:
+    """The account's reference table as its topic has it; what it lacks may be in the source all the same."""
 
-    def __init__(self, db: Connection, mapping: SourceMapping, account: Any) -> None:
-        """`account` is the value of the mapped account column."""
+    rows: Mapping[bytes, bytes]
+    codec: Codec
+
+    def name_of(self, type_name: str, record_id: int) -> str | None:
+        """Return what the record is called, "" for one without a name; None if the table does not have it."""
+        value = self.rows.get(f"{type_name}:{record_id}".encode())
+        if value is None:
+            return None
+        try:
+            return self.codec.decode_as(Referent, value).name
+        except UndecodableRecordError:
+            return None
+
+
+class Names:
+    """What CRM records are called: as the reference table says, else the source, asked in batches by primary key."""
+
+    def __init__(
+        self, db: Connection, mapping: SourceMapping, account: Any, table: Callable[[], Referents | None]
+    ) -> None:
+        """`account` is the value of the mapped account column; `table` is called when the first name is wanted."""
         self._reader = NameReader(db, mapping, account)
         self._types = frozenset(mapping.referents)
         self._known: dict[tuple[str, int], str] = {}
+        self._read_table = table
+        self._table: Referents | None = None
+        self._table_read = False
 
     def learn(self, names: Iterable[Name]) -> None:
-        """Ask for the names that are not known yet: one query a type."""
+        """Ask for the names that are not known yet: of those that the table lacks, one query a type."""
         wanted: dict[str, set[int]] = {}
         for name in names:
             if name.type_name in self._types and (name.type_name, name.record_id) not in self._known:
@@ -175,8 +218,14 @@ class Names:
             self._known.clear()
             self.learn(names)
             return
+        if wanted and not self._table_read:
+            self._table, self._table_read = self._read_table(), True
         for type_name, ids in wanted.items():
-            found = self._reader.names_of(type_name, ids)
+            if self._table is not None:
+                told = {(type_name, id_): self._table.name_of(type_name, id_) for id_ in ids}
+                self._known.update({key: name for key, name in told.items() if name is not None})
+                ids = {id_ for id_ in ids if (type_name, id_) not in self._known}
+            found = self._reader.names_of(type_name, ids) if ids else {}
             self._known.update({(type_name, id_): found.get(id_, DELETED_REFERENCE) for id_ in ids})
 
     def get(self, name: Name) -> str:
@@ -187,24 +236,34 @@ class Names:
 class Cursor:
     """The account's document in `crm_replay_enrichments`; only the process that began last may write it."""
 
-    def __init__(self, collection: Documents, options: EnrichOptions, mapping_sha256: str) -> None:
+    def __init__(self, collection: Documents, scope: Scope, window_s: float, mapping_sha256: str) -> None:
         """Nothing is read yet."""
         self._collection = collection
         self._run = uuid.uuid4().hex
-        self._settings = {"window_s": options.window_s, "mapping_sha256": mapping_sha256}
+        self._fence = scope.fence
+        self._settings = {
+            "window_s": window_s,
+            "mapping_sha256": mapping_sha256,
+            "run": scope.run,
+            "from": scope.cutoff.isoformat(),
+        }
 
     def begin(self, fresh: Enrichment) -> Enrichment:
         """Return where to begin: at the beginning, or where an enrichment with the same settings has died.
 
-        Raises BadInputError while another process is at it.
+        A run waits for no other process: it holds the account's job, so what it finds is a command's, or that of the
+        runner before it. Raises BadInputError to a command while another process enriches the account,
+        EnrichmentLostError to a runner that another has taken the job over from.
         """
         account = fresh.company_sso_id
         since = {"$subtract": ["$$NOW", round(SILENT_S * 1000)]}  # by the server's clock
         before = self._collection.find_one({"_id": account})
         begun = fresh
+        if before is not None and before["settings"] == self._settings and before.get("fence", 0) > self._fence > 0:
+            raise self._lost(account)
         if before is not None and before["finished_at"] is None:
             heard_of = {"_id": account, "run": before["run"], "$expr": {"$gt": ["$updated_at", since]}}
-            if self._collection.find_one(heard_of, {"_id": 1}) is not None:
+            if not self._fence and self._collection.find_one(heard_of, {"_id": 1}) is not None:
                 raise BadInputError(
                     f"{account} is being enriched by another process",
                     f"wait for it; one that has died can be taken up {SILENT_S:.0f} s after it was last heard of",
@@ -225,6 +284,7 @@ class Cursor:
         document = {
             "_id": account,
             "run": self._run,
+            "fence": self._fence,
             "settings": self._settings,
             **self._fields(begun),
             "started_at": now,
@@ -240,6 +300,8 @@ class Cursor:
                 taken = self._collection.replace_one(unchanged, document).matched_count
         except DuplicateKeyError:
             taken = 0
+        if not taken and self._fence:
+            raise self._lost(account)
         if not taken:
             raise BadInputError(f"{account} is being enriched by another process", "wait for it")
         self.save(begun)
@@ -251,12 +313,16 @@ class Cursor:
         update = {"$set": self._fields(state), "$currentDate": times}
         mine = {"_id": state.company_sso_id, "run": self._run}
         if not self._collection.update_one(mine, update).matched_count:
-            raise EnrichmentLostError(f"the enrichment of {state.company_sso_id} was taken up by another process")
+            raise self._lost(state.company_sso_id)
 
     def release(self, state: Enrichment) -> None:
         """Let the next process take it up at once."""
         mine = {"_id": state.company_sso_id, "run": self._run, "finished_at": None}
         self._collection.update_one(mine, {"$set": {"updated_at": EPOCH}})
+
+    @staticmethod
+    def _lost(account: str) -> EnrichmentLostError:
+        return EnrichmentLostError(f"the enrichment of {account} was taken over by another process")
 
     @staticmethod
     def _fields(state: Enrichment) -> Document:
@@ -287,24 +353,29 @@ def enrich_account(account: str, options: EnrichOptions, connections: Connection
     Takes up an enrichment that has died. Raises BadInputError before anything is changed, ReplayError for an outage:
     the same command goes on.
     """
-    if not 0 <= options.window_s <= WINDOW_S_MAX:
+    if options.window_s is not None and not 0 <= options.window_s <= WINDOW_S_MAX:
         raise BadInputError(f"a window of {options.window_s} s", f"give 0 to {WINDOW_S_MAX:.0f} seconds")
     connections.require("crm_audit_database_url", "mongodb_url")
     database = connect_mongodb(connections, app_name="crm-replay-enrich")
     try:
         migrations.require_current(database)
-        mapping = _mapping_of(account, options, database)
-        with closing(connect(connections.crm_audit_database_url)) as db:
-            return _Run(account, options, connections, database, db, mapping, view).run()
+        store = JobStore(database)
+        job = store.latest(account)
+        mapping = _mapping_of(account, options, job)
+        scope = Scope(run=job.run if job else 0)
+        with Run(account, scope, options, connections, database, mapping, view) as run:
+            done = run.enrich()
+        if job is not None and not options.dry_run:
+            enrichments.finish_pending(database, job, enrichments.counts_of(done))
+        return done
     except PyMongoError as error:
         raise ReplayError(f"MongoDB does not answer ({type(error).__name__})", "the same command goes on") from error
     finally:
         database.client.close()
 
 
-def _mapping_of(account: str, options: EnrichOptions, database: Any) -> SourceMapping:
+def _mapping_of(account: str, options: EnrichOptions, job: Job | None) -> SourceMapping:
     """Return the source mapping: that of the account's job, if it has one. The live feed's accounts may have none."""
-    job = JobStore(database).latest(account)
     mapping = load(options.mapping_path or (job.mapping_path if job else "") or None)
     if job is None:
         return mapping
@@ -319,11 +390,19 @@ def _mapping_of(account: str, options: EnrichOptions, database: Any) -> SourceMa
     return mapping
 
 
+def _lag_of(reader: AuditReader) -> float | None:
+    """Return the replica's lag; None for a primary, and for a server that does not tell."""
+    try:
+        return reader.replica_lag()
+    except ReplayError:
+        return None
+
+
 class _OverError(Exception):
     """The count is of use to nobody any more."""
 
 
-class _Run:
+class Run:
     """One enrichment: this thread decides and saves, others read ahead and patch, up to `IN_FLIGHT` batches at once.
 
     Batches are counted and saved in their order, each when it and all before it are written: so the cursor is never
@@ -333,45 +412,76 @@ class _Run:
     def __init__(
         self,
         account: str,
+        scope: Scope,
         options: EnrichOptions,
         connections: Connections,
         database: Any,
-        db: Connection,
         mapping: SourceMapping,
         view: RunView,
+        *,
+        table: Callable[[], Referents | None] = lambda: None,
+        on_step: Callable[[Enrichment], None] | None = None,
     ) -> None:
+        """`table` gives the account's referents, called at the first name that is wanted.
+
+        `on_step` is called twice a second and after each batch; what it raises ends the enrichment. With it the rows
+        are not counted beforehand: who calls shows no progress bar.
+        """
         self._account = account
+        self._scope = scope
         self._options = options
         self._dsn = connections.crm_audit_database_url
         self._database = database
-        self._db = db
+        self._db = connect(self._dsn)
         self._mapping = mapping
         self._view = view
+        self._table = table
+        self._on_step = on_step
         self._finder = AssociationFinder(mapping, account, ENRICHED_CATEGORIES, ENRICHED_ACTIONS)
         self._contacts = Contacts(account, {})
+        window_s = mapping.enrichment.window_s if options.window_s is None else options.window_s
         self._enricher = Enricher(
-            database[ACTIVITY_LOGS], account, window_ms=round(options.window_s * 1000), dry_run=options.dry_run
+            database[ACTIVITY_LOGS], account, window_ms=round(window_s * 1000), dry_run=options.dry_run
         )
-        self._cursor = Cursor(database[ENRICHMENTS], options, digest(mapping))
+        self._cursor = (
+            None
+            if options.dry_run or scope.gaps is not None
+            else Cursor(database[ENRICHMENTS], scope, window_s, digest(mapping))
+        )
+        self._pacer: Pacer | None = None
         self._state = Enrichment(account, 0)
         self._in_flight: deque[tuple[_Batch, Future[tuple[list[Outcome], int]]]] = deque()
         self._naming = Lock()  # of the names, and of the connection that they come by
         self._over = Event()  # nobody waits any more for the count
 
-    def run(self) -> Enrichment:
+    def __enter__(self) -> "Run":  # noqa: D105
+        return self
+
+    def __exit__(self, *_: object) -> None:  # noqa: D105
+        self._db.close()
+
+    def enrich(self) -> Enrichment:
         """Return the whole enrichment."""
         began = time.monotonic()
         found = resolve(self._db, self._mapping, self._account)
         source = replace(found, scope=self._finder.types, kinds=tuple(starmap(RowKind, self._finder.kinds)))
-        self._names = Names(self._db, self._mapping, found.account)
+        self._names = Names(self._db, self._mapping, found.account, self._table)
         state = self._begin(source)
         try:
             with (
-                closing(AuditReader(self._dsn, source, EARLIEST, Limits(page_rows=PAGE_ROWS))) as reader,
+                closing(AuditReader(self._dsn, source, self._scope.cutoff, Limits(page_rows=PAGE_ROWS))) as reader,
                 ThreadPoolExecutor(IN_FLIGHT + 2, "enrich") as self._threads,  # besides, the next page and the count
             ):
+                self._pacer = Pacer(
+                    Throttle(settings_from_environment().throttle()),
+                    lambda: _lag_of(reader),
+                    time.monotonic,
+                    time.sleep,
+                    self._view.note,
+                    self._over.is_set,
+                )
                 pages = self._pages(reader)
-                if not state.rows_total:
+                if not state.rows_total and self._on_step is None:
                     self._threads.submit(self._count, source)
                 try:
                     contacts = find_contacts(self._database, self._account)
@@ -380,26 +490,44 @@ class _Run:
                 finally:
                     self._over.set()
         except BaseException:
-            if not self._options.dry_run:
+            if self._cursor is not None:
                 with suppress(PyMongoError):
                     self._cursor.release(state)
             raise
         state.rows_total = state.rows
-        if not self._options.dry_run:
+        if self._cursor is not None:
             self._cursor.save(state, finished=True)
         state.seconds = time.monotonic() - began
         return state
 
     def _begin(self, source: AuditSource) -> Enrichment:
-        with answering("asking for the newest id"):
-            smallest, top, _ = self._db.execute(source.query("horizon")).fetchall()[0]
-        state = Enrichment(self._account, top, cursor=min(smallest - 1, top), dry_run=self._options.dry_run)
-        if not self._options.dry_run:
+        if self._scope.gaps is not None:
+            first, top = self._scope.gaps[0][0], self._scope.gaps[-1][1]
+        else:
+            with answering("asking for the newest id"):
+                first, top, _ = self._db.execute(source.query("horizon")).fetchall()[0]
+            top = top if self._scope.top is None else self._scope.top
+        state = Enrichment(self._account, top, cursor=min(first - 1, top), dry_run=self._options.dry_run)
+        if self._cursor is not None:
             state = self._cursor.begin(state)
         if state.resumed:
-            self._view.note(f"taking up the enrichment of {self._account} behind audit id {state.cursor}")
+            self._view.note(f"resuming the enrichment of {self._account} behind audit id {state.cursor}")
         self._state = state
         return state
+
+    def _step(self) -> None:
+        if self._on_step is not None:
+            self._on_step(self._state)
+
+    def _result(self, future: "Future[T]") -> T:
+        """Return a thread's result; meanwhile the caller decides whether to go on."""
+        while True:
+            try:
+                return future.result(WAIT_S)
+            except FutureTimeoutError:
+                if future.done():
+                    raise
+                self._step()
 
     def _count(self, source: AuditSource) -> None:
         """Count the rows there are, for who watches; meanwhile the first of them are patched."""
@@ -433,14 +561,24 @@ class _Run:
     def _pages(self, reader: AuditReader) -> Iterator[Page]:
         """Return the pages behind the cursor. The next one is always being read, the first one from now on."""
 
+        def read(cursor: int) -> Page:
+            began = time.monotonic()
+            if (gaps := self._scope.gaps) is not None:
+                page = reader.late_page_after(cursor, gaps, 0)
+            else:
+                page = reader.page_after(cursor, self._state.top, 0, (), look_for_gaps=False)
+            if self._pacer is not None:
+                self._pacer.after_page(len(page.events), time.monotonic() - began)
+            return page
+
         def ahead(cursor: int) -> Future[Page] | None:
             if cursor >= self._state.top:
                 return None
-            return self._threads.submit(reader.page_after, cursor, self._state.top, 0, (), look_for_gaps=False)
+            return self._threads.submit(read, cursor)
 
         def pages(following: Future[Page] | None) -> Iterator[Page]:
             while following is not None:
-                page = following.result()
+                page = self._result(following)
                 following = ahead(page.end)
                 yield page
 
@@ -456,16 +594,17 @@ class _Run:
     def _settle(self) -> None:
         """Wait for the oldest batch in flight, then count its rows and save how far that is, in one update."""
         batch, patched = self._in_flight.popleft()
-        outcomes, deleted_references = patched.result()
+        outcomes, deleted_references = self._result(patched)
         state = self._state
         state.add(batch.without)
         state.add(zip((audit_id for audit_id, _ in batch.logs), outcomes, strict=True))
         state.deleted_references += deleted_references
         state.rows += batch.rows
         state.cursor = batch.end
-        if not self._options.dry_run:
+        if self._cursor is not None:
             self._cursor.save(state)
-        if state.rows_total:
+        self._step()
+        if state.rows_total and self._on_step is None:
             shown = {outcome: n for outcome, n in state.outcomes.items() if outcome != Outcome.COMPLETE}
             self._view.progress(state.rows, state.rows_total, shown, 0)
 
@@ -515,8 +654,12 @@ def enrich(
     account: Annotated[str, typer.Option(help="The account's company_sso_id.", show_default=False)],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be patched, write nothing.")] = False,
     window_s: Annotated[
-        float, typer.Option(help="Seconds by which a live log's time may differ from its row's.")
-    ] = WINDOW_MS / 1000,
+        float | None,
+        typer.Option(
+            help="Seconds by which a live log's time may differ from its row's; left out: as the mapping says.",
+            show_default=False,
+        ),
+    ] = None,
     mapping: Annotated[
         str, typer.Option(help="Source mapping file; left out: where the job found it.", show_default=False)
     ] = "",
@@ -524,7 +667,8 @@ def enrich(
 ) -> None:
     """Add ids and names that the account's association logs lack, from the source; nothing that is there changes.
 
-    Repeatable at any time; goes on after a kill. Live logs without external_id are found by customer, action and time.
+    A run does this for its own rows; this does it again, for all there are, and finishes what a run could not.
+    Repeatable at any time, also after a kill. Live logs without external_id are found by customer, action and time.
     """
     view = view_for(Console(stderr=True))
     try:

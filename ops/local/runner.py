@@ -8,7 +8,8 @@ Order of effects, and what a death between two of them costs:
 3. topics, references, begin markers, committed offsets: a resume repeats those that are not on file yet; a repeated
    begin marker is one more record that everybody passes over.
 4. producer, processors, sinks: each takes up its work from what it had committed.
-5. validation, then the job is completed. Dying before it, a resume finds every partition ended and validates.
+5. enrichment of the association logs (ops.local.run_enrichment): a resume continues it.
+6. validation, then the job is completed. Dying before it, a resume finds every partition ended and validates.
 
 The runner holds the job under a lease. One that cannot renew it stops its processes before the lease runs out, and
 starts them again if the job is still its own. One that was frozen and wakes up too late finds itself fenced: its number
@@ -106,6 +107,7 @@ class RunOptions:
     date_range_start: datetime | None = None
     resume_halted: bool = False
     home: Path = Path(".crm-replay")
+    enrich: bool | None = None  # whether the run enriches its association logs; None: as the source mapping says
     forks: ForkServer | None = None  # forks its processes; without one each imports its libraries itself
 
 
@@ -549,11 +551,35 @@ def _work(
             patience.over()
     seconds = time.monotonic() - started
     view.close()
+    job = _enriched(job, stretch, options, around, view, patience, lambda: lease.check(stop))
+    if job.status is JobStatus.HALTED:
+        raise _halted(job)
     while True:
         try:
             return RunResult(*_conclude(job, stretch, around), seconds)
         except ConnectionFailure as error:
             patience.wait(error)
+
+
+def _enriched(
+    job: Job,
+    stretch: Stretch,
+    options: RunOptions,
+    around: Surroundings,
+    view: RunView,
+    patience: "_Patience",
+    check: Callable[[], None],
+) -> Job:
+    """Enrich the association logs of the run's rows, if the source mapping or the options want it; return the job."""
+    from ops.local.run_enrichment import Place, RunEnrichment  # a tenth of a second that no worker has to wait for
+
+    wanted = around.mapping.enrichment.during_run if options.enrich is None else options.enrich
+    gaps = None if stretch.audit_ids is None else _stretches(stretch.audit_ids)
+    place = Place(around.connections, around.database, around.store, around.mapping, around.codec)
+    enrichment = RunEnrichment(job, gaps, place, view, check, patience.wait)
+    job = enrichment.run() if wanted else enrichment.off()
+    patience.over()
+    return job
 
 
 def _watch(
@@ -587,7 +613,8 @@ def _watch(
         try:
             with pymongo.timeout(ANSWER_MAX_S):
                 totals = store.aggregate_progress(job)
-                if time.monotonic() - saved_at >= SAVE_EVERY_S:
+                ended = totals.partitions_ended >= job.partitions
+                if ended or time.monotonic() - saved_at >= SAVE_EVERY_S:
                     job = store.save_totals(job, totals)
                     saved_at = time.monotonic()
                 if accounted is not None and totals.accounted > accounted and job.attempts:
@@ -602,7 +629,7 @@ def _watch(
             patience.wait(error)
             continue
         patience.over()
-        if totals.partitions_ended >= job.partitions:
+        if ended:
             return
         time.sleep(POLL_AT_FIRST_S if time.monotonic() - began < AT_FIRST_S else POLL_EVERY_S)
 
@@ -647,7 +674,7 @@ class _Patience:
 def _conclude(job: Job, stretch: Stretch, around: Surroundings) -> tuple[Job, Ledger]:
     """Validate, write the verdict into the job document and return both. May be repeated after an outage."""
     store, totals = around.store, around.store.aggregate_progress(job)
-    ledger = _ledger(job, stretch, around, totals)
+    ledger, job = _set_apart(lambda: _ledger(job, stretch, around, totals), job, stretch, around)
     job = store.save_totals(job, totals, accuracy_pct=ledger.accuracy_pct)
     if stretch.audit_ids is None and dict(job.out_of_scope_by_type) != dict(ledger.out_of_scope):
         job = store.note_out_of_scope(job, ledger.out_of_scope)  # late rows among them
@@ -663,6 +690,19 @@ def _conclude(job: Job, stretch: Stretch, around: Surroundings) -> tuple[Job, Le
     if job.status is verdict:
         return job, ledger  # written before the outage; only its answer was lost
     return store.transition(job.job_id, JobStatus.IN_PROGRESS, verdict, reason, fence=job.fence), ledger
+
+
+def _set_apart(count: Callable[[], Ledger], job: Job, stretch: Stretch, around: Surroundings) -> tuple[Ledger, Job]:
+    """Return the ledger without the documents that came by HTTP and are no row's of the run; the job names them."""
+    ledger = count()
+    if ledger.documents_agree:
+        return ledger, job
+    from ops.local import http_strays  # all of verify: a rare need
+
+    ledger, found = http_strays.set_apart(
+        count, job, stretch.audit_ids, around.database, around.connections, around.mapping, around.codec
+    )
+    return ledger, around.store.note_http_documents(job, http_strays.as_fields(found)) if found else job
 
 
 def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals) -> Ledger:

@@ -20,6 +20,7 @@ from ops.control.tasks import TaskKind
 from ops.local.sample_crm import SAMPLE_YAML
 from schemas.mapping import load
 from tests.e2e.conftest import Crm, mapping_of
+from tests.e2e.test_enrich import everything, without_links
 
 PATIENCE_S = 240.0
 SLOW = {"CRM_REPLAY_PAGE_ROWS": "10", "CRM_REPLAY_SOURCE_ROWS_PER_S": "25"}  # 326 rows in 13 s
@@ -128,12 +129,16 @@ def test_what_is_asked_for_is_done_and_tasks_are_too(sample_crm: Crm) -> None:
         job = completed(crm, account)
         assert (job["_id"], job["attempts"], job["error"]) == (answer["job_id"], 0, None)
         wait_for("let go", lambda: job_of(crm, account)["owner"] is None)
+        assert job["enrichment"]["state"] == "done"
+        whole, before = everything(crm), without_links(crm, account)
         plane = requests.Control(crm.database, crm.connections, mapping_of(account))
         requests.rerun(plane, account, by="a test")
         assert requests.halt(plane, account, by="a test", reason="too slow").error == "too slow"
         requests.resume(plane, account, by="a test")
         rerun = completed(crm, account)
         assert rerun["run"] > job["run"]
+        assert rerun["enrichment"]["outcomes"]["patched"] == len(before) > 30  # without a further command
+        assert everything(crm) == whole
         assert rerun["skips_by_reason"]["duplicate_external_id"] == job["records_migrated"]
 
         def ended(kind: str) -> dict[str, Any] | None:

@@ -12,11 +12,13 @@ from bson.errors import InvalidId
 from confluent_kafka import KafkaException
 from pymongo.errors import PyMongoError
 
-from ops.control import audit_log
+from ops.control import audit_log, enrichments, http_documents
 from ops.control.dead_letters import State, judge
+from ops.control.enrichments import EnrichmentState
 from ops.control.jobs import Job
 from ops.control.operations import digest
 from ops.control.store import JobStore
+from ops.local import http_strays
 from ops.local.check.model import PLATFORM, AccountResult, Results, segments
 from ops.local.dlq import read_letters, resolved_rows
 from ops.local.preflight.model import Check, Verdict, fail, ok, warn
@@ -128,6 +130,8 @@ def _check_account(
     result.checks.append(_guarded("sample", sample))
     result.checks.append(_guarded("late_rows", lambda: check_late_rows(job, work, database)))
     result.checks.append(_guarded("orphan_documents", lambda: check_orphan_documents(job, options, database)))
+    result.checks.append(_guarded("enrichment", lambda: check_enrichment(job)))
+    result.checks.append(_guarded("http_documents", lambda: check_http_documents(job, work, database)))
     result.seconds = time.monotonic() - began
     return result
 
@@ -138,8 +142,14 @@ def check_job(job: Job, database: Any) -> Check:
     if job.status is not JobStatus.COMPLETED:
         to_do = f"crm-replay verify --account {job.company_sso_id}"
         return fail("job", f"{said}: {job.error or 'no reason given'}", to_do, status=job.status.value)
-    documents = documents_of(database, job.company_sso_id)
-    facts: dict[str, Any] = {"status": job.status.value, "documents": documents, "accuracy_pct": job.accuracy_pct}
+    by_http = http_documents.count(database, job.company_sso_id)
+    documents = documents_of(database, job.company_sso_id) - by_http  # no run has written those
+    facts: dict[str, Any] = {
+        "status": job.status.value,
+        "documents": documents,
+        "accuracy_pct": job.accuracy_pct,
+        "by_http": by_http,
+    }
     if job.accuracy_pct is not None and job.accuracy_pct < 100.0:
         return fail(
             "job", f"{said} with an accuracy of {job.accuracy_pct} %", "crm-replay verify names the rows", **facts
@@ -312,7 +322,10 @@ def check_orphan_accounts(database: Any) -> Check:
         if account not in with_jobs:
             orphans.append(str(account))
         query = {"company_sso_id": {"$gt": account}, "source_tag": SOURCE_TAG}
-    facts = {"accounts": accounts, "orphans": orphans}
+    # Theirs all came by HTTP: no job has to account for them, and a roll back removes them.
+    by_http = [each for each in orphans if http_documents.count(database, each) == documents_of(database, each)]
+    orphans = [each for each in orphans if each not in by_http]
+    facts = {"accounts": accounts, "orphans": orphans, "by_http": by_http}
     if orphans:
         named = ", ".join(orphans[:NAMED_MAX])
         return fail(
@@ -321,7 +334,48 @@ def check_orphan_accounts(database: Any) -> Check:
             "a roll back that was interrupted goes on when it is asked for again",
             **facts,
         )
+    if by_http:
+        return warn(
+            "orphan_accounts",
+            f"documents that came by HTTP, of accounts without a job: {', '.join(by_http[:NAMED_MAX])}",
+            "replay these accounts, or crm-replay rollback --account",
+            **facts,
+        )
     return ok("orphan_accounts", f"all documents of {accounts:,} accounts belong to a job", **facts)
+
+
+def check_enrichment(job: Job) -> Check:
+    """Return whether the run's association logs have been enriched, or that is left to a command on purpose."""
+    view = enrichments.view_of(job.enrichment)
+    if view is None or view.state in (EnrichmentState.DONE, EnrichmentState.OFF):
+        state = "not a part of the run" if view is None or view.state is EnrichmentState.OFF else "done"
+        return ok("enrichment", state)
+    return warn(
+        "enrichment",
+        f"{view.state.value}: {view.error or 'its runner has died'}",
+        f"crm-replay enrich --account {job.company_sso_id} finishes it",
+        state=view.state.value,
+    )
+
+
+def check_http_documents(job: Job, work: list[Work], database: Any) -> Check:
+    """Return which of the account's documents came by HTTP and belong to no row."""
+    there = http_documents.count(database, job.company_sso_id)
+    if not there:
+        return ok("http_documents", "none came by HTTP", documents=0)
+    if not work:
+        raise ReplayError("the source or the topics could not be read", "see the check of the sample")
+    found = list(http_strays.strays(database, job, work[0]))
+    facts = {"documents": there, "without_row": len(found), "external_ids": [e.external_id for e in found[:NAMED_MAX]]}
+    if found:
+        named = ", ".join(f"{each.external_id} ({each.why})" for each in found[:NAMED_MAX])
+        return warn(
+            "http_documents",
+            f"{len(found):,} of {there:,} documents that came by HTTP belong to no row: {named}",
+            f"crm-replay verify --account {job.company_sso_id} --repair deletes them",
+            **facts,
+        )
+    return ok("http_documents", f"{there:,} came by HTTP, each belongs to a row", **facts)
 
 
 def check_orphan_documents(job: Job, options: CheckOptions, database: Any) -> Check:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ops.control import enrichments, http_documents
 from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local import services
@@ -46,8 +47,13 @@ def run(
     sinks: Workers = 1,
     date_range_start: DateRangeStart = None,
     enrich_after: Annotated[
-        bool, typer.Option("--enrich", help="Then enrich its association logs; with --json, a second line.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--enrich/--no-enrich",
+            help="Enrich its association logs, whatever the mapping says; --enrich --json: a second line.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay one account: every role of its job on this host, until the ledger is closed. Also goes on after a kill.
@@ -57,12 +63,10 @@ def run(
     """
     from ops.local.runner import RunOptions
 
-    options = RunOptions(mapping, partitions, processors, sinks, utc(date_range_start), home=Home.at(None).path)
+    options = RunOptions(
+        mapping, partitions, processors, sinks, utc(date_range_start), home=Home.at(None).path, enrich=enrich_after
+    )
     _run(account, options, as_json=as_json)
-    if enrich_after:
-        from ops.local.enrich import enrich
-
-        enrich(account, mapping=mapping, as_json=as_json)
 
 
 def resume(
@@ -144,8 +148,14 @@ def _finish(replay: Callable[[Any, Connections, RunView], Any], account: str, op
             view.close()
     if as_json:
         typer.echo(json.dumps({**_job_summary(result.job), "seconds": round(result.seconds, 3)}))
+        if options.enrich and (enriched := enrichments.view_of(result.job.enrichment)):
+            typer.echo(enriched.model_dump_json())
     else:
         print_ledger(Console(), account, result.ledger, seconds=result.seconds)
+        if said := enrichments.in_words(enrichments.view_of(result.job.enrichment), account):
+            Console().print(said, highlight=False, soft_wrap=True)
+        if said := http_documents.in_words(result.job.http_documents, account):
+            Console().print(said, highlight=False, soft_wrap=True)
     if not (result.ledger.balanced and result.ledger.documents_agree):
         raise ReplayError(f"the ledger of {account} is out of balance", result.job.error or "")
 
@@ -165,6 +175,7 @@ def status(account: Account, as_json: AsJson = False) -> None:
 
 
 def _job_summary(job: Job) -> dict[str, Any]:
+    enriched = enrichments.view_of(job.enrichment)
     return {
         "job_id": job.job_id,
         "company_sso_id": job.company_sso_id,
@@ -178,6 +189,8 @@ def _job_summary(job: Job) -> dict[str, Any]:
         "skips_by_reason": dict(job.skips_by_reason),
         "failures_by_cause": dict(job.failures_by_cause),
         "accuracy_pct": job.accuracy_pct,
+        "enrichment": enriched.model_dump(mode="json") if enriched else None,
+        "http_documents": dict(job.http_documents) if job.http_documents else None,
         "started_at": job.started_at.isoformat(),
         "finished_at": job.finished_at.isoformat() if job.finished_at else None,
         "error": job.error,

@@ -18,7 +18,7 @@ from ops.local.preflight.source import clock_check
 from producer.references import find_contacts, named
 from schemas.mapping import SourceMapping
 from schemas.vocabulary import JobStatus
-from sink.indexes import ACTIVITY_LOGS, CONTACTS, INDEXES, JOBS, PROGRESS, Index
+from sink.indexes import ACTIVITY_LOGS, CONTACTS, ENRICHMENTS, INDEXES, JOBS, PROGRESS, Index
 
 RUNS_LOOKED_AT = 50
 NAMED_MAX = 3  # indexes
@@ -28,6 +28,7 @@ ACTIONS = {
     ACTIVITY_LOGS: ("find", "insert", "update", "remove"),
     JOBS: ("find", "insert", "update"),
     PROGRESS: ("find", "insert", "update"),
+    ENRICHMENTS: ("find", "insert", "update"),
     CONTACTS: ("find",),
 }
 

@@ -8,6 +8,7 @@ from bson import ObjectId
 from bson.errors import InvalidId
 from pymongo.errors import PyMongoError
 
+from ops.control import http_documents
 from ops.control.validation import audit_id_of
 from ops.local.verify.expected import Expected
 from ops.local.verify.model import Finding
@@ -60,19 +61,32 @@ def strays(
     A document whose external_id is that of a row which becomes a document is not one of them: the row's segment has
     looked it up, and the unique index keeps it from being there twice.
     """
+    query = {"$nor": [{"_id": _ids_of(run, top)} for run in runs]} if runs else {}
+    yield from _strays(database, company_sso_id, query, COMPANY_SOURCE_TAG.name, top, checker)
+
+
+def strays_among(
+    database: Any, company_sso_id: str, ids: Mapping[str, ObjectId], top: int, checker: SegmentChecker
+) -> Iterator[Finding]:
+    """Yield, of the documents of the replay with such an `_id`, those that no row accounts for."""
+    yield from _strays(database, company_sso_id, {"_id": ids}, "_id_", top, checker)
+
+
+def _strays(
+    database: Any, company_sso_id: str, which: Mapping[str, Any], index: str, top: int, checker: SegmentChecker
+) -> Iterator[Finding]:
     logs: Documents = database[ACTIVITY_LOGS]
-    query: dict[str, Any] = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}
-    if runs:
-        query["$nor"] = [{"_id": _ids_of(run, top)} for run in runs]
+    query = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG, **which}
     wanted = {"external_id": 1, "timestamp": 1, "customer_id": 1}
-    found = iter(logs.find(query, wanted, hint=COMPANY_SOURCE_TAG.name, batch_size=BATCH_DOCUMENTS))
+    found = iter(logs.find(query, wanted, hint=index, batch_size=BATCH_DOCUMENTS))
     while batch := list(islice(found, BATCH_DOCUMENTS)):
         ids = {document["_id"]: audit_id_of(document.get("external_id")) for document in batch}
         rows = checker.rows_of([audit_id for audit_id in ids.values() if audit_id is not None and audit_id <= top])
         for document in batch:
             audit_id = ids[document["_id"]]
             if (why := _why_stray(audit_id, top, rows)) is not None:
-                yield extra(document, audit_id, why)
+                by_http = "; it came by HTTP" if http_documents.is_id(document["_id"]) else ""
+                yield extra(document, audit_id, f"{why}{by_http}")
 
 
 def _why_stray(audit_id: int | None, top: int, rows: Mapping[int, Expected]) -> str | None:

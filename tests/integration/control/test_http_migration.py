@@ -12,14 +12,18 @@ from typing import Any
 import psycopg
 import pymongo
 import pytest
+from bson import ObjectId
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from pymongo.errors import AutoReconnect
 
-from ops.control import activity_logs, audit_log, flags, migrations
+from ops.control import activity_logs, audit_log, flags, http_documents, migrations, operations
 from ops.control.jobs import Job
+from ops.control.operations import RollbackRefusedError
 from ops.control.store import JobStore, NewJob
 from schemas.connections import Connections
 from schemas.vocabulary import JobStatus
+from sink.documents import object_id
 from sink.progress import RunTotals
 from tests.integration.control.http_server import Served, account, refused, serving
 from tests.integration.producer.crm import add_audits, make_audits
@@ -233,6 +237,38 @@ def test_an_account_without_a_job_cannot_be_rolled_back(served: Served) -> None:
     refused(served.client.post(f"{ROUTE}/rollback", json={"company_sso_id": account()}), 404, "JOB_NOT_FOUND")
 
 
+def test_documents_that_came_by_http_can_be_rolled_back_without_a_job(served: Served, database: Any) -> None:
+    company, other = account(), account()
+    for owner in (company, other):
+        assert served.client.post(MIGRATE, json={"records": [log_of(owner, n) for n in (1, 2)]}).json()["inserted"] == 2
+    database["activity_logs"].insert_one({"company_sso_id": company, "native": True})
+    for removed in (2, 0):
+        answer = served.client.post(f"{ROUTE}/rollback", json={"company_sso_id": company})
+        assert (answer.status_code, answer.json()) == (200, {"records_removed": removed})
+    assert [left.get("native") for left in database["activity_logs"].find({"company_sso_id": company})] == [True]
+    assert http_documents.count(database, other) == 2
+    assert JobStore(database).latest(company) is None
+    entries = [(e.action, e.outcome, e.detail) for e in reversed(audit_log.entries(database, company))]
+    assert sorted((action, outcome) for action, outcome, _ in entries) == [
+        ("migrate", "ok"),
+        *[("rollback", "begun")] * 2,
+        *[("rollback", "ok")] * 2,
+    ]
+    removed_by = [detail["records_removed"] for _, outcome, detail in entries if "records_removed" in detail]
+    assert sorted(removed_by) == [0, 2]
+
+
+def test_a_run_that_begins_ends_the_roll_back_of_an_account_without_a_job(served: Served, database: Any) -> None:
+    company = account()
+    served.client.post(MIGRATE, json={"records": [log_of(company, n) for n in (1, 2)]})
+
+    def begin(_removed: int) -> None:
+        make_job(database, company)
+
+    with pytest.raises(RollbackRefusedError, match=r"a run of .* has begun after 2 documents"):
+        operations.rollback(database, company, begin)
+
+
 def test_a_running_job_cannot_be_rolled_back(served: Served, database: Any) -> None:
     company = account()
     make_job(database, company)
@@ -343,6 +379,51 @@ def test_sending_them_again_inserts_nothing(served: Served, database: Any) -> No
     )
 
 
+def test_each_call_is_in_the_audit_log_by_account_and_without_personal_data(served: Served, database: Any) -> None:
+    one, two = account(), account()
+    records = [log_of(one, 1), log_of(two, 1), log_of(one, 1), log_of(one, 2)]
+    served.client.post(MIGRATE, json={"records": records}, headers={"x-request-id": "call-1"})
+    (entry,) = audit_log.entries(database, one)
+    assert (entry.action, entry.who, entry.outcome, entry.request_id) == ("migrate", "a-service", "ok", "call-1")
+    assert entry.detail == {"inserted": 2, "skipped": 1, "failed": 0}
+    (entry,) = audit_log.entries(database, two)
+    assert entry.detail == {"inserted": 1, "skipped": 0, "failed": 0}
+
+
+def test_a_call_whose_answer_is_unknown_is_in_the_audit_log_too(
+    served: Served, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    company = account()
+
+    def broken(*_: Any) -> Any:
+        raise AutoReconnect("connection closed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(activity_logs, "write_batch", broken)
+        answer = served.client.post(MIGRATE, json={"records": [log_of(company, 1)]})
+    refused(answer, 503, "SERVICE_UNAVAILABLE")
+    (entry,) = audit_log.entries(database, company)
+    assert (entry.outcome, entry.detail) == ("AutoReconnect", {"records": 1})
+
+
+def test_documents_that_came_by_http_are_known_by_their_id_and_no_others_are(served: Served, database: Any) -> None:
+    company, other = account(), account()
+    served.client.post(MIGRATE, json={"records": [log_of(company, 1), log_of(other, 1), log_of(company, 2)]})
+    run = ObjectId(object_id(2**31 - 1, 2**63 - 1))  # the last that a run can have
+    tagged = {"company_sso_id": company, "source_tag": "crm_migration"}
+    database["activity_logs"].insert_many([{"_id": run, **tagged, "external_id": "x"}, {**tagged, "external_id": "y"}])
+    ids = [document["_id"] for document in database["activity_logs"].find({"company_sso_id": company})]
+    assert sorted(http_documents.is_id(each) for each in ids) == [False, False, True, True]
+    assert not any(map(http_documents.is_id, ("a", 7, None, {"a": 1})))
+    assert (http_documents.count(database, company), http_documents.count(database, other)) == (2, 1)
+
+
+def test_an_account_that_no_command_takes_is_refused(served: Served) -> None:
+    batch = {"records": [log_of("a\u200b", 1)]}  # it could never be rolled back
+    meta = refused(served.client.post(MIGRATE, json=batch), 400, "VALIDATION_ERROR")
+    assert [error["field"] for error in meta["errors"]] == ["records.0.company_sso_id"]
+
+
 def test_twenty_at_once_and_no_more(served: Served, database: Any) -> None:
     company = account()
     records = [log_of(company, number) for number in range(1, 22)]
@@ -413,6 +494,16 @@ def test_a_session_sees_its_own_accounts_import_without_the_accuracy(served: Ser
     company = account()
     job = make_job(database, company)
     JobStore(database).save_totals(job, RunTotals(migrated=20), accuracy_pct=100.0)
+    JobStore(database).note_enrichment(
+        job, {"state": "pending", "outcomes": {"patched": 2}, "error": "PostgreSQL is away"}
+    )
+    enriched = served.client.get(f"{ROUTE}/status", params={"company_sso_id": company}).json()["enrichment"]
+    assert {name: enriched[name] for name in ("state", "patched", "ambiguous", "error")} == {
+        "state": "pending",
+        "patched": 2,
+        "ambiguous": 0,
+        "error": "PostgreSQL is away",
+    }
     with served.bare() as browser:
         headers = served.session(company_sso_id=company)
         answer = browser.get(path, headers=headers)

@@ -89,6 +89,9 @@ export function noticeOf({ status, job, rollback }) {
     return { tone: "warn", text: "No runner has taken this job up.", toDo: "See that one runs (crm-replay runner) and has room: it takes the job up by itself." };
   }
   if (job?.error) return { tone: "warn", text: job.error };
+  if (status === "completed" && job?.enrichment?.state === "pending") {
+    return { tone: "warn", text: `Enrichment pending: ${job.enrichment.error}`, toDo: `crm-replay enrich --account ${job.company_sso_id} finishes it.` };
+  }
   return null;
 }
 

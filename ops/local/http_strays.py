@@ -1,0 +1,86 @@
+"""Documents that came by HTTP and that no row of a run accounts for: named, and set apart from the run's own."""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ops.control import http_documents
+from ops.control.jobs import Job, Ledger
+from ops.local.verify import copy
+from ops.local.verify.gather import work_of
+from ops.local.verify.model import Finding
+from ops.local.verify.segments import SegmentChecker, Work
+from producer.audits import connect, resolve
+from schemas.codec import Codec
+from schemas.connections import Connections
+from schemas.mapping import SourceMapping
+
+NAMED_MAX = 20
+TRIES_MAX = 5  # to count documents while others come
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def strays(database: Any, job: Job, work: Work) -> Iterator[Finding]:
+    """Yield the account's documents that came by HTTP and that no row up to the job's top accounts for."""
+    account = job.company_sso_id
+    if not http_documents.count(database, account):
+        return
+    with closing(SegmentChecker(work)) as checker:
+        yield from copy.strays_among(database, account, http_documents.ids_of(account), job.top_audit_id, checker)
+
+
+def set_apart(
+    count: Callable[[], Ledger],
+    job: Job,
+    chosen: tuple[int, ...] | None,
+    database: Any,
+    connections: Connections,
+    mapping: SourceMapping,
+    codec: Codec,
+) -> tuple[Ledger, list[Finding]]:
+    """Count; return the ledger without the documents that came by HTTP and are no row's of the run, and these.
+
+    Nothing is looked at unless there are more documents than there should be: what is counted as it should be needs no
+    explanation. `chosen` are the rows of a partial replay, None for all. A document that did not come by HTTP stays
+    counted: no one accounts for it, and the run fails for it.
+    """
+    account = job.company_sso_id
+    rows = None if chosen is None else frozenset(chosen)
+    work: Work | None = None
+    tries = 0
+    while True:
+        tries += 1
+        there = http_documents.count(database, account)
+        ledger = count()
+        if not there or ledger.documents is None or ledger.documents <= ledger.documents_expected:
+            return ledger, []
+        work = work or _work(job, connections, mapping, codec)
+        found = [each for each in strays(database, job, work) if _is_counted(each, job, rows)]
+        # If none has come since the documents were counted, what was found was counted.
+        if tries == TRIES_MAX or http_documents.count(database, account) == there:
+            return replace(ledger, documents=ledger.documents - len(found)), found
+
+
+def _work(job: Job, connections: Connections, mapping: SourceMapping, codec: Codec) -> Work:
+    # Whether a row becomes a document does not depend on who acted: the user directory is not asked.
+    without_directory = connections.model_copy(update={"user_directory_url": ""})
+    with connect(connections.crm_audit_database_url) as db:
+        source = resolve(db, mapping, job.company_sso_id)
+    return work_of(job, without_directory, mapping, source, (), codec, NAMED_MAX)
+
+
+def as_fields(found: list[Finding]) -> dict[str, Any]:
+    """Return the findings as the job document has them."""
+    named = [{"external_id": each.external_id, "why": each.why} for each in found[:NAMED_MAX]]
+    return {"without_row": len(found), "named": named}
+
+
+def _is_counted(finding: Finding, job: Job, chosen: Collection[int] | None) -> bool:
+    """Whether the validation of a run over a part of the rows has counted the document."""
+    if chosen is not None:
+        return finding.audit_id in chosen
+    if job.date_range_start is None or finding.at_us is None:
+        return True
+    return finding.at_us >= (job.cutoff - EPOCH) // timedelta(milliseconds=1) * 1000

@@ -1,0 +1,200 @@
+"""The enrichment of a run: between the last end marker and the validation, which then has the last word.
+
+So a completed job is an enriched one, and a runner that dies here leaves a job in progress that the next runner claims:
+it finds every partition ended and continues the enrichment where its cursor is (ops.local.enrich). What keeps the
+enrichment from its end never costs the run: after some tries the run is validated without it, and its job says that the
+enrichment is pending, and why. A server that is away is waited for as the run waits for it.
+
+A run goes through the rows that it covers itself: all up to its `top`, those from its cutoff on, or the chosen ones of
+a retry, a repair or a rerun of rows. Names come from the reference table that the run has published, so they are the
+names its other documents have; what that table lacks is looked up in the source.
+"""
+
+import datetime as dt
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
+
+from ops.control.enrichments import EnrichmentState, counts_of, in_words, view_of
+from ops.control.jobs import Job
+from ops.control.store import JobChangedError, JobStore
+from ops.local.enrich import Enrichment, EnrichOptions, Referents, Run, Scope
+from ops.local.view import RunView
+from processors.tables import ReferenceTables
+from producer.cursor import EARLIEST, Gap
+from schemas.codec import Codec
+from schemas.connections import Connections
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.mapping import SourceMapping
+from schemas.topics import AccountTopics
+from schemas.vocabulary import JobStatus
+
+log = logging.getLogger(__name__)
+
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # between tries: half a minute, as long as a server takes to start again
+NOT_ALLOWED = (13, 18)  # MongoDB's Unauthorized and AuthenticationFailed
+SAVE_EVERY_S = 1.0
+TABLE_TIMEOUT_S = 60.0
+TABLE_ROWS_MAX = 500_000  # kept in memory, 100 MB or so; an account with more referents asks the source for names
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a run's enrichment works with."""
+
+    connections: Connections
+    database: Any
+    store: JobStore
+    mapping: SourceMapping
+    codec: Codec
+
+
+class _StopError(Exception):
+    """This runner has to stop, for the reason that is its cause; without one, the job was halted."""
+
+
+class RunEnrichment:
+    """The enrichment of one run by one runner."""
+
+    def __init__(
+        self,
+        job: Job,
+        gaps: Sequence[Gap] | None,
+        place: Place,
+        view: RunView,
+        check: Callable[[], None],
+        wait: Callable[[Exception], None],
+    ) -> None:
+        """`gaps` are the chosen rows of a partial replay, None where it covers all from its cutoff to its top.
+
+        `check` raises when this runner has to stop. `wait` is called again and again while MongoDB is away; it raises
+        when that has lasted too long.
+        """
+        self._job = job
+        self._gaps = None if gaps is None else tuple(gaps)
+        self._place = place
+        self._view = view
+        self._check = check
+        self._wait = wait
+        self._saved_at = float("-inf")
+
+    def run(self) -> Job:
+        """Enrich, and return the job with what came of it; one that was halted meanwhile comes back as that."""
+        if self._gaps == () or (self._job.enrichment or {}).get("state") == EnrichmentState.DONE:
+            return self._job  # nothing to go through, or done before a runner died
+        failed = 0
+        while True:
+            try:
+                self._note(EnrichmentState.RUNNING, self._job.enrichment or {})
+                counts = self._enrich()
+                break
+            except _StopError as stop:
+                if stop.__cause__ is not None:
+                    raise stop.__cause__ from None
+                return self._job
+            except JobChangedError:
+                raise
+            except ConnectionFailure as error:
+                self._wait(error)
+            except Exception as error:  # whatever it is, the copy is whole without it
+                if failed >= len(PAUSES_S) or not _may_pass(error):
+                    log.warning("the enrichment is given up", exc_info=error)
+                    return self._give_up(error)
+                self._view.note(f"the enrichment is tried again: {_text_of(error)}")
+                self._pause(PAUSES_S[failed])
+                failed += 1
+        return self._finish(EnrichmentState.DONE, counts)
+
+    def off(self) -> Job:
+        """Return the job, which says that its run does not enrich."""
+        return self._finish(EnrichmentState.OFF, {})
+
+    def _enrich(self) -> dict[str, Any]:
+        job, place = self._job, self._place
+        scope = Scope(
+            run=job.run,
+            fence=max(1, job.fence),
+            top=job.top_audit_id,
+            cutoff=EARLIEST if job.date_range_start is None else job.cutoff,
+            gaps=self._gaps,
+        )
+        with Run(
+            job.company_sso_id,
+            scope,
+            EnrichOptions(),
+            place.connections,
+            place.database,
+            place.mapping,
+            self._view,
+            table=self._table,
+            on_step=self._step,
+        ) as run:
+            return counts_of(run.enrich())
+
+    def _step(self, state: Enrichment) -> None:
+        """Note how far it is, now and then; whether this runner may continue is checked each time."""
+        try:
+            self._check()
+        except Exception as error:
+            raise _StopError from error
+        if time.monotonic() - self._saved_at >= SAVE_EVERY_S:
+            self._note(EnrichmentState.RUNNING, counts_of(state))
+            if self._job.status is JobStatus.HALTED:
+                raise _StopError
+
+    def _table(self) -> Referents | None:
+        """Return the referents that the run has published, None if they are more than are kept in memory."""
+        topics = AccountTopics.of(self._job.company_sso_id)
+        tables = ReferenceTables(self._place.connections.kafka(), {"referents": topics.referents})
+        rows = tables.rows["referents"]
+        try:
+            tables.load(TABLE_TIMEOUT_S, lambda: len(rows) > TABLE_ROWS_MAX)
+        finally:
+            tables.close()
+        return Referents(rows, self._place.codec) if len(rows) <= TABLE_ROWS_MAX else None
+
+    def _give_up(self, error: Exception) -> Job:
+        return self._finish(EnrichmentState.PENDING, {**(self._job.enrichment or {}), "error": _text_of(error)})
+
+    def _finish(self, state: EnrichmentState, fields: dict[str, Any]) -> Job:
+        while True:
+            try:
+                self._note(state, fields)
+                break
+            except ConnectionFailure as error:
+                self._wait(error)
+        if state is EnrichmentState.PENDING:
+            self._view.note(in_words(view_of(self._job.enrichment), self._job.company_sso_id))
+        return self._job
+
+    def _note(self, state: EnrichmentState, fields: Mapping[str, Any]) -> None:
+        now = dt.datetime.now(dt.UTC)
+        known = {"error": None, **fields, "state": state.value, "updated_at": now}
+        self._job = self._place.store.note_enrichment(self._job, known)
+        self._saved_at = time.monotonic()
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._check()
+            time.sleep(min(0.2, seconds))
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another try can do better: after an outage, or where the account's cursor has gone to another process."""
+    if isinstance(error, BadInputError) and not isinstance(error, ServiceUnreachableError):
+        return False
+    if isinstance(error, OperationFailure) and error.code in NOT_ALLOWED:
+        return False
+    return isinstance(error, ReplayError | PyMongoError)
+
+
+def _text_of(error: Exception) -> str:
+    """Return an error in words; the text of one that is not ours may hold a row's values."""
+    if isinstance(error, OperationFailure):
+        return f"MongoDB refuses (code {error.code}): see its log and the runner's rights"
+    return str(error) if isinstance(error, ReplayError) else type(error).__name__
