@@ -34,7 +34,7 @@ from sink.indexes import ACTIVITY_LOGS, JOBS, PROGRESS, UNIQUE_EXTERNAL_ID
 from sink.metrics import SinkMetrics
 from sink.progress import Progress
 from sink.settings import SinkSettings
-from sink.writer import WriteConcernUnmetError, write_batch
+from sink.writer import NotAnsweredError, write_batch
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -466,11 +466,11 @@ class Sink:
                 return effect()
             except (InvalidOperation, ConfigurationError, InvalidDocument):
                 raise  # a defect of ours, which no waiting mends
-            except (PyMongoError, WriteConcernUnmetError) as error:
-                # Errors of single documents never come here; a server that refuses everything (no primary, no space,
-                # no permission) is waited for, for it is an operator's to mend and nothing is lost meanwhile.
-                cause = type(error).__name__
+            except (PyMongoError, NotAnsweredError) as error:
+                # Errors that are a document's own never come here; a server that refuses everything (no primary, no
+                # space, no permission) is waited for: an operator has to repair it, and nothing is lost meanwhile.
                 code = getattr(error, "code", None)
+                cause = error.what if isinstance(error, NotAnsweredError) else type(error).__name__
                 log.warning(
                     "%s does not answer (%s%s); again in %.1f s", server, cause, f" {code}" if code else "", wait_s
                 )

@@ -10,6 +10,7 @@ from pymongo.write_concern import WriteConcern
 
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ServiceUnreachableError
+from schemas.server_state import is_outage
 from sink.indexes import JOBS
 
 Document = dict[str, Any]
@@ -52,6 +53,11 @@ def connect(connections: Connections, app_name: str = "crm-replay") -> Database[
         database[JOBS].find_one({}, {"_id": 1})
     except OperationFailure as error:
         client.close()
+        if is_outage(error):
+            raise ServiceUnreachableError(
+                f"MongoDB does not answer (code {error.code})",
+                "see that every shard has a primary that can be reached",
+            ) from error
         raise BadInputError(
             f"MongoDB refuses us (code {error.code})", "check the user and password in MONGODB_URL"
         ) from error

@@ -193,7 +193,7 @@ def document_of(record: ActivityLogRecord) -> dict[str, Any]:
 def write(database: Any, records: Sequence[ActivityLogRecord]) -> MigrateAnswer:
     """Insert what is new in one unordered bulk write. Safe to repeat: what is there already is skipped.
 
-    Raises pymongo's errors and the writer's WriteConcernUnmetError when the answer is unknown: send them again.
+    Raises pymongo's errors and the writer's NotAnsweredError when the answer is unknown: send them again.
     """
     encoded = [encode(document_of(record)) for record in records]
     # The writer takes only what a server can hold; the body's limit makes the first a rarity.
