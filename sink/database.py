@@ -10,6 +10,7 @@ from pymongo.write_concern import WriteConcern
 
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ServiceUnreachableError
+from schemas.secrets import about
 from schemas.server_state import is_outage
 from sink.indexes import JOBS
 
@@ -36,7 +37,9 @@ def open_database(connections: Connections, app_name: str = "crm-replay") -> Dat
             socketTimeoutMS=SOCKET_TIMEOUT_MS,
         )
     except (InvalidURI, ConfigurationError, ValueError) as error:
-        raise BadInputError(f"MONGODB_URL is not usable ({error})", "mongodb://host:port") from error
+        raise BadInputError(
+            f"MONGODB_URL is not usable ({about(error, connections.mongodb_url)})", "mongodb://host:port"
+        ) from error
     concern = client.write_concern if client.write_concern.document else WriteConcern("majority", j=True)
     return client.get_database(connections.mongodb_database, write_concern=concern)
 

@@ -26,6 +26,8 @@ from ops.local.services.layout import Extra
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.mapping import SourceMapping, load
+from schemas.registry import http_client
+from schemas.secrets import about, shown
 from schemas.topics import LIVE_TOPIC
 
 DEFAULT_NAME = "crm_audits"
@@ -189,7 +191,7 @@ def _dsn_parts(dsn: str) -> dict[str, str]:
         return {name: str(value) for name, value in conninfo_to_dict(dsn).items() if value is not None}
     except psycopg.Error as error:
         raise BadInputError(
-            f"{DATABASE_VARIABLE} is not a PostgreSQL address ({str(error).splitlines()[0]})",
+            f"{DATABASE_VARIABLE} is not a PostgreSQL address ({about(error, dsn)})",
             "postgresql://user@host/db",
         ) from None
 
@@ -199,8 +201,8 @@ class Connect:
 
     def __init__(self, url: str) -> None:
         """Nothing is asked yet."""
-        self._url = url
-        self._client = httpx.Client(base_url=url, timeout=ANSWER_TIMEOUT_S)
+        self._url = shown(url)
+        self._client = http_client(Extra.DEBEZIUM.variable, url, ANSWER_TIMEOUT_S)
 
     def __enter__(self) -> "Connect":
         """Return itself."""
