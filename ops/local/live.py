@@ -34,7 +34,14 @@ from rich.table import Table
 from ops.control import kafka_admin, migrations
 from ops.control.store import JobStore
 from ops.local import services
-from ops.local.processes import ProcessGaveUpError, Supervised, Supervisor, child_environment, python_module
+from ops.local.processes import (
+    ProcessGaveUpError,
+    Supervised,
+    Supervisor,
+    child_environment,
+    python_module,
+    require_writable,
+)
 from ops.local.services.layout import Home
 from ops.local.view import RunView, view_for
 from ops.local.worker_metrics import gathering
@@ -273,6 +280,7 @@ def run_feed(options: LiveOptions, connections: Connections, view: RunView) -> N
     Raises BadInputError before anything is changed, and ReplayError if a process cannot even start.
     """
     connections.require("kafka_bootstrap_servers", "mongodb_url")
+    require_writable(options.home)
     database = connect(connections, app_name="crm-replay-live")
     try:
         feed: LiveFeed | None = prepare(options, connections, database)

@@ -40,7 +40,7 @@ from ops.control.jobs import LEASE_S, IllegalTransitionError, Job, Ledger
 from ops.control.migrations import MigrationRefusedError
 from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
 from ops.local.forkserver import ForkServer
-from ops.local.processes import Supervised, Supervisor, child_environment, python_module
+from ops.local.processes import Supervised, Supervisor, child_environment, python_module, require_writable
 from ops.local.view import RunView
 from producer import markers, references
 from producer.audits import AuditReader, Limits, resolve
@@ -191,7 +191,7 @@ def run_account(account: str, options: RunOptions, connections: Connections, vie
     Takes up a job whose runner has died, or that waits for one. Raises BadInputError before anything is changed,
     HaltedError, InterruptedRunError (both can be resumed), or ReplayError if a process keeps dying.
     """
-    with _surroundings(account, options.mapping_path, connections) as around:
+    with _surroundings(account, options.mapping_path, connections, options.home) as around:
         found = around.look(account, options.date_range_start)
         job = _open_job(account, options, found, around, view)
         return _run(job, stretch_of(job), options, around, view)
@@ -208,7 +208,7 @@ def run_claimed(job: Job, options: RunOptions, connections: Connections, view: R
         _stop_on_signals() as stop,
         _Lease(connections, job, terms_after) as lease,
         _outages_in_one_line(),
-        _surroundings(account, options.mapping_path or job.mapping_path, connections) as around,
+        _surroundings(account, options.mapping_path or job.mapping_path, connections, options.home) as around,
     ):
         _require_mapping(job, around)
         return _work_on(lease, stretch_of(job), options, around, view, stop)
@@ -227,7 +227,7 @@ def rerun_account(account: str, options: RunOptions, connections: Connections, v
 
     Raises BadInputError if there is no finished run, or if Kafka has deleted the beginning of its stretch.
     """
-    with _surroundings(account, options.mapping_path, connections) as around:
+    with _surroundings(account, options.mapping_path, connections, options.home) as around:
         last = around.store.latest(account)
         if last is None or last.status not in (JobStatus.COMPLETED, JobStatus.FAILED) or not last.begin_offsets:
             state = "never been replayed" if last is None else f"a job that is {last.status}"
@@ -245,7 +245,7 @@ def rerun_account(account: str, options: RunOptions, connections: Connections, v
 def run_since(account: str, since: datetime, options: RunOptions, connections: Connections, view: RunView) -> RunResult:
     """Replay the account's rows created at or after `since`, in a job of their own, and return their ledger."""
     options = replace(options, date_range_start=since.replace(microsecond=since.microsecond // 1000 * 1000))
-    with _surroundings(account, options.mapping_path, connections) as around:
+    with _surroundings(account, options.mapping_path, connections, options.home) as around:
         found = around.look(account, options.date_range_start)
         last = around.store.latest(account)
         if last is not None:
@@ -266,7 +266,7 @@ def run_selected(
     gaps = _stretches(audit_ids)
     if not gaps:
         raise BadInputError("no audit ids were given", "name at least one")
-    with _surroundings(account, options.mapping_path, connections) as around:
+    with _surroundings(account, options.mapping_path, connections, options.home) as around:
         found = around.look(account, options.date_range_start)
         last = around.store.latest(account)
         if last is not None:
@@ -289,11 +289,12 @@ def new_owner() -> str:
 
 
 @contextmanager
-def _surroundings(account: str, mapping_path: str, connections: Connections) -> Iterator[Surroundings]:
+def _surroundings(account: str, mapping_path: str, connections: Connections, home: Path) -> Iterator[Surroundings]:
     """Give the surroundings of a run after every check that needs no job; nothing has been changed by then."""
     topics = AccountTopics.of(account)
     connections.require("crm_audit_database_url", "kafka_bootstrap_servers", "mongodb_url")
     mapping = load(mapping_path or None)
+    require_writable(home)
     with closing(db_connect(connections.crm_audit_database_url)) as db:
         resolve(db, mapping, account)
     kafka = connections.kafka()
