@@ -23,7 +23,7 @@ from schemas.exposition import serving
 from schemas.metrics import Value
 from schemas.records import AuditEvent
 from schemas.registry import codec_for
-from schemas.topic_watch import KafkaQuestions, TopicWatch
+from schemas.topic_watch import RUN_AGAIN, KafkaQuestions, TopicWatch
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ async def run_worker(
             KafkaQuestions(connections.kafka()),
             job.topics.replay,
             (job.topics.outcomes, *job.topics.references),
-            to_do="roll the account back and run it again, or crm-replay verify --repair once the job has ended",
+            to_do=RUN_AGAIN,
             positions=app.resting_positions,
         )
         await serve_measured(app, stop, metrics, gather, settings.metrics_interval_s, about, watch)

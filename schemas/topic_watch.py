@@ -28,6 +28,9 @@ CLOSE_TIMEOUT_S = 2.0
 Positions = Mapping[int, int]  # by partition: the offset of the next record; below zero: not known
 
 
+RUN_AGAIN = "what it held is lost: halt the job, roll the account back and run it again"  # of a replay
+
+
 class TopicReplacedError(ReplayError):
     """A topic is another one than the one that was consumed under its name, or is gone."""
 

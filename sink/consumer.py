@@ -22,7 +22,7 @@ from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.job import ReplayJob
 from schemas.records import DeadLetter
-from schemas.topic_watch import KafkaQuestions, Positions, TopicWatch
+from schemas.topic_watch import RUN_AGAIN, KafkaQuestions, Positions, TopicWatch
 from schemas.tracing import OFF, Traces, Work, context_of
 from sink.counting import Advance, Decided, PartitionProgress, advance
 from sink.database import Document, Documents
@@ -92,7 +92,7 @@ class InFlight:
 class Sink:
     """One member of an account's sink group."""
 
-    topic_replaced_to_do = "crm-replay rerun makes its records again"
+    topic_replaced_to_do = RUN_AGAIN
 
     def __init__(
         self,

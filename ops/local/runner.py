@@ -40,7 +40,14 @@ from ops.control.jobs import LEASE_S, IllegalTransitionError, Job, Ledger
 from ops.control.migrations import MigrationRefusedError
 from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
 from ops.local.forkserver import ForkServer
-from ops.local.processes import Supervised, Supervisor, child_environment, python_module, require_writable
+from ops.local.processes import (
+    ProcessGaveUpError,
+    Supervised,
+    Supervisor,
+    child_environment,
+    python_module,
+    require_writable,
+)
 from ops.local.view import RunView
 from producer import markers, references
 from producer.audits import AuditReader, Limits, resolve
@@ -54,6 +61,7 @@ from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.exposition import of_children
 from schemas.mapping import SourceMapping, load
 from schemas.registry import codec_for
+from schemas.topic_watch import TopicReplacedError
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.database import connect, open_database
@@ -568,7 +576,10 @@ def _watch(
         if lease.lost:
             supervisor.stop(timeout_s=QUICK_STOP_S)
         lease.check(stop)
-        halted |= any(p.returncode == SINK_HALTED for p in supervisor.check())
+        ended = supervisor.check()
+        if replaced := [p for p in ended if p.returncode == TopicReplacedError.exit_code]:
+            raise ProcessGaveUpError(replaced[0].last_line())  # started again, it would take the new topic for the old
+        halted |= any(p.returncode == SINK_HALTED for p in ended)
         try:
             with pymongo.timeout(ANSWER_MAX_S):
                 totals = store.aggregate_progress(job)
@@ -687,7 +698,7 @@ def _processes(job: Job, options: RunOptions, connections: Connections) -> Itera
             env,
             logs / f"{name}.log",
             finishes=finishes,
-            final_codes=frozenset({SINK_HALTED}) if role == "sink" else frozenset(),
+            final_codes=frozenset({TopicReplacedError.exit_code, *({SINK_HALTED} if role == "sink" else ())}),
             hopeless_codes=frozenset({BAD_INPUT}),
             forks=options.forks,
         )
