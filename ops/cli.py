@@ -7,10 +7,12 @@ import atexit
 import gc
 import io
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated
 
 import typer
@@ -18,6 +20,7 @@ from rich.console import Console
 from typer.exceptions import Abort, Exit, TyperException
 
 from schemas.errors import ReplayError
+from schemas.secrets import without_secrets
 
 GC_THRESHOLD = 50_000  # imports make some 100,000 objects, and all of them stay
 SERVERS = {"cimpl": "Kafka", "pymongo": "MongoDB", "psycopg": "PostgreSQL"}  # by the package whose error it is
@@ -107,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     _print_on_any_terminal()
     gc.set_threshold(GC_THRESHOLD)
+    sys.excepthook = _show_defect
     atexit.register(gc.freeze)  # what there is at the end goes with the process; the collector need not look through it
     words = sys.argv[1:] if argv is None else list(argv)
     called = words[0] if words and words[0] in {*COMMANDS, "reference"} else None
@@ -154,6 +158,11 @@ def of_a_server(error: Exception) -> ReplayError | None:
     return ReplayError(
         f"{server} failed while the command was at work ({what})", "look at the server, then run the same command again"
     )
+
+
+def _show_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a defect's trace as Python does, without what an address in it says of users and passwords."""
+    sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _say(error: ReplayError) -> None:

@@ -174,6 +174,14 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         self.consumer.stretches = stretches
         return {tp: stretch.begin for tp, stretch in stretches.items()}
 
+    def position(self, tp: Any) -> int:
+        """Return where the next fetch begins, offsets without a record passed; below zero: not known. Any thread."""
+        consumer = self._consumer
+        subscription = consumer._subscription.subscription if consumer is not None else None
+        assignment = subscription.assignment if subscription is not None else None
+        state = assignment.state_value(TopicPartition(tp.topic, tp.partition)) if assignment is not None else None
+        return state._position if state is not None and state._position is not None else -1
+
     def reached(self, tp: Any) -> int | None:
         """Return the position after the last fetch or seek; to be asked while no fetch is under way."""
         return self._reached.get(tp)
@@ -273,6 +281,13 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
 
     def on_buffer_drop(self, tp: Any) -> None:
         """Do nothing, like `on_buffer_full`."""
+
+    def resting_positions(self) -> dict[int, int] | None:
+        """Return the position on each assigned partition, None while anything in hand is not handled. Any thread."""
+        stretches = dict(self.stretches)
+        if any(stretch.handled != stretch.delivered for stretch in stretches.values()):
+            return None
+        return {tp.partition: max(stretch.delivered, self._thread.position(tp)) for tp, stretch in stretches.items()}
 
     # -- delivery
 
@@ -430,6 +445,11 @@ class RunApp(faust.App):  # type: ignore[misc]
 
     async def on_stretches(self, stretches: Mapping[Any, Stretch]) -> None:
         """Learn what this worker has to handle from now on; called after each rebalance, before any delivery."""
+
+    def resting_positions(self) -> dict[int, int] | None:
+        """Return what the consumer's does; None while there is no consumer."""
+        consumer = self._consumer
+        return consumer.resting_positions() if consumer is not None else None
 
     def crashed_event(self) -> Any:
         """Return the event that is set when the app cannot go on; `crash_reason` then says why."""

@@ -46,6 +46,7 @@ from schemas.mapping import PersonRule
 from schemas.person import person_candidates
 from schemas.records import AuditEvent, Contact, DeadLetter, Referent, SkippedRecord, SnapshotMarker, User
 from schemas.registry import SchemaLookup, codec_for
+from schemas.topic_watch import KafkaQuestions, TopicWatch
 from schemas.topics import ACCOUNT_KEY, ACCOUNT_LENGTH_MAX
 from schemas.tracing import Piece, Work
 from schemas.vocabulary import DeadLetterCause
@@ -411,7 +412,16 @@ async def run_live_worker(
             metrics.transformation = {**rules.counts.as_dict(), **of_contacts, **of_directory, **of_changes}
 
         about = {"account": "", "job_id": feed.job_id, "run": str(feed.run)}
-        await serve_measured(app, stop, metrics, gather, settings.metrics_interval_s, about)
+        watch = TopicWatch(
+            KafkaQuestions(connections.kafka()),
+            feed.topics.replay,
+            (feed.topics.outcomes, feed.topics.users, feed.topics.referents),
+            topic_id=feed.topic_id,
+            positions=app.resting_positions,
+            to_do="crm-replay live reads the new one from its beginning; crm-replay seam names rows that are missing",
+        )
+        await asyncio.to_thread(watch.check_now)  # before the offsets of a topic that is gone are met
+        await serve_measured(app, stop, metrics, gather, settings.metrics_interval_s, about, watch)
     finally:
         stop.set()
         await asyncio.to_thread(producer.close, FLUSH_TIMEOUT_S)

@@ -33,6 +33,7 @@ from schemas.contact_rules import (
 )
 from schemas.errors import BadInputError
 from schemas.records import Contact
+from schemas.secrets import about
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,9 @@ def database(connections: Connections) -> Any:
             socketTimeoutMS=SOCKET_TIMEOUT_MS,
         )
     except (InvalidURI, ConfigurationError, ValueError) as error:
-        raise BadInputError(f"MONGODB_URL is not usable ({error})", "mongodb://host:port") from error
+        raise BadInputError(
+            f"MONGODB_URL is not usable ({about(error, connections.mongodb_url)})", "mongodb://host:port"
+        ) from error
     return client[connections.mongodb_database]
 
 

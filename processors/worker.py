@@ -23,6 +23,7 @@ from schemas.exposition import serving
 from schemas.metrics import Value
 from schemas.records import AuditEvent
 from schemas.registry import codec_for
+from schemas.topic_watch import RUN_AGAIN, KafkaQuestions, TopicWatch
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,14 @@ async def run_worker(
             metrics.transformation = dict(counts())
 
         about = {"account": job.company_sso_id, "job_id": job.job_id, "run": str(job.run)}
-        await serve_measured(app, stop, metrics, gather, settings.metrics_interval_s, about)
+        watch = TopicWatch(
+            KafkaQuestions(connections.kafka()),
+            job.topics.replay,
+            (job.topics.outcomes, *job.topics.references),
+            to_do=RUN_AGAIN,
+            positions=app.resting_positions,
+        )
+        await serve_measured(app, stop, metrics, gather, settings.metrics_interval_s, about, watch)
     finally:
         stop.set()  # a load that is still under way ends
         await asyncio.to_thread(producer.close, FLUSH_TIMEOUT_S)
@@ -109,10 +117,11 @@ async def serve_measured(
     gather: Callable[[], None],
     interval_s: float,
     about: Mapping[str, str],
+    watch: TopicWatch,
 ) -> None:
     """Run the app as `serve` does, with its metrics logged at every interval, at the end, and served to Prometheus.
 
-    `gather` brings into `metrics` what others count; `about` are the labels of the process.
+    `gather` brings into `metrics` what others count; `about` are the labels of the process. What `watch` finds ends it.
     """
 
     def values() -> list[Value]:
@@ -120,11 +129,18 @@ async def serve_measured(
         return metrics.values()
 
     reporting = asyncio.create_task(report(metrics, gather, interval_s))
+    loop = asyncio.get_running_loop()
+
+    def end_with(error: ReplayError) -> None:
+        loop.call_soon_threadsafe(lambda: loop.create_task(app.crash(error)))
+
+    watch.start(end_with)
     try:
         with serving("processors", values, about=about):
             await serve(app, stop)
     finally:
         reporting.cancel()
+        await asyncio.to_thread(watch.close)
         gather()
         metrics.report()
 

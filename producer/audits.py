@@ -4,6 +4,7 @@ Every session is read-only by the server's own setting, every statement has a ti
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from producer.messages import Defect, Page
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.mapping import SourceMapping
 from schemas.records import AuditEvent
+from schemas.secrets import about
 from schemas.vocabulary import DeadLetterCause
 
 logger = logging.getLogger(__name__)
@@ -176,6 +178,8 @@ def connect(dsn: str, statement_timeout_s: float = 60.0) -> Connection:
         raise BadInputError("CRM_AUDIT_DATABASE_URL is not set", "give the CRM's PostgreSQL database")
     try:
         given = conninfo_to_dict(dsn)
+        if not re.fullmatch(r"[0-9,]*", str(given.get("port") or "")):  # more likely a part of a password
+            raise psycopg.ProgrammingError("what stands for its port is no number")
         defaults: dict[str, Any] = {
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": "crm-replay",
@@ -196,8 +200,8 @@ def connect(dsn: str, statement_timeout_s: float = 60.0) -> Connection:
         ) from error
     except psycopg.Error as error:
         raise BadInputError(
-            f"CRM_AUDIT_DATABASE_URL is not a PostgreSQL address ({first_line(error)})", "postgresql://user@host/db"
-        ) from error
+            f"CRM_AUDIT_DATABASE_URL is not a PostgreSQL address ({about(error, dsn)})", "postgresql://user@host/db"
+        ) from None
     db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ  # of explicit transactions
     # A timestamp's eight bytes are read as the number they are: a datetime per row would cost more than the rest of it.
     db.adapters.register_loader("timestamp", Int8BinaryLoader)

@@ -13,6 +13,7 @@ from pymongo.errors import ConnectionFailure, DuplicateKeyError, PyMongoError
 
 from producer.cursor import Gap, IdRange
 from schemas.errors import ReplayError, ServiceUnreachableError
+from schemas.server_state import is_outage
 
 logger = logging.getLogger(__name__)
 
@@ -171,4 +172,9 @@ def answering(what: str) -> Iterator[None]:
     except DuplicateKeyError:
         raise
     except PyMongoError as error:
+        if is_outage(error):
+            raise ServiceUnreachableError(
+                f"MongoDB does not answer ({what}: code {getattr(error, 'code', None)})",
+                "see that every shard has a primary that can be reached; nothing is lost",
+            ) from error
         raise ReplayError(f"MongoDB refused ({what}): {str(error)[:200]}", "see the server's log") from error

@@ -37,8 +37,10 @@ class Connections(EnvironmentSettings):
     kafka_ssl_key_password: SecretStr = Field(SecretStr(""), description="of the private key, if it has one")
     mongodb_url: str = Field("", description="MongoDB of the customer data platform: mongodb://host:port", repr=False)
     mongodb_database: str = Field("cdp", description="its database")
-    schema_registry_url: str = Field("", description="Confluent schema registry; empty: Avro single-object encoding")
-    user_directory_url: str = Field("", description="user directory; empty: no actor has an SSO id")
+    schema_registry_url: str = Field(
+        "", description="Confluent schema registry; empty: Avro single-object encoding", repr=False
+    )
+    user_directory_url: str = Field("", description="user directory; empty: no actor has an SSO id", repr=False)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

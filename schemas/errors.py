@@ -1,5 +1,7 @@
 """Exceptions that carry what an operator asks for first. An ordinary outcome is a return value, never one of these."""
 
+from schemas.secrets import without_secrets
+
 
 class ReplayError(Exception):
     """Something the operator has to act on: `what` went wrong and what `to_do` about it."""
@@ -7,7 +9,8 @@ class ReplayError(Exception):
     exit_code = 1  # of the command line
 
     def __init__(self, what: str, to_do: str = "") -> None:
-        """One line each, without a final full stop."""
+        """One line each, without a final full stop. Of an address in `what`, users and passwords are left out."""
+        what = without_secrets(what)
         super().__init__(f"{what}: {to_do}" if to_do else what)
         self.what = what
         self.to_do = to_do

@@ -42,6 +42,7 @@ class LiveFeed(ReplayJob):
     cutoff: AwareDatetime = datetime(1970, 1, 1, tzinfo=UTC)
     feed: str = LIVE_FEED
     topic: str = LIVE_TOPIC
+    topic_id: str = ""  # Kafka's own: a topic that was deleted and made again has another one. "": not known
     table_account: str = ""  # whose the audits are, if neither the mapping nor a record says so
     visibility_delay_s: float = Field(10.0, ge=0, le=120)  # a contact can be read this long after its created_at
 

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import structlog
 
 from schemas.errors import BadInputError, ReplayError
+from schemas.secrets import without_secrets
 
 FORMAT_VARIABLE, LEVEL_VARIABLE = "CRM_REPLAY_LOG_FORMAT", "CRM_REPLAY_LOG_LEVEL"
 FORMATS = ("json", "text")
@@ -35,12 +36,13 @@ PERSONAL_KEYS = frozenset(
 # The text of these says which value was wrong, and the value may be a person's.
 WITHHELD = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 
+PERCENT = "%(?:25){0,2}"  # encoded once, or what was encoded before
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"(?<=://)[^\s/@]+@"), "[credentials]@"),
-    (re.compile(r"(?i)\b(password|passwd|pwd|secret|token|authorization|api[_-]?key)(\"?\s*[=:]\s*)(\"[^\"]*\"|\S+)"),
-     r"\1\2[secret]"),
-    (re.compile(r"(?<![\w.+-])[\w.+-]{1,256}@[\w-]{1,64}(?:\.[\w-]{1,64})+"), "[email]"),
-    (re.compile(r"(?<![\w/:.-])(?:\+\d|0(?=[1-9]))[\d ().-]{7,}\d"), "[phone]"),
+    (re.compile(r"(?i)\b(password|passwd|pwd|secret|token|api[_-]?key)(: +)(?!\[)\S+"), r"\1\2[secret]"),
+    (re.compile(rf"(?<![\w.+%-])[\w.+%-]{{1,256}}(?:@|{PERCENT}40)[\w-]{{1,64}}(?:\.[\w-]{{1,64}})+"), "[email]"),
+    (re.compile(rf"(?<![\w/:.-])(?:(?:\+|{PERCENT}2[Bb])\d|0(?=[1-9]))(?:[\d ().-]|{PERCENT}2\d){{7,}}\d"), "[phone]"),
+    # The query of an address, as HTTP clients log it: it names people, in percent-encoding, whatever the parameter.
+    (re.compile(r"\?[\w.%\[\]-]+=[^\s\"'<>]*"), "?[query]"),
     (re.compile(r"(?i)\bKey \(([^)]*)\)=\(.*?\)(?= |$|\.)"), r"Key (\1)=([value])"),
     (re.compile(r"(?i)\bdup key: \{.*\}"), "dup key: {[value]}"),
     (re.compile(r"(?is)\b(DETAIL|CONTEXT|full error|op|errInfo)\b\s*[:=].*"), r"\1: [withheld]"),
@@ -54,6 +56,7 @@ def scrub(text: str) -> str:
     length = len(text)
     if length > TEXT_MAX:  # before the rules: they are for lines, and a cut address is none any more
         text = text[:TEXT_MAX].rsplit(None, 1)[0]
+    text = without_secrets(text)
     for pattern, instead in _RULES:
         text = pattern.sub(instead, text)
     return text if length <= TEXT_MAX else f"{text}… ({length:,} characters)"

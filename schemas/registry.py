@@ -12,6 +12,7 @@ import httpx
 from schemas.codec import Codec, schema_name, schema_of
 from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.records import RECORD_TYPES, Record
+from schemas.secrets import about, shown
 
 REGISTRY_TIMEOUT_S = 10.0
 
@@ -31,7 +32,7 @@ def codec_for(schema_registry_url: str) -> Codec:
     if not schema_registry_url:
         return _codec()
     ids: dict[type[Record], int] = {}
-    with httpx.Client(base_url=schema_registry_url, timeout=REGISTRY_TIMEOUT_S) as client:
+    with http_client("SCHEMA_REGISTRY_URL", schema_registry_url, REGISTRY_TIMEOUT_S) as client:
         for record_type in RECORD_TYPES:
             schema = schema_of(record_type)
             subject = f"{schema['namespace']}.{schema['name']}"
@@ -43,7 +44,7 @@ def codec_for(schema_registry_url: str) -> Codec:
                 )
             except httpx.HTTPError as error:
                 raise ServiceUnreachableError(
-                    f"the schema registry at {schema_registry_url} does not answer ({type(error).__name__})",
+                    f"the schema registry at {shown(schema_registry_url)} does not answer ({type(error).__name__})",
                     "check SCHEMA_REGISTRY_URL, or leave it empty for Avro single-object encoding",
                 ) from error
             if answer.status_code != httpx.codes.OK:
@@ -56,13 +57,24 @@ def codec_for(schema_registry_url: str) -> Codec:
     return Codec(ids)
 
 
+def http_client(variable: str, url: str, timeout_s: float) -> httpx.Client:
+    """Return a client of the server at this address; raises BadInputError, naming the variable, if it is none."""
+    try:
+        return httpx.Client(base_url=url, timeout=timeout_s)
+    except httpx.InvalidURL as error:
+        raise BadInputError(
+            f"{variable} is not an address of HTTP ({about(error, url)})",
+            "like http://host:port; percent-encode what a password has of / @ : ? #",
+        ) from None
+
+
 class SchemaLookup:
     """The Avro schemas of others, by the id in front of their values; each is asked for once."""
 
     def __init__(self, schema_registry_url: str) -> None:
         """Nothing is asked yet."""
-        self._url = schema_registry_url
-        self._client = httpx.Client(base_url=schema_registry_url, timeout=REGISTRY_TIMEOUT_S)
+        self._url = shown(schema_registry_url)
+        self._client = http_client("SCHEMA_REGISTRY_URL", schema_registry_url, REGISTRY_TIMEOUT_S)
         self._schemas: dict[int, str] = {}
 
     def __call__(self, schema_id: int) -> str | None:

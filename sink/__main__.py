@@ -1,4 +1,6 @@
-"""Wiring of one sink process: `python -m sink`. Exit codes: 0 done or stopped, 1 defect, 2 bad input, 3 halted."""
+"""Wiring of one sink process: `python -m sink`. Exit codes: 0 done or stopped, 1 defect, 2 bad input, 3 halted,
+4 a topic was deleted and made again.
+"""
 
 import gc
 import logging

@@ -22,6 +22,7 @@ from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.job import ReplayJob
 from schemas.records import DeadLetter
+from schemas.topic_watch import RUN_AGAIN, KafkaQuestions, Positions, TopicWatch
 from schemas.tracing import OFF, Traces, Work, context_of
 from sink.counting import Advance, Decided, PartitionProgress, advance
 from sink.database import Document, Documents
@@ -34,7 +35,7 @@ from sink.indexes import ACTIVITY_LOGS, JOBS, PROGRESS, UNIQUE_EXTERNAL_ID
 from sink.metrics import SinkMetrics
 from sink.progress import Progress
 from sink.settings import SinkSettings
-from sink.writer import WriteConcernUnmetError, write_batch
+from sink.writer import NotAnsweredError, write_batch
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,6 +50,7 @@ POLL_IDLE_S = 0.1  # also how long a sink that has nothing to do takes to hear t
 POLL_IN_FLIGHT_S = 0.02  # nothing new comes: see to the batch in flight instead
 ANSWER_TIMEOUT_S = 10.0
 BULK_WRITE = {"db.system.name": "mongodb", "db.collection.name": ACTIVITY_LOGS, "db.operation.name": "bulkWrite"}
+POSITION_EVERY_S = 1.0
 SAVE_ATTEMPTS_MAX = 100  # races lost in a row; with a few sinks a second one is rare already
 
 # The group has moved on without us: what was to be committed is another sink's now, and will be repeated there.
@@ -90,6 +92,8 @@ class InFlight:
 class Sink:
     """One member of an account's sink group."""
 
+    topic_replaced_to_do = RUN_AGAIN
+
     def __init__(
         self,
         settings: SinkSettings,
@@ -123,6 +127,12 @@ class Sink:
         self._stop_requested = False
         self._gate_seen_at = 0.0
         self._end_seen_at = 0.0
+        self._begins: dict[int, int] = {}  # by partition: where it was assigned
+        self._position: dict[int, int] = {}
+        self._position_seen_at = 0.0
+        self._resting: Positions | None = None  # where it is, while it has nothing in hand and asks for records
+        self._trouble: ReplayError | None = None  # that the watch has found
+        self._kafka = kafka
         self._consumer = Consumer(self._consumer_config(kafka), logger=log)
 
     def _consumer_config(self, kafka: dict[str, Any]) -> dict[str, Any]:
@@ -147,19 +157,32 @@ class Sink:
         """Ask the loop to end after the batch in hand; safe in a signal handler."""
         self._stop_requested = True
 
+    def _end_with(self, error: ReplayError) -> None:
+        self._trouble = error
+
     def run(self) -> None:
         """Sink until asked to stop, or until the run has ended if that was asked for.
 
-        Raises HaltedError when the job is halted, OutcomesLostError, BadInputError for a topic that is not there.
+        Raises HaltedError when the job is halted, OutcomesLostError, BadInputError for a topic that is not there, and
+        what `TopicWatch` raises.
         """
+        watch = TopicWatch(
+            KafkaQuestions(self._kafka),
+            self._topics.outcomes,
+            to_do=self.topic_replaced_to_do,
+            positions=lambda: self._resting,
+        )
         try:
             self._require_topics()
+            watch.start(self._end_with)
             self._require_unique_index()
             self._check_gate(at_once=True)
             self._consumer.subscribe(
                 [self._topics.outcomes], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
             )
             while not self._stop_requested:
+                if self._trouble is not None:
+                    raise self._trouble
                 batch = self._decoder.batch(self._gather(), now_us())
                 if self._contexts:
                     batch.work = self._follow(batch)
@@ -173,6 +196,7 @@ class Sink:
             log.info("stopped while a server did not answer; the batch in hand comes again")
         finally:
             self._stop_requested = True  # ends the waiting of a batch that is still in flight; it comes again
+            watch.close()
             self._writers.shutdown()
             self._in_flight.clear()
             self._consumer.close()  # leaves the group: the others take over at once
@@ -262,6 +286,7 @@ class Sink:
             self._states.pop(partition.partition, None)
             if partition.offset < 0:
                 partition.offset = OFFSET_BEGINNING
+        self._begins = {partition.partition: partition.offset for partition in committed}
         consumer.assign(committed)
         self.metrics.rebalances += 1
         log.info("assigned %s", {p.partition: p.offset for p in committed})
@@ -294,7 +319,9 @@ class Sink:
             idle_s = POLL_IN_FLIGHT_S if self._in_flight else POLL_IDLE_S
             wait_s = max(0.0, deadline - time.monotonic()) if deadline else idle_s
             if not deadline:
+                self._resting = self._where()
                 polled = self._consumer.consume(1, wait_s)  # the first record starts the clock
+                self._resting = None
             else:
                 polled = self._consumer.consume(wanted, wait_s)
             if self._traces.on:
@@ -314,6 +341,21 @@ class Sink:
                 break
         gathered, self._gathered = self._gathered, []
         return gathered
+
+    def _where(self) -> Positions | None:
+        """Return the position on each assigned partition, a second old at most; None with a batch in flight."""
+        if self._in_flight:
+            return None
+        now = time.monotonic()
+        if now - self._position_seen_at >= POSITION_EVERY_S:
+            self._position_seen_at = now
+            assigned = self._consumer.assignment()
+            positions = self._consumer.position(assigned) if assigned else []
+            self._position = {
+                at.partition: at.offset if at.offset >= 0 else self._begins.get(at.partition, at.offset)
+                for at in positions
+            }
+        return self._position
 
     def _note_contexts(self, polled: Iterable[Message]) -> None:
         """Note the trace contexts that records came with, and their partitions."""
@@ -466,11 +508,11 @@ class Sink:
                 return effect()
             except (InvalidOperation, ConfigurationError, InvalidDocument):
                 raise  # a defect of ours, which no waiting mends
-            except (PyMongoError, WriteConcernUnmetError) as error:
-                # Errors of single documents never come here; a server that refuses everything (no primary, no space,
-                # no permission) is waited for, for it is an operator's to mend and nothing is lost meanwhile.
-                cause = type(error).__name__
+            except (PyMongoError, NotAnsweredError) as error:
+                # Errors that are a document's own never come here; a server that refuses everything (no primary, no
+                # space, no permission) is waited for: an operator has to repair it, and nothing is lost meanwhile.
                 code = getattr(error, "code", None)
+                cause = error.what if isinstance(error, NotAnsweredError) else type(error).__name__
                 log.warning(
                     "%s does not answer (%s%s); again in %.1f s", server, cause, f" {code}" if code else "", wait_s
                 )
@@ -487,6 +529,8 @@ class Sink:
         """Wait; raises StoppedError as soon as a stop is asked for."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
+            if self._trouble is not None:
+                raise self._trouble
             if self._stop_requested:
                 raise StoppedError
             time.sleep(min(left, STOP_CHECK_S))

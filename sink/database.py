@@ -10,6 +10,8 @@ from pymongo.write_concern import WriteConcern
 
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ServiceUnreachableError
+from schemas.secrets import about
+from schemas.server_state import is_outage
 from sink.indexes import JOBS
 
 Document = dict[str, Any]
@@ -35,7 +37,9 @@ def open_database(connections: Connections, app_name: str = "crm-replay") -> Dat
             socketTimeoutMS=SOCKET_TIMEOUT_MS,
         )
     except (InvalidURI, ConfigurationError, ValueError) as error:
-        raise BadInputError(f"MONGODB_URL is not usable ({error})", "mongodb://host:port") from error
+        raise BadInputError(
+            f"MONGODB_URL is not usable ({about(error, connections.mongodb_url)})", "mongodb://host:port"
+        ) from error
     concern = client.write_concern if client.write_concern.document else WriteConcern("majority", j=True)
     return client.get_database(connections.mongodb_database, write_concern=concern)
 
@@ -52,6 +56,11 @@ def connect(connections: Connections, app_name: str = "crm-replay") -> Database[
         database[JOBS].find_one({}, {"_id": 1})
     except OperationFailure as error:
         client.close()
+        if is_outage(error):
+            raise ServiceUnreachableError(
+                f"MongoDB does not answer (code {error.code})",
+                "see that every shard has a primary that can be reached",
+            ) from error
         raise BadInputError(
             f"MongoDB refuses us (code {error.code})", "check the user and password in MONGODB_URL"
         ) from error

@@ -25,7 +25,7 @@ from sink.database import Document, Documents
 from sink.documents import scrub
 from sink.indexes import ENRICHMENT_MATCH, UNIQUE_EXTERNAL_ID
 from sink.match_key import Association, MatchKey, Outcome, agree, candidates, key_of, match_key, missing
-from sink.writer import WriteConcernUnmetError
+from sink.writer import require_answer
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Enricher:
         """Add what the rows' documents lack; return what became of each row, in their order.
 
         Of several batches at once, each of the later ones gives a `turn` that returns when those before it are done,
-        and raises if one of them has failed. Raises pymongo's error, or WriteConcernUnmetError, when the answer is
+        and raises if one of them has failed. Raises pymongo's error, or NotAnsweredError, when the answer is
         unknown: then patch the batch again.
         """
         outcomes: list[Outcome] = [Outcome.NO_DOCUMENT] * len(rows)
@@ -152,7 +152,7 @@ class Enricher:
             if self._logs.bulk_write([*_statements(patches)], ordered=False).modified_count == len(patches):
                 return
         except BulkWriteError as error:
-            _require_write_concern(error)
+            require_answer(error)
             self._write_one_by_one(patches, outcomes)  # one that is refused has stopped its whole statement
         left = [patch for patch in patches if outcomes[patch.position] is not Outcome.REFUSED]
         query = {"_id": {"$in": [patch.document_id for patch in left]}}
@@ -172,15 +172,10 @@ class Enricher:
         try:
             self._logs.bulk_write([_statement(patch) for patch in patches], ordered=False)
         except BulkWriteError as error:
-            _require_write_concern(error)
+            require_answer(error)
             for refusal in error.details["writeErrors"]:
                 outcomes[patches[int(refusal["index"])].position] = Outcome.REFUSED
                 log.warning("code %s: %s", refusal.get("code"), scrub(str(refusal.get("errmsg", ""))))
-
-
-def _require_write_concern(error: BulkWriteError) -> None:
-    if error.details["writeConcernErrors"]:
-        raise WriteConcernUnmetError("the write concern was not met", "check the replica set") from None
 
 
 def _statements(patches: Sequence[_Patch]) -> Iterator[UpdateMany]:

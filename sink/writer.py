@@ -10,6 +10,7 @@ from pymongo import InsertOne
 from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure
 
 from schemas.errors import ReplayError
+from schemas.server_state import is_server_state
 from sink.database import Documents
 from sink.documents import BatchOutcome, Refusal, classify, is_sound, scrub
 from sink.indexes import UNIQUE_EXTERNAL_ID
@@ -27,15 +28,23 @@ class CountsDisagreeError(ReplayError):
     """The server's answer does not add up to what was sent; nothing of the batch is counted or committed."""
 
 
-class WriteConcernUnmetError(ReplayError):
-    """The documents were written, but not as safely as asked. The batch is to be written again."""
+class NotAnsweredError(ReplayError):
+    """The server's state kept it from answering for every document. The batch is to be written again."""
+
+
+class WriteConcernUnmetError(NotAnsweredError):
+    """The documents were written, but not as safely as asked."""
+
+
+class ServerStateError(NotAnsweredError):
+    """Some documents were refused for the server's state, as a mongos does while one of its shards is away."""
 
 
 def write_batch(collection: Documents, documents: Sequence[bytes]) -> BatchOutcome:
     """Insert what is new; each document ends in exactly one of inserted, redelivered, duplicates, failed.
 
     `documents` are BSON with `_id`, none over the server's limit. A refused one is tried once more. Safe to repeat.
-    Raises pymongo's error or WriteConcernUnmetError only when the answer is unknown: then commit no offset.
+    Raises pymongo's error or NotAnsweredError only when the answer is unknown: then commit no offset.
     """
     outcome = _insert(collection, documents)
     if outcome.failed:
@@ -59,10 +68,11 @@ def _insert(collection: Documents, documents: Sequence[bytes]) -> BatchOutcome:
     try:
         inserted = collection.bulk_write(requests, ordered=False).inserted_count
     except BulkWriteError as error:
-        if error.details["writeConcernErrors"]:
-            raise WriteConcernUnmetError("the write concern was not met", "check the replica set") from None
+        require_answer(error)
         inserted, errors = error.details["nInserted"], error.details["writeErrors"]
     except (AutoReconnect, OperationFailure) as error:
+        if is_server_state(error):
+            raise
         if isinstance(error, OperationFailure) and error.code in REFUSED_FOR_A_DOCUMENT:
             return _isolate(collection, documents, Refusal(error.code, scrub(error.args[0])))
         # A server may drop the connection of a client that sends broken BSON, or speak of an internal error: no outage,
@@ -77,6 +87,19 @@ def _insert(collection: Documents, documents: Sequence[bytes]) -> BatchOutcome:
             f"{sent} documents were sent, {inserted} inserted and {len(errors)} refused", "report this"
         )
     return outcome
+
+
+def require_answer(error: BulkWriteError) -> None:
+    """Raise NotAnsweredError if the answer to a bulk write leaves open what became of a document."""
+    if error.details["writeConcernErrors"]:
+        raise WriteConcernUnmetError("the write concern was not met", "check the replica set") from None
+    for refusal in error.details["writeErrors"]:
+        if is_server_state(refusal):
+            why = scrub(str(refusal.get("errmsg", "")))
+            raise ServerStateError(
+                f"MongoDB does not take writes at present (code {refusal['code']}: {why})",
+                "see that every shard has a primary that can be reached",
+            ) from None
 
 
 def _isolate(collection: Documents, documents: Sequence[bytes], refusal: Refusal) -> BatchOutcome:
@@ -106,7 +129,7 @@ def _without(collection: Documents, documents: Sequence[bytes], unsound: set[int
 
 
 def _retry_failed(collection: Documents, documents: Sequence[bytes], outcome: BatchOutcome) -> BatchOutcome:
-    """Try each failed document once more; some refusals pass (a write conflict, a time limit)."""
+    """Try each failed document once more: a refusal that no list has may have been a passing one."""
     positions = sorted(position for position, refusal in outcome.failed.items() if refusal is not UNSOUND)
     if not positions:
         return outcome

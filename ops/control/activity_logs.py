@@ -210,7 +210,7 @@ def write(database: Any, records: Sequence[ActivityLogRecord], *, by: str = "", 
     """Insert what is new in one unordered bulk write. Safe to repeat: what is there already is skipped.
 
     The audit log has who sent them, also where the answer is unknown: then pymongo's errors or the writer's
-    WriteConcernUnmetError are raised, and they are to be sent again.
+    NotAnsweredError are raised, and they are to be sent again.
     """
     sent = Counter(record.company_sso_id for record in records)
     try:

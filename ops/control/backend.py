@@ -29,8 +29,9 @@ from ops.control.settings import ControlSettings
 from ops.control.store import JobStore
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.server_state import is_outage
 from sink.database import open_database
-from sink.writer import WriteConcernUnmetError
+from sink.writer import NotAnsweredError
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ WATCHING_THREADS = 8
 READ_MAX_S = 10.0
 DOWN_S = 1.0  # after a server was found away, nobody else waits to find the same
 RETRY_AFTER = {"retry-after": "5"}
-OUTAGES = (ConnectionFailure, ExecutionTimeout, WTimeoutError, WriteConcernUnmetError, ServiceUnreachableError)
+OUTAGES = (ConnectionFailure, ExecutionTimeout, WTimeoutError, NotAnsweredError, ServiceUnreachableError)
 
 
 class Pool:
@@ -138,7 +139,7 @@ def answer_to(error: Exception) -> ApiError | None:
         return ApiError(error.http_status, error.resp_code, str(error), meta=error.meta)
     if isinstance(error, ServiceUnreachableError):
         return unavailable(error.what)
-    if isinstance(error, OUTAGES) or (isinstance(error, PyMongoError) and error.timeout):
+    if isinstance(error, OUTAGES) or (isinstance(error, PyMongoError) and (error.timeout or is_outage(error))):
         return unavailable("MongoDB does not answer")
     if isinstance(error, BadInputError):
         return ApiError(400, RespCode.VALIDATION_ERROR, str(error))

@@ -325,11 +325,13 @@ def bench(
     options: RunOptions,
     versus: Path | None = None,
     accounts: int = 20,
+    of_environment: bool = False,
 ) -> None:
     """Measure the stages, each `repeats` times, and print a JSON line for each; a table on `console` at the end.
 
     `versus` is another pipeline's directory: then nothing but the whole is measured, on that pipeline's rows, and after
-    it the other one. `accounts` are those of the stage of that name.
+    it the other one. `accounts` are those of the stage of that name. `of_environment`: databases and topics are made on
+    the servers that the environment names, else on embedded ones.
     """
     wanted = tuple(dict.fromkeys(stages)) or STAGES
     if unknown := [stage for stage in wanted if stage not in (*STAGES, *NAMED_ONLY)]:
@@ -339,18 +341,18 @@ def bench(
         console.print(text, highlight=False, style="dim")
 
     if versus is not None:
-        _versus(console, say, Peer(versus), rows, repeats, options)
+        _versus(console, say, Peer(versus), rows, repeats, options, of_environment=of_environment)
         return
     measured: list[Measured] = []
     if "transform" in wanted:
         for _ in range(repeats):
             print(json.dumps({"stage": "transform", **bench_transform.run(TRANSFORM_SECONDS)}), flush=True)  # noqa: T201
     if "accounts" in wanted:
-        with sandbox.servers(say) as servers:
+        with sandbox.servers(say, of_environment=of_environment) as servers:
             for many in bench_accounts.measure(servers, accounts, options.home):
                 print(json.dumps(many.as_dict()), flush=True)  # noqa: T201
     if set(wanted) - {"transform", *NAMED_ONLY}:
-        with sandbox.servers(say) as servers:
+        with sandbox.servers(say, of_environment=of_environment) as servers:
             own = sandbox.own_databases(servers, f"{NAME}_{shape}")
             prepared = _prepare(own, rows, shape, options)
             for number in range(repeats):
@@ -367,11 +369,18 @@ def bench(
 
 
 def _versus(
-    console: Console, say: Callable[[str], None], peer: Peer, rows: int, repeats: int, options: RunOptions
+    console: Console,
+    say: Callable[[str], None],
+    peer: Peer,
+    rows: int,
+    repeats: int,
+    options: RunOptions,
+    *,
+    of_environment: bool,
 ) -> None:
     """Measure the whole on the peer's rows, then the peer, and print how many times as fast we are."""
     ours: list[Measured] = []
-    with sandbox.servers(say) as servers:
+    with sandbox.servers(say, of_environment=of_environment) as servers:
         own = sandbox.own_databases(servers, f"{NAME}_versus")
         database = connect(own)
         try:

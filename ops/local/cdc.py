@@ -26,6 +26,8 @@ from ops.local.services.layout import Extra
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.mapping import SourceMapping, load
+from schemas.registry import http_client
+from schemas.secrets import about, shown
 from schemas.topics import LIVE_TOPIC
 
 DEFAULT_NAME = "crm_audits"
@@ -34,6 +36,8 @@ ACCOUNT_HEADER = "company_sso_id"  # processors.change_events reads it
 HEARTBEAT_MS = 10_000  # lets PostgreSQL drop its log while other tables change and audits do not
 ANSWER_TIMEOUT_S = 30.0
 REBALANCING_S = 60.0  # Connect refuses every change while its workers find together
+NOT_REGISTERED = "not registered"
+STALE_OFFSETS = "no longer available on the server"  # Debezium's words for a place in a slot that is gone
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")  # a replication slot's, and a part of a topic's
 _SETTING = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _SSL_MODES = frozenset(("disable", "allow", "prefer", "require", "verify-ca", "verify-full"))
@@ -43,12 +47,16 @@ class ConnectRefusedError(BadInputError):
     """Kafka Connect does not take a request."""
 
 
+class OffsetsKeptError(BadInputError):
+    """Kafka Connect cannot forget where a connector was."""
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectorStatus:
     """What is known of the connector."""
 
     name: str
-    state: str  # RUNNING, FAILED, PAUSED, UNASSIGNED, ... or `not registered`
+    state: str  # RUNNING, FAILED, PAUSED, UNASSIGNED, ... or NOT_REGISTERED
     problem: str = ""
     slot_active: bool = False
     wal_kept_bytes: int | None = None  # by PostgreSQL, for what the connector has not confirmed; None: no slot
@@ -183,7 +191,7 @@ def _dsn_parts(dsn: str) -> dict[str, str]:
         return {name: str(value) for name, value in conninfo_to_dict(dsn).items() if value is not None}
     except psycopg.Error as error:
         raise BadInputError(
-            f"{DATABASE_VARIABLE} is not a PostgreSQL address ({str(error).splitlines()[0]})",
+            f"{DATABASE_VARIABLE} is not a PostgreSQL address ({about(error, dsn)})",
             "postgresql://user@host/db",
         ) from None
 
@@ -193,8 +201,8 @@ class Connect:
 
     def __init__(self, url: str) -> None:
         """Nothing is asked yet."""
-        self._url = url
-        self._client = httpx.Client(base_url=url, timeout=ANSWER_TIMEOUT_S)
+        self._url = shown(url)
+        self._client = http_client(Extra.DEBEZIUM.variable, url, ANSWER_TIMEOUT_S)
 
     def __enter__(self) -> "Connect":
         """Return itself."""
@@ -208,9 +216,33 @@ class Connect:
         """Create the connector or change its configuration. Raises ConnectRefusedError with Connect's first reason."""
         self._ask("PUT", f"/connectors/{name}/config", json=dict(config))
 
-    def delete(self, name: str) -> bool:
-        """Remove the connector; whether there was one."""
-        return self._ask("DELETE", f"/connectors/{name}") is not None
+    def delete(self, name: str, timeout_s: float = 30.0) -> bool:
+        """Remove the connector and where it was in the log; whether there was one.
+
+        Connect keeps the offsets of a connector that is only deleted, and gives them to the next of that name: a place
+        in a replication slot that is gone. Raises BadInputError, with the connector deleted, if Connect cannot forget
+        them (before 3.6).
+        """
+        if self.state(name)[0] == NOT_REGISTERED:
+            return False
+        forgets = self._ask("PUT", f"/connectors/{name}/stop") is not None
+        deadline = time.monotonic() + timeout_s
+        while forgets and not self._is_stopped(name):
+            if time.monotonic() > deadline:
+                raise BadInputError(f"connector {name} does not stop", "see the log of Kafka Connect, then try again")
+            time.sleep(0.1)
+        forgets = forgets and self._ask("DELETE", f"/connectors/{name}/offsets") is not None
+        self._ask("DELETE", f"/connectors/{name}")
+        if not forgets:
+            raise OffsetsKeptError(
+                f"this Kafka Connect (before 3.6) keeps the offsets of connector {name}, which is removed",
+                "register it under another --name, or delete its offsets from Connect's offset topic",
+            )
+        return True
+
+    def _is_stopped(self, name: str) -> bool:
+        found = self._ask("GET", f"/connectors/{name}/status")
+        return found is not None and found["connector"]["state"] == "STOPPED" and not found["tasks"]
 
     def restart(self, name: str) -> None:
         """Start it again, with its tasks."""
@@ -220,7 +252,7 @@ class Connect:
         """Return the worst state of the connector and its task, and the first line of what went wrong."""
         found = self._ask("GET", f"/connectors/{name}/status")
         if found is None:
-            return "not registered", ""
+            return NOT_REGISTERED, ""
         parts = [found["connector"], *found["tasks"]]
         if not found["tasks"]:
             return "STARTING", ""
@@ -228,7 +260,7 @@ class Connect:
         return str(worst["state"]), _cause(str(worst.get("trace") or ""))
 
     def _ask(self, method: str, path: str, **request: Any) -> Any:
-        """Return what Connect answers, None if there is no such connector; waits while it rebalances."""
+        """Return what Connect answers, None if there is no such connector or request; waits while it rebalances."""
         deadline = time.monotonic() + REBALANCING_S
         while True:
             try:
@@ -238,7 +270,7 @@ class Connect:
                     f"Kafka Connect at {self._url} does not answer ({type(error).__name__})",
                     "start it: crm-replay services up --with debezium, or set KAFKA_CONNECT_URL to one of yours",
                 ) from error
-            if answer.status_code == httpx.codes.NOT_FOUND:
+            if answer.status_code in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
                 return None
             if answer.status_code == httpx.codes.CONFLICT and time.monotonic() < deadline:
                 time.sleep(0.2)
@@ -262,7 +294,8 @@ def _said(answer: httpx.Response) -> str:
 def _cause(trace: str) -> str:
     """Return the innermost reason in a Java stack trace, on one line."""
     reasons = [line.removeprefix("Caused by: ").strip() for line in trace.splitlines() if not line.startswith("\t")]
-    return reasons[-1][:300] if reasons else ""
+    found = reasons[-1] if reasons else ""
+    return STALE_OFFSETS if STALE_OFFSETS in found else found[:300]
 
 
 def connect_url() -> str:
@@ -306,6 +339,11 @@ def wait_running(connect: Connect, dsn: str, name: str, timeout_s: float) -> Con
         found = status(connect, dsn, name)
         if found.running:
             return found
+        if found.state == "FAILED" and STALE_OFFSETS in found.problem:
+            raise ReplayError(
+                f"Kafka Connect gave connector {name} the offsets of an earlier one, whose replication slot is gone",
+                "crm-replay cdc remove, then register it again",
+            )
         if found.state == "FAILED":
             raise ReplayError(f"connector {name} has failed: {found.problem}", "mend that and register it again")
         if time.monotonic() > deadline:
@@ -318,8 +356,15 @@ def wait_running(connect: Connect, dsn: str, name: str, timeout_s: float) -> Con
 
 
 def remove(connect: Connect, dsn: str, name: str, timeout_s: float = 30.0) -> bool:
-    """Remove the connector, its replication slot and its publication; whether any of them was there."""
-    was_there = connect.delete(name)
+    """Remove the connector, its offsets, its replication slot and its publication; whether any of them was there.
+
+    Raises OffsetsKeptError once the rest is done, if Connect cannot forget the offsets.
+    """
+    kept: OffsetsKeptError | None = None
+    try:
+        was_there = connect.delete(name)
+    except OffsetsKeptError as error:
+        was_there, kept = True, error
     deadline = time.monotonic() + timeout_s
     with _database(dsn) as db:
         while True:
@@ -337,6 +382,8 @@ def remove(connect: Connect, dsn: str, name: str, timeout_s: float = 30.0) -> bo
             else:
                 was_there = True
         db.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(name)))
+    if kept is not None:
+        raise kept
     return was_there
 
 
@@ -414,7 +461,7 @@ def status_command(name: Name = DEFAULT_NAME, as_json: AsJson = False) -> None:
 
 @app.command("remove")
 def remove_command(name: Name = DEFAULT_NAME) -> None:
-    """Remove the connector, its replication slot and its publication; what it has sent stays on the topic."""
+    """Remove the connector, its offsets, its replication slot and its publication; what it has sent stays."""
     dsn = database_url(services.connections())
     with Connect(connect_url()) as connect:
         was_there = remove(connect, dsn, name)

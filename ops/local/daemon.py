@@ -38,7 +38,7 @@ from ops.control.store import JobChangedError, JobStore
 from ops.control.tasks import Task, TaskKind, TaskLostError, TaskStore
 from ops.local import services
 from ops.local.forkserver import WORKERS, Forked, ForkServer, forked
-from ops.local.processes import child_environment, python_module
+from ops.local.processes import child_environment, python_module, require_writable
 from ops.local.services.layout import Home
 from ops.local.worker_metrics import gathering
 from schemas.connections import Connections
@@ -566,6 +566,7 @@ def runner(
     if rows_per_s:
         os.environ["CRM_REPLAY_SOURCE_ROWS_PER_S"] = str(rows_per_s / jobs)
     path = str(Path(mapping).resolve()) if mapping else ""
+    require_writable(Home.at(None).path)
     daemon = Daemon(services.connections(), Limits(jobs, tasks, processors, sinks, path, Home.at(None).path))
 
     def on_signal(number: int, _frame: FrameType | None) -> None:

@@ -34,7 +34,14 @@ from rich.table import Table
 from ops.control import kafka_admin, migrations
 from ops.control.store import JobStore
 from ops.local import services
-from ops.local.processes import ProcessGaveUpError, Supervised, Supervisor, child_environment, python_module
+from ops.local.processes import (
+    ProcessGaveUpError,
+    Supervised,
+    Supervisor,
+    child_environment,
+    python_module,
+    require_writable,
+)
 from ops.local.services.layout import Home
 from ops.local.view import RunView, view_for
 from ops.local.worker_metrics import gathering
@@ -45,7 +52,8 @@ from schemas.exposition import of_children
 from schemas.job import LiveFeed
 from schemas.mapping import load
 from schemas.registry import codec_for
-from schemas.topics import LIVE_FEED, LIVE_TOPIC, AccountTopics
+from schemas.topic_watch import TopicReplacedError
+from schemas.topics import LIVE_FEED, LIVE_TOPIC
 from sink.database import connect
 from sink.indexes import FEEDS, PROGRESS
 from sink.live import totals_by_account
@@ -55,6 +63,8 @@ POLL_EVERY_S = 0.5
 SAY_EVERY_S = 30.0
 REST_S = 30.0  # after a process has ended again and again: an outage, for a feed is not given up
 BAD_INPUT = 2
+PROCESSORS = "processors"
+DRAIN_MAX_S = 60.0
 ANSWER_TIMEOUT_S = 10.0
 COORDINATOR_TIMEOUT_S = 30.0
 COORDINATOR_MOVES = frozenset(
@@ -147,14 +157,19 @@ def prepare(options: LiveOptions, connections: Connections, database: Any) -> Li
     else:
         partitions = kafka_admin.ensure_topics(admin, topics, options.partitions)
     topic_id = _topic_id(admin, options.topic)
+    outcomes_id = _topic_id(admin, topics.outcomes)
     # Before the new topic is on file: dying in between, the next call finds it new once more.
     afresh = known is not None and known["topic_id"] != topic_id
-    _commit_beginnings(kafka, wanted.model_copy(update={"partitions": partitions}), afresh=afresh)
-    feed = wanted.model_copy(update={"run": _run_of(database, wanted, topic_id), "partitions": partitions})
+    _commit_beginnings(kafka, topics.processors_group, topics.replay, partitions, afresh=afresh)
+    if known is not None and known.get("outcomes_id", outcomes_id) != outcomes_id:
+        _commit_beginnings(kafka, topics.sink_group, topics.outcomes, partitions, afresh=True)
+    run = _run_of(database, wanted, topic_id)
+    feed = wanted.model_copy(update={"run": run, "partitions": partitions, "topic_id": topic_id})
     database[FEEDS].update_one(
         {"_id": options.feed, "run": feed.run},
         {"$set": {"partitions": partitions, "mapping_path": mapping_path, "table_account": options.table_account,
-                  "visibility_delay_s": options.visibility_delay_s, "updated_at": dt.datetime.now(dt.UTC)}},
+                  "visibility_delay_s": options.visibility_delay_s, "outcomes_id": outcomes_id,
+                  "updated_at": dt.datetime.now(dt.UTC)}},
     )  # fmt: skip
     return feed
 
@@ -194,21 +209,20 @@ def _run_of(database: Any, feed: LiveFeed, topic_id: str) -> int:
     return int(found["run"])
 
 
-def _commit_beginnings(kafka: Mapping[str, Any], feed: LiveFeed, *, afresh: bool) -> None:
-    """Commit where the processors' group begins on partitions where it has not begun: at their first record.
+def _commit_beginnings(kafka: Mapping[str, Any], group: str, topic: str, partitions: int, *, afresh: bool) -> None:
+    """Commit where a group begins on partitions where it has not begun: at their first record.
 
     A group without a committed offset must never meet a worker (decision 2). `afresh`: what is committed belongs to a
     topic of the same name that is gone.
     """
-    topics = feed.topics
     deadline = time.monotonic() + COORDINATOR_TIMEOUT_S
     while True:
         try:
-            _commit_beginnings_once(kafka, feed, topics, afresh=afresh)
+            _commit_beginnings_once(kafka, group, topic, partitions, afresh=afresh)
         except KafkaException as error:  # the group's coordinator moves, or loads what it has to know
             if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > deadline:
                 raise ServiceUnreachableError(
-                    f"Kafka does not say where group {topics.processors_group} is ({error.args[0].str()})",
+                    f"Kafka does not say where group {group} is ({error.args[0].str()})",
                     "look at the brokers and permissions",
                 ) from error
             time.sleep(POLL_EVERY_S)
@@ -216,13 +230,13 @@ def _commit_beginnings(kafka: Mapping[str, Any], feed: LiveFeed, *, afresh: bool
             return
 
 
-def _commit_beginnings_once(kafka: Mapping[str, Any], feed: LiveFeed, topics: AccountTopics, *, afresh: bool) -> None:
-    committed = kafka_admin.committed_offsets(kafka, topics.processors_group, topics.replay, feed.partitions)
+def _commit_beginnings_once(kafka: Mapping[str, Any], group: str, topic: str, partitions: int, *, afresh: bool) -> None:
+    committed = kafka_admin.committed_offsets(kafka, group, topic, partitions)
     if all(offset >= 0 for offset in committed) and not afresh:
         return
-    oldest = kafka_admin.oldest_offsets(kafka, topics.replay, feed.partitions)
+    oldest = kafka_admin.oldest_offsets(kafka, topic, partitions)
     begin = [offset if offset >= 0 and not afresh else first for offset, first in zip(committed, oldest, strict=True)]
-    kafka_admin.commit_offsets(kafka, topics.processors_group, topics.replay, begin)
+    kafka_admin.commit_offsets(kafka, group, topic, begin)
 
 
 def feed_of(database: Any, name: str) -> LiveFeed:
@@ -238,6 +252,7 @@ def feed_of(database: Any, name: str) -> LiveFeed:
         table_account=found["table_account"],
         feed=name,
         topic=found["topic"],
+        topic_id=found["topic_id"],
         visibility_delay_s=found["visibility_delay_s"],
     )
 
@@ -265,25 +280,66 @@ def run_feed(options: LiveOptions, connections: Connections, view: RunView) -> N
     Raises BadInputError before anything is changed, and ReplayError if a process cannot even start.
     """
     connections.require("kafka_bootstrap_servers", "mongodb_url")
+    require_writable(options.home)
     database = connect(connections, app_name="crm-replay-live")
     try:
-        feed = prepare(options, connections, database)
+        feed: LiveFeed | None = prepare(options, connections, database)
         with _stop_on_signals() as stop:
-            refresher = Refresher(feed, options, connections, view, stop)
-            refresher.publish()
-            refresher.start()
-            try:
-                with Supervisor() as supervisor:
-                    for process in _processes(feed, options, connections):
-                        supervisor.add(process)
-                    view.note(f"feed {feed.feed}: reading {feed.topic} ({feed.partitions} partitions), run {feed.run}")
-                    _watch(supervisor, feed, connections, database, view, stop)
-            finally:
-                stop.set()
-                refresher.join()
-            view.note(f"feed {feed.feed}: stopped; the same command goes on")
+            while feed is not None:
+                try:
+                    _run_prepared(feed, options, connections, database, view, stop)
+                except TopicReplacedError as error:
+                    view.note(f"feed {feed.feed}: {error}")
+                    feed = _prepare_again(options, connections, database, view, stop)
+                else:
+                    break
+            view.note(f"feed {options.feed}: stopped; the same command continues")
     finally:
         database.client.close()
+
+
+def _run_prepared(
+    feed: LiveFeed, options: LiveOptions, connections: Connections, database: Any, view: RunView, stop: threading.Event
+) -> None:
+    """Run the feed until `stop`. Raises TopicReplacedError when its topics are not those it was prepared for."""
+    over = threading.Event()
+    refresher = Refresher(feed, options, connections, view, over)
+    refresher.publish()
+    refresher.start()
+    try:
+        with Supervisor() as supervisor:
+            for process in _processes(feed, options, connections):
+                supervisor.add(process)
+            view.note(f"feed {feed.feed}: reading {feed.topic} ({feed.partitions} partitions), run {feed.run}")
+            _watch(supervisor, feed, connections, database, view, stop)
+    finally:
+        over.set()
+        refresher.join()
+
+
+def _prepare_again(
+    options: LiveOptions, connections: Connections, database: Any, view: RunView, stop: threading.Event
+) -> LiveFeed | None:
+    """Return the feed prepared for the topics that are there now; None if told to stop before that was possible.
+
+    Its source topic is waited for: who owns it makes it, and knows with how many partitions.
+    """
+    said_at = 0.0
+    while not stop.is_set():
+        try:
+            admin = kafka_admin.client(connections.kafka())
+            if options.topic in admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics:
+                return prepare(options, connections, database)
+            what = f"{options.topic} is not there"
+        except (ReplayError, KafkaException, PyMongoError) as error:
+            what = (
+                error.what if isinstance(error, ReplayError) else f"a server does not answer ({type(error).__name__})"
+            )
+        if not said_at or time.monotonic() - said_at >= SAY_EVERY_S:
+            said_at = time.monotonic()
+            view.note(f"feed {options.feed}: {what}; waiting for it")
+        stop.wait(POLL_EVERY_S)
+    return None
 
 
 def _watch(
@@ -294,11 +350,17 @@ def _watch(
     view: RunView,
     stop: threading.Event,
 ) -> None:
-    """Keep the processes alive until told to stop; an outage that outlasts their patience is waited for."""
+    """Keep the processes alive until told to stop; an outage that outlasts their patience is waited for.
+
+    Raises TopicReplacedError when one of them has ended for that.
+    """
     said_at = time.monotonic()
     while not stop.wait(POLL_EVERY_S):
         try:
-            supervisor.check()
+            if ended := supervisor.check():
+                if all(process.name.startswith(PROCESSORS) for process in ended):
+                    _drain(supervisor, feed, connections, stop)
+                raise TopicReplacedError(ended[0].last_line())
         except ProcessGaveUpError as error:
             if all(process.restarts == 0 for process in supervisor.processes):
                 raise  # it has never run: another start would end the same way
@@ -313,6 +375,24 @@ def _watch(
                 view.note(line_of(status_of(feed, connections, database)))
             except (PyMongoError, KafkaException, ReplayError) as error:
                 view.note(f"no figures at present ({type(error).__name__})")
+
+
+def _drain(supervisor: Supervisor, feed: LiveFeed, connections: Connections, stop: threading.Event) -> None:
+    """Wait a while until the sinks have written what was made of the topic that is gone: the next run skips it."""
+    processors = [process for process in supervisor.processes if process.name.startswith(PROCESSORS)]
+    for process in processors:
+        process.finishes = True
+        process.signal(signal.SIGTERM)
+    deadline = time.monotonic() + DRAIN_MAX_S
+    while time.monotonic() < deadline and not stop.wait(POLL_EVERY_S):
+        try:
+            supervisor.check()
+            if not any(process.running for process in processors) and not _lag(
+                connections.kafka(), feed.topics.sink_group, feed.topics.outcomes, feed.partitions
+            ):
+                return
+        except (ReplayError, KafkaException):
+            continue  # an outage: it may be over in time
 
 
 def _require_same_partitions(feed: LiveFeed, connections: Connections) -> None:
@@ -331,14 +411,19 @@ def _require_same_partitions(feed: LiveFeed, connections: Connections) -> None:
 def _processes(feed: LiveFeed, options: LiveOptions, connections: Connections) -> Iterator[Supervised]:
     """Yield every process of the feed on this host."""
     logs = options.home / "logs" / f"feed-{feed.feed}" / f"run-{feed.run}"
-    for role, count in (("processors", options.processors), ("sink", options.sinks)):
+    for role, count in ((PROCESSORS, options.processors), ("sink", options.sinks)):
         for number in range(count):
             name = f"{role}-{number}"
             # The supervisor's pid: two of them on one host are two members, a restart by one of them is the same.
             worker = f"{socket.gethostname()}-{os.getpid()}-{name}"
             env = child_environment(**environment_of(feed, connections), **of_children(), CRM_REPLAY_WORKER=worker)
             yield Supervised(
-                name, python_module(role), env, logs / f"{name}.log", hopeless_codes=frozenset({BAD_INPUT})
+                name,
+                python_module(role),
+                env,
+                logs / f"{name}.log",
+                final_codes=frozenset({TopicReplacedError.exit_code}),
+                hopeless_codes=frozenset({BAD_INPUT}),
             )
 
 
@@ -395,20 +480,21 @@ class Refresher:
 def status_of(feed: LiveFeed, connections: Connections, database: Any) -> LiveStatus:
     """Return the feed's counts over all its runs, and its lag. Raises what the clients raise."""
     kafka, topics = connections.kafka(), feed.topics
-
-    def lag(group: str, topic: str) -> int:
-        committed = kafka_admin.committed_offsets(kafka, group, topic, feed.partitions)
-        ends = kafka_admin.end_offsets(kafka, topic, feed.partitions)
-        oldest = kafka_admin.oldest_offsets(kafka, topic, feed.partitions)
-        done = [offset if offset >= 0 else first for offset, first in zip(committed, oldest, strict=True)]
-        return sum(max(0, end - at) for end, at in zip(ends, done, strict=True))
-
     return LiveStatus(
         feed=feed,
         accounts=totals_by_account(database[PROGRESS], feed.feed),
-        processors_lag=lag(topics.processors_group, topics.replay),
-        sink_lag=lag(topics.sink_group, topics.outcomes),
+        processors_lag=_lag(kafka, topics.processors_group, topics.replay, feed.partitions),
+        sink_lag=_lag(kafka, topics.sink_group, topics.outcomes, feed.partitions),
     )
+
+
+def _lag(kafka: Mapping[str, Any], group: str, topic: str, partitions: int) -> int:
+    """Return how many records of a topic a group has not handled."""
+    committed = kafka_admin.committed_offsets(kafka, group, topic, partitions)
+    ends = kafka_admin.end_offsets(kafka, topic, partitions)
+    oldest = kafka_admin.oldest_offsets(kafka, topic, partitions)
+    done = [offset if offset >= 0 else first for offset, first in zip(committed, oldest, strict=True)]
+    return sum(max(0, end - at) for end, at in zip(ends, done, strict=True))
 
 
 def line_of(status: LiveStatus) -> str:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from ops.local.forkserver import Forked, ForkServer
 from schemas import logs
-from schemas.errors import ReplayError
+from schemas.errors import BadInputError, ReplayError
 
 STOP_TIMEOUT_S = 15.0  # a graceful leave hands partitions over at once; longer than this means it hangs
 RESTARTS_MAX = 5  # in a row, each within RESTART_WINDOW_S of its start: then the cause is not a passing one
@@ -29,6 +30,23 @@ _PR_SET_PDEATHSIG = 1
 
 class ProcessGaveUpError(ReplayError):
     """A process of the job ended again and again."""
+
+
+def require_writable(home: Path) -> None:
+    """Make the directory of the processes' logs. Raises BadInputError if nothing can be written there.
+
+    To be called before anything is changed elsewhere: a job that cannot even log must not exist.
+    """
+    logs_of_home = home / "logs"
+    try:
+        logs_of_home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=logs_of_home):
+            pass
+    except OSError as error:
+        raise BadInputError(
+            f"nothing can be written in {logs_of_home} ({error.strerror})",
+            "set CRM_REPLAY_HOME to a directory of yours",
+        ) from None
 
 
 def _die_with_parent() -> None:
@@ -56,9 +74,16 @@ class Supervised:
     crashes_in_a_row: int = field(default=0)
 
     def start(self) -> None:
-        """Start it; its output is appended to its log."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
+        """Start it; its output is appended to its log. Raises ProcessGaveUpError if that cannot be written."""
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            log = self.log.open("ab")
+        except OSError as error:
+            raise ProcessGaveUpError(
+                f"{self.name} cannot be started: {self.log} cannot be written ({error.strerror})",
+                "make room or give permission there",
+            ) from error
+        with log:
             self.process = self._forked(log.fileno()) or subprocess.Popen(  # noqa: S603 - our own modules
                 list(self.argv),
                 env=dict(self.env),

@@ -41,7 +41,14 @@ from ops.control.jobs import LEASE_S, IllegalTransitionError, Job, Ledger
 from ops.control.migrations import MigrationRefusedError
 from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
 from ops.local.forkserver import ForkServer
-from ops.local.processes import Supervised, Supervisor, child_environment, python_module
+from ops.local.processes import (
+    ProcessGaveUpError,
+    Supervised,
+    Supervisor,
+    child_environment,
+    python_module,
+    require_writable,
+)
 from ops.local.view import RunView
 from producer import markers, references
 from producer.audits import AuditReader, Limits, resolve
@@ -56,6 +63,7 @@ from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.exposition import of_children
 from schemas.mapping import SourceMapping, load
 from schemas.registry import codec_for
+from schemas.topic_watch import TopicReplacedError
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.database import connect, open_database
@@ -198,7 +206,7 @@ def run_account(account: str, options: RunOptions, connections: Connections, vie
     Takes up a job whose runner has died, or that waits for one. Raises BadInputError before anything is changed,
     HaltedError, InterruptedRunError (both can be resumed), or ReplayError if a process keeps dying.
     """
-    with _surroundings(account, options.mapping_path, connections) as around:
+    with _surroundings(account, options.mapping_path, connections, options.home) as around:
         found = around.look(account, options.date_range_start, view)
         job = _open_job(account, options, found, around, view)
         return _run(job, stretch_of(job), options, around, view)
@@ -215,7 +223,7 @@ def run_claimed(job: Job, options: RunOptions, connections: Connections, view: R
         _stop_on_signals() as stop,
         _Lease(connections, job, terms_after) as lease,
         _outages_in_one_line(),
-        _surroundings(account, options.mapping_path or job.mapping_path, connections) as around,
+        _surroundings(account, options.mapping_path or job.mapping_path, connections, options.home) as around,
     ):
         _require_mapping(job, around)
         return _work_on(lease, stretch_of(job), options, around, view, stop)
@@ -234,7 +242,7 @@ def rerun_account(account: str, options: RunOptions, connections: Connections, v
 
     Raises BadInputError if there is no finished run, or if Kafka has deleted the beginning of its stretch.
     """
-    with _surroundings(account, options.mapping_path, connections) as around:
+    with _surroundings(account, options.mapping_path, connections, options.home) as around:
         last = around.store.latest(account)
         if last is None or last.status not in (JobStatus.COMPLETED, JobStatus.FAILED) or not last.begin_offsets:
             state = "never been replayed" if last is None else f"a job that is {last.status}"
@@ -252,7 +260,7 @@ def rerun_account(account: str, options: RunOptions, connections: Connections, v
 def run_since(account: str, since: datetime, options: RunOptions, connections: Connections, view: RunView) -> RunResult:
     """Replay the account's rows created at or after `since`, in a job of their own, and return their ledger."""
     options = replace(options, date_range_start=since.replace(microsecond=since.microsecond // 1000 * 1000))
-    with _surroundings(account, options.mapping_path, connections) as around:
+    with _surroundings(account, options.mapping_path, connections, options.home) as around:
         found = around.look(account, options.date_range_start, view)
         last = around.store.latest(account)
         if last is not None:
@@ -273,7 +281,7 @@ def run_selected(
     gaps = _stretches(audit_ids)
     if not gaps:
         raise BadInputError("no audit ids were given", "name at least one")
-    with _surroundings(account, options.mapping_path, connections) as around:
+    with _surroundings(account, options.mapping_path, connections, options.home) as around:
         found = around.look(account, options.date_range_start, view)
         last = around.store.latest(account)
         if last is not None:
@@ -302,11 +310,12 @@ def new_owner() -> str:
 
 
 @contextmanager
-def _surroundings(account: str, mapping_path: str, connections: Connections) -> Iterator[Surroundings]:
+def _surroundings(account: str, mapping_path: str, connections: Connections, home: Path) -> Iterator[Surroundings]:
     """Give the surroundings of a run after every check that needs no job; nothing has been changed by then."""
     topics = AccountTopics.of(account)
     connections.require("crm_audit_database_url", "kafka_bootstrap_servers", "mongodb_url")
     mapping = load(mapping_path or None)
+    require_writable(home)
     with closing(db_connect(connections.crm_audit_database_url)) as db:
         require_whole_tables(db, connections.crm_audit_database_url, tables_read(mapping))
         resolve(db, mapping, account)
@@ -609,7 +618,10 @@ def _watch(
         if lease.lost:
             supervisor.stop(timeout_s=QUICK_STOP_S)
         lease.check(stop)
-        halted |= any(p.returncode == SINK_HALTED for p in supervisor.check())
+        exited = supervisor.check()
+        if replaced := [p for p in exited if p.returncode == TopicReplacedError.exit_code]:
+            raise ProcessGaveUpError(replaced[0].last_line())  # started again, it would take the new topic for the old
+        halted |= any(p.returncode == SINK_HALTED for p in exited)
         try:
             with pymongo.timeout(ANSWER_MAX_S):
                 totals = store.aggregate_progress(job)
@@ -745,7 +757,7 @@ def _processes(job: Job, options: RunOptions, connections: Connections) -> Itera
             env,
             logs / f"{name}.log",
             finishes=finishes,
-            final_codes=frozenset({SINK_HALTED}) if role == "sink" else frozenset(),
+            final_codes=frozenset({TopicReplacedError.exit_code, *({SINK_HALTED} if role == "sink" else ())}),
             hopeless_codes=frozenset({BAD_INPUT}),
             forks=options.forks,
         )

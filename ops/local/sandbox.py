@@ -1,10 +1,12 @@
 """A place of one's own on the servers: databases that nobody else uses, for the demo and the benchmark.
 
-Servers that the environment names are used, but never their existing databases: what is loaded and deleted here lives
-in a PostgreSQL and a MongoDB database of the sandbox's name, and in topics of the accounts made for it.
+Servers that the environment names are a CRM's and a platform's: nothing is made on them unless that was asked for. What
+is loaded and deleted here lives on the embedded servers, in a PostgreSQL and a MongoDB database of the sandbox's name,
+and in topics of the accounts made for it.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,21 +19,42 @@ from psycopg.conninfo import make_conninfo
 from ops.control import kafka_admin
 from ops.local import services
 from schemas.connections import Connections
+from schemas.environment import FILE_SUFFIX
 from schemas.errors import ServiceUnreachableError
 from schemas.topics import AccountTopics
 from sink.database import connect
 
 
 @contextmanager
-def servers(say: Any) -> Iterator[Connections]:
-    """Give the servers' addresses; starts the embedded ones that are missing, and stops those again that it started."""
-    before = services.endpoints() or services.Endpoints()
-    services.up(say=say)
+def servers(say: Any, *, of_environment: bool = False) -> Iterator[Connections]:
+    """Give the servers' addresses; starts the embedded ones that are missing, and stops those again that it started.
+
+    Inside, this process and its children have no server of the environment, unless `of_environment` says so.
+    """
+    with contextlib.nullcontext() if of_environment else _without_the_environments(say):
+        before = services.endpoints() or services.Endpoints()
+        services.up(say=say)
+        try:
+            yield services.connections()
+        finally:
+            if not before.environment():
+                services.down(say=say)
+
+
+@contextmanager
+def _without_the_environments(say: Any) -> Iterator[None]:
+    """Take every variable that names a server, or how to log in there, out of the environment for a while."""
+    own = (services.endpoints() or services.Endpoints()).environment()
+    names = [*(name.upper() for name in Connections.model_fields), *(extra.variable for extra in services.Extra)]
+    taken = {
+        name: os.environ.pop(name) for name in (*names, *(name + FILE_SUFFIX for name in names)) if name in os.environ
+    }
+    if ignored := [name for name, value in taken.items() if value and own.get(name) != value]:
+        say(f"not used, nothing is made on servers of yours: {', '.join(ignored)}")
     try:
-        yield services.connections()
+        yield
     finally:
-        if not before.environment():
-            services.down(say=say)
+        os.environ.update(taken)
 
 
 def own_databases(connections: Connections, name: str) -> Connections:

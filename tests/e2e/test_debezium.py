@@ -1,5 +1,6 @@
 """The real connector: Debezium in Kafka Connect, started as `services up --with debezium` does, feeding a live feed."""
 
+import functools
 import json
 import signal
 import uuid
@@ -18,7 +19,7 @@ from confluent_kafka.admin import AdminClient, TopicMetadata
 
 from ops.control import kafka_admin
 from ops.local import cdc, services
-from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
+from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML, load_sample
 from ops.local.services import Extra, ServiceSettings
 from ops.local.services.detached import Process, stop
 from ops.local.services.layout import Home
@@ -360,6 +361,32 @@ def rows_of(crm: Crm, account: str) -> dict[int, AuditEvent]:
             rows |= {event.audit_id: event for event in page.events}
             cursor = page.end
     return rows
+
+
+def test_a_name_can_be_registered_again_after_it_was_removed(
+    database_dsn: str, api: cdc.Connect, connectors: ExitStack, kafka_bootstrap: str
+) -> None:
+    name = name_of_connector()
+    topic = f"test.{name}.audits"
+    load_sample(database_dsn)
+    config = cdc.connector_config(load(None), database_dsn, name=name, topic=topic, account=SAMPLE_YAML)
+    connectors.callback(cdc.remove, api, database_dsn, name)
+    sent = 0
+    for _ in range(2):
+        with psycopg.connect(database_dsn) as db:
+            [rows] = db.execute("SELECT count(*) FROM audits").fetchone() or [0]
+        api.put(name, config)
+        assert cdc.wait_running(api, database_dsn, name, PATIENCE_S).running
+        insert(database_dsn, [1], 1)
+        sent += rows + 1  # the snapshot, which has what was written while nothing followed, and what comes
+        all_sent = functools.partial(has_exactly, kafka_bootstrap, topic, sent)
+        wait_until(all_sent, "all rows and a new one", PATIENCE_S)
+        assert cdc.remove(api, database_dsn, name)
+        insert(database_dsn, [1], 1)
+
+
+def has_exactly(bootstrap: str, topic: str, count: int) -> bool:
+    return len(records_on(bootstrap, topic)) == count
 
 
 def test_what_a_connector_cannot_do_is_one_line(api: cdc.Connect, database_dsn: str) -> None:

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import NewTopic
 
 from ops.control import kafka_admin
 from ops.local.live import LiveOptions, feed_of, prepare
@@ -24,6 +26,7 @@ from tests.e2e.test_kills import workers_of
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
 PATIENCE_S = 180.0  # with a machine that has other things to do
+WATCHED_WITHIN_S = 90.0
 ONE, OTHER = "acme-1", "acme-2"
 SYNCED = datetime(2024, 1, 1, 12, 0, tzinfo=UTC)
 
@@ -185,3 +188,45 @@ def test_a_topic_that_was_made_anew_begins_a_new_run_and_one_that_is_there_keeps
         assert feed_of(crm.database, feed.feed.feed) == anew
     with pytest.raises(BadInputError, match="reads"):
         prepare(LiveOptions(feed=feed.feed.feed, topic="another"), crm.connections, crm.database)
+
+
+def made_again(crm: Crm, topic: str, partitions: int) -> None:
+    """Delete a topic and make it again, with other records to come."""
+    admin = kafka_admin.client(crm.connections.kafka())
+    admin.delete_topics([topic], operation_timeout=30)[topic].result(30)
+
+    def create() -> bool:
+        with contextlib.suppress(KafkaException):
+            admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=1)])[topic].result(30)
+            return True
+        return False
+
+    wait_until(create, "the topic to be deleted, and made again")
+
+
+@pytest.mark.parametrize(
+    ("which", "rows_after"),
+    [("replay", 2), ("replay", 40), ("outcomes", 2)],  # fewer and more records than the one that is gone had
+)
+def test_a_topic_made_again_under_a_running_feed_is_read_from_its_beginning(
+    crm: Crm, which: str, rows_after: int
+) -> None:
+    load_sample(crm.dsn)
+    customer = add_contact(crm, ONE, 7, SYNCED)
+    with feed_on(crm, "", partitions=1) as feed, feed.running():
+        feed.publish([row(number, ONE, 7, us(SYNCED)) for number in range(1, 11)])
+        feed.wait_drained()
+        topic = getattr(feed.feed.topics, which)
+        made_again(crm, topic, 1)
+        feed.publish([row(number, ONE, 7, us(SYNCED)) for number in range(101, 101 + rows_after)])
+        wait_until(
+            lambda: crm.database["activity_logs"].count_documents({}) == 10 + rows_after,
+            f"the rows of the new topic: {feed.said[-5:]}",
+            WATCHED_WITHIN_S,
+        )
+        wait_until(lambda: feed.counts(ONE)["migrated"] == 10 + rows_after, "the counts")
+        assert any(
+            f"topic {topic} was deleted and made again" in line and "crm-replay seam" in line for line in feed.said
+        ), feed.said
+        assert (feed_of(crm.database, feed.feed.feed).run > feed.feed.run) == (which == "replay")
+    assert {log["customer_id"] for log in crm.database["activity_logs"].find()} == {customer}

@@ -39,6 +39,9 @@ def bench(
         Path | None,
         typer.Option(envvar="CRM_REPLAY_BENCH_VERSUS", help="Directory of another pipeline, to be measured as well."),
     ] = None,
+    my_servers: Annotated[
+        bool, typer.Option("--my-servers", help="Make databases and topics on the servers that the environment names.")
+    ] = False,
 ) -> None:
     """Measure each stage alone and the whole; a JSON line each on standard output, a table on standard error."""
     from ops.local.bench import bench as measure
@@ -58,4 +61,5 @@ def bench(
             shape=shape,
             options=options,
             accounts=accounts,
+            of_environment=my_servers,
         )

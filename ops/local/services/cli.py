@@ -14,9 +14,10 @@ from typing import Annotated
 import typer
 
 from ops.local.services.layout import Extra, Service, ServiceSettings
-from ops.local.services.stack import Endpoints, ServiceStatus, status
+from ops.local.services.stack import Endpoints, ServiceStatus, from_environment, status
 from ops.local.services.stack import down as stop_servers
 from ops.local.services.stack import up as start_servers
+from schemas.connections import Connections
 from schemas.errors import ReplayError
 
 app = typer.Typer(
@@ -73,7 +74,7 @@ def _say(text: str) -> None:
 
 
 def _addresses(home: Path | None) -> dict[str, str]:
-    """Return variable -> address of every server that the next command would use."""
+    """Return variable -> address of every server that the next command would use; of the environment's as shown."""
     return {found.service.variable: found.url for found in status(home) if found.state in ("running", "environment")}
 
 
@@ -139,7 +140,8 @@ def status_command(home: Home = None, as_json: AsJson = False) -> None:
 def env(home: Home = None) -> None:
     """Print the addresses as shell exports: eval "$(crm-replay services env)". Exit code 1 if none is known."""
     with _one_line():
-        addresses = _addresses(home)
+        given = {service.variable: str(getattr(Connections(), service.setting)) for service in from_environment()}
+        addresses = {**_addresses(home), **given}  # what the shell has already, as it is: this is for a program
     for name, url in addresses.items():
         typer.echo(f"export {name}={shlex.quote(url)}")
     if not addresses:

@@ -29,6 +29,7 @@ from ops.local.services.registry import RegistryServer
 from ops.local.services.server import Server, Surroundings
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
+from schemas.secrets import shown
 
 _KINDS: Mapping[AnyService, type[Server]] = {
     kind.service: kind for kind in (KafkaServer, PostgresServer, MongoServer, DebeziumServer, RegistryServer)
@@ -201,7 +202,7 @@ def status(home: Path | None = None) -> list[ServiceStatus]:
 
     def look(service: AnyService) -> ServiceStatus:
         if isinstance(service, Service) and service in external:
-            return ServiceStatus(service, "environment", url=str(getattr(Connections(), service.setting)))
+            return ServiceStatus(service, "environment", url=shown(str(getattr(Connections(), service.setting))))
         process = Process.read(place.process_file(service))
         if process is None:
             return ServiceStatus(service, "stopped", log=place.log(service) if place.log(service).exists() else None)

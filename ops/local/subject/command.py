@@ -1,11 +1,11 @@
 """The command line: `crm-replay subject export` and `subject purge`."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -114,8 +114,9 @@ def _writer(output: str) -> Iterator[Any]:
         yield sys.stdout
         return
     try:
-        with Path(output).open("x", encoding="utf-8") as stream:
-            Path(output).chmod(0o600)  # personal data: the caller's eyes only
+        # Personal data, for the caller's eyes only from the first moment; a link is no way to another file.
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             yield stream
     except FileExistsError as error:
         raise BadInputError(f"{output} is there already", "name a file that is not") from error

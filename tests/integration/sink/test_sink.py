@@ -2,15 +2,20 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import bson
 import pytest
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
 from pymongo.errors import AutoReconnect
 
 from schemas.errors import BadInputError
 from schemas.records import AuditEvent
+from schemas.topic_watch import TopicReplacedError
 from schemas.vocabulary import DeadLetterCause
 from sink.consumer import HaltedError, OutcomesLostError
 from sink.dead_letters import DeadLetterTopic
@@ -337,3 +342,29 @@ def test_a_server_that_is_not_there_at_the_start_is_exit_code_2(account: Account
 @pytest.mark.parametrize("job", ["", "{", '{"run": 0}'])
 def test_a_wrong_job_is_one_line_and_exit_code_2(account: Account, job: str) -> None:
     assert account.start_process(CRM_REPLAY_JOB=job).wait(30) == 2
+
+
+def test_outcomes_that_were_deleted_and_made_again_end_the_sink(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("schemas.topic_watch.CHECK_EVERY_S", 0.2)
+    account.publish([account.log(number) for number in range(1, 11)])
+    sink = account.sink()
+    admin, topic = AdminClient(account.kafka), account.job.topics.outcomes
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(sink.run)
+        wait_until(lambda: account.totals.migrated == 10, "the first records")
+        time.sleep(1)  # several checks have seen the topic that is about to go
+        admin.delete_topics([topic], operation_timeout=30)[topic].result(30)
+        wait_until(lambda: made(admin, topic), "the topic to be made again")
+        account.publish([account.log(number) for number in range(101, 121)])
+        with pytest.raises(TopicReplacedError, match=r"outcomes\S* was deleted and made again: .* run it again"):
+            running.result(60)
+
+
+def made(admin: AdminClient, topic: str) -> bool:
+    try:
+        admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=1)])[topic].result(20)
+    except KafkaException:
+        return False
+    return True

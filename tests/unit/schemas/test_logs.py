@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 
@@ -66,7 +67,16 @@ def test_a_line_has_time_level_event_and_what_was_bound(stream):
         ("Key (email)=(a b) already exists.", "Key (email)=([value]) already exists."),
         ('E11000 dup key: { name: "Budi" }', "E11000 dup key: {[value]}"),
         ("bad row\nDETAIL: Failing row contains (Budi)", "bad row\nDETAIL: [withheld]"),
+        ("GET /private/users?emails=a.b%40contoh.id%2Cc%40d.id HTTP/1.1", "GET /private/users?[query] HTTP/1.1"),
+        ("'http://d/users?x=1&emails=a%2540b.id'", "'http://d/users?[query]'"),
+        ("no user siti%2Bcrm%40contoh.co.id here", "no user [email] here"),
+        ("no user siti%2540contoh.co.id here", "no user [email] here"),
+        ("called %2B62%20812-3456-7890 twice", "called [phone] twice"),
+        ("called %2b6281234567890 twice", "called [phone] twice"),
+        ("password: hunter2", "password: [secret]"),
+        ("https://u:a/b@registry:8081/ is down", "https://[credentials]@registry:8081/ is down"),
         # What an operator needs is still there.
+        ("150%4 of 0%, 50% at 40", "150%4 of 0%, 50% at 40"),
         ("assigned 0 from 1200008, 1 from 4294967296", "assigned 0 from 1200008, 1 from 4294967296"),
         ("crm.audits.replay.acme[3]@1700000000123", "crm.audits.replay.acme[3]@1700000000123"),
         ("2026-11-21T12:00:00.123456Z 10.0.0.1:9092", "2026-11-21T12:00:00.123456Z 10.0.0.1:9092"),
@@ -114,6 +124,30 @@ def test_libraries_that_log_whole_messages_do_not_do_so_at_debug_either(stream):
     for name in ("pymongo.command", "aiokafka.conn", "faust.transport", "httpx"):
         logging.getLogger(name).debug("Budi")
     assert stream.getvalue() == ""
+
+
+LIBRARIES = (
+    *logs.CHATTY, *logs.NEVER_BELOW_INFO, "aiokafka.conn", "aiokafka.consumer.fetcher", "confluent_kafka", "faust.app",
+    "faust.transport.drivers.aiokafka", "h11", "httpcore.http11", "kafka", "mode.services", "opentelemetry.exporter",
+    "psycopg.pool", "pymongo.command", "pymongo.connection", "requests", "rdkafka", "sink.consumer",
+    "urllib3.connectionpool", "uvicorn.access", "uvicorn.error",
+)  # fmt: skip
+PEOPLE = (
+    "siti.rahma@contoh.co.id", "siti.rahma%40contoh.co.id", "siti.rahma%2540contoh.co.id", "+62 812-3456-7890",
+    "%2B6281234567890", "081234567890",
+)  # fmt: skip
+
+
+def test_no_library_says_anything_of_a_person_at_any_level(stream):
+    for name in LIBRARIES:
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+            for person in PEOPLE:
+                logging.getLogger(name).log(level, "GET http://u:hunter2@d/users?q=%s for %s", person, person)
+    with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, json={"data": []}))) as client:
+        client.get("http://directory/private/users", params={"emails": ",".join(PEOPLE), "name": "Siti Rahma"})
+    text = stream.getvalue()
+    assert "directory/private/users" in text  # httpx has logged its request
+    assert not [part for part in ("siti", "Siti", "812-3456", "81234567890", "hunter2") if part in text]
 
 
 def test_a_long_text_is_cut(stream):

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from ops.local import cdc
-from ops.local.cdc import Connect, ConnectRefusedError, connector_config
+from ops.local.cdc import STALE_OFFSETS, Connect, ConnectRefusedError, OffsetsKeptError, connector_config
 from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.mapping import SourceMapping, load, parse
 from schemas.topics import LIVE_TOPIC
@@ -180,3 +180,48 @@ def test_further_settings_are_added_and_win() -> None:
     for word in ("value.converter", "=x", "no name=1"):
         with pytest.raises(BadInputError, match="is no setting"):
             cdc.parse_settings([word])
+
+
+REGISTERED = {"connector": {"state": "RUNNING"}, "tasks": [{"state": "RUNNING"}]}
+STOPPED: dict[str, object] = {"connector": {"state": "STOPPED"}, "tasks": []}
+
+
+def test_a_connector_is_stopped_and_forgotten_before_it_is_deleted(connect: Connect) -> None:
+    asked = answering(
+        connect,
+        httpx.Response(200, json=REGISTERED),
+        httpx.Response(202),
+        httpx.Response(200, json=REGISTERED),  # it takes a moment
+        httpx.Response(200, json=STOPPED),
+        httpx.Response(200, json={"message": "reset"}),
+        httpx.Response(204),
+    )
+    assert connect.delete("feed")
+    assert [line for line in asked if not line.startswith("GET")] == [
+        "PUT /connectors/feed/stop",
+        "DELETE /connectors/feed/offsets",
+        "DELETE /connectors/feed",
+    ]
+
+
+def test_a_connect_that_cannot_forget_deletes_and_says_what_to_do(connect: Connect) -> None:
+    asked = answering(connect, httpx.Response(200, json=REGISTERED), httpx.Response(405), httpx.Response(204))
+    with pytest.raises(OffsetsKeptError, match=r"before 3\.6.* under another --name"):
+        connect.delete("feed")
+    assert asked[-1] == "DELETE /connectors/feed"
+
+
+def test_what_is_not_registered_is_not_deleted(connect: Connect) -> None:
+    answering(connect, httpx.Response(404))
+    assert not connect.delete("feed")
+
+
+def test_offsets_of_an_earlier_connector_are_one_line_that_says_what_to_do(connect: Connect) -> None:
+    trace = (
+        "org.apache.kafka.connect.errors.ConnectException: x\n\tat y\n"
+        f"Caused by: io.debezium.DebeziumException: The connector is trying to read change stream starting at "
+        f"{'z' * 400}, but this is {STALE_OFFSETS}. Reconfigure the connector to use a snapshot when needed.\n\tat y\n"
+    )
+    failed = {"connector": {"state": "RUNNING"}, "tasks": [{"state": "FAILED", "trace": trace}]}
+    answering(connect, httpx.Response(200, json=failed))
+    assert connect.state("feed") == ("FAILED", STALE_OFFSETS)

@@ -1,0 +1,194 @@
+"""A watchdog for every process that consumes a topic: it ends one that could wait indefinitely without a word. I/O.
+
+Two states of Kafka look to a consumer like a topic on which nothing happens:
+
+- its topic was deleted and made again. Positions and committed offsets are numbers of the topic that is gone. Where the
+  new one has fewer records, nothing comes; where it has more, the first ones would be jumped over.
+- records wait, the process has nothing in hand, and its position does not move.
+
+A thread of its own queries Kafka at a slow rhythm and reports the cause once; the process then ends with it, and who
+supervises it decides what comes next. What Kafka does not answer decides nothing.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from schemas.errors import ReplayError
+
+log = logging.getLogger(__name__)
+
+CHECK_EVERY_S = 5.0
+GONE_AFTER_CHECKS = 3  # a broker learns of a topic a moment after it was made
+STALLED_AFTER_CHECKS = 12  # a minute: longer than any rebalance or fetch takes
+ANSWER_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 2.0
+
+Positions = Mapping[int, int]  # by partition: the offset of the next record; below zero: not known
+
+
+RUN_AGAIN = "what it held is lost: halt the job, roll the account back and run it again"  # of a replay
+
+
+class TopicReplacedError(ReplayError):
+    """A topic is another one than the one that was consumed under its name, or is gone."""
+
+    exit_code = 4
+
+
+class StalledError(ReplayError):
+    """Records wait and nothing moves."""
+
+
+class Questions(Protocol):
+    """What the watch queries. Each raises for what is not answered."""
+
+    def topic_id(self, topic: str) -> str | None:
+        """Return Kafka's id of the topic; None: there is none of this name; "": this cluster has no ids."""
+
+    def offsets(self, topic: str, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """Return the first offset of each partition, and the one behind the last record that may be read."""
+
+
+class KafkaQuestions:
+    """Queries by an admin client, opened with the first question: a process that lives for seconds needs none."""
+
+    def __init__(self, kafka: Mapping[str, Any]) -> None:
+        """`kafka` is the connection's configuration."""
+        self._kafka = kafka
+        self._admin: Any = None
+
+    def _client(self) -> Any:
+        if self._admin is None:
+            from confluent_kafka.admin import AdminClient
+
+            self._admin = AdminClient({**self._kafka, "log_level": 0})
+        return self._admin
+
+    def topic_id(self, topic: str) -> str | None:
+        """Return Kafka's id of the topic, as `Questions` says."""
+        from confluent_kafka import KafkaError, KafkaException, TopicCollection
+
+        try:
+            answer = self._client().describe_topics(TopicCollection([topic]), request_timeout=ANSWER_TIMEOUT_S)
+            found = answer[topic].result(ANSWER_TIMEOUT_S)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return None
+            raise
+        known = found.topic_id
+        return str(known) if known.get_most_significant_bits() or known.get_least_significant_bits() else ""
+
+    def offsets(self, topic: str, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """Return the bounds of each partition, as `Questions` says."""
+        from confluent_kafka import IsolationLevel, TopicPartition
+        from confluent_kafka.admin import OffsetSpec
+
+        def ask(spec: Any) -> dict[int, int]:
+            wanted = {TopicPartition(topic, partition): spec for partition in partitions}
+            answers = self._client().list_offsets(
+                wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ANSWER_TIMEOUT_S
+            )
+            return {tp.partition: int(future.result(ANSWER_TIMEOUT_S).offset) for tp, future in answers.items()}
+
+        first, end = ask(OffsetSpec.earliest()), ask(OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        return {partition: (first[partition], end[partition]) for partition in partitions}
+
+
+class TopicWatch:
+    """Watches the topics of one process: `topic`, whose records it has to handle, and others that it follows."""
+
+    def __init__(
+        self,
+        questions: Questions,
+        topic: str,
+        others: Sequence[str] = (),
+        *,
+        topic_id: str = "",
+        to_do: str = "",
+        positions: Callable[[], Positions | None] = lambda: None,
+    ) -> None:
+        """`topic_id` is that of the topic that is meant; "": the one that is there at the first check.
+
+        `positions` returns where the process is, None while it has something in hand. `to_do` ends the error's line.
+        """
+        self._questions = questions
+        self._topic = topic
+        self._ids: dict[str, str] = {topic: topic_id, **dict.fromkeys(others, "")}
+        self._to_do = to_do
+        self._positions = positions
+        self._missing: dict[str, int] = {}
+        # By partition: the position, and for how many checks records have waited there.
+        self._seen: dict[int, tuple[int, int]] = {}
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def check(self) -> None:
+        """Raise TopicReplacedError or StalledError where that is so; whatever Kafka's client raises is an outage."""
+        for topic, before in self._ids.items():
+            self._check_id(topic, before)
+        self._check_progress()
+
+    def check_now(self) -> None:
+        """Check as `check` does; an outage is left to the process itself, which meets and reports it."""
+        try:
+            self.check()
+        except ReplayError:
+            raise
+        except Exception as error:
+            self._seen.clear()
+            log.debug("Kafka does not describe the topics (%s)", type(error).__name__)
+
+    def _check_id(self, topic: str, before: str) -> None:
+        now = self._questions.topic_id(topic)
+        if now is None:
+            self._missing[topic] = self._missing.get(topic, 0) + 1
+            if self._missing[topic] >= GONE_AFTER_CHECKS:
+                raise TopicReplacedError(f"topic {topic} was deleted", self._to_do)
+            return
+        self._missing.pop(topic, None)
+        if before and now and now != before:
+            raise TopicReplacedError(f"topic {topic} was deleted and made again", self._to_do)
+        self._ids[topic] = now or before
+
+    def _check_progress(self) -> None:
+        positions = self._positions()
+        if positions is None:  # something in hand: neither a sign of life nor of standing still
+            return
+        still = [at for at, position in positions.items() if self._seen.get(at, (None, 0))[0] == position]
+        bounds = self._questions.offsets(self._topic, still) if still else {}
+        seen = {at: (position, 0) for at, position in positions.items()}
+        for at, (first, end) in bounds.items():
+            position = max(first, positions[at])
+            if end <= position:
+                continue
+            checks = self._seen[at][1] + 1
+            if checks >= STALLED_AFTER_CHECKS:
+                raise StalledError(
+                    f"{end - position:,} records wait on {self._topic}[{at}], and for "
+                    f"{STALLED_AFTER_CHECKS * CHECK_EVERY_S:.0f} s none was received (position {position})",
+                    "this process ends, and is started again by its supervisor",
+                )
+            seen[at] = (positions[at], checks)
+        self._seen = seen
+
+    def start(self, report: Callable[[ReplayError], None]) -> "TopicWatch":
+        """Check at intervals in a thread, which calls `report` with the first error and ends."""
+        self._thread = threading.Thread(target=self._keep_checking, args=(report,), name="topic-watch", daemon=True)
+        self._thread.start()
+        return self
+
+    def _keep_checking(self, report: Callable[[ReplayError], None]) -> None:
+        while not self._closing.wait(CHECK_EVERY_S):
+            try:
+                self.check_now()
+            except ReplayError as error:
+                report(error)
+                return
+
+    def close(self) -> None:
+        """Stop checking; a question under way is waited for a moment only."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join(CLOSE_TIMEOUT_S)
