@@ -1,10 +1,12 @@
 """What has to be known of the source before a job exists: that it is readable, what is in scope, where it ends."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import psycopg
 from psycopg import sql
 
 from producer.audits import (
@@ -16,10 +18,13 @@ from producer.audits import (
     connect,
     require_columns,
     resolve,
+    sql_text,
 )
 from producer.cursor import EARLIEST, cutoff
 from schemas.errors import BadInputError
 from schemas.mapping import SourceMapping
+
+logger = logging.getLogger(__name__)
 
 COUNT_WINDOW_IDS = 500_000  # a count is many short queries and not one long one
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -37,7 +42,8 @@ class Survey:
     min_id: int  # of the account's rows of types in scope; 0 if there are none
     max_id: int
     top_audit_id: int  # newest id of the whole table
-    snapshot_xmax: int  # ids up to top may still be committed by transactions below it
+    snapshot_xmax: int  # transactions below it, if they have an id already, may still commit ids up to top
+    writers: tuple[str, ...]  # virtual ids of the transactions that may, and had no transaction id yet
     cutoff: datetime  # aware UTC
     account: Any  # the mapped account column's value; None if the whole table is this account's
     changes_are_json: bool
@@ -76,6 +82,8 @@ def survey(
         check_references(db, mapping)
         with answering("asking for the newest id"):
             _, top, xmax = db.execute(source.query("horizon")).fetchall()[0]
+        # Behind the newest id: what drew an id up to it is either here, or has ended and can be read.
+        writers = writers_of(db, source)
         found = count(db, source, top, date_range_start, progress)
         with answering("asking for the time"):
             now = db.execute("SELECT extract(epoch FROM now())::float8").fetchall()[0][0]
@@ -86,6 +94,7 @@ def survey(
         max_id=found.max_id,
         top_audit_id=top,
         snapshot_xmax=xmax,
+        writers=writers,
         cutoff=cutoff(date_range_start, found.earliest, datetime.fromtimestamp(now, UTC)),
         account=source.account,
         changes_are_json=source.changes_are_json,
@@ -136,6 +145,23 @@ def count(db: Connection, source: AuditSource, top: int, start: datetime | None,
             progress(window_end, top)
         cursor = first_behind(db, source, window_end, top) - 1
     return InScope(rows, without, min_id, max_id, earliest)
+
+
+def writers_of(db: Connection, source: AuditSource) -> tuple[str, ...]:
+    """Return the virtual ids of the transactions that may have drawn an audit id and not yet committed it.
+
+    Empty on a standby, which knows nothing of them, and for a role that may not read pg_locks (every role may, unless
+    that was revoked).
+    """
+    values = {"schema": source.schema, "relation": source.relation}
+    try:
+        return tuple(row[0] for row in db.execute(sql_text("writers"), values).fetchall())
+    except psycopg.errors.InsufficientPrivilege as error:
+        logger.warning("open transactions without a transaction id are not known: %s", error)
+        return ()
+    except psycopg.Error:
+        with answering("looking for open transactions"):
+            raise
 
 
 def first_behind(db: Connection, source: AuditSource, audit_id: int, top: int) -> int:

@@ -382,6 +382,7 @@ def _new_job(account: str, options: RunOptions, found: Survey, around: Surroundi
         partitions=options.partitions,
         top_audit_id=found.top_audit_id,
         snapshot_xmax=found.snapshot_xmax,
+        writers=found.writers,
         cutoff=found.cutoff,
         mapping_path=str(Path(options.mapping_path).resolve()) if options.mapping_path else "",
         mapping_sha256=operations.digest(around.mapping),
@@ -398,6 +399,7 @@ def _surveyed(job: Job, found: Survey) -> NewJob:
         partitions=job.partitions,
         top_audit_id=found.top_audit_id,
         snapshot_xmax=found.snapshot_xmax,
+        writers=found.writers,
         cutoff=found.cutoff,
         records_total=found.rows,
     )

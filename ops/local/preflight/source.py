@@ -40,6 +40,7 @@ REPLICA_LAG_WARN_S = 60.0
 TRANSACTION_WARN_S = 300.0
 LOCK_TIMEOUT_MS = 2_000
 WRITES = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
+AnyConnection = Connection | psycopg.Connection[Any]
 SAMPLE_PLACES = 4
 SAMPLE_PAGE_ROWS = 500
 GRANT = (
@@ -78,7 +79,7 @@ def check_read_only(dsn: str, mapping: SourceMapping, *, is_ours: bool = False) 
     name = "source_read_only"
     tables = tables_of(mapping)
     audits = (mapping.source.schema_name, mapping.source.table)
-    with psycopg.connect(_bare(dsn), autocommit=False) as db:
+    with psycopg.connect(_bare(dsn), autocommit=False, prepare_threshold=None) as db:
         role, is_super, standby = _row(
             db,
             "SELECT current_user::text, COALESCE((SELECT rolsuper FROM pg_roles WHERE rolname = current_user), false),"
@@ -109,7 +110,7 @@ def check_read_only(dsn: str, mapping: SourceMapping, *, is_ours: bool = False) 
     return ok(name, f"writes are refused ({refused}), and role {role} has no right to any", **facts)
 
 
-def _writes_allowed(db: Connection, table: tuple[str, str]) -> list[str]:
+def _writes_allowed(db: AnyConnection, table: tuple[str, str]) -> list[str]:
     """Return which kinds of write the role has been granted on a table."""
     relation = _one(db, "SELECT to_regclass(%(name)s)::oid", {"name": f'"{table[0]}"."{table[1]}"'})
     if relation is None:
@@ -121,7 +122,7 @@ def _writes_allowed(db: Connection, table: tuple[str, str]) -> list[str]:
     ]
 
 
-def _try_to_write(db: Connection, table: tuple[str, str]) -> str | None:
+def _try_to_write(db: psycopg.Connection[Any], table: tuple[str, str]) -> str | None:
     """Return why a write was refused; None if it was let through. No row is touched, and nothing is committed."""
     db.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT_MS)))
     try:
@@ -429,12 +430,12 @@ def _is_local(dsn: str) -> bool:
     return not host or host.startswith("/") or host in ("localhost", "127.0.0.1", "::1")
 
 
-def _row(db: Connection, query: Any, values: dict[str, Any] | None = None) -> tuple[Any, ...]:
+def _row(db: AnyConnection, query: Any, values: dict[str, Any] | None = None) -> tuple[Any, ...]:
     with answering("asking the source"):
         return db.execute(query, values).fetchall()[0]
 
 
-def _one(db: Connection, query: Any, values: dict[str, Any] | None = None) -> Any:
+def _one(db: AnyConnection, query: Any, values: dict[str, Any] | None = None) -> Any:
     with answering("asking the source"):
         rows = db.execute(query, values).fetchall()
     return rows[0][0] if rows else None
