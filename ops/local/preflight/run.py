@@ -148,6 +148,7 @@ def _source_lane(
             Step("source_replica", lambda: source.check_replica(dsn), timeout_s),
             Step("source_transactions", lambda: source.check_transactions(dsn), timeout_s),
             Step("source_mapping", lambda: source.check_mapping(dsn, mapping, account), timeout_s, essential=True),
+            Step("source_late_commits", lambda: source.check_late_commits(dsn, mapping, account), timeout_s),
             Step("source_scope", scope, options.count_timeout_s),
             Step("source_page_query", page_query, timeout_s + limits.statement_timeout_s),
         ],

@@ -29,6 +29,7 @@ from producer.audits import (
     connect,
     first_line,
     resolve,
+    sql_text,
     where,
 )
 from producer.cursor import EARLIEST
@@ -367,6 +368,40 @@ def check_transactions(dsn: str) -> Check:
     return ok("source_transactions", f"open transactions: {said}", **facts)
 
 
+def check_late_commits(dsn: str, mapping: SourceMapping, account: str) -> Check:
+    """Return whether a run sees all transactions that may commit an id below its newest after it has started."""
+    caches = (
+        "SELECT sequence.oid::regclass::text, seqcache FROM pg_sequence JOIN pg_class AS sequence"
+        " ON sequence.oid = seqrelid JOIN pg_depend AS depend ON depend.objid = sequence.oid"
+        " WHERE depend.refobjid = to_regclass(%(name)s) AND depend.classid = 'pg_class'::regclass AND seqcache > 1"
+    )
+    with connect(dsn) as db:
+        source = resolve(db, mapping, account)
+        role, standby = _row(db, "SELECT current_user::text, pg_is_in_recovery()")
+        try:
+            db.execute(sql_text("writers"), {"schema": source.schema, "relation": source.relation})
+            sees_locks = True
+        except psycopg.errors.InsufficientPrivilege:
+            sees_locks = False
+        name = sql.Identifier(source.schema, source.relation).as_string(None)
+        cached = db.execute(caches, {"name": name}).fetchall()
+    findings: list[tuple[Verdict, str, str]] = []
+    if not sees_locks:
+        found = "open transactions that have drawn an id, and have no transaction id yet, are not seen"
+        findings.append((Verdict.WARN, found, f"GRANT SELECT ON pg_catalog.pg_locks TO {role}"))
+    for sequence, ids in cached:
+        findings.append(
+            (
+                Verdict.WARN,
+                f"{sequence} hands out {ids} ids at once, of which a session may commit some much later",
+                f"ALTER SEQUENCE {sequence} CACHE 1, or let the nightly check look for late rows",
+            )
+        )
+    seen = "all but those that have no transaction id yet: a standby" if standby else "all are seen"
+    facts = {"standby": standby, "sees_locks": sees_locks, "caches": dict(cached)}
+    return join("source_late_commits", findings, f"open transactions that may still commit older ids: {seen}", **facts)
+
+
 def check_clock(dsn: str) -> Check:
     """Return how far this host's clock and the source's are apart, as far as the round trip lets it be told."""
     with connect(dsn) as db:
@@ -403,7 +438,7 @@ def check_encoding(dsn: str) -> Check:
         return warn(
             "source_encoding",
             f"{said}: the server does not know what its bytes mean",
-            "rows that are not UTF-8 end a page with an error; find them with convert_from(column::bytea, 'UTF8')",
+            "rows that are not UTF-8 become dead letters; find them with convert_from(column::bytea, 'UTF8')",
             **facts,
         )
     if encoding != "UTF8":

@@ -118,9 +118,7 @@ def test_a_replay_through_a_pooler_has_every_row_once(
     here = make_job(top_audit_id=3_000)
     crm.make_audits(database_dsn)
     crm.add_audits(database_dsn, range(1, 3_001))
-    pooled = crm.Surroundings(
-        make_pooler("transaction"), here.kafka, here.mongodb_url, here.mongodb_database, here.job
-    )
+    pooled = crm.Surroundings(make_pooler("transaction"), here.kafka, here.mongodb_url, here.mongodb_database, here.job)
     code, said = pooled.run(CRM_REPLAY_PAGE_ROWS="100", CRM_REPLAY_ID_RANGES="2")
     assert code == 0, said
     assert sorted(event.audit_id for event in here.events()) == list(range(1, 3_001))
