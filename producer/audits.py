@@ -41,6 +41,7 @@ __all__ = [  # what callers that have a source need of its sessions comes from h
     "AuditReader",
     "AuditSource",
     "Connection",
+    "LagUnknownError",
     "Limits",
     "QueryTooSlowError",
     "Reader",
@@ -49,6 +50,7 @@ __all__ = [  # what callers that have a source need of its sessions comes from h
     "columns_of",
     "connect",
     "first_line",
+    "replica_lag",
     "require_columns",
     "resolve",
     "sql_text",
@@ -250,6 +252,24 @@ def _account_value(db: Connection, query: str, company_sso_id: str) -> Any:
     return values.pop()
 
 
+class LagUnknownError(Exception):
+    """A replica that does not tell how far it is behind: Aurora's refuse the functions for it (0A000)."""
+
+
+def replica_lag(db: Connection) -> float | None:
+    """Return how many seconds this replica is behind its primary; None if it is no replica.
+
+    One that has replayed all it has received is not behind, however long ago the primary's last transaction was. Raises
+    LagUnknownError, ReplayError for an outage.
+    """
+    with answering("asking how far the replica is behind"):
+        try:
+            lag = db.rows(sql_text("replica_lag"), {})[0][0]
+        except (psycopg.NotSupportedError, psycopg.ProgrammingError) as error:
+            raise LagUnknownError(first_line(error)) from error
+    return None if lag is None else float(lag)
+
+
 class Reader(Protocol):
     """What the snapshot reads from; `AuditReader` is the real one."""
 
@@ -408,18 +428,16 @@ class AuditReader:
     def replica_lag(self) -> float | None:
         """Return how many seconds this replica is behind its primary; None if it is no replica, or cannot tell.
 
-        One that has replayed all it has received is not behind, however long ago the primary's last transaction was.
+        That it cannot is said once.
         """
         if self._lag_unknown:
             return None
-        with answering("asking how far the replica is behind"):
-            try:
-                lag = self._db.rows(sql_text("replica_lag"), {})[0][0]
-            except (psycopg.NotSupportedError, psycopg.ProgrammingError) as error:  # Aurora: 0A000
-                self._lag_unknown = True
-                logger.warning("how far the replica is behind is unknown (%s), reading without it", first_line(error))
-                return None
-        return None if lag is None else float(lag)
+        try:
+            return replica_lag(self._db)
+        except LagUnknownError as error:
+            self._lag_unknown = True
+            logger.warning("how far the replica is behind is unknown (%s), reading without it", error)
+            return None
 
     def horizon_passed(self, xmax: int) -> bool:
         """Return whether no transaction can commit a row of the job any more that has not committed it by now.

@@ -31,7 +31,9 @@ RECONNECT_FOR_S = 60.0  # how long a lost connection is tried again before the r
 INTERRUPTIONS_MAX = 20  # of one read, by a standby's recovery or an administrator; each may take the time limit
 FETCH_ROWS = 5_000
 CURSOR = "crm_replay_rows"
-REFUSES_OPTIONS = "startup parameter"  # PgBouncer's words; it has no translations
+# PgBouncer's words; it has no translations, and one code for all that it refuses.
+REFUSES_OPTIONS = "startup parameter"
+REFUSES_TRANSACTIONS = "statement pooling"
 
 
 class QueryTooSlowError(ReplayError):
@@ -222,6 +224,34 @@ class Connection:
             self._db = self._open()
 
     def _open(self) -> psycopg.Connection[Row]:
+        """Return a new connection. Raises as `connect` says, at once, but for a first query that is interrupted."""
+        patience = _Patience(self.where)
+        while True:
+            db, settings = self._connect()
+            try:
+                self._ask_back(db, settings)
+            except (psycopg.errors.TransactionRollback, psycopg.errors.QueryCanceled) as error:
+                db.close()
+                patience.wait(error, interrupted=True)
+            except psycopg.Error as error:
+                db.close()
+                if REFUSES_TRANSACTIONS in str(error):
+                    raise BadInputError(
+                        f"{self.where} is reached through a connection pooler that takes no transactions"
+                        f" ({first_line(error)})",
+                        "set its pool_mode to transaction or session, or connect to PostgreSQL itself",
+                    ) from error
+                raise ServiceUnreachableError(
+                    f"{self.where} does not answer ({first_line(error)})", "check CRM_AUDIT_DATABASE_URL"
+                ) from error
+            except BaseException:
+                db.close()
+                raise
+            else:
+                return db
+
+    def _connect(self) -> tuple[psycopg.Connection[Row], dict[str, str]]:
+        """Return a new connection, and the settings that it was made with."""
         try:
             given = conninfo_to_dict(self._dsn)
             settings = {**settings_in(str(given.pop("options", None) or "")), **self._wanted()}
@@ -244,23 +274,7 @@ class Connection:
         # A timestamp's eight bytes are read as the number they are: a datetime per row would cost more than the rest.
         db.adapters.register_loader("timestamp", Int8BinaryLoader)
         db.adapters.register_loader("timestamptz", Int8BinaryLoader)
-        try:
-            self._ask_back(db, settings)
-        except psycopg.errors.ProtocolViolation as error:
-            db.close()
-            raise BadInputError(
-                f"{self.where} is reached through a connection pooler that takes no transactions ({first_line(error)})",
-                "set its pool_mode to transaction or session, or connect to PostgreSQL itself",
-            ) from error
-        except psycopg.Error as error:
-            db.close()
-            raise ServiceUnreachableError(
-                f"{self.where} does not answer ({first_line(error)})", "check CRM_AUDIT_DATABASE_URL"
-            ) from error
-        except BadInputError:
-            db.close()
-            raise
-        return db
+        return db, settings
 
     def _wanted(self) -> dict[str, str]:
         """Return the settings that every statement needs, as pg_settings shows them."""

@@ -23,11 +23,13 @@ from producer.audits import (
     AuditReader,
     AuditSource,
     Connection,
+    LagUnknownError,
     Limits,
     answering,
     columns_of,
     connect,
     first_line,
+    replica_lag,
     resolve,
     sql_text,
     where,
@@ -64,7 +66,9 @@ def check_reachable(dsn: str) -> Check:
     with connect(dsn) as db:
         version = db.info.server_version
         encrypted = _one(db, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") or False
-    said = f"{where(dsn)}, version {version // 10_000}.{version % 10_000}{'' if encrypted else ', not encrypted'}"
+        pooled = ", through a connection pooler" if db.pooled else ""
+    said = f"{where(dsn)}, version {version // 10_000}.{version % 10_000}{pooled}"
+    said += "" if encrypted else ", not encrypted"
     if version < SERVER_VERSION_MIN:
         return fail("source_reachable", said, "PostgreSQL 13 or newer is needed")
     if not encrypted and not _is_local(dsn):
@@ -291,16 +295,19 @@ def row_bytes(dsn: str, mapping: SourceMapping, account: str, scope: Scope, limi
 def check_replica(dsn: str) -> Check:
     """Return how far behind its primary the source is; a primary is never behind."""
     query = (
-        "SELECT pg_is_in_recovery(),"
-        " CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0 ELSE"
-        " extract(epoch FROM now() - pg_last_xact_replay_timestamp()) END::float8,"
-        " current_setting('hot_standby_feedback'), current_setting('max_standby_streaming_delay')"
+        "SELECT pg_is_in_recovery(), current_setting('hot_standby_feedback', true),"
+        " current_setting('max_standby_streaming_delay', true)"
     )
     with connect(dsn) as db:
-        standby, lag_s, feedback, delay = _row(db, query)
-    if not standby:
-        return ok("source_replica", "the primary itself: nothing to lag", standby=False)
-    facts = {"standby": True, "lag_s": lag_s, "hot_standby_feedback": feedback, "max_standby_streaming_delay": delay}
+        standby, feedback, delay = _row(db, query)
+        if not standby:
+            return ok("source_replica", "the primary itself: nothing to lag", standby=False)
+        facts = {"standby": True, "hot_standby_feedback": feedback, "max_standby_streaming_delay": delay}
+        try:
+            lag_s = replica_lag(db)
+        except LagUnknownError as error:
+            return ok("source_replica", f"a replica; this server does not tell how far it is behind ({error})", **facts)
+    facts["lag_s"] = lag_s
     if lag_s is None or lag_s > REPLICA_LAG_WARN_S:
         behind = "an unknown time" if lag_s is None else duration_text(lag_s)
         return warn(
