@@ -374,7 +374,7 @@ def _pages(dsn: str, source: AuditSource, cutoff: datetime, top: int) -> Iterato
         while cursor < top:
             page = reader.page_after(cursor, top, 0, (), look_for_gaps=False)
             cursor = page.end
-            yield page.events, cursor
+            yield page.sound, cursor
 
 
 def rows_of(
@@ -389,7 +389,7 @@ def rows_of(
         cursor = gaps[0][0] - 1
         while cursor < gaps[-1][1]:
             page = reader.late_page_after(cursor, gaps, 0)
-            yield [event._replace(company_sso_id=account) for event in page.events]
+            yield [event._replace(company_sso_id=account) for event in page.sound]
             cursor = page.end
 
 
