@@ -347,7 +347,10 @@ class AuditReader:
     def __init__(
         self, dsn: str, source: AuditSource, cutoff: datetime, limits: Limits, writers: Sequence[str] = ()
     ) -> None:
-        """Connects at once; raises ServiceUnreachableError. `writers` are the job's: see `horizon_passed`."""
+        """Connects at once. The source has been read, so a server that does not answer is tried again for a while.
+
+        `writers` are the job's: see `horizon_passed`. Raises ReplayError.
+        """
         self._source = source
         self._tag = source.tag
         self._limits = limits
@@ -367,7 +370,7 @@ class AuditReader:
         self._next_id = source.query("next_id").as_bytes(None)
         self._large_row = RowQuery(source, "raw_large_row", "large_row")
         self._rows = source.query("rows").as_bytes(None)
-        self._db = connect(dsn, limits.statement_timeout_s)
+        self._db = connect(dsn, limits.statement_timeout_s, patient=True)
 
     def close(self) -> None:
         """Close the connection."""

@@ -70,8 +70,8 @@ class Connection:
     Not for two threads at once.
     """
 
-    def __init__(self, dsn: str, statement_timeout_s: float = 60.0) -> None:
-        """Connects at once, without trying again. Raises as `connect` says."""
+    def __init__(self, dsn: str, statement_timeout_s: float = 60.0, *, patient: bool = False) -> None:
+        """Connects at once; tries again only if `patient`. Raises as `connect` says."""
         if not dsn:
             raise BadInputError("CRM_AUDIT_DATABASE_URL is not set", "give the CRM's PostgreSQL database")
         self.where = where(dsn)
@@ -81,7 +81,7 @@ class Connection:
         self._reading = False
         self._in_transaction = False
         self._begin = b""
-        self._db = self._open()
+        self._db = self._open_patiently() if patient else self._open()
 
     def __enter__(self) -> Self:
         """Return the connection."""
@@ -223,6 +223,14 @@ class Connection:
         if self._db.closed:
             self._db = self._open()
 
+    def _open_patiently(self) -> psycopg.Connection[Row]:
+        patience = _Patience(self.where)
+        while True:
+            try:
+                return self._open()
+            except ServiceUnreachableError as error:
+                patience.wait(error, interrupted=False)
+
     def _open(self) -> psycopg.Connection[Row]:
         """Return a new connection. Raises as `connect` says, at once, but for a first query that is interrupted."""
         patience = _Patience(self.where)
@@ -350,13 +358,13 @@ class _Patience:
         self._pause_s = min(5.0, self._pause_s * 2)
 
 
-def connect(dsn: str, statement_timeout_s: float = 60.0) -> Connection:
+def connect(dsn: str, statement_timeout_s: float = 60.0, *, patient: bool = False) -> Connection:
     """Return a read-only connection that is never idle in a transaction.
 
     Raises BadInputError for a DSN that is none and for a pooler that keeps no settings, ServiceUnreachableError for a
-    server that does not let us in.
+    server that does not let us in. `patient`: it did before, so it is tried again for a while; then ReplayError.
     """
-    return Connection(dsn, statement_timeout_s)
+    return Connection(dsn, statement_timeout_s, patient=patient)
 
 
 def _connect(given: Mapping[str, Any]) -> psycopg.Connection[Row]:

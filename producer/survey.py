@@ -113,7 +113,7 @@ def count_in_scope(
     progress: Progress | None = None,
 ) -> InScope:
     """Return the count of the rows a job reads, late ones included: what the ledger has to add up to."""
-    with connect(dsn, statement_timeout_s) as db:
+    with connect(dsn, statement_timeout_s, patient=True) as db:  # at the end of a run, an outage is sat out
         return count(db, resolve(db, mapping, company_sso_id), top_audit_id, cutoff, progress)
 
 

@@ -185,6 +185,25 @@ def test_a_server_that_stays_away_is_one_line_in_the_end(database_dsn: str, monk
             db.execute(f"DROP ROLE {role}")
 
 
+def test_the_final_count_waits_for_a_server_that_is_away_for_a_moment(database_dsn: str) -> None:
+    crm.make_audits(database_dsn)
+    crm.add_audits(database_dsn, range(1, 6))
+    role = f"reader_{database_dsn.partition('test_')[2][:10]}"
+    source = source_of(database_dsn)
+    dsn = make_conninfo(database_dsn, user=role)
+    with ThreadPoolExecutor(2) as threads, psycopg.connect(database_dsn, autocommit=True) as db:
+        db.execute(f"CREATE ROLE {role} NOLOGIN")
+        db.execute(f"GRANT SELECT ON audits TO {role}")
+        try:
+            found = [threads.submit(counted, dsn, source), threads.submit(read_page, dsn, source)]
+            time.sleep(0.3)
+            db.execute(f"ALTER ROLE {role} LOGIN")
+            assert [each.result(60) for each in found] == [5, 5]
+        finally:
+            db.execute(f"DROP OWNED BY {role}")
+            db.execute(f"DROP ROLE {role}")
+
+
 # ---- a hot standby
 
 
