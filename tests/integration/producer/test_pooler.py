@@ -66,6 +66,15 @@ def test_behind_a_pooler_every_statement_is_read_only_and_limited(
         assert said.fetchall() == [("off", "0")], "what the reader set is no other client's"
 
 
+def test_a_session_of_its_own_is_asked_without_transactions(database_dsn: str) -> None:
+    with connect(database_dsn, statement_timeout_s=0.3) as db:
+        assert not db.pooled
+        found = db.execute("SELECT current_setting('transaction_isolation'), current_setting('statement_timeout')")
+        assert found.fetchall() == [("read committed", "300ms")]
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            db.execute("CREATE TABLE t ()")
+
+
 def test_settings_in_the_address_hold_behind_a_pooler_too(database_dsn: str, make_pooler: MakePooler) -> None:
     with psycopg.connect(database_dsn) as db:
         db.execute("CREATE SCHEMA crm")
