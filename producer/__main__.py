@@ -66,7 +66,9 @@ def run(only: frozenset[int]) -> None:
         ExitStack() as open_,
         mongo,
         closing(
-            AuditReader(connections.crm_audit_database_url, source, job.cutoff, settings.limits(record_bytes))
+            AuditReader(
+                connections.crm_audit_database_url, source, job.cutoff, settings.limits(record_bytes), job.writers
+            )
         ) as reader,
         closing(Publisher(kafka, topic, record_bytes)) as publisher,
     ):

@@ -1,53 +1,82 @@
-"""Reads the CRM's audits table, and nothing but reads it. Alone in knowing psycopg and the `.sql` files beside it.
+"""Reads the CRM's audits table, and nothing but reads it. Alone in knowing the `.sql` files beside it.
 
-Every session is read-only by the server's own setting, every statement has a time limit, every value is a parameter.
+Every statement is read-only and has a time limit by the server's own settings (`producer.session`), every value is a
+parameter.
 """
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.types.numeric import Int8BinaryLoader
 
 from producer.cursor import EARLIEST, Gap, in_gaps
 from producer.cursor import clip as clip_gaps
 from producer.messages import Defect, Page
-from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from producer.session import (
+    CONNECT_TIMEOUT_S,
+    Connection,
+    QueryTooSlowError,
+    Row,
+    answering,
+    connect,
+    first_line,
+    where,
+)
+from schemas.errors import BadInputError
 from schemas.mapping import SourceMapping
 from schemas.records import AuditEvent
-from schemas.secrets import about
 from schemas.vocabulary import DeadLetterCause
+
+__all__ = [  # what callers that have a source need of its sessions comes from here, too
+    "CONNECT_TIMEOUT_S",
+    "AuditReader",
+    "AuditSource",
+    "Connection",
+    "LagUnknownError",
+    "Limits",
+    "QueryTooSlowError",
+    "Reader",
+    "RowKind",
+    "answering",
+    "columns_of",
+    "connect",
+    "first_line",
+    "replica_lag",
+    "require_columns",
+    "resolve",
+    "sql_text",
+    "where",
+]
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
-Connection = psycopg.Connection[tuple[Any, ...]]
-
-CONNECT_TIMEOUT_S = 5
-RECONNECT_FOR_S = 60.0  # how long a lost connection is tried again before the snapshot gives up; its cursor is kept
 # PostgreSQL counts microseconds from 2000-01-01, and sends infinity as the largest 64-bit number.
 EPOCH_2000_US = 946_684_800_000_000
 YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
 LARGE_ROW_KEPT_CHARS = 16 * 1024
 GAPS_A_PAGE_MAX = 500
 WINDOW_MIN = 1_000  # ids; a scan of so few that takes too long is not cured by scanning fewer
+QUICK_PAGES_MAX = 64  # in a row, before a window that was cut grows again
 PAGE_BYTES_MAX = 16 * 1024 * 1024  # memory must not follow the rows: a page that gets larger ends early
 INLINE_BYTES_MAX = 64 * 1024  # of a row within a page; larger ones are fetched one by one
 GAPS_WINDOW_IDS = 20_000  # of a page whose gaps are looked for: every other id may be one, and all are saved
 
-GRANT_IT = "grant SELECT to the reader's role, and BYPASSRLS where row-level security is in force"
+# What psycopg raises where the database's bytes are no text: itself (SQL_ASCII), or what the server says.
+UNDECODABLE = (
+    UnicodeDecodeError,
+    psycopg.errors.UntranslatableCharacter,
+    psycopg.errors.CharacterNotInRepertoire,
+)
+TEXTS_OF_ROW = (2, 4, 6, 8, 9, 10, 12, 13)  # the places of a row's texts in row.sql
 
 INTEGERS = frozenset({"int2", "int4", "int8"})
 TEXTS = frozenset({"text", "varchar", "bpchar", "citext"})
@@ -100,21 +129,31 @@ class AuditSource:
         return self.scope if self.mapping is None else self.mapping.stored_types(self.scope)
 
     def query(self, *names: str, cutoff: datetime | None = None) -> sql.Composed:
-        """Return the named `.sql` files one after the other, with the table and the rows' predicate filled in.
+        """Return the named `.sql` files one after the other, with the table and the rows' predicates filled in.
 
         `cutoff`: rows created before it are left out, and those that have no created_at. EARLIEST and None leave out
         none: without a date range, a row belongs to the history whatever its created_at.
         """
         since = sql.SQL("true" if cutoff is None or cutoff <= EARLIEST else "created_at >= %(cutoff)s")
         predicate: sql.Composable = sql.SQL("true")
+        owned: sql.Composable = sql.SQL("true")
         if self.account_column is not None:
             predicate = sql.SQL("{} = %(account)s").format(sql.Identifier(self.account_column))
+            owned = sql.SQL("{} = %(account)s").format(sql.Identifier(self.account_column))
         if self.kinds:
             of = self.mapping.stored_types if self.mapping is not None else tuple
             kinds = [kind._replace(type=stored) for kind in self.kinds for stored in of((kind.type,))]
             predicate = sql.SQL("{} AND ({})").format(predicate, _of_kinds(kinds))
+        owner = sql.SQL("CASE WHEN {} THEN {} END").format(owned, sql.SQL(str(self.tag)))
         text = "\n".join(sql_text(name) for name in names)
-        return sql.SQL(text).format(table=sql.Identifier(self.schema, self.relation), account=predicate, since=since)
+        table = sql.Identifier(self.schema, self.relation)
+        return sql.SQL(text).format(table=table, account=predicate, owner=owner, since=since)
+
+    @property
+    def tag(self) -> int:
+        """What every row that is read carries back: a number that no other source's statements have in their text."""
+        about = repr((self.company_sso_id, self.schema, self.relation, self.account_column, self.account, self.kinds))
+        return int.from_bytes(sha256(about.encode()).digest()[:4], "big") >> 3 | 2**29  # small: it is in every row
 
     def moment(self, moment: datetime) -> datetime:
         """Return a time as a parameter to compare created_at with."""
@@ -159,85 +198,6 @@ def _text(text: str) -> sql.SQL:
     return sql.SQL(sql.Literal(text).as_string().replace("%", "%%"))
 
 
-def where(dsn: str) -> str:
-    """Return what may be shown of a DSN: database, host and port."""
-    try:
-        parts = conninfo_to_dict(dsn)
-    except psycopg.Error:
-        return "PostgreSQL"
-    host = parts.get("host") or parts.get("hostaddr") or "localhost"
-    return f"PostgreSQL database {parts.get('dbname') or 'default'} at {host}:{parts.get('port') or 5432}"
-
-
-def connect(dsn: str, statement_timeout_s: float = 60.0) -> Connection:
-    """Return a read-only connection in autocommit mode, which is therefore never idle in a transaction.
-
-    Raises BadInputError for a DSN that is none, ServiceUnreachableError for a server that does not let us in.
-    """
-    if not dsn:
-        raise BadInputError("CRM_AUDIT_DATABASE_URL is not set", "give the CRM's PostgreSQL database")
-    try:
-        given = conninfo_to_dict(dsn)
-        if not re.fullmatch(r"[0-9,]*", str(given.get("port") or "")):  # more likely a part of a password
-            raise psycopg.ProgrammingError("what stands for its port is no number")
-        defaults: dict[str, Any] = {
-            "connect_timeout": CONNECT_TIMEOUT_S,
-            "application_name": "crm-replay",
-            "keepalives_idle": 30,
-            "keepalives_interval": 10,
-            "keepalives_count": 3,
-        }
-        session = (
-            f"-c default_transaction_read_only=on -c statement_timeout={int(statement_timeout_s * 1000)}"
-            " -c timezone=UTC -c client_encoding=UTF8"
-        )
-        # With row_security=off a query that a policy would hide rows from fails, whenever the policy has come.
-        options = f"-c row_security=off {given.get('options') or ''} {session}"
-        db = psycopg.connect(make_conninfo(**{**defaults, **given, "options": options}), autocommit=True)
-    except psycopg.OperationalError as error:
-        raise ServiceUnreachableError(
-            f"{where(dsn)} does not let us in ({first_line(error)})", "check CRM_AUDIT_DATABASE_URL"
-        ) from error
-    except psycopg.Error as error:
-        raise BadInputError(
-            f"CRM_AUDIT_DATABASE_URL is not a PostgreSQL address ({about(error, dsn)})", "postgresql://user@host/db"
-        ) from None
-    db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ  # of explicit transactions
-    # A timestamp's eight bytes are read as the number they are: a datetime per row would cost more than the rest of it.
-    db.adapters.register_loader("timestamp", Int8BinaryLoader)
-    db.adapters.register_loader("timestamptz", Int8BinaryLoader)
-    return db
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's text, or its name."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-class QueryTooSlowError(ReplayError):
-    """PostgreSQL stopped a query at the time limit."""
-
-
-@contextmanager
-def answering(what: str) -> Iterator[None]:
-    """Turn what PostgreSQL says against a query into one line: BadInputError, or ReplayError for an outage."""
-    try:
-        yield
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise BadInputError(f"{what}: {first_line(error)}", GRANT_IT) from error
-    except psycopg.errors.QueryCanceled as error:
-        raise QueryTooSlowError(
-            f"{what}: {first_line(error)}",
-            "raise CRM_REPLAY_STATEMENT_TIMEOUT_S, or see why the CRM's database is slow",
-        ) from error
-    except psycopg.OperationalError as error:
-        raise ReplayError(
-            f"{what}: {first_line(error)}", "start again when the server is back; nothing is lost"
-        ) from error
-    except psycopg.Error as error:
-        raise BadInputError(f"{what}: {first_line(error)}", "mend the source mapping") from error
-
-
 def columns_of(db: Connection, schema: str, table: str) -> dict[str, str]:
     """Return a table's columns with their types' names. Raises BadInputError if there is no such table."""
     with answering(f"table {schema}.{table}"):
@@ -245,7 +205,7 @@ def columns_of(db: Connection, schema: str, table: str) -> dict[str, str]:
         columns: dict[str, str] = dict(db.execute(query, {"schema": schema, "table": table}).fetchall())
     if not columns:
         raise BadInputError(
-            f"there is no table {schema}.{table} in {where(db.info.dsn)}", "name it in the source mapping (--mapping)"
+            f"there is no table {schema}.{table} in {db.where}", "name it in the source mapping (--mapping)"
         )
     return columns
 
@@ -306,6 +266,24 @@ def _account_value(db: Connection, query: str, company_sso_id: str) -> Any:
     return values.pop()
 
 
+class LagUnknownError(Exception):
+    """A replica that does not tell how far it is behind: Aurora's refuse the functions for it (0A000)."""
+
+
+def replica_lag(db: Connection) -> float | None:
+    """Return how many seconds this replica is behind its primary; None if it is no replica.
+
+    One that has replayed all it has received is not behind, however long ago the primary's last transaction was. Raises
+    LagUnknownError, ReplayError for an outage.
+    """
+    with answering("asking how far the replica is behind"):
+        try:
+            lag = db.rows(sql_text("replica_lag"), {})[0][0]
+        except (psycopg.NotSupportedError, psycopg.ProgrammingError) as error:
+            raise LagUnknownError(first_line(error)) from error
+    return None if lag is None else float(lag)
+
+
 class Reader(Protocol):
     """What the snapshot reads from; `AuditReader` is the real one."""
 
@@ -328,29 +306,85 @@ class Reader(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Window:
+    """How many ids a page may scan: fewer after one that reached the time limit, more again once pages are quick."""
+
+    ids_max: int
+    ids: int = 0
+    quick: int = 0  # pages in a row
+    quick_wanted: int = 1  # of them before it grows; more after each page that was too slow
+
+    def __post_init__(self) -> None:
+        """Begins at its largest."""
+        self.ids = self.ids or self.ids_max
+
+    def too_slow(self) -> bool:
+        """Shrink after a page that reached the time limit; return False if that is no use."""
+        if self.ids <= WINDOW_MIN:
+            return False
+        self.ids = max(WINDOW_MIN, self.ids // 4)
+        self.quick, self.quick_wanted = 0, min(QUICK_PAGES_MAX, self.quick_wanted * 2)
+        return True
+
+    def answered(self, seconds: float, limit_s: float) -> None:
+        """Grow after enough pages that would be far from the limit with twice as many ids."""
+        if self.ids >= self.ids_max:
+            return
+        self.quick = self.quick + 1 if seconds * 4 <= limit_s else 0
+        if self.quick >= self.quick_wanted:
+            self.ids, self.quick = min(self.ids_max, self.ids * 2), 0
+
+
+class RowQuery:
+    """A query for rows as it is sent: for texts, and where one of the rows is no text, for bytes."""
+
+    def __init__(self, source: AuditSource, raw: str, *names: str, cutoff: datetime | None = None) -> None:
+        """`names` are the `.sql` files of the query, `raw` the one that is put around it."""
+        self.texts = source.query(*names, cutoff=cutoff).as_bytes(None)
+        self.raw = sql_text(raw).encode().replace(b"{rows}", self.texts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What was read of a page."""
+
+    rows: list[Row]
+    end: int
+    gaps: tuple[Gap, ...] = ()
+    raw: bool = False  # the rows' texts are bytes
+
+
 class AuditReader:
     """One connection to the audits of one account; reads pages. A lost connection is opened again."""
 
-    def __init__(self, dsn: str, source: AuditSource, cutoff: datetime, limits: Limits) -> None:
-        """Connects at once; raises ServiceUnreachableError. With a cutoff of EARLIEST no row is left out."""
-        self._dsn = dsn
+    def __init__(
+        self, dsn: str, source: AuditSource, cutoff: datetime, limits: Limits, writers: Sequence[str] = ()
+    ) -> None:
+        """Connects at once. The source has been read, so a server that does not answer is tried again for a while.
+
+        With a cutoff of EARLIEST no row is left out. `writers` are the job's: see `horizon_passed`. Raises ReplayError.
+        """
         self._source = source
+        self._tag = source.tag
         self._limits = limits
+        self._writers = list(writers)
         self._page_rows = limits.page_rows
-        self._window = limits.id_window
+        self._window = Window(limits.id_window)
+        self._lag_unknown = False
         self._values = {
             "scope": list(source.types),
             "account": source.account,
             "cutoff": source.moment(cutoff),
             "size_max": min(INLINE_BYTES_MAX, limits.row_bytes_max),
         }
-        self._page = source.query("page", "row", cutoff=cutoff)
-        self._gap_page = source.query("gap_page", "row", cutoff=cutoff)
-        self._gaps = source.query("gaps")
-        self._next_id = source.query("next_id")
-        self._large_row = source.query("large_row")
-        self._rows = source.query("rows", cutoff=cutoff)
-        self._db = connect(dsn, limits.statement_timeout_s)
+        self._page = RowQuery(source, "raw_row", "page", "row", cutoff=cutoff)
+        self._gap_page = RowQuery(source, "raw_row", "gap_page", "row", cutoff=cutoff)
+        self._gaps = source.query("gaps").as_bytes(None)
+        self._next_id = source.query("next_id").as_bytes(None)
+        self._large_row = RowQuery(source, "raw_large_row", "large_row")
+        self._rows = source.query("rows", cutoff=cutoff).as_bytes(None)
+        self._db = connect(dsn, limits.statement_timeout_s, patient=True)
 
     def close(self) -> None:
         """Close the connection."""
@@ -361,114 +395,137 @@ class AuditReader:
     ) -> Page:
         """Return the next page of (cursor, last]; it ends above `cursor`, and holds no row beyond the window.
 
-        Where a page takes longer than the time limit, the window shrinks. Raises ReplayError for an outage.
+        Where a page takes longer than the time limit, the window shrinks. Raises ReplayError for an outage,
+        BadInputError for a row that is another account's.
         """
         while True:
+            began = time.monotonic()
             try:
                 with answering("reading a page"):
-                    rows, end, gaps = self._retry(self._read_page, cursor, last, look_for_gaps)
-                    rows = [row for row in rows if not in_gaps(gaps_known, row[0])] if gaps_known else rows
-                    return self._retry(self._to_page, rows, cursor, end, id_range, gaps)
+                    read = self._decodable(self._read_page, cursor, last, look_for_gaps)
             except QueryTooSlowError:
-                if self._window <= WINDOW_MIN:
+                if not self._window.too_slow():
                     raise
-                self._window = max(WINDOW_MIN, self._window // 4)
+                continue
+            self._window.answered(time.monotonic() - began, self._limits.statement_timeout_s)
+            if gaps_known:
+                read = replace(read, rows=[row for row in read.rows if not in_gaps(gaps_known, row[0])])
+            with answering("reading a page"):
+                return self._db.read(self._to_page, read, cursor, id_range)
 
     def late_page_after(self, cursor: int, gaps: Sequence[Gap], id_range: int) -> Page:
         """Return the next page of the rows that have appeared in `gaps`, which are in rising order."""
         ahead = clip_gaps(gaps, cursor, gaps[-1][1])[:GAPS_A_PAGE_MAX]
-        lows, highs = [low for low, _ in ahead], [high for _, high in ahead]
-        page_rows = self._page_rows
         with answering("reading the gaps again"):
-            rows = self._retry(self._query, self._gap_page, {"lows": lows, "highs": highs, "page_rows": page_rows})
-            end = cast("int", rows[-1][0]) if len(rows) >= page_rows else highs[-1]
-            return self._retry(self._to_page, rows, cursor, end, id_range, ())
+            read = self._decodable(self._read_gaps, ahead)
+            return self._db.read(self._to_page, read, cursor, id_range)
 
     def fingerprint(self, low: int, high: int) -> str | None:
-        """Return the SHA-256 of the rows of (low, high] as PostgreSQL sends them, in hex; None if it takes too long."""
-        try:
-            with answering("taking the fingerprint of rows"):
-                return self._retry(self._fingerprint, low, high)
-        except QueryTooSlowError:
-            return None
+        """Return the SHA-256 of the rows of (low, high] as PostgreSQL sends them, in hex.
+
+        None if it takes too long, or if the rows cannot be sent.
+        """
+        with suppress(QueryTooSlowError), answering("taking the fingerprint of rows"), suppress(*UNDECODABLE):
+            return self._db.read(self._fingerprint, low, high)
+        return None
 
     def spread(self) -> list[int]:
         """Return ids with about the same number of rows between any two neighbours; empty if nobody has counted."""
         with answering("asking for the spread of the ids"):
-            rows = self._retry(
-                self._query,
-                self._source.query("spread"),
-                {"schema": self._source.schema, "relation": self._source.relation},
+            rows = self._db.rows(
+                self._source.query("spread"), {"schema": self._source.schema, "relation": self._source.relation}
             )
         return [int(id_) for id_ in rows[0][0]] if rows and rows[0][0] else []
 
     def replica_lag(self) -> float | None:
-        """Return how many seconds this replica is behind its primary; None if it is no replica.
+        """Return how many seconds this replica is behind its primary; None if it is no replica, or cannot tell.
 
-        One that has replayed all it has received is not behind, however long ago the primary's last transaction was.
+        That it cannot is said once.
         """
-        query = sql.SQL(
-            "SELECT CASE WHEN NOT pg_is_in_recovery() THEN NULL"
-            " WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0::float8"
-            " ELSE COALESCE(extract(epoch FROM now() - pg_last_xact_replay_timestamp())::float8, 0::float8) END"
-        )
-        with answering("asking how far the replica is behind"):
-            lag = self._retry(self._query, query, {})[0][0]
-        return None if lag is None else float(lag)
+        if self._lag_unknown:
+            return None
+        try:
+            return replica_lag(self._db)
+        except LagUnknownError as error:
+            self._lag_unknown = True
+            logger.warning("how far the replica is behind is unknown (%s), reading without it", error)
+            return None
 
     def horizon_passed(self, xmax: int) -> bool:
-        """Return whether every transaction below `xmax` has ended."""
-        query = sql.SQL("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= %(xmax)s")
+        """Return whether no transaction can commit a row of the job any more that has not committed it by now.
+
+        They are those below `xmax`, and the `writers` (virtual transaction ids) that had no transaction id yet when the
+        job started.
+        """
         with answering("asking for the oldest open transaction"):
-            return bool(self._retry(self._query, query, {"xmax": xmax})[0][0])
+            passed = bool(self._db.rows(sql_text("horizon_passed"), {"xmax": xmax})[0][0])
+            if passed and self._writers:
+                passed = not self._db.rows(sql_text("writers_left"), {"writers": self._writers})[0][0]
+        return passed
 
     def oldest_transactions(self) -> str:
         """Return a phrase for the operator: who holds the horizon back, as far as we may see it."""
-        query = sql.SQL(
+        query = (
             "SELECT 'pid ' || pid, usename::text, extract(epoch FROM now() - xact_start)::bigint AS age"
-            " FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND xact_start IS NOT NULL"
+            " FROM pg_stat_activity WHERE xact_start IS NOT NULL AND (backend_xid IS NOT NULL OR pid IN"
+            " (SELECT pid FROM pg_locks WHERE virtualtransaction = ANY(%(writers)s::text[])))"
             " UNION ALL SELECT 'prepared transaction ' || gid, owner, extract(epoch FROM now() - prepared)::bigint"
             " FROM pg_prepared_xacts ORDER BY age DESC LIMIT 3"
         )
         with answering("looking for the oldest open transaction"):
-            rows = self._retry(self._query, query, {})
+            rows = self._db.rows(query, {"writers": self._writers})
         seen = [f"{who} of {user}, open for {age} s" for who, user, age in rows]
         return "; ".join(seen) or "this role may not see whose (pg_read_all_stats would let it)"
 
-    def _read_page(
-        self, cursor: int, last: int, look_for_gaps: bool
-    ) -> tuple[list[tuple[Any, ...]], int, tuple[Gap, ...]]:
+    def _decodable(self, read: Callable[..., _Rows], *args: Any) -> _Rows:
+        """Return what `read` reads: as texts, or as bytes where one of the rows is no text."""
+        try:
+            return self._db.read(read, *args, raw=False)
+        except UNDECODABLE:
+            return self._db.read(read, *args, raw=True)
+
+    def _read_page(self, cursor: int, last: int, look_for_gaps: bool, *, raw: bool) -> _Rows:
         """Return the rows of a page, where it ends, and the gaps in it: rows and gaps of one and the same snapshot."""
         if not look_for_gaps:
-            return (*self._read_rows(cursor, last, self._window), ())
-        with self._db.transaction():  # repeatable read
-            rows, end = self._read_rows(cursor, last, min(self._window, GAPS_WINDOW_IDS))
-            gaps = self._query(self._gaps, {"cursor": cursor, "scanned_to": end})
-        return rows, end, tuple(cast("list[Gap]", gaps))
+            return self._read_rows(cursor, last, self._window.ids, raw)
+        with self._db.transaction():
+            read = self._read_rows(cursor, last, min(self._window.ids, GAPS_WINDOW_IDS), raw)
+            gaps = self._query(self._gaps, {"cursor": cursor, "scanned_to": read.end})
+        return replace(read, gaps=tuple(cast("list[Gap]", gaps)))
 
-    def _read_rows(self, cursor: int, last: int, window: int) -> tuple[list[tuple[Any, ...]], int]:
+    def _read_rows(self, cursor: int, last: int, window: int, raw: bool) -> _Rows:
         window_end = min(cursor + window, last)
         page_rows = self._page_rows
-        rows = self._query(self._page, {"cursor": cursor, "window_end": window_end, "page_rows": page_rows})
+        query = self._page.raw if raw else self._page.texts
+        rows = self._query(query, {"cursor": cursor, "window_end": window_end, "page_rows": page_rows})
         if len(rows) >= page_rows:
-            return rows, cast("int", rows[-1][0])
+            return _Rows(rows, cast("int", rows[-1][0]), raw=raw)
         if rows or window_end == last:
-            return rows, window_end
+            return _Rows(rows, window_end, raw=raw)
         # An empty window: jump to where there is a row again, of whatever account.
         following = self._query(self._next_id, {"window_end": window_end, "last": last})
-        return rows, cast("int", following[0][0]) - 1 if following else last
+        return _Rows(rows, cast("int", following[0][0]) - 1 if following else last)
 
-    def _to_page(
-        self, rows: list[tuple[Any, ...]], cursor: int, end: int, id_range: int, gaps: tuple[Gap, ...]
-    ) -> Page:
+    def _read_gaps(self, gaps: Sequence[Gap], *, raw: bool) -> _Rows:
+        """Return the rows that stand in these gaps now."""
+        lows, highs = [low for low, _ in gaps], [high for _, high in gaps]
+        page_rows = self._page_rows
+        query = self._gap_page.raw if raw else self._gap_page.texts
+        rows = self._query(query, {"lows": lows, "highs": highs, "page_rows": page_rows})
+        return _Rows(rows, cast("int", rows[-1][0]) if len(rows) >= page_rows else highs[-1], raw=raw)
+
+    def _to_page(self, read: _Rows, cursor: int, id_range: int) -> Page:
         events: list[AuditEvent] = []
         defects: dict[int, Defect] = {}
-        changes_are_json, company = self._source.changes_are_json, self._source.company_sso_id
-        size = 0
+        changes_are_json, company, tag = self._source.changes_are_json, self._source.company_sso_id, self._tag
+        size, end = 0, read.end
+        rows = self._texts(read.rows, defects) if read.raw else read.rows
         for (
             id_, at, auditable_type, auditable_id, associated_type, associated_id, user_type, user_id, username, action,
-            changes, version, comment, request_uuid,
+            changes, version, comment, request_uuid, owner,
         ) in rows:  # fmt: skip
+            if owner != tag:
+                raise _foreign_row(id_, company)
             at_us = at + EPOCH_2000_US
             if changes is None:
                 if size > PAGE_BYTES_MAX:
@@ -491,55 +548,79 @@ class AuditReader:
         if self._source.mapping is not None:
             events = [*map(self._source.mapping.named_now, events)]
         self._page_rows = next_page_rows(self._page_rows, self._limits.page_rows, size)
-        return Page(tuple(events), end, tuple(clip_gaps(gaps, cursor, end)), defects)
+        defects = {id_: defect for id_, defect in defects.items() if id_ <= end}
+        return Page(tuple(events), end, tuple(clip_gaps(read.gaps, cursor, end)), defects)
+
+    def _texts(self, rows: Sequence[Row], defects: dict[int, Defect]) -> Iterator[Row]:
+        """Yield rows of bytes as rows of texts; notes those that are none, with what can be shown of them."""
+        for row in rows:
+            raw = [row[at] or b"" for at in TEXTS_OF_ROW]
+            if all(text.isascii() for text in raw):
+                yield _with_texts(row, "ascii")
+                continue
+            try:
+                if self._db.server_encoding == "SQL_ASCII":
+                    yield _with_texts(row, "utf-8")
+                    continue
+                # The server is what knows its encoding; alone in its page, the row spoils no other.
+                alone = self._read_gaps([(row[0], row[0])], raw=False).rows
+            except UNDECODABLE:
+                defects[row[0]] = _no_text(self._db.server_encoding)
+                yield _with_texts(row, "utf-8", "replace")
+                continue
+            yield from alone
 
     def _large(self, audit_id: int) -> tuple[str, str, Defect | None]:
-        """Return a large row's changes and comment, cut short and with a defect if the topic does not take them."""
-        size_max = self._limits.row_bytes_max
-        rows = self._query(self._large_row, {"id": audit_id, "size_max": size_max, "kept": LARGE_ROW_KEPT_CHARS})
-        changes, comment, changes_bytes, comment_bytes = rows[0] if rows else ("", "", 0, 0)
-        if changes_bytes + comment_bytes <= size_max:
-            return changes, comment, None
-        detail = (
-            f"audited_changes has {changes_bytes} bytes and comment {comment_bytes}; the replay topic takes {size_max},"
-            f" so the first {LARGE_ROW_KEPT_CHARS} characters of each are kept"
-        )
-        return changes, comment, Defect(DeadLetterCause.ROW_TOO_LARGE, detail)
+        """Return a large row's changes and comment; with a defect if the topic does not take them, or they are no text.
+
+        What the topic does not take is cut short.
+        """
+        size_max, defect = self._limits.row_bytes_max, None
+        values = {"id": audit_id, "size_max": size_max, "kept": LARGE_ROW_KEPT_CHARS}
+        try:
+            rows = self._query(self._large_row.texts, values)
+        except UNDECODABLE:
+            rows = [_with_texts(row, "utf-8", "replace") for row in self._query(self._large_row.raw, values)]
+            defect = _no_text(self._db.server_encoding)
+        if not rows:
+            return "", "", None
+        changes, comment, changes_bytes, comment_bytes, owner = rows[0]
+        if owner != self._tag:
+            raise _foreign_row(audit_id, self._source.company_sso_id)
+        if changes_bytes + comment_bytes > size_max:
+            detail = (
+                f"audited_changes has {changes_bytes} bytes and comment {comment_bytes}; the replay topic takes"
+                f" {size_max}, so the first {LARGE_ROW_KEPT_CHARS} characters of each are kept"
+            )
+            defect = Defect(DeadLetterCause.ROW_TOO_LARGE, detail)
+        return changes, comment, defect
 
     def _fingerprint(self, low: int, high: int) -> str:
         digest = sha256()
-        with (
-            self._db.cursor() as cursor,
-            cursor.copy(self._rows, {**self._values, "cursor": low, "last": high}) as rows,
-        ):
-            for row in rows:
-                digest.update(row)
+        for row in self._db.copied(self._rows, {**self._values, "cursor": low, "last": high}):
+            digest.update(row)
         return digest.hexdigest()
 
-    def _query(self, query: sql.SQL | sql.Composed, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        rows: list[tuple[Any, ...]] = self._db.execute(query, {**self._values, **values}, binary=True).fetchall()
-        return rows
+    def _query(self, query: bytes, values: Mapping[str, Any]) -> list[Row]:
+        return self._db.read(self._db.rows, query, {**self._values, **values})
 
-    def _retry(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what `read` returns, over a new connection if the old one was lost: reading again is always safe."""
-        give_up_at = time.monotonic() + RECONNECT_FOR_S
-        pause_s = 0.1
-        while True:
-            try:
-                if self._db.closed:
-                    self._db = connect(self._dsn, self._limits.statement_timeout_s)
-                return read(*args, **kwargs)
-            except (psycopg.OperationalError, ServiceUnreachableError) as error:
-                if isinstance(error, psycopg.errors.QueryCanceled):
-                    raise
-                if time.monotonic() > give_up_at:
-                    raise ReplayError(
-                        f"{where(self._dsn)} has been away for a minute", "start again when it is back"
-                    ) from error
-                self._db.close()
-                logger.warning("the connection to PostgreSQL is lost (%s), trying again", first_line(error))
-                time.sleep(pause_s)
-                pause_s = min(5.0, pause_s * 2)
+
+def _with_texts(row: Row, encoding: str, errors: str = "strict") -> Row:
+    """Return a row of bytes as one of texts."""
+    return tuple(value.decode(encoding, errors) if type(value) is bytes else value for value in row)
+
+
+def _no_text(encoding: str) -> Defect:
+    said = f"the row has bytes that are no text in the database's encoding, {encoding}"
+    return Defect(DeadLetterCause.UNDECODABLE_RECORD, said)
+
+
+def _foreign_row(audit_id: int, company_sso_id: str) -> BadInputError:
+    """Return the error for a row that is not the account's: nothing of its page is used."""
+    return BadInputError(
+        f"PostgreSQL answered a query for account {company_sso_id} with row {audit_id}, which is not that account's",
+        "a pooler or proxy has mixed up two clients: connect to PostgreSQL itself",
+    )
 
 
 def next_page_rows(page_rows: int, page_rows_max: int, page_bytes: int) -> int:

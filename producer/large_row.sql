@@ -2,8 +2,8 @@
 -- topic as well, and their sizes.
 SELECT CASE WHEN octet_length(changes) + octet_length(remark) <= %(size_max)s THEN changes ELSE left(changes, %(kept)s) END,
        CASE WHEN octet_length(changes) + octet_length(remark) <= %(size_max)s THEN remark ELSE left(remark, %(kept)s) END,
-       octet_length(changes), octet_length(remark)
+       octet_length(changes), octet_length(remark), owner
 FROM (
-    SELECT COALESCE(audited_changes::text, '') AS changes, COALESCE(comment, '')::text AS remark
+    SELECT COALESCE(audited_changes::text, '') AS changes, COALESCE(comment, '')::text AS remark, {owner} AS owner
     FROM {table} WHERE id = %(id)s
 ) AS large

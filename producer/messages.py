@@ -40,6 +40,13 @@ class Page:
     gaps: tuple[Gap, ...] = ()  # ids without a row, if they were looked for
     defects: Mapping[int, Defect] = field(default_factory=dict)  # by audit id: why an event is not the whole row
 
+    @property
+    def sound(self) -> tuple[AuditEvent, ...]:
+        """The events that are whole rows; the others are dead letters."""
+        if not self.defects:
+            return self.events
+        return tuple(event for event in self.events if event.audit_id not in self.defects)
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:

@@ -2,7 +2,7 @@
 -- whole table. Only the columns that are read: the role may have no right to the others.
 WITH audit AS (
     SELECT id, created_at, auditable_type, auditable_id, associated_type, associated_id, user_type, user_id, username,
-           action, audited_changes, version, comment, request_uuid
+           action, audited_changes, version, comment, request_uuid, {owner} AS owner
     FROM {table}
     WHERE id > %(cursor)s AND id <= %(window_end)s
       AND auditable_type = ANY(%(scope)s::text[]) AND {since} AND {account}

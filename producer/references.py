@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient
 from psycopg import sql
 from pymongo.database import Database
 
-from producer.audits import Connection, answering, columns_of, connect, resolve
+from producer.audits import INTEGERS, Connection, answering, columns_of, connect, resolve
 from producer.checkpoint import answering as mongo_answering
 from producer.publisher import Publisher, check_topics, message_bytes_max, offsets_held_by
 from schemas import stored
@@ -338,9 +338,11 @@ def _contact_records(found: FoundContacts, company_sso_id: str, codec: Codec) ->
 def _user_records(db: Connection, mapping: SourceMapping, codec: Codec, texts: _Texts) -> Iterator[tuple[str, bytes]]:
     users = mapping.users
     query = sql.SQL(
-        "SELECT {id}::bigint, {email}, {full_name}, {deleted_at} IS NOT NULL FROM {table} WHERE {id} IS NOT NULL"
+        "SELECT {id}::bigint, {email}, {full_name}, {deleted_at} IS NOT NULL"
+        " FROM {table} WHERE {order} > %(after)s ORDER BY {order}"
     ).format(
         id=sql.Identifier(users.id),
+        order=_order(columns_of(db, users.schema_name, users.table), users.id),
         email=texts.select(sql.Identifier(users.email)),
         full_name=texts.select(sql.Identifier(users.full_name)),
         deleted_at=sql.Identifier(users.deleted_at),
@@ -357,8 +359,10 @@ def _account_records(db: Connection, mapping: SourceMapping, codec: Codec) -> It
     account = mapping.source.account
     if account is None or account.inverse is None:
         return
-    query = sql.SQL("SELECT * FROM ({}) AS accounts").format(sql.SQL(account.inverse.replace("%", "%%")))
-    for value, company_sso_id in _stream(db, query, {}, "the source mapping's inverse query for accounts"):
+    query = sql.SQL("SELECT * FROM ({}) AS accounts").format(sql.SQL(account.inverse))
+    with answering("the source mapping's inverse query for accounts"):
+        rows = db.execute(query).fetchall()
+    for value, company_sso_id in rows:
         if value is not None and company_sso_id:
             yield f"{ACCOUNT_KEY}{value}", codec.encode(Referent("", 0, str(company_sso_id)))
 
@@ -367,7 +371,10 @@ def _referent_records(
     db: Connection, mapping: SourceMapping, account: Any, codec: Codec, texts: _Texts
 ) -> Iterator[tuple[str, bytes]]:
     for type_name, table in mapping.referents.items():
-        query = _referent_query(db, mapping, account, type_name, sql.SQL("{id} IS NOT NULL"), texts)
+        order = _order(columns_of(db, table.schema_name, table.table), table.id)
+        which = sql.SQL("{order} > %(after)s").format(order=order)
+        query = _referent_query(db, mapping, account, type_name, which, texts)
+        query = sql.SQL("{} ORDER BY {}").format(query, order)
         name = f"{table.schema_name}.{table.table}"
         for referent_id, value in _stream(db, query, {"account": account}, f"reading {name}"):
             key = f"{type_name}:{referent_id}"
@@ -395,17 +402,17 @@ class NameReader:
         table = self._mapping.referents[type_name]
         with answering(f"reading {table.schema_name}.{table.table}"):
             if (query := self._queries.get(type_name)) is None:
-                which = sql.SQL("{id} = ANY(%(ids)s::bigint[])")
+                which = sql.SQL("{} = ANY(%(ids)s::bigint[])").format(sql.Identifier(table.id))
                 composed = _referent_query(self._db, self._mapping, self._account, type_name, which, self._texts)
-                query = self._queries[type_name] = composed.as_bytes(self._db)
+                query = self._queries[type_name] = composed.as_bytes(None)
             rows = self._db.execute(query, {"account": self._account, "ids": list(ids)}).fetchall()
         return {id_: self._texts.read(value, key=f"{type_name}:{id_}")[0] for id_, value in rows}
 
 
 def _referent_query(
-    db: Connection, mapping: SourceMapping, account: Any, type_name: str, which: sql.SQL, texts: _Texts
+    db: Connection, mapping: SourceMapping, account: Any, type_name: str, which: sql.Composable, texts: _Texts
 ) -> sql.Composed:
-    """Return the query for ids and names of the account's records of a type; `which` is a predicate over `{id}`."""
+    """Return the query for ids and names of the account's records of a type; `which` is a predicate."""
     table = mapping.referents[type_name]
     account_column = mapping.source.account.column if mapping.source.account and account is not None else None
     predicate: sql.Composable = sql.SQL("true")
@@ -416,16 +423,21 @@ def _referent_query(
         # The mapping's expression is the operator's own SQL; its per cent signs are not placeholders.
         name=texts.select(sql.SQL(table.name.replace("%", "%%"))),
         table=sql.Identifier(table.schema_name, table.table),
-        which=which.format(id=sql.Identifier(table.id)),
+        which=which,
         account=predicate,
     )
 
 
 def _stream(db: Connection, query: sql.Composed, values: Mapping[str, Any], what: str) -> Iterator[tuple[Any, ...]]:
-    """Yield a query's rows without holding them all: a cursor on the server, in a transaction of its own."""
-    with answering(what), db.transaction(), db.cursor(name="crm_replay_references") as cursor:
-        cursor.itersize = FETCH_ROWS
-        yield from cursor.execute(query, values)
+    """Yield a query's rows, which are in the order of their ids, without holding them all."""
+    with answering(what):
+        yield from db.ordered(query, values)
+
+
+def _order(columns: Mapping[str, str], id_: str) -> sql.Composable:
+    """Return what rows are read in the rising order of: their id as a number, by its index where it is one."""
+    column = sql.Identifier(id_)
+    return column if columns[id_] in INTEGERS else sql.SQL("{}::bigint").format(column)
 
 
 def _publish_topic(

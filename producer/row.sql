@@ -1,11 +1,13 @@
 -- The rest of every query that reads rows: `audit` as an AuditEvent has its fields. NULL is '' or 0, a created_at of NULL
--- no moment of the calendar, the changes are the text they print as. A row whose texts have more than size_max bytes comes without them (NULL): large_row.sql fetches it.
+-- no moment of the calendar, the changes are the text they print as. A row whose texts have more than size_max bytes comes
+-- without them (NULL): large_row.sql fetches it. The last column is the source's own number, if the row is the account's:
+-- whatever mixes up statements or answers on the way gives rows without it.
 SELECT id::bigint, COALESCE(created_at, '-infinity'), COALESCE(auditable_type, '')::text, COALESCE(auditable_id, 0)::bigint,
        COALESCE(associated_type, '')::text, COALESCE(associated_id, 0)::bigint, COALESCE(user_type, '')::text,
        COALESCE(user_id, 0)::bigint, COALESCE(username, '')::text, COALESCE(action, '')::text,
        CASE WHEN octet_length(changes) + octet_length(remark) <= %(size_max)s THEN changes END, COALESCE(version, 0)::bigint,
        CASE WHEN octet_length(changes) + octet_length(remark) <= %(size_max)s THEN remark END,
-       COALESCE(request_uuid::text, '')
+       COALESCE(request_uuid::text, ''), owner
 FROM audit
 CROSS JOIN LATERAL (  -- printed once: without OFFSET 0 the planner repeats the expressions
     SELECT COALESCE(audited_changes::text, '') AS changes, COALESCE(comment, '')::text AS remark OFFSET 0

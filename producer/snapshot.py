@@ -36,7 +36,7 @@ class Bounds:
     """What the job has fixed."""
 
     top: int  # newest id when the job started
-    xmax: int  # transactions below it may still commit ids up to `top`
+    xmax: int  # transactions below it, if they had an id when the job started, may still commit ids up to `top`
     id_window: int
     horizon_wait_s: float
 

@@ -1,11 +1,13 @@
 """What has to be known of the source before a job exists: that it is readable, what is in scope, where it ends."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import psycopg
 from psycopg import sql
 
 from producer.audits import (
@@ -17,11 +19,14 @@ from producer.audits import (
     connect,
     require_columns,
     resolve,
+    sql_text,
 )
 from producer.cursor import EARLIEST, cutoff
 from producer.visibility import require_whole_tables, tables_read
 from schemas.errors import BadInputError
 from schemas.mapping import SourceMapping
+
+logger = logging.getLogger(__name__)
 
 COUNT_WINDOW_IDS = 500_000  # a count is many short queries and not one long one
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -47,7 +52,8 @@ class Survey:
     min_id: int  # of the account's rows of types in scope; 0 if there are none
     max_id: int
     top_audit_id: int  # newest id of the whole table
-    snapshot_xmax: int  # ids up to top may still be committed by transactions below it
+    snapshot_xmax: int  # transactions below it, if they have an id already, may still commit ids up to top
+    writers: tuple[str, ...]  # virtual ids of the transactions that may, and had no transaction id yet
     cutoff: datetime  # aware UTC; where the date range or else the account's history begins
     out_of_scope_by_type: Mapping[str, int]  # rows of the account and the date range that are not read
     account: Any  # the mapped account column's value; None if the whole table is this account's
@@ -93,6 +99,8 @@ def survey(
         require_ids(db, source, date_range_start)
         with answering("asking for the newest id"):
             _, top, xmax = db.execute(source.query("horizon")).fetchall()[0]
+        # Behind the newest id: what drew an id up to it is either here, or has ended and can be read.
+        writers = writers_of(db, source)
         top = max(top, 0)  # another account's ids may all be below 1
         found = count(db, source, top, date_range_start, progress)
         with answering("asking for the time"):
@@ -105,6 +113,7 @@ def survey(
         max_id=found.max_id,
         top_audit_id=top,
         snapshot_xmax=xmax,
+        writers=writers,
         cutoff=cutoff(date_range_start, found.earliest, datetime.fromtimestamp(now, UTC)),
         out_of_scope_by_type=found.out_of_scope_by_type,
         account=source.account,
@@ -128,7 +137,7 @@ def count_in_scope(
 
     A cutoff of EARLIEST leaves out no row.
     """
-    with connect(dsn, statement_timeout_s) as db:
+    with connect(dsn, statement_timeout_s, patient=True) as db:  # at the end of a run, an outage is sat out
         return count(db, resolve(db, mapping, company_sso_id), top_audit_id, cutoff, progress)
 
 
@@ -203,6 +212,23 @@ def require_ids(db: Connection, source: AuditSource, date_range_start: datetime 
         "give these rows free ids above 0 in a copy of the table and name that in the source mapping, or leave them out"
         " with a date range",
     )
+
+
+def writers_of(db: Connection, source: AuditSource) -> tuple[str, ...]:
+    """Return the virtual ids of the transactions that may have drawn an audit id and not yet committed it.
+
+    Empty on a standby, which knows nothing of them, and for a role that may not read pg_locks (every role may, unless
+    that was revoked).
+    """
+    values = {"schema": source.schema, "relation": source.relation}
+    try:
+        return tuple(row[0] for row in db.execute(sql_text("writers"), values).fetchall())
+    except psycopg.errors.InsufficientPrivilege as error:
+        logger.warning("open transactions without a transaction id are not known: %s", error)
+        return ()
+    except psycopg.Error:
+        with answering("looking for open transactions"):
+            raise
 
 
 def first_behind(db: Connection, source: AuditSource, audit_id: int, top: int) -> int:

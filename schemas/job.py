@@ -17,7 +17,8 @@ class ReplayJob(BaseModel):
     run: int = Field(ge=1)  # unique over all jobs of the database; also the first four bytes of the run's ObjectIds
     partitions: int = Field(ge=1, le=1024)
     top_audit_id: int = Field(ge=0)  # max(id) when the job started
-    snapshot_xmax: int = Field(ge=0)  # ids up to `top` may still be committed by transactions below this
+    snapshot_xmax: int = Field(ge=0)  # ids up to `top` may still be committed by transactions below this,
+    writers: tuple[str, ...] = ()  # and by these virtual transactions, which had no transaction id when the job started
     cutoff: AwareDatetime  # rows created before it are not replayed; of the year 1: all are, dated or not
     mapping_path: str
     fence: int = Field(0, ge=0)  # rises with every runner that takes the job up: cursors count under the highest only

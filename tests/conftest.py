@@ -6,4 +6,5 @@ pytest_plugins = [
     "tests.fixtures.browser",
     "tests.fixtures.properties",
     "tests.fixtures.prometheus",
+    "tests.fixtures.postgres",
 ]

@@ -80,6 +80,7 @@ class Job:
     prepared: bool = True  # surveyed: top, xmax, cutoff and total are known; else the runner that claims it looks
     planned_begin: tuple[int, ...] = ()  # what `begin_offsets` will be once both groups have been set to the stretch
     planned_outcomes: tuple[int, ...] = ()  # where the sinks begin on the outcomes topic, by partition
+    writers: tuple[str, ...] = ()  # virtual transactions of the source that may still commit ids up to top
     published_at: tuple[int, ...] = ()  # of a rerun: begin offsets of the stretch that is read again
     owner: str | None = None  # the runner that works on it; None: it waits for one
     fence: int = 0  # rises with every claim: what a former owner says counts no more
@@ -111,6 +112,7 @@ class Job:
             partitions=self.partitions,
             top_audit_id=self.top_audit_id,
             snapshot_xmax=self.snapshot_xmax,
+            writers=self.writers,
             cutoff=self.reads_from,
             mapping_path=self.mapping_path,
             fence=self.fence,

@@ -60,6 +60,7 @@ class NewJob:
     triggered_by: str = ""
     date_range_start: dt.datetime | None = None
     partial: bool = False  # replays chosen rows of a history that another job has replayed
+    writers: tuple[str, ...] = ()  # virtual transactions of the source that may still commit ids up to top
     prepared: bool = True  # the survey's fields are known; else whoever claims the job looks
     published_at: tuple[int, ...] = ()  # of a rerun: begin offsets of the stretch that is read again
     follows: str | None = None  # the account's last job as the request saw it, "" for none; None: does not matter
@@ -410,6 +411,7 @@ def job_of(document: Mapping[str, Any]) -> Job:
         heartbeat_at=document["heartbeat_at"],
         error=document["error"],
         prepared=bool(document.get("prepared", True)),
+        writers=tuple(document.get("writers", ())),
         planned_begin=tuple(document.get("planned_begin", ())),
         planned_outcomes=tuple(document.get("planned_outcomes", ())),
         published_at=tuple(document.get("published_at", ())),
@@ -464,6 +466,7 @@ def _survey_fields(new: NewJob) -> Document:
     return {
         "top_audit_id": new.top_audit_id,
         "snapshot_xmax": new.snapshot_xmax,
+        "writers": list(new.writers),
         # BSON dates have milliseconds, PostgreSQL microseconds: a resumed run must not begin somewhere else.
         "cutoff": new.cutoff,
         "cutoff_us": (new.cutoff - EPOCH) // dt.timedelta(microseconds=1),

@@ -140,6 +140,7 @@ class Bench:
                 partitions=partitions,
                 top_audit_id=found.top_audit_id,
                 snapshot_xmax=found.snapshot_xmax,
+                writers=found.writers,
                 cutoff=found.cutoff,
                 mapping_path=self.options.mapping_path,
                 records_total=found.rows,

@@ -35,7 +35,7 @@ from processors.directory import UserDirectory
 from processors.lookups import TableLookups
 from processors.tables import ReferenceTables
 from processors.transform import Transformer
-from producer.audits import EPOCH_2000_US, AuditReader, Limits, answering, connect, resolve
+from producer.audits import EPOCH_2000_US, UNDECODABLE, AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
 from producer.publisher import message_bytes_max
 from producer.settings import settings_from_environment
@@ -209,7 +209,13 @@ class _Teller:
                 " WHERE id = %(id)s"
             ).format(ours=ours, table=sql.Identifier(source.schema, source.relation))
             with answering("reading the row"):
-                found = db.execute(query, {"account": source.account, "id": self._id}, binary=True).fetchone()
+                try:
+                    found = db.execute(query, {"account": source.account, "id": self._id}, binary=True).fetchone()
+                except UNDECODABLE:  # of what is needed to find it: such a row is of no type in scope
+                    raise BadInputError(
+                        f"row {self._id} has a type or an action that is no text in the database's encoding",
+                        "correct it in the CRM, or leave it: a replay never reads the row",
+                    ) from None
         if found is None:
             return Row(exists=False)
         is_ours, auditable_type, action, created_at = found

@@ -154,6 +154,7 @@ def _source_lane(
                 lambda: changes.check_changes(dsn, mapping, account, limits),
                 timeout_s + changes.READ_MAX_S,
             ),
+            Step("source_late_commits", lambda: source.check_late_commits(dsn, mapping, account), timeout_s),
             Step("source_scope", scope, options.count_timeout_s),
             Step("source_page_query", page_query, timeout_s + limits.statement_timeout_s),
         ],

@@ -23,13 +23,16 @@ from producer.audits import (
     AuditReader,
     AuditSource,
     Connection,
+    LagUnknownError,
     Limits,
     QueryTooSlowError,
     answering,
     columns_of,
     connect,
     first_line,
+    replica_lag,
     resolve,
+    sql_text,
     where,
 )
 from producer.cursor import EARLIEST
@@ -58,6 +61,7 @@ REPLICA_LAG_WARN_S = 60.0
 TRANSACTION_WARN_S = 300.0
 LOCK_TIMEOUT_MS = 2_000
 WRITES = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
+AnyConnection = Connection | psycopg.Connection[Any]
 SAMPLE_PLACES = 4
 SEEN_TIMEOUT_S = 20.0  # for a count of all rows of a table that may show a part only
 SEEN_MIN = 0.9  # of the rows that the statistics know of; ANALYZE looks at a sample
@@ -84,7 +88,9 @@ def check_reachable(dsn: str) -> Check:
     with connect(dsn) as db:
         version = db.info.server_version
         encrypted = _one(db, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") or False
-    said = f"{where(dsn)}, version {version // 10_000}.{version % 10_000}{'' if encrypted else ', not encrypted'}"
+        pooled = ", through a connection pooler" if db.pooled else ""
+    said = f"{where(dsn)}, version {version // 10_000}.{version % 10_000}{pooled}"
+    said += "" if encrypted else ", not encrypted"
     if version < SERVER_VERSION_MIN:
         return fail("source_reachable", said, "PostgreSQL 13 or newer is needed")
     if not encrypted and not _is_local(dsn):
@@ -100,7 +106,7 @@ def check_read_only(dsn: str, mapping: SourceMapping, *, is_ours: bool = False) 
     name = "source_read_only"
     tables = tables_of(mapping)
     audits = (mapping.source.schema_name, mapping.source.table)
-    with psycopg.connect(_bare(dsn), autocommit=False) as db:
+    with psycopg.connect(_bare(dsn), autocommit=False, prepare_threshold=None) as db:
         role, is_super, standby = _row(
             db,
             "SELECT current_user::text, COALESCE((SELECT rolsuper FROM pg_roles WHERE rolname = current_user), false),"
@@ -131,7 +137,7 @@ def check_read_only(dsn: str, mapping: SourceMapping, *, is_ours: bool = False) 
     return ok(name, f"writes are refused ({refused}), and role {role} has no right to any", **facts)
 
 
-def _writes_allowed(db: Connection, table: tuple[str, str]) -> list[str]:
+def _writes_allowed(db: AnyConnection, table: tuple[str, str]) -> list[str]:
     """Return which kinds of write the role has been granted on a table."""
     relation = _one(db, "SELECT to_regclass(%(name)s)::oid", {"name": f'"{table[0]}"."{table[1]}"'})
     if relation is None:
@@ -143,7 +149,7 @@ def _writes_allowed(db: Connection, table: tuple[str, str]) -> list[str]:
     ]
 
 
-def _try_to_write(db: Connection, table: tuple[str, str]) -> str | None:
+def _try_to_write(db: psycopg.Connection[Any], table: tuple[str, str]) -> str | None:
     """Return why a write was refused; None if it was let through. No row is touched, and nothing is committed."""
     db.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT_MS)))
     try:
@@ -418,16 +424,19 @@ def row_bytes(dsn: str, mapping: SourceMapping, account: str, scope: Scope, limi
 def check_replica(dsn: str) -> Check:
     """Return how far behind its primary the source is; a primary is never behind."""
     query = (
-        "SELECT pg_is_in_recovery(),"
-        " CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0 ELSE"
-        " extract(epoch FROM now() - pg_last_xact_replay_timestamp()) END::float8,"
-        " current_setting('hot_standby_feedback'), current_setting('max_standby_streaming_delay')"
+        "SELECT pg_is_in_recovery(), current_setting('hot_standby_feedback', true),"
+        " current_setting('max_standby_streaming_delay', true)"
     )
     with connect(dsn) as db:
-        standby, lag_s, feedback, delay = _row(db, query)
-    if not standby:
-        return ok("source_replica", "the primary itself: nothing to lag", standby=False)
-    facts = {"standby": True, "lag_s": lag_s, "hot_standby_feedback": feedback, "max_standby_streaming_delay": delay}
+        standby, feedback, delay = _row(db, query)
+        if not standby:
+            return ok("source_replica", "the primary itself: nothing to lag", standby=False)
+        facts = {"standby": True, "hot_standby_feedback": feedback, "max_standby_streaming_delay": delay}
+        try:
+            lag_s = replica_lag(db)
+        except LagUnknownError as error:
+            return ok("source_replica", f"a replica; this server does not tell how far it is behind ({error})", **facts)
+    facts["lag_s"] = lag_s
     if lag_s is None or lag_s > REPLICA_LAG_WARN_S:
         behind = "an unknown time" if lag_s is None else duration_text(lag_s)
         return warn(
@@ -495,6 +504,40 @@ def check_transactions(dsn: str) -> Check:
     return ok("source_transactions", f"open transactions: {said}", **facts)
 
 
+def check_late_commits(dsn: str, mapping: SourceMapping, account: str) -> Check:
+    """Return whether a run sees all transactions that may commit an id below its newest after it has started."""
+    caches = (
+        "SELECT sequence.oid::regclass::text, seqcache FROM pg_sequence JOIN pg_class AS sequence"
+        " ON sequence.oid = seqrelid JOIN pg_depend AS depend ON depend.objid = sequence.oid"
+        " WHERE depend.refobjid = to_regclass(%(name)s) AND depend.classid = 'pg_class'::regclass AND seqcache > 1"
+    )
+    with connect(dsn) as db:
+        source = resolve(db, mapping, account)
+        role, standby = _row(db, "SELECT current_user::text, pg_is_in_recovery()")
+        try:
+            db.execute(sql_text("writers"), {"schema": source.schema, "relation": source.relation})
+            sees_locks = True
+        except psycopg.errors.InsufficientPrivilege:
+            sees_locks = False
+        name = sql.Identifier(source.schema, source.relation).as_string(None)
+        cached = db.execute(caches, {"name": name}).fetchall()
+    findings: list[tuple[Verdict, str, str]] = []
+    if not sees_locks:
+        found = "open transactions that have drawn an id, and have no transaction id yet, are not seen"
+        findings.append((Verdict.WARN, found, f"GRANT SELECT ON pg_catalog.pg_locks TO {role}"))
+    for sequence, ids in cached:
+        findings.append(
+            (
+                Verdict.WARN,
+                f"{sequence} hands out {ids} ids at once, of which a session may commit some much later",
+                f"ALTER SEQUENCE {sequence} CACHE 1, or let the nightly check look for late rows",
+            )
+        )
+    seen = "all but those that have no transaction id yet: a standby" if standby else "all are seen"
+    facts = {"standby": standby, "sees_locks": sees_locks, "caches": dict(cached)}
+    return join("source_late_commits", findings, f"open transactions that may still commit older ids: {seen}", **facts)
+
+
 def check_clock(dsn: str) -> Check:
     """Return how far this host's clock and the source's are apart, as far as the round trip lets it be told."""
     with connect(dsn) as db:
@@ -531,7 +574,7 @@ def check_encoding(dsn: str) -> Check:
         return warn(
             "source_encoding",
             f"{said}: the server does not know what its bytes mean",
-            "rows that are not UTF-8 end a page with an error; find them with convert_from(column::bytea, 'UTF8')",
+            "rows that are not UTF-8 become dead letters; find them with convert_from(column::bytea, 'UTF8')",
             **facts,
         )
     if encoding != "UTF8":
@@ -558,12 +601,12 @@ def _is_local(dsn: str) -> bool:
     return not host or host.startswith("/") or host in ("localhost", "127.0.0.1", "::1")
 
 
-def _row(db: Connection, query: Any, values: dict[str, Any] | None = None) -> tuple[Any, ...]:
+def _row(db: AnyConnection, query: Any, values: dict[str, Any] | None = None) -> tuple[Any, ...]:
     with answering("asking the source"):
         return db.execute(query, values).fetchall()[0]
 
 
-def _one(db: Connection, query: Any, values: dict[str, Any] | None = None) -> Any:
+def _one(db: AnyConnection, query: Any, values: dict[str, Any] | None = None) -> Any:
     with answering("asking the source"):
         rows = db.execute(query, values).fetchall()
     return rows[0][0] if rows else None

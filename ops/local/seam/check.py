@@ -376,8 +376,7 @@ def _pages(dsn: str, source: AuditSource, cutoff: datetime, top: int) -> Iterato
         while cursor < top:
             page = reader.page_after(cursor, top, 0, (), look_for_gaps=False)
             cursor = page.end
-            # A row that could not be read whole ends as a dead letter, and has no document to look for.
-            yield [event for event in page.events if event.audit_id not in page.defects], cursor
+            yield page.sound, cursor
 
 
 def rows_of(
@@ -392,7 +391,7 @@ def rows_of(
         cursor = gaps[0][0] - 1
         while cursor < gaps[-1][1]:
             page = reader.late_page_after(cursor, gaps, 0)
-            yield [event._replace(company_sso_id=account) for event in page.events]
+            yield [event._replace(company_sso_id=account) for event in page.sound]
             cursor = page.end
 
 

@@ -1,0 +1,454 @@
+"""A connection to the CRM's PostgreSQL: read-only, limited in time, and every read repeated where it was interrupted.
+
+Alone in knowing how psycopg connects. A statement is never prepared under a name: behind a pooler the name may be that
+of another client's statement. A session's settings are queried after connecting. Where they are not as requested, or
+the server process is not the one that answered the connect (a pooler is in between), every statement runs in a
+transaction of its own that sets them with SET LOCAL, so that no other client of the pooler meets them.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, ParamSpec, Self, TypeVar
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types.numeric import Int8BinaryLoader
+
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.secrets import about
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Row = tuple[Any, ...]
+Query = bytes | str | sql.SQL | sql.Composed
+
+CONNECT_TIMEOUT_S = 5
+RECONNECT_FOR_S = 60.0  # how long a lost connection is tried again before the reader gives up; its cursor is kept
+INTERRUPTIONS_MAX = 20  # of one read, by a standby's recovery or an administrator; each may take the time limit
+FETCH_ROWS = 5_000
+GRANT_IT = "grant SELECT to the reader's role, and BYPASSRLS where row-level security is in force"
+CURSOR = "crm_replay_rows"
+# PgBouncer's words; it has no translations, and one code for all that it refuses.
+REFUSES_OPTIONS = "startup parameter"
+REFUSES_TRANSACTIONS = "statement pooling"
+
+
+class QueryTooSlowError(ReplayError):
+    """PostgreSQL stopped a query at the time limit."""
+
+
+class InterruptedQueryError(psycopg.OperationalError):
+    """A query was cancelled before its time limit: by a standby's recovery, or by an administrator."""
+
+
+class Answer:
+    """The rows of one statement, complete."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        """Keeps the list."""
+        self._rows = rows
+
+    def fetchall(self) -> list[Row]:
+        """Return all rows."""
+        return self._rows
+
+    def fetchone(self) -> Row | None:
+        """Return the first row; None if there is none."""
+        return self._rows[0] if self._rows else None
+
+    def fetchmany(self, size: int) -> list[Row]:
+        """Return the first rows, `size` at most."""
+        return self._rows[:size]
+
+
+class Connection:
+    """Reads, and reads again: a lost connection is opened again, an interrupted statement repeated.
+
+    Not for two threads at once.
+    """
+
+    def __init__(self, dsn: str, statement_timeout_s: float = 60.0, *, patient: bool = False) -> None:
+        """Connects at once; tries again only if `patient`. Raises as `connect` says."""
+        if not dsn:
+            raise BadInputError("CRM_AUDIT_DATABASE_URL is not set", "give the CRM's PostgreSQL database")
+        self.where = where(dsn)
+        self.statement_timeout_s = statement_timeout_s
+        self.pooled = False  # a pooler is in between: no setting outlives a transaction
+        self._dsn = dsn
+        self._reading = False
+        self._in_transaction = False
+        self._begin = b""
+        self._db = self._open_patiently() if patient else self._open()
+
+    def __enter__(self) -> Self:
+        """Return the connection."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    @property
+    def info(self) -> psycopg.ConnectionInfo:
+        """What is known of the session."""
+        return self._db.info
+
+    @property
+    def server_encoding(self) -> str:
+        """The database's encoding, as PostgreSQL names it."""
+        return self._db.info.parameter_status("server_encoding") or ""
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+    # ---- reading
+
+    def execute(self, query: Query, values: Mapping[str, Any] | None = None, *, binary: bool = False) -> Answer:
+        """Return the answer to one statement. Raises psycopg's errors, ReplayError for an outage."""
+        return Answer(self.read(self._rows, query, values, binary))
+
+    def rows(self, query: Query, values: Mapping[str, Any]) -> list[Row]:
+        """Return a statement's rows, sent in binary."""
+        return self.read(self._rows, query, values, True)
+
+    def read(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what `read` returns; it is called again where it was interrupted: reading again is always safe.
+
+        Within another `read` it is that one which is repeated. Raises ReplayError if the server stays away.
+        """
+        if self._reading:
+            return read(*args, **kwargs)
+        patience = _Patience(self.where)
+        self._reading = True
+        try:
+            while True:
+                try:
+                    self._open_again()
+                    return read(*args, **kwargs)
+                except (psycopg.Error, ServiceUnreachableError) as error:
+                    self._wait(patience, error)
+        finally:
+            self._reading = False
+
+    def ordered(self, query: Query, values: Mapping[str, Any]) -> Iterator[Row]:
+        """Yield a query's rows without holding them all, from a cursor on the server in a transaction of its own.
+
+        The rows have to come in the rising order of their first column, an integer, and behind `%(after)s`: that is
+        where an interrupted reading resumes.
+        """
+        after = resumed_behind = -(2**63)
+        patience = _Patience(self.where)
+        while True:
+            try:
+                self._open_again()
+                with self.transaction(), self._db.cursor(name=CURSOR) as cursor:
+                    with self._limited():
+                        cursor.execute(query, {**values, "after": after})
+                    while rows := self._fetch(cursor):
+                        for row in rows:
+                            yield row
+                            after = row[0]
+                return
+            except (psycopg.Error, ServiceUnreachableError) as error:
+                if after > resumed_behind:
+                    patience, resumed_behind = _Patience(self.where), after
+                self._wait(patience, error)
+
+    def copied(self, query: Query, values: Mapping[str, Any]) -> Iterator[bytes]:
+        """Yield what a COPY TO STDOUT sends. Only within `read`: it cannot be resumed."""
+        with self._settings(), self._limited(), self._db.cursor() as cursor, cursor.copy(query, values) as copy:
+            for data in copy:
+                yield bytes(data)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Run the block's statements in one transaction: repeatable read, read-only, with the session's settings."""
+        self._db.execute(self._begin)
+        self._in_transaction = True
+        try:
+            yield
+        except BaseException:
+            with suppress(psycopg.Error):
+                self._db.rollback()
+            raise
+        else:
+            self._db.execute("COMMIT")
+        finally:
+            self._in_transaction = False
+
+    def _rows(self, query: Query, values: Mapping[str, Any] | None, binary: bool) -> list[Row]:
+        with self._settings(), self._limited():
+            return self._db.execute(query, values, binary=binary).fetchall()
+
+    def _fetch(self, cursor: "psycopg.ServerCursor[Row]") -> list[Row]:
+        with self._limited():
+            return cursor.fetchmany(FETCH_ROWS)
+
+    def _settings(self) -> Any:
+        """Return the context in which a statement has the session's settings."""
+        return self.transaction() if self.pooled and not self._in_transaction else nullcontext()
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """Tell a statement that reached its time limit from one that was cancelled before: the code is the same.
+
+        By the time it took, since the server's words depend on its language.
+        """
+        began = time.monotonic()
+        try:
+            yield
+        except psycopg.errors.QueryCanceled as error:
+            if time.monotonic() - began >= self.statement_timeout_s:
+                raise
+            raise InterruptedQueryError(first_line(error)) from error
+
+    def _wait(self, patience: "_Patience", error: Exception) -> None:
+        """Return when the read may be tried again; raises the error if that is no use, ReplayError if it took long."""
+        lost = self._db.closed or isinstance(error, ServiceUnreachableError)
+        passing = isinstance(error, psycopg.OperationalError) and not isinstance(error, psycopg.errors.QueryCanceled)
+        if not (lost or passing):
+            raise error
+        interrupted = isinstance(error, InterruptedQueryError | psycopg.errors.TransactionRollback) and not lost
+        if not interrupted:
+            self._db.close()
+        patience.wait(error, interrupted=interrupted)
+
+    # ---- connecting
+
+    def _open_again(self) -> None:
+        if self._db.closed:
+            self._db = self._open()
+
+    def _open_patiently(self) -> psycopg.Connection[Row]:
+        patience = _Patience(self.where)
+        while True:
+            try:
+                return self._open()
+            except ServiceUnreachableError as error:
+                patience.wait(error, interrupted=False)
+
+    def _open(self) -> psycopg.Connection[Row]:
+        """Return a new connection. Raises as `connect` says, at once, but for a first query that is interrupted."""
+        patience = _Patience(self.where)
+        while True:
+            db, settings = self._connect()
+            try:
+                self._ask_back(db, settings)
+            except (psycopg.errors.TransactionRollback, psycopg.errors.QueryCanceled) as error:
+                db.close()
+                patience.wait(error, interrupted=True)
+            except psycopg.Error as error:
+                db.close()
+                if REFUSES_TRANSACTIONS in str(error):
+                    raise BadInputError(
+                        f"{self.where} is reached through a connection pooler that takes no transactions"
+                        f" ({first_line(error)})",
+                        "set its pool_mode to transaction or session, or connect to PostgreSQL itself",
+                    ) from error
+                raise ServiceUnreachableError(
+                    f"{self.where} does not answer ({first_line(error)})", "check CRM_AUDIT_DATABASE_URL"
+                ) from error
+            except BaseException:
+                db.close()
+                raise
+            else:
+                return db
+
+    def _connect(self) -> tuple[psycopg.Connection[Row], dict[str, str]]:
+        """Return a new connection, and the settings that it was made with."""
+        try:
+            given = conninfo_to_dict(self._dsn)
+            if not re.fullmatch(r"[0-9,]*", str(given.get("port") or "")):  # more likely a part of a password
+                raise psycopg.ProgrammingError("what stands for its port is no number")
+            # With row_security=off a query that a policy would hide rows from fails, whenever the policy has come; the
+            # operator may state otherwise in the DSN (producer.visibility).
+            stated = settings_in(str(given.pop("options", None) or ""))
+            settings = {"row_security": "off", **stated, **self._wanted()}
+            options = " ".join(f"-c {name}={_escaped(value)}" for name, value in settings.items())
+            try:
+                db = _connect({**given, "options": options})
+            except psycopg.OperationalError as error:
+                if REFUSES_OPTIONS not in str(error):
+                    raise
+                db = _connect(given)
+        except psycopg.OperationalError as error:
+            raise ServiceUnreachableError(
+                f"{self.where} does not let us in ({first_line(error)})", "check CRM_AUDIT_DATABASE_URL"
+            ) from error
+        except psycopg.Error as error:
+            raise BadInputError(
+                f"CRM_AUDIT_DATABASE_URL is not a PostgreSQL address ({about(error, self._dsn)})",
+                "postgresql://user@host/db",
+            ) from None
+        db.prepare_threshold = None
+        # A timestamp's eight bytes are read as the number they are: a datetime per row would cost more than the rest.
+        db.adapters.register_loader("timestamp", Int8BinaryLoader)
+        db.adapters.register_loader("timestamptz", Int8BinaryLoader)
+        return db, settings
+
+    def _wanted(self) -> dict[str, str]:
+        """Return the settings that every statement needs, as pg_settings shows them."""
+        return {
+            "default_transaction_read_only": "on",
+            "statement_timeout": str(max(1, int(self.statement_timeout_s * 1000))),
+            "TimeZone": "UTC",
+            "client_encoding": "UTF8",
+        }
+
+    def _ask_back(self, db: psycopg.Connection[Row], settings: Mapping[str, str]) -> None:
+        """Find out whether the session keeps its settings; if not, whether a transaction does. Raises BadInputError."""
+        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        self._begin = begin.encode()
+        pid, wrong = self._differing(db)
+        self.pooled = pid != db.info.backend_pid or bool(wrong)
+        if not self.pooled:
+            return
+        made = sql.SQL(", ").join(
+            sql.SQL("set_config({}, {}, true)").format(sql.Literal(name), sql.Literal(value))
+            for name, value in settings.items()
+        )
+        self._begin = sql.SQL("{}; SELECT {}").format(sql.SQL(begin), made).as_bytes(None)
+        db.execute(self._begin)
+        _, wrong = self._differing(db)
+        db.execute("COMMIT")
+        if wrong:
+            raise BadInputError(
+                f"{self.where} is reached through a connection pooler that does not keep {', '.join(wrong)} for the"
+                " length of a transaction",
+                "connect to PostgreSQL itself",
+            )
+
+    def _differing(self, db: psycopg.Connection[Row]) -> tuple[int, list[str]]:
+        """Return the id of the process that answers, and which of the settings are not as wanted."""
+        wanted = self._wanted()
+        found = db.execute(
+            "SELECT pg_backend_pid(), name, setting FROM pg_settings WHERE name = ANY(%s)", [list(wanted)]
+        ).fetchall()
+        settings = {name: setting for _, name, setting in found}
+        return found[0][0] if found else 0, [name for name, value in wanted.items() if settings.get(name) != value]
+
+
+class _Patience:
+    """How long one read is tried again."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._give_up_at: float | None = None
+        self._interruptions = 0
+        self._pause_s = 0.1
+
+    def wait(self, error: Exception, *, interrupted: bool) -> None:
+        """Say it and wait. Raises ReplayError once it has taken too long."""
+        now = time.monotonic()
+        if interrupted:
+            self._interruptions += 1
+            if self._interruptions > INTERRUPTIONS_MAX:
+                raise ReplayError(
+                    f"{self._name} has interrupted a query {self._interruptions} times ({first_line(error)})",
+                    "on a standby set hot_standby_feedback = on, or raise max_standby_streaming_delay; start again",
+                ) from error
+            logger.warning("PostgreSQL has interrupted a query (%s), trying again", first_line(error))
+        else:
+            if self._give_up_at is None:
+                self._give_up_at = now + RECONNECT_FOR_S
+            if now > self._give_up_at:
+                raise ReplayError(
+                    f"{self._name} has been away for a minute ({first_line(error)})", "start again when it is back"
+                ) from error
+            logger.warning("the connection to PostgreSQL is lost (%s), trying again", first_line(error))
+        time.sleep(self._pause_s)
+        self._pause_s = min(5.0, self._pause_s * 2)
+
+
+def connect(dsn: str, statement_timeout_s: float = 60.0, *, patient: bool = False) -> Connection:
+    """Return a read-only connection that is never idle in a transaction.
+
+    Raises BadInputError for a DSN that is none and for a pooler that keeps no settings, ServiceUnreachableError for a
+    server that does not let us in. `patient`: it did before, so it is tried again for a while; then ReplayError.
+    """
+    return Connection(dsn, statement_timeout_s, patient=patient)
+
+
+def _connect(given: Mapping[str, Any]) -> psycopg.Connection[Row]:
+    defaults: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "application_name": "crm-replay",
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+    }
+    # A parameter of its own besides: poolers keep this one for each of their clients.
+    return psycopg.connect(make_conninfo(**{**defaults, **given, "client_encoding": "UTF8"}), autocommit=True)
+
+
+def settings_in(options: str) -> dict[str, str]:
+    """Return the settings that libpq's `options` make. Raises BadInputError for any other switch."""
+    words: list[str] = []
+    word, escaped = "", False
+    for letter in options:
+        if escaped:
+            word, escaped = word + letter, False
+        elif letter == "\\":
+            escaped = True
+        elif letter.isspace():
+            words, word = [*words, word], ""
+        else:
+            word += letter
+    words = [each for each in [*words, word] if each]
+    settings: dict[str, str] = {}
+    while words:
+        first = words.pop(0)
+        text = words.pop(0) if first == "-c" and words else first.removeprefix("-c").removeprefix("--")
+        name, equals, value = text.partition("=")
+        if not equals or not name or name.startswith("-"):
+            raise BadInputError(
+                f"CRM_AUDIT_DATABASE_URL, options: {first} is no setting", "write -c name=value for each of them"
+            )
+        settings[name.replace("-", "_")] = value
+    return settings
+
+
+def _escaped(value: str) -> str:
+    return "".join(f"\\{letter}" if letter == "\\" or letter.isspace() else letter for letter in value)
+
+
+def where(dsn: str) -> str:
+    """Return what may be shown of a DSN: database, host and port."""
+    try:
+        parts = conninfo_to_dict(dsn)
+    except psycopg.Error:
+        return "PostgreSQL"
+    host = parts.get("host") or parts.get("hostaddr") or "localhost"
+    return f"PostgreSQL database {parts.get('dbname') or 'default'} at {host}:{parts.get('port') or 5432}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text, or its name."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def answering(what: str) -> Iterator[None]:
+    """Turn what PostgreSQL says against a query into one line: BadInputError, or ReplayError for an outage."""
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise BadInputError(f"{what}: {first_line(error)}", GRANT_IT) from error
+    except psycopg.errors.QueryCanceled as error:
+        raise QueryTooSlowError(
+            f"{what}: {first_line(error)}",
+            "raise CRM_REPLAY_STATEMENT_TIMEOUT_S, or see why the CRM's database is slow",
+        ) from error
+    except psycopg.OperationalError as error:
+        raise ReplayError(
+            f"{what}: {first_line(error)}", "start again when the server is back; nothing is lost"
+        ) from error
+    except psycopg.Error as error:
+        raise BadInputError(f"{what}: {first_line(error)}", "mend the source mapping") from error
