@@ -10,12 +10,17 @@ from schemas.errors import UndecodableRecordError
 from schemas.job import ReplayJob
 from schemas.records import ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker
 from schemas.tracing import UNTRACED, Work
-from schemas.vocabulary import DeadLetterCause, MarkerEdge, SkipReason
-from sink.counting import NO_OFFSET, Bin, Decided
+from schemas.vocabulary import ActorKind, DeadLetterCause, MarkerEdge, SkipReason
+from sink.counting import FELL_BACK, NO_OFFSET, Bin, Decided
 from sink.documents import ID_BYTES, AccountCheck, BatchOutcome, IdMaker, is_whole
 
 REASON = re.compile(r"[a-z0-9_]{1,64}")
 UNREADABLE_REASON = "unreadable_reason"
+# How the actor «[Deleted CRM User]» is encoded: the document `actor` that begins with the text `type`.
+_ACTOR = b"\x03actor\x00"
+_TYPE_AT = len(_ACTOR) + 4
+_DELETED = b"\x02type\x00" + (len(ActorKind.DELETED_USER) + 1).to_bytes(4, "little") + ActorKind.DELETED_USER.encode()
+_DELETED_USER = _DELETED + b"\x00"
 
 
 class Taken(NamedTuple):
@@ -96,8 +101,11 @@ class Decoder:
                 if is_whole(document) and len(document) <= document_bytes_max and is_ours(document):
                     sources.append(Source(len(records), record, taken))
                     documents.append(with_id(record.audit_id, document))
+                    # Nothing before the actor can hold its name: ids, category and action are no documents.
+                    fell_back = document.startswith(_DELETED_USER, document.find(_ACTOR) + _TYPE_AT)
+                    reason = FELL_BACK if fell_back else ""
                     records.append(
-                        Decided(offset, record.source_offset, record.audit_id, record.id_range, Bin.MIGRATED)
+                        Decided(offset, record.source_offset, record.audit_id, record.id_range, Bin.MIGRATED, reason)
                     )
                 else:
                     records.append(self._unfit(record, taken, now_us))

@@ -142,6 +142,13 @@ def print_ledger(console: Console, account: str, ledger: Ledger, *, seconds: flo
     for reason, count in sorted(ledger.skipped.items()):
         table.add_row(f"skipped: {reason}", f"{count:,}")
     table.add_row("failed", f"{ledger.failed:,}", style="red" if ledger.failed else None)
+    for name, count in (("failed and repaired since", ledger.repaired), ("late rows filled", ledger.late)):
+        if count:
+            table.add_row(f"of them {name}", f"{count:,}")
+    if ledger.actors_fell_back:
+        table.add_row("actors that fell back", f"{ledger.actors_fell_back:,}")
+    if ledger.documents is not None:
+        table.add_row("documents in MongoDB", f"{ledger.documents:,}")
     accuracy = "-" if ledger.accuracy_pct is None else f"{ledger.accuracy_pct:.2f} %"
     table.add_row("accuracy_pct", accuracy)
     verdict = "balanced" if ledger.balanced else f"OUT OF BALANCE by {ledger.source_rows - ledger.accounted:,}"
