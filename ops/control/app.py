@@ -149,7 +149,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 def _place(error: Mapping[str, Any]) -> str:
     """Return the field an error is about as people write it, "" for the body as a whole.
 
-    The first part of a place says body, query or header. Of a body that is no JSON the second is a position in its text.
+    The first part of a place says body, query or header. The second, of a body that is no JSON, is a position in it.
     """
     if error["type"] == "json_invalid":
         return ""

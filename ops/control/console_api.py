@@ -284,7 +284,11 @@ def _add_actions(router: APIRouter, backend: Backend, rollbacks: Rollbacks) -> N
                 errors=[("confirm", "type the account's id")],
             )
         removed = await rollbacks.roll_back(
-            asked.company_sso_id, by=request.state.user, reason=asked.reason, request_id=request.state.request_id
+            asked.company_sso_id,
+            by=request.state.user,
+            gone=request.is_disconnected,
+            reason=asked.reason,
+            request_id=request.state.request_id,
         )
         return _answer(RollbackDone(company_sso_id=asked.company_sso_id, records_removed=removed))
 

@@ -180,10 +180,12 @@ def rollback(
     on_batch: Callable[[int], None] = lambda removed: None,  # noqa: ARG005
     reason: str = "",
     request_id: str = "",
+    to_be_answered: bool = False,
 ) -> int:
-    """Delete what the replay has written for the account and return how many documents this call removed; again: 0.
+    """Delete what the replay has written for the account and return how many documents were removed; again: 0.
 
-    `on_batch` is told the number removed so far; the job document has it too. Whatever ends it half-way, call it again.
+    `on_batch` receives the number removed so far; the job document has it too. Whatever ends it half-way, call it
+    again: the number is that of the whole roll back (`operations.rollback`, also for `to_be_answered`).
     Refused with JOB_NOT_FOUND; JOB_ALREADY_RUNNING, also while a halted run is still ending its processes; or
     ROLLBACK_FAILED.
     """
@@ -200,7 +202,9 @@ def rollback(
             detail=noted,
         )
         try:
-            removed = operations.rollback(control.database, company_sso_id, on_batch, by=by)
+            removed = operations.rollback(
+                control.database, company_sso_id, on_batch, by=by, to_be_answered=to_be_answered
+            )
         except operations.RollbackRefusedError as error:
             raise RequestRefusedError(Refusal(RespCode.JOB_ALREADY_RUNNING, error.what, error.to_do)) from error
         except RollbackFailedError as error:

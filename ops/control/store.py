@@ -261,16 +261,23 @@ class JobStore:
         """Note how many source rows are in scope; return the job."""
         return self._set(job, {"records_total": records_total})
 
-    def note_rollback(self, job: Job, *, removed: int, remaining: int, by: str, finished: bool = False) -> None:
-        """Note how far the deletion of the account's documents is."""
+    def note_rollback(
+        self, job: Job, *, removed: int, remaining: int, by: str, finished: bool = False, unanswered: bool = False
+    ) -> None:
+        """Note how far the deletion of the account's documents is; `unanswered`: the caller has yet to be sent that."""
         now = _now()
-        fields = {"removed": removed, "remaining": remaining, "by": by, "updated_at": now}
+        fields = {"removed": removed, "remaining": remaining, "by": by, "updated_at": now, "unanswered": unanswered}
         fields["finished_at"] = now if finished else None
         update: Document = {f"rollback.{name}": value for name, value in fields.items()}
         if removed == 0 and not finished:
             update = {"rollback": {**fields, "started_at": now}}
         update |= {"documents": remaining, "documents_at": now}
         self._jobs.update_one({"_id": job.job_id}, {"$set": update})
+
+    def note_rollback_answered(self, company_sso_id: str) -> None:
+        """Note that the number of documents that a finished roll back has removed has been sent."""
+        done = {"company_sso_id": company_sso_id, "rollback.unanswered": True, "rollback.finished_at": {"$ne": None}}
+        self._jobs.update_many(done, {"$set": {"rollback.unanswered": False}})
 
     def claim(self, job_id: str, owner: str) -> Job | None:
         """Make a job in progress this owner's and return it; None if another has it, or it is not in progress."""
