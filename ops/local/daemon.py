@@ -198,6 +198,7 @@ class Daemon:
             why = "its runner died; ask for it again"
             store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, why, fence=job.fence)
             store.release(job)
+            store.fold_repairs(account)  # those that it had noted before it died
             say(f"{account}: a replay of chosen rows has failed: {why}")
             return True
         try:
