@@ -87,7 +87,7 @@ def test_a_job_that_halts_itself_adds_up_and_its_rows_are_retried_and_it_resumes
 
 
 def test_a_row_that_is_committed_late_is_counted_and_said(sample_crm):
-    late, like = 1200009, 1200008
+    late, like = 1200038, 1200008  # an id that no row has
     with psycopg.connect(sample_crm.dsn) as writing:
         assert writing.execute("SELECT 1 FROM audits WHERE id = %s", (late,)).fetchone() is None
         writing.execute("CREATE TEMP TABLE one AS SELECT * FROM audits WHERE id = %s", (like,))
