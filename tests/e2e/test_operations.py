@@ -55,8 +55,8 @@ def status_of(crm: Crm, account: str) -> dict[str, Any]:
 def test_a_job_that_halts_itself_adds_up_and_its_rows_are_retried_and_it_resumes_to_a_whole_copy(crm):
     account = generated(crm, 6_000)
     with psycopg.connect(crm.dsn, autocommit=True) as db:
-        db.execute("CREATE TABLE kept AS SELECT id, audited_changes FROM audits WHERE id % 2 = 0")
-        db.execute("UPDATE audits SET audited_changes = '--- [never closed' WHERE id % 2 = 0")
+        db.execute("CREATE TABLE kept AS SELECT id, audited_changes FROM crm.audits WHERE id % 2 = 0")
+        db.execute("UPDATE crm.audits SET audited_changes = '--- [never closed' WHERE id % 2 = 0")
     words = ("--account", account, "--mapping", GENERATED_MAPPING)
     halted = crm.call("run", *words, "--sinks", "2")
     assert halted.returncode == 1
@@ -66,7 +66,7 @@ def test_a_job_that_halts_itself_adds_up_and_its_rows_are_retried_and_it_resumes
     assert (status["status"], status["error"]) == ("halted", f"{failed} of {seen} records failed, more than 10%")
     assert status["error"] in halted.stderr
     with psycopg.connect(crm.dsn, autocommit=True) as db:
-        db.execute("UPDATE audits SET audited_changes = kept.audited_changes FROM kept WHERE audits.id = kept.id")
+        db.execute("UPDATE crm.audits AS a SET audited_changes = kept.audited_changes FROM kept WHERE a.id = kept.id")
 
     assert crm.call("resume", *words).returncode == 1  # nothing is forgiven
     assert status_of(crm, account)["status"] == "halted"

@@ -82,7 +82,7 @@ export function noticeOf({ status, job, rollback }) {
       text: `${status === "failed" ? "Failed" : "Halted"}: ${job.error}`,
       toDo: job.failure_halt
         ? "The place is kept. When the cause is put right, retry the dead letters, then Resume; or Resume with a higher bound and a reason."
-        : "The place is kept. When the cause is put right, Resume continues from there.",
+        : "The place is kept. When the cause is put right, Resume goes on from there.",
     };
   }
   if (status === "failed") return { tone: "bad", text: "The job has failed.", toDo: "Its log says why. When that is put right, Resume goes on from where it ended." };

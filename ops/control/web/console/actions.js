@@ -7,6 +7,12 @@ import { count, number } from "./format.js";
 
 const REASON = { name: "reason", label: "Reason (optional)", hint: "Kept in the audit log.", maxlength: 500 };
 
+function documentsOf(job) {
+  if (!job) return ".";
+  if (typeof job.documents === "number") return `: ${count(job.documents, "document")} when they were counted last.`;
+  return `: ${count(job.records_migrated, "document")} of the last run.`;
+}
+
 const ACTIONS = [
   {
     name: "trigger", label: "Start", tone: "primary",
@@ -81,7 +87,7 @@ const ACTIONS = [
       title: `Roll back ${account}?`,
       lines: [
         h("p", {}, h("strong", {}, "This deletes every activity log that the replay has written for this account"),
-          detail?.job?.documents ? `: ${count(detail.job.documents, "document")} when they were counted last.` : "."),
+          documentsOf(detail?.job)),
         "Documents of the live feed and of other accounts are not touched. It cannot be undone; a new run brings the logs back.",
       ],
       fields: [
