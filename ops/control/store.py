@@ -238,6 +238,32 @@ class JobStore:
             f"job {job.job_id} is {present.status if present else 'gone'}, not {source}", "look again"
         )
 
+    def has_lost_its_place(self, job: Job) -> bool:
+        """Return whether a replay of chosen rows has moved the account's groups since this unfinished run began."""
+        moved = {
+            "company_sso_id": job.company_sso_id,
+            "partial": True,
+            "run": {"$gt": job.run},
+            "planned_begin.0": {"$exists": True},
+        }
+        if job.partial or not job.begin_offsets or self._jobs.find_one(moved, {"_id": 1}) is None:
+            return False
+        return self.aggregate_progress(job).partitions_ended < job.partitions
+
+    def begin_again(self, job: Job, new: NewJob) -> Job:
+        """Begin the next run of a job in the hands of its runner, with counts of its own, and return the job."""
+        fields = _run_fields(new, self.next_run(), (), _now())
+        bound = {"failure_bound": job.failure_bound}  # that of this resume
+        document = self._jobs.find_one_and_update(
+            {"_id": job.job_id, "run": job.run, **_fenced(job.fence)},
+            {"$set": {**fields, **bound}},
+            NO_REPAIRS,
+            return_document=ReturnDocument.AFTER,
+        )
+        if document is None:
+            raise self._lost(job)
+        return job_of(document)
+
     def prepare(self, job: Job, new: NewJob) -> Job:
         """Note what the survey of the source has found; return the job."""
         return self._set(job, {**_survey_fields(new), "prepared": True})

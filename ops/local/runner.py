@@ -385,6 +385,12 @@ def _work_on(
     stop: threading.Event,
 ) -> RunResult:
     job = lease.job
+    if around.store.has_lost_its_place(job):
+        view.note(
+            f"rows of {job.company_sso_id} were replayed since it stopped, so its history is read from the beginning"
+        )
+        job = around.store.begin_again(job, replace(operations.next_run_of(job), published_at=(), prepared=False))
+        stretch = Stretch()
     if not job.prepared:
         found = around.look(job.company_sso_id, job.date_range_start)
         job = around.store.prepare(job, _surveyed(job, found))

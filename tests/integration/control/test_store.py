@@ -171,6 +171,37 @@ def test_repaired_rows_move_to_their_new_bins_once_however_often_they_are_retrie
     assert (again.records_repaired, again.records_failed, again.documents) == (0, 0, 984)
 
 
+def test_an_unfinished_run_whose_place_a_replay_of_chosen_rows_has_moved_begins_again(
+    store: JobStore, mongo_database: Any
+) -> None:
+    job = store.create(NEW, begin_offsets=(0, 0, 0))
+    count(mongo_database, job, failed={"a": 600})
+    store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.HALTED)
+    assert not store.has_lost_its_place(job)
+    partial = store.create(replace(NEW, partial=True))
+    assert not store.has_lost_its_place(job)  # it has moved nothing yet
+    store.plan_stretch(partial, (5, 5, 5), (6, 6, 6), 3)
+    store.transition(partial.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED)
+    assert store.has_lost_its_place(job)
+    resumed = store.transition(job.job_id, JobStatus.HALTED, JobStatus.IN_PROGRESS, owner="r", failure_bound=0.5)
+    again = store.begin_again(resumed, replace(NEW, prepared=False))
+    assert (again.job_id, again.owner, again.fence, again.status) == (job.job_id, "r", resumed.fence, resumed.status)
+    assert again.run > partial.run > job.run
+    assert (again.begin_offsets, again.prepared, again.records_failed, again.failure_bound) == ((), False, 0, 0.5)
+    assert not store.has_lost_its_place(again)
+    with pytest.raises(JobChangedError):
+        store.begin_again(resumed, NEW)
+
+
+def test_a_run_that_has_ended_needs_its_place_no_more(store: JobStore, mongo_database: Any) -> None:
+    job = store.create(replace(NEW, partitions=1), begin_offsets=(0,))
+    count(mongo_database, job, migrated=999, ended=True)
+    store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED)
+    partial = store.create(replace(NEW, partial=True))
+    store.plan_stretch(partial, (5, 5, 5), (6, 6, 6), 3)
+    assert not store.has_lost_its_place(job)
+
+
 def test_a_roll_back_leaves_no_count_of_rows_that_are_in_no_bin(store: JobStore, mongo_database: Any) -> None:
     job = store.create(NEW)
     count(mongo_database, job, migrated=900, skipped={"x": 100})
