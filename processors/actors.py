@@ -26,7 +26,7 @@ class ActorRules:
 
     def __init__(self, mapping: SourceMapping) -> None:
         """The two actors that are nobody in particular are made once."""
-        self.fell_back: Counter[FellBack] = Counter()  # actors that became the deleted user, and why
+        self.fell_back: Counter[FellBack] = Counter()  # actors that became the deleted user, by case
         self._user_type = mapping.users.type
         self.deleted_user = {"type": str(ActorKind.DELETED_USER), "id": None, "name": mapping.actors.deleted_user}
         self.system = {"type": str(ActorKind.SYSTEM), "id": None, "name": mapping.actors.system}
@@ -35,39 +35,36 @@ class ActorRules:
         self._system_element = elements({"actor": self.system})
         self._known: dict[tuple[str, str], bytes] = {}  # SSO id and name -> element
 
-    def actor(self, event: AuditEvent, lookups: UserLookups) -> tuple[dict[str, Any], bool]:
-        """Return the actor's part of the document, and whether a user fell back to `deleted_user` for want of an id.
-
-        That is an active CRM user whose email the directory does not know, or about whom it did not answer.
-        """
+    def actor(self, event: AuditEvent, lookups: UserLookups) -> dict[str, Any]:
+        """Return the actor's part of the document; one that becomes `deleted_user` has fallen back, by a case."""
         user_id = event.user_id
         if not user_id:
-            return (self._deleted(FellBack.USERNAME_ONLY) if event.username else self.system), False
+            return self._deleted(FellBack.USERNAME_ONLY) if event.username else self.system
         if event.user_type != self._user_type:
-            return self._deleted(FellBack.OTHER_TYPE), False
+            return self._deleted(FellBack.OTHER_TYPE)
         user = lookups.user(user_id)
         if user is None or user.deleted:
-            return self._deleted(FellBack.NO_USER if user is None else FellBack.DELETED), False
+            return self._deleted(FellBack.NO_USER if user is None else FellBack.DELETED)
         sso_id = lookups.sso_id(user.email) if user.email else None
         if not sso_id:
-            return self._deleted(FellBack.NO_SSO_ID if user.email else FellBack.NO_EMAIL), True
-        return {"type": self._user, "id": sso_id, "name": user.full_name}, False
+            return self._deleted(FellBack.NO_SSO_ID if user.email else FellBack.NO_EMAIL)
+        return {"type": self._user, "id": sso_id, "name": user.full_name}
 
     def _deleted(self, case: FellBack) -> dict[str, Any]:
         self.fell_back[case] += 1
         return self.deleted_user
 
-    def element(self, event: AuditEvent, lookups: UserLookups) -> tuple[bytes, bool]:
+    def element(self, event: AuditEvent, lookups: UserLookups) -> bytes:
         """Return what `actor` returns, with the actor as the element of a BSON document."""
-        actor, fell_back = self.actor(event, lookups)
+        actor = self.actor(event, lookups)
         if actor is self.deleted_user:
-            return self._deleted_user_element, fell_back
+            return self._deleted_user_element
         if actor is self.system:
-            return self._system_element, fell_back
+            return self._system_element
         key = actor["id"], actor["name"]
         known = self._known.get(key)
         if known is None:
             if len(self._known) >= KNOWN_MAX:
                 self._known.clear()
             known = self._known[key] = elements({"actor": actor})
-        return known, fell_back
+        return known

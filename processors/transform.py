@@ -80,14 +80,15 @@ class TransformCounts:
 
     refused_values: int = 0  # Ruby objects that became {"$ruby": ...}
     status_id_set_missing: int = 0  # status changes that stayed updates, for want of an id set in the mapping
-    actors_fell_back: int = 0  # active CRM users without an SSO id
     read_by_nodes: int = 0  # texts that took libyaml, because the short way does not know their form
-    fell_back: Counter[FellBack] = field(default_factory=Counter)  # all actors that became the deleted user, by case
+    fell_back: Counter[FellBack] = field(default_factory=Counter)  # actors that became the deleted user, by case
 
     def as_dict(self) -> dict[str, int]:
-        """Return the counts by name, those of actors as `actors.<case>`."""
+        """Return the counts by name, those of actors as `actors.<case>` and in sum."""
         named = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "fell_back"}
-        return {**named, **{f"actors.{case}": count for case, count in list(self.fell_back.items())}}
+        cases = dict(self.fell_back)
+        named["actors_fell_back"] = sum(cases.values())
+        return {**named, **{f"actors.{case}": count for case, count in cases.items()}}
 
 
 # A row that becomes a log if it can be understood: rule, person, contact; columns, None: they have not been read yet.
@@ -145,9 +146,7 @@ class Transformer:
             return refused
         assert type(columns) is Columns
         values = self._counted(columns)
-        actor, fell_back = self._actors.actor(event, lookups)
-        if fell_back:
-            self.counts.actors_fell_back += 1
+        actor = self._actors.actor(event, lookups)
         metadata: dict[str, Any] = {"crm_person_id": int(person_id)}
         self._associations.add_linked(metadata, event, values, lookups)
         if event.request_uuid:
@@ -198,9 +197,7 @@ class Transformer:
         if category is None:
             category = elements({"category": rule.category, "action": action})
             self._category_elements[rule.category, action] = category
-        actor, fell_back = self._actors.element(event, lookups)
-        if fell_back:
-            self.counts.actors_fell_back += 1
+        actor = self._actors.element(event, lookups)
         begin = self._begins.get(contact.customer_id) or self._begin_of(contact.customer_id)
         metadata = _crm_person_id(int(person_id)) + self._associations.linked_elements(event, values, lookups)
         if request_uuid := event.request_uuid:

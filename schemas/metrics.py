@@ -105,6 +105,8 @@ JOBS = (
     _gauge("job_progress_ratio", "Part of the source rows that has ended in a bin, 0 to 1", "account"),
     _gauge("job_accuracy_ratio", "Documents per row that should have become one, 0 to 1; after validation", "account"),
     _gauge("job_rows", "Source rows of the account's last job by bin", "account", "bin"),
+    _gauge("job_rows_of", "Rows in those bins: attempted, duplicate, repaired, late", "account", "what"),
+    _gauge("job_actors_fell_back", "Logs of the last job whose actor is «[Deleted CRM User]»", "account"),
     _gauge("job_skipped_rows", "Skipped rows by reason", "account", "reason"),
     _gauge("job_failed_rows", "Failed rows by cause", "account", "cause"),
     _gauge("job_updated_timestamp_seconds", "When the job's counts changed last", "account"),

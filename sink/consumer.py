@@ -30,7 +30,8 @@ from sink.dead_letters import DeadLetterTopic, now_us
 from sink.decoding import Batch, Decoder, Taken
 from sink.documents import BatchOutcome
 from sink.effects import Effect, Seam, straight
-from sink.halting import JobGate, too_many_failed
+from sink.failure_rate import what_to_do
+from sink.halting import JobGate
 from sink.indexes import ACTIVITY_LOGS, JOBS, PROGRESS, UNIQUE_EXTERNAL_ID
 from sink.metrics import SinkMetrics
 from sink.progress import Progress
@@ -483,11 +484,13 @@ class Sink:
         self._gate_seen_at = now
         closed = self._until_answered("MongoDB", self._gate.closed_because)
         if closed is not None:
+            self._until_answered("MongoDB", lambda: self._gate.settle(self._progress.totals()))
             raise HaltedError(closed, "offsets are kept; crm-replay resume goes on where it stopped")
         totals = self._until_answered("MongoDB", self._progress.totals)
-        if too_many_failed(totals, self._gate.baseline):
+        if self._gate.too_many(totals):
             reason = self._until_answered("MongoDB", lambda: self._gate.halt(totals))
-            raise HaltedError(reason, "see crm-replay dlq list; after the cause is gone, crm-replay resume")
+            self._until_answered("MongoDB", lambda: self._gate.settle(self._progress.totals()))
+            raise HaltedError(reason, what_to_do(self.job.company_sso_id))
 
     def _has_ended(self) -> bool:
         now = time.monotonic()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from schemas.records import DeadLetter
 
 NO_OFFSET = -1  # before the first offset of a partition
+FELL_BACK = "fell_back"  # a migrated log whose actor is the deleted user
 
 
 class Bin(StrEnum):
@@ -34,7 +35,7 @@ class Decided(NamedTuple):
     audit_id: int  # 0 if unknown
     id_range: int
     bin: Bin
-    reason: str = ""  # of a skip; cause of a failure
+    reason: str = ""  # of a skip; cause of a failure; of a migrated log FELL_BACK or ""
     dead_letter: DeadLetter | None = None
 
 
@@ -51,6 +52,7 @@ class PartitionProgress:
     failed: Mapping[str, int] = field(default_factory=dict)
     foreign: Mapping[str, int] = field(default_factory=dict)
     ended: bool = False
+    actors_fell_back: int = 0  # of the migrated
 
 
 class Advance(NamedTuple):
@@ -66,6 +68,7 @@ def advance(progress: PartitionProgress, batch: Sequence[Decided]) -> Advance:
     ranges = dict(progress.id_ranges)
     source_offset, outcomes_offset = progress.source_offset, progress.outcomes_offset
     migrated, repeated, ended = progress.migrated, 0, progress.ended
+    fell_back = progress.actors_fell_back
     bins = {
         Bin.SKIPPED: dict(progress.skipped),
         Bin.FAILED: dict(progress.failed),
@@ -96,6 +99,8 @@ def advance(progress: PartitionProgress, batch: Sequence[Decided]) -> Advance:
             continue
         if into is Bin.MIGRATED:
             migrated += 1
+            if reason:
+                fell_back += 1
             continue
         counts = bins[into]
         counts[reason] = counts.get(reason, 0) + 1
@@ -111,5 +116,6 @@ def advance(progress: PartitionProgress, batch: Sequence[Decided]) -> Advance:
         failed=bins[Bin.FAILED],
         foreign=bins[Bin.FOREIGN],
         ended=ended,
+        actors_fell_back=fell_back,
     )
     return Advance(after, tuple(dead_letters), repeated)

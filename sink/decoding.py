@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import NamedTuple
 
 from schemas.codec import Codec
@@ -10,12 +11,17 @@ from schemas.errors import UndecodableRecordError
 from schemas.job import ReplayJob
 from schemas.records import ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker
 from schemas.tracing import UNTRACED, Work
-from schemas.vocabulary import DeadLetterCause, MarkerEdge, SkipReason
-from sink.counting import NO_OFFSET, Bin, Decided
-from sink.documents import ID_BYTES, AccountCheck, BatchOutcome, IdMaker, is_whole
+from schemas.vocabulary import ActorKind, DeadLetterCause, MarkerEdge, SkipReason
+from sink.counting import FELL_BACK, NO_OFFSET, Bin, Decided
+from sink.documents import BSON_LENGTH_BYTES, ID_BYTES, AccountCheck, BatchOutcome, IdMaker, is_whole
 
 REASON = re.compile(r"[a-z0-9_]{1,64}")
 UNREADABLE_REASON = "unreadable_reason"
+# How the actor «[Deleted CRM User]» is encoded: a document `actor` that begins with the text `type`.
+_ACTOR = b"\x03actor\x00"
+_TYPE_AT = len(_ACTOR) + BSON_LENGTH_BYTES
+_DELETED_USER = ActorKind.DELETED_USER.encode() + b"\x00"
+_TYPE_DELETED_USER = b"\x02type\x00" + len(_DELETED_USER).to_bytes(4, "little") + _DELETED_USER
 
 
 class Taken(NamedTuple):
@@ -25,6 +31,9 @@ class Taken(NamedTuple):
     offset: int
     key: bytes
     value: bytes
+
+
+_VALUE = itemgetter(Taken._fields.index("value"))
 
 
 class Source(NamedTuple):
@@ -77,10 +86,11 @@ class Decoder:
         decided, documents, sources = batch.decided, batch.documents, batch.sources
         decode, is_ours, with_id, run = self._codec.decode, self._is_ours, self._with_id, self._run
         document_bytes_max = self._document_bytes_max - ID_BYTES
+        deleted_user, type_at, type_end = _TYPE_DELETED_USER, _TYPE_AT, _TYPE_AT + len(_TYPE_DELETED_USER)
+        messages = list(messages)
+        batch.records, batch.bytes = len(messages), sum(map(len, map(_VALUE, messages)))
         for taken in messages:
             partition, offset, _, value = taken
-            batch.records += 1
-            batch.bytes += len(value)
             records = decided.get(partition)
             if records is None:
                 records = decided[partition] = []
@@ -96,8 +106,11 @@ class Decoder:
                 if is_whole(document) and len(document) <= document_bytes_max and is_ours(document):
                     sources.append(Source(len(records), record, taken))
                     documents.append(with_id(record.audit_id, document))
+                    # Nothing before the actor is a document: it is the account, the customer, category and action.
+                    actor = document.find(_ACTOR)
+                    reason = FELL_BACK if document[actor + type_at : actor + type_end] == deleted_user else ""
                     records.append(
-                        Decided(offset, record.source_offset, record.audit_id, record.id_range, Bin.MIGRATED)
+                        Decided(offset, record.source_offset, record.audit_id, record.id_range, Bin.MIGRATED, reason)
                     )
                 else:
                     records.append(self._unfit(record, taken, now_us))

@@ -1,43 +1,12 @@
-"""When too many records fail, and the one update that halts the job. The rule is pure; `JobGate` is I/O."""
+"""I/O: the one update that halts a job of which too many records have failed (`failure_rate` has the rule)."""
 
 import datetime as dt
-from dataclasses import dataclass
+from typing import Any
 
 from schemas.vocabulary import JobStatus
-from sink.database import Documents
-from sink.progress import RunTotals
-
-FAILURE_RATE_MAX = 0.10
-SEEN_MIN = 500  # one page: before it, a handful of failures would be a rate
-
-
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """What had been counted when the job was last resumed: a cause that is gone must not halt it again."""
-
-    failed: int = 0
-    seen: int = 0
-
-
-def seen_of(totals: RunTotals) -> int:
-    """Return how many records have ended in a bin, those that are no known source rows included."""
-    return totals.accounted + totals.foreign_total
-
-
-def failed_of(totals: RunTotals) -> int:
-    """Return how many records became dead letters."""
-    return totals.failed_total + totals.foreign_total
-
-
-def failure_rate(totals: RunTotals, baseline: Baseline) -> float:
-    """Return failed / (migrated + skipped + failed) since the baseline; 0.0 before anything was seen."""
-    seen = seen_of(totals) - baseline.seen
-    return (failed_of(totals) - baseline.failed) / seen if seen > 0 else 0.0
-
-
-def too_many_failed(totals: RunTotals, baseline: Baseline) -> bool:
-    """Return whether the job has to halt."""
-    return seen_of(totals) - baseline.seen >= SEEN_MIN and failure_rate(totals, baseline) > FAILURE_RATE_MAX
+from sink.database import Document, Documents
+from sink.failure_rate import halt_reason, seen_of, too_many_failed
+from sink.job_counts import Repaired, RunTotals, job_fields, present, repaired_in
 
 
 class JobGate:
@@ -48,40 +17,76 @@ class JobGate:
         self._jobs = jobs
         self._job_id = job_id
         self._run = run
-        self.baseline = Baseline()
+        self._known: Document = {}
 
     def closed_because(self) -> str | None:
-        """Return why this run must not write any more, or None. Also reads the baseline of the last resume.
+        """Return why this run must not write any more, or None. Also reads what `too_many` and `halt` go by.
 
         A job without a document is nobody's to stop (a sink that is run by hand).
         """
-        job = self._jobs.find_one({"_id": self._job_id}, {"status": 1, "run": 1, "failure_baseline": 1})
+        fields = {"status": 1, "run": 1, "failure_bound": 1, "failure_halt": 1, "repaired": 1, "records_total": 1}
+        job = self._jobs.find_one({"_id": self._job_id}, fields)
         if job is None:
             return None
+        self._known = job
         if job.get("run") != self._run:
             return f"the job is at run {job.get('run')}, this sink belongs to run {self._run}"
         if job["status"] not in (JobStatus.IN_PROGRESS, JobStatus.COMPLETED):
             return f"the job is {job['status']}"
-        stored = job.get("failure_baseline") or {}
-        self.baseline = Baseline(stored.get("failed", 0), stored.get("seen", 0))
         return None
 
+    @property
+    def _repaired(self) -> Repaired:
+        return repaired_in(self._known.get("repaired"))
+
+    def too_many(self, totals: RunTotals) -> bool:
+        """Return whether too many records have failed, over the job's whole life; `totals` are the sinks'."""
+        return too_many_failed(present(totals, self._repaired), self._known.get("failure_bound"))
+
+    def _fields(self, totals: RunTotals) -> dict[str, Any]:
+        counts = job_fields(totals, self._repaired, self._known.get("records_total", 0))
+        return {**counts, "updated_at": dt.datetime.now(dt.UTC)}
+
     def halt(self, totals: RunTotals) -> str:
-        """Mark the job halted, if it is in progress and at this run; return the reason, also if another was first."""
-        failed, seen = failed_of(totals) - self.baseline.failed, seen_of(totals) - self.baseline.seen
-        reason = f"{failed} of {seen} records failed, more than {FAILURE_RATE_MAX:.0%}"
-        now = dt.datetime.now(dt.UTC)
+        """Mark the job halted, if it is in progress and at this run; return the reason, also if another was first.
+
+        Every count is of these totals, and so is the reason. Batches in flight are counted after it: `settle`.
+        """
+        reason = halt_reason(present(totals, self._repaired), self._known.get("failure_bound"))
         self._jobs.update_one(
             {"_id": self._job_id, "run": self._run, "status": JobStatus.IN_PROGRESS.value},
             {
                 "$set": {
+                    **self._fields(totals),
                     "status": JobStatus.HALTED.value,
                     "error": reason,
-                    "records_migrated": totals.migrated,
-                    "records_skipped": totals.skipped_total,
-                    "records_failed": totals.failed_total,
-                    "updated_at": now,
+                    "failure_halt": True,
                 }
             },
         )
         return reason
+
+    def settle(self, totals: RunTotals) -> None:
+        """Bring the counts of a halted job, and the numbers in its reason, up to what has been counted since.
+
+        Called by each process that has ended its counting. Totals that are older than what is there change nothing, nor
+        do those of a job that has gone on, or of which rows have been repaired meanwhile.
+        """
+        self.closed_because()
+        if self._known.get("run") != self._run or self._known.get("status") != JobStatus.HALTED:
+            return
+        fields = self._fields(totals)
+        if self._known.get("failure_halt"):
+            fields["error"] = halt_reason(present(totals, self._repaired), self._known.get("failure_bound"))
+        names = ("records_migrated", "records_skipped", "records_failed", "records_foreign")
+        stored = {"$add": [{"$ifNull": [f"${name}", 0]} for name in names]}
+        self._jobs.update_one(
+            {
+                "_id": self._job_id,
+                "run": self._run,
+                "status": JobStatus.HALTED.value,
+                "repaired": self._known.get("repaired"),
+                "$expr": {"$lte": [stored, seen_of(totals)]},
+            },
+            {"$set": fields},
+        )

@@ -38,7 +38,7 @@ from sink.dead_letters import now_us
 from sink.decoding import Batch, Decoder, Source, Taken
 from sink.documents import BSON_LENGTH_BYTES, DUPLICATE_KEY, ID_BYTES, OBJECT_ID_FIELD, BatchOutcome, is_whole
 from sink.effects import Effect, Seam, straight
-from sink.halting import FAILURE_RATE_MAX
+from sink.failure_rate import FAILURE_RATE_MAX
 from sink.indexes import PROGRESS
 from sink.progress import RunTotals, from_document, to_fields
 from sink.settings import SinkSettings

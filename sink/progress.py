@@ -3,7 +3,6 @@
 import contextlib
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from pymongo import UpdateOne
@@ -11,39 +10,7 @@ from pymongo.errors import DuplicateKeyError
 
 from sink.counting import NO_OFFSET, PartitionProgress
 from sink.database import Document, Documents
-
-
-@dataclass(frozen=True, slots=True)
-class RunTotals:
-    """The counts of a run over all partitions. `foreign` are dead letters that are no known source rows."""
-
-    migrated: int = 0
-    skipped: Mapping[str, int] = field(default_factory=dict)
-    failed: Mapping[str, int] = field(default_factory=dict)
-    foreign: Mapping[str, int] = field(default_factory=dict)
-    partitions_ended: int = 0
-    last_audit_id: int = 0  # highest counted
-    updated_at: dt.datetime | None = None
-
-    @property
-    def skipped_total(self) -> int:
-        """Rows left out on purpose."""
-        return sum(self.skipped.values())
-
-    @property
-    def failed_total(self) -> int:
-        """Source rows that could not be understood or stored."""
-        return sum(self.failed.values())
-
-    @property
-    def foreign_total(self) -> int:
-        """Dead letters that are no known source rows."""
-        return sum(self.foreign.values())
-
-    @property
-    def accounted(self) -> int:
-        """Source rows that have ended in a bin."""
-        return self.migrated + self.skipped_total + self.failed_total
+from sink.job_counts import RunTotals as RunTotals
 
 
 class Progress:
@@ -101,14 +68,15 @@ class Progress:
 
 def totals_of(collection: Documents, job_id: str, run: int) -> RunTotals:
     """Return the sums over all partitions of a run, as stored."""
-    migrated = ended = last = 0
+    migrated = ended = last = fell_back = 0
     skipped: dict[str, int] = {}
     failed: dict[str, int] = {}
     foreign: dict[str, int] = {}
     updated_at: dt.datetime | None = None
-    fields = {"migrated": 1, "skipped": 1, "failed": 1, "foreign": 1, "ended": 1, "id_ranges": 1, "updated_at": 1}
-    for document in collection.find({"job_id": job_id, "run": run}, fields):
+    names = ("migrated", "skipped", "failed", "foreign", "ended", "id_ranges", "updated_at", "actors_fell_back")
+    for document in collection.find({"job_id": job_id, "run": run}, dict.fromkeys(names, 1)):
         migrated += document["migrated"]
+        fell_back += document.get("actors_fell_back", 0)
         ended += bool(document["ended"])
         last = max(last, *document["id_ranges"].values(), 0)
         for counts, name in ((skipped, "skipped"), (failed, "failed"), (foreign, "foreign")):
@@ -116,7 +84,7 @@ def totals_of(collection: Documents, job_id: str, run: int) -> RunTotals:
                 counts[reason] = counts.get(reason, 0) + count
         if updated_at is None or document["updated_at"] > updated_at:
             updated_at = document["updated_at"]
-    return RunTotals(migrated, skipped, failed, foreign, ended, last, updated_at)
+    return RunTotals(migrated, skipped, failed, foreign, ended, last, updated_at, fell_back)
 
 
 def to_fields(progress: PartitionProgress) -> Document:
@@ -131,6 +99,7 @@ def to_fields(progress: PartitionProgress) -> Document:
         "failed": dict(progress.failed),
         "foreign": dict(progress.foreign),
         "ended": progress.ended,
+        "actors_fell_back": progress.actors_fell_back,
     }
 
 
@@ -146,6 +115,7 @@ def from_document(document: Mapping[str, Any]) -> PartitionProgress:
         failed=document["failed"],
         foreign=document["foreign"],
         ended=document["ended"],
+        actors_fell_back=document.get("actors_fell_back", 0),
     )
 
 

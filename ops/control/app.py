@@ -1,7 +1,7 @@
 """The application: every endpoint, the pages, and the layer that all requests pass (edge.py)."""
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -141,14 +141,19 @@ async def _validation_error(request: Request, error: Exception) -> Response:
                 errors=[("records", f"at most {RECORDS_MAX}")],
             ),
         )
-    fields = [(_place(one["loc"]), _said(one)) for one in found]
+    fields = [(_place(one), _said(one)) for one in found]
     first = ": ".join(part for part in fields[0] if part) if fields else "the request is not valid"
     return _envelope(request, ApiError(400, RespCode.VALIDATION_ERROR, first, errors=fields))
 
 
-def _place(loc: Iterable[str | int]) -> str:
-    """Return where an error is as people write it; the first part says body, query or header."""
-    return ".".join(str(part) for part in list(loc)[1:])
+def _place(error: Mapping[str, Any]) -> str:
+    """Return the field an error is about as people write it, "" for the body as a whole.
+
+    The first part of a place says body, query or header. The second, of a body that is no JSON, is a position in it.
+    """
+    if error["type"] == "json_invalid":
+        return ""
+    return ".".join(str(part) for part in error["loc"][1:])
 
 
 def _said(error: Mapping[str, Any]) -> str:

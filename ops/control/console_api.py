@@ -15,7 +15,7 @@ path: they may hold any printable character.
     GET  /console/api/events?account=                                    -> text/event-stream, see below
     POST /console/api/trigger      TriggerRequest                        -> 201 ActionDone (job)
     POST /console/api/halt         AccountRequest                        -> 200 ActionDone (job)
-    POST /console/api/resume       AccountRequest                        -> 200 ActionDone (job)
+    POST /console/api/resume       ResumeRequest                         -> 200 ActionDone (job)
     POST /console/api/rerun        AccountRequest                        -> 200 ActionDone (job)
     POST /console/api/rollback     RollbackRequest                       -> 200 RollbackDone, when all is gone
     POST /console/api/verify       AccountRequest                        -> 202 ActionDone (task)
@@ -54,6 +54,7 @@ from ops.control.console_models import (
     FlagRequest,
     LetterDetail,
     LetterPage,
+    ResumeRequest,
     RetryRequest,
     RollbackDone,
     RollbackRequest,
@@ -212,8 +213,21 @@ def _add_actions(router: APIRouter, backend: Backend, rollbacks: Rollbacks) -> N
         )
 
     change("halt", requests.halt, "Stop the account's running job; cursors and offsets are kept.")
-    change("resume", requests.resume, "Go on with a job that was halted or has failed.")
     change("rerun", requests.rerun, "Replay again what the account's last run has published.")
+
+    @router.post("/resume", response_model=ActionDone, responses=errors(403, 404, 409, body=True))
+    async def resume(request: Request, asked: ResumeRequest) -> Response:
+        """Continue a job that was halted or has failed; with `failure_bound`, until more than that has failed."""
+        job = await backend.ask(
+            requests.resume,
+            control,
+            asked.company_sso_id,
+            by=request.state.user,
+            reason=asked.reason,
+            request_id=request.state.request_id,
+            failure_bound=asked.failure_bound,
+        )
+        return _done(asked.company_sso_id, "resume", job=job)
 
     def task(name: str, kind: TaskKind, doc: str) -> None:
         async def queued(request: Request, asked: AccountRequest) -> Response:
@@ -270,7 +284,11 @@ def _add_actions(router: APIRouter, backend: Backend, rollbacks: Rollbacks) -> N
                 errors=[("confirm", "type the account's id")],
             )
         removed = await rollbacks.roll_back(
-            asked.company_sso_id, by=request.state.user, reason=asked.reason, request_id=request.state.request_id
+            asked.company_sso_id,
+            by=request.state.user,
+            gone=request.is_disconnected,
+            reason=asked.reason,
+            request_id=request.state.request_id,
         )
         return _answer(RollbackDone(company_sso_id=asked.company_sso_id, records_removed=removed))
 

@@ -6,12 +6,13 @@ Times are RFC 3339 in UTC. `null` means «not known», never zero. Counts are of
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
 from ops.control.activity_logs import AccountId, Moment
 from ops.control.enrichments import EnrichmentView
 from schemas.topics import ACCOUNT_LENGTH_MAX
 from schemas.vocabulary import JobStatus
+from sink.failure_rate import FAILURE_RATE_MAX
 
 AUDIT_IDS_MAX = 10_000  # of one retry from the console; more with the command line
 EXACT_MAX = 2**53 - 1  # a JSON number is exact up to here (RFC 7493), in the browser for certain
@@ -62,6 +63,13 @@ class JobView(_Answer):
     records_skipped: int
     records_failed: int
     records_foreign: int = Field(description="dead letters that are no rows of the account")
+    records_attempted: int = Field(0, description="migrated, skipped and failed")
+    records_duplicate: int = Field(0, description="of the skipped: logs in place from earlier runs")
+    records_repaired: int = Field(0, description="of migrated and skipped: rows that had failed before")
+    records_late: int = Field(0, description="of the attempted: found by the second look at the id holes")
+    actors_fell_back: int = Field(0, description="of the migrated: logs whose actor is the deleted user")
+    documents: int | None = Field(None, description="of the replay in MongoDB, when they were counted last")
+    documents_at: AwareDatetime | None = None
     skips_by_reason: dict[str, int]
     failures_by_cause: dict[str, int]
     accuracy_pct: float | None
@@ -77,6 +85,8 @@ class JobView(_Answer):
     finished_at: AwareDatetime | None
     heartbeat_at: AwareDatetime | None = Field(description="when a runner was last heard of")
     error: str | None
+    failure_bound: float | None = Field(None, description="of the failure rate, where an operator has raised it")
+    failure_halt: bool = Field(False, description="halted because too many records failed")
 
 
 class Flag(_Answer):
@@ -286,6 +296,23 @@ class AccountRequest(_Request):
 
     company_sso_id: AccountId
     reason: str = Field("", max_length=REASON_LENGTH_MAX, description="kept in the audit log; of a halt in the job too")
+
+
+class ResumeRequest(AccountRequest):
+    """Continue a job that was halted or has failed."""
+
+    failure_bound: float | None = Field(
+        None,
+        gt=FAILURE_RATE_MAX,
+        le=1,
+        description="of the failure rate, until the next resume; needs a reason",
+    )
+
+    @model_validator(mode="after")
+    def _with_reason(self) -> "ResumeRequest":
+        if self.failure_bound is not None and not self.reason.strip():
+            raise ValueError("a raised failure_bound needs a reason")
+        return self
 
 
 class RollbackRequest(_Request):

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ops.control.jobs import percent, refusal
+from ops.control.jobs import refusal
+from schemas.errors import BadInputError
 from schemas.vocabulary import JobStatus
+from sink.failure_rate import FAILURE_RATE_MAX
+from sink.job_counts import percent
 
 COVERAGE_MIN_PCT = 99
 
@@ -65,6 +68,19 @@ class Refusal:
     resp_code: RespCode
     what: str
     to_do: str = ""
+
+
+def require_bound(failure_bound: float | None, reason: str) -> None:
+    """Raise BadInputError for a failure rate that no resume takes, or one that is raised without a reason."""
+    if failure_bound is None:
+        return
+    if not FAILURE_RATE_MAX < failure_bound <= 1:
+        raise BadInputError(
+            f"a failure bound of {failure_bound:g}",
+            f"give one above {FAILURE_RATE_MAX:g}, 1 at most: 0.25 is a quarter",
+        )
+    if not reason.strip():
+        raise BadInputError("the failure bound is raised without a reason", "say why: it is kept in the audit log")
 
 
 def why_not(action: Action, company_sso_id: str, status: JobStatus | None, *, flag_enabled: bool) -> Refusal | None:

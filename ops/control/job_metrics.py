@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ops.control.counts import counts_of
 from ops.control.jobs import Job
 from schemas.metrics import ACCOUNTS_MAX, Value, labelled
 from schemas.vocabulary import JobStatus
 from sink.match_key import Outcome
+
+BINS = ("total", "migrated", "skipped", "failed", "foreign")  # the others are of rows that are in these
 
 
 def job_values(
@@ -47,14 +50,11 @@ def _of_job(account: str, job: Job) -> list[Value]:
         Value("job_updated_timestamp_seconds", job.updated_at.timestamp(), here),
         Value("job_heartbeat_timestamp_seconds", job.heartbeat_at.timestamp(), here),
     ]
-    bins = {
-        "total": job.records_total,
-        "migrated": job.records_migrated,
-        "skipped": job.records_skipped,
-        "failed": job.records_failed,
-        "foreign": job.records_foreign,
-    }
-    found += [Value("job_rows", rows, {**here, "bin": name}) for name, rows in bins.items()]
+    counts = counts_of(job)
+    rows = {name.removeprefix("records_"): count for name, count in counts.records().items()}
+    found += [Value("job_rows", count, {**here, "bin": name}) for name, count in rows.items() if name in BINS]
+    found += [Value("job_rows_of", count, {**here, "what": name}) for name, count in rows.items() if name not in BINS]
+    found.append(Value("job_actors_fell_back", counts.actors_fell_back, here))
     found += [
         Value(value.metric, value.value, {**here, **(value.labels or {})})
         for value in (

@@ -8,7 +8,9 @@ from typing import Any
 from producer.cursor import EARLIEST
 from schemas.errors import ReplayError
 from schemas.job import ReplayJob
-from schemas.vocabulary import JobStatus, SkipReason
+from schemas.vocabulary import JobStatus
+from sink.job_counts import Repaired, duplicates, percent
+from sink.job_counts import progress_pct as progress_pct
 
 # What may follow. A rolled back job stays that: its account's next run is a new job.
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
@@ -88,8 +90,16 @@ class Job:
     attempts: int = 0  # of runners, in a row, that gave the job back without having got on with it
     enrichment: Mapping[str, Any] | None = None  # of the present run; ops.control.enrichments
     http_documents: Mapping[str, Any] | None = None  # that came by HTTP, and that no row of the run accounts for
-    rollback: Mapping[str, Any] | None = None  # removed, remaining, by, started_at, updated_at, finished_at
     out_of_scope_by_type: Mapping[str, int] = field(default_factory=dict)  # rows of types that are not read
+    rollback: Mapping[str, Any] | None = None  # removed, remaining, by, started_at, updated_at, finished_at, unanswered
+    records_late: int = 0  # rows found by the second look at the gaps; they are in the other counts
+    records_repaired: int = 0  # rows that failed and have been repaired since; they are in their new bins
+    repaired: Repaired = field(default_factory=Repaired)
+    actors_fell_back: int = 0  # logs written whose actor is the deleted user
+    documents: int | None = None  # of the account's replay in MongoDB, as counted last
+    documents_at: dt.datetime | None = None  # when that was
+    failure_bound: float | None = None  # raised by an operator, until the next resume
+    failure_halt: bool = False  # halted because too many records failed, and not by an operator
 
     @property
     def reads_from(self) -> dt.datetime:
@@ -134,6 +144,9 @@ class Ledger:
     foreign: int = 0
     documents: int | None = None
     out_of_scope: Mapping[str, int] = field(default_factory=dict)  # by type: not read, and no part of the sums
+    late: int = 0  # of the source rows: found by the second look at the gaps
+    repaired: int = 0  # rows that failed and have been repaired since, in their new bins
+    actors_fell_back: int = 0  # of the migrated: their actor is the deleted user
 
     @property
     def skipped_total(self) -> int:
@@ -152,8 +165,8 @@ class Ledger:
 
     @property
     def documents_expected(self) -> int:
-        """Rows that should have become a document: written by this run, or there before it."""
-        return self.migrated + self.skipped.get(SkipReason.DUPLICATE_EXTERNAL_ID, 0)
+        """Rows that have become a document: written by this run, or there before it."""
+        return self.migrated + duplicates(self.skipped)
 
     @property
     def documents_agree(self) -> bool:
@@ -162,15 +175,8 @@ class Ledger:
 
     @property
     def accuracy_pct(self) -> float | None:
-        """Documents in MongoDB per row that should have become one; None if not counted.
-
-        Cut to two digits, never rounded: 100.0 means all. More than 100 means documents that no row accounts for.
-        """
-        if self.documents is None:
-            return None
-        if self.documents_expected == 0:
-            return 100.0 if self.documents == 0 else 0.0
-        return percent(self.documents, self.documents_expected)
+        """Documents in MongoDB per row that should have become one, failed rows among them; None if not counted."""
+        return accuracy_of(self.documents, self.documents_expected + self.failed)
 
     @property
     def failure_rate(self) -> float:
@@ -179,11 +185,13 @@ class Ledger:
         return (self.failed + self.foreign) / seen if seen else 0.0
 
 
-def percent(part: int, whole: int) -> float:
-    """Return part of whole in per cent, cut to two digits so that 100.0 is never said too early."""
-    return part * 10_000 // whole / 100
+def accuracy_of(documents: int | None, rows: int) -> float | None:
+    """Return documents in MongoDB per row that should have become one; None if they were not counted.
 
-
-def progress_pct(accounted: int, records_total: int) -> float:
-    """Return how far a job is, 0.0 to 100.0; a job without rows is done at once."""
-    return min(100.0, percent(accounted, records_total)) if records_total > 0 else 100.0
+    Cut to two digits, never rounded: 100.0 means all. More than 100 means documents that no row accounts for.
+    """
+    if documents is None:
+        return None
+    if rows == 0:
+        return 100.0 if documents == 0 else 0.0
+    return percent(documents, rows)

@@ -73,33 +73,47 @@ def next_run_of(job: Job) -> NewJob:
 
 
 def rollback(
-    database: Any, company_sso_id: str, on_batch: Callable[[int], None] = lambda _: None, *, by: str = ""
+    database: Any,
+    company_sso_id: str,
+    on_batch: Callable[[int], None] = lambda _: None,
+    *,
+    by: str = "",
+    to_be_answered: bool = False,
 ) -> int:
-    """Delete what the replay wrote for the account and return how many documents that were; again: 0.
+    """Delete what the replay wrote for the account and return how many documents the roll back has removed; again: 0.
 
     An account without a job may have documents that came by HTTP; they go, too. The job is marked first: dying half-way
-    leaves documents of a job that is rolled back, and the next call continues with them. How far it is stands in the
-    job document. Raises NoSuchJobError; RollbackRefusedError while a job is in progress or its processes are being
-    ended, also if one begins meanwhile.
+    leaves documents of a job that is rolled back, and the next call removes them, and returns the number of the whole
+    roll back, also beside another call. How far it is stands in the job document. With `to_be_answered` the number is
+    returned again until `JobStore.note_rollback_answered`: an answer can be lost. Raises NoSuchJobError;
+    RollbackRefusedError while a job is in progress or its processes are being ended, also if one begins meanwhile.
     """
     store = JobStore(database)
     if store.latest(company_sso_id) is None and http_documents.are_known(database, company_sso_id):
         return _rollback_without_job(store, database, company_sso_id, on_batch)
     job = _mark_rolled_back(store, company_sso_id)
-    remaining = documents.documents_of(database, company_sso_id)
-    store.note_rollback(job, removed=0, remaining=remaining, by=by)
+    before = job.rollback or {}
+    there = documents.documents_of(database, company_sso_id)
+    finished = before.get("finished_at") is not None
+    if finished and there == 0:
+        return int(before["removed"]) if before.get("unanswered") else 0
+    whole = before["removed"] + before["remaining"] if before and not finished else there
+    done_before = max(0, whole - there)
+    store.note_rollback(job, removed=done_before, remaining=there, by=by)
 
     def still_ours(removed: int) -> None:
+        removed += done_before
         on_batch(removed)
-        store.note_rollback(job, removed=removed, remaining=max(0, remaining - removed), by=by)
+        store.note_rollback(job, removed=removed, remaining=max(0, whole - removed), by=by)
         if _latest(store, company_sso_id).status is not JobStatus.ROLLED_BACK:
             raise RollbackRefusedError(
                 f"a run of {company_sso_id} has begun after {removed:,} documents were removed",
                 "halt it, then roll back again",
             )
 
-    removed = documents.rollback(database, company_sso_id, on_batch=still_ours)
-    store.note_rollback(job, removed=removed, remaining=0, by=by, finished=True)
+    removed = documents.rollback(database, company_sso_id, on_batch=still_ours) + done_before
+    removed = max(removed, whole)  # another call beside this one has removed the others
+    store.note_rollback(job, removed=removed, remaining=0, by=by, finished=True, unanswered=to_be_answered)
     return removed
 
 

@@ -133,15 +133,28 @@ def halt(control: Control, company_sso_id: str, *, reason: str = "", by: str, re
         return JobStore(control.database).transition(job.job_id, job.status, JobStatus.HALTED, reason)
 
 
-def resume(control: Control, company_sso_id: str, *, by: str, reason: str = "", request_id: str = "") -> Job:
+def resume(
+    control: Control,
+    company_sso_id: str,
+    *,
+    by: str,
+    reason: str = "",
+    request_id: str = "",
+    failure_bound: float | None = None,
+) -> Job:
     """Return the account's job, in progress again; the next free runner takes it up where it was.
 
-    Refused with JOB_NOT_FOUND, JOB_ALREADY_RUNNING or ILLEGAL_TRANSITION.
+    `failure_bound` is that of the failure rate until the next resume, over the usual one and at most 1.0; it needs a
+    reason. Refused with JOB_NOT_FOUND, JOB_ALREADY_RUNNING or ILLEGAL_TRANSITION.
     """
-    with _noted(control, "resume", company_sso_id, by, request_id, {"reason": reason}) as noted:
+    guards.require_bound(failure_bound, reason)
+    detail = {"reason": reason, **({} if failure_bound is None else {"failure_bound": failure_bound})}
+    with _noted(control, "resume", company_sso_id, by, request_id, detail) as noted:
         job = _require_job(control, Action.RESUME, company_sso_id)
         noted["job_id"] = job.job_id
-        return JobStore(control.database).transition(job.job_id, job.status, JobStatus.IN_PROGRESS)
+        return JobStore(control.database).transition(
+            job.job_id, job.status, JobStatus.IN_PROGRESS, failure_bound=failure_bound
+        )
 
 
 def rerun(control: Control, company_sso_id: str, *, by: str, reason: str = "", request_id: str = "") -> Job:
@@ -167,10 +180,12 @@ def rollback(
     on_batch: Callable[[int], None] = lambda removed: None,  # noqa: ARG005
     reason: str = "",
     request_id: str = "",
+    to_be_answered: bool = False,
 ) -> int:
-    """Delete what the replay has written for the account and return how many documents this call removed; again: 0.
+    """Delete what the replay has written for the account and return how many documents were removed; again: 0.
 
-    `on_batch` is told the number removed so far; the job document has it too. Whatever ends it half-way, call it again.
+    `on_batch` receives the number removed so far; the job document has it too. Whatever ends it half-way, call it
+    again: the number is that of the whole roll back (`operations.rollback`, also for `to_be_answered`).
     Refused with JOB_NOT_FOUND; JOB_ALREADY_RUNNING, also while a halted run is still ending its processes; or
     ROLLBACK_FAILED.
     """
@@ -189,7 +204,9 @@ def rollback(
             detail=noted,
         )
         try:
-            removed = operations.rollback(control.database, company_sso_id, on_batch, by=by)
+            removed = operations.rollback(
+                control.database, company_sso_id, on_batch, by=by, to_be_answered=to_be_answered
+            )
         except operations.RollbackRefusedError as error:
             raise RequestRefusedError(Refusal(RespCode.JOB_ALREADY_RUNNING, error.what, error.to_do)) from error
         except RollbackFailedError as error:

@@ -2,11 +2,14 @@
 
 An account with ten million documents takes a quarter of an hour, longer than most gateways wait. So the request is
 synchronous for who can wait, and joins for who asks again: while an account is being rolled back, every further request
-waits for that same one and gets its answer. When it is over, the next one finds nothing left and answers 0. If this
-server stops or dies half-way, what is left stays marked, and the next request goes on with it.
+waits for that same one and gets its answer. When it is over and its number was sent, the next one finds nothing left
+and answers 0; where every client had gone by then, or this server died, the next request is sent the number. If this
+server stops or dies half-way, what is left stays marked, and the next request removes it and answers for the whole.
 """
 
 import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
 
 from ops.control import requests
 from ops.control.backend import Backend, answer_to, unavailable
@@ -26,17 +29,30 @@ class Rollbacks:
         self._backend = backend
         self._running: dict[str, asyncio.Task[int]] = {}
 
-    async def roll_back(self, company_sso_id: str, *, by: str, reason: str = "", request_id: str = "") -> int:
+    async def roll_back(
+        self,
+        company_sso_id: str,
+        *,
+        by: str,
+        gone: Callable[[], Awaitable[bool]],
+        reason: str = "",
+        request_id: str = "",
+    ) -> int:
         """Return how many documents the account's roll back has removed; begins one, or joins the one that runs.
 
-        Raises ApiError. A client that goes away ends its own waiting only.
+        `gone` returns whether the client has hung up: then the number is kept for the next request. Raises ApiError.
+        A client that goes away ends its own waiting only.
         """
         task = self._running.get(company_sso_id)
         if task is None:
             task = asyncio.create_task(self._do(company_sso_id, by, reason, request_id))
             self._running[company_sso_id] = task
             task.add_done_callback(lambda done: self._over(company_sso_id, done))
-        return await asyncio.shield(task)
+        removed = await asyncio.shield(task)
+        if not await gone():
+            with contextlib.suppress(ApiError):  # it would be sent twice: better than never
+                await self._backend.read(self._backend.store.note_rollback_answered, company_sso_id)
+        return removed
 
     async def _do(self, company_sso_id: str, by: str, reason: str, request_id: str) -> int:
         def on_batch(removed: int) -> None:
@@ -52,6 +68,7 @@ class Rollbacks:
                 on_batch=on_batch,
                 reason=reason,
                 request_id=request_id,
+                to_be_answered=True,
             )
         except StoppingError as error:
             raise unavailable(error.what) from error

@@ -74,7 +74,9 @@ class MigrationStarted(BaseModel):
 class RolledBack(BaseModel):
     """The account's replayed documents are gone."""
 
-    records_removed: int = Field(description="by this roll back; 0 when there was nothing left")
+    records_removed: int = Field(
+        description="by this roll back, interrupted requests for it included; 0 when there was nothing left"
+    )
 
 
 class Health(BaseModel):
@@ -116,11 +118,15 @@ def private_routes(backend: Backend, rollbacks: Rollbacks) -> APIRouter:
         """Delete what the replay has written for the account, also by `migrate`, and answer when all of it is gone.
 
         Takes about a second for 20,000 documents, so an account of millions outlasts a gateway. The work goes on when
-        the client goes away; asking again joins it, and answers 0 once it is over. 404 JOB_NOT_FOUND, unless documents
-        came by `migrate`; 409 JOB_ALREADY_RUNNING: halt it first; 500 ROLLBACK_FAILED: ask again, it continues.
+        the client goes away; asking again joins it, or is sent the number that no client has received. After that the
+        answer is 0. 404 JOB_NOT_FOUND, unless documents came by `migrate`; 409 JOB_ALREADY_RUNNING: halt it first; 500
+        ROLLBACK_FAILED: ask again, it continues.
         """
         removed = await rollbacks.roll_back(
-            account.company_sso_id, by=request.state.user, request_id=request.state.request_id
+            account.company_sso_id,
+            by=request.state.user,
+            gone=request.is_disconnected,
+            request_id=request.state.request_id,
         )
         return json_response({"records_removed": removed})
 

@@ -16,12 +16,13 @@ from bson.codec_options import CodecOptions
 from pymongo import DESCENDING, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from ops.control.jobs import FINISHED, LEASE_S, NEVER, IllegalTransitionError, Job, progress_pct, refusal
+from ops.control.jobs import FINISHED, LEASE_S, NEVER, IllegalTransitionError, Job, accuracy_of, refusal
 from schemas.errors import ReplayError
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
-from sink.halting import failed_of, seen_of
-from sink.indexes import COUNTERS, JOBS, ONE_FOLLOWS, ONE_RUNNING_JOB, PROGRESS
+from sink.failure_rate import halt_reason
+from sink.indexes import CHECKPOINTS, COUNTERS, JOBS, ONE_FOLLOWS, ONE_RUNNING_JOB, PROGRESS
+from sink.job_counts import Move, Repaired, duplicates, job_fields, present, repaired_by, repaired_in
 from sink.progress import RunTotals, totals_of
 
 RUN_MAX = 2**31 - 1  # an Avro int
@@ -29,6 +30,8 @@ RUN_COUNTER = "run"
 EPOCH = NEVER
 LOOK_AT_MAX = 50  # waiting jobs, of which a runner tries to claim one
 _LEASE_UNTIL = {"$ifNull": ["$lease_until", NEVER]}
+# A partial job may name thousands of rows there; only `fold_repairs` reads them.
+NO_REPAIRS: Mapping[str, int] = {"repairs": 0}
 _FREE: Mapping[str, Any] = {"$or": [{"owner": None}, {"$expr": {"$lt": [_LEASE_UNTIL, "$$NOW"]}}]}
 
 
@@ -75,6 +78,7 @@ class JobStore:
         self._jobs: Documents = database.get_collection(JOBS, codec_options=aware)
         self._progress: Documents = database.get_collection(PROGRESS, codec_options=aware)
         self._counters: Documents = database.get_collection(COUNTERS, codec_options=aware)
+        self._checkpoints: Documents = database[CHECKPOINTS]
 
     def next_run(self) -> int:
         """Return a run number greater than any before: the time in seconds, or one more than the last."""
@@ -132,14 +136,20 @@ class JobStore:
 
     def get(self, job_id: str) -> Job | None:
         """Return a job."""
-        document = self._jobs.find_one({"_id": job_id})
+        document = self._jobs.find_one({"_id": job_id}, NO_REPAIRS)
         return job_of(document) if document else None
 
     def latest(self, company_sso_id: str) -> Job | None:
         """Return the account's job in progress, else the one that started last, partial replays left out."""
-        running = self._jobs.find_one({"company_sso_id": company_sso_id, "status": JobStatus.IN_PROGRESS.value})
-        document = running or self._jobs.find_one(
+        of_account = {"company_sso_id": company_sso_id, "status": JobStatus.IN_PROGRESS.value}
+        running = self._jobs.find_one(of_account, NO_REPAIRS)
+        return job_of(running) if running else self.latest_whole(company_sso_id)
+
+    def latest_whole(self, company_sso_id: str) -> Job | None:
+        """Return the account's job that started last, partial replays left out."""
+        document = self._jobs.find_one(
             {"company_sso_id": company_sso_id, "partial": {"$ne": True}},
+            NO_REPAIRS,
             sort=[("started_at", DESCENDING), ("run", DESCENDING)],
         )
         return job_of(document) if document else None
@@ -147,7 +157,7 @@ class JobStore:
     def jobs(self, company_sso_id: str | None = None, limit: int = 100) -> list[Job]:
         """Return jobs, the last started first; of one account or of all."""
         query = {} if company_sso_id is None else {"company_sso_id": company_sso_id}
-        found = self._jobs.find(query).sort([("started_at", DESCENDING), ("run", DESCENDING)]).limit(limit)
+        found = self._jobs.find(query, NO_REPAIRS).sort([("started_at", DESCENDING), ("run", DESCENDING)]).limit(limit)
         return [job_of(document) for document in found]
 
     def transition(
@@ -160,16 +170,22 @@ class JobStore:
         owner: str | None = None,
         fence: int | None = None,
         only_if_free: bool = False,
+        failure_bound: float | None = None,
     ) -> Job:
         """Change a job's status if it is `source` now; return the job. `reason` becomes its `error`, "" clears it.
 
         With `owner`, the job becomes that runner's, if no other has it. With `fence`, the change is that of the runner
         that holds this number, and fails if it does not any more. With `only_if_free`, no runner may hold the job.
-        Going back to in progress sets the baseline from which the failure rate counts: a cause that is gone must not
-        halt the job again.
+        `failure_bound` is that of the failure rate from a resume to the next; None: the usual one. A job that is rolled
+        back has no counts any more: its rows are in no bin.
         Raises IllegalTransitionError, JobChangedError, or JobAlreadyRunningError.
         """
-        return self._move(job_id, source, target, reason, {}, owner=owner, fence=fence, only_if_free=only_if_free)
+        fields: Document = {}
+        if target is JobStatus.IN_PROGRESS:
+            fields = {"failure_bound": failure_bound, "failure_halt": False}
+        elif target is JobStatus.ROLLED_BACK:
+            fields = dict(NO_COUNTS)
+        return self._move(job_id, source, target, reason, fields, owner=owner, fence=fence, only_if_free=only_if_free)
 
     def _move(
         self,
@@ -197,9 +213,7 @@ class JobStore:
         elif target is JobStatus.IN_PROGRESS:
             update["attempts"] = 0
             if "run" not in fields:
-                totals = self.aggregate_progress(job)
-                update["failure_baseline"] = {"failed": failed_of(totals), "seen": seen_of(totals)}
-                update["finished_at"] = None
+                update |= {"finished_at": None, "accuracy_pct": None}
         condition: Document = {"_id": job_id, "status": source.value, "run": job.run}
         stages: Document = {name: {"$literal": value} for name, value in update.items()}
         if owner is not None or only_if_free:
@@ -225,6 +239,32 @@ class JobStore:
         return JobChangedError(
             f"job {job.job_id} is {present.status if present else 'gone'}, not {source}", "look again"
         )
+
+    def has_lost_its_place(self, job: Job) -> bool:
+        """Return whether a replay of chosen rows has moved the account's groups since this unfinished run began."""
+        moved = {
+            "company_sso_id": job.company_sso_id,
+            "partial": True,
+            "run": {"$gt": job.run},
+            "planned_begin.0": {"$exists": True},
+        }
+        if job.partial or not job.begin_offsets or self._jobs.find_one(moved, {"_id": 1}) is None:
+            return False
+        return self.aggregate_progress(job).partitions_ended < job.partitions
+
+    def begin_again(self, job: Job, new: NewJob) -> Job:
+        """Begin the next run of a job in the hands of its runner, with counts of its own, and return the job."""
+        fields = _run_fields(new, self.next_run(), (), _now())
+        bound = {"failure_bound": job.failure_bound}  # that of this resume
+        document = self._jobs.find_one_and_update(
+            {"_id": job.job_id, "run": job.run, **_fenced(job.fence)},
+            {"$set": {**fields, **bound}},
+            NO_REPAIRS,
+            return_document=ReturnDocument.AFTER,
+        )
+        if document is None:
+            raise self._lost(job)
+        return job_of(document)
 
     def prepare(self, job: Job, new: NewJob) -> Job:
         """Note what the survey of the source has found; return the job."""
@@ -261,15 +301,23 @@ class JobStore:
         """Note which documents came by HTTP and are no row's of the run; return the job."""
         return self._set(job, {"http_documents": fields})
 
-    def note_rollback(self, job: Job, *, removed: int, remaining: int, by: str, finished: bool = False) -> None:
-        """Note how far the deletion of the account's documents is."""
+    def note_rollback(
+        self, job: Job, *, removed: int, remaining: int, by: str, finished: bool = False, unanswered: bool = False
+    ) -> None:
+        """Note how far the deletion of the account's documents is; `unanswered`: the caller has yet to be sent that."""
         now = _now()
-        fields = {"removed": removed, "remaining": remaining, "by": by, "updated_at": now}
+        fields = {"removed": removed, "remaining": remaining, "by": by, "updated_at": now, "unanswered": unanswered}
         fields["finished_at"] = now if finished else None
         update: Document = {f"rollback.{name}": value for name, value in fields.items()}
         if removed == 0 and not finished:
             update = {"rollback": {**fields, "started_at": now}}
+        update |= {"documents": remaining, "documents_at": now}
         self._jobs.update_one({"_id": job.job_id}, {"$set": update})
+
+    def note_rollback_answered(self, company_sso_id: str) -> None:
+        """Note that the number of documents that a finished roll back has removed has been sent."""
+        done = {"company_sso_id": company_sso_id, "rollback.unanswered": True, "rollback.finished_at": {"$ne": None}}
+        self._jobs.update_many(done, {"$set": {"rollback.unanswered": False}})
 
     def claim(self, job_id: str, owner: str) -> Job | None:
         """Make a job in progress this owner's and return it; None if another has it, or it is not in progress."""
@@ -311,7 +359,7 @@ class JobStore:
         `attempts` and `error` say how often in a row, and why, it was given back unfinished.
         """
         fields: Document = {"owner": None, "lease_until": _lease_end(pause_s) if pause_s else NEVER}
-        if attempts:
+        if error is not None:
             fields |= {"attempts": attempts, "error": {"$literal": error}}
         mine = {"_id": job.job_id, "owner": job.owner, **_fenced(job.fence)}
         self._jobs.update_one(mine, [{"$set": fields}])
@@ -322,7 +370,7 @@ class JobStore:
             {"_id": job.job_id, "status": JobStatus.IN_PROGRESS.value, **_fenced(job.fence)},
             {"$set": {"attempts": 0, "error": None}},
         )
-        return replace(job, attempts=0)
+        return replace(job, attempts=0, error=None)
 
     def _lost(self, job: Job) -> LeaseLostError:
         present = self.get(job.job_id)
@@ -334,27 +382,96 @@ class JobStore:
         return totals_of(self._progress, job.job_id, job.run)
 
     def save_totals(
-        self, job: Job, totals: RunTotals, *, accuracy_pct: float | None = None, last_audit_id: int | None = None
+        self,
+        job: Job,
+        totals: RunTotals,
+        *,
+        accuracy_pct: float | None = None,
+        last_audit_id: int | None = None,
+        documents: int | None = None,
+        source_rows: int | None = None,
     ) -> Job:
-        """Copy the counts of a run into its job document, if the job is still at that run; return the job."""
-        fields: Document = {
-            "records_migrated": totals.migrated,
-            "records_skipped": totals.skipped_total,
-            "records_failed": totals.failed_total,
-            "records_foreign": totals.foreign_total,
-            "skips_by_reason": dict(totals.skipped),
-            "failures_by_cause": dict(totals.failed),
-            "last_audit_id": totals.last_audit_id if last_audit_id is None else last_audit_id,
-            "progress_pct": progress_pct(totals.accounted, job.records_total),
-        }
+        """Copy the counts of a run into its job document, if the job is still at that run; return the job.
+
+        `totals` are the sinks'. `documents` and `source_rows` are what has been counted in MongoDB and in the source.
+        If too many failures have halted the job meanwhile, the numbers in its reason become those of the counts.
+        """
+        total = job.records_total if source_rows is None else source_rows
+        fields: Document = {**job_fields(totals, job.repaired, total), "records_late": self._late_rows(job)}
+        if last_audit_id is not None:
+            fields["last_audit_id"] = last_audit_id
         if accuracy_pct is not None:
             fields["accuracy_pct"] = accuracy_pct
-        return self._set(job, fields)
+        if documents is not None:
+            fields |= {"documents": documents, "documents_at": _now()}
+        why_halted = halt_reason(present(totals, job.repaired), job.failure_bound)
+        halted = {"$and": [{"$eq": ["$status", JobStatus.HALTED.value]}, "$failure_halt"]}
+        return self._set(job, fields, error={"$cond": [halted, {"$literal": why_halted}, "$error"]})
 
-    def _set(self, job: Job, fields: Document) -> Job:
+    def _late_rows(self, job: Job) -> int:
+        """Return how many rows the second look at the run's gaps has found; the cursor of that look has counted them.
+
+        A partial replay reads nothing but chosen ids in that way, which is no second look.
+        """
+        if job.partial:
+            return 0
+        late = {"job_id": job.job_id, "run": job.run, "late": True}
+        return sum(int(found["rows"]) for found in self._checkpoints.find(late, {"rows": 1}))
+
+    # ---- rows that had failed and were brought to another end by a replay of chosen rows
+
+    def note_repairs(self, partial: Job, whole: Job, moves: Mapping[int, Move]) -> None:
+        """Note in a partial job which failed rows of the account's job it has repaired, by their audit ids."""
+        groups: dict[Move, list[int]] = {}
+        for audit_id, move in sorted(moves.items()):
+            groups.setdefault(move, []).append(audit_id)
+        rows = [{**move._asdict(), "audit_ids": audit_ids} for move, audit_ids in groups.items()]
+        self._set(partial, {"repairs": {"job_id": whole.job_id, "run": whole.run, "rows": rows}})
+
+    def fold_repairs(self, company_sso_id: str, documents: int | None = None) -> Job | None:
+        """Move the account's repaired rows to their new bins, and return its job; None if it has none.
+
+        What is noted in the partial jobs is summed from the beginning each time, a row by the last of them, so no row
+        is moved twice, however often it was retried or this is called. `documents` are those in MongoDB, if counted.
+        """
+        job = self.latest_whole(company_sso_id)
+        if job is None or job.status in (JobStatus.IN_PROGRESS, JobStatus.ROLLED_BACK):
+            return job
+        of_run = {"company_sso_id": company_sso_id, "repairs.job_id": job.job_id, "repairs.run": job.run}
+        moves: dict[int, Move] = {}
+        for partial in self._jobs.find(of_run, {"repairs": 1}).sort("run", 1):
+            for group in partial["repairs"]["rows"]:
+                move = Move(group["cause"], group["skipped"], group["fell_back"])
+                moves |= dict.fromkeys(group["audit_ids"], move)
+        totals = self.aggregate_progress(job)
+        repaired = repaired_by(moves.values(), totals)
+        fields: Document = {
+            **job_fields(totals, repaired, job.records_total),
+            "repaired": repaired.as_document(),
+            "updated_at": _now(),
+        }
+        if job.failure_halt:
+            fields["error"] = halt_reason(present(totals, repaired), job.failure_bound)
+        if documents is not None:
+            fields |= {"documents": documents, "documents_at": fields["updated_at"]}
+        if job.accuracy_pct is not None and documents is not None:
+            rows = fields["records_migrated"] + duplicates(fields["skips_by_reason"]) + fields["records_failed"]
+            fields["accuracy_pct"] = accuracy_of(documents, rows)
+        document = self._jobs.find_one_and_update(
+            {"_id": job.job_id, "run": job.run, "status": job.status.value},
+            {"$set": fields},
+            NO_REPAIRS,
+            return_document=ReturnDocument.AFTER,
+        )
+        return job_of(document) if document else self.latest_whole(company_sso_id)
+
+    def _set(self, job: Job, fields: Document, **expressions: Document) -> Job:
+        """Set fields, and others by expressions, if the job is at this run and in the hands of this runner."""
+        stages = {name: {"$literal": value} for name, value in {**fields, "updated_at": _now()}.items()}
         document = self._jobs.find_one_and_update(
             {"_id": job.job_id, "run": job.run, **_fenced(job.fence)},
-            {"$set": {**fields, "updated_at": _now()}},
+            [{"$set": {**stages, **expressions}}],
+            NO_REPAIRS,
             return_document=ReturnDocument.AFTER,
         )
         if document is None:
@@ -423,7 +540,25 @@ def job_of(document: Mapping[str, Any]) -> Job:
         http_documents=document.get("http_documents"),
         rollback=document.get("rollback"),
         out_of_scope_by_type=document.get("out_of_scope_by_type", {}),
+        records_late=document.get("records_late", 0),
+        records_repaired=document.get("records_repaired", 0),
+        repaired=repaired_in(document.get("repaired")),
+        actors_fell_back=document.get("actors_fell_back", 0),
+        documents=document.get("documents"),
+        documents_at=document.get("documents_at"),
+        failure_bound=document.get("failure_bound"),
+        failure_halt=bool(document.get("failure_halt")),
     )
+
+
+# Of a run that has counted nothing yet; `documents` stays, which was counted in MongoDB and says when.
+NO_COUNTS: Mapping[str, Any] = {
+    **{name: value for name, value in job_fields(RunTotals(), Repaired(), 0).items() if name != "records_total"},
+    "progress_pct": 0.0,
+    "accuracy_pct": None,
+    "records_late": 0,
+    "repaired": Repaired().as_document(),
+}
 
 
 def _run_fields(new: NewJob, run: int, begin_offsets: Sequence[int], now: dt.datetime) -> Document:
@@ -441,18 +576,11 @@ def _run_fields(new: NewJob, run: int, begin_offsets: Sequence[int], now: dt.dat
         "planned_outcomes": [],
         "published_at": list(new.published_at),
         "attempts": 0,
-        "records_migrated": 0,
-        "records_skipped": 0,
-        "records_failed": 0,
-        "records_foreign": 0,
-        "skips_by_reason": {},
-        "failures_by_cause": {},
-        "last_audit_id": 0,
-        "progress_pct": 0.0,
-        "accuracy_pct": None,
         "enrichment": None,
         "http_documents": None,
-        "failure_baseline": {"failed": 0, "seen": 0},
+        **NO_COUNTS,
+        "failure_bound": None,
+        "failure_halt": False,
         "started_at": now,
         "updated_at": now,
         "finished_at": None,

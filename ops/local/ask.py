@@ -106,10 +106,11 @@ def halt(account: Account, reason: Annotated[str, typer.Option(help="Kept in the
     typer.echo(f"job {job.job_id} of {account} is halted")
 
 
-def resume_detached(account: str, *, as_json: bool) -> None:
-    """Have a runner go on with the account's job."""
+def resume_detached(account: str, *, failure_bound: float | None, reason: str, as_json: bool) -> None:
+    """Have a runner continue the account's job."""
     with control() as plane:
-        job = requests.resume(plane, account, by=audit_log.on_this_host())
+        by = audit_log.on_this_host()
+        job = requests.resume(plane, account, by=by, reason=reason, failure_bound=failure_bound)
     print_job(job, "waits for a runner", as_json=as_json)
 
 

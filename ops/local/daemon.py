@@ -198,13 +198,15 @@ class Daemon:
             why = "its runner died; ask for it again"
             store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, why, fence=job.fence)
             store.release(job)
+            store.fold_repairs(account)  # those that it had noted before it died
             say(f"{account}: a replay of chosen rows has failed: {why}")
             return True
         try:
             process = self.ready.pop() if self.ready and self.ready[-1].poll() is None else self._start_child()
         except OSError as error:  # no memory, too many processes: another host may do better
-            store.release(job, pause_s=NO_ROOM_PAUSE_S)
-            say(f"{account}: no process could be started ({error.strerror}); the job is free again")
+            why = f"no process could be started ({error.strerror})"
+            store.release(job, pause_s=NO_ROOM_PAUSE_S, attempts=job.attempts, error=why)
+            say(f"{account}: {why}; the job is free again")
             return False
         order = Order(
             job.job_id,

@@ -22,10 +22,11 @@ import signal
 import socket
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -40,6 +41,7 @@ from ops.control import audit_log, kafka_admin, migrations, operations, validati
 from ops.control.jobs import LEASE_S, IllegalTransitionError, Job, Ledger
 from ops.control.migrations import MigrationRefusedError
 from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
+from ops.local import repairs
 from ops.local.forkserver import ForkServer
 from ops.local.processes import (
     ProcessGaveUpError,
@@ -49,6 +51,7 @@ from ops.local.processes import (
     python_module,
     require_writable,
 )
+from ops.local.trace import Topics
 from ops.local.view import RunView
 from producer import markers, references
 from producer.audits import AuditReader, Limits, resolve
@@ -67,11 +70,17 @@ from schemas.topic_watch import TopicReplacedError
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.database import connect, open_database
+from sink.failure_rate import what_to_do
+from sink.halting import JobGate
+from sink.indexes import JOBS
+from sink.job_counts import present
 from sink.progress import RunTotals
+from sink.rollback import documents_of
 
 RENEW_EVERY_S = 1.0
 ANSWER_MAX_S = 3.0  # of MongoDB while workers run: whoever waits for longer would sleep through the end of the lease
 QUICK_STOP_S = 2.0
+SETTLE_MAX_S = 10.0  # of MongoDB, for the last counts of a run that is ending anyway
 # Without a renewal for so long the processes are stopped: noticing and stopping has to fit into the rest of the lease.
 SILENCE_MAX_S = LEASE_S - ANSWER_MAX_S - QUICK_STOP_S - 1.0
 SAVE_EVERY_S = 1.0
@@ -114,6 +123,8 @@ class RunOptions:
     sinks: int = 1
     date_range_start: datetime | None = None
     resume_halted: bool = False
+    failure_bound: float | None = None  # of a resume: instead of the usual failure rate
+    reason: str = ""  # of a resume, for the audit log
     home: Path = Path(".crm-replay")
     enrich: bool | None = None  # whether the run enriches its association logs; None: as the source mapping says
     forks: ForkServer | None = None  # forks its processes; without one each imports its libraries itself
@@ -154,26 +165,39 @@ class Terms:
 
 
 def terms_after(error: BaseException, before: Job, now: Job) -> Terms | None:
-    """Return on what terms a claimed job is let go of after an error; None if that needs no further try.
+    """Return on what terms a job is released after an error; None if its document says all there is to say.
 
     An outage is waited for as long as it takes. Anything else is tried again, ATTEMPTS_MAX times in a row without
-    having got on with the job; then the job has failed, and says why.
+    having got on with the job; then the job has failed, and says why. A replay of chosen rows fails at once: only the
+    caller knows which rows, so no other runner can continue it.
     """
-    ended = (HaltedError, InterruptedRunError, JobChangedError, IllegalTransitionError)
-    if isinstance(error, ended) or not isinstance(error, Exception):
+    if isinstance(error, (HaltedError, JobChangedError, IllegalTransitionError)):
         return None
     if isinstance(error, UnreplayableIdsError):  # no further try will find other ids
         return Terms(attempts=now.attempts + 1, error=str(error), fail=True)
+    if before.partial:
+        return Terms(attempts=now.attempts, error=_in_words(error), fail=True)
+    if isinstance(error, InterruptedRunError) or not isinstance(error, Exception):
+        return Terms(attempts=now.attempts, error=_in_words(error))
     got_on = (now.run, now.records_migrated + now.records_skipped + now.records_failed) != (
         before.run,
         before.records_migrated + before.records_skipped + before.records_failed,
     )
     attempts = 1 if got_on else now.attempts + 1
-    text = str(error) or type(error).__name__
+    text = _in_words(error)
     outage = isinstance(error, (ServiceUnreachableError, OutageError, MigrationRefusedError))
     if attempts >= ATTEMPTS_MAX and not outage:
         return Terms(attempts=attempts, error=text, fail=True)
     return Terms(min(PAUSE_MAX_S, 2.0 ** (attempts - 1)), attempts, text)
+
+
+def _in_words(error: BaseException) -> str:
+    """Return an error as the job's document keeps it: of a defect, whose text may be personal, its place."""
+    if isinstance(error, ReplayError):
+        return str(error)
+    where = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(where[-1].filename).name}, line {where[-1].lineno}" if where else ""
+    return f"ended by {type(error).__name__}{place}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +232,9 @@ def run_account(account: str, options: RunOptions, connections: Connections, vie
     """
     with _surroundings(account, options.mapping_path, connections, options.home) as around:
         found = around.look(account, options.date_range_start, view)
-        job = _open_job(account, options, found, around, view)
-        return _run(job, stretch_of(job), options, around, view)
+        with _stop_on_signals() as stop:
+            job, noted = _open_job(account, options, found, around, view)
+            return _run(job, noted, stretch_of(job), options, around, view, stop)
 
 
 def run_claimed(job: Job, options: RunOptions, connections: Connections, view: RunView) -> RunResult:
@@ -220,8 +245,8 @@ def run_claimed(job: Job, options: RunOptions, connections: Connections, view: R
     """
     account = job.company_sso_id
     with (
+        _Lease(connections, job) as lease,
         _stop_on_signals() as stop,
-        _Lease(connections, job, terms_after) as lease,
         _outages_in_one_line(),
         _surroundings(account, options.mapping_path or job.mapping_path, connections, options.home) as around,
     ):
@@ -252,9 +277,9 @@ def rerun_account(account: str, options: RunOptions, connections: Connections, v
         refused = operations.why_no_rerun(last, connections)
         if refused:
             raise BadInputError(*refused)
-        job = around.store.rerun(last.job_id, operations.next_run_of(last), owner=new_owner())
-        _note("rerun", job, around)
-        return _run(job, stretch_of(job), options, around, view)
+        with _stop_on_signals() as stop:
+            job = around.store.rerun(last.job_id, operations.next_run_of(last), owner=new_owner())
+            return _run(job, Noted("rerun"), stretch_of(job), options, around, view, stop)
 
 
 def run_since(account: str, since: datetime, options: RunOptions, connections: Connections, view: RunView) -> RunResult:
@@ -266,9 +291,9 @@ def run_since(account: str, since: datetime, options: RunOptions, connections: C
         if last is not None:
             _require_mapping(last, around)
         new = _new_job(account, options, found, around)
-        job = around.store.create(replace(new, partial=True), owner=new_owner())
-        _note("rerun", job, around, since=since.isoformat())
-        return _run(job, Stretch(), options, around, view)
+        with _stop_on_signals() as stop:
+            job = around.store.create(replace(new, partial=True), owner=new_owner())
+            return _run(job, Noted("rerun", {"since": since.isoformat()}), Stretch(), options, around, view, stop)
 
 
 def run_selected(
@@ -288,20 +313,21 @@ def run_selected(
             _require_mapping(last, around)
         ids = _selected_ids(around, account, gaps, options.date_range_start or EARLIEST)
         new = _new_job(account, options, found, around)
-        job = around.store.create(
-            replace(
-                new,
-                partial=True,
-                records_total=len(ids),
-                out_of_scope_by_type={},
-                cutoff=options.date_range_start or EARLIEST,
-            ),
-            owner=new_owner(),
-        )
-        _note("rerun", job, around, rows=len(ids))
         # A range that has been read, with the chosen ids as its gaps: the snapshot looks at gaps once more at its end.
         chosen = IdRange(0, gaps[0][0] - 1, gaps[-1][1], gaps[-1][1], gaps=tuple(gaps), gaps_to=gaps[-1][1])
-        return _run(job, Stretch(snapshot=chosen, audit_ids=ids), options, around, view)
+        stretch = Stretch(snapshot=chosen, audit_ids=ids)
+        with _stop_on_signals() as stop:
+            job = around.store.create(
+                replace(
+                    new,
+                    partial=True,
+                    records_total=len(ids),
+                    out_of_scope_by_type={},
+                    cutoff=options.date_range_start or EARLIEST,
+                ),
+                owner=new_owner(),
+            )
+            return _run(job, Noted("rerun", {"rows": len(ids)}), stretch, options, around, view, stop)
 
 
 def new_owner() -> str:
@@ -330,9 +356,27 @@ def _surroundings(account: str, mapping_path: str, connections: Connections, hom
         database.client.close()
 
 
-def _run(job: Job, stretch: Stretch, options: RunOptions, around: Surroundings, view: RunView) -> RunResult:
-    """Run a job that is this runner's already."""
-    with _stop_on_signals() as stop, _outages_in_one_line(), _Lease(around.connections, job) as lease:
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What the audit log has of the beginning of a run."""
+
+    action: str = ""  # "": a run that is taken over, which is nobody's request
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _run(
+    job: Job,
+    noted: Noted,
+    stretch: Stretch,
+    options: RunOptions,
+    around: Surroundings,
+    view: RunView,
+    stop: threading.Event,
+) -> RunResult:
+    """Run a job that is this runner's already; whatever ends it, the job's document says so."""
+    with _Lease(around.connections, job) as lease, _outages_in_one_line():
+        if noted.action:
+            _note(noted.action, job, around, **noted.detail)
         return _work_on(lease, stretch, options, around, view, stop)
 
 
@@ -345,6 +389,12 @@ def _work_on(
     stop: threading.Event,
 ) -> RunResult:
     job = lease.job
+    if around.store.has_lost_its_place(job):
+        view.note(
+            f"rows of {job.company_sso_id} were replayed since it stopped, so its history is read from the beginning"
+        )
+        job = around.store.begin_again(job, replace(operations.next_run_of(job), published_at=(), prepared=False))
+        stretch = Stretch()
     if not job.prepared:
         found = around.look(job.company_sso_id, job.date_range_start, view)
         job = around.store.prepare(job, _surveyed(job, found))
@@ -353,6 +403,7 @@ def _work_on(
     job = _prepare(job, stretch, partitions, around, view, lambda: lease.check(stop))
     if job.status is JobStatus.HALTED:
         raise _halted(job)
+    _require_failure_rate(job, around)
     return _work(job, stretch, options, around, view, stop, lease)
 
 
@@ -364,9 +415,12 @@ def _note(action: str, job: Job, around: Surroundings, **detail: Any) -> None:
 
 @contextmanager
 def _outages_in_one_line() -> Iterator[None]:
-    """Turn what a server's client raises into one line; what was done by then is taken up by the next run."""
+    """Turn what a server's client or the disk raises into one line; the next run continues what was done by then."""
     try:
         yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise ReplayError(f"{error.strerror or type(error).__name__}{where}", "the same command continues") from error
     except PyMongoError as error:
         raise OutageError(f"MongoDB does not answer ({type(error).__name__})", "the same command goes on") from error
     except KafkaException as error:
@@ -430,25 +484,23 @@ def _surveyed(job: Job, found: Survey) -> NewJob:
     )
 
 
-def _open_job(account: str, options: RunOptions, found: Survey, around: Surroundings, view: RunView) -> Job:
+def _open_job(
+    account: str, options: RunOptions, found: Survey, around: Surroundings, view: RunView
+) -> tuple[Job, Noted]:
     """Return the account's job in progress, now this runner's: a new one, the next run of a completed one, or one that
-    is taken up again.
+    is taken up again; and what the audit log has to have of it.
     """
     store, new, owner = around.store, _new_job(account, options, found, around), new_owner()
     latest = store.latest(account)
     if latest is not None and latest.partial and store.claim(latest.job_id, owner) is not None:
         # A replay of chosen rows whose runner died: whoever asked for it asks again.
         store.transition(latest.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, "its runner died")
-        latest = store.latest(account)
+        latest = store.fold_repairs(account)
     if latest is None or latest.status is JobStatus.ROLLED_BACK:
-        job = store.create(replace(new, follows=latest.job_id if latest else ""), owner=owner)
-        _note("run", job, around)
-        return job
+        return store.create(replace(new, follows=latest.job_id if latest else ""), owner=owner), Noted("run")
     if latest.status is JobStatus.COMPLETED:
         view.note(f"{account} has been replayed before; what is there already is skipped as a duplicate")
-        job = store.rerun(latest.job_id, new, owner=owner)
-        _note("run", job, around)
-        return job
+        return store.rerun(latest.job_id, new, owner=owner), Noted("run")
     if not latest.partial:
         _require_mapping(latest, around)
     if latest.status is JobStatus.IN_PROGRESS:
@@ -459,7 +511,7 @@ def _open_job(account: str, options: RunOptions, found: Survey, around: Surround
                 f"wait for it; a run whose process has died can be taken up after {LEASE_S:.0f} s",
             )
         view.note(f"taking up the job of {account} where it was: {latest.records_migrated:,} migrated so far")
-        return claimed
+        return claimed, Noted()
     if not options.resume_halted:
         raise BadInputError(
             f"the job of {account} is {latest.status} ({latest.error or 'no reason given'})",
@@ -468,9 +520,15 @@ def _open_job(account: str, options: RunOptions, found: Survey, around: Surround
     give_up_at = time.monotonic() + CLAIM_PATIENCE_S
     while True:
         try:
-            job = store.transition(latest.job_id, latest.status, JobStatus.IN_PROGRESS, owner=owner)
-            _note("resume", job, around)
-            return job
+            job = store.transition(
+                latest.job_id,
+                latest.status,
+                JobStatus.IN_PROGRESS,
+                owner=owner,
+                failure_bound=options.failure_bound,
+            )
+            bound = {} if options.failure_bound is None else {"failure_bound": options.failure_bound}
+            return job, Noted("resume", {**bound, **({"reason": options.reason} if options.reason else {})})
         except LeaseLostError:  # the runner that was halted is ending its processes
             if time.monotonic() > give_up_at:
                 raise
@@ -551,7 +609,7 @@ def _work(
     started = time.monotonic()
     while True:
         try:
-            with Supervisor() as supervisor:
+            with _settling(job, stretch, around, view), Supervisor() as supervisor:
                 _watch(supervisor, job, options, around, view, patience, stop, lease)
             break
         except SilentError as error:
@@ -567,7 +625,7 @@ def _work(
         raise _halted(job)
     while True:
         try:
-            return RunResult(*_conclude(job, stretch, around), seconds)
+            return RunResult(*_conclude(job, stretch, around, view), seconds)
         except ConnectionFailure as error:
             patience.wait(error)
 
@@ -631,7 +689,7 @@ def _watch(
                 if ended or time.monotonic() - saved_at >= SAVE_EVERY_S:
                     job = store.save_totals(job, totals)
                     saved_at = time.monotonic()
-                if accounted is not None and totals.accounted > accounted and job.attempts:
+                if accounted is not None and totals.accounted > accounted and (job.attempts or job.error):
                     job = store.got_on(job)
                 accounted = totals.accounted
             view.progress(totals.accounted, job.records_total, dict(totals.skipped), totals.failed_total)
@@ -649,10 +707,38 @@ def _watch(
 
 
 def _halted(job: Job) -> HaltedError:
-    return HaltedError(
-        f"the job is halted: {job.error}",
-        f"see the dead letters; then crm-replay resume --account {job.company_sso_id}",
-    )
+    to_do = f"crm-replay resume --account {job.company_sso_id} continues it"
+    if job.failure_halt:
+        to_do = what_to_do(job.company_sso_id)
+    return HaltedError(f"the job is halted: {job.error}", to_do)
+
+
+def _require_failure_rate(job: Job, around: Surroundings) -> None:
+    """Halt a job of which too many records had failed before it was resumed, and raise HaltedError."""
+    totals = around.store.aggregate_progress(job)
+    gate = JobGate(around.database[JOBS], job.job_id, job.run)
+    if gate.closed_because() is None and gate.too_many(totals):
+        gate.halt(totals)
+        raise _halted(around.store.get(job.job_id) or job)
+
+
+@contextmanager
+def _settling(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> Iterator[None]:
+    """Bring the job's counts up to the sinks' after its processes have been ended by an error, and raise that on."""
+    try:
+        yield
+    except (SilentError, LeaseLostError):
+        raise
+    except BaseException as error:
+        settled = None
+        # What ended the run is to be reported, whatever else goes wrong.
+        with suppress(PyMongoError, KafkaException, ReplayError), pymongo.timeout(SETTLE_MAX_S):
+            settled = around.store.save_totals(job, around.store.aggregate_progress(job))
+            if job.partial:
+                _repair(settled, stretch, around, view)
+        if settled is not None and isinstance(error, HaltedError):
+            raise _halted(settled) from error
+        raise
 
 
 def _interrupted() -> InterruptedRunError:
@@ -685,13 +771,24 @@ class _Patience:
             self._since = None
 
 
-def _conclude(job: Job, stretch: Stretch, around: Surroundings) -> tuple[Job, Ledger]:
+def _conclude(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> tuple[Job, Ledger]:
     """Validate, write the verdict into the job document and return both. May be repeated after an outage."""
     store, totals = around.store, around.store.aggregate_progress(job)
-    ledger, job = _set_apart(lambda: _ledger(job, stretch, around, totals), job, stretch, around)
-    job = store.save_totals(job, totals, accuracy_pct=ledger.accuracy_pct)
+    ledger, job = _set_apart(lambda: _ledger(job, stretch, around, present(totals, job.repaired)), job, stretch, around)
+    job = store.save_totals(
+        job,
+        totals,
+        accuracy_pct=ledger.accuracy_pct,
+        documents=ledger.documents,
+        source_rows=ledger.source_rows,
+    )
+    ledger = replace(
+        ledger, late=job.records_late, repaired=job.records_repaired, actors_fell_back=job.actors_fell_back
+    )
     if stretch.audit_ids is None and dict(job.out_of_scope_by_type) != dict(ledger.out_of_scope):
         job = store.note_out_of_scope(job, ledger.out_of_scope)  # late rows among them
+    if job.partial:
+        _repair(job, stretch, around, view)
     if ledger.balanced and ledger.documents_agree:
         verdict, reason = JobStatus.COMPLETED, ""
     else:
@@ -719,6 +816,25 @@ def _set_apart(count: Callable[[], Ledger], job: Job, stretch: Stretch, around: 
     return ledger, around.store.note_http_documents(job, http_strays.as_fields(found)) if found else job
 
 
+def _repair(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> None:
+    """Move the rows that a partial replay has repaired to their new bins in the account's job. May be repeated."""
+    store, database, account = around.store, around.database, job.company_sso_id
+    whole = store.latest_whole(account)
+    if whole is None or whole.run > job.run or whole.status is JobStatus.ROLLED_BACK:
+        return
+    if store.aggregate_progress(whole).failed_total:
+        topics = Topics(around.kafka, around.connections.schema_registry_url)
+        store.note_repairs(job, whole, repairs.moves_of(job, whole, stretch.audit_ids, topics, database, view))
+    store.fold_repairs(account, _documents(database, whole))
+
+
+def _documents(database: Any, job: Job) -> int:
+    """Return how many documents in MongoDB are of the rows that the job is over."""
+    if job.date_range_start is None:
+        return documents_of(database, job.company_sso_id)
+    return validation.documents_since(database, job.company_sso_id, job.cutoff)
+
+
 def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals) -> Ledger:
     account, database = job.company_sso_id, around.database
     if stretch.audit_ids is not None:
@@ -733,9 +849,7 @@ def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals)
     )
     ledger = validation.validate(database, account, totals, source.rows)
     ledger = replace(ledger, out_of_scope=source.out_of_scope_by_type)
-    if job.date_range_start is None:
-        return ledger
-    return replace(ledger, documents=validation.documents_since(database, account, job.cutoff))
+    return ledger if job.date_range_start is None else replace(ledger, documents=_documents(database, job))
 
 
 def _processes(job: Job, options: RunOptions, connections: Connections) -> Iterator[Supervised]:
@@ -784,15 +898,9 @@ def let_go(store: JobStore, job: Job, terms: Terms) -> None:
 class _Lease:
     """Renews the job's lease every second, over a connection of its own; lets go of it at the end."""
 
-    def __init__(
-        self,
-        connections: Connections,
-        job: Job,
-        terms: Callable[[BaseException, Job, Job], Terms | None] = lambda error, before, now: None,  # noqa: ARG005
-    ) -> None:
-        """`terms` says on what terms the job is let go of after an error; by default it is simply free."""
+    def __init__(self, connections: Connections, job: Job) -> None:
+        """After an error the job is released on the terms of `terms_after`."""
         self.job = job
-        self._terms = terms
         self._database = open_database(connections, app_name="crm-replay-lease")
         self._store = JobStore(self._database)
         self._over = threading.Event()
@@ -814,7 +922,7 @@ class _Lease:
 
     def _let_go(self, error: BaseException | None) -> None:
         now = self._store.get(self.job.job_id) if error is not None else None
-        terms = self._terms(error, self.job, now) if error is not None and now is not None else None
+        terms = terms_after(error, self.job, now) if error is not None and now is not None else None
         let_go(self._store, self.job, terms or Terms())
 
     @property

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from ops.control.jobs import Ledger
+from schemas.vocabulary import SkipReason
 
 PLAIN_LINE_EVERY_S = 5.0
 RATE_WINDOW_S = 10.0  # the rate shown is that of the last seconds: it follows a stall at once
@@ -141,8 +142,16 @@ def print_ledger(console: Console, account: str, ledger: Ledger, *, seconds: flo
     table.add_row("source rows", f"{ledger.source_rows:,}", style="bold")
     table.add_row("migrated", f"{ledger.migrated:,}")
     for reason, count in sorted(ledger.skipped.items()):
-        table.add_row(f"skipped: {reason}", f"{count:,}")
+        in_place = " (in place already)" if reason == SkipReason.DUPLICATE_EXTERNAL_ID else ""
+        table.add_row(f"skipped: {reason}{in_place}", f"{count:,}")
     table.add_row("failed", f"{ledger.failed:,}", style="red" if ledger.failed else None)
+    for name, count in (("failed and repaired since", ledger.repaired), ("late rows filled", ledger.late)):
+        if count:
+            table.add_row(f"of them {name}", f"{count:,}")
+    if ledger.actors_fell_back:
+        table.add_row("actors that fell back", f"{ledger.actors_fell_back:,}")
+    if ledger.documents is not None:
+        table.add_row("documents in MongoDB", f"{ledger.documents:,}")
     accuracy = "-" if ledger.accuracy_pct is None else f"{ledger.accuracy_pct:.2f} %"
     table.add_row("accuracy_pct", accuracy)
     for name, count in sorted(ledger.out_of_scope.items()):

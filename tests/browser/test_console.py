@@ -645,3 +645,15 @@ def test_who_asks_for_an_account_that_cannot_be_read_is_told_what_to_do(
     expect(log).to_contain_text("/readyz names what is down")
     expect(page.get_by_role("region", name="Dead letters")).to_contain_text("The server cannot be reached.")
     control.server.routes["/console/api/dead-letters"] = lambda _asked: as_json(ENTRIES[0])
+
+
+def test_a_resume_takes_a_higher_bound_with_a_reason(open_console: Open, control: ConsoleServer) -> None:
+    page = open_console(HALTED)
+    dialog = act(page, "Resume")
+    dialog.get_by_label("Halt only above this percentage").fill("50")
+    dialog.get_by_label("Reason").fill("known rows")
+    dialog.get_by_role("button", name="Resume the migration").click()
+    expect(dialog).not_to_be_visible()
+    assert control.posted == [
+        ("resume", {"company_sso_id": HALTED, "failure_bound": 0.5, "reason": "known rows"}),
+    ]

@@ -63,6 +63,20 @@ def retried(crm: Crm, account: str, *words: str, code: int = 0) -> dict[str, Any
     return answer
 
 
+def counted(crm: Crm, account: str) -> dict[str, Any]:
+    """Return the counts in the account's status, after a look whether they add up."""
+    done = crm.call("status", "--account", account, "--json")
+    assert done.returncode == 0, done.stderr
+    job: dict[str, Any] = json.loads(done.stdout)
+    assert job["records_total"] == job["records_attempted"]
+    assert job["records_attempted"] == job["records_migrated"] + job["records_skipped"] + job["records_failed"]
+    assert job["records_skipped"] == sum(job["skips_by_reason"].values())
+    assert job["records_failed"] == sum(job["failures_by_cause"].values())
+    assert job["documents"] == job["records_migrated"] + job["records_duplicate"]
+    assert (job["accuracy_pct"] == 100.0) is (job["records_failed"] == 0)
+    return job
+
+
 def test_a_mended_row_is_migrated_by_a_retry_and_one_that_fails_each_time_is_left_out(sample_crm, account):
     whole = {
         audit_id: change(sample_crm, audit_id, "audited_changes", f"--- [{SECRET}") for audit_id in (MENDED, UNREADABLE)
@@ -93,6 +107,10 @@ def test_a_mended_row_is_migrated_by_a_retry_and_one_that_fails_each_time_is_lef
         {"outcome": "migrated", "why": "", "audit_ids": [MENDED]},
     ]
     assert again["balanced"]
+    status = counted(sample_crm, account)
+    assert (status["run"], status["status"]) == (job["run"], "completed")
+    assert status["records_migrated"] == job["records_migrated"] + 1
+    assert (status["failures_by_cause"], status["records_repaired"]) == ({"undecodable_changes": 1}, 1)
     attempt = retries.find_one({})
     assert attempt is not None
     assert (attempt["reason"], attempt["outcome"], attempt["job_id"]) == ("a test", "done", again["job_id"])
@@ -114,13 +132,19 @@ def test_a_mended_row_is_migrated_by_a_retry_and_one_that_fails_each_time_is_lef
     forced = retried(sample_crm, account, "--force", "--audit-ids", str(UNREADABLE))
     assert (forced["migrated"], forced["failed"]) == (1, 0)
     assert listed(sample_crm, account)["states"] == {"waiting": 0, "resolved": 3, "no_row": 0}
+    status = counted(sample_crm, account)
+    assert (status["records_failed"], status["records_repaired"], status["accuracy_pct"]) == (0, 2, 100.0)
+    # Replayed once more although they are there: a repaired row is not counted twice.
+    more = ("--audit-ids", f"{MENDED},{UNREADABLE}", "--mapping", MAPPING)
+    assert sample_crm.call("rerun", "--account", account, *more).returncode == 0
+    assert counted(sample_crm, account) == {**status, "documents_at": counted(sample_crm, account)["documents_at"]}
     assert len(sample_crm.logs(account)) == job["records_migrated"] + 2
 
 
 def test_a_later_run_that_skips_the_row_resolves_it_and_so_does_a_retry_that_does(sample_crm, account):
     for audit_id in (MENDED, UNREADABLE):
         change(sample_crm, audit_id, "audited_changes", "--- [never closed")
-    sample_crm.run(account, "--mapping", MAPPING)
+    job = sample_crm.run(account, "--mapping", MAPPING)
     for audit_id in (MENDED, UNREADABLE):
         change(sample_crm, audit_id, "action", "merge")
     rerun = ("rerun", "--account", account, "--mapping", MAPPING, "--audit-ids", str(MENDED), "--json")
@@ -132,6 +156,9 @@ def test_a_later_run_that_skips_the_row_resolves_it_and_so_does_a_retry_that_doe
     again = retried(sample_crm, account)
     skipped = {"outcome": "skipped", "why": "unmapped_action_type", "audit_ids": [UNREADABLE]}
     assert again["outcomes"] == [skipped]
+    status, unmapped = counted(sample_crm, account), "unmapped_action_type"
+    assert (status["records_failed"], status["records_repaired"]) == (0, 2)
+    assert status["skips_by_reason"][unmapped] == job["skips_by_reason"].get(unmapped, 0) + 2
     assert listed(sample_crm, account)["states"]["resolved"] == 2
 
 

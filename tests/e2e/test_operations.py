@@ -5,11 +5,14 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg
+
 from ops.control import operations
+from ops.control.jobs import progress_pct
 from ops.control.store import JobStore
 from ops.local.generator import GENERATED_MAPPING
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
-from tests.e2e.conftest import mapping_of
+from tests.e2e.conftest import Crm, mapping_of
 from tests.e2e.test_run import generated
 
 
@@ -39,6 +42,77 @@ def test_a_halted_job_stops_its_workers_and_resumes_to_the_same_end(crm):
     assert job["records_migrated"] == len(crm.logs(account)) > written
 
 
+def status_of(crm: Crm, account: str) -> dict[str, Any]:
+    """Return the account's status, after a look whether its counts add up."""
+    job: dict[str, Any] = json.loads(crm.call("status", "--account", account, "--json").stdout)
+    assert job["records_attempted"] == job["records_migrated"] + job["records_skipped"] + job["records_failed"]
+    assert job["records_skipped"] == sum(job["skips_by_reason"].values())
+    assert job["records_failed"] == sum(job["failures_by_cause"].values())
+    assert job["progress_pct"] == progress_pct(job["records_attempted"], job["records_total"])
+    return job
+
+
+def test_a_job_that_halts_itself_adds_up_and_its_rows_are_retried_and_it_resumes_to_a_whole_copy(crm):
+    account = generated(crm, 6_000)
+    with psycopg.connect(crm.dsn, autocommit=True) as db:
+        db.execute("CREATE TABLE kept AS SELECT id, audited_changes FROM crm.audits WHERE id % 2 = 0")
+        db.execute("UPDATE crm.audits SET audited_changes = '--- [never closed' WHERE id % 2 = 0")
+    words = ("--account", account, "--mapping", GENERATED_MAPPING)
+    halted = crm.call("run", *words, "--sinks", "2")
+    assert halted.returncode == 1
+    assert "crm-replay dlq retry" in halted.stderr
+    status = status_of(crm, account)
+    failed, seen = status["records_failed"], status["records_attempted"]
+    assert (status["status"], status["error"]) == ("halted", f"{failed} of {seen} records failed, more than 10%")
+    assert status["error"] in halted.stderr
+    with psycopg.connect(crm.dsn, autocommit=True) as db:
+        db.execute("UPDATE crm.audits AS a SET audited_changes = kept.audited_changes FROM kept WHERE a.id = kept.id")
+
+    assert crm.call("resume", *words).returncode == 1  # nothing is forgiven
+    assert status_of(crm, account)["status"] == "halted"
+    retried = crm.call("dlq", "retry", *words, "--reason", "rows were mended", "--yes")
+    assert retried.returncode == 0, retried.stderr
+    status = status_of(crm, account)
+    assert (status["status"], status["records_failed"], status["records_repaired"]) == ("halted", 0, failed)
+    assert status["records_attempted"] == seen
+    assert status["error"].startswith(f"0 of {seen} records are failed")
+    resumed = crm.call("resume", *words, "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    status = status_of(crm, account)
+    assert (status["status"], status["error"], status["accuracy_pct"]) == ("completed", None, 100.0)
+    assert status["records_attempted"] == status["records_total"] == json.loads(resumed.stdout)["records_total"]
+    # The retry has moved the groups, so the history was read from the beginning: what was there is a duplicate.
+    assert status["documents"] == status["records_migrated"] + status["records_duplicate"] == len(crm.logs(account))
+    assert status["records_failed"] == 0
+    ours = {"company_sso_id": account, "actor.type": "deleted_user"}
+    written = [log["_id"].binary[:4] for log in crm.database["activity_logs"].find(ours, {"_id": 1})]
+    assert status["actors_fell_back"] == written.count(status["run"].to_bytes(4, "big")) > 0
+
+
+def test_a_row_that_is_committed_late_is_counted_and_said(sample_crm):
+    late, like = 1200038, 1200008  # an id that no row has
+    with psycopg.connect(sample_crm.dsn) as writing:
+        assert writing.execute("SELECT 1 FROM audits WHERE id = %s", (late,)).fetchone() is None
+        writing.execute("CREATE TEMP TABLE one AS SELECT * FROM audits WHERE id = %s", (like,))
+        writing.execute("UPDATE one SET id = %s", (late,))
+        writing.execute("INSERT INTO audits SELECT * FROM one")
+        words = ("--account", SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
+        with sample_crm.start("run", *words, "--json") as runner:
+            read = sample_crm.database["crm_replay_checkpoints"]
+            deadline = time.monotonic() + 120
+            while read.count_documents({"done": True, "late": False}) == 0:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            writing.commit()
+            out, err = runner.communicate(timeout=120)
+    assert runner.returncode == 0, err
+    job, status = json.loads(out), status_of(sample_crm, SAMPLE_YAML)
+    assert (job["records_total"], job["records_late"], job["progress_pct"]) == (327, 1, 100.0)
+    assert {name: job[name] for name in status} == status
+    shown = sample_crm.call("status", "--account", SAMPLE_YAML).stdout
+    assert "records_late" in shown
+
+
 def test_rolling_back_removes_the_replays_documents_alone_and_a_new_run_brings_them_back(sample_crm):
     live = {"company_sso_id": SAMPLE_YAML, "customer_id": "someone", "category": "note", "external_id": "crm_audit:1"}
     sample_crm.database["activity_logs"].insert_one(dict(live))
@@ -53,6 +127,10 @@ def test_rolling_back_removes_the_replays_documents_alone_and_a_new_run_brings_t
     assert json.loads(done.stdout) == {"records_removed": len(ours) - 1}
     assert sample_crm.logs(SAMPLE_YAML) == [live]
     assert sample_crm.logs(SAMPLE_JSONB) == others
+    status = status_of(sample_crm, SAMPLE_YAML)
+    assert (status["status"], status["records_migrated"], status["documents"]) == ("rolled_back", 0, 0)
+    assert (status["progress_pct"], status["accuracy_pct"]) == (0.0, None)
+    assert status["rollback"] == {"removed": len(ours) - 1, "remaining": 0}
     again = sample_crm.call("rollback", "--account", SAMPLE_YAML, "--yes", "--json")
     assert json.loads(again.stdout) == {"records_removed": 0}
 
@@ -84,6 +162,7 @@ def test_a_rerun_reads_the_topics_again_and_inserts_nothing_a_lost_document_come
     assert again["run"] > first["run"]
     assert (again["records_migrated"], again["records_total"]) == (0, 326)
     assert again["skips_by_reason"]["duplicate_external_id"] == first["records_migrated"]
+    assert again["records_duplicate"] == again["documents"] == first["documents"] == len(logs)
     assert sample_crm.logs(account) == logs
 
     lost = logs[7]["external_id"]

@@ -43,4 +43,5 @@ def migrate_status(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(rows))
         return
     for step in steps:
-        typer.echo(f"{step.version:>3}  {step.applied_at or 'not applied':<32}  {step.name}")
+        applied = f"{step.applied_at:%Y-%m-%d %H:%M:%S} UTC" if step.applied_at else "not applied"
+        typer.echo(f"{step.version:>3}  {applied:<23}  {step.name}")

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ops.control import enrichments, http_documents
+from ops.control.counts import counts_of
+from ops.control.guards import require_bound
 from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local import services
@@ -74,18 +76,39 @@ def resume(
     mapping: Mapping = "",
     processors: Workers = 1,
     sinks: Workers = 1,
+    failure_bound: Annotated[
+        float | None,
+        typer.Option(
+            help="Halt only above this failure rate (0.25: a quarter), until the next resume. Needs --reason.",
+            show_default=False,
+        ),
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Kept in the audit log.", show_default=False)] = "",
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a job that was halted or has failed, when the cause is gone: here, or with --detach by a runner."""
+    """Continue a job that was halted or has failed, when the cause is gone: here, or with --detach by a runner.
+
+    Failures count over the job's whole life: a job that too many failures halted halts again unless their rows have
+    been repaired (crm-replay dlq retry), or --failure-bound allows for them.
+    """
+    require_bound(failure_bound, reason)
     if detach:
         from ops.local import ask
 
-        ask.resume_detached(account, as_json=as_json)
+        ask.resume_detached(account, failure_bound=failure_bound, reason=reason, as_json=as_json)
         return
     from ops.local.runner import RunOptions
 
-    options = RunOptions(mapping, processors=processors, sinks=sinks, resume_halted=True, home=Home.at(None).path)
+    options = RunOptions(
+        mapping,
+        processors=processors,
+        sinks=sinks,
+        resume_halted=True,
+        failure_bound=failure_bound,
+        reason=reason,
+        home=Home.at(None).path,
+    )
     _run(account, options, as_json=as_json)
 
 
@@ -181,20 +204,20 @@ def _job_summary(job: Job) -> dict[str, Any]:
         "company_sso_id": job.company_sso_id,
         "status": job.status.value,
         "run": job.run,
-        "progress_pct": job.progress_pct,
-        "records_total": job.records_total,
-        "records_migrated": job.records_migrated,
-        "records_skipped": job.records_skipped,
-        "records_failed": job.records_failed,
-        "skips_by_reason": dict(job.skips_by_reason),
-        "failures_by_cause": dict(job.failures_by_cause),
-        "accuracy_pct": job.accuracy_pct,
+        **{name: _plain(value) for name, value in counts_of(job).as_dict().items()},
+        "failure_bound": job.failure_bound,
+        "rollback": None if job.rollback is None else {name: job.rollback[name] for name in ("removed", "remaining")},
         "enrichment": enriched.model_dump(mode="json") if enriched else None,
         "http_documents": dict(job.http_documents) if job.http_documents else None,
         "started_at": job.started_at.isoformat(),
         "finished_at": job.finished_at.isoformat() if job.finished_at else None,
         "error": job.error,
     }
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON takes it."""
+    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def produce(account: Account) -> None:

@@ -54,7 +54,7 @@ from producer.visibility import (
     why_not_whole,
 )
 from schemas.mapping import SourceMapping
-from sink.halting import FAILURE_RATE_MAX
+from sink.failure_rate import FAILURE_RATE_MAX
 
 CLOCK_WARN_S, CLOCK_FAIL_S = 2.0, 300.0
 REPLICA_LAG_WARN_S = 60.0

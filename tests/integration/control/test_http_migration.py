@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import psycopg
 import pymongo
 import pytest
@@ -176,8 +177,22 @@ def test_the_status_has_progress_counts_and_once_validated_the_accuracy(served: 
     company = account("Ünïcode/ö?&")
     job = make_job(database, company)
     store = JobStore(database)
-    job = store.save_totals(job, RunTotals(migrated=90, skipped={"x": 8}, failed={"y": 2}))
-    counts = {"records_total": 200, "records_migrated": 90, "records_skipped": 8, "records_failed": 2}
+    totals = RunTotals(migrated=90, skipped={"x": 7, "duplicate_external_id": 1}, failed={"y": 2}, actors_fell_back=3)
+    job = store.save_totals(job, totals)
+    counts = {
+        "records_total": 200,
+        "records_attempted": 100,
+        "records_migrated": 90,
+        "records_skipped": 8,
+        "records_duplicate": 1,
+        "records_failed": 2,
+        "records_repaired": 0,
+        "records_late": 0,
+        "records_foreign": 0,
+        "skips_by_reason": {"x": 7, "duplicate_external_id": 1},
+        "failures_by_cause": {"y": 2},
+        "actors_fell_back": 3,
+    }
 
     def status() -> Any:
         answer = served.client.get(f"{ROUTE}/status", params={"company_sso_id": company})
@@ -186,8 +201,10 @@ def test_the_status_has_progress_counts_and_once_validated_the_accuracy(served: 
         return answer.json()
 
     assert status() == {"status": "in_progress", "progress_pct": 50.0, **counts}
-    store.save_totals(job, RunTotals(migrated=90, skipped={"x": 8}, failed={"y": 2}), accuracy_pct=98.88)
-    assert status() == {"status": "in_progress", "progress_pct": 50.0, **counts, "accuracy_pct": 98.88}
+    job = store.save_totals(job, totals, accuracy_pct=98.88, documents=91)
+    assert job.documents_at is not None
+    counted = {"documents": 91, "documents_at": job.documents_at.isoformat().replace("+00:00", "Z")}
+    assert status() == {"status": "in_progress", "progress_pct": 50.0, **counts, **counted, "accuracy_pct": 98.88}
 
 
 def test_a_status_of_nobody_is_refused(served: Served) -> None:
@@ -327,6 +344,40 @@ def test_asking_again_joins_the_roll_back_that_runs(
         assert [asked.result(60).json() for asked in patient] == [{"records_removed": 7}] * 2
     assert len(calls) == 1
     assert database["activity_logs"].count_documents({"company_sso_id": company}) == 0
+
+
+def test_a_roll_back_whose_answer_no_client_received_answers_with_the_whole_number_once(
+    served: Served, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    company = account()
+    make_job(database, company, JobStatus.COMPLETED)
+    served.client.post("/private/activity_logs/migrate", json={"records": [log_of(company, n) for n in range(1, 8)]})
+    from ops.control import operations
+
+    removing, let_go, real = threading.Event(), threading.Event(), operations.documents.rollback
+
+    def slow(*args: Any, **kwargs: Any) -> int:
+        removing.set()
+        assert let_go.wait(60)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(operations.documents, "rollback", slow)
+    body = {"company_sso_id": company}
+    with served.bare(auth=served.client.auth) as client, pytest.raises(httpx.ReadTimeout):
+        client.post(f"{ROUTE}/rollback", json=body, timeout=httpx.Timeout(60.0, read=0.5))
+    assert removing.wait(60)
+    let_go.set()
+    in_progress(served, 0)
+    job = JobStore(database).latest(company)
+    assert job is not None
+    assert job.rollback is not None
+    assert job.rollback["finished_at"] is not None
+    answers = [served.client.post(f"{ROUTE}/rollback", json=body).json() for _ in range(2)]
+    assert answers == [{"records_removed": 7}, {"records_removed": 0}]
+    job = JobStore(database).latest(company)
+    assert job is not None
+    assert job.rollback is not None
+    assert job.rollback["removed"] == 7  # what was removed stays on file
 
 
 def in_progress(served: Served, requests: int) -> None:
@@ -514,6 +565,7 @@ def test_a_session_sees_its_own_accounts_import_without_the_accuracy(served: Ser
             "records_total": 200,
             "records_migrated": 20,
             "records_skipped": 0,
+            "records_duplicate": 0,
             "records_failed": 0,
         }
         assert browser.get(path, headers=headers, params={"company_sso_id": company}).status_code == 200

@@ -231,6 +231,50 @@ def test_a_job_is_halted_resumed_and_rolled_back_and_refuses_what_its_state_forb
     ]  # fmt: skip
 
 
+def test_an_interrupted_roll_back_ends_with_the_number_of_the_whole(control: Control) -> None:
+    ready(control)
+    store = JobStore(control.database)
+    job = requests.trigger(control, ACCOUNT, triggered_by="ann")
+    requests.halt(control, ACCOUNT, by="ann")
+    ours = {"company_sso_id": ACCOUNT, "source_tag": "crm_migration"}
+    control.database["activity_logs"].insert_many([{**ours, "external_id": f"crm_audit:{n}"} for n in range(12)])
+    real = requests.operations.documents.rollback
+
+    class Killed(BaseException):
+        pass
+
+    def killed(removed: int) -> None:
+        raise Killed(removed)
+
+    def in_fives(*args: Any, **kwargs: Any) -> int:
+        return real(*args, **kwargs, batch_documents=5)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(requests.operations.documents, "rollback", in_fives)
+        with pytest.raises(Killed):
+            requests.rollback(control, ACCOUNT, by="ann", on_batch=killed)
+        seen: list[int] = []
+        assert requests.rollback(control, ACCOUNT, by="bob", on_batch=seen.append) == 12
+    assert seen == [10, 12]
+    assert requests.rollback(control, ACCOUNT, by="bob") == 0
+    rolled_back = store.get(job.job_id)
+    assert rolled_back is not None
+    assert rolled_back.rollback is not None
+    assert (rolled_back.rollback["removed"], rolled_back.rollback["remaining"], rolled_back.documents) == (12, 0, 0)
+
+
+def test_a_raised_failure_bound_needs_a_reason_and_is_in_the_audit_log(control: Control) -> None:
+    ready(control)
+    requests.trigger(control, ACCOUNT, triggered_by="ann")
+    requests.halt(control, ACCOUNT, by="ann")
+    for bound, reason in ((0.5, " "), (0.1, "why"), (1.5, "why"), (float("nan"), "why")):
+        with pytest.raises(BadInputError):
+            requests.resume(control, ACCOUNT, by="ann", failure_bound=bound, reason=reason)
+    assert requests.resume(control, ACCOUNT, by="ann", failure_bound=0.5, reason="known rows").failure_bound == 0.5
+    entry = audit_log.entries(control.database, ACCOUNT, 1)[0]
+    assert (entry.action, entry.detail["failure_bound"], entry.detail["reason"]) == ("resume", 0.5, "known rows")
+
+
 def test_a_roll_back_waits_for_the_halted_runner_to_end_its_processes(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:

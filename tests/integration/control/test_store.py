@@ -12,9 +12,11 @@ import pytest
 from ops.control import migrations
 from ops.control.jobs import NEVER, IllegalTransitionError, Job
 from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
-from producer.cursor import EARLIEST
+from producer.checkpoint import Checkpoint
+from producer.cursor import EARLIEST, IdRange
 from schemas.vocabulary import JobStatus
 from sink.counting import PartitionProgress
+from sink.job_counts import Move
 from sink.progress import Progress, RunTotals
 
 pytestmark = pytest.mark.services
@@ -136,16 +138,114 @@ def test_a_status_changes_only_from_what_it_is_taken_for(store: JobStore) -> Non
         store.transition("nobody", JobStatus.HALTED, JobStatus.IN_PROGRESS)
 
 
-def test_a_resume_notes_what_had_failed_until_then(store: JobStore, mongo_database: Any) -> None:
+def count(database: Any, job: Job, **counts: Any) -> None:
+    """Have the sinks' counts of a job's run be these."""
+    progress = Progress(database["crm_replay_progress"], job.job_id, job.run)
+    present = progress.load([0])[0]
+    assert progress.save({0: replace(present, version=present.version + 1, **counts)})
+
+
+def test_a_raised_failure_bound_is_that_of_one_resume(store: JobStore) -> None:
     job = store.create(NEW)
-    progress = Progress(mongo_database["crm_replay_progress"], job.job_id, job.run)
-    empty = progress.load([0])[0]
-    counted = replace(empty, version=1, migrated=40, failed={"x": 50}, foreign={"y": 10})
-    assert progress.save({0: counted})
     store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.HALTED)
-    store.transition(job.job_id, JobStatus.HALTED, JobStatus.IN_PROGRESS)
-    document = mongo_database["crm_activity_log_migration_jobs"].find_one({"_id": job.job_id})
-    assert document["failure_baseline"] == {"failed": 60, "seen": 100}
+    assert store.transition(job.job_id, JobStatus.HALTED, JobStatus.IN_PROGRESS, failure_bound=0.5).failure_bound == 0.5
+    store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.HALTED)
+    assert store.transition(job.job_id, JobStatus.HALTED, JobStatus.IN_PROGRESS).failure_bound is None
+    store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.HALTED)
+    store.transition(job.job_id, JobStatus.HALTED, JobStatus.IN_PROGRESS, failure_bound=0.5)
+    store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.COMPLETED)
+    assert store.rerun(job.job_id, NEW).failure_bound is None
+
+
+def test_repaired_rows_move_to_their_new_bins_once_however_often_they_are_retried(
+    store: JobStore, mongo_database: Any
+) -> None:
+    job = store.create(NEW)
+    count(mongo_database, job, migrated=980, skipped={"x": 10}, failed={"a": 6, "b": 4})
+    job = store.save_totals(job, store.aggregate_progress(job), accuracy_pct=98.98, documents=980)
+    whole = store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.COMPLETED)
+    assert whole.documents == 980
+
+    def retried(moves: dict[int, Move], documents: int) -> Job:
+        partial = store.create(replace(NEW, partial=True))
+        store.note_repairs(partial, whole, moves)
+        store.transition(partial.job_id, JobStatus.IN_PROGRESS, JobStatus.COMPLETED)
+        store.fold_repairs("a", documents)
+        store.fold_repairs("a", documents)  # again changes nothing
+        found = store.latest("a")
+        assert found is not None
+        assert found.records_migrated + found.records_skipped + found.records_failed == found.records_total == 1000
+        assert (found.documents, found.progress_pct, found.status) == (documents, 100.0, JobStatus.COMPLETED)
+        return found
+
+    once = retried({1: Move("a"), 2: Move("a", "contact_not_found"), 3: Move("b")}, 982)
+    assert (once.records_migrated, once.records_repaired, once.failures_by_cause) == (982, 3, {"a": 4, "b": 3})
+    assert once.skips_by_reason == {"x": 10, "contact_not_found": 1}
+    assert once.accuracy_pct == 99.29  # 982 of 989
+    # The same row again; one that was skipped has its contact by now; and another.
+    twice = retried({1: Move("a"), 2: Move("a"), 4: Move("b")}, 984)
+    assert (twice.records_migrated, twice.records_repaired, twice.failures_by_cause) == (984, 4, {"a": 4, "b": 2})
+    assert twice.skips_by_reason == {"x": 10}
+    # A later run has counts of its own, which those repairs are no part of.
+    again = store.rerun(whole.job_id, NEW)
+    assert (again.records_repaired, again.records_failed, again.documents) == (0, 0, 984)
+
+
+def test_an_unfinished_run_whose_place_a_replay_of_chosen_rows_has_moved_begins_again(
+    store: JobStore, mongo_database: Any
+) -> None:
+    job = store.create(NEW, begin_offsets=(0, 0, 0))
+    count(mongo_database, job, failed={"a": 600})
+    store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.HALTED)
+    assert not store.has_lost_its_place(job)
+    partial = store.create(replace(NEW, partial=True))
+    assert not store.has_lost_its_place(job)  # it has moved nothing yet
+    store.plan_stretch(partial, (5, 5, 5), (6, 6, 6), 3)
+    store.transition(partial.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED)
+    assert store.has_lost_its_place(job)
+    resumed = store.transition(job.job_id, JobStatus.HALTED, JobStatus.IN_PROGRESS, owner="r", failure_bound=0.5)
+    again = store.begin_again(resumed, replace(NEW, prepared=False))
+    assert (again.job_id, again.owner, again.fence, again.status) == (job.job_id, "r", resumed.fence, resumed.status)
+    assert again.run > partial.run > job.run
+    assert (again.begin_offsets, again.prepared, again.records_failed, again.failure_bound) == ((), False, 0, 0.5)
+    assert not store.has_lost_its_place(again)
+    with pytest.raises(JobChangedError):
+        store.begin_again(resumed, NEW)
+
+
+def test_a_run_that_has_ended_needs_its_place_no_more(store: JobStore, mongo_database: Any) -> None:
+    job = store.create(replace(NEW, partitions=1), begin_offsets=(0,))
+    count(mongo_database, job, migrated=999, ended=True)
+    store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED)
+    partial = store.create(replace(NEW, partial=True))
+    store.plan_stretch(partial, (5, 5, 5), (6, 6, 6), 3)
+    assert not store.has_lost_its_place(job)
+
+
+def test_a_roll_back_leaves_no_count_of_rows_that_are_in_no_bin(store: JobStore, mongo_database: Any) -> None:
+    job = store.create(NEW)
+    count(mongo_database, job, migrated=900, skipped={"x": 100})
+    job = store.save_totals(job, store.aggregate_progress(job), accuracy_pct=100.0, documents=900)
+    store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.COMPLETED)
+    gone = store.transition(job.job_id, JobStatus.COMPLETED, JobStatus.ROLLED_BACK)
+    assert (gone.records_migrated, gone.records_skipped, gone.skips_by_reason) == (0, 0, {})
+    assert (gone.progress_pct, gone.accuracy_pct, gone.records_total) == (0.0, None, 1000)
+    store.note_rollback(gone, removed=0, remaining=900, by="x")
+    store.note_rollback(gone, removed=900, remaining=0, by="x", finished=True)
+    present = store.get(job.job_id)
+    assert present is not None
+    assert (present.documents, present.records_migrated) == (0, 0)
+
+
+def test_the_late_rows_are_those_of_the_second_look_whoever_has_read_them(store: JobStore, mongo_database: Any) -> None:
+    job = store.create(replace(NEW, records_total=31))
+    checkpoint = Checkpoint(mongo_database, job.job_id, job.run, 1)
+    checkpoint.save(IdRange(0, 0, 40, 40, rows=31, gaps=((7, 9),), gaps_to=40))
+    assert store.save_totals(job, RunTotals(migrated=31)).records_late == 0
+    checkpoint.save(IdRange(1, 6, 8, 9, rows=1, late=True))
+    Checkpoint(mongo_database, job.job_id, job.run, 2).take_over()  # leaves void ranges
+    job = store.save_totals(job, RunTotals(migrated=32))
+    assert (job.records_late, job.records_total, job.records_migrated, job.progress_pct) == (1, 32, 32, 100.0)
 
 
 def test_a_rerun_has_the_same_job_the_next_run_and_counts_of_its_own(store: JobStore) -> None:

@@ -142,7 +142,7 @@ def test_the_users_are_read_on_behind_the_last_one_after_a_cut(database_dsn: str
         db.execute(f"ALTER TABLE users ALTER id TYPE {id_type}")
         db.execute("INSERT INTO users SELECT i, i || '@x.example', 'n', NULL FROM generate_series(-5, %s) i", [count])
         with connect(database_dsn) as source:
-            users = _user_records(source, mapping_with(), Codec())
+            users = _user_records(source, mapping_with(), Codec(), _Texts(source))
             first = [next(users)[0] for _ in range(100)]
             db.execute("SELECT pg_terminate_backend(%s)", [source.info.backend_pid])
             rest = [key for key, _ in users]

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import bson
@@ -21,7 +22,9 @@ from sink.consumer import HaltedError, OutcomesLostError
 from sink.dead_letters import DeadLetterTopic
 from sink.documents import ID_BYTES, object_id
 from sink.effects import Effect
+from sink.halting import JobGate
 from sink.indexes import UNIQUE_EXTERNAL_ID
+from sink.progress import Progress, RunTotals
 from tests.integration.sink.conftest import CODEC, Account, wait_until
 
 pytestmark = pytest.mark.services
@@ -42,6 +45,19 @@ def test_each_outcome_ends_in_its_bin(account: Account) -> None:
     assert account.committed() == {0: 6}
     assert account.dead_letters() == [letter]
     assert sink.metrics.inserted == 2
+
+
+def test_logs_whose_actor_is_the_deleted_user_are_counted_once_and_only_where_this_run_wrote_them(
+    account: Account,
+) -> None:
+    gone = {"type": "deleted_user", "id": None, "name": "gone, and {type: user}"}
+    told = [{"field": "actor", "label": "Actor", "from": None, "to": {"actor": gone}}]
+    account.logs.insert_one(account.document(4, actor=gone))
+    logs = [account.log(1), account.log(2, actor=gone), account.log(3, changes=told), account.log(4, actor=gone)]
+    account.publish([*logs, *logs, account.end()])
+    account.run_sink(sink_batch_records=4)
+    assert (account.totals.migrated, account.totals.skipped) == (3, {"duplicate_external_id": 1})
+    assert account.totals.actors_fell_back == 1
 
 
 def test_a_document_is_stored_byte_for_byte_behind_its_id(account: Account) -> None:
@@ -271,14 +287,77 @@ def test_a_tenth_of_failures_does_not_halt(account: Account) -> None:
     assert account.totals.failed_total == 100
 
 
-def test_failures_before_a_resume_do_not_halt_the_job_again(account: Account) -> None:
-    insert_job(account, failure_baseline={"failed": 600, "seen": 600})
-    account.publish([account.dead_letter(i) for i in range(1, 601)])
-    account.publish([account.log(i) for i in range(601, 1201)])
+def counts_in(job: Any) -> dict[str, Any]:
+    names = ("migrated", "skipped", "failed", "foreign", "repaired")
+    return {name: job[f"records_{name}"] for name in names} | {
+        name: job[name] for name in ("skips_by_reason", "failures_by_cause", "last_audit_id", "progress_pct")
+    }
+
+
+def test_the_counts_of_a_job_that_halts_itself_are_of_one_moment(account: Account) -> None:
+    insert_job(account, records_total=1000)
+    account.publish([account.log(i) for i in range(1, 445)])
+    account.publish([account.dead_letter(i) for i in range(445, 500)])
+    account.publish([account.skip(500), *[account.dead_letter(i) for i in range(501, 503)], account.end()])
+    with pytest.raises(HaltedError, match="crm-replay dlq retry"):
+        account.run_sink(sink_batch_records=499)
+    job = job_document(account)
+    assert counts_in(job) == {
+        "migrated": 444,
+        "skipped": 1,
+        "failed": 57,
+        "foreign": 0,
+        "repaired": 0,
+        "skips_by_reason": account.totals.skipped,
+        "failures_by_cause": account.totals.failed,
+        "last_audit_id": 502,
+        "progress_pct": 50.2,
+    }
+    # Another sink had a batch in hand, which it counts, and then finds the job halted.
+    progress = Progress(account.database["crm_replay_progress"], account.job.job_id, account.job.run)
+    other = replace(progress.load([1])[1], version=1, failed={"write_refused": 100}, skipped={"x": 3})
+    assert progress.save({1: other})
+    with pytest.raises(HaltedError):
+        account.run_sink()
+    job = job_document(account)
+    assert (job["records_failed"], job["failures_by_cause"]["write_refused"], job["progress_pct"]) == (157, 100, 60.5)
+    assert (job["records_skipped"], sum(job["skips_by_reason"].values())) == (4, 4)
+    assert job["error"] == "157 of 605 records failed, more than 10%"
+
+
+def test_older_totals_change_nothing_of_a_halted_job(account: Account) -> None:
+    insert_job(account, records_total=1000)
+    gate = JobGate(account.database["crm_activity_log_migration_jobs"], account.job.job_id, account.job.run)
+    assert gate.closed_because() is None
+    gate.halt(RunTotals(migrated=400, failed={"a": 100}))
+    gate.settle(RunTotals(migrated=400, failed={"a": 99}))
+    assert job_document(account)["records_failed"] == 100
+    gate.settle(RunTotals(migrated=400, failed={"a": 101}))
+    job = job_document(account)
+    assert (job["records_failed"], job["error"]) == (101, "101 of 501 records failed, more than 10%")
+
+
+@pytest.mark.parametrize(
+    ("more", "halts"),
+    [
+        ({}, True),  # a resume alone forgives nothing
+        ({"failure_bound": 0.5}, False),
+        ({"failure_bound": 0.45}, True),
+        ({"repaired": {"failed": {"undecodable_changes": 550}, "migrated": 550, "skipped": {}}}, False),
+    ],
+)
+def test_failures_count_over_the_jobs_whole_life(account: Account, more: dict[str, Any], halts: bool) -> None:
+    insert_job(account, **more)
+    account.publish([account.log(i) for i in range(1, 601)])  # first, so that half is never exceeded on the way
+    account.publish([account.dead_letter(i) for i in range(601, 1201)])
     account.publish([account.end()])
-    account.run_sink()
-    assert account.totals.failed_total == 600
-    assert job_document(account)["status"] == "in_progress"
+    if halts:
+        with pytest.raises(HaltedError, match="records failed"):
+            account.run_sink()
+    else:
+        account.run_sink()
+        assert account.totals.failed_total == 600
+    assert job_document(account)["status"] == ("halted" if halts else "in_progress")
 
 
 @pytest.mark.parametrize(

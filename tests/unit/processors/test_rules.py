@@ -260,28 +260,27 @@ SYSTEM = {"type": "system", "id": None, "name": "Qontak System"}
 
 
 @pytest.mark.parametrize(
-    ("fields", "actor", "fell_back"),
+    ("fields", "actor"),
     [
-        ({"user_type": "User", "user_id": 11}, {"type": "user", "id": "uuid-11", "name": "Siti"}, False),
+        ({"user_type": "User", "user_id": 11}, {"type": "user", "id": "uuid-11", "name": "Siti"}),
         (
             {"user_type": "User", "user_id": 11, "username": "x"},
             {"type": "user", "id": "uuid-11", "name": "Siti"},
-            False,
         ),
-        ({"user_type": "User", "user_id": 12}, DELETED, True),
-        ({"user_type": "User", "user_id": 13}, DELETED, True),
-        ({"user_type": "User", "user_id": 14}, DELETED, False),
-        ({"user_type": "User", "user_id": 15}, DELETED, False),
-        ({"user_type": "ApiClient", "user_id": 11}, DELETED, False),
-        ({"user_type": "", "user_id": 11}, DELETED, False),
-        ({"username": "sidekiq-import"}, DELETED, False),
-        ({"user_type": "User", "username": "sidekiq-import"}, DELETED, False),
-        ({}, SYSTEM, False),
-        ({"user_type": "User"}, SYSTEM, False),
+        ({"user_type": "User", "user_id": 12}, DELETED),
+        ({"user_type": "User", "user_id": 13}, DELETED),
+        ({"user_type": "User", "user_id": 14}, DELETED),
+        ({"user_type": "User", "user_id": 15}, DELETED),
+        ({"user_type": "ApiClient", "user_id": 11}, DELETED),
+        ({"user_type": "", "user_id": 11}, DELETED),
+        ({"username": "sidekiq-import"}, DELETED),
+        ({"user_type": "User", "username": "sidekiq-import"}, DELETED),
+        ({}, SYSTEM),
+        ({"user_type": "User"}, SYSTEM),
     ],
 )
-def test_who_did_it(fields: dict[str, Any], actor: dict[str, Any], fell_back: bool) -> None:
-    assert ActorRules(MAPPING).actor(event(**fields), Users()) == (actor, fell_back)
+def test_who_did_it(fields: dict[str, Any], actor: dict[str, Any]) -> None:
+    assert ActorRules(MAPPING).actor(event(**fields), Users()) == actor
 
 
 @pytest.mark.parametrize(
@@ -297,8 +296,8 @@ def test_who_did_it(fields: dict[str, Any], actor: dict[str, Any], fell_back: bo
 )
 def test_each_actor_that_falls_back_is_counted_under_its_case(fields: dict[str, Any], case: FellBack) -> None:
     rules = ActorRules(MAPPING)
-    assert rules.actor(event(**fields), Users())[0] == DELETED
-    assert rules.element(event(**fields), Users())[0]
+    assert rules.actor(event(**fields), Users()) == DELETED
+    assert rules.element(event(**fields), Users())
     rules.actor(event(user_type="User", user_id=11), Users())
     rules.actor(event(), Users())
     assert rules.fell_back == {case: 2}
@@ -307,8 +306,8 @@ def test_each_actor_that_falls_back_is_counted_under_its_case(fields: dict[str, 
 def test_the_names_of_nobody_are_the_mapping_s() -> None:
     other = mapping.ActorNames(deleted_user="[Gone]", system="CRM")
     rules = ActorRules(MAPPING.model_copy(update={"actors": other}))
-    assert rules.actor(event(), Users())[0]["name"] == "CRM"
-    assert rules.actor(event(username="x"), Users())[0]["name"] == "[Gone]"
+    assert rules.actor(event(), Users())["name"] == "CRM"
+    assert rules.actor(event(username="x"), Users())["name"] == "[Gone]"
 
 
 # Associations ---------------------------------------------------------------------------------------------------------

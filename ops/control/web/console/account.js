@@ -80,7 +80,9 @@ export function noticeOf({ status, job, rollback }) {
     return {
       tone: status === "failed" ? "bad" : "warn",
       text: `${status === "failed" ? "Failed" : "Halted"}: ${job.error}`,
-      toDo: "The place is kept. When the cause is put right, Resume goes on from there.",
+      toDo: job.failure_halt
+        ? "The place is kept. When the cause is put right, retry the dead letters, then Resume; or Resume with a higher bound and a reason."
+        : "The place is kept. When the cause is put right, Resume goes on from there.",
     };
   }
   if (status === "failed") return { tone: "bad", text: "The job has failed.", toDo: "Its log says why. When that is put right, Resume goes on from where it ended." };

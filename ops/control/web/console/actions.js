@@ -7,6 +7,12 @@ import { count, number } from "./format.js";
 
 const REASON = { name: "reason", label: "Reason (optional)", hint: "Kept in the audit log.", maxlength: 500 };
 
+function documentsOf(job) {
+  if (!job) return ".";
+  if (typeof job.documents === "number") return `: ${count(job.documents, "document")} when they were counted last.`;
+  return `: ${count(job.records_migrated, "document")} of the last run.`;
+}
+
 const ACTIONS = [
   {
     name: "trigger", label: "Start", tone: "primary",
@@ -30,11 +36,22 @@ const ACTIONS = [
   },
   {
     name: "resume", label: "Resume", tone: "primary",
-    question: (account) => ({
+    question: (account, detail) => ({
       title: `Resume the migration of ${account}?`,
-      lines: ["It goes on where it ended; nothing is written twice."],
-      fields: [REASON], confirm: "Resume the migration",
+      lines: [
+        "It continues where it ended; nothing is written twice.",
+        ...(detail?.job?.failure_halt ? ["Failures count over the job's whole life: retry the dead letters first, or allow for them here."] : []),
+      ],
+      fields: [
+        {
+          name: "bound", label: "Halt only above this percentage of failed rows (optional)", type: "number", min: 11, max: 100, step: 1,
+          hint: "Until the next resume; empty: 10. It needs a reason.",
+        },
+        { ...REASON, label: "Reason (needed for a percentage)" },
+      ],
+      confirm: "Resume the migration",
     }),
+    body: ({ bound }) => (bound ? { failure_bound: Number(bound) / 100 } : {}),
     said: "The migration goes on.",
   },
   {
@@ -70,7 +87,7 @@ const ACTIONS = [
       title: `Roll back ${account}?`,
       lines: [
         h("p", {}, h("strong", {}, "This deletes every activity log that the replay has written for this account"),
-          detail?.job ? `: ${count(detail.job.records_migrated, "document")} of the last run.` : "."),
+          documentsOf(detail?.job)),
         "Documents of the live feed and of other accounts are not touched. It cannot be undone; a new run brings the logs back.",
       ],
       fields: [

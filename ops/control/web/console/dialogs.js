@@ -19,7 +19,7 @@ let counter = 0;
 /**
  * Ask, and do it: returns what `submit(values)` came to, or undefined if the answer was no.
  *
- * `fields`: [{name, label, hint, type, value, required, maxlength, matches}]; with `matches` the field has to be typed
+ * `fields`: [{name, label, hint, type, value, required, maxlength, min, max, step, matches}]; with `matches` the field has to be typed
  * exactly so before the answer can be yes. `patient`: long work; the dialog closes once it is under way, and `submit`'s
  * promise is given to `patient`.
  */
@@ -32,7 +32,7 @@ export function ask({ title, lines = [], fields = [], confirm, danger = false, s
   const inputs = fields.map((field, at) => {
     const input = h("input", {
       id: `${id}-${at}`, name: field.name, type: field.type ?? "text", required: field.required, maxlength: field.maxlength,
-      autocomplete: "off", autocapitalize: "off", spellcheck: "false", step: field.step, "aria-describedby": field.hint ? `${id}-${at}-hint` : null,
+      autocomplete: "off", autocapitalize: "off", spellcheck: "false", step: field.step, min: field.min, max: field.max, "aria-describedby": field.hint ? `${id}-${at}-hint` : null,
     });
     input.value = field.value ?? "";
     return { ...field, input };

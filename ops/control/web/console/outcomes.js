@@ -32,6 +32,7 @@ export function outcomesView() {
   const body = h("tbody", {});
   const note = h("p", { class: "card-note" });
   const foreign = h("p", { class: "hint", hidden: true });
+  const more = h("p", { class: "hint", hidden: true });
   const table = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Rows by outcome in a table" },
     h("table", { class: "table bins" },
       h("thead", {}, h("tr", {},
@@ -39,7 +40,7 @@ export function outcomesView() {
         h("th", { scope: "col", class: "number" }, "Share"), h("th", { scope: "col", class: "bin-note" }, "Meaning"))),
       body));
   const node = h("section", { class: "card", "aria-labelledby": "outcomes-title" },
-    h("div", { class: "card-head" }, h("h2", { id: "outcomes-title" }, "Where the rows went"), note), bar, table, foreign);
+    h("div", { class: "card-head" }, h("h2", { id: "outcomes-title" }, "Where the rows went"), note), bar, table, more, foreign);
 
   const update = whenChanged((job) => {
     const bins = binsOf(job);
@@ -59,13 +60,33 @@ export function outcomesView() {
       h("td", { class: "number" }, number(bin.value)),
       h("td", { class: "number" }, share(bin.value, total)),
       h("td", { class: "bin-note" }, bin.note))));
+    const said = alsoOf(job);
+    more.hidden = said === "";
+    setText(more, said);
     foreign.hidden = job.records_foreign === 0;
     setText(foreign, `Beside these, ${count(job.records_foreign, "dead letter is", "dead letters are")} about no row of this account.`);
   });
   return { node, update: (detail) => detail.job && update(pick(detail.job)) };
 }
 
+/** Return what else is known of the rows in the bins, in one line; "" if nothing is. Pure. */
+export function alsoOf(job) {
+  const parts = [
+    [job.records_duplicate, "had their activity log in place already"],
+    [job.records_repaired, "had failed and were repaired since"],
+    [job.records_late, "were committed late and found by the second look"],
+    [job.actors_fell_back, "have the actor «[Deleted CRM User]»"],
+  ].filter(([value]) => value > 0).map(([value, text]) => `${number(value)} ${text}`);
+  const rows = parts.length ? `Of these rows, ${parts.join("; ")}.` : "";
+  const documents = typeof job.documents === "number" ? `${count(job.documents, "activity log")} of the replay in place when they were counted last.` : "";
+  return [rows, documents].filter(Boolean).join(" ");
+}
+
+const PICKED = [
+  "records_total", "records_migrated", "records_skipped", "records_failed", "records_foreign", "records_duplicate", "records_repaired",
+  "records_late", "actors_fell_back", "documents", "skips_by_reason", "failures_by_cause",
+];
+
 function pick(job) {
-  const { records_total, records_migrated, records_skipped, records_failed, records_foreign, skips_by_reason, failures_by_cause } = job;
-  return { records_total, records_migrated, records_skipped, records_failed, records_foreign, skips_by_reason, failures_by_cause };
+  return Object.fromEntries(PICKED.map((name) => [name, job[name]]));
 }

@@ -37,13 +37,31 @@ DEFECTS = (BadInputError("there is no table"), ReplayError("a process gave up"),
 
 @pytest.mark.parametrize(
     "error",
-    [
-        HaltedError("x"), InterruptedRunError("x"), LeaseLostError("x"), JobChangedError("x"),
-        IllegalTransitionError("x"), KeyboardInterrupt(), SystemExit(1),
-    ],
-)  # fmt: skip
-def test_what_was_asked_for_is_no_attempt_that_failed(error: BaseException) -> None:
+    [HaltedError("x"), LeaseLostError("x"), JobChangedError("x"), IllegalTransitionError("x")],
+)
+def test_what_the_jobs_document_says_already_is_left_as_it_is(error: BaseException) -> None:
     assert terms_after(error, JOB, JOB) is None
+    assert terms_after(error, replace(JOB, partial=True), JOB) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (InterruptedRunError("interrupted", "again"), "interrupted: again"),
+        (KeyboardInterrupt(), "ended by KeyboardInterrupt"),
+        (SystemExit(1), "ended by SystemExit"),
+    ],
+)
+def test_what_was_asked_for_is_no_attempt_that_failed_and_yet_is_said(error: BaseException, said: str) -> None:
+    assert terms_after(error, JOB, replace(JOB, attempts=2)) == Terms(attempts=2, error=said)
+
+
+@pytest.mark.parametrize("error", [InterruptedRunError("x"), OutageError("x"), ReplayError("x"), KeyError("x")])
+def test_a_replay_of_chosen_rows_fails_at_once_for_no_other_runner_knows_them(error: Exception) -> None:
+    terms = terms_after(error, replace(JOB, partial=True), JOB)
+    assert terms is not None
+    assert terms.fail
+    assert terms.error
 
 
 @pytest.mark.parametrize("error", OUTAGES)
@@ -67,7 +85,7 @@ def test_anything_else_is_tried_again_a_few_times_and_then_the_job_has_failed(er
         terms = terms_after(error, job, job)
         assert terms is not None
         assert (terms.attempts, terms.fail) == (attempt, attempt == ATTEMPTS_MAX)
-        assert terms.error == str(error)
+        assert terms.error == (str(error) if isinstance(error, ReplayError) else "ended by ValueError")
         job = replace(job, attempts=attempt)
 
 

@@ -66,8 +66,12 @@ def ledger_text(ledger: Ledger) -> str:
 
 
 def test_a_balanced_ledger_says_so_with_every_bin():
-    text = ledger_text(Ledger(1000, 900, {"contact_not_found": 60, "post_sync_live_feed": 35}, 5, documents=900))
-    for expected in ("1,000", "900", "skipped: contact_not_found", "60", "35", "100.00 %", "balanced", "500 rows/s"):
+    skipped = {"contact_not_found": 60, "post_sync_live_feed": 35}
+    ledger = Ledger(1000, 900, skipped, 5, documents=900, late=11, repaired=12, actors_fell_back=13)
+    text = ledger_text(ledger)
+    for expected in ("1,000", "900", "skipped: contact_not_found", "60", "35", "99.44 %", "balanced", "500 rows/s"):
+        assert expected in text
+    for expected in ("late rows filled", "11", "failed and repaired since", "12", "actors that fell back", "13"):
         assert expected in text
     assert "OUT OF BALANCE" not in text
 

@@ -1,0 +1,78 @@
+"""I/O: which rows that had failed in the account's job a replay of chosen rows has brought to another end.
+
+A row had failed in a run if there is a dead letter of it in that run; Kafka keeps those for 30 days, and so long a
+repair can be counted. It has ended otherwise if it has a document now, or if the replay has skipped it.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from ops.control.dead_letters import letter_of
+from ops.control.jobs import Job
+from ops.control.topic_reader import records
+from ops.control.validation import EXTERNAL_ID_PREFIX, audit_id_of
+from ops.local.trace import Topics
+from ops.local.view import RunView
+from schemas.records import SkippedRecord
+from schemas.topics import AccountTopics
+from schemas.vocabulary import ActorKind, SkipReason
+from sink.documents import RUN_BYTES
+from sink.indexes import ACTIVITY_LOGS, SOURCE_TAG, UNIQUE_EXTERNAL_ID
+from sink.job_counts import Move
+
+LOOK_UP_MAX = 1_000  # external ids a query
+
+
+def moves_of(
+    partial: Job, whole: Job, audit_ids: Collection[int] | None, topics: Topics, database: Any, view: RunView
+) -> dict[int, Move]:
+    """Return the rows that had failed in the account's job and have not in the partial one, by their audit ids.
+
+    `audit_ids` are those that the partial job is over; None: any. May be called again, also half-way.
+    """
+    names = AccountTopics.of(partial.company_sso_id)
+    chosen = None if audit_ids is None else set(audit_ids)
+    causes: dict[int, str] = {}
+    failed_again: set[int] = set()
+    for _, offset, value in records(topics.kafka, names.dead_letters):
+        letter = letter_of(offset, value, topics.codec)
+        if letter.row is None or not (chosen is None or letter.row in chosen):
+            continue
+        if letter.run == whole.run:
+            causes.setdefault(letter.row, letter.cause)
+        elif letter.run == partial.run:
+            failed_again.add(letter.row)
+    wanted = {audit_id: cause for audit_id, cause in causes.items() if audit_id not in failed_again}
+    moves = _written(wanted, whole, database)
+    if left := wanted.keys() - moves.keys():
+        begin = dict(enumerate(partial.planned_outcomes))
+        for found in topics.find(names.outcomes, left, view, begin):
+            record = found.record
+            if isinstance(record, SkippedRecord) and record.run == partial.run:
+                moves[record.audit_id] = Move(wanted[record.audit_id], record.reason)
+    return moves
+
+
+def _written(causes: dict[int, str], whole: Job, database: Any) -> dict[int, Move]:
+    """Return those of the rows that have a document, migrated, or duplicates of what was there before the run."""
+    moves: dict[int, Move] = {}
+    audit_ids = sorted(causes)
+    for at in range(0, len(audit_ids), LOOK_UP_MAX):
+        external_ids = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in audit_ids[at : at + LOOK_UP_MAX]]
+        query = {"company_sso_id": whole.company_sso_id, "external_id": {"$in": external_ids}}
+        fields = {"external_id": 1, "source_tag": 1, "actor.type": 1}
+        for document in database[ACTIVITY_LOGS].find(query, fields, hint=UNIQUE_EXTERNAL_ID.name):
+            audit_id = audit_id_of(document["external_id"])
+            if audit_id is None:
+                continue
+            since = document.get("source_tag") == SOURCE_TAG and _run_of(document["_id"]) >= whole.run
+            fell_back = (document.get("actor") or {}).get("type") == ActorKind.DELETED_USER
+            skipped = None if since else SkipReason.DUPLICATE_EXTERNAL_ID.value
+            moves[audit_id] = Move(causes[audit_id], skipped, since and fell_back)
+    return moves
+
+
+def _run_of(document_id: Any) -> int:
+    """Return the run in an `_id` of ours; 0 for one that is another's."""
+    binary = getattr(document_id, "binary", b"")
+    return int.from_bytes(binary[:RUN_BYTES], "big")
