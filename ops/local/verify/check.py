@@ -250,7 +250,6 @@ def _trace(report: Report, known: _Checked, connections: Connections, codec: Cod
         known.job,
         codec,
         whole_topic=known.is_part(report.tally.rows),
-        registry=bool(connections.schema_registry_url),
     )
     seen = tracer.trace([finding.audit_id for finding in named if finding.audit_id], view.note)
     for finding in named:
