@@ -21,6 +21,7 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
 FINISHED = frozenset((JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.ROLLED_BACK))
 _WHY_NOT: Mapping[tuple[JobStatus, JobStatus], str] = {
     (JobStatus.IN_PROGRESS, JobStatus.ROLLED_BACK): "halt it first: its processes still write",
+    # But for a job whose copy has been proved: JobStore.complete_proved.
     (JobStatus.HALTED, JobStatus.COMPLETED): "resume it: only a run that has passed every end marker is complete",
     (JobStatus.FAILED, JobStatus.COMPLETED): "resume it: only a run that has passed every end marker is complete",
     (JobStatus.ROLLED_BACK, JobStatus.IN_PROGRESS): "its documents are gone; start a new job of the account",
@@ -85,6 +86,7 @@ class Job:
     lease_until: dt.datetime = NEVER  # by the database's clock; behind it, anybody may claim the job
     attempts: int = 0  # of runners, in a row, that gave the job back without having got on with it
     rollback: Mapping[str, Any] | None = None  # removed, remaining, by, started_at, updated_at, finished_at
+    proved_at: dt.datetime | None = None  # when verify completed its run, whose counts are those of the proof
 
     def waiting(self, now: dt.datetime) -> bool:
         """Whether it is in progress and no runner has it, or its runner has fallen silent."""

@@ -16,7 +16,7 @@ from bson.codec_options import CodecOptions
 from pymongo import DESCENDING, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from ops.control.jobs import FINISHED, LEASE_S, NEVER, IllegalTransitionError, Job, progress_pct, refusal
+from ops.control.jobs import FINISHED, LEASE_S, NEVER, IllegalTransitionError, Job, Ledger, progress_pct, refusal
 from schemas.errors import ReplayError
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
@@ -350,6 +350,35 @@ class JobStore:
             raise JobChangedError(f"job {job.job_id} is no longer at run {job.run}", "a later run has begun")
         return job_of(document)
 
+    def complete_proved(self, job: Job, ledger: Ledger, failures_by_cause: Mapping[str, int]) -> Job:
+        """Complete a failed or halted job whose copy verify has proved, with the proof's counts; return the job.
+
+        The one way out of these statuses that needs no end markers. Raises JobChangedError if the job is not as it was
+        when the proof began, LeaseLostError if a runner holds it.
+        """
+        now = _now()
+        fields: Document = {
+            "status": JobStatus.COMPLETED.value,
+            "error": None,
+            "finished_at": now,
+            "updated_at": now,
+            "proved_at": now,
+            "records_total": ledger.source_rows,
+            "records_migrated": ledger.migrated,
+            "records_skipped": ledger.skipped_total,
+            "records_failed": ledger.failed,
+            "skips_by_reason": dict(ledger.skipped),
+            "failures_by_cause": dict(failures_by_cause),
+            "progress_pct": progress_pct(ledger.accounted, ledger.source_rows),
+            "accuracy_pct": ledger.accuracy_pct,
+        }
+        as_it_was = {"_id": job.job_id, "run": job.run, "status": job.status.value, **_FREE}
+        stages = [{"$set": {name: {"$literal": value} for name, value in fields.items()}}]
+        document = self._jobs.find_one_and_update(as_it_was, stages, return_document=ReturnDocument.AFTER)
+        if document is None:
+            raise self._changed(job, job.status)
+        return job_of(document)
+
     def _already_running(self, company_sso_id: str, error: DuplicateKeyError) -> ReplayError:
         said = str((error.details or {}).get("errmsg", ""))
         if ONE_FOLLOWS.name in said:
@@ -405,6 +434,7 @@ def job_of(document: Mapping[str, Any]) -> Job:
         lease_until=document.get("lease_until", NEVER),
         attempts=document.get("attempts", 0),
         rollback=document.get("rollback"),
+        proved_at=document.get("proved_at"),
     )
 
 
@@ -432,6 +462,7 @@ def _run_fields(new: NewJob, run: int, begin_offsets: Sequence[int], now: dt.dat
         "last_audit_id": 0,
         "progress_pct": 0.0,
         "accuracy_pct": None,
+        "proved_at": None,
         "failure_baseline": {"failed": 0, "seen": 0},
         "started_at": now,
         "updated_at": now,

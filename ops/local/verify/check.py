@@ -103,7 +103,7 @@ def verify_account(account: str, options: VerifyOptions, connections: Connection
                 " it could have known to be unchanged"
             )
         if job.status is not JobStatus.COMPLETED:
-            report.notes.append(f"the job is {job.status}: rows that it did not come to are missing")
+            report.notes.append(f"the job was {job.status}: rows that it did not come to are missing")
         if report.documents != tally.tagged:
             view.note(
                 f"{report.documents - tally.tagged:,} documents of the account belong to no row: looking for them"
@@ -154,7 +154,7 @@ def _known(account: str, options: VerifyOptions, connections: Connections) -> _C
         return _Checked(
             job,
             mapping,
-            _counted([totals]),
+            _counted([_proved(job, totals) if job.proved_at else totals]),
             _counted(later) if later else None,
             totals.accounted,
             copy.runs_of(database, [each.job_id for each in store.jobs(account, JOBS_MAX)]),
@@ -172,6 +172,11 @@ def _counted(runs: Sequence[RunTotals]) -> Counted:
     return Counted(
         sum(totals.migrated for totals in runs) + there_before, skipped, sum(totals.failed_total for totals in runs)
     )
+
+
+def _proved(job: Job, totals: RunTotals) -> RunTotals:
+    """Return what the job document says of a run that verify has completed, in the place of what its sinks counted."""
+    return replace(totals, migrated=job.records_migrated, skipped=job.skips_by_reason, failed=job.failures_by_cause)
 
 
 def _sealed(work: Work, seals: Mapping[int, Seal]) -> Work:
