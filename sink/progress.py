@@ -11,6 +11,7 @@ from pymongo.errors import DuplicateKeyError
 
 from sink.counting import NO_OFFSET, PartitionProgress
 from sink.database import Document, Documents
+from sink.identity import Identities, added
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,9 @@ def to_fields(progress: PartitionProgress) -> Document:
         "failed": dict(progress.failed),
         "foreign": dict(progress.foreign),
         "ended": progress.ended,
+        "with_document": None
+        if progress.with_document is None
+        else {str(id_range): list(figure) for id_range, figure in progress.with_document.items()},
     }
 
 
@@ -146,7 +150,20 @@ def from_document(document: Mapping[str, Any]) -> PartitionProgress:
         failed=document["failed"],
         foreign=document["foreign"],
         ended=document["ended"],
+        with_document=_figures(document.get("with_document")),
     )
+
+
+def identities_of(collection: Documents, job_id: str, run: int) -> Identities | None:
+    """Return which rows of a run have a document, over all partitions; None if an older release has counted some."""
+    found = collection.find({"job_id": job_id, "run": run}, {"with_document": 1})
+    parts = [_figures(document.get("with_document")) for document in found]
+    known = [part for part in parts if part is not None]
+    return added(known) if len(known) == len(parts) else None
+
+
+def _figures(stored: Mapping[str, Any] | None) -> Identities | None:
+    return None if stored is None else {int(id_range): (count, sum_) for id_range, (count, sum_) in stored.items()}
 
 
 def _now() -> dt.datetime:

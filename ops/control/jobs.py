@@ -121,6 +121,7 @@ class Ledger:
     failed: int = 0
     foreign: int = 0
     documents: int | None = None
+    ids_agree: bool | None = None  # the documents are of the very rows that should have one; None: not compared
 
     @property
     def skipped_total(self) -> int:
@@ -144,8 +145,8 @@ class Ledger:
 
     @property
     def documents_agree(self) -> bool:
-        """Whether MongoDB holds as many documents as it should, where they were counted."""
-        return self.documents is None or self.documents == self.documents_expected
+        """Whether MongoDB holds the documents that it should, as far as they were counted and their ids compared."""
+        return self.documents in (None, self.documents_expected) and self.ids_agree is not False
 
     @property
     def accuracy_pct(self) -> float | None:

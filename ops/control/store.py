@@ -21,8 +21,9 @@ from schemas.errors import ReplayError
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
 from sink.halting import failed_of, seen_of
+from sink.identity import Identities
 from sink.indexes import COUNTERS, JOBS, ONE_FOLLOWS, ONE_RUNNING_JOB, PROGRESS
-from sink.progress import RunTotals, totals_of
+from sink.progress import RunTotals, identities_of, totals_of
 
 RUN_MAX = 2**31 - 1  # an Avro int
 RUN_COUNTER = "run"
@@ -318,6 +319,10 @@ class JobStore:
     def aggregate_progress(self, job: Job) -> RunTotals:
         """Return what the sinks have counted in the job's present run."""
         return totals_of(self._progress, job.job_id, job.run)
+
+    def identities(self, job: Job) -> Identities | None:
+        """Return which rows have a document, as the sinks of the job's present run have counted; None if not known."""
+        return identities_of(self._progress, job.job_id, job.run)
 
     def save_totals(
         self, job: Job, totals: RunTotals, *, accuracy_pct: float | None = None, last_audit_id: int | None = None

@@ -57,6 +57,7 @@ from schemas.registry import codec_for
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.database import connect, open_database
+from sink.identity import ids_of, shift_of, unlike
 from sink.progress import RunTotals
 
 RENEW_EVERY_S = 1.0
@@ -535,7 +536,7 @@ def _work(
     view.close()
     while True:
         try:
-            return RunResult(*_conclude(job, stretch, around), seconds)
+            return RunResult(*_conclude(job, stretch, around, view.note), seconds)
         except ConnectionFailure as error:
             patience.wait(error)
 
@@ -628,10 +629,17 @@ class _Patience:
             self._since = None
 
 
-def _conclude(job: Job, stretch: Stretch, around: Surroundings) -> tuple[Job, Ledger]:
+def _conclude(
+    job: Job,
+    stretch: Stretch,
+    around: Surroundings,
+    note: Callable[[str], None] = lambda _: None,
+) -> tuple[Job, Ledger]:
     """Validate, write the verdict into the job document and return both. May be repeated after an outage."""
     store, totals = around.store, around.store.aggregate_progress(job)
-    ledger = _ledger(job, stretch, around, totals)
+    ledger, ranges = _with_ids(_ledger(job, stretch, around, totals), job, stretch, around)
+    if ledger.ids_agree is None:
+        note("an older release has counted a part of this run: documents are counted, their ids are not compared")
     job = store.save_totals(job, totals, accuracy_pct=ledger.accuracy_pct)
     if ledger.balanced and ledger.documents_agree:
         verdict, reason = JobStatus.COMPLETED, ""
@@ -640,6 +648,7 @@ def _conclude(job: Job, stretch: Stretch, around: Surroundings) -> tuple[Job, Le
         reason = (
             f"{ledger.source_rows} source rows, {ledger.accounted} accounted for; "
             f"{ledger.documents_expected} documents expected, {ledger.documents} found; "
+            f"{_named(job, stretch, around, ranges)}"
             f"crm-replay verify --account {job.company_sso_id} names the rows"
         )
     if job.status is verdict:
@@ -663,6 +672,39 @@ def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals)
     if job.date_range_start is None:
         return ledger
     return replace(ledger, documents=validation.documents_since(database, account, job.cutoff))
+
+
+def _with_ids(ledger: Ledger, job: Job, stretch: Stretch, around: Surroundings) -> tuple[Ledger, list[int]]:
+    """Return the ledger with whether the documents are of the rows that should have one, and the ranges that differ."""
+    expected = around.store.identities(job)
+    if expected is None:
+        return ledger, []
+    account, database, shift = job.company_sso_id, around.database, shift_of(job.top_audit_id)
+    if stretch.audit_ids is not None:
+        found = validation.identities_with(database, account, stretch.audit_ids, shift)
+    else:
+        since = None if job.date_range_start is None else job.cutoff
+        found = validation.identities_since(database, account, since, shift)
+    ranges = unlike(expected, found)
+    return replace(ledger, ids_agree=not ranges), ranges
+
+
+def _named(job: Job, stretch: Stretch, around: Surroundings, ranges: Sequence[int]) -> str:
+    """Return what can be named of ranges whose documents are not those of their rows, as the beginning of a list."""
+    if not ranges:
+        return ""
+    from ops.local.verify.naming import named  # what a sound run does not need
+
+    shift = shift_of(job.top_audit_id)
+    within = [ids_of(id_range, shift) for id_range in ranges]
+    try:
+        with closing(db_connect(around.connections.crm_audit_database_url)) as db:
+            source = resolve(db, around.mapping, job.company_sso_id)
+        return named(
+            job, around.database, source, around.mapping, around.codec, around.connections, within, stretch.audit_ids
+        )
+    except (ReplayError, KafkaException) as error:
+        return f"which ids differ could not be told ({error.what if isinstance(error, ReplayError) else error}); "
 
 
 def _processes(job: Job, options: RunOptions, connections: Connections) -> Iterator[Supervised]:
