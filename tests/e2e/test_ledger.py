@@ -8,6 +8,8 @@ import pytest
 from bson import ObjectId
 
 from ops.local.sample_crm import SAMPLE_YAML
+from ops.local.seam.check import SeamOptions, check_seam
+from ops.local.view import PlainView
 from sink.indexes import ACTIVITY_LOGS, JOBS, PROGRESS
 from tests.e2e.conftest import Crm, mapping_of
 
@@ -97,6 +99,17 @@ def test_a_document_planted_for_one_that_is_gone_fails_the_run_until_a_repair(sa
     assert crm.logs(account) == sound
 
 
+class Told(PlainView):
+    """Keeps what it is told of the progress."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[int, int]] = []
+
+    def progress(self, done: int, total: int, skipped: dict[str, int], failed: int) -> None:
+        self.told.append((done, total))
+
+
 def row(document: dict[str, Any]) -> int:
     return int(document["external_id"].partition(":")[2])
 
@@ -117,3 +130,10 @@ def test_a_run_that_an_older_release_has_begun_is_counted_and_says_so(sample_crm
         done = crm.call("rerun", "--account", account, "--mapping", MAPPING, *words)
         assert done.returncode == 0, done.stderr
         assert "not compared" not in done.stderr
+
+    # How far the handover's check is, is told in rows, of those that it reads.
+    view = Told()
+    report = check_seam(account, SeamOptions(mapping_path=MAPPING), crm.connections, view)
+    assert view.told, report
+    assert [total for _, total in view.told] == [report.rows] * len(view.told)
+    assert view.told[-1] == (report.rows, report.rows)
