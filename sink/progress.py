@@ -9,7 +9,7 @@ from typing import Any
 from pymongo import UpdateOne
 from pymongo.errors import DuplicateKeyError
 
-from sink.counting import NO_OFFSET, PartitionProgress
+from sink.counting import DUPLICATE, NO_OFFSET, PartitionProgress
 from sink.database import Document, Documents
 from sink.identity import Identities, added
 
@@ -150,20 +150,26 @@ def from_document(document: Mapping[str, Any]) -> PartitionProgress:
         failed=document["failed"],
         foreign=document["foreign"],
         ended=document["ended"],
-        with_document=_figures(document.get("with_document")),
+        with_document=_figures(document),
     )
 
 
 def identities_of(collection: Documents, job_id: str, run: int) -> Identities | None:
     """Return which rows of a run have a document, over all partitions; None if an older release has counted some."""
-    found = collection.find({"job_id": job_id, "run": run}, {"with_document": 1})
-    parts = [_figures(document.get("with_document")) for document in found]
+    found = collection.find({"job_id": job_id, "run": run}, {"with_document": 1, "migrated": 1, "skipped": 1})
+    parts = [_figures(document) for document in found]
     known = [part for part in parts if part is not None]
     return added(known) if len(known) == len(parts) else None
 
 
-def _figures(stored: Mapping[str, Any] | None) -> Identities | None:
-    return None if stored is None else {int(id_range): (count, sum_) for id_range, (count, sum_) in stored.items()}
+def _figures(document: Mapping[str, Any]) -> Identities | None:
+    """Return the figures in a stored document; None where a sink of an older release has counted without them."""
+    stored = document.get("with_document")
+    if stored is None:
+        return None
+    figures = {int(id_range): (count, checksum) for id_range, (count, checksum) in stored.items()}
+    counted = document["migrated"] + document["skipped"].get(DUPLICATE, 0)
+    return figures if sum(count for count, _ in figures.values()) == counted else None
 
 
 def _now() -> dt.datetime:

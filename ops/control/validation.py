@@ -60,7 +60,7 @@ def documents_since(database: Any, company_sso_id: str, cutoff: dt.datetime) -> 
 def identities_since(database: Any, company_sso_id: str, cutoff: dt.datetime | None, shift: int) -> Identities:
     """Return which rows have a document of ours, of all rows or of those created at or after `cutoff`.
 
-    Read in the order in which the documents lie on disk; 200,000 take less than a second.
+    Read in the order in which the documents lie on disk, in bounded memory (decision 55).
     """
     query: dict[str, Any] = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}
     if cutoff is not None:

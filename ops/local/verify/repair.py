@@ -18,6 +18,7 @@ from schemas.connections import Connections
 from schemas.errors import BadInputError
 from schemas.vocabulary import JobStatus, SkipReason
 from sink.database import connect
+from sink.halting import FAILURE_RATE_MAX
 
 DELETE_MAX_PCT = 1.0  # of the account's documents
 DELETE_MIN = 10  # that may be deleted in any case: of a small account, a few are more than a small share
@@ -115,7 +116,8 @@ def is_whole(report: Report) -> bool:
 def close(report: Report, connections: Connections) -> Job | None:
     """Complete the account's job if it had failed or was halted, by what was proved; return it, or None.
 
-    Its counts become those of the proof. `report` is of a copy that is whole.
+    Its counts become those of the proof. `report` is of a copy that is whole; a job with more dead letters than a run
+    may have stays as it is.
     """
     database = connect(connections, app_name="crm-replay-verify")
     try:
@@ -124,6 +126,8 @@ def close(report: Report, connections: Connections) -> Job | None:
         if job is None or job.run != report.run or job.status not in CLOSABLE:
             return None
         ledger = proved(report, job)
+        if ledger.failure_rate > FAILURE_RATE_MAX:
+            return None  # as many dead letters as a run is halted for: they are to be retried first
         closed = store.complete_proved(job, ledger, dict(report.tally.failed))
         detail = {"job_id": job.job_id, "run": job.run, "was": job.status.value, "error": job.error or ""}
         who = audit_log.on_this_host()
