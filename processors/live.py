@@ -375,7 +375,8 @@ async def run_live_worker(
     contacts = LiveContacts(mongo.ask, feed.visibility_delay_s, now_us=now_us)
     url = connections.user_directory_url
     directory = LiveDirectory((lambda account: UserDirectory(url, account)) if url else None)
-    tables = ReferenceTables(connections.kafka(), {"users": feed.topics.users, "referents": feed.topics.referents})
+    references = {"users": feed.topics.users, "referents": feed.topics.referents}
+    tables = ReferenceTables(connections.kafka(), references, codec)
     producer = OutcomeProducer(connections.kafka(), feed.topics.outcomes, settings.delivery_timeout_s)
     try:
         loading = asyncio.create_task(asyncio.to_thread(tables.load, settings.load_timeout_s, stop.is_set))

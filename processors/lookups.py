@@ -5,7 +5,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from processors.tables import TableRows
 from schemas.codec import Codec
-from schemas.errors import UndecodableRecordError
 from schemas.records import Contact, Record, Referent, User
 
 R = TypeVar("R", bound=Record)
@@ -32,22 +31,21 @@ class DecodedRows(Generic[R]):
         self._record_type = record_type
         self._keep = keep
         self._decoded: dict[bytes, tuple[bytes, R | None]] = {}
-        self.rejects = 0  # rows that are undecodable or must not be used
+        self.rejects = 0  # rows that must not be used
 
     def get(self, key: bytes) -> R | None:
-        """Return the record under `key`; None if there is none, or none that may be used."""
+        """Return the record under `key`; None if there is none, or none that may be used.
+
+        Raises UndecodableRecordError, which the tables do before (processors.tables).
+        """
         raw = self._rows.get(key)
         if raw is None:
             return None
         known = self._decoded.get(key)
         if known is not None and known[0] is raw:  # identity: an update of the row brings new bytes
             return known[1]
-        record: R | None
-        try:
-            record = self._codec.decode_as(self._record_type, raw)
-            if not self._keep(record):
-                record = None
-        except UndecodableRecordError:
+        record: R | None = self._codec.decode_as(self._record_type, raw)
+        if record is not None and not self._keep(record):
             record = None
         self.rejects += record is None
         if len(self._decoded) >= DECODED_MAX:
@@ -95,7 +93,7 @@ class TableLookups:
 
     @property
     def rejects(self) -> int:
-        """Return how many table rows were of another account or unreadable."""
+        """Return how many table rows were of another account."""
         return self._contacts.rejects + self._users.rejects + self._referents.rejects
 
 

@@ -25,11 +25,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from schemas.errors import ReplayError, ServiceUnreachableError
+from schemas.codec import Codec
+from schemas.errors import ReplayError, ServiceUnreachableError, UndecodableRecordError, UnreadableTopicError
+from schemas.records import Contact, Record, Referent, User
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ POLL_S = 0.1
 LOAD_POLL_S = 0.02  # a poll ends with its time, unless the batch is full: so much may go by after the last record
 NOTE_BYTES_MAX = 4000  # Kafka's offset.metadata.max.bytes is 4096
 TableRows = dict[bytes, bytes]
+TYPES: Mapping[str, type[Record]] = {"contacts": Contact, "users": User, "referents": Referent}  # of the tables' rows
 
 
 class TablesNotLoadedError(ReplayError):
@@ -86,13 +89,19 @@ class HighWater:
 
 
 class ReferenceTables:
-    """Rows of the compacted topics, key to framed Avro, both as they came: compact, and decoded only when asked for."""
+    """Rows of the compacted topics, key to framed Avro, both as they came: compact, and decoded again when asked for.
 
-    def __init__(self, config: Mapping[str, Any], topics: Mapping[str, str]) -> None:
-        """`config` is confluent-kafka's; `topics` names the topic of each table."""
+    Each is decoded once when it comes. One that cannot be is no row that is absent: its person's rows would be skipped,
+    and a check would take their documents for superfluous. So it ends the loading, and with it the process.
+    """
+
+    def __init__(self, config: Mapping[str, Any], topics: Mapping[str, str], codec: Codec) -> None:
+        """`config` is confluent-kafka's; `topics` names the topic of each table, which is one of TYPES."""
         self.rows: dict[str, TableRows] = {table: {} for table in topics}
         self.load_s = 0.0
-        self._table_of = {topic: self.rows[table] for table, topic in topics.items()}
+        self._table_of = {topic: (self.rows[table], TYPES[table]) for table, topic in topics.items()}
+        self._codec = codec
+        self._unreadable: dict[tuple[str, bytes], UnreadableTopicError] = {}  # by topic and key
         self._config = {
             **config,
             "group.id": "crm-replay-tables",  # librdkafka wants one; nothing is joined or committed
@@ -119,7 +128,7 @@ class ReferenceTables:
         """Read every partition to its end; blocks, and returns early if `stopping` says so.
 
         Raises ServiceUnreachableError if Kafka does not answer, TablesNotLoadedError if a topic is missing or the end
-        is not reached in time.
+        is not reached in time, UnreadableTopicError if the last value of a key cannot be decoded.
         """
         began = time.monotonic()
         consumer = self._consumer = Consumer(self._config)
@@ -137,6 +146,8 @@ class ReferenceTables:
                     f"the reference tables cannot be read ({error.args[0].str()})",
                     "look at the brokers and permissions",
                 ) from error
+        for unreadable in self._unreadable.values():
+            raise unreadable
         self.load_s = time.monotonic() - began
 
     def follow(self) -> None:
@@ -146,6 +157,8 @@ class ReferenceTables:
 
     def check(self) -> None:
         """Raise TablesNotLoadedError if the tables are no longer kept up to date."""
+        if isinstance(self._failure, UnreadableTopicError):
+            raise self._failure
         if self._failure is not None:
             raise TablesNotLoadedError(
                 f"the reference tables can no longer be read ({self._failure})", "the worker has to be started again"
@@ -190,18 +203,31 @@ class ReferenceTables:
 
     def _apply(self, messages: list[Message], left: set[tuple[str, int]]) -> None:
         """Take over rows; a partition that has been read to its end leaves `left`."""
-        tables = self._table_of
+        tables, decode_as = self._table_of, self._codec.decode_as
         for message in messages:
             error = message.error()
             if error is None:
                 key, value = message.key(), message.value()
                 if key is None:
                     continue  # a compacted topic refuses it; there is nothing to store it under
-                rows = tables[str(message.topic())]
+                topic = str(message.topic())
+                rows, record_type = tables[topic]
+                if self._unreadable:
+                    self._unreadable.pop((topic, key), None)
                 if value is None:
                     rows.pop(key, None)
-                else:
-                    rows[key] = value
+                    continue
+                rows[key] = value
+                try:
+                    decode_as(record_type, value)
+                except UndecodableRecordError as undecodable:
+                    self._unreadable[topic, key] = UnreadableTopicError.at(
+                        topic,
+                        cast("int", message.partition()),
+                        cast("int", message.offset()),
+                        undecodable,
+                        "crm-replay run publishes the references again",
+                    )
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - confluent-kafka's name for it
                 left.discard((message.topic(), message.partition()))
             elif left or error.fatal():
@@ -216,5 +242,7 @@ class ReferenceTables:
         try:
             while not self._stopping.is_set():
                 self._apply(consumer.consume(UPDATE_BATCH, POLL_S), nothing_left)
+                for unreadable in self._unreadable.values():
+                    raise unreadable
         except Exception as error:  # handed to the worker's own thread
             self._failure = error

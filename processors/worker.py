@@ -63,6 +63,7 @@ async def run_worker(
     tables = ReferenceTables(
         connections.kafka(),
         {"contacts": job.topics.contacts, "users": job.topics.users, "referents": job.topics.referents},
+        codec,
     )
     producer = OutcomeProducer(connections.kafka(), job.topics.outcomes, settings.delivery_timeout_s)
     try:

@@ -2,11 +2,12 @@
 
 A value on a topic is a short frame that names the writer's schema, then the record in Avro's binary encoding. The
 frame is Avro's single-object header (`C3 01` and the CRC-64-AVRO fingerprint), or, with a schema registry, Confluent's
-(`00` and a four-byte schema id). Either way its first bytes say which record it is, so one topic can carry several.
+(`00` and a four-byte schema id). Either way its first bytes say which record it is, so one topic can carry several,
+in both frames: a codec writes one of them and reads both.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.resources import files
 from io import BytesIO
@@ -16,14 +17,16 @@ import fastavro
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from schemas import flat_avro
-from schemas.errors import UndecodableRecordError
+from schemas.errors import UndecodableRecordError, UnknownSchemaError
 from schemas.records import RECORD_TYPES, Record
 
 R = TypeVar("R", bound=Record)
 
 SINGLE_OBJECT_MARKER = b"\xc3\x01"
 SINGLE_OBJECT_HEADER_BYTES = 10
+CONFLUENT_MARKER = b"\x00"
 CONFLUENT_HEADER_BYTES = 5
+SchemaOf = Callable[[int], str | None]  # the registry's Avro schema with an id, as JSON text; None if it has none
 
 
 def schema_name(record_type: type[Record]) -> str:
@@ -39,7 +42,15 @@ def schema_of(record_type: type[Record]) -> dict[str, Any]:
 
 def single_object_header(record_type: type[Record]) -> bytes:
     """Return `C3 01` and the little-endian CRC-64-AVRO fingerprint of the schema's canonical form."""
-    canonical = to_parsing_canonical_form(schema_of(record_type))
+    return _single_object_header(json.dumps(schema_of(record_type)))
+
+
+def _single_object_header(schema: str) -> bytes:
+    """Return the frame of an Avro schema's values; b"" for a text that is none."""
+    try:
+        canonical = to_parsing_canonical_form(json.loads(schema))
+    except Exception:  # whatever fastavro raises for what a registry holds
+        return b""
     # fastavro prints the fingerprint's bytes in the order in which the single-object encoding wants them.
     return SINGLE_OBJECT_MARKER + bytes.fromhex(fingerprint(canonical, "CRC-64-AVRO"))
 
@@ -64,26 +75,40 @@ def read_avro(schema: str, data: bytes) -> Any:
     return value
 
 
+def header_bytes(data: bytes) -> int:
+    """Return how long the frame in front of a value is, whichever of the two it has."""
+    return CONFLUENT_HEADER_BYTES if data[:1] == CONFLUENT_MARKER else SINGLE_OBJECT_HEADER_BYTES
+
+
 class Codec:
     """Encode and decode every record type; build one per process, it holds the compiled schemas."""
 
-    def __init__(self, schema_ids: Mapping[type[Record], int] | None = None) -> None:
-        """Frame for Confluent's registry if `schema_ids` gives its id of every record type, else as single objects."""
+    def __init__(self, schema_ids: Mapping[type[Record], int] | None = None, look_up: SchemaOf | None = None) -> None:
+        """Frame for Confluent's registry if `schema_ids` gives its id of every record type, else as single objects.
+
+        `look_up` is asked about ids that are not among them, once each: a registry that was filled again has others.
+        """
         self._header_bytes = SINGLE_OBJECT_HEADER_BYTES if schema_ids is None else CONFLUENT_HEADER_BYTES
+        self._look_up = look_up
         self._encoders: dict[type[Record], flat_avro.Encode] = {}
-        self._decoders: dict[bytes, tuple[type[Record], flat_avro.Decode]] = {}
+        self._decoders: dict[bytes, tuple[type[Record], flat_avro.Decode]] = {}  # by frame
+        self._types: dict[bytes, type[Record]] = {}  # by single-object frame
+        self._refused: dict[bytes, UndecodableRecordError] = {}  # frames that were looked up in vain
         for record_type in RECORD_TYPES:
             schema = schema_of(record_type)
             fastavro.parse_schema(schema)  # raises for what is no Avro schema
-            if schema_ids is None:
-                header = single_object_header(record_type)
-            else:
-                header = b"\x00" + schema_ids[record_type].to_bytes(4, "big")
+            header = single = single_object_header(record_type)
+            self._types[single] = record_type
+            if schema_ids is not None:
+                header = CONFLUENT_MARKER + schema_ids[record_type].to_bytes(4, "big")
             self._encoders[record_type] = flat_avro.compile_encoder(schema, header)
-            self._decoders[header] = (
-                record_type,
-                flat_avro.compile_decoder(schema, record_type, self._header_bytes),
-            )
+            self._learn(header, record_type)
+
+    def _learn(self, header: bytes, record_type: type[Record]) -> tuple[type[Record], flat_avro.Decode]:
+        """Return the decoder of values with this frame, which are records of that type; it is known from now on."""
+        decode = flat_avro.compile_decoder(schema_of(record_type), record_type, len(header))
+        self._decoders[header] = record_type, decode
+        return record_type, decode
 
     def encode(self, record: Record) -> bytes:
         """Return the framed bytes of a record."""
@@ -94,21 +119,54 @@ class Codec:
         return self._encoders[record_type]
 
     def decode(self, data: bytes) -> Record:
-        """Return the record in `data`, which says itself which one it is.
+        """Return the record in `data`, which says itself which one it is, in either frame.
 
-        Raises UndecodableRecordError for anything that is not a complete record of a known schema.
+        Raises UndecodableRecordError for anything that is not a complete record of a known schema; of these,
+        UnknownSchemaError where the schema cannot be looked up, and ServiceUnreachableError if the registry is down.
         """
         try:
             record_type, decode = self._decoders[data[: self._header_bytes]]
         except KeyError:
-            header = data[: self._header_bytes].hex() or "(empty)"
-            raise UndecodableRecordError(f"unknown schema header {header}") from None
+            record_type, decode = self._decoder_of(data[: header_bytes(data)])
         try:
             return cast("Record", decode(data))
         except (EOFError, IndexError, ValueError) as error:  # a UnicodeDecodeError is a ValueError
             raise UndecodableRecordError(
                 f"{len(data)} bytes are no {record_type.__name__} ({type(error).__name__})"
             ) from error
+
+    def _decoder_of(self, header: bytes) -> tuple[type[Record], flat_avro.Decode]:
+        """Return record type and decoder of a frame that this codec does not write."""
+        if (known := self._decoders.get(header)) is not None:
+            return known
+        if (record_type := self._types.get(header)) is not None:
+            return self._learn(header, record_type)
+        if header[:1] != CONFLUENT_MARKER or len(header) < CONFLUENT_HEADER_BYTES:
+            raise UndecodableRecordError(f"unknown schema header {header.hex() or '(empty)'}")
+        if (refused := self._refused.get(header)) is None:
+            record_type, refused = self._looked_up(header)
+            if record_type is not None:
+                return self._learn(header, record_type)
+            # A schema is registered before a record names it, so there is no sense in asking again.
+            self._refused[header] = refused
+        raise type(refused)(refused.what, refused.to_do)
+
+    def _looked_up(self, header: bytes) -> tuple[type[Record] | None, UndecodableRecordError]:
+        """Return the record type that the registry has under a frame's id, or None and why not."""
+        schema_id = int.from_bytes(header[1:], "big")
+        unknown = f"unknown schema header {header.hex()}"
+        if self._look_up is None:
+            return None, UnknownSchemaError(
+                f"{unknown}: it is of a schema registry, and none is configured",
+                "set SCHEMA_REGISTRY_URL as it was when the record was written",
+            )
+        if (schema := self._look_up(schema_id)) is None:
+            return None, UnknownSchemaError(
+                f"{unknown}: the schema registry has no schema {schema_id}",
+                "set SCHEMA_REGISTRY_URL as it was when the record was written",
+            )
+        found = self._types.get(_single_object_header(schema))
+        return found, UndecodableRecordError(f"{unknown}: the registry's schema {schema_id} is none of ours")
 
     def decode_as(self, record_type: type[R], data: bytes) -> R:
         """Like `decode`, where only one record type makes sense."""

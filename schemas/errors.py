@@ -43,3 +43,19 @@ class CursorDidNotAdvanceError(ReplayError):
 
 class UndecodableRecordError(ReplayError):
     """Bytes from a topic are not a record of a schema we know. A caller that holds the record dead-letters it."""
+
+
+class UnknownSchemaError(UndecodableRecordError):
+    """A value's frame names a schema that cannot be looked up here: a matter of configuration, and not of the value."""
+
+
+class UnreadableTopicError(BadInputError):
+    """A record on a topic of ours cannot be decoded, and what depends on it would be decided wrongly without it."""
+
+    @classmethod
+    def at(
+        cls, topic: str, partition: int, offset: int, error: UndecodableRecordError, to_do: str = ""
+    ) -> "UnreadableTopicError":
+        """Return it for the record at a place; `to_do` where the error itself does not say."""
+        what = f"{topic}, partition {partition}, offset {offset} cannot be decoded: {error.what}"
+        return cls(what, error.to_do or to_do)

@@ -5,7 +5,8 @@ that the process has not met before.
 """
 
 import json
-from functools import cache
+from contextlib import closing
+from functools import cache, partial
 
 import httpx
 
@@ -26,7 +27,8 @@ def _codec() -> Codec:
 def codec_for(schema_registry_url: str) -> Codec:
     """Return a codec that frames for the registry at this address, or single objects if it is empty.
 
-    Registers every schema under the subject `<namespace>.<name>` (the record name strategy), which is idempotent.
+    It reads both. Registers every schema under the subject `<namespace>.<name>` (the record name strategy), which is
+    idempotent.
     Raises ServiceUnreachableError, or BadInputError if the registry refuses a schema as incompatible.
     """
     if not schema_registry_url:
@@ -54,7 +56,13 @@ def codec_for(schema_registry_url: str) -> Codec:
                     "its compatibility rule must allow the subject's present versions",
                 )
             ids[record_type] = int(answer.json()["id"])
-    return Codec(ids)
+    return Codec(ids, partial(_schema_in, schema_registry_url))
+
+
+def _schema_in(schema_registry_url: str, schema_id: int) -> str | None:
+    """Return a registry's schema; by a connection of its own, for a codec lives on in the forks of its process."""
+    with closing(SchemaLookup(schema_registry_url)) as look_up:
+        return look_up(schema_id)
 
 
 def http_client(variable: str, url: str, timeout_s: float) -> httpx.Client:

@@ -32,6 +32,7 @@ from sink.documents import BatchOutcome
 from sink.effects import Effect, Seam, straight
 from sink.failure_rate import what_to_do
 from sink.halting import JobGate
+from sink.identity import shift_of
 from sink.indexes import ACTIVITY_LOGS, JOBS, PROGRESS, UNIQUE_EXTERNAL_ID
 from sink.metrics import SinkMetrics
 from sink.progress import Progress
@@ -116,6 +117,7 @@ class Sink:
         self._contexts: dict[bytes, int] = {}  # partition by trace context, of the records gathered
         self._logs: Documents = database[ACTIVITY_LOGS]
         self._progress = Progress(database[PROGRESS], self.job.job_id, self.job.run)
+        self._id_shift = shift_of(self.job.top_audit_id)
         self._gate = JobGate(database[JOBS], self.job.job_id, self.job.run)
         hello: Document = database.client.admin.command("hello")
         self._decoder = Decoder(self.job, codec, int(hello.get("maxBsonObjectSize", 16 * 1024 * 1024)))
@@ -419,7 +421,8 @@ class Sink:
         unknown = [partition for partition in decided if partition not in self._states]
         if unknown:
             self._states.update(self._until_answered("MongoDB", lambda: self._progress.load(unknown)))
-        return {partition: advance(self._states[partition], records) for partition, records in decided.items()}
+        states, shift = self._states, self._id_shift
+        return {partition: advance(states[partition], records, shift) for partition, records in decided.items()}
 
     def _watch_repeats(self, batch: Batch, outcome: BatchOutcome) -> None:
         """Count documents that were inserted although their row had been counted: two outcomes of one row differ."""
@@ -453,7 +456,10 @@ class Sink:
             self.metrics.lost_races += 1
             stored = self._until_answered("MongoDB", partial(self._progress.load, list(wanted)))
             # Dead letters of what is new below have been delivered above: they were new to the older progress too.
-            wanted = {partition: advance(stored[partition], records).progress for partition, records in decided.items()}
+            wanted = {
+                partition: advance(stored[partition], records, self._id_shift).progress
+                for partition, records in decided.items()
+            }
         raise ReplayError(f"progress could not be saved in {SAVE_ATTEMPTS_MAX} attempts", "are there too many sinks?")
 
     def _commit(self, next_offsets: dict[int, int]) -> None:

@@ -11,9 +11,12 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from schemas.records import DeadLetter
+from schemas.vocabulary import SkipReason
+from sink.identity import ALL_IN_ONE, Identities, with_ids
 
 NO_OFFSET = -1  # before the first offset of a partition
 FELL_BACK = "fell_back"  # a migrated log whose actor is the deleted user
+DUPLICATE = SkipReason.DUPLICATE_EXTERNAL_ID.value
 
 
 class Bin(StrEnum):
@@ -53,6 +56,7 @@ class PartitionProgress:
     foreign: Mapping[str, int] = field(default_factory=dict)
     ended: bool = False
     actors_fell_back: int = 0  # of the migrated
+    with_document: Identities | None = field(default_factory=dict)  # None: an older release has begun to count
 
 
 class Advance(NamedTuple):
@@ -63,8 +67,11 @@ class Advance(NamedTuple):
     repeated: int  # records that had been counted before
 
 
-def advance(progress: PartitionProgress, batch: Sequence[Decided]) -> Advance:
-    """Return the progress after the batch, whose records come in offset order. To count it again changes nothing."""
+def advance(progress: PartitionProgress, batch: Sequence[Decided], id_shift: int = ALL_IN_ONE) -> Advance:
+    """Return the progress after the batch, whose records come in offset order. To count it again changes nothing.
+
+    `id_shift` makes the ranges by which the rows with a document are told apart (sink.identity).
+    """
     ranges = dict(progress.id_ranges)
     source_offset, outcomes_offset = progress.source_offset, progress.outcomes_offset
     migrated, repeated, ended = progress.migrated, 0, progress.ended
@@ -75,6 +82,7 @@ def advance(progress: PartitionProgress, batch: Sequence[Decided]) -> Advance:
         Bin.FOREIGN: dict(progress.foreign),
     }
     dead_letters: list[DeadLetter] = []
+    with_document: list[int] = []
     for record in batch:
         offset, from_offset, audit_id, id_range, into, reason, dead_letter = record
         before, outcomes_offset = outcomes_offset, max(outcomes_offset, offset)
@@ -101,7 +109,10 @@ def advance(progress: PartitionProgress, batch: Sequence[Decided]) -> Advance:
             migrated += 1
             if reason:
                 fell_back += 1
+            with_document.append(audit_id)
             continue
+        if reason == DUPLICATE and into is Bin.SKIPPED:
+            with_document.append(audit_id)
         counts = bins[into]
         counts[reason] = counts.get(reason, 0) + 1
         if dead_letter is not None:
@@ -117,5 +128,8 @@ def advance(progress: PartitionProgress, batch: Sequence[Decided]) -> Advance:
         foreign=bins[Bin.FOREIGN],
         ended=ended,
         actors_fell_back=fell_back,
+        with_document=None
+        if progress.with_document is None
+        else with_ids(progress.with_document, with_document, id_shift),
     )
     return Advance(after, tuple(dead_letters), repeated)

@@ -81,7 +81,10 @@ class Decoder:
         self._with_id = IdMaker(job.run)
 
     def batch(self, messages: Iterable[Taken], now_us: int) -> Batch:
-        """Return the messages as a batch; `now_us` dates the dead letters. Nothing in a message can make this raise."""
+        """Return the messages as a batch; `now_us` dates the dead letters. Nothing in a message can make this raise.
+
+        But ServiceUnreachableError, where a schema registry that is down would have to say what a frame is.
+        """
         batch = Batch()
         decided, documents, sources = batch.decided, batch.documents, batch.sources
         decode, is_ours, with_id, run = self._codec.decode, self._is_ours, self._with_id, self._run

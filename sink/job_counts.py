@@ -100,6 +100,11 @@ def repaired_by(moves: Iterable[Move], totals: RunTotals) -> Repaired:
     return Repaired(failed, migrated, skipped, fell_back)
 
 
+def has_document(move: Move) -> bool:
+    """Return whether the row's repair has ended with a document of it in place."""
+    return move.skipped in (None, SkipReason.DUPLICATE_EXTERNAL_ID)
+
+
 def present(totals: RunTotals, repaired: Repaired) -> RunTotals:
     """Return where the run's rows are now: as the sinks have counted them, repaired ones in their new bins."""
     if not repaired.total:

@@ -8,8 +8,9 @@ from typing import Any
 from pymongo import UpdateOne
 from pymongo.errors import DuplicateKeyError
 
-from sink.counting import NO_OFFSET, PartitionProgress
+from sink.counting import DUPLICATE, NO_OFFSET, PartitionProgress
 from sink.database import Document, Documents
+from sink.identity import Identities, added
 from sink.job_counts import RunTotals as RunTotals
 
 
@@ -100,6 +101,9 @@ def to_fields(progress: PartitionProgress) -> Document:
         "foreign": dict(progress.foreign),
         "ended": progress.ended,
         "actors_fell_back": progress.actors_fell_back,
+        "with_document": None
+        if progress.with_document is None
+        else {str(id_range): list(figure) for id_range, figure in progress.with_document.items()},
     }
 
 
@@ -116,7 +120,26 @@ def from_document(document: Mapping[str, Any]) -> PartitionProgress:
         foreign=document["foreign"],
         ended=document["ended"],
         actors_fell_back=document.get("actors_fell_back", 0),
+        with_document=_figures(document),
     )
+
+
+def identities_of(collection: Documents, job_id: str, run: int) -> Identities | None:
+    """Return which rows of a run have a document, over all partitions; None if an older release has counted some."""
+    found = collection.find({"job_id": job_id, "run": run}, {"with_document": 1, "migrated": 1, "skipped": 1})
+    parts = [_figures(document) for document in found]
+    known = [part for part in parts if part is not None]
+    return added(known) if len(known) == len(parts) else None
+
+
+def _figures(document: Mapping[str, Any]) -> Identities | None:
+    """Return the figures in a stored document; None where a sink of an older release has counted without them."""
+    stored = document.get("with_document")
+    if stored is None:
+        return None
+    figures = {int(id_range): (count, checksum) for id_range, (count, checksum) in stored.items()}
+    counted = document["migrated"] + document["skipped"].get(DUPLICATE, 0)
+    return figures if sum(count for count, _ in figures.values()) == counted else None
 
 
 def _now() -> dt.datetime:

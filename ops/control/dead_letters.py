@@ -13,7 +13,7 @@ import bson
 from bson import json_util
 
 from schemas.codec import Codec
-from schemas.errors import UndecodableRecordError
+from schemas.errors import UndecodableRecordError, UnknownSchemaError
 from schemas.records import ActivityLog, AuditEvent, DeadLetter
 from schemas.vocabulary import DeadLetterCause
 
@@ -111,11 +111,13 @@ def moment(at_us: int) -> datetime:
         return datetime.max.replace(tzinfo=UTC) if at_us > 0 else datetime.min.replace(tzinfo=UTC)
 
 
-def letter_of(offset: int, value: bytes, codec: Codec) -> Letter:
+def letter_of(offset: int, value: bytes, codec: Codec, *, unknown_schema_raises: bool = False) -> Letter:
     """Return the dead letter in a record of the topic; what is none is one of cause `unreadable`."""
     try:
         found = codec.decode_as(DeadLetter, value)
     except UndecodableRecordError as error:
+        if unknown_schema_raises and isinstance(error, UnknownSchemaError):
+            raise
         return Letter(offset, 0, UNREADABLE, error.what, 0, 0, "", -1, -1, len(value))
     return Letter(
         offset,

@@ -16,14 +16,24 @@ from bson.codec_options import CodecOptions
 from pymongo import DESCENDING, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from ops.control.jobs import FINISHED, LEASE_S, NEVER, IllegalTransitionError, Job, accuracy_of, refusal
+from ops.control.jobs import (
+    FINISHED,
+    LEASE_S,
+    NEVER,
+    IllegalTransitionError,
+    Job,
+    Ledger,
+    accuracy_of,
+    refusal,
+)
 from schemas.errors import ReplayError
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
 from sink.failure_rate import halt_reason
+from sink.identity import Identities, shift_of, with_ids
 from sink.indexes import CHECKPOINTS, COUNTERS, JOBS, ONE_FOLLOWS, ONE_RUNNING_JOB, PROGRESS
-from sink.job_counts import Move, Repaired, duplicates, job_fields, present, repaired_by, repaired_in
-from sink.progress import RunTotals, totals_of
+from sink.job_counts import Move, Repaired, duplicates, has_document, job_fields, present, repaired_by, repaired_in
+from sink.progress import RunTotals, identities_of, totals_of
 
 RUN_MAX = 2**31 - 1  # an Avro int
 RUN_COUNTER = "run"
@@ -378,8 +388,22 @@ class JobStore:
         return LeaseLostError(f"job {job.job_id} of {job.company_sso_id} is {whose} now", "this runner lets go of it")
 
     def aggregate_progress(self, job: Job) -> RunTotals:
-        """Return what the sinks have counted in the job's present run."""
-        return totals_of(self._progress, job.job_id, job.run)
+        """Return what the sinks have counted in the job's present run; of one that verify has completed, the proof."""
+        totals = totals_of(self._progress, job.job_id, job.run)
+        if job.proof is None:
+            return totals
+        return replace(totals, **{bin_: job.proof[bin_] for bin_ in ("migrated", "skipped", "failed")})
+
+    def identities(self, job: Job) -> Identities | None:
+        """Return which rows have a document, as the sinks of the job's present run and repairs since have counted.
+
+        None if that is not known.
+        """
+        counted = None if job.proof is not None else identities_of(self._progress, job.job_id, job.run)
+        if counted is None or not job.repaired.total:
+            return counted
+        written = [audit_id for audit_id, move in self._moves(job).items() if has_document(move)]
+        return with_ids(counted, written, shift_of(job.top_audit_id))
 
     def save_totals(
         self,
@@ -437,14 +461,8 @@ class JobStore:
         job = self.latest_whole(company_sso_id)
         if job is None or job.status in (JobStatus.IN_PROGRESS, JobStatus.ROLLED_BACK):
             return job
-        of_run = {"company_sso_id": company_sso_id, "repairs.job_id": job.job_id, "repairs.run": job.run}
-        moves: dict[int, Move] = {}
-        for partial in self._jobs.find(of_run, {"repairs": 1}).sort("run", 1):
-            for group in partial["repairs"]["rows"]:
-                move = Move(group["cause"], group["skipped"], group["fell_back"])
-                moves |= dict.fromkeys(group["audit_ids"], move)
         totals = self.aggregate_progress(job)
-        repaired = repaired_by(moves.values(), totals)
+        repaired = repaired_by(self._moves(job).values(), totals)
         fields: Document = {
             **job_fields(totals, repaired, job.records_total),
             "repaired": repaired.as_document(),
@@ -465,6 +483,18 @@ class JobStore:
         )
         return job_of(document) if document else self.latest_whole(company_sso_id)
 
+    def _moves(self, job: Job) -> dict[int, Move]:
+        """Return which failed rows of the job's run were repaired since, by their ids; each by its last repair."""
+        of_run = {"company_sso_id": job.company_sso_id, "repairs.job_id": job.job_id, "repairs.run": job.run}
+        if job.proof is not None:  # which has the rows that were repaired before it in their bins
+            of_run["created_at"] = {"$gt": job.proof["at"]}
+        moves: dict[int, Move] = {}
+        for partial in self._jobs.find(of_run, {"repairs": 1}).sort("run", 1):
+            for group in partial["repairs"]["rows"]:
+                move = Move(group["cause"], group["skipped"], group["fell_back"])
+                moves |= dict.fromkeys(group["audit_ids"], move)
+        return moves
+
     def _set(self, job: Job, fields: Document, **expressions: Document) -> Job:
         """Set fields, and others by expressions, if the job is at this run and in the hands of this runner."""
         stages = {name: {"$literal": value} for name, value in {**fields, "updated_at": _now()}.items()}
@@ -479,6 +509,40 @@ class JobStore:
             if present is not None and present.run == job.run:
                 raise self._lost(job)
             raise JobChangedError(f"job {job.job_id} is no longer at run {job.run}", "a later run has begun")
+        return job_of(document)
+
+    def complete_proved(self, job: Job, ledger: Ledger, failures_by_cause: Mapping[str, int]) -> Job:
+        """Complete a failed or halted job whose copy verify has proved, with the proof's counts; return the job.
+
+        The one way out of these statuses that needs no end markers. Raises JobChangedError if the job is not as it was
+        when the proof began, LeaseLostError if a runner holds it.
+        """
+        now = _now()
+        proof: Document = {
+            "at": now,
+            "migrated": ledger.migrated,
+            "skipped": dict(ledger.skipped),
+            "failed": dict(failures_by_cause),
+        }
+        totals = self.aggregate_progress(replace(job, proof=proof))
+        fields: Document = {
+            **job_fields(totals, Repaired(), ledger.source_rows),
+            "status": JobStatus.COMPLETED.value,
+            "error": None,
+            "failure_halt": False,
+            "finished_at": now,
+            "updated_at": now,
+            "proof": proof,
+            "repaired": None,
+            "documents": ledger.documents,
+            "documents_at": now,
+            "accuracy_pct": ledger.accuracy_pct,
+        }
+        as_it_was = {"_id": job.job_id, "run": job.run, "status": job.status.value, **_FREE}
+        stages = [{"$set": {name: {"$literal": value} for name, value in fields.items()}}]
+        document = self._jobs.find_one_and_update(as_it_was, stages, return_document=ReturnDocument.AFTER)
+        if document is None:
+            raise self._changed(job, job.status)
         return job_of(document)
 
     def _already_running(self, company_sso_id: str, error: DuplicateKeyError) -> ReplayError:
@@ -548,6 +612,7 @@ def job_of(document: Mapping[str, Any]) -> Job:
         documents_at=document.get("documents_at"),
         failure_bound=document.get("failure_bound"),
         failure_halt=bool(document.get("failure_halt")),
+        proof=document.get("proof"),
     )
 
 
@@ -581,6 +646,7 @@ def _run_fields(new: NewJob, run: int, begin_offsets: Sequence[int], now: dt.dat
         **NO_COUNTS,
         "failure_bound": None,
         "failure_halt": False,
+        "proof": None,
         "started_at": now,
         "updated_at": now,
         "finished_at": None,

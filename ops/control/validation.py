@@ -1,12 +1,14 @@
-"""The authoritative check of a run: every source row in exactly one bin, and as many documents as there should be."""
+"""The authoritative check of a run: every source row in exactly one bin, and the documents that there should be."""
 
 import datetime as dt
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ops.control.jobs import Ledger
 from sink.database import Documents
+from sink.identity import Identities, with_ids
 from sink.indexes import ACTIVITY_LOGS, COMPANY_SOURCE_TAG, SOURCE_TAG, UNIQUE_EXTERNAL_ID
 from sink.progress import RunTotals
 from sink.rollback import documents_of
@@ -14,6 +16,9 @@ from sink.rollback import documents_of
 EXTERNAL_ID_PREFIX = "crm_audit:"
 BIGINT_MAX = 2**63 - 1  # of an id in PostgreSQL
 SEGMENT_IDS = 10_000
+RAW_DOCUMENTS = 20_000  # read at once
+# In a document of nothing else: only a whole text of the one form that we write is an id.
+_ID_IN_RAW = re.compile(rb"\x02external_id\x00.{4}crm_audit:(0|-?[1-9]\d{0,18})\x00\x00(?!\x00)", re.DOTALL)
 NAMED_MAX = 100  # ids that a mismatch names; beyond it the count says enough
 
 
@@ -50,6 +55,35 @@ def documents_since(database: Any, company_sso_id: str, cutoff: dt.datetime) -> 
     first = cutoff.replace(microsecond=cutoff.microsecond // 1000 * 1000)
     query = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG, "timestamp": {"$gte": first}}
     return logs.count_documents(query, hint=COMPANY_SOURCE_TAG.name)
+
+
+def identities_since(database: Any, company_sso_id: str, cutoff: dt.datetime | None, shift: int) -> Identities:
+    """Return which rows have a document of ours, of all rows or of those created at or after `cutoff`.
+
+    Read in the order in which the documents lie on disk, in bounded memory (decision 55).
+    """
+    query: dict[str, Any] = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}
+    if cutoff is not None:
+        query["timestamp"] = {"$gte": cutoff.replace(microsecond=cutoff.microsecond // 1000 * 1000)}
+    return _identities(database, query, COMPANY_SOURCE_TAG.name, shift, {})
+
+
+def identities_with(database: Any, company_sso_id: str, audit_ids: Sequence[int], shift: int) -> Identities:
+    """Return which of these rows have a document of ours."""
+    found: Identities = {}
+    for segment in _segments(audit_ids, SEGMENT_IDS):
+        names = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in segment]
+        query = {"company_sso_id": company_sso_id, "external_id": {"$in": names}, "source_tag": SOURCE_TAG}
+        found = _identities(database, query, UNIQUE_EXTERNAL_ID.name, shift, found)
+    return found
+
+
+def _identities(database: Any, query: dict[str, Any], index: str, shift: int, found: Identities) -> Identities:
+    logs: Documents = database[ACTIVITY_LOGS]
+    batches: Any = logs.find_raw_batches(query, {"_id": 0, "external_id": 1}, hint=index, batch_size=RAW_DOCUMENTS)
+    for batch in batches:
+        found = with_ids(found, [int(digits) for digits in _ID_IN_RAW.findall(batch)], shift)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

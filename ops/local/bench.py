@@ -278,16 +278,18 @@ class Bench:
         code = (
             "import sys, json, resource, time\n"
             "from processors.tables import ReferenceTables\n"
-            "kafka, topic = json.loads(sys.argv[1]), sys.argv[2]\n"
+            "from schemas.registry import codec_for\n"
+            "kafka, topic, codec = json.loads(sys.argv[1]), sys.argv[2], codec_for(sys.argv[3])\n"
             "before = resource.getrusage(resource.RUSAGE_SELF)\n"
-            "tables = ReferenceTables(kafka, {'contacts': topic})\n"
+            "tables = ReferenceTables(kafka, {'contacts': topic}, codec)\n"
             "tables.load(600.0)\n"
             "after = resource.getrusage(resource.RUSAGE_SELF)\n"
             "cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime\n"
             "print(json.dumps([tables.sizes()['contacts'], tables.load_s, cpu, after.ru_maxrss / 1024]))\n"
             "tables.close()\n"
         )
-        argv = [*python_module("x")[:1], "-c", code, json.dumps(dict(self.kafka)), CONTACTS_TOPIC]
+        known = [json.dumps(dict(self.kafka)), CONTACTS_TOPIC, self.connections.schema_registry_url]
+        argv = [*python_module("x")[:1], "-c", code, *known]
         answer = subprocess.run(argv, check=True, capture_output=True, text=True, env=child_environment())  # noqa: S603
         size, seconds, cpu_s, peak = json.loads(answer.stdout)
         self._delete(admin, CONTACTS_TOPIC)

@@ -45,7 +45,7 @@ from ops.control.dead_letters import (
 )
 from ops.local.audit_ids import AUDIT_IDS_MAX, parse_audit_ids
 from ops.local.view import RunView, print_ledger, view_for
-from schemas.errors import BadInputError, ReplayError
+from schemas.errors import BadInputError, ReplayError, UnknownSchemaError, UnreadableTopicError
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause
@@ -67,7 +67,13 @@ def read_letters(topics: Any, names: AccountTopics) -> list[Letter]:
     from ops.control.topic_reader import records
 
     name = names.dead_letters
-    return once(letter_of(offset, value, topics.codec) for _, offset, value in records(topics.kafka, name))
+    letters = []
+    for partition, offset, value in records(topics.kafka, name):
+        try:
+            letters.append(letter_of(offset, value, topics.codec, unknown_schema_raises=True))
+        except UnknownSchemaError as error:
+            raise UnreadableTopicError.at(name, partition, offset, error) from error
+    return once(letters)
 
 
 def read_letter(topics: Any, names: AccountTopics, offset: int) -> tuple[Letter, bytes] | None:

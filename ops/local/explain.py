@@ -342,7 +342,9 @@ class _Teller:
         if missing:
             raise ReplayError(f"there is no topic {', '.join(missing)}")
         tables = ReferenceTables(
-            self._connections.kafka(), {"contacts": names.contacts, "users": names.users, "referents": names.referents}
+            self._connections.kafka(),
+            {"contacts": names.contacts, "users": names.users, "referents": names.referents},
+            self._topics.codec,
         )
         try:
             tables.load(LOAD_TIMEOUT_S)

@@ -1,13 +1,12 @@
 """Documents that came by HTTP and that no row of a run accounts for: named, and set apart from the run's own."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ops.control import http_documents
-from ops.control.jobs import Job, Ledger
+from ops.control.jobs import Job
 from ops.local.verify import copy
 from ops.local.verify.gather import work_of
 from ops.local.verify.model import Finding
@@ -18,7 +17,6 @@ from schemas.connections import Connections
 from schemas.mapping import SourceMapping
 
 NAMED_MAX = 20
-TRIES_MAX = 5  # to count documents while others come
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -31,36 +29,22 @@ def strays(database: Any, job: Job, work: Work) -> Iterator[Finding]:
         yield from copy.strays_among(database, account, http_documents.ids_of(account), job.top_audit_id, checker)
 
 
-def set_apart(
-    count: Callable[[], Ledger],
+def counted(
     job: Job,
     chosen: tuple[int, ...] | None,
     database: Any,
     connections: Connections,
     mapping: SourceMapping,
     codec: Codec,
-) -> tuple[Ledger, list[Finding]]:
-    """Count; return the ledger without the documents that came by HTTP and are no row's of the run, and these.
+) -> list[Finding]:
+    """Return the documents that came by HTTP, are no row's of the run, and are among those that its validation counts.
 
-    Nothing is looked at unless there are more documents than there should be: what is counted as it should be needs no
-    explanation. `chosen` are the rows of a partial replay, None for all. A document that did not come by HTTP stays
-    counted: no one accounts for it, and the run fails for it.
+    `chosen` are the rows of a partial replay, None for all. A document that did not come by HTTP is not among them: no
+    one accounts for it, and the run fails for it.
     """
-    account = job.company_sso_id
     rows = None if chosen is None else frozenset(chosen)
-    work: Work | None = None
-    tries = 0
-    while True:
-        tries += 1
-        there = http_documents.count(database, account)
-        ledger = count()
-        if not there or ledger.documents is None or ledger.documents <= ledger.documents_expected:
-            return ledger, []
-        work = work or _work(job, connections, mapping, codec)
-        found = [each for each in strays(database, job, work) if _is_counted(each, job, rows)]
-        # If none has come since the documents were counted, what was found was counted.
-        if tries == TRIES_MAX or http_documents.count(database, account) == there:
-            return replace(ledger, documents=ledger.documents - len(found)), found
+    work = _work(job, connections, mapping, codec)
+    return [each for each in strays(database, job, work) if _is_counted(each, job, rows)]
 
 
 def _work(job: Job, connections: Connections, mapping: SourceMapping, codec: Codec) -> Work:

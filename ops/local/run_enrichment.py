@@ -149,7 +149,7 @@ class RunEnrichment:
     def _table(self) -> Referents | None:
         """Return the referents that the run has published, None if they are more than are kept in memory."""
         topics = AccountTopics.of(self._job.company_sso_id)
-        tables = ReferenceTables(self._place.connections.kafka(), {"referents": topics.referents})
+        tables = ReferenceTables(self._place.connections.kafka(), {"referents": topics.referents}, self._place.codec)
         rows = tables.rows["referents"]
         try:
             tables.load(TABLE_TIMEOUT_S, lambda: len(rows) > TABLE_ROWS_MAX)

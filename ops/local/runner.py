@@ -37,7 +37,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from pymongo.errors import ConnectionFailure, PyMongoError
 
-from ops.control import audit_log, kafka_admin, migrations, operations, validation
+from ops.control import audit_log, http_documents, kafka_admin, migrations, operations, validation
 from ops.control.jobs import LEASE_S, IllegalTransitionError, Job, Ledger
 from ops.control.migrations import MigrationRefusedError
 from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
@@ -72,6 +72,7 @@ from schemas.vocabulary import JobStatus
 from sink.database import connect, open_database
 from sink.failure_rate import what_to_do
 from sink.halting import JobGate
+from sink.identity import Identities, ids_of, shift_of, unlike, without
 from sink.indexes import JOBS
 from sink.job_counts import present
 from sink.progress import RunTotals
@@ -90,6 +91,7 @@ CLAIM_PATIENCE_S = 20.0  # for the runner of a job that was halted to end its pr
 POLL_EVERY_S = 0.2
 POLL_AT_FIRST_S = 0.05  # a small account is over before long, and its end should not have to wait to be seen
 AT_FIRST_S = 5.0
+VALIDATIONS_MAX = 5  # while others send documents by HTTP
 OUTAGE_MAX_S = 300.0  # of MongoDB; its sinks wait for ever, but a run that nobody can follow is no use
 SINK_HALTED = 3  # exit code of a sink that halted its job
 BAD_INPUT = 2  # exit code of a process that will not do better when started again
@@ -774,7 +776,11 @@ class _Patience:
 def _conclude(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> tuple[Job, Ledger]:
     """Validate, write the verdict into the job document and return both. May be repeated after an outage."""
     store, totals = around.store, around.store.aggregate_progress(job)
-    ledger, job = _set_apart(lambda: _ledger(job, stretch, around, present(totals, job.repaired)), job, stretch, around)
+    ledger, ranges, strays = _validated(job, stretch, around, present(totals, job.repaired))
+    if strays is not None:
+        job = store.note_http_documents(job, strays)
+    if ledger.ids_agree is None:
+        view.note("an older release has counted a part of this run: documents are counted, their ids are not compared")
     job = store.save_totals(
         job,
         totals,
@@ -796,6 +802,7 @@ def _conclude(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -
         reason = (
             f"{ledger.source_rows} source rows, {ledger.accounted} accounted for; "
             f"{ledger.documents_expected} documents expected, {ledger.documents} found; "
+            f"{_named(job, stretch, around, ranges)}"
             f"crm-replay verify --account {job.company_sso_id} names the rows"
         )
     if job.status is verdict:
@@ -803,17 +810,52 @@ def _conclude(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -
     return store.transition(job.job_id, JobStatus.IN_PROGRESS, verdict, reason, fence=job.fence), ledger
 
 
-def _set_apart(count: Callable[[], Ledger], job: Job, stretch: Stretch, around: Surroundings) -> tuple[Ledger, Job]:
-    """Return the ledger without the documents that came by HTTP and are no row's of the run; the job names them."""
-    ledger = count()
-    if ledger.documents_agree:
-        return ledger, job
-    from ops.local import http_strays  # all of verify: a rare need
+def _validated(
+    job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals
+) -> tuple[Ledger, list[int], dict[str, Any] | None]:
+    """Return the ledger, the id ranges whose documents are not those of their rows, and documents that came by HTTP.
 
-    ledger, found = http_strays.set_apart(
-        count, job, stretch.audit_ids, around.database, around.connections, around.mapping, around.codec
-    )
-    return ledger, around.store.note_http_documents(job, http_strays.as_fields(found)) if found else job
+    These are named and set apart where no row of the run accounts for them. What comes meanwhile is counted again.
+    """
+    store, account, shift = around.store, job.company_sso_id, shift_of(job.top_audit_id)
+    expected = store.identities(job)
+    for last_try in (*[False] * (VALIDATIONS_MAX - 1), True):
+        there = http_documents.count(around.database, account)
+        ledger = _ledger(job, stretch, around, totals)
+        found = None if expected is None else _identities(job, stretch, around, shift)
+        ledger, ranges = _compared(ledger, expected, found)
+        if ledger.documents_agree or ledger.documents is None or not there:
+            break
+        from ops.local import http_strays  # all of verify: a rare need
+
+        strays = http_strays.counted(
+            job, stretch.audit_ids, around.database, around.connections, around.mapping, around.codec
+        )
+        # If none has come since the documents were counted, what was found was counted.
+        if last_try or http_documents.count(around.database, account) == there:
+            if not strays:
+                break
+            ids = [stray.audit_id for stray in strays if stray.audit_id is not None]
+            apart = None if found is None else without(found, ids, shift)
+            ledger, ranges = _compared(replace(ledger, documents=ledger.documents - len(strays)), expected, apart)
+            return ledger, ranges, http_strays.as_fields(strays)
+    return ledger, ranges, None
+
+
+def _compared(ledger: Ledger, expected: Identities | None, found: Identities | None) -> tuple[Ledger, list[int]]:
+    """Return the ledger with whether the documents are of the rows that should have one, and the ranges that differ."""
+    if expected is None or found is None:
+        return ledger, []
+    ranges = unlike(expected, found)
+    return replace(ledger, ids_agree=not ranges), ranges
+
+
+def _identities(job: Job, stretch: Stretch, around: Surroundings, shift: int) -> Identities:
+    """Return which rows have a document, of those that the run is over."""
+    if stretch.audit_ids is not None:
+        return validation.identities_with(around.database, job.company_sso_id, stretch.audit_ids, shift)
+    since = None if job.date_range_start is None else job.cutoff
+    return validation.identities_since(around.database, job.company_sso_id, since, shift)
 
 
 def _repair(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> None:
@@ -850,6 +892,24 @@ def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals)
     ledger = validation.validate(database, account, totals, source.rows)
     ledger = replace(ledger, out_of_scope=source.out_of_scope_by_type)
     return ledger if job.date_range_start is None else replace(ledger, documents=_documents(database, job))
+
+
+def _named(job: Job, stretch: Stretch, around: Surroundings, ranges: Sequence[int]) -> str:
+    """Return what can be named of ranges whose documents are not those of their rows, as the beginning of a list."""
+    if not ranges:
+        return ""
+    from ops.local.verify.naming import named  # what a sound run does not need
+
+    shift = shift_of(job.top_audit_id)
+    within = [ids_of(id_range, shift) for id_range in ranges]
+    try:
+        with closing(db_connect(around.connections.crm_audit_database_url)) as db:
+            source = resolve(db, around.mapping, job.company_sso_id)
+        return named(
+            job, around.database, source, around.mapping, around.codec, around.connections, within, stretch.audit_ids
+        )
+    except (ReplayError, KafkaException) as error:
+        return f"which ids differ could not be told ({error.what if isinstance(error, ReplayError) else error}); "
 
 
 def _processes(job: Job, options: RunOptions, connections: Connections) -> Iterator[Supervised]:

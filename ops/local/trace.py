@@ -12,8 +12,8 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
 
 from ops.local.verify.topics import Span, records, spans, zigzag
 from ops.local.view import RunView
-from schemas.codec import CONFLUENT_HEADER_BYTES, SINGLE_OBJECT_HEADER_BYTES, Codec
-from schemas.errors import ReplayError, UndecodableRecordError
+from schemas.codec import Codec, header_bytes
+from schemas.errors import ReplayError, UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from schemas.registry import codec_for
 
@@ -38,7 +38,6 @@ class Topics:
         """`kafka` is the connection's configuration. Raises BadInputError if a registry is named and not reachable."""
         self.kafka = kafka
         self.codec: Codec = codec_for(schema_registry_url)
-        self._header_bytes = CONFLUENT_HEADER_BYTES if schema_registry_url else SINGLE_OBJECT_HEADER_BYTES
 
     def spans(self, topic: str) -> dict[int, Span]:
         """Return what each partition holds; empty if there is no such topic."""
@@ -69,7 +68,8 @@ class Topics:
     ) -> Iterator[Found]:
         """Yield the records about these rows, from the `begin` offsets on, on all partitions or on some.
 
-        Bounded by what the topic holds at the call. Raises ReplayError if Kafka stops answering.
+        Bounded by what the topic holds at the call. Raises ReplayError if Kafka stops answering,
+        UnreadableTopicError for a record that may be about one of them and whose schema cannot be looked up.
         """
         held = self.spans(topic)
         starts = {
@@ -85,11 +85,17 @@ class Topics:
             view.note(f"looking through {total:,} records of {topic}")
         wanted = {zigzag(audit_id): audit_id for audit_id in audit_ids}
         lengths = sorted({len(encoded) for encoded in wanted})
-        at = self._header_bytes
         for read, (partition, offset, value) in enumerate(records(self.kafka, topic, starts), start=1):
+            at = header_bytes(value)
             for length in lengths:
                 audit_id = wanted.get(value[at : at + length])
-                if audit_id is not None and (record := self._about(value, audit_id)) is not None:
+                if audit_id is None:
+                    continue
+                try:
+                    record = self._about(value, audit_id)
+                except UnknownSchemaError as error:
+                    raise UnreadableTopicError.at(topic, partition, offset, error) from error
+                if record is not None:
                     yield Found(partition, offset, record)
             if total >= NOTE_RECORDS_MIN and read % PROGRESS_EVERY_RECORDS == 0:
                 view.progress(read, total, {}, 0)
@@ -97,6 +103,8 @@ class Topics:
     def _about(self, value: bytes, audit_id: int) -> AboutRow | None:
         try:
             record = self.codec.decode(value)
+        except UnknownSchemaError:
+            raise
         except UndecodableRecordError:
             return None
         if isinstance(record, AuditEvent | ActivityLog | SkippedRecord | DeadLetter) and record.audit_id == audit_id:

@@ -156,7 +156,7 @@ def test_each_planted_defect_is_named_and_a_repair_mends_them_all(copied):
     assert (report["missing"], report["extra"], report["different"]) == (1, 2, 2)
     assert report["findings_left_out"] == 2
     others = copied.logs(OTHER)
-    mended = verify(copied, "--repair")
+    mended = verify(copied, "--repair", "--yes")
     assert mended["equal"], mended
     assert mended["repair"] == {"documents_deleted": 4, "rows_replayed": 3}
     assert copied.logs(OTHER) == others
@@ -325,7 +325,7 @@ def test_a_cursor_saved_and_offsets_committed_too_early_are_named(named):
     assert all(f"outcome at partition {other}, " in why[id_] for id_ in dropped)
     assert set(why) == passed | lost | dropped
 
-    mended = verify(crm, "--repair", "--limit", "1000")
+    mended = verify(crm, "--repair", "--yes", "--limit", "1000", "--delete-max-pct", "100")
     assert mended["equal"], mended
 
 
@@ -370,7 +370,7 @@ def records(kafka: Mapping[str, Any], topic: str, partition: int) -> list[bytes]
         consumer.close()
 
 
-@pytest.mark.parametrize("words", [(), ("--repair",)])
+@pytest.mark.parametrize("words", [(), ("--repair", "--yes")])
 def test_without_a_copy_there_is_nothing_to_verify(named, words):
     done = named.call("verify", "--account", ACCOUNT, *words)
     assert done.returncode == 2

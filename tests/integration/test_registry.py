@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from processors.change_events import ChangeDecoder
-from schemas.errors import BadInputError, ServiceUnreachableError, UndecodableRecordError
+from schemas.codec import schema_of
+from schemas.errors import BadInputError, ServiceUnreachableError, UnknownSchemaError
 from schemas.mapping import load
 from schemas.records import RECORD_TYPES, Referent, User
 from schemas.registry import SchemaLookup, codec_for
@@ -76,9 +77,23 @@ def test_a_second_process_reads_what_the_first_wrote(registry):
     assert codec_for(registry).decode(codec_for(registry).encode(record)) == record
 
 
-def test_single_object_framing_is_not_taken_for_the_registrys(registry):
-    with pytest.raises(UndecodableRecordError):
-        codec_for(registry).decode(codec_for("").encode(Referent("Crm::Deal", 7001, "Renewal")))
+def test_what_was_written_without_a_registry_is_read_with_one(registry):
+    record = Referent("Crm::Deal", 7001, "Renewal")
+    assert codec_for(registry).decode(codec_for("").encode(record)) == record
+
+
+def test_what_was_written_with_ids_that_the_registry_gives_no_more_is_read(registry):
+    record = Referent("Crm::Deal", 7001, "Renewal")
+    before = codec_for(registry).encode(record)
+    (schema_id,) = (number for schema, number in Registry.ids.items() if '"Referent"' in schema)
+    Registry.schemas = {schema_id: {"schema": json.dumps(schema_of(Referent))}}
+    Registry.ids = {f"other {number}": number for number in range(100, 200)}  # those to come begin behind them
+    codec = codec_for(registry)
+    assert codec.encode(record) != before
+    assert codec.decode(before) == record
+    Registry.schemas = {}
+    with pytest.raises(UnknownSchemaError, match=f"has no schema {schema_id}"):
+        codec_for(registry).decode(before)
 
 
 def test_a_refused_schema_is_named(registry):

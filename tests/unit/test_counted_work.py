@@ -59,10 +59,10 @@ class Work(NamedTuple):
 LIMITS = {
     ("peer", "producer"): Work(540, 25),
     ("peer", "processor"): Work(2350, 81),
-    ("peer", "sink"): Work(538, 20),
+    ("peer", "sink"): Work(560, 20),
     ("crm", "producer"): Work(571, 26),
     ("crm", "processor"): Work(2390, 84),
-    ("crm", "sink"): Work(533, 20),
+    ("crm", "sink"): Work(553, 20),
 }
 
 

@@ -184,3 +184,15 @@ def test_the_reader_of_imports_finds_all_forms(module: str, is_package: bool, so
 def test_a_module_taken_out_of_a_package_is_not_the_package() -> None:
     assert set(imports_in("from a import b", "x", False, {"a", "a.b"})) == {"a.b"}
     assert set(imports_in("from a import b, c", "x", False, {"a", "a.b"})) == {"a", "a.b", "a.c"}
+
+
+def test_only_the_environment_says_how_records_are_framed() -> None:
+    """A codec is made by `schemas.registry.codec_for`: one made without it reads no registry's frames."""
+    made_bare = [
+        module
+        for module, path in SOURCES.items()
+        if not module.startswith("schemas.")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Codec"
+    ]
+    assert made_bare == []

@@ -38,6 +38,7 @@ from schemas.errors import ReplayError
 from schemas.mapping import load
 from schemas.person import person_candidates
 from schemas.records import AuditEvent
+from schemas.registry import codec_for
 from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause, JobStatus, SkipReason
 from sink.database import Documents
@@ -71,16 +72,19 @@ def dry_run_account(account: str, options: DryRunOptions, connections: Connectio
     AccountTopics.of(account)
     connections.require("crm_audit_database_url", "mongodb_url")
     mapping = load(options.mapping_path or None)
+    codec = codec_for("")  # what it makes, it reads: no topic and no registry is needed
     dsn = connections.crm_audit_database_url
     found = survey(dsn, mapping, account, date_range_start=options.date_range_start)
     limits = settings_from_environment().limits(_row_bytes_max(account, connections))
     database = connect_mongodb(connections, app_name="crm-replay-dry-run")
     try:
-        tables = read_tables(dsn, mapping, account, mongo=database, codec=Codec())
+        tables = read_tables(dsn, mapping, account, mongo=database, codec=codec)
         view.note("references: " + ", ".join(f"{len(rows):,} {name}" for name, rows in tables.items()))
         with connect(dsn) as db:
             source = resolve(db, mapping, account)
-        dry = _DryRun(account, options, connections, Transformer(mapping, account), tables, database, mapping.person)
+        dry = _DryRun(
+            account, options, connections, Transformer(mapping, account), tables, codec, database, mapping.person
+        )
         began = time.monotonic()
         wanted = min(options.limit or found.rows, found.rows)
         try:
@@ -162,6 +166,7 @@ class _DryRun:
         connections: Connections,
         transformer: Transformer,
         tables: dict[str, dict[bytes, bytes]],
+        codec: Codec,
         database: Any,
         person: Any,
     ) -> None:
@@ -170,11 +175,11 @@ class _DryRun:
         self._account = account
         self._show_values = options.show_values
         self._transformer = transformer
+        self._codec = codec
         self._person = person
-        self._codec = Codec()
         url = connections.user_directory_url
         self._directory = UserDirectory(url, account) if url else None
-        self._lookups = TableLookups(tables, self._codec, account, self._directory)
+        self._lookups = TableLookups(tables, codec, account, self._directory)
         self._loop = asyncio.new_event_loop()
         self._logs: Documents = database[ACTIVITY_LOGS]
         self._has_index = UNIQUE_EXTERNAL_ID.name in _index_names(self._logs)

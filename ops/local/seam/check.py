@@ -23,7 +23,7 @@ from producer.audits import AuditReader, AuditSource, Limits, resolve
 from producer.audits import connect as db_connect
 from producer.cursor import EARLIEST
 from producer.references import FoundContacts, find_contacts
-from producer.survey import survey
+from producer.survey import count_in_scope, survey
 from schemas import stored
 from schemas.connections import Connections
 from schemas.contact_rules import microseconds
@@ -339,14 +339,19 @@ def check_seam(account: str, options: SeamOptions, connections: Connections, vie
     try:
         _require_indexes(database)
         dsn = connections.crm_audit_database_url
-        top = survey(dsn, mapping, account).top_audit_id
+        surveyed = survey(dsn, mapping, account)
+        top, rows = surveyed.top_audit_id, surveyed.rows
         with closing(db_connect(dsn)) as db:
             source = resolve(db, mapping, account)
         found = find_contacts(database, account)
         checker = SeamChecker(account, mapping, found, database, options, time.time_ns() // 1000)
-        for page, done in _pages(dsn, source, _cutoff(found, options), top):
+        cutoff = _cutoff(found, options)
+        if cutoff > EARLIEST:
+            rows = count_in_scope(dsn, mapping, account, top_audit_id=top, cutoff=cutoff).rows
+        for page in _pages(dsn, source, cutoff, top):
             checker.add(page)
-            view.progress(done, top, {}, checker.report.gaps + checker.report.overlaps)
+            done = checker.report.rows
+            view.progress(done, max(rows, done), {}, checker.report.gaps + checker.report.overlaps)
         checker.report.seconds = time.monotonic() - began
         return checker.report
     except PyMongoError as error:
@@ -369,14 +374,14 @@ def _cutoff(found: FoundContacts, options: SeamOptions) -> datetime:
     return max(EARLIEST, moment(first))
 
 
-def _pages(dsn: str, source: AuditSource, cutoff: datetime, top: int) -> Iterator[tuple[Sequence[AuditEvent], int]]:
-    """Yield pages of rows in id order, with the id up to which everything has been read."""
+def _pages(dsn: str, source: AuditSource, cutoff: datetime, top: int) -> Iterator[Sequence[AuditEvent]]:
+    """Yield pages of rows in id order."""
     with closing(AuditReader(dsn, source, cutoff, Limits(page_rows=PAGE_ROWS))) as reader:
         cursor = 0
         while cursor < top:
             page = reader.page_after(cursor, top, 0, (), look_for_gaps=False)
             cursor = page.end
-            yield page.sound, cursor
+            yield page.sound
 
 
 def rows_of(

@@ -15,7 +15,7 @@ from producer.audits import answering, connect, resolve
 from schemas import stored
 from schemas.codec import Codec
 from schemas.contact_rules import customer_key, customer_of, spellings
-from schemas.errors import ReplayError, UndecodableRecordError
+from schemas.errors import ReplayError, UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
 from schemas.mapping import SourceMapping
 from schemas.records import Contact
 from schemas.topics import AccountTopics
@@ -138,7 +138,11 @@ def on_topic(kafka: Mapping[str, Any], topic: str, person: Person, codec: Codec,
             if record.key is not None:
                 found.last_is_value.discard(record.key)
             continue
-        if is_about(person, record.key, record.value, codec):
+        try:
+            about = is_about(person, record.key, record.value, codec)
+        except UnknownSchemaError as error:
+            raise UnreadableTopicError.at(topic, record.partition, record.offset, error) from error
+        if about:
             found.records.append(record)
             if record.key in keys:
                 found.last_is_value.add(record.key)

@@ -10,7 +10,7 @@ from bson.codec_options import CodecOptions
 
 from ops.control.dead_letters import payload_of
 from schemas.codec import Codec
-from schemas.errors import BadInputError, UndecodableRecordError
+from schemas.errors import BadInputError, UndecodableRecordError, UnknownSchemaError
 from schemas.flat_avro import varint
 from schemas.mapping import PersonRule
 from schemas.person import PERSON_ID_MAX, person_candidates
@@ -48,13 +48,18 @@ class Person:
 
 
 def is_about(person: Person, key: bytes | None, value: bytes, codec: Codec) -> bool:
-    """Return whether a record of one of the account's topics is about the person, or names them as one of its own."""
+    """Return whether a record of one of the account's topics is about the person, or names them as one of its own.
+
+    Raises UnknownSchemaError for one that may be, and whose schema cannot be looked up.
+    """
     if key == person.person_id.encode() or key in person.referent_keys:
         return True
     if not any(needle in value for needle in person.needles):
         return False
     try:
         return _names(person, codec.decode(value), codec)
+    except UnknownSchemaError:
+        raise
     except UndecodableRecordError:
         return False
 
@@ -70,7 +75,10 @@ def _names(person: Person, record: Record, codec: Codec) -> bool:
             return False
         return isinstance(metadata, dict) and str(metadata.get("crm_person_id")) == person.person_id
     if isinstance(record, DeadLetter):
-        return is_about(person, record.key, record.payload, codec) if record.payload else False
+        try:
+            return is_about(person, record.key, record.payload, codec) if record.payload else False
+        except UnknownSchemaError:
+            return False  # a payload is whatever was met
     if isinstance(record, Contact):
         return record.crm_person_id == person.person_id
     if isinstance(record, Referent):

@@ -104,7 +104,7 @@ def verify_account(account: str, options: VerifyOptions, connections: Connection
                 " it could have known to be unchanged"
             )
         if job.status is not JobStatus.COMPLETED:
-            report.notes.append(f"the job is {job.status}: rows that it did not come to are missing")
+            report.notes.append(f"the job was {job.status}: rows that it did not come to are missing")
         if report.documents != tally.tagged:
             view.note(
                 f"{report.documents - tally.tagged:,} documents of the account belong to no row: looking for them"
@@ -250,7 +250,6 @@ def _trace(report: Report, known: _Checked, connections: Connections, codec: Cod
         known.job,
         codec,
         whole_topic=known.is_part(report.tally.rows),
-        registry=bool(connections.schema_registry_url),
     )
     seen = tracer.trace([finding.audit_id for finding in named if finding.audit_id], view.note)
     for finding in named:

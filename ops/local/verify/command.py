@@ -1,6 +1,7 @@
 """The command line of the check."""
 
 import json
+import sys
 import time
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from ops.local import services
 from ops.local.services.layout import Home
 from ops.local.verify.model import NAMED_MAX, Kind, Report
 from ops.local.view import view_for
+from schemas.errors import BadInputError
 
 WHAT = {
     Kind.MISSING: "missing: a row without its document",
@@ -25,8 +27,22 @@ def verify(
     account: Annotated[str, typer.Option(help="The account's company_sso_id.", show_default=False)],
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Delete documents that are wrong, replay the named rows, then verify again."),
+        typer.Option(
+            "--repair", help="Delete documents that are wrong, replay the named rows, verify again, complete the job."
+        ),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --repair: say what it would do, and do nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --repair: do not ask.")] = False,
+    delete_max_pct: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=100,
+            help="With --repair: refuse to delete more of the account's documents (10 are allowed always).",
+        ),
+    ] = 1.0,
     limit: Annotated[int, typer.Option(min=0, help="How many rows of a kind are named; all are counted.")] = NAMED_MAX,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Processes; 0: one a core.")] = 0,
     mapping: Annotated[
@@ -44,25 +60,42 @@ def verify(
 
     Where rows, documents and rules are byte for byte as they were when a verify has proved them, only that is shown.
 
-    Exit code 0: equal. 1: not equal, or an outage. 2: the call or its surroundings are wrong.
+    A job that had failed or was halted, and whose copy is whole after --repair, is completed with the proof's counts.
+
+    Exit code 0: equal. 1: not equal, or an outage. 2: the call or its surroundings are wrong, or a repair was refused.
     """
     from ops.local.verify.check import VerifyOptions, verify_account  # the clients of all packages: not for --help
+    from ops.local.verify.repair import close, is_whole, plan_of
     from ops.local.verify.repair import repair as mend
 
+    if (dry_run or yes) and not repair:
+        raise BadInputError("--dry-run and --yes belong to --repair", "give --repair, too")
     options = VerifyOptions(workers, limit, mapping, from_scratch=from_scratch)
     connections = services.connections()
     view = view_for(Console(stderr=True))
     try:
         report = verify_account(account, options, connections, view)
-        if repair and report.tally.found:
+        plan = plan_of(report, delete_max_pct) if repair and report.tally.found else None
+        if plan is not None and dry_run:
+            report.planned = plan.as_dict()
+            report.notes += [f"a repair would {plan.in_words(account)}", *(plan.refused or ())[:1]]
+        elif plan is not None:
             from ops.local.runner import RunOptions
 
             if not as_json:
                 print_report(Console(), report)
+            if plan.refused is not None:
+                raise BadInputError(*plan.refused)
+            view.close()
+            _confirm(plan.in_words(account), yes=yes)
+            view = view_for(Console(stderr=True))
             run_options = RunOptions(mapping_path=mapping or report.mapping_path, home=Home.at(None).path)
-            deleted, replayed = mend(report, run_options, connections, view)
+            deleted, replayed = mend(report, plan, run_options, connections, view)
             report = verify_account(account, options, connections, view)
             report.deleted, report.replayed = deleted, replayed
+        if repair and not dry_run and is_whole(report) and close(report, connections) is not None:
+            report.completed, report.counts = True, []
+            report.notes.append("the job is completed, with the counts of this proof")
     finally:
         view.close()
     if as_json:
@@ -71,6 +104,15 @@ def verify(
         print_report(Console(), report)
     if not report.equal:
         raise typer.Exit(1)
+
+
+def _confirm(what: str, *, yes: bool) -> None:
+    """Return once it may be done. Raises BadInputError where there is no terminal to confirm at."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise BadInputError(f"this would {what}, and there is no terminal to confirm it at", "give --yes")
+    typer.confirm(f"This will {what}. Go ahead?", abort=True, err=True)
 
 
 def print_report(console: Console, report: Report) -> None:

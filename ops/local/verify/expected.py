@@ -2,6 +2,7 @@
 
 from processors import documents
 from processors.transform import Lookups, Skip, Transformer
+from schemas.errors import UndecodableRecordError
 from schemas.records import AuditEvent
 from schemas.vocabulary import DeadLetterCause, SkipReason
 
@@ -9,9 +10,14 @@ Expected = bytes | SkipReason | DeadLetterCause
 
 
 def expected_of(event: AuditEvent, transformer: Transformer, lookups: Lookups) -> Expected:
-    """Return the row's document (BSON without `_id`), or why it has none. Nothing in a row can make this raise."""
+    """Return the row's document (BSON without `_id`), or why it has none. Nothing in a row can make this raise.
+
+    Raises UndecodableRecordError for a reference that cannot be read.
+    """
     try:
         result = transformer.to_bson(event, lookups)
+    except UndecodableRecordError:
+        raise  # of a reference table: it says nothing of the row
     except Exception:  # the processors dead-letter a defect of a rule, and so must be expected here
         return DeadLetterCause.TRANSFORM_FAILED
     if isinstance(result, bytes):

@@ -32,7 +32,8 @@ def work_of(
     """Return what a segment's check has to know; the tables are those that the account's run was made with."""
     account, kafka = job.company_sso_id, connections.kafka()
     names = AccountTopics.of(account)
-    tables = ReferenceTables(kafka, {"contacts": names.contacts, "users": names.users, "referents": names.referents})
+    references = {"contacts": names.contacts, "users": names.users, "referents": names.referents}
+    tables = ReferenceTables(kafka, references, codec)
     try:
         tables.load(LOAD_TIMEOUT_S)
     finally:
@@ -42,6 +43,7 @@ def work_of(
     limits = settings_from_environment().limits(message_bytes_max(kafka, names.replay))
     return Work(
         connections=connections,
+        codec=codec,
         company_sso_id=account,
         mapping=mapping,
         source=source,

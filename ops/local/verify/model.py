@@ -163,6 +163,8 @@ class Report:
     deleted: int | None = None  # by a repair before this check
     replayed: int | None = None
     mapping_path: str = ""
+    planned: dict[str, Any] | None = None  # what a repair would do, where that was asked
+    completed: bool = False  # the job had failed or was halted, and this proof has completed it
 
     @property
     def equal(self) -> bool:
@@ -201,6 +203,10 @@ class Report:
             "seconds": round(self.seconds, 3),
             "rows_per_s": round(tally.rows / self.seconds) if self.seconds else None,
         }
+        if self.planned is not None:
+            shown |= {"repair": self.planned}
+        if self.completed:
+            shown |= {"job_completed": True}
         if self.deleted is not None:
             shown |= {"repair": {"documents_deleted": self.deleted, "rows_replayed": self.replayed}}
         return shown

@@ -1,46 +1,152 @@
 """What a repair changes: the documents that are wrong go, and the rows that were named go through the topology again.
 
 Order of effects: delete, then replay. Dying in between leaves rows missing, which the next check names; the other way
-round the unique index would take the wrong document for the row's.
+round the unique index would take the wrong document for the row's. A repair deletes a small share of an account's
+documents at most: where more are wrong, it is likelier that the check was misled, by a mapping, a registry or a table.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
+from ops.control import audit_log
+from ops.control.jobs import Job, Ledger
+from ops.control.store import JobStore
 from ops.local.verify import copy
 from ops.local.verify.model import REPAIR_MAX, Kind, Report
 from ops.local.view import RunView
 from schemas.connections import Connections
 from schemas.errors import BadInputError
+from schemas.vocabulary import JobStatus, SkipReason
 from sink.database import connect
+from sink.failure_rate import FAILURE_RATE_MAX
+
+DELETE_MAX_PCT = 1.0  # of the account's documents
+DELETE_MIN = 10  # that may be deleted in any case: of a small account, a few are more than a small share
+CLOSABLE = (JobStatus.FAILED, JobStatus.HALTED)
 
 
-def repair(report: Report, run_options: Any, connections: Connections, view: RunView) -> tuple[int, int]:
-    """Delete the extra and different documents, replay the rows; return how many of each.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a repair would do."""
 
-    Raises BadInputError, with nothing changed, for more than a repair is made for.
-    """
-    tally, account = report.tally, report.company_sso_id
-    if len(tally.replay) > REPAIR_MAX or len(tally.delete) > REPAIR_MAX:
-        raise BadInputError(
-            f"{sum(tally.found.values()):,} rows and documents of {account} are wrong, over {REPAIR_MAX:,}",
+    documents_to_delete: int
+    extra: int  # of these
+    rows_to_replay: int
+    refused: tuple[str, str] | None = None  # why it will not be done, and what to do instead
+
+    def in_words(self, account: str) -> str:
+        """Return it as part of a sentence."""
+        different = self.documents_to_delete - self.extra
+        return (
+            f"delete {self.documents_to_delete:,} documents of {account} ({self.extra:,} extra, {different:,}"
+            f" different) and replay {self.rows_to_replay:,} rows"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        shown: dict[str, Any] = {
+            "dry_run": True,
+            "documents_to_delete": self.documents_to_delete,
+            "rows_to_replay": self.rows_to_replay,
+        }
+        return shown | ({"refused": self.refused[0]} if self.refused else {})
+
+
+def plan_of(report: Report, delete_max_pct: float) -> Plan:
+    """Return what a repair of the account would do, and whether that is more than a repair is made for."""
+    found, account = report.tally.found, report.company_sso_id
+    extra = found[Kind.EXTRA.value]
+    delete = extra + found[Kind.DIFFERENT.value]
+    replay = sum(found.values()) - extra
+    delete_max = max(DELETE_MIN, int(report.documents * delete_max_pct / 100))
+    refused = None
+    if delete > delete_max:
+        too_many = f"{delete:,} of the {report.documents:,} documents of {account}, more than {delete_max:,}"
+        refused = (
+            f"a repair would delete {too_many} ({delete_max_pct:g} %); nothing was changed",
+            "look at them with --repair --dry-run; if they are wrong indeed, raise --delete-max-pct",
+        )
+    elif max(delete, replay) > REPAIR_MAX:
+        refused = (
+            f"{sum(found.values()):,} rows and documents of {account} are wrong, over {REPAIR_MAX:,}",
             f"replay it as a whole: crm-replay rerun --account {account}",
         )
-    deleted = 0
-    if tally.delete:
-        view.note(
-            f"deleting {len(tally.delete):,} documents of {account}"
-            f" ({tally.found[Kind.EXTRA.value]:,} extra, {tally.found[Kind.DIFFERENT.value]:,} different):"
-            " each by its _id, only with this company_sso_id and the replay's source_tag"
-        )
-        database = connect(connections, app_name="crm-replay-verify")
-        try:
-            deleted = copy.delete(database, account, tally.delete)
-        finally:
-            database.client.close()
-    audit_ids = sorted(set(tally.replay))
-    if audit_ids:
-        view.note(f"replaying {len(audit_ids):,} rows of {account}")
-        from ops.local.runner import run_selected
+    return Plan(delete, extra, replay, refused)
 
-        run_selected(account, audit_ids, run_options, connections, view)
+
+def repair(report: Report, plan: Plan, run_options: Any, connections: Connections, view: RunView) -> tuple[int, int]:
+    """Delete the extra and different documents, replay the rows; return how many of each.
+
+    Raises BadInputError, with nothing changed, for a plan that is refused.
+    """
+    if plan.refused is not None:
+        raise BadInputError(*plan.refused)
+    tally, account = report.tally, report.company_sso_id
+    audit_ids = sorted(set(tally.replay))
+    deleted = 0
+    database = connect(connections, app_name="crm-replay-verify")
+    try:
+        detail = {"documents_to_delete": plan.documents_to_delete, "rows_to_replay": len(audit_ids)}
+        who = audit_log.on_this_host()
+        audit_log.append(database, "repair", account, who=who, outcome=audit_log.BEGUN, detail=detail)
+        if tally.delete:
+            view.note(
+                f"deleting {len(tally.delete):,} documents of {account}"
+                f" ({plan.extra:,} extra, {plan.documents_to_delete - plan.extra:,} different):"
+                " each by its _id, only with this company_sso_id and the replay's source_tag"
+            )
+            deleted = copy.delete(database, account, tally.delete)
+        if audit_ids:
+            view.note(f"replaying {len(audit_ids):,} rows of {account}")
+            from ops.local.runner import run_selected
+
+            run_selected(account, audit_ids, run_options, connections, view)
+        detail = {"documents_deleted": deleted, "rows_replayed": len(audit_ids)}
+        audit_log.append(database, "repair", account, who=who, detail=detail)
+    finally:
+        database.client.close()
     return deleted, len(audit_ids)
+
+
+def is_whole(report: Report) -> bool:
+    """Return whether every row has ended as it should, whatever the job's counts say, and nothing is unhandled."""
+    return not (report.tally.found or report.offsets)
+
+
+def close(report: Report, connections: Connections) -> Job | None:
+    """Complete the account's job if it had failed or was halted, by what was proved; return it, or None.
+
+    Its counts become those of the proof. `report` is of a copy that is whole; a job with more dead letters than a run
+    may have stays as it is.
+    """
+    database = connect(connections, app_name="crm-replay-verify")
+    try:
+        store = JobStore(database)
+        job = store.get(report.job_id)
+        if job is None or job.run != report.run or job.status not in CLOSABLE:
+            return None
+        ledger = proved(report, job)
+        if ledger.failure_rate > FAILURE_RATE_MAX:
+            return None  # as many dead letters as a run is halted for: they are to be retried first
+        closed = store.complete_proved(job, ledger, dict(report.tally.failed))
+        detail = {"job_id": job.job_id, "run": job.run, "was": job.status.value, "error": job.error or ""}
+        who = audit_log.on_this_host()
+        audit_log.append(database, "complete", job.company_sso_id, who=who, detail=detail)
+        return closed
+    finally:
+        database.client.close()
+
+
+def proved(report: Report, job: Job) -> Ledger:
+    """Return the ledger that a proof comes to. Of the documents, those that the run met count as its duplicates."""
+    tally, duplicate = report.tally, SkipReason.DUPLICATE_EXTERNAL_ID.value
+    met = min(job.skips_by_reason.get(duplicate, 0), tally.logs)
+    skipped = {reason: count for reason, count in tally.skipped.items() if count}
+    return Ledger(
+        source_rows=tally.rows,
+        migrated=tally.logs - met,
+        skipped=skipped | ({duplicate: met} if met else {}),
+        failed=tally.failed_total,
+        foreign=job.records_foreign,
+        documents=tally.logs,
+    )

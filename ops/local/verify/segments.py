@@ -71,6 +71,7 @@ class Work:
     """What every worker has to know; inherited when the process is forked, never sent."""
 
     connections: Connections
+    codec: Codec
     company_sso_id: str
     mapping: SourceMapping
     source: AuditSource
@@ -120,8 +121,7 @@ class SegmentChecker:
         url = work.connections.user_directory_url
         self._directory = UserDirectory(url, work.company_sso_id) if url else None
         self._loop = asyncio.new_event_loop()
-        self._codec = Codec()
-        self._tables = TableLookups(work.tables, self._codec, work.company_sso_id, self._directory)
+        self._tables = TableLookups(work.tables, work.codec, work.company_sso_id, self._directory)
         self._lookups = KeptLookups(self._tables)
         self._seals = SealStore(self._database, work.company_sso_id)
         self._letters = Letters(work.dead_letters)

@@ -14,8 +14,8 @@ from ops.control.topic_reader import Span as Span
 from ops.control.topic_reader import records as records
 from ops.control.topic_reader import spans as spans
 from ops.local.verify.model import Unhandled
-from schemas.codec import CONFLUENT_HEADER_BYTES, SINGLE_OBJECT_HEADER_BYTES, Codec
-from schemas.errors import UndecodableRecordError
+from schemas.codec import Codec, header_bytes
+from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord, SnapshotMarker
 from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause
@@ -34,13 +34,16 @@ def dead_letters(kafka: Mapping[str, Any], topics: AccountTopics, codec: Codec, 
     """Return the cause of each audit id that ended as a dead letter in `since_run` or later; of several the last.
 
     A letter of an earlier run excuses no row: the run has brought the row's document, or a letter of its own. Nor does
-    one about a record of another account, whose audit id is somebody else's.
+    one about a record of another account, whose audit id is somebody else's. Raises UnreadableTopicError for one whose
+    schema cannot be looked up: its row would count as lost.
     """
     causes: dict[str, str] = {}  # each text once
     found: dict[int, str] = {}
     for read in records(kafka, topics.dead_letters):
         try:
             letter = codec.decode_as(DeadLetter, read.value)
+        except UnknownSchemaError as error:
+            raise UnreadableTopicError.at(topics.dead_letters, read.partition, read.offset, error) from error
         except UndecodableRecordError:
             continue
         if letter.audit_id > 0 and letter.run >= since_run and letter.cause != DeadLetterCause.WRONG_ACCOUNT:
@@ -90,14 +93,13 @@ def _with_rows(
 class Tracer:
     """Finds out how far rows came that have no document. Reads a run's whole stretch: only for rows that are named."""
 
-    def __init__(self, kafka: Mapping[str, Any], job: Job, codec: Codec, *, whole_topic: bool, registry: bool) -> None:
+    def __init__(self, kafka: Mapping[str, Any], job: Job, codec: Codec, *, whole_topic: bool) -> None:
         """`whole_topic`: the last run replayed a part only, so earlier runs are looked through as well."""
         self._kafka = kafka
         self._job = job
         self._topics = AccountTopics.of(job.company_sso_id)
         self._codec = codec
         self._whole_topic = whole_topic
-        self._header_bytes = CONFLUENT_HEADER_BYTES if registry else SINGLE_OBJECT_HEADER_BYTES
 
     def trace(self, audit_ids: Sequence[int], progress: Callable[[str], None]) -> dict[int, str]:
         """Return one phrase for each id."""
@@ -121,12 +123,18 @@ class Tracer:
         # The audit id is the first field of all these records. Its bytes are compared before anything is decoded.
         wanted = {zigzag(audit_id): audit_id for audit_id in audit_ids}
         lengths = sorted({len(encoded) for encoded in wanted})
-        at = self._header_bytes
         found: dict[int, Seen] = {}
         for partition, offset, value in records(self._kafka, topic, begin) if wanted else ():
+            at = header_bytes(value)
             for length in lengths:
                 audit_id = wanted.get(value[at : at + length])
-                if audit_id is not None and (what := self._what(value, audit_id)) is not None:
+                if audit_id is None:
+                    continue
+                try:
+                    what = self._what(value, audit_id)
+                except UnknownSchemaError as error:
+                    raise UnreadableTopicError.at(topic, partition, offset, error) from error
+                if what is not None:
                     found[audit_id] = Seen(partition, offset, what)
         return found
 
@@ -134,6 +142,8 @@ class Tracer:
         """Return what a record says of the row; None if it is not about that row, or of an earlier run."""
         try:
             record = self._codec.decode(value)
+        except UnknownSchemaError:
+            raise
         except UndecodableRecordError:
             return None
         if not isinstance(record, AuditEvent | ActivityLog | SkippedRecord | DeadLetter) or record.audit_id != audit_id:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ops.control import migrations
-from ops.control.jobs import NEVER, IllegalTransitionError, Job
+from ops.control.jobs import NEVER, IllegalTransitionError, Job, Ledger
 from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
 from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, IdRange
@@ -398,3 +398,44 @@ def test_of_requests_that_have_seen_the_same_job_one_follows_it_even_when_that_i
     with pytest.raises(JobChangedError, match="another request"):
         store.create(replace(NEW, follows=""))
     assert store.create(replace(NEW, follows=first.job_id)).status is JobStatus.IN_PROGRESS
+
+
+@pytest.mark.parametrize("ended", [JobStatus.FAILED, JobStatus.HALTED])
+def test_a_job_whose_copy_was_proved_is_completed_with_the_proofs_counts(store: JobStore, ended: JobStatus) -> None:
+    job = store.create(NEW, owner="runner")
+    ledger = Ledger(900, 800, {"contact_not_found": 60, "duplicate_external_id": 30}, 10, documents=830)
+    with pytest.raises(JobChangedError):
+        store.complete_proved(replace(job, status=ended), ledger, {})  # in progress, and a runner's
+    halted = store.transition(job.job_id, JobStatus.IN_PROGRESS, ended, "3 of 1000 rows are missing")
+    with pytest.raises(LeaseLostError):
+        store.complete_proved(halted, ledger, {})  # its runner is ending its processes
+    store.release(job)
+    store.complete_proved(halted, ledger, {"write_refused": 10})
+    done = store.get(job.job_id)
+    assert done is not None
+    assert (done.status, done.error, done.progress_pct) == (JobStatus.COMPLETED, None, 100.0)
+    assert (done.records_total, done.records_migrated, done.records_skipped, done.records_failed) == (900, 800, 90, 10)
+    assert (done.skips_by_reason, done.failures_by_cause) == (ledger.skipped, {"write_refused": 10})
+    assert done.proof == done.finished_at is not None
+    with pytest.raises(JobChangedError):
+        store.complete_proved(halted, ledger, {})
+    assert store.rerun(job.job_id, NEW).proof is None  # its counts are its own again
+
+
+def test_which_rows_have_a_document_is_known_unless_an_older_release_has_counted(
+    store: JobStore, mongo_database: Any
+) -> None:
+    job = store.create(NEW)
+    assert store.identities(job) == {}
+    progress = Progress(mongo_database["crm_replay_progress"], job.job_id, job.run)
+    progress.load([0, 1])
+    progress.save({0: PartitionProgress(1, migrated=3, with_document={0: (2, 2**62), 3: (1, 5)})})
+    progress.save({1: PartitionProgress(1, skipped={"duplicate_external_id": 1}, with_document={0: (1, 2**62)})})
+    assert store.identities(job) == {0: (3, 0), 3: (1, 5)}
+    # A sink of an older release, beside ours, counts and leaves the figures as they are.
+    mongo_database["crm_replay_progress"].update_one({"partition": 1}, {"$inc": {"version": 1, "migrated": 1}})
+    assert store.identities(job) is None
+    (after,) = progress.load([1]).values()
+    assert after.with_document is None
+    assert progress.save({1: replace(after, version=after.version + 1)})
+    assert store.identities(job) is None

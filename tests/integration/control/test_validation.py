@@ -1,12 +1,14 @@
 """The ledger of a run, and the ids that a mismatch names, on a real MongoDB."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from ops.control import migrations
-from ops.control.validation import compare_ids, validate
+from ops.control.validation import compare_ids, identities_since, identities_with, validate
+from sink.identity import with_ids
 from sink.progress import RunTotals
 from sink.rollback import documents_of, rollback
 
@@ -111,3 +113,18 @@ def test_a_rollback_that_was_interrupted_goes_on(database: Any) -> None:
     assert documents_of(database, "a") == 4
     assert rollback(database, "a", batch_documents=3) == 4
     assert documents_of(database, "a") == 0
+
+
+def test_the_ids_of_documents_are_read_as_the_sink_adds_them_up(database: Any) -> None:
+    begin = datetime(2024, 1, 1, tzinfo=UTC)
+    ours = [document(i, timestamp=begin + timedelta(days=i)) for i in range(1, 300)]
+    odd = [
+        {**document(1), "external_id": text}
+        for text in ("crm_audit:007", "crm_audit:5\x00", "xcrm_audit:5", "crm_audit:5x", "external_id\x00crm_audit:5")
+    ]
+    foreign = [document(1000, "b"), live(1001), {"company_sso_id": "a", "source_tag": "crm_migration"}]
+    database["activity_logs"].insert_many([*ours, document(2**62, timestamp=begin), *odd, *foreign])
+    wanted = [*range(1, 300), 2**62]
+    assert identities_since(database, "a", None, 4) == with_ids({}, wanted, 4)
+    assert identities_since(database, "a", begin + timedelta(days=100), 4) == with_ids({}, range(100, 300), 4)
+    assert identities_with(database, "a", [7, 8, 1000, 1001, 9999], 4) == with_ids({}, [7, 8], 4)

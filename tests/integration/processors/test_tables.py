@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pytest
 from confluent_kafka import Producer
@@ -10,11 +10,25 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from processors import tables
 from processors.tables import ReferenceTables, TablesNotLoadedError
-from schemas.errors import ServiceUnreachableError
+from schemas.codec import Codec
+from schemas.errors import ServiceUnreachableError, UnreadableTopicError
+from schemas.records import RECORD_TYPES, Contact, Record
 from tests.integration.processors.harness import wait_until
 
 pytestmark = pytest.mark.services
 
+R = TypeVar("R", bound=Record)
+
+
+class Anything(Codec):
+    """Takes every value for a record: what most tests here publish are texts."""
+
+    def decode_as(self, record_type: type[R], data: bytes) -> R:
+        """Return the value, as if it were one."""
+        return cast("R", data)
+
+
+ANYTHING = Anything()
 Publish = Callable[[str, list[tuple[str, str | None]]], None]
 
 
@@ -58,7 +72,7 @@ def load(config: dict[str, Any]) -> Iterator[Callable[..., ReferenceTables]]:
     loaded: list[ReferenceTables] = []
 
     def make(timeout_s: float = 30, **topics: str) -> ReferenceTables:
-        found = ReferenceTables(config, topics)
+        found = ReferenceTables(config, topics, ANYTHING)
         loaded.append(found)
         found.load(timeout_s)
         return found
@@ -110,7 +124,7 @@ def test_a_topic_that_kafka_has_compacted_is_loaded_to_its_end(
 
     def compacted() -> bool:
         nonlocal read
-        found = ReferenceTables(config, {"contacts": contacts})
+        found = ReferenceTables(config, {"contacts": contacts}, ANYTHING)
         apply = found._apply
 
         def counting(messages: list[Any], left: set[tuple[str, int]]) -> None:
@@ -144,7 +158,7 @@ def test_what_a_transaction_aborted_is_in_no_table(
 
 
 def test_a_load_ends_early_when_the_worker_is_to_stop(config: dict[str, Any], new_topic: Callable[..., str]) -> None:
-    found = ReferenceTables(config, {"contacts": new_topic("contacts")})
+    found = ReferenceTables(config, {"contacts": new_topic("contacts")}, ANYTHING)
     found.load(30, lambda: True)
     found.close()
     assert found.rows == {"contacts": {}}
@@ -160,7 +174,40 @@ def test_a_load_that_takes_too_long_says_so(
 
 def test_a_kafka_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "ANSWER_TIMEOUT_S", 0.5)
-    found = ReferenceTables({"bootstrap.servers": "127.0.0.1:9", "log_level": 0}, {"contacts": "contacts"})
+    found = ReferenceTables({"bootstrap.servers": "127.0.0.1:9", "log_level": 0}, {"contacts": "contacts"}, ANYTHING)
     with pytest.raises(ServiceUnreachableError, match=r"Kafka at 127\.0\.0\.1:9 does not answer"):
         found.load(5)
+    found.close()
+
+
+def test_a_value_that_cannot_be_decoded_ends_the_loading_unless_a_later_one_can(
+    config: dict[str, Any], new_topic: Callable[..., str]
+) -> None:
+    codec, topic, producer = Codec(), new_topic("contacts"), Producer(config)
+    contact = codec.encode(Contact("acme", "1", "customer-1", 1))
+    framed_by_a_registry = Codec(dict.fromkeys(RECORD_TYPES, 7)).encode(Contact("acme", "2", "customer-2", 1))
+    for key, value in (("1", b"garbage"), ("1", contact), ("3", b"garbage"), ("3", None), ("2", framed_by_a_registry)):
+        producer.produce(topic, value, key, partition=1)
+    assert producer.flush(30) == 0
+    found = ReferenceTables(config, {"contacts": topic}, codec)
+    with pytest.raises(UnreadableTopicError, match=rf"{topic}, partition 1, offset 4 cannot be .*SCHEMA_REGISTRY_URL"):
+        found.load(30)
+    found.close()
+    producer.produce(topic, None, "2", partition=1)
+    assert producer.flush(30) == 0
+    found = ReferenceTables(config, {"contacts": topic}, codec)
+    found.load(30)
+    assert found.rows["contacts"] == {b"1": contact}
+    found.follow()
+    producer.produce(topic, b"garbage", "1", partition=1)
+    assert producer.flush(30) == 0
+
+    def stopped() -> bool:
+        try:
+            found.check()
+        except UnreadableTopicError:
+            return True
+        return False
+
+    wait_until(stopped, 10, "the worker is told of it")
     found.close()

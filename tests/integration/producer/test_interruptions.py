@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ops.local.preflight.source import check_replica
 from producer.audits import AuditReader, AuditSource, Limits, QueryTooSlowError, answering, connect, resolve
-from producer.references import _user_records
+from producer.references import _Texts, _user_records
 from producer.survey import count_in_scope, first_behind, survey
 from schemas.codec import Codec
 from schemas.errors import ReplayError

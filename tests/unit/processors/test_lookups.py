@@ -3,10 +3,13 @@
 import asyncio
 from collections.abc import Iterable
 
+import pytest
+
 from processors import lookups
 from processors.lookups import TableLookups
 from processors.tables import TableRows
 from schemas.codec import Codec
+from schemas.errors import UndecodableRecordError
 from schemas.records import Contact, Referent, User
 
 CODEC = Codec()
@@ -55,13 +58,15 @@ def test_a_contact_of_another_account_is_never_found() -> None:
     assert found.rejects == 1
 
 
-def test_an_undecodable_row_is_no_row_and_counted() -> None:
+def test_an_undecodable_row_is_no_row_that_is_absent() -> None:
     rows = tables()
     rows["users"][b"1"] = b"garbage"
     rows["contacts"][b"1"] = rows["referents"][b"Crm::Deal:7"]
     found = TableLookups(rows, CODEC, ACCOUNT)
-    assert (found.user(1), found.contact("1")) == (None, None)
-    assert found.rejects == 2
+    with pytest.raises(UndecodableRecordError):
+        found.user(1)
+    with pytest.raises(UndecodableRecordError):
+        found.contact("1")
 
 
 def test_an_update_is_seen_at_once_and_so_is_a_removal() -> None:

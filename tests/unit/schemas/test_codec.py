@@ -11,11 +11,12 @@ from schemas.codec import (
     CONFLUENT_HEADER_BYTES,
     SINGLE_OBJECT_HEADER_BYTES,
     Codec,
+    header_bytes,
     schema_name,
     schema_of,
     single_object_header,
 )
-from schemas.errors import UndecodableRecordError
+from schemas.errors import UndecodableRecordError, UnknownSchemaError
 from schemas.records import RECORD_TYPES, Record, Referent, SkippedRecord, SnapshotMarker
 from tests.unit.schemas.values import records, unhurried
 
@@ -148,12 +149,37 @@ def test_bytes_without_a_known_header_are_undecodable(data: bytes) -> None:
         CODEC.decode(data)
 
 
-def test_the_frames_of_the_two_codecs_do_not_mix() -> None:
-    marker = SnapshotMarker("begin", "job", -1, 1)
-    with pytest.raises(UndecodableRecordError, match="unknown schema header"):
-        CODEC.decode(CONFLUENT.encode(marker))
-    with pytest.raises(UndecodableRecordError, match="unknown schema header"):
-        CONFLUENT.decode(CODEC.encode(marker))
+@unhurried
+@given(records)
+def test_a_codec_with_a_registry_reads_both_frames(record: Record) -> None:
+    assert CONFLUENT.decode(CODEC.encode(record)) == record
+    assert header_bytes(CODEC.encode(record)) == SINGLE_OBJECT_HEADER_BYTES
+    assert header_bytes(CONFLUENT.encode(record)) == CONFLUENT_HEADER_BYTES
+
+
+def test_without_a_registry_its_frame_is_a_matter_of_configuration() -> None:
+    with pytest.raises(UnknownSchemaError, match="none is configured: set SCHEMA_REGISTRY_URL"):
+        CODEC.decode(CONFLUENT.encode(SnapshotMarker("begin", "job", -1, 1)))
+
+
+def test_other_ids_of_the_same_schemas_are_looked_up_once_each() -> None:
+    asked: list[int] = []
+    schemas = {7: json.dumps(schema_of(Referent), indent=2), 8: '{"type": "string"}', 9: "no JSON"}
+
+    def look_up(schema_id: int) -> str | None:
+        asked.append(schema_id)
+        return schemas.get(schema_id)
+
+    codec = Codec(CONFLUENT_IDS, look_up)
+    referent = Referent("Crm::Deal", 7001, "Renewal")
+    body = CONFLUENT.encode(referent)[CONFLUENT_HEADER_BYTES:]
+    for _ in range(2):
+        assert codec.decode(b"\x00\x00\x00\x00\x07" + body) == referent
+        for schema_id, error in ((6, UnknownSchemaError), (8, UndecodableRecordError), (9, UndecodableRecordError)):
+            with pytest.raises(UndecodableRecordError, match="unknown schema header") as raised:
+                codec.decode(b"\x00\x00\x00\x00" + bytes([schema_id]) + body)
+            assert type(raised.value) is error
+    assert asked == [7, 6, 8, 9]
 
 
 def test_an_unknown_schema_id_is_undecodable() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from schemas.records import DeadLetter
 from sink.counting import Bin, Decided, PartitionProgress, advance
+from sink.identity import ALL_IN_ONE, with_ids
 
 LETTER = DeadLetter(1, 0, "t", 0, 0, 7, "cause", "", b"", b"", 0)
 
@@ -38,6 +39,7 @@ def test_every_bin_is_counted() -> None:
         failed={"cause": 1},
         foreign={"poison": 1},
         ended=True,
+        with_document=with_ids({}, [1], ALL_IN_ONE),
     )
     assert [letter.audit_id for letter in letters] == [3, 1]
     assert repeated == 0
@@ -123,6 +125,7 @@ def stream(seed: int, rows: int) -> tuple[list[Decided], PartitionProgress]:
         migrated=counts[Bin.MIGRATED].get("", 0),
         skipped=counts[Bin.SKIPPED],
         failed=counts[Bin.FAILED],
+        with_document=with_ids({}, [audit_id for audit_id, _, into, _ in log if into is Bin.MIGRATED], ALL_IN_ONE),
     )
     return records, truth
 
@@ -149,3 +152,22 @@ def test_counts_are_exact_under_repetitions_redeliveries_and_lost_answers(seed: 
             committed = position
     assert replace(stored, version=0) == truth
     assert len(delivered) == sum(truth.failed.values())
+
+
+def test_rows_with_a_document_are_those_written_and_those_met() -> None:
+    batch = [
+        row(0, 1),
+        row(1, 2, Bin.SKIPPED, "duplicate_external_id"),
+        row(2, 3, Bin.SKIPPED, "contact_not_found"),
+        row(3, 4, Bin.FAILED, "duplicate_external_id"),
+        row(4, 5),
+        row(5, 1),  # again
+    ]
+    after = advance(PartitionProgress(), batch, 2).progress
+    assert after.with_document == {0: with_ids({}, [1, 2], 2)[0], 1: with_ids({}, [5], 2)[1]}
+    assert advance(after, batch, 2).progress.with_document == after.with_document
+
+
+def test_ids_that_an_older_release_has_begun_to_count_stay_unknown() -> None:
+    begun = PartitionProgress(migrated=7, with_document=None)
+    assert advance(begun, [row(0, 1)]).progress.with_document is None

@@ -69,6 +69,13 @@ def test_accuracy_says_all_only_when_it_is_all(migrated: int, documents: int | N
     assert Ledger(migrated, migrated, documents=documents).accuracy_pct == accuracy
 
 
+def test_a_right_number_of_documents_of_the_wrong_rows_is_not_all_of_them() -> None:
+    ledger = Ledger(3, 3, documents=3, ids_agree=False)
+    assert (ledger.documents_agree, ledger.accuracy_pct) == (False, 99.99)
+    assert Ledger(3, 3, documents=4, ids_agree=False).accuracy_pct == 133.33
+    assert Ledger(3, 3, documents=3, ids_agree=True).accuracy_pct == 100.0
+
+
 def test_an_empty_ledger_is_balanced_and_has_no_failures() -> None:
     assert Ledger(0, 0).balanced
     assert Ledger(0, 0).failure_rate == 0.0

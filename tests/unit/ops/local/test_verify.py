@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections import Counter
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import bson
 import pytest
@@ -14,6 +16,7 @@ from ops.local.verify.compare import body_of, decode, differences, documents, ex
 from ops.local.verify.expected import expected_of
 from ops.local.verify.lookups import KeptLookups
 from ops.local.verify.model import REPAIR_MAX, Counted, Finding, Kind, Report, Tally, count_mismatches
+from ops.local.verify.repair import DELETE_MAX_PCT, plan_of, proved
 from ops.local.verify.segments import Chunk
 from ops.local.verify.topics import Seen, phrase, zigzag
 from processors.transform import Refused, Skip, Transformed
@@ -292,6 +295,44 @@ def test_rows_replayed_since_may_or_may_not_have_been_counted_before() -> None:
 
 def test_a_retried_dead_letter_was_counted_as_failed() -> None:
     assert counts(Counted(4, {"contact_not_found": 2}, 2), logs=5, retried=1) == []
+
+
+# ---- repairs
+
+
+def to_repair(documents: int, **found: int) -> Report:
+    tally = Tally()
+    tally.found.update(found)
+    return Report("acme", "job", 1, 9, tally, documents)
+
+
+def test_a_repair_deletes_a_handful_or_a_small_share_and_no_more() -> None:
+    plan = plan_of(to_repair(100, extra=4, different=6, missing=50), DELETE_MAX_PCT)
+    assert (plan.documents_to_delete, plan.rows_to_replay, plan.refused) == (10, 56, None)
+    refused = plan_of(to_repair(100, extra=11), DELETE_MAX_PCT).refused
+    assert refused is not None
+    assert "11 of the 100 documents of acme" in refused[0]
+    assert "--delete-max-pct" in refused[1]
+    assert plan_of(to_repair(100, extra=11), 11.0).refused is None
+    assert plan_of(to_repair(1_000_000, different=10_000), DELETE_MAX_PCT).refused is None
+    assert plan_of(to_repair(1_000_000, different=10_001), DELETE_MAX_PCT).refused is not None
+    assert plan_of(to_repair(0, extra=11), 100.0).refused is not None
+
+
+def test_rows_that_are_too_many_to_replay_one_by_one_are_refused() -> None:
+    refused = plan_of(to_repair(10, missing=REPAIR_MAX + 1), 100.0).refused
+    assert refused is not None
+    assert "crm-replay rerun" in refused[1]
+
+
+def test_what_was_proved_becomes_the_counts_of_the_job() -> None:
+    tally = Tally(rows=10, logs=7, skipped=Counter({"contact_not_found": 2, "unmapped_action_type": 0}))
+    tally.fail(5, "write_refused", 0)
+    job = SimpleNamespace(skips_by_reason={"duplicate_external_id": 3, "contact_not_found": 9}, records_foreign=2)
+    ledger = proved(Report("acme", "job", 1, 9, tally, 7), job)  # type: ignore[arg-type]
+    assert ledger.foreign == 2
+    assert (ledger.migrated, ledger.skipped) == (4, {"contact_not_found": 2, "duplicate_external_id": 3})
+    assert (ledger.balanced, ledger.documents_agree, ledger.failed) == (True, True, 1)
 
 
 # ---- topics

@@ -90,7 +90,7 @@ def test_a_row_is_followed_to_where_it_was_lost(kafka) -> None:
         SkippedRecord(300, 0, 3, RUN, "contact_not_found"),
         b"junk",
     )
-    told = Tracer({}, Job(), Codec(), whole_topic=False, registry=False).trace([1, 2, 5, 300], lambda _: None)  # type: ignore[arg-type]
+    told = Tracer({}, Job(), Codec(), whole_topic=False).trace([1, 2, 5, 300], lambda _: None)  # type: ignore[arg-type]
     assert told == {
         1: "published at partition 0, offset 1; outcome at partition 0, offset 0, no document: it was removed, or its"
         " offset was committed before it was written",
@@ -98,13 +98,13 @@ def test_a_row_is_followed_to_where_it_was_lost(kafka) -> None:
         5: "never published: the cursor passed it",
         300: "published at partition 0, offset 3; outcome at partition 0, offset 2: skipped as contact_not_found",
     }
-    assert Tracer({}, Job(), Codec(), whole_topic=False, registry=False).trace([], print) == {}  # type: ignore[arg-type]
+    assert Tracer({}, Job(), Codec(), whole_topic=False).trace([], print) == {}  # type: ignore[arg-type]
 
 
 def test_a_topic_that_has_let_records_go_proves_nothing(kafka) -> None:
     kafka.put(NAMES.replay, 0, MARKER, event(1))
     kafka.low[NAMES.replay, 0] = 1
-    told = Tracer({}, Job(), Codec(), whole_topic=False, registry=False).trace([9], lambda _: None)  # type: ignore[arg-type]
+    told = Tracer({}, Job(), Codec(), whole_topic=False).trace([9], lambda _: None)  # type: ignore[arg-type]
     assert "cannot be told" in told[9]
 
 
