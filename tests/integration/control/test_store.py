@@ -416,7 +416,8 @@ def test_a_job_whose_copy_was_proved_is_completed_with_the_proofs_counts(store: 
     assert (done.status, done.error, done.progress_pct) == (JobStatus.COMPLETED, None, 100.0)
     assert (done.records_total, done.records_migrated, done.records_skipped, done.records_failed) == (900, 800, 90, 10)
     assert (done.skips_by_reason, done.failures_by_cause) == (ledger.skipped, {"write_refused": 10})
-    assert done.proof == done.finished_at is not None
+    assert done.proof is not None
+    assert done.proof["at"] == done.finished_at
     with pytest.raises(JobChangedError):
         store.complete_proved(halted, ledger, {})
     assert store.rerun(job.job_id, NEW).proof is None  # its counts are its own again
