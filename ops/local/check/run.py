@@ -150,7 +150,7 @@ def check_job(job: Job, database: Any) -> Check:
         "accuracy_pct": job.accuracy_pct,
         "by_http": by_http,
     }
-    # An accuracy below 100 % is that of failed rows: a run that lacks other documents is not completed. See dead_letters.
+    # An accuracy below 100 % is that of failed rows (see dead_letters): a run that lacks others is not completed.
     wrote, purged = JobStore(database).aggregate_progress(job).migrated, _purged_since(job, database)
     facts |= {"written": wrote, "purged": purged}
     on_purpose = f", {purged:,} purged since" if purged else ""
