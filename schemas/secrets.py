@@ -13,7 +13,7 @@ _USER_INFO = re.compile(r"(?<=://)[^\s\"'<>]{1,2048}@")
 # And one that is no address may hold blanks and quotes. What follows the colon of `host:8081` is no password.
 _WITH_BLANKS = re.compile(r"(?<=://)[^\s/:@?#\"'<>\[\]]{0,256}:(?!\d{1,5}(?:[\s/?#,;:.)\"']|$))[^\n]{1,256}@(?=[\w\[])")
 _NO_SCHEME = re.compile(
-    r"(?<![\w.@/])[^\s:/@\"'=]{1,64}:[^\s\"'<>]{1,256}@(?=[\w.\[\]-]{1,255}[:/])"
+    r"(?<![^\s\"'(=,\[])[^\s:/@\"'=]{1,64}:(?!//)[^\s\"'<>]{1,256}@(?=[\w.\[\]-]{1,255}[:/])"
 )  # `user:x@host:1`
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (_USER_INFO, "[credentials]@"),
@@ -23,7 +23,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     # `password=x`, `sslpassword='x y'`, `"token": "x"`, `AWS_SESSION_TOKEN:x`, `?api_key=x&`; no `name: explanation`
     (
         re.compile(
-            rf"(?i)([\w.-]{{0,64}}(?:{_NAMES})(?:\s*=\s*|[\"']\s*:\s*|:(?!\s)))"
+            rf"(?i)((?:{_NAMES})(?:\s*=\s*|[\"']\s*:\s*|:(?!\s)))"
             r"(?!\[secret\]|(?:basic|bearer)\s\[)(\"[^\"]*\"|'(?:[^'\\]|\\.)*'|[^\s&,;}]+)"
         ),
         r"\1[secret]",
