@@ -29,6 +29,7 @@ from schemas.vocabulary import ChangeRefusal
 
 ACCOUNT_HEADER = "company_sso_id"  # set by the connector where a whole table is one account's
 SCHEMA_HEADER = "apicurio.value.contentId"  # with it the value is Avro without a frame; Confluent's interface knows it
+SCHEMA_HEADER_BYTES_MAX = 8
 FOREIGN_SCHEMA_HEADER = "apicurio.value.globalId"  # an id that Confluent's interface does not know
 INT64_MAX = 2**63 - 1
 YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
@@ -46,6 +47,7 @@ SchemaOf = Callable[[int], str | None]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_NAME = re.compile(r"[\w$]{1,63}")
 _DIGITS = re.compile(r"-?[0-9]{1,19}(\.0*)?")
 # Microseconds in a unit, by the name that Debezium and Connect give a time.
 _TIME_UNITS_US = {
@@ -163,9 +165,10 @@ class ChangeDecoder:
     ) -> AuditEvent | Refused:
         if schema not in (None, self._source.schema_name) or table not in (None, self._source.table):
             ours = f"{self._source.schema_name}.{self._source.table}"
-            return Refused(ChangeRefusal.OTHER_TABLE, f"a row of {schema or '?'}.{table or '?'}, audits are in {ours}")
+            theirs = f"{_identifier(schema)}.{_identifier(table)}"
+            return Refused(ChangeRefusal.OTHER_TABLE, f"a row of {theirs}, audits are in {ours}")
         audit_id = row.get("id") if isinstance(row, Mapping) else None
-        known_id = audit_id if type(audit_id) is int else 0
+        known_id = audit_id if type(audit_id) is int and 0 < audit_id <= INT64_MAX else 0  # a dead letter has 64 bits
         if operation in _REFUSED_OPERATIONS:
             return Refused(_REFUSED_OPERATIONS[operation], "audit history is append-only", known_id)
         if operation not in _ROW_OPERATIONS:
@@ -202,6 +205,8 @@ class ChangeDecoder:
         """Return what does not begin as a JSON object does; unframed Avro can begin with any byte but that one."""
         found = {name: data for name, data in headers or () if name in _SCHEMA_HEADERS}
         if schema_id := found.get(SCHEMA_HEADER):
+            if len(schema_id) > SCHEMA_HEADER_BYTES_MAX:
+                raise _UnreadableError(f"{len(schema_id)} bytes are no id of a schema")
             return self._avro_change(int.from_bytes(schema_id, "big"), value)
         if FOREIGN_SCHEMA_HEADER in found:
             raise _UnreadableError("Avro with a globalId in a header (set apicurio.registry.use-id=contentId)")
@@ -348,6 +353,11 @@ def _event(row: Mapping[str, Any], meanings: Mapping[str, Meaning]) -> AuditEven
         comment=texts["comment"],
         request_uuid=texts["request_uuid"],
     )
+
+
+def _identifier(value: Any) -> str:
+    """Return a name as PostgreSQL has them; "?" for anything else, which may be of any length and say anything."""
+    return value if isinstance(value, str) and _NAME.fullmatch(value) else "?"
 
 
 def _text(value: Any, column: str) -> str:

@@ -18,7 +18,7 @@ from schemas.codec import Codec
 from schemas.errors import UndecodableRecordError
 from schemas.job import ReplayJob
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord, SnapshotMarker
-from schemas.vocabulary import DeadLetterCause, MarkerEdge
+from schemas.vocabulary import DeadLetterCause, MarkerEdge, countable
 
 PAYLOAD_BYTES_MAX = 16 * 1024 * 1024  # of a dead letter; what is longer is cut, so that it can always be delivered
 KEY_BYTES_MAX = 64 * 1024
@@ -164,7 +164,7 @@ class RunTransformer:
 
     def _passed_on(self, record: SourceRecord, letter: DeadLetter, partition: int) -> bytes:
         """Return a row that the snapshot could not publish as it is (too large, ...), with where its letter stands."""
-        self._metrics.dead_letters[letter.cause] += 1
+        self._metrics.dead_letters[countable(letter.cause)] += 1
         return self._codec.encode(
             letter._replace(
                 source_topic=self._topic, source_partition=partition, source_offset=record.offset, run=self._job.run

@@ -146,6 +146,8 @@ def _any_varint(data: bytes, at: int) -> tuple[int, int]:
         byte = data[at]
         bits |= (byte & 127) << shift
         if byte < 128:
+            if bits >> 64:  # the tenth byte has room for one bit; no writer of ours, nor BSON, could take the number
+                raise ValueError("a number of more than 64 bits")
             return bits, at
         at += 1
         shift += 7

@@ -56,8 +56,10 @@ def comment_candidates(comment: str, rule: PersonRule) -> tuple[str, ...]:
         return (plain[2],) if plain[1] == rule.comment_key else ()
     if rule.comment_key not in comment and "\\" not in comment:
         return ()
-    while comment.endswith(COMBINED):
-        comment = comment.removesuffix(COMBINED)
+    end = len(comment)
+    while comment.endswith(COMBINED, 0, end):  # by position: to cut a long one again and again would take minutes
+        end -= len(COMBINED)
+    comment = comment[:end]
     if not comment.lstrip().startswith("{"):
         return ()
     try:

@@ -5,8 +5,10 @@ that the process has not met before.
 """
 
 import json
+import time
 from contextlib import closing
 from functools import cache, partial
+from typing import Any
 
 import httpx
 
@@ -15,7 +17,9 @@ from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.records import RECORD_TYPES, Record
 from schemas.secrets import about, shown
 
-REGISTRY_TIMEOUT_S = 10.0
+REGISTRY_TIMEOUT_S = 10.0  # of each answer as a whole, however steadily it trickles
+ANSWER_BYTES_MAX = 8 * 1024 * 1024
+SCHEMA_IDS = range(2**32)  # a frame has four bytes for one
 
 
 @cache
@@ -38,24 +42,23 @@ def codec_for(schema_registry_url: str) -> Codec:
         for record_type in RECORD_TYPES:
             schema = schema_of(record_type)
             subject = f"{schema['namespace']}.{schema['name']}"
-            try:
-                answer = client.post(
-                    f"/subjects/{subject}/versions",
-                    headers={"Content-Type": "application/vnd.schemaregistry.v1+json"},
-                    content=json.dumps({"schemaType": "AVRO", "schema": json.dumps(schema)}),
-                )
-            except httpx.HTTPError as error:
-                raise ServiceUnreachableError(
-                    f"the schema registry at {shown(schema_registry_url)} does not answer ({type(error).__name__})",
-                    "check SCHEMA_REGISTRY_URL, or leave it empty for Avro single-object encoding",
-                ) from error
-            if answer.status_code != httpx.codes.OK:
-                answered = f"{answer.status_code}: {answer.text[:99]}"
+            status, text = _ask(
+                client,
+                schema_registry_url,
+                "POST",
+                f"/subjects/{subject}/versions",
+                headers={"Content-Type": "application/vnd.schemaregistry.v1+json"},
+                content=json.dumps({"schemaType": "AVRO", "schema": json.dumps(schema)}),
+            )
+            if status != httpx.codes.OK:
                 raise BadInputError(
-                    f"the schema registry refused {schema_name(record_type)} ({answered})",
+                    f"the schema registry refused {schema_name(record_type)} ({status}: {text[:99]})",
                     "its compatibility rule must allow the subject's present versions",
                 )
-            ids[record_type] = int(answer.json()["id"])
+            schema_id = _object(text, schema_registry_url).get("id")
+            if type(schema_id) is not int or schema_id not in SCHEMA_IDS:
+                raise _no_registry(schema_registry_url)
+            ids[record_type] = schema_id
     return Codec(ids, partial(_schema_in, schema_registry_url))
 
 
@@ -76,12 +79,51 @@ def http_client(variable: str, url: str, timeout_s: float) -> httpx.Client:
         ) from None
 
 
+def _ask(client: httpx.Client, url: str, method: str, path: str, **request: Any) -> tuple[int, str]:
+    """Return the status and the text of a registry's answer.
+
+    Raises ServiceUnreachableError if there is none, or if it takes too long or is too long to be one.
+    """
+    deadline, body = time.monotonic() + REGISTRY_TIMEOUT_S, bytearray()
+    try:
+        with client.stream(method, path, **request) as answer:
+            for part in answer.iter_bytes():
+                body += part
+                if len(body) > ANSWER_BYTES_MAX:
+                    raise _no_registry(url)
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout("the answer does not end")
+    except httpx.HTTPError as error:
+        raise ServiceUnreachableError(
+            f"the schema registry at {shown(url)} does not answer ({type(error).__name__})",
+            "check SCHEMA_REGISTRY_URL, or leave it empty for Avro single-object encoding",
+        ) from error
+    return answer.status_code, body.decode("utf-8", "replace")
+
+
+def _object(text: str, url: str) -> dict[str, Any]:
+    """Return the JSON object of an answer; raises ServiceUnreachableError for what a proxy or a log-in page says."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _no_registry(url) from None
+    if not isinstance(found, dict):
+        raise _no_registry(url)
+    return found
+
+
+def _no_registry(url: str) -> ServiceUnreachableError:
+    return ServiceUnreachableError(
+        f"what answers at {shown(url)} is no schema registry", "check SCHEMA_REGISTRY_URL, and what is in front of it"
+    )
+
+
 class SchemaLookup:
     """The Avro schemas of others, by the id in front of their values; each is asked for once."""
 
     def __init__(self, schema_registry_url: str) -> None:
         """Nothing is asked yet."""
-        self._url = shown(schema_registry_url)
+        self._url = schema_registry_url
         self._client = http_client("SCHEMA_REGISTRY_URL", schema_registry_url, REGISTRY_TIMEOUT_S)
         self._schemas: dict[int, str] = {}
 
@@ -93,20 +135,14 @@ class SchemaLookup:
         known = self._schemas.get(schema_id)
         if known is not None:
             return known
-        try:
-            answer = self._client.get(f"/schemas/ids/{schema_id}")
-        except httpx.HTTPError as error:
-            raise ServiceUnreachableError(
-                f"the schema registry at {self._url} does not answer ({type(error).__name__})",
-                "check SCHEMA_REGISTRY_URL",
-            ) from error
-        if answer.status_code == httpx.codes.NOT_FOUND:
+        status, text = _ask(self._client, self._url, "GET", f"/schemas/ids/{schema_id}")
+        if status == httpx.codes.NOT_FOUND:
             return None  # asked again the next time: it may be registered by then
-        if answer.status_code != httpx.codes.OK:
+        if status != httpx.codes.OK:
             raise ServiceUnreachableError(
-                f"the schema registry at {self._url} answers {answer.status_code}", "see why it does not serve schemas"
+                f"the schema registry at {shown(self._url)} answers {status}", "see why it does not serve schemas"
             )
-        found = answer.json()
+        found = _object(text, self._url)
         if found.get("schemaType", "AVRO") != "AVRO" or not isinstance(found.get("schema"), str):
             return None
         schema: str = found["schema"]

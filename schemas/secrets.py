@@ -7,20 +7,32 @@ address on purpose shows it by `shown`.
 import re
 
 _NAMES = r"password|passwd|pwd|secret|token|authorization|api[_-]?key|passphrase"
+_SECRET_NAME = re.compile(rf"(?i){_NAMES}")
 # In an address everything up to the last @ before a blank: a password may hold a / or @ that should have been encoded.
 _USER_INFO = re.compile(r"(?<=://)[^\s\"'<>]{1,2048}@")
+# And one that is no address may hold blanks and quotes. What follows the colon of `host:8081` is no password.
+_WITH_BLANKS = re.compile(r"(?<=://)[^\s/:@?#\"'<>\[\]]{0,256}:(?!\d{1,5}(?:[\s/?#,;:.)\"']|$))[^\n]{1,256}@(?=[\w\[])")
+_NO_SCHEME = re.compile(
+    r"(?<![^\s\"'(=,\[])[^\s:/@\"'=]{1,64}:(?!//)[^\s\"'<>]{1,256}@(?=[\w.\[\]-]{1,255}[:/])"
+)  # `user:x@host:1`
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (_USER_INFO, "[credentials]@"),
+    (_WITH_BLANKS, "[credentials]@"),
+    (_NO_SCHEME, "[credentials]@"),
     (re.compile(r"(?i)\b(basic|bearer)\s+[\w+/=.~-]{8,}"), r"\1 [secret]"),
     # `password=x`, `sslpassword='x y'`, `"token": "x"`, `AWS_SESSION_TOKEN:x`, `?api_key=x&`; no `name: explanation`
     (
         re.compile(
-            rf"(?i)([\w.-]{{0,64}}(?:{_NAMES})(?:\s*=\s*|[\"']\s*:\s*|:(?!\s)))"
+            rf"(?i)((?:{_NAMES})(?:\s*=\s*|[\"']\s*:\s*|:(?!\s)))"
             r"(?!\[secret\]|(?:basic|bearer)\s\[)(\"[^\"]*\"|'(?:[^'\\]|\\.)*'|[^\s&,;}]+)"
         ),
         r"\1[secret]",
     ),
 )  # fmt: skip
+# Of libpq's words those that say where, and who; a value is quoted or ends at a blank.
+_WORD = re.compile(r"(?:^|(?<=\s))(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)", re.DOTALL)
+_SHOWN_WORDS = frozenset(("host", "hostaddr", "port", "dbname", "user", "sslmode"))
+_PARAMETER = re.compile(r"\?[\w.-]+=")
 _QUOTED = re.compile(r"\"([^\"]*)\"|'([^']*)'")
 
 
@@ -33,7 +45,19 @@ def without_secrets(text: str) -> str:
 
 def shown(address: str) -> str:
     """Return an address (a URL, or libpq's `name=value` words) as it may be shown: without credentials and query."""
-    return without_secrets(_USER_INFO.sub("", address).partition("?")[0])
+    scheme, is_url, rest = address.partition("://")
+    if is_url:
+        user_info, _, place = rest.rpartition("@")
+        if _PARAMETER.search(user_info):  # of a password in front, or a query with an @: which, nobody can tell
+            place = "…"
+        return without_secrets(f"{scheme}://{place.partition('?')[0]}")
+    words = list(_WORD.finditer(address))
+    if not words:
+        return without_secrets(address.rpartition("@")[2].partition("?")[0])
+    return " ".join(
+        f"{name}={value}" if name in _SHOWN_WORDS else f"{name}=[secret]" if _SECRET_NAME.search(name) else f"{name}=…"
+        for name, value in (word.groups() for word in words)
+    )
 
 
 def about(error: BaseException, address: str) -> str:

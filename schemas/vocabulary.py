@@ -1,5 +1,6 @@
 """Closed vocabularies. Their values are stored, sent and graphed: add values, never rename one."""
 
+import re
 from enum import StrEnum
 
 
@@ -75,3 +76,12 @@ class MarkerEdge(StrEnum):
 
     BEGIN = "begin"
     END = "end"
+
+
+REASON = re.compile(r"[a-z0-9_]{1,64}")
+UNREADABLE_REASON = "unreadable_reason"
+
+
+def countable(reason: str) -> str:
+    """Return a skip's reason or a failure's cause if it can name a count, one of a newer release included."""
+    return reason if REASON.fullmatch(reason) else UNREADABLE_REASON

@@ -1,6 +1,5 @@
 """Pure: bytes of the outcomes topic -> a batch of documents to write, and the bin each record is about to end in."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -11,12 +10,10 @@ from schemas.errors import UndecodableRecordError
 from schemas.job import ReplayJob
 from schemas.records import ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker
 from schemas.tracing import UNTRACED, Work
-from schemas.vocabulary import ActorKind, DeadLetterCause, MarkerEdge, SkipReason
+from schemas.vocabulary import ActorKind, DeadLetterCause, MarkerEdge, SkipReason, countable
 from sink.counting import FELL_BACK, NO_OFFSET, Bin, Decided
 from sink.documents import BSON_LENGTH_BYTES, ID_BYTES, AccountCheck, BatchOutcome, IdMaker, is_whole
 
-REASON = re.compile(r"[a-z0-9_]{1,64}")
-UNREADABLE_REASON = "unreadable_reason"
 # How the actor «[Deleted CRM User]» is encoded: a document `actor` that begins with the text `type`.
 _ACTOR = b"\x03actor\x00"
 _TYPE_AT = len(_ACTOR) + BSON_LENGTH_BYTES
@@ -61,11 +58,6 @@ class Batch:
     def next_offsets(self) -> dict[int, int]:
         """What is to be committed of each partition once everything else is done."""
         return {partition: records[-1].offset + 1 for partition, records in self.decided.items()}
-
-
-def countable(reason: str) -> str:
-    """Return a skip's reason or a failure's cause if it can name a count, one of a newer release included."""
-    return reason if REASON.fullmatch(reason) else UNREADABLE_REASON
 
 
 class Decoder:

@@ -416,9 +416,8 @@ class LiveSink(Sink):
     def _check_gate(self, *, at_once: bool = False) -> None:  # noqa: ARG002
         """Sound the alarm where it is due; nothing halts a feed."""
         for account, failed, seen in self._alarm.due(time.monotonic()):
-            log.error(
-                "%d of %d records of account %s failed in the last minute; see the dead letters", failed, seen, account
-            )
+            whose = f"account {account}" if account else "no account that can be read"
+            log.error("%d of %d records of %s failed in the last minute; see the dead letters", failed, seen, whose)
 
     def _has_ended(self) -> bool:
         """Return False: a feed has no end."""

@@ -1,7 +1,9 @@
 """The codec against a schema registry's HTTP interface (a small server that keeps the registry's promises)."""
 
+import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,7 +15,7 @@ from schemas.codec import schema_of
 from schemas.errors import BadInputError, ServiceUnreachableError, UnknownSchemaError
 from schemas.mapping import load
 from schemas.records import RECORD_TYPES, Referent, User
-from schemas.registry import SchemaLookup, codec_for
+from schemas.registry import ANSWER_BYTES_MAX, SchemaLookup, codec_for
 from tests.unit.processors.connect_schemas import as_avro
 
 
@@ -23,8 +25,12 @@ class Registry(BaseHTTPRequestHandler):
     ids: dict[str, int]
     refuses: set[str]
     schemas: dict[int, dict[str, str] | None]  # None: the registry is in trouble
+    says: bytes | None  # whatever is asked, if it is no registry
 
     def do_GET(self):
+        if self.says is not None:
+            self.say(self.says)
+            return
         found = self.schemas.get(int(self.path.rpartition("/")[2]), {})
         if found:
             self.answer(200, found)
@@ -32,7 +38,11 @@ class Registry(BaseHTTPRequestHandler):
             self.answer(500 if found is None else 404, {"error_code": 40403, "message": "Schema not found"})
 
     def do_POST(self):
-        schema = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["schema"]
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.says is not None:
+            self.say(self.says)
+            return
+        schema = json.loads(sent)["schema"]
         subject = self.path.split("/")[2]
         if subject in self.refuses:
             self.answer(409, {"error_code": 409, "message": "incompatible"})
@@ -40,11 +50,14 @@ class Registry(BaseHTTPRequestHandler):
             self.answer(200, {"id": self.ids.setdefault(schema, 100 + len(self.ids))})
 
     def answer(self, status: int, body: object) -> None:
-        data = json.dumps(body).encode()
+        self.say(json.dumps(body).encode(), status)
+
+    def say(self, data: bytes, status: int = 200) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        with contextlib.suppress(OSError):
+            self.wfile.write(data)
 
     def log_message(self, *_args: object) -> None:
         """Keep the test's output clean."""
@@ -52,7 +65,7 @@ class Registry(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def registry() -> Iterator[str]:
-    Registry.ids, Registry.refuses, Registry.schemas = {}, set(), {}
+    Registry.ids, Registry.refuses, Registry.schemas, Registry.says = {}, set(), {}, None
     server = ThreadingHTTPServer(("127.0.0.1", 0), Registry)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -70,6 +83,48 @@ def test_records_are_framed_with_the_registrys_ids(registry):
     assert int.from_bytes(data[1:5], "big") in Registry.ids.values()
     assert codec.decode(data) == user
     assert len(Registry.ids) == len(RECORD_TYPES)
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        b"<html>log in</html>",
+        b"[1]",
+        b'{"id": "x", "schema": 1}'[:-1],
+        b'{"id":"\xff"',
+        b"[" * 100_000,
+        b" " * (ANSWER_BYTES_MAX + 1),
+    ],
+)
+def test_what_is_no_registry_is_told_so(registry, says):
+    Registry.says = says
+    for ask in (lambda: codec_for(registry), lambda: SchemaLookup(registry)(5)):
+        with pytest.raises(ServiceUnreachableError, match="is no schema registry"):
+            ask()
+
+
+@pytest.mark.parametrize("schema_id", ['"x"', "-1", "4294967296", "null", "1.5", "true"])
+def test_an_id_that_no_frame_holds_is_no_registrys(registry, schema_id):
+    Registry.says = f'{{"id": {schema_id}}}'.encode()
+    with pytest.raises(ServiceUnreachableError, match="is no schema registry"):
+        codec_for(registry)
+
+
+def test_an_answer_that_trickles_does_not_hold_up_for_ever(registry, monkeypatch):
+    class Trickling(Registry):
+        def say(self, data: bytes, status: int = 200) -> None:
+            self.send_response(status)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(40):
+                    self.wfile.write(b" ")
+                    time.sleep(0.1)
+
+    monkeypatch.setattr(Registry, "say", Trickling.say)
+    monkeypatch.setattr("schemas.registry.REGISTRY_TIMEOUT_S", 0.5)
+    Registry.says = b""
+    with pytest.raises(ServiceUnreachableError, match="does not answer"):
+        codec_for(registry)
 
 
 def test_a_second_process_reads_what_the_first_wrote(registry):

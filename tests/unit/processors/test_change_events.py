@@ -10,10 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from processors.change_events import ChangeDecoder, Headers, Refused
+from processors.change_events import SCHEMA_HEADER, ChangeDecoder, Headers, Refused
+from schemas.codec import Codec
 from schemas.errors import MappingError, ServiceUnreachableError
 from schemas.mapping import SourceMapping, load, parse
-from schemas.records import AuditEvent
+from schemas.records import AuditEvent, DeadLetter
 from schemas.vocabulary import ChangeRefusal
 from tests.unit.processors.connect_schemas import as_avro
 
@@ -434,3 +435,28 @@ def recorded_envelope() -> dict[str, Any]:
     return next(
         json.loads(r["value"]) for r in recorded() if r["form"] == "envelope" and '"op":"c"' in (r["value"] or "")
     )
+
+
+@pytest.mark.parametrize("row_id", [2**63, 2**64 - 1, -(2**63), -1, True, 1.0, "7"])
+@pytest.mark.parametrize("op", ["c", "u", "d"])
+def test_an_id_that_no_dead_letter_holds_is_not_known(op: str, row_id: Any) -> None:
+    found = decode(envelope(op, {**ROW, "id": row_id}))
+    assert not isinstance(found, Refused) or found.audit_id == 0
+    letter = DeadLetter(found.audit_id if found else 0, 0, "t", 0, 1, 1, "c", "d", b"", b"", 1)
+    Codec().encode(letter)
+
+
+def test_a_header_that_is_no_id_of_a_schema_is_refused_before_anybody_is_asked() -> None:
+    asked: list[int] = []
+    reader = decoder(schema_of=asked.append)
+    found = reader.decode(None, b"avro", [(SCHEMA_HEADER, b"\xff" * 20_000)])
+    assert refusal(found) is ChangeRefusal.UNREADABLE_CHANGE
+    assert not asked
+
+
+@pytest.mark.parametrize("name", ["somebody@example.com " * 1000, {"a": 1}, "a b", 5, []])
+def test_what_is_no_name_of_a_table_is_not_repeated(name: Any) -> None:
+    found = decode(envelope("c", dict(ROW), table=name))
+    assert isinstance(found, Refused)
+    assert "?" in found.detail
+    assert len(found.detail) < 200

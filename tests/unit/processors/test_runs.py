@@ -200,6 +200,13 @@ def test_a_row_the_snapshot_could_not_publish_is_passed_on_with_where_it_stands(
     assert (bench.metrics.dead_letters, bench.metrics.republished) == ({"row_too_large": 1}, 1)
 
 
+def test_a_cause_that_says_anything_is_no_name_of_a_metric() -> None:
+    bench = Bench()
+    letter = DeadLetter(6, 1, "", -1, -1, 8, "somebody@example.com", "20 MB", b"k", b"cut", 5)
+    assert len(bench.run(Record(None, CODEC.encode(letter), 41))) == 1
+    assert bench.metrics.dead_letters == {"unreadable_reason": 1}
+
+
 def test_another_accounts_row_is_a_dead_letter_and_hides_none_of_ours() -> None:
     bench = Bench()
     foreign = EVENT._replace(audit_id=9_000, company_sso_id="account-2")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from schemas import flat_avro
 from schemas.codec import Codec, schema_of
 from schemas.errors import UndecodableRecordError
-from schemas.records import RECORD_TYPES, AuditEvent, Record, SkippedRecord
+from schemas.records import RECORD_TYPES, AuditEvent, Record, SkippedRecord, User
 from tests.unit.schemas.values import records, unhurried
 
 SCHEMAS = {record_type: fastavro.parse_schema(schema_of(record_type)) for record_type in RECORD_TYPES}
@@ -57,6 +57,14 @@ def test_numbers_of_every_size(number: int) -> None:
 def test_a_number_beyond_64_bits_is_refused(number: int) -> None:
     with pytest.raises(OverflowError):
         ENCODE[SkippedRecord](SkippedRecord(number, 0, 0, 0, "x"))
+
+
+@pytest.mark.parametrize("last", [b"\x02", b"\x04", b"\x7f"])
+def test_a_tenth_byte_of_a_number_has_one_bit(last: bytes) -> None:
+    user = ENCODE[User](User(1, "", "", False))
+    with pytest.raises(ValueError, match="64 bits"):
+        DECODE[User](b"\xff" * 9 + last + user[1:])
+    assert DECODE[User](b"\xff" * 9 + b"\x01" + user[1:]) == User(-(2**63), "", "", False)
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 4095, 4096, 16_383, 16_384, 300_000, 1_100_000])

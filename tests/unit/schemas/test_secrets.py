@@ -1,5 +1,7 @@
 """Addresses and messages without their secrets."""
 
+import time
+
 import pytest
 
 from schemas.errors import BadInputError, ReplayError
@@ -37,6 +39,58 @@ def test_no_secret_is_left_wherever_it_stands(text: str) -> None:
     assert SECRET not in shown(text)
     assert SECRET not in str(BadInputError(text, "check it"))
     assert SECRET not in BadInputError(text).what
+
+
+@pytest.mark.parametrize(
+    "special", ["@", "/", ":", "%", "#", " ", "'", '"', "<", ">", "?", "&", ";", "}", ",", "é", "?x="]
+)
+@pytest.mark.parametrize(
+    "form",
+    [
+        "postgresql://bob:{}@host:5432/db?sslmode=require",
+        "mongodb://bob:{}@h1:1,h2:2/db",
+        "http://bob:{}@registry",
+        "bob:{}@host:5432/db",
+        "postgresql:/bob:{}@host/db",
+        "postgresql://host/db?user=x&password={}",
+        "host=h user=bob password={} dbname=x",
+        "host=h user=bob password = {} dbname=x",
+    ],
+)
+def test_a_shown_address_has_no_part_of_a_password_that_should_have_been_encoded(form: str, special: str) -> None:
+    said = shown(form.format(f"hunter{special}2wo"))
+    assert "hunter" not in said
+    assert "2wo" not in said
+
+
+@pytest.mark.parametrize("special", [" ", "'", '"', "<", ">", "@", "/", "é"])
+def test_a_text_has_no_part_of_a_password_that_is_no_part_of_an_address(special: str) -> None:
+    for address in (f"mongodb://bob:hunter{special}2wo@h1:1,h2:2/db", f"http://:hunter{special}2wo@registry:8081"):
+        said = without_secrets(f"cannot reach {address}: timeout")
+        assert "hunter" not in said
+        assert "2wo" not in said
+        assert said.endswith(": timeout")
+    assert (
+        without_secrets("user:hunter2@kafka:9092/bootstrap: no such host")
+        == "[credentials]@kafka:9092/bootstrap: no such host"
+    )
+
+
+def test_an_address_with_a_port_is_none_of_a_user() -> None:
+    for plain in (
+        "http://registry:8081 said: ask bob@example.com",
+        "http://registry:8081: ask bob@example.com",
+        "mongodb://h1:27017,h2:27017/cdp is away; mail ops@example.com",
+        "account:x@y is not an account",
+    ):
+        assert without_secrets(plain) == plain
+
+
+def test_a_long_text_does_not_hold_up_who_says_it() -> None:
+    for text in ("x" * 20_000, "a:" * 10_000, "://" + "a:" * 10_000, "@" * 20_000, "password" * 2_500):
+        began = time.process_time()
+        without_secrets(text)
+        assert time.process_time() - began < 1
 
 
 def test_what_an_operator_needs_stays() -> None:
