@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
-from processors.tables import TableRows
+from processors.tables import PUBLISH_AGAIN, TableRows
 from schemas.codec import Codec
+from schemas.errors import UndecodableRecordError, UnreadableTopicError
 from schemas.records import Contact, Record, Referent, User
 
 R = TypeVar("R", bound=Record)
@@ -36,7 +37,7 @@ class DecodedRows(Generic[R]):
     def get(self, key: bytes) -> R | None:
         """Return the record under `key`; None if there is none, or none that may be used.
 
-        Raises UndecodableRecordError, which the tables do before (processors.tables).
+        Raises UnreadableTopicError, which is to end the process: what is not known decides nothing.
         """
         raw = self._rows.get(key)
         if raw is None:
@@ -44,7 +45,14 @@ class DecodedRows(Generic[R]):
         known = self._decoded.get(key)
         if known is not None and known[0] is raw:  # identity: an update of the row brings new bytes
             return known[1]
-        record: R | None = self._codec.decode_as(self._record_type, raw)
+        record: R | None
+        try:
+            record = self._codec.decode_as(self._record_type, raw)
+        except UndecodableRecordError as error:
+            what = f"the {self._record_type.__name__} with the key {key.decode(errors='replace')}"
+            raise UnreadableTopicError(
+                f"{what} on its reference topic cannot be decoded: {error.what}", error.to_do or PUBLISH_AGAIN
+            ) from error
         if record is not None and not self._keep(record):
             record = None
         self.rejects += record is None

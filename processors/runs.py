@@ -15,7 +15,7 @@ from processors.outcomes import Message
 from processors.tables import HighWater
 from processors.transform import Refused, Skip, Transformed
 from schemas.codec import Codec
-from schemas.errors import UndecodableRecordError
+from schemas.errors import UndecodableRecordError, UnreadableTopicError
 from schemas.job import ReplayJob
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord, SnapshotMarker
 from schemas.vocabulary import DeadLetterCause, MarkerEdge, countable
@@ -131,6 +131,8 @@ class RunTransformer:
     def _outcome(self, record: SourceRecord, event: AuditEvent, partition: int) -> bytes:
         try:
             result = self._transform(event)
+        except UnreadableTopicError:
+            raise  # of a reference table: it says nothing of the row
         except Exception:  # once more, for what a second look at the lookups can change
             try:
                 result = self._transform(event)

@@ -42,6 +42,7 @@ UPDATE_BATCH = 1000
 POLL_S = 0.1
 LOAD_POLL_S = 0.02  # a poll ends with its time, unless the batch is full: so much may go by after the last record
 NOTE_BYTES_MAX = 4000  # Kafka's offset.metadata.max.bytes is 4096
+PUBLISH_AGAIN = "crm-replay run publishes the references again"
 TableRows = dict[bytes, bytes]
 TYPES: Mapping[str, type[Record]] = {"contacts": Contact, "users": User, "referents": Referent}  # of the tables' rows
 
@@ -89,17 +90,20 @@ class HighWater:
 
 
 class ReferenceTables:
-    """Rows of the compacted topics, key to framed Avro, both as they came: compact, and decoded again when asked for.
+    """Rows of the compacted topics, key to framed Avro, both as they came: compact, and decoded when asked for.
 
-    Each is decoded once when it comes. One that cannot be is no row that is absent: its person's rows would be skipped,
-    and a check would take their documents for superfluous. So it ends the loading, and with it the process.
+    One that cannot be decoded is no row that is absent: its person's rows would be skipped, and a check would take
+    their documents for superfluous. So a frame that is none of the table's ends the loading, and with it the process;
+    what cannot be read behind its frame ends it when it is looked up (`lookups.DecodedRows`).
     """
 
     def __init__(self, config: Mapping[str, Any], topics: Mapping[str, str], codec: Codec) -> None:
         """`config` is confluent-kafka's; `topics` names the topic of each table, which is one of TYPES."""
         self.rows: dict[str, TableRows] = {table: {} for table in topics}
         self.load_s = 0.0
-        self._table_of = {topic: (self.rows[table], TYPES[table]) for table, topic in topics.items()}
+        self._table_of = {
+            topic: (self.rows[table], TYPES[table], codec.frame(TYPES[table])) for table, topic in topics.items()
+        }
         self._codec = codec
         self._unreadable: dict[tuple[str, bytes], UnreadableTopicError] = {}  # by topic and key
         self._config = {
@@ -128,7 +132,7 @@ class ReferenceTables:
         """Read every partition to its end; blocks, and returns early if `stopping` says so.
 
         Raises ServiceUnreachableError if Kafka does not answer, TablesNotLoadedError if a topic is missing or the end
-        is not reached in time, UnreadableTopicError if the last value of a key cannot be decoded.
+        is not reached in time, UnreadableTopicError if the last value of a key is no record of the table.
         """
         began = time.monotonic()
         consumer = self._consumer = Consumer(self._config)
@@ -203,7 +207,7 @@ class ReferenceTables:
 
     def _apply(self, messages: list[Message], left: set[tuple[str, int]]) -> None:
         """Take over rows; a partition that has been read to its end leaves `left`."""
-        tables, decode_as = self._table_of, self._codec.decode_as
+        tables = self._table_of
         for message in messages:
             error = message.error()
             if error is None:
@@ -211,22 +215,24 @@ class ReferenceTables:
                 if key is None:
                     continue  # a compacted topic refuses it; there is nothing to store it under
                 topic = str(message.topic())
-                rows, record_type = tables[topic]
+                rows, record_type, frame = tables[topic]
                 if self._unreadable:
                     self._unreadable.pop((topic, key), None)
                 if value is None:
                     rows.pop(key, None)
                     continue
                 rows[key] = value
+                if value.startswith(frame):
+                    continue
                 try:
-                    decode_as(record_type, value)
+                    self._codec.require_frame(record_type, value)
                 except UndecodableRecordError as undecodable:
                     self._unreadable[topic, key] = UnreadableTopicError.at(
                         topic,
                         cast("int", message.partition()),
                         cast("int", message.offset()),
                         undecodable,
-                        "crm-replay run publishes the references again",
+                        PUBLISH_AGAIN,
                     )
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - confluent-kafka's name for it
                 left.discard((message.topic(), message.partition()))

@@ -170,9 +170,9 @@ class Connection:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Run the block's statements in one transaction: repeatable read, read-only, with the session's settings."""
-        self._db.execute(self._begin)
-        self._in_transaction = True
         try:
+            self._db.execute(self._begin)  # of a pooled session this is two statements, of which the second may fail
+            self._in_transaction = True
             yield
         except BaseException:
             with suppress(psycopg.Error):

@@ -147,6 +147,7 @@ def count(db: Connection, source: AuditSource, top: int, start: datetime | None,
     others: Counter[str] = Counter()
     earliest: datetime | None = None
     query = source.query("count", cutoff=start)
+    now: Mapping[str, str] = {} if source.mapping is None else source.mapping.aliases
     cursor = first_behind(db, source, -(2**63), top) - 1
     while cursor < top:
         window_end = min(cursor + COUNT_WINDOW_IDS, top)
@@ -162,7 +163,7 @@ def count(db: Connection, source: AuditSource, top: int, start: datetime | None,
         lows, highs = [], []
         for in_scope, type_name, found, undated, odd, low, high, oldest in answers:
             if not in_scope:
-                others[type_name] += found
+                others[now.get(type_name, type_name)] += found  # the name that a scope takes
                 continue
             rows += found
             without += undated

@@ -11,6 +11,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from producer.audits import AUDIT_COLUMNS, Connection, answering, sql_text
+from producer.session import settings_in
 from schemas.errors import BadInputError
 from schemas.mapping import SourceMapping
 
@@ -79,7 +80,8 @@ def visible(db: Connection, table: Table) -> Visible | None:
 
 def row_security_stated(dsn: str) -> bool:
     """Return whether the DSN says that the policies in force show its role every row."""
-    return STATED in str(conninfo_to_dict(dsn).get("options") or "").replace(" ", "")
+    name, _, value = STATED.partition("=")
+    return settings_in(str(conninfo_to_dict(dsn).get("options") or "")).get(name) == value
 
 
 def why_not_whole(table: Table, seen: Visible, *, stated: bool) -> BadInputError | None:

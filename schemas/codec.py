@@ -90,6 +90,7 @@ class Codec:
         """
         self._header_bytes = SINGLE_OBJECT_HEADER_BYTES if schema_ids is None else CONFLUENT_HEADER_BYTES
         self._look_up = look_up
+        self._frames: dict[type[Record], bytes] = {}
         self._encoders: dict[type[Record], flat_avro.Encode] = {}
         self._decoders: dict[bytes, tuple[type[Record], flat_avro.Decode]] = {}  # by frame
         self._types: dict[bytes, type[Record]] = {}  # by single-object frame
@@ -101,6 +102,7 @@ class Codec:
             self._types[single] = record_type
             if schema_ids is not None:
                 header = CONFLUENT_MARKER + schema_ids[record_type].to_bytes(4, "big")
+            self._frames[record_type] = header
             self._encoders[record_type] = flat_avro.compile_encoder(schema, header)
             self._learn(header, record_type)
 
@@ -113,6 +115,10 @@ class Codec:
     def encode(self, record: Record) -> bytes:
         """Return the framed bytes of a record."""
         return self._encoders[type(record)](record)
+
+    def frame(self, record_type: type[Record]) -> bytes:
+        """Return the bytes in front of every value of this type that `encode` returns."""
+        return self._frames[record_type]
 
     def encoder(self, record_type: type[Record]) -> flat_avro.Encode:
         """Return `encode` for records of one type, which may be plain tuples of its fields."""
@@ -168,9 +174,18 @@ class Codec:
         found = self._types.get(_single_object_header(schema))
         return found, UndecodableRecordError(f"{unknown}: the registry's schema {schema_id} is none of ours")
 
+    def require_frame(self, record_type: type[Record], data: bytes) -> None:
+        """Raise as `decode_as` does for a value whose frame is not one of this type. What follows it is not read."""
+        found, _ = self._decoder_of(data[: header_bytes(data)])
+        _require_type(found, record_type)
+
     def decode_as(self, record_type: type[R], data: bytes) -> R:
         """Like `decode`, where only one record type makes sense."""
         record = self.decode(data)
-        if not isinstance(record, record_type):
-            raise UndecodableRecordError(f"a {type(record).__name__} stands where a {record_type.__name__} belongs")
-        return record
+        _require_type(type(record), record_type)
+        return cast("R", record)
+
+
+def _require_type(found: type, wanted: type) -> None:
+    if found is not wanted:
+        raise UndecodableRecordError(f"a {found.__name__} stands where a {wanted.__name__} belongs")

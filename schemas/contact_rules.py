@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")
 def person_key(value: Any) -> str | None:
     """Return a stored CRM person id as the record key has it; None for what is none, in whatever form it is.
 
-    5, 5.0, Decimal128("5.0") and "5" are one person. " 5 ", "05", "+5", "5.0" and True are nobody: no index finds them.
+    5, 5.0, Decimal128("5.0") and "5" are one person. " 5 ", "05", "+5", "5.0" and True are none: no index finds them.
     """
     if isinstance(value, str):
         return value if _DIGITS.fullmatch(value) is not None and int(value) <= PERSON_ID_MAX else None

@@ -33,11 +33,17 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
 _WORD = re.compile(r"(?:^|(?<=\s))(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)", re.DOTALL)
 _SHOWN_WORDS = frozenset(("host", "hostaddr", "port", "dbname", "user", "sslmode"))
 _PARAMETER = re.compile(r"\?[\w.-]+=")
+# One of these is in every text that a rule changes, as lower case: errors are made by the thousand where a topic holds
+# what is not ours, and the rules take twenty times as long as making one.
+_MARKS = ("@", "://", "pass", "pwd", "secret", "token", "authorization", "api", "basic", "bearer")
 _QUOTED = re.compile(r"\"([^\"]*)\"|'([^']*)'")
 
 
 def without_secrets(text: str) -> str:
     """Return a text without user names and passwords of addresses, and without values named like secrets."""
+    lowered = text.lower()
+    if not any(mark in lowered for mark in _MARKS):
+        return text
     for pattern, instead in _RULES:
         text = pattern.sub(instead, text)
     return text

@@ -184,7 +184,8 @@ class TopicWatch:
             try:
                 self.check_now()
             except ReplayError as error:
-                report(error)
+                if not self._closing.is_set():  # who would hear of it may be gone
+                    report(error)
                 return
 
     def close(self) -> None:

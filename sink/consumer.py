@@ -199,10 +199,10 @@ class Sink:
             log.info("stopped while a server did not answer; the batch in hand comes again")
         finally:
             self._stop_requested = True  # ends the waiting of a batch that is still in flight; it comes again
-            watch.close()
             self._writers.shutdown()
             self._in_flight.clear()
             self._consumer.close()  # leaves the group: the others take over at once
+            watch.close()  # may wait for an answer of Kafka
             self.metrics.log()
 
     def _turn(self, batch: Batch | None) -> int:

@@ -39,7 +39,7 @@ def halt_reason(totals: RunTotals, bound: float | None = None) -> str:
 
 
 def what_to_do(company_sso_id: str = "ACCOUNT") -> str:
-    """Return how a job goes on that was halted because too many records failed."""
+    """Return how to continue a job that was halted because too many records failed."""
     return (
         f"see crm-replay dlq list; when the cause is gone, crm-replay dlq retry, then crm-replay resume --account"
         f" {company_sso_id} (or resume with --failure-bound and --reason)"

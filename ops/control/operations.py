@@ -96,7 +96,11 @@ def rollback(
     there = documents.documents_of(database, company_sso_id)
     finished = before.get("finished_at") is not None
     if finished and there == 0:
-        return int(before["removed"]) if before.get("unanswered") else 0
+        if not before.get("unanswered"):
+            return 0
+        if not to_be_answered:
+            store.note_rollback_answered(company_sso_id)
+        return int(before["removed"])
     whole = before["removed"] + before["remaining"] if before and not finished else there
     done_before = max(0, whole - there)
     store.note_rollback(job, removed=done_before, remaining=there, by=by)

@@ -366,11 +366,14 @@ class JobStore:
     def release(self, job: Job, *, pause_s: float = 0.0, attempts: int = 0, error: str | None = None) -> None:
         """Let another runner claim the job, at once or after a pause: this one has ended all its processes.
 
-        `attempts` and `error` say how often in a row, and why, it was given back unfinished.
+        `attempts` and `error` say how often in a row, and why, it was given back unfinished. A job that is no longer in
+        progress keeps the reason that it has.
         """
         fields: Document = {"owner": None, "lease_until": _lease_end(pause_s) if pause_s else NEVER}
         if error is not None:
-            fields |= {"attempts": attempts, "error": {"$literal": error}}
+            in_progress = {"$eq": ["$status", JobStatus.IN_PROGRESS.value]}
+            why = {"$cond": [in_progress, {"$literal": error}, "$error"]}
+            fields |= {"attempts": attempts, "error": why}
         mine = {"_id": job.job_id, "owner": job.owner, **_fenced(job.fence)}
         self._jobs.update_one(mine, [{"$set": fields}])
 

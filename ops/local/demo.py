@@ -86,7 +86,8 @@ def _replay(console: Console, account: str, mapping: str, connections: Connectio
     finally:
         view.close()
     print_ledger(console, account, result.ledger, seconds=result.seconds)
-    console.print(enrichments.in_words(enrichments.view_of(result.job.enrichment), account), highlight=False)
+    said = enrichments.in_words(enrichments.view_of(result.job.enrichment), account)
+    console.print(said, highlight=False, markup=False)
     return result
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ops.control.dead_letters import letter_of
 from ops.control.jobs import Job
+from ops.control.store import RUN_MAX
 from ops.control.topic_reader import records
 from ops.control.validation import EXTERNAL_ID_PREFIX, audit_id_of
 from ops.local.trace import Topics
@@ -65,7 +66,7 @@ def _written(causes: dict[int, str], whole: Job, database: Any) -> dict[int, Mov
             audit_id = audit_id_of(document["external_id"])
             if audit_id is None:
                 continue
-            since = document.get("source_tag") == SOURCE_TAG and _run_of(document["_id"]) >= whole.run
+            since = document.get("source_tag") == SOURCE_TAG and whole.run <= _run_of(document["_id"]) <= RUN_MAX
             fell_back = (document.get("actor") or {}).get("type") == ActorKind.DELETED_USER
             skipped = None if since else SkipReason.DUPLICATE_EXTERNAL_ID.value
             moves[audit_id] = Move(causes[audit_id], skipped, since and fell_back)
@@ -73,6 +74,6 @@ def _written(causes: dict[int, str], whole: Job, database: Any) -> dict[int, Mov
 
 
 def _run_of(document_id: Any) -> int:
-    """Return the run in an `_id` of ours; 0 for one that is another's."""
+    """Return the run in an `_id` of ours, above RUN_MAX for a document that came by HTTP; 0 for another's."""
     binary = getattr(document_id, "binary", b"")
     return int.from_bytes(binary[:RUN_BYTES], "big")

@@ -30,13 +30,14 @@ from schemas.codec import Codec
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.mapping import SourceMapping
+from schemas.server_state import NOT_LET_IN, is_outage
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
+from sink.writer import NotAnsweredError
 
 log = logging.getLogger(__name__)
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # between tries: half a minute, as long as a server takes to start again
-NOT_ALLOWED = (13, 18)  # MongoDB's Unauthorized and AuthenticationFailed
 SAVE_EVERY_S = 1.0
 TABLE_TIMEOUT_S = 60.0
 TABLE_ROWS_MAX = 500_000  # kept in memory, 100 MB or so; an account with more referents asks the source for names
@@ -68,11 +69,13 @@ class RunEnrichment:
         view: RunView,
         check: Callable[[], None],
         wait: Callable[[Exception], None],
+        answers: Callable[[], None] = lambda: None,
     ) -> None:
         """`gaps` are the chosen rows of a partial replay, None where it covers all from its cutoff to its top.
 
         `check` raises when this runner has to stop. `wait` is called again and again while MongoDB is away; it raises
-        when that has lasted too long.
+        when that has lasted too long, counted from the first call or the last of `answers`, which is called when the
+        enrichment has got on.
         """
         self._job = job
         self._gaps = None if gaps is None else tuple(gaps)
@@ -80,6 +83,8 @@ class RunEnrichment:
         self._view = view
         self._check = check
         self._wait = wait
+        self._answers = answers
+        self._cursor: int | None = None
         self._saved_at = float("-inf")
 
     def run(self) -> Job:
@@ -98,9 +103,10 @@ class RunEnrichment:
                 return self._job
             except JobChangedError:
                 raise
-            except ConnectionFailure as error:
-                self._wait(error)
             except Exception as error:  # whatever it is, the copy is whole without it
+                if _mongodb_is_away(error):
+                    self._wait(error)
+                    continue
                 if failed >= len(PAUSES_S) or not _may_pass(error):
                     log.warning("the enrichment is given up", exc_info=error)
                     return self._give_up(error)
@@ -137,6 +143,9 @@ class RunEnrichment:
 
     def _step(self, state: Enrichment) -> None:
         """Note how far it is, now and then; whether this runner may continue is checked each time."""
+        if self._cursor not in (None, state.cursor):
+            self._answers()
+        self._cursor = state.cursor
         try:
             self._check()
         except Exception as error:
@@ -184,11 +193,18 @@ class RunEnrichment:
             time.sleep(min(0.2, seconds))
 
 
+def _mongodb_is_away(error: Exception) -> bool:
+    """Whether MongoDB keeps the enrichment from its end by a state that passes: the sinks wait for the same."""
+    if isinstance(error, ServiceUnreachableError):
+        return isinstance(error.__cause__, PyMongoError)  # producer.checkpoint's words for it
+    return isinstance(error, ConnectionFailure | NotAnsweredError) or is_outage(error)
+
+
 def _may_pass(error: Exception) -> bool:
     """Whether another try can do better: after an outage, or where the account's cursor has gone to another process."""
     if isinstance(error, BadInputError) and not isinstance(error, ServiceUnreachableError):
         return False
-    if isinstance(error, OperationFailure) and error.code in NOT_ALLOWED:
+    if isinstance(error, OperationFailure) and error.code in NOT_LET_IN:
         return False
     return isinstance(error, ReplayError | PyMongoError)
 

@@ -647,7 +647,7 @@ def _enriched(
     wanted = around.mapping.enrichment.during_run if options.enrich is None else options.enrich
     gaps = None if stretch.audit_ids is None else _stretches(stretch.audit_ids)
     place = Place(around.connections, around.database, around.store, around.mapping, around.codec)
-    enrichment = RunEnrichment(job, gaps, place, view, check, patience.wait)
+    enrichment = RunEnrichment(job, gaps, place, view, check, patience.wait, patience.over)
     job = enrichment.run() if wanted else enrichment.off()
     patience.over()
     return job

@@ -101,7 +101,7 @@ class TerminalView:
 
     def note(self, text: str) -> None:
         """Say one line above the bar."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, markup=False)  # it may name anything: a path, an _id
 
     def progress(self, done: int, total: int, skipped: dict[str, int], failed: int) -> None:
         """Move the bar."""

@@ -13,9 +13,10 @@ from confluent_kafka import KafkaException
 from pymongo.errors import PyMongoError
 
 from ops.control import audit_log, enrichments, http_documents
+from ops.control.counts import counts_of
 from ops.control.dead_letters import State, judge
 from ops.control.enrichments import EnrichmentState
-from ops.control.jobs import Job
+from ops.control.jobs import Job, accuracy_of
 from ops.control.operations import digest
 from ops.control.store import JobStore
 from ops.local import http_strays
@@ -150,7 +151,14 @@ def check_job(job: Job, database: Any) -> Check:
         "accuracy_pct": job.accuracy_pct,
         "by_http": by_http,
     }
-    # An accuracy below 100 % is that of failed rows (see dead_letters): a run that lacks others is not completed.
+    counts = counts_of(job)
+    in_place = counts.migrated + counts.duplicate
+    # Failed rows count in the accuracy, too; how many of them may wait, the check of the dead letters says.
+    but_for_failed = accuracy_of(in_place, in_place + counts.failed)
+    if job.accuracy_pct is not None and but_for_failed is not None and job.accuracy_pct < but_for_failed:
+        return fail(
+            "job", f"{said} with an accuracy of {job.accuracy_pct} %", "crm-replay verify names the rows", **facts
+        )
     wrote, purged = JobStore(database).aggregate_progress(job).migrated, _purged_since(job, database)
     facts |= {"written": wrote, "purged": purged}
     on_purpose = f", {purged:,} purged since" if purged else ""

@@ -176,9 +176,9 @@ def _finish(replay: Callable[[Any, Connections, RunView], Any], account: str, op
     else:
         print_ledger(Console(), account, result.ledger, seconds=result.seconds)
         if said := enrichments.in_words(enrichments.view_of(result.job.enrichment), account):
-            Console().print(said, highlight=False, soft_wrap=True)
+            Console().print(said, highlight=False, markup=False, soft_wrap=True)
         if said := http_documents.in_words(result.job.http_documents, account):
-            Console().print(said, highlight=False, soft_wrap=True)
+            Console().print(said, highlight=False, markup=False, soft_wrap=True)
     if not (result.ledger.balanced and result.ledger.documents_agree):
         raise ReplayError(f"the ledger of {account} is out of balance", result.job.error or "")
 

@@ -88,7 +88,7 @@ def print_report(console: Console, report: Report) -> None:
                 console.print(_line(kind, name, row), highlight=False, markup=False, soft_wrap=True)
     console.print(report.estimate_text(), highlight=False, soft_wrap=True)
     for note in report.notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     if report.would_halt:
         console.print(
             f"{100 * tally.failure_rate:.1f} % of the rows fail: a job would halt", style="bold red", soft_wrap=True

@@ -156,7 +156,7 @@ def print_report(console: Console, report: Report) -> None:
             soft_wrap=True,
         )
     for note in report.notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     if report.deleted is not None:
         console.print(f"repaired: {report.deleted:,} documents deleted, {report.replayed:,} rows replayed")
     if report.seconds:

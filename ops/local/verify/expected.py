@@ -2,7 +2,7 @@
 
 from processors import documents
 from processors.transform import Lookups, Skip, Transformer
-from schemas.errors import UndecodableRecordError
+from schemas.errors import UnreadableTopicError
 from schemas.records import AuditEvent
 from schemas.vocabulary import DeadLetterCause, SkipReason
 
@@ -12,11 +12,11 @@ Expected = bytes | SkipReason | DeadLetterCause
 def expected_of(event: AuditEvent, transformer: Transformer, lookups: Lookups) -> Expected:
     """Return the row's document (BSON without `_id`), or why it has none. Nothing in a row can make this raise.
 
-    Raises UndecodableRecordError for a reference that cannot be read.
+    Raises UnreadableTopicError for a reference that cannot be read.
     """
     try:
         result = transformer.to_bson(event, lookups)
-    except UndecodableRecordError:
+    except UnreadableTopicError:
         raise  # of a reference table: it says nothing of the row
     except Exception:  # the processors dead-letter a defect of a rule, and so must be expected here
         return DeadLetterCause.TRANSFORM_FAILED

@@ -257,6 +257,9 @@ def test_an_interrupted_roll_back_ends_with_the_number_of_the_whole(control: Con
         assert requests.rollback(control, ACCOUNT, by="bob", on_batch=seen.append) == 12
     assert seen == [10, 12]
     assert requests.rollback(control, ACCOUNT, by="bob") == 0
+    # A number that a server could not send is shown by the command line, once.
+    control.database["crm_activity_log_migration_jobs"].update_one({}, {"$set": {"rollback.unanswered": True}})
+    assert [requests.rollback(control, ACCOUNT, by="bob") for _ in range(2)] == [12, 0]
     rolled_back = store.get(job.job_id)
     assert rolled_back is not None
     assert rolled_back.rollback is not None

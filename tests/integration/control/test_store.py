@@ -324,6 +324,15 @@ def test_a_job_has_one_owner_until_it_is_released(store: JobStore) -> None:
         store.renew(job)
 
 
+def test_a_halted_job_keeps_its_reason_whatever_ends_its_runner(store: JobStore) -> None:
+    job = store.create(NEW, owner="first")
+    store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.HALTED, "the CRM is being migrated")
+    store.release(job, attempts=1, error="the run was interrupted")
+    released = store.get(job.job_id)
+    assert released is not None
+    assert (released.status, released.owner, released.error) == (JobStatus.HALTED, None, "the CRM is being migrated")
+
+
 def test_a_lease_that_is_not_renewed_runs_out_by_the_servers_clock(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,16 @@ def make_accounts(dsn: str, rows: int = 200) -> None:
         db.execute("INSERT INTO accounts VALUES (1, 'a'), (2, 'b')")
 
 
+def test_a_transaction_whose_settings_fail_leaves_a_session_that_can_be_used(database_dsn: str) -> None:
+    with connect(database_dsn) as db:
+        db.pooled, begin = True, db._begin
+        db._begin = begin + b"; SELECT 1 / 0"
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            db.execute("SELECT 1")
+        db._begin = begin
+        assert db.execute("SELECT 1").fetchall() == [(1,)]
+
+
 @pytest.mark.parametrize("refusing", [False, True], ids=["ignores-options", "refuses-options"])
 @pytest.mark.parametrize("pool_mode", ["transaction", "session"])
 def test_behind_a_pooler_every_statement_is_read_only_and_limited(

@@ -12,6 +12,7 @@ import pytest
 from producer.audits import AuditReader, Limits, connect, resolve
 from producer.cursor import EARLIEST
 from producer.survey import OTHER_TYPES_MAX, count_in_scope, survey
+from producer.visibility import row_security_stated
 from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.mapping import SourceMapping, load
 from tests.integration.producer import crm
@@ -233,6 +234,30 @@ def test_types_out_of_scope_are_counted_by_type_beside_the_rows_in_scope(databas
     assert found.out_of_scope_by_type == {"Crm::Widget": 3, "crm::person": 1, "": 1}
     counted = count_in_scope(database_dsn, mapping, "1", top_audit_id=100, cutoff=EARLIEST)
     assert (counted.rows, counted.out_of_scope_by_type["Crm::Widget"]) == (3, 3)
+
+
+def test_a_type_out_of_scope_is_counted_under_its_name_now_which_a_scope_takes(database_dsn: str) -> None:
+    crm.make_audits(database_dsn)
+    crm.add_audits(database_dsn, range(1, 4), auditable_type="Widget")
+    crm.add_audits(database_dsn, range(4, 6), auditable_type="Crm::Widget")
+    mapping = mapping_with().model_copy(update={"aliases": {"Widget": "Crm::Widget"}})
+    assert survey(database_dsn, mapping, "acme").out_of_scope_by_type == {"Crm::Widget": 5}
+
+
+@pytest.mark.parametrize(
+    ("options", "stated"),
+    [
+        ("-c row_security=on", True),
+        ("-crow_security=on", True),
+        ("--row-security=on", True),
+        ("-c work_mem=4MB -c row_security=on", True),
+        ("-c row_security=off", False),
+        ("-c other.row_security=on", False),
+        ("", False),
+    ],
+)
+def test_what_the_dsn_states_is_read_as_the_session_reads_it(options: str, stated: bool) -> None:
+    assert row_security_stated(psycopg.conninfo.make_conninfo("host=h", options=options)) is stated
 
 
 def test_of_very_many_types_out_of_scope_the_most_frequent_are_named(database_dsn: str) -> None:

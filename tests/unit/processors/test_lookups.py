@@ -9,7 +9,7 @@ from processors import lookups
 from processors.lookups import TableLookups
 from processors.tables import TableRows
 from schemas.codec import Codec
-from schemas.errors import UndecodableRecordError
+from schemas.errors import UnreadableTopicError
 from schemas.records import Contact, Referent, User
 
 CODEC = Codec()
@@ -63,9 +63,9 @@ def test_an_undecodable_row_is_no_row_that_is_absent() -> None:
     rows["users"][b"1"] = b"garbage"
     rows["contacts"][b"1"] = rows["referents"][b"Crm::Deal:7"]
     found = TableLookups(rows, CODEC, ACCOUNT)
-    with pytest.raises(UndecodableRecordError):
+    with pytest.raises(UnreadableTopicError, match=r"User with the key 1 .*publishes the references again"):
         found.user(1)
-    with pytest.raises(UndecodableRecordError):
+    with pytest.raises(UnreadableTopicError, match="a Referent stands where a Contact belongs"):
         found.contact("1")
 
 

@@ -12,6 +12,7 @@ from processors.runs import DETAIL_CHARACTERS_MAX, KEY_BYTES_MAX, RunTransformer
 from processors.tables import HighWater
 from processors.transform import Refused, Skip, Transformed
 from schemas.codec import Codec
+from schemas.errors import UnreadableTopicError
 from schemas.job import ReplayJob
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, Outcome, SkippedRecord, SnapshotMarker
 from schemas.vocabulary import DeadLetterCause, SkipReason
@@ -116,6 +117,16 @@ def test_a_rule_that_fails_is_tried_once_more() -> None:
     assert letter.cause == DeadLetterCause.TRANSFORM_FAILED
     assert letter.detail.startswith("ValueError in transform, line ")
     assert "about 3" not in letter.detail
+
+
+def test_a_reference_that_cannot_be_read_ends_the_process_and_costs_no_row() -> None:
+    def transform(event: AuditEvent) -> Transformed:
+        raise UnreadableTopicError(f"the contact of {event.audit_id} cannot be decoded")
+
+    bench = Bench(transform)
+    with pytest.raises(UnreadableTopicError):
+        bench.one()
+    assert not bench.metrics.dead_letters
 
 
 def test_a_document_that_cannot_be_encoded_is_a_dead_letter() -> None:

@@ -191,6 +191,19 @@ def test_another_record_than_expected_is_undecodable() -> None:
     data = CODEC.encode(SkippedRecord(1, 0, 2, 3, "contact_not_found"))
     with pytest.raises(UndecodableRecordError, match="a SkippedRecord stands where a Referent belongs"):
         CODEC.decode_as(Referent, data)
+    with pytest.raises(UndecodableRecordError, match="a SkippedRecord stands where a Referent belongs"):
+        CODEC.require_frame(Referent, data)
+
+
+@pytest.mark.parametrize("codec", [CODEC, CONFLUENT])
+def test_a_frame_says_of_which_type_a_value_is_whoever_wrote_it(codec: Codec) -> None:
+    value = codec.encode(Referent("Crm::Deal", 1, "Renewal"))
+    assert value.startswith(codec.frame(Referent))
+    codec.require_frame(Referent, value)
+    CONFLUENT.require_frame(Referent, value)
+    for data in (b"", b"garbage", value[:4]):
+        with pytest.raises(UndecodableRecordError, match="unknown schema header"):
+            codec.require_frame(Referent, data)
 
 
 def test_a_text_of_negative_or_enormous_length_is_undecodable() -> None:

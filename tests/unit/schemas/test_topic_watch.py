@@ -1,9 +1,11 @@
 """When a consumer is ended: its topic is another one, or records wait and nothing moves."""
 
+import threading
 from collections.abc import Sequence
 
 import pytest
 
+from schemas.errors import ReplayError
 from schemas.topic_watch import GONE_AFTER_CHECKS, STALLED_AFTER_CHECKS, StalledError, TopicReplacedError, TopicWatch
 
 
@@ -60,6 +62,25 @@ def test_records_that_wait_while_nothing_moves_end_the_process() -> None:
         watch.check()
     with pytest.raises(StalledError, match=r"3 records wait on t\[1\], and for 60 s none was received \(position 7\)"):
         watch.check()
+
+
+def test_one_that_is_being_closed_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop or process that would hear of it may have ended while the answer was on its way."""
+    monkeypatch.setattr("schemas.topic_watch.CHECK_EVERY_S", 0.0)
+    asked, closing, reported = threading.Event(), threading.Event(), list[ReplayError]()
+
+    class Slow(Kafka):
+        def topic_id(self, topic: str) -> str | None:
+            asked.set()
+            closing.wait(10)
+            return super().topic_id(topic)
+
+    watch = TopicWatch(Slow(), "t", topic_id="another").start(reported.append)
+    assert asked.wait(10)
+    watch._closing.set()
+    closing.set()
+    watch.close()
+    assert reported == []
 
 
 def test_neither_work_in_hand_nor_progress_nor_an_empty_topic_is_a_stall() -> None:

@@ -17,6 +17,7 @@ from ops.local.runner import InterruptedRunError
 from ops.local.view import PlainView
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.vocabulary import JobStatus
+from sink.writer import ServerStateError
 
 AWAY = ServiceUnreachableError("PostgreSQL is away", "start it")
 
@@ -118,9 +119,28 @@ def test_what_lasts_costs_the_run_nothing_and_is_told(stage: Stage, errors: list
 
 
 def test_a_mongodb_that_is_away_is_waited_for_as_in_the_rest_of_the_run(stage: Stage) -> None:
-    stage.tries = [AutoReconnect("closed") for _ in range(9)]
-    assert stage.enriching(job()).run().enrichment["state"] == "done"
-    assert len(stage.waited_for) == 9
+    in_words = ServiceUnreachableError("MongoDB does not answer (reading the contacts)", "start it")
+    in_words.__cause__ = AutoReconnect("closed")
+    for away in (
+        AutoReconnect("closed"),
+        in_words,
+        ServerStateError("MongoDB does not take writes at present (code 133)"),
+        OperationFailure("no primary", 133),
+    ):
+        stage.tries, stage.waited_for = [away for _ in range(9)], []
+        assert stage.enriching(job()).run().enrichment["state"] == "done"
+        assert len(stage.waited_for) == 9
+
+
+def test_an_outage_is_over_when_the_enrichment_has_got_on(stage: Stage) -> None:
+    answers: list[int] = []
+    enriching = RunEnrichment(
+        job(), None, Place(None, None, stage, None, None),  # type: ignore[arg-type]
+        PlainView(), stage.check, stage.waited_for.append, lambda: answers.append(1),
+    )  # fmt: skip
+    for cursor in (5, 5, 8, 8, 9):
+        enriching._step(Enrichment("a", 100, cursor=cursor))
+    assert len(answers) == 2
 
 
 @pytest.mark.parametrize("stop", [InterruptedRunError("interrupted"), LeaseLostError("another's", "let go")])

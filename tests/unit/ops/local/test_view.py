@@ -50,11 +50,13 @@ def test_the_bar_shows_rows_rate_and_reasons(monkeypatch):
     out = io.StringIO()
     view = TerminalView(Console(file=out, force_terminal=True, width=160))
     view.note("references published")
+    view.note("contact [/a] of [bold] on topic[3]")
     view.progress(10, 100, {"contact_not_found": 3}, 1)
     view._bar.refresh()
     view.close()
     shown = out.getvalue()
     assert "references published" in shown
+    assert "contact [/a] of [bold] on topic[3]" in shown
     assert "10/100" in shown
     assert "contact_not_found 3, failed 1" in shown
 
