@@ -69,6 +69,25 @@ def test_a_defect_of_ours_keeps_its_trace(monkeypatch):
         main(["status", "--account", "a"])
 
 
+@pytest.mark.parametrize("words", [("--account", "a"), ("--help",)])
+def test_an_interrupt_while_the_command_line_is_being_imported_is_one_line(words):
+    script = f"""
+import sys
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "rich" or name.startswith("rich."):
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+sys.argv = ["crm-replay", "status", *{words!r}]
+from ops.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "crm-replay: interrupted\n")
+
+
 def test_help_names_every_command_and_is_no_error(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0
