@@ -48,6 +48,7 @@ from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.mapping import WINDOW_S_MAX, SourceMapping, load
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.vocabulary import JobStatus
+from schemas.topics import encode_account
 from sink.database import Document, Documents
 from sink.database import connect as connect_mongodb
 from sink.enricher import Enricher
@@ -671,6 +672,7 @@ def enrich(
     Repeatable at any time, also after a kill. Live logs without external_id are found by customer, action and time.
     """
     view = view_for(Console(stderr=True))
+    encode_account(account)
     try:
         done = enrich_account(account, EnrichOptions(mapping, window_s, dry_run), services.connections(), view)
     finally:

@@ -37,7 +37,7 @@ from ops.local.services.layout import Home
 from ops.local.view import RunView, print_ledger, view_for
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
-from schemas.topics import LIVE_FEED
+from schemas.topics import LIVE_FEED, encode_account
 from schemas.vocabulary import JobStatus
 
 
@@ -188,6 +188,7 @@ def status(account: Account, as_json: AsJson = False) -> None:
     with Opened() as database:
         job = JobStore(database).latest(account)
     summary = {"company_sso_id": account, "status": "not_started"} if job is None else _job_summary(job)
+    encode_account(account)
     if as_json:
         typer.echo(json.dumps(summary))
         return
@@ -227,6 +228,7 @@ def produce(account: Account) -> None:
 
 def process(account: Account = "", live: Live = False, feed: Feed = LIVE_FEED) -> None:
     """Run one more processor for the account's job in progress, or for a live feed; it joins the consumer group."""
+    encode_account(account)
     _join(account, "processors", feed if live else "")
 
 

@@ -88,6 +88,19 @@ main()
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "crm-replay: interrupted\n")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("status",), ("flag",), ("flag", "on"), ("check",), ("enrich",), ("produce",), ("run",), ("seam",)],
+)
+@pytest.mark.parametrize("account", ["", "a\nb"])
+def test_what_is_no_account_is_refused_before_a_server_is_asked(capsys, monkeypatch, tmp_path, words, account):
+    monkeypatch.setenv("CRM_REPLAY_HOME", str(tmp_path))
+    monkeypatch.setenv("MONGODB_URL", "mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=100")
+    code, out, err = call(capsys, *words, "--account", account)
+    assert (code, out) == (2, "")
+    assert "is not a company_sso_id" in err
+
+
 def test_help_names_every_command_and_is_no_error(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0
