@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ops.control import enrichments, http_documents
@@ -39,6 +40,8 @@ from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
 from schemas.topics import LIVE_FEED, encode_account
 from schemas.vocabulary import JobStatus
+
+NOTHING = (None, {}, [], "")  # has no row of its own where a person reads
 
 
 def run(
@@ -176,25 +179,27 @@ def _finish(replay: Callable[[Any, Connections, RunView], Any], account: str, op
     else:
         print_ledger(Console(), account, result.ledger, seconds=result.seconds)
         if said := enrichments.in_words(enrichments.view_of(result.job.enrichment), account):
-            Console().print(said, highlight=False, soft_wrap=True)
+            Console().print(said, highlight=False, markup=False, soft_wrap=True)
         if said := http_documents.in_words(result.job.http_documents, account):
-            Console().print(said, highlight=False, soft_wrap=True)
+            Console().print(said, highlight=False, markup=False, soft_wrap=True)
     if not (result.ledger.balanced and result.ledger.documents_agree):
         raise ReplayError(f"the ledger of {account} is out of balance", result.job.error or "")
 
 
 def status(account: Account, as_json: AsJson = False) -> None:
     """Show the account's job: status, progress, and where its rows have ended so far."""
+    encode_account(account)
     with Opened() as database:
         job = JobStore(database).latest(account)
     summary = {"company_sso_id": account, "status": "not_started"} if job is None else _job_summary(job)
-    encode_account(account)
     if as_json:
         typer.echo(json.dumps(summary))
         return
     table = Table(show_header=False)
     for name, value in summary.items():
-        table.add_row(name, json.dumps(value) if isinstance(value, dict) else str(value))
+        said = {key: part for key, part in value.items() if part not in NOTHING} if isinstance(value, dict) else value
+        if said not in NOTHING:
+            table.add_row(name, escape(json.dumps(said) if isinstance(said, dict) else str(said)))
     Console().print(table)
 
 
@@ -223,12 +228,12 @@ def _plain(value: Any) -> Any:
 
 def produce(account: Account) -> None:
     """Run the snapshot of the account's job in progress; it goes on from its saved cursor."""
+    encode_account(account)
     _join(account, "producer")
 
 
 def process(account: Account = "", live: Live = False, feed: Feed = LIVE_FEED) -> None:
     """Run one more processor for the account's job in progress, or for a live feed; it joins the consumer group."""
-    encode_account(account)
     _join(account, "processors", feed if live else "")
 
 
