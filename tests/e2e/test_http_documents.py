@@ -90,3 +90,8 @@ def test_documents_that_came_by_http_belong_to_the_replay_and_are_no_fault_of_it
     gone = crm.call("rollback", "--account", "account-without-a-job", "--yes", "--json")
     assert json.loads(gone.stdout) == {"records_removed": 1}
     assert http_documents.count(crm.database, "account-without-a-job") == 0
+    taken_back = json.loads(crm.call("status", "--account", account, "--json").stdout)
+    assert (taken_back["enrichment"], taken_back["http_documents"]) == (None, None)
+    shown = crm.call("status", "--account", account).stdout
+    assert "None" not in shown
+    assert "{}" not in shown
