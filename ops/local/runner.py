@@ -867,7 +867,13 @@ def _repair(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> 
     if store.aggregate_progress(whole).failed_total:
         topics = Topics(around.kafka, around.connections.schema_registry_url)
         store.note_repairs(job, whole, repairs.moves_of(job, whole, stretch.audit_ids, topics, database, view))
-    store.fold_repairs(account, _documents(database, whole))
+    documents = _documents(database, whole)
+    if http_documents.count(database, account):
+        from ops.local import http_strays  # all of verify: a rare need
+
+        found = http_strays.counted(whole, None, database, around.connections, around.mapping, around.codec)
+        documents -= len(found)  # as the run's own validation has set them apart
+    store.fold_repairs(account, documents)
 
 
 def _documents(database: Any, job: Job) -> int:
