@@ -494,6 +494,10 @@ def _open_job(
     """
     store, new, owner = around.store, _new_job(account, options, found, around), new_owner()
     latest = store.latest(account)
+    if options.resume_halted and (latest is None or latest.status is JobStatus.ROLLED_BACK):
+        # What was taken back on purpose does not come back by a command that goes on with something.
+        state = "has no job" if latest is None else "has been rolled back"
+        raise BadInputError(f"{account} {state}, there is nothing to resume", f"crm-replay run --account {account}")
     if latest is not None and latest.partial and store.claim(latest.job_id, owner) is not None:
         # A replay of chosen rows whose runner died: whoever asked for it asks again.
         store.transition(latest.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, "its runner died")
