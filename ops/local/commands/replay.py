@@ -41,7 +41,7 @@ from schemas.errors import BadInputError, ReplayError
 from schemas.topics import LIVE_FEED, encode_account
 from schemas.vocabulary import JobStatus
 
-NOTHING = (None, {}, [], "")  # has no row of its own where a person reads
+NOTHING: tuple[object, ...] = (None, {}, [], "")  # has no row of its own where a person reads
 
 
 def run(
