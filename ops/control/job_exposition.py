@@ -4,6 +4,7 @@ The jobs' states have to arrive when Kafka is away or slow, too: that is when so
 budget, within which accounts have their turns, and a Kafka that does not answer is left alone for a while.
 """
 
+import datetime as dt
 import threading
 import time
 from collections.abc import Mapping
@@ -70,7 +71,9 @@ class JobMetrics:
         self._ask_kafka(dict(list(recent.items())[:LETTERS_ACCOUNTS_MAX]))
         lags = {account: told.lags for account, told in self._told.items()}
         waiting = {account: told.waiting for account, told in self._told.items() if told.waiting is not None}
-        return [*job_values(jobs, lags, waiting), *enrichment_values(self._enrichments())]
+        gone = {account: job.updated_at for account, job in recent.items() if job.status is JobStatus.ROLLED_BACK}
+        enrichments = [each for each in self._enrichments() if not _is_over(each, gone)]
+        return [*job_values(jobs, lags, waiting), *enrichment_values(enrichments)]
 
     def _ask_kafka(self, accounts: Mapping[str, Job]) -> None:
         """Ask about the accounts whose turn it is, as many as the budget allows; of the others keep what is known."""
@@ -115,3 +118,10 @@ class JobMetrics:
             return known[1] if known else 0
         self._waiting[account] = (time.monotonic(), count)
         return count
+
+
+def _is_over(enrichment: Document, rolled_back_at: Mapping[str, dt.datetime]) -> bool:
+    """Whether the account has been rolled back since, and with it the documents that were enriched."""
+    updated_at: dt.datetime = enrichment["updated_at"]
+    aware = updated_at if updated_at.tzinfo else updated_at.replace(tzinfo=dt.UTC)
+    return (gone := rolled_back_at.get(str(enrichment["_id"]))) is not None and aware <= gone

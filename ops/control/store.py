@@ -187,14 +187,14 @@ class JobStore:
         With `owner`, the job becomes that runner's, if no other has it. With `fence`, the change is that of the runner
         that holds this number, and fails if it does not any more. With `only_if_free`, no runner may hold the job.
         `failure_bound` is that of the failure rate from a resume to the next; None: the usual one. A job that is rolled
-        back has no counts any more: its rows are in no bin.
+        back has no counts any more: its rows are in no bin, and what was said of its documents is over.
         Raises IllegalTransitionError, JobChangedError, or JobAlreadyRunningError.
         """
         fields: Document = {}
         if target is JobStatus.IN_PROGRESS:
             fields = {"failure_bound": failure_bound, "failure_halt": False}
         elif target is JobStatus.ROLLED_BACK:
-            fields = dict(NO_COUNTS)
+            fields = {**NO_COUNTS, "enrichment": None, "http_documents": None}
         return self._move(job_id, source, target, reason, fields, owner=owner, fence=fence, only_if_free=only_if_free)
 
     def _move(

@@ -21,6 +21,7 @@ from ops.control.requests import Control
 from ops.local import services
 from ops.local.view import view_for
 from schemas.errors import BadInputError, ReplayError
+from schemas.topics import encode_account
 from sink.database import connect
 from sink.rollback import documents_of
 
@@ -81,6 +82,7 @@ def flag(
     as_json: AsJson = False,
 ) -> None:
     """Show or change whether the account may be migrated by request; off by default."""
+    encode_account(account)
     with control() as plane:
         if state is Switch.SHOW:
             found = flags.read(plane.database, account)

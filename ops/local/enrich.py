@@ -25,6 +25,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pymongo.errors import DuplicateKeyError, PyMongoError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ops.control import enrichments, migrations
@@ -47,6 +48,7 @@ from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.mapping import WINDOW_S_MAX, SourceMapping, load
 from schemas.records import AuditEvent, Contact, Referent, User
+from schemas.topics import encode_account
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
 from sink.database import connect as connect_mongodb
@@ -670,6 +672,7 @@ def enrich(
     A run does this for its own rows; this does it again, for all there are, and finishes what a run could not.
     Repeatable at any time, also after a kill. Live logs without external_id are found by customer, action and time.
     """
+    encode_account(account)
     view = view_for(Console(stderr=True))
     try:
         done = enrich_account(account, EnrichOptions(mapping, window_s, dry_run), services.connections(), view)
@@ -684,7 +687,9 @@ def enrich(
 def print_enrichment(console: Console, done: Enrichment) -> None:
     """Print every bin, and the rows that somebody should look at."""
     what = "Enrichment" if not done.dry_run else "Enrichment (dry run: nothing was written)"
-    table = Table(title=f"{what} of {done.company_sso_id}", show_header=False, title_justify="left", min_width=44)
+    table = Table(
+        title=escape(f"{what} of {done.company_sso_id}"), show_header=False, title_justify="left", min_width=44
+    )
     table.add_column()
     table.add_column(justify="right")
     table.add_row("association rows", f"{done.associations:,}", style="bold")

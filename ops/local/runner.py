@@ -494,6 +494,10 @@ def _open_job(
     """
     store, new, owner = around.store, _new_job(account, options, found, around), new_owner()
     latest = store.latest(account)
+    if options.resume_halted and (latest is None or latest.status is JobStatus.ROLLED_BACK):
+        # What was taken back on purpose does not come back by a command that goes on with something.
+        state = "has no job" if latest is None else "has been rolled back"
+        raise BadInputError(f"{account} {state}, there is nothing to resume", f"crm-replay run --account {account}")
     if latest is not None and latest.partial and store.claim(latest.job_id, owner) is not None:
         # A replay of chosen rows whose runner died: whoever asked for it asks again.
         store.transition(latest.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, "its runner died")
@@ -867,7 +871,13 @@ def _repair(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> 
     if store.aggregate_progress(whole).failed_total:
         topics = Topics(around.kafka, around.connections.schema_registry_url)
         store.note_repairs(job, whole, repairs.moves_of(job, whole, stretch.audit_ids, topics, database, view))
-    store.fold_repairs(account, _documents(database, whole))
+    documents = _documents(database, whole)
+    if http_documents.count(database, account):
+        from ops.local import http_strays  # all of verify: a rare need
+
+        found = http_strays.counted(whole, None, database, around.connections, around.mapping, around.codec)
+        documents -= len(found)  # as the run's own validation has set them apart
+    store.fold_repairs(account, documents)
 
 
 def _documents(database: Any, job: Job) -> int:

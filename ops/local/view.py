@@ -136,7 +136,7 @@ def view_for(console: Console) -> RunView:
 
 def print_ledger(console: Console, account: str, ledger: Ledger, *, seconds: float | None = None) -> None:
     """Print every bin, their sum, and whether it is the source's."""
-    table = Table(title=f"Ledger of {account}", show_header=False, title_justify="left", min_width=44)
+    table = Table(title=escape(f"Ledger of {account}"), show_header=False, title_justify="left", min_width=44)
     table.add_column()
     table.add_column(justify="right")
     table.add_row("source rows", f"{ledger.source_rows:,}", style="bold")

@@ -78,6 +78,13 @@ def test_documents_that_came_by_http_belong_to_the_replay_and_are_no_fault_of_it
     assert report["extra"] == 3
     assert all("it came by HTTP" in finding["why"] for finding in report["findings"])
 
+    # A replay of chosen rows counts the documents again, and sets the same ones apart.
+    assert (
+        crm.call("rerun", "--account", account, "--mapping", MAPPING, "--audit-ids", "1200001-1200003").returncode == 0
+    )
+    after = json.loads(crm.call("status", "--account", account, "--json").stdout)
+    assert (after["documents"], after["accuracy_pct"]) == (second["documents"], 100.0)
+
     # A document of no known origin still fails the run: what came by HTTP hides nothing.
     planted = {key: value for key, value in right.items() if key != "_id"}
     crm.database["activity_logs"].insert_one({**planted, "company_sso_id": account, "external_id": "crm_audit:88"})
@@ -87,6 +94,11 @@ def test_documents_that_came_by_http_belong_to_the_replay_and_are_no_fault_of_it
 
     assert crm.call("rollback", "--account", account, "--yes").returncode == 0
     assert crm.logs(account) == []
+    taken_back = json.loads(crm.call("status", "--account", account, "--json").stdout)
+    assert (taken_back["enrichment"], taken_back["http_documents"]) == (None, None)
+    shown = crm.call("status", "--account", account).stdout
+    assert "None" not in shown
+    assert "{}" not in shown
     gone = crm.call("rollback", "--account", "account-without-a-job", "--yes", "--json")
     assert json.loads(gone.stdout) == {"records_removed": 1}
     assert http_documents.count(crm.database, "account-without-a-job") == 0

@@ -125,6 +125,10 @@ def test_rolling_back_removes_the_replays_documents_alone_and_a_new_run_brings_t
     assert sample_crm.logs(SAMPLE_YAML) == ours
     done = sample_crm.call("rollback", "--account", SAMPLE_YAML, "--yes", "--json")
     assert json.loads(done.stdout) == {"records_removed": len(ours) - 1}
+    for account in (SAMPLE_YAML, "never-replayed"):
+        resumed = sample_crm.call("resume", "--account", account, "--mapping", mapping_of(SAMPLE_YAML))
+        assert resumed.returncode == 2
+        assert "there is nothing to resume: crm-replay run" in resumed.stderr
     assert sample_crm.logs(SAMPLE_YAML) == [live]
     assert sample_crm.logs(SAMPLE_JSONB) == others
     status = status_of(sample_crm, SAMPLE_YAML)

@@ -13,6 +13,7 @@ from ops.local.check.model import Results
 from ops.local.preflight.model import Verdict
 from ops.local.view import view_for
 from schemas.errors import BadInputError
+from schemas.topics import encode_account
 
 MARKS = {Verdict.OK: ("ok  ", "green"), Verdict.WARN: ("warn", "yellow"), Verdict.FAIL: ("FAIL", "bold red")}
 
@@ -38,6 +39,8 @@ def check(
 
     if junit and not Path(junit).absolute().parent.is_dir():
         raise BadInputError(f"there is no directory for {junit}", "name a file in one that is there")
+    for one in account or ():
+        encode_account(one)
     options = CheckOptions(
         places=places,
         rows_a_place=rows,

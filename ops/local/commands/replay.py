@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ops.control import enrichments, http_documents
@@ -37,8 +38,10 @@ from ops.local.services.layout import Home
 from ops.local.view import RunView, print_ledger, view_for
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
-from schemas.topics import LIVE_FEED
+from schemas.topics import LIVE_FEED, encode_account
 from schemas.vocabulary import JobStatus
+
+NOTHING: tuple[object, ...] = (None, {}, [], "")  # has no row of its own where a person reads
 
 
 def run(
@@ -185,6 +188,7 @@ def _finish(replay: Callable[[Any, Connections, RunView], Any], account: str, op
 
 def status(account: Account, as_json: AsJson = False) -> None:
     """Show the account's job: status, progress, and where its rows have ended so far."""
+    encode_account(account)
     with Opened() as database:
         job = JobStore(database).latest(account)
     summary = {"company_sso_id": account, "status": "not_started"} if job is None else _job_summary(job)
@@ -193,7 +197,9 @@ def status(account: Account, as_json: AsJson = False) -> None:
         return
     table = Table(show_header=False)
     for name, value in summary.items():
-        table.add_row(name, json.dumps(value) if isinstance(value, dict) else str(value))
+        said = {key: part for key, part in value.items() if part not in NOTHING} if isinstance(value, dict) else value
+        if said not in NOTHING:
+            table.add_row(name, escape(json.dumps(said) if isinstance(said, dict) else str(said)))
     Console().print(table)
 
 
@@ -222,6 +228,7 @@ def _plain(value: Any) -> Any:
 
 def produce(account: Account) -> None:
     """Run the snapshot of the account's job in progress; it goes on from its saved cursor."""
+    encode_account(account)
     _join(account, "producer")
 
 

@@ -59,7 +59,9 @@ def dry_run(
 def print_report(console: Console, report: Report) -> None:
     """Print the counts, an example of each kind, the estimate, and what else is to be known."""
     tally = report.tally
-    table = Table(title=f"Dry run of {report.company_sso_id}", show_header=False, title_justify="left", min_width=44)
+    table = Table(
+        title=escape(f"Dry run of {report.company_sso_id}"), show_header=False, title_justify="left", min_width=44
+    )
     table.add_column()
     table.add_column(justify="right")
     table.add_row("rows in scope", f"{report.rows_in_scope:,}", style="bold")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ops.local import services
@@ -72,7 +73,7 @@ def preflight(
 
 def print_report(console: Console, report: Report) -> None:
     """Print a table of the checks, and the verdict on the whole."""
-    table = Table(title=f"Preflight of {report.company_sso_id}", title_justify="left", show_lines=False)
+    table = Table(title=escape(f"Preflight of {report.company_sso_id}"), title_justify="left", show_lines=False)
     table.add_column("check", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("found and what to do", overflow="fold")

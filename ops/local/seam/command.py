@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ops.local import services
@@ -103,7 +104,9 @@ def mend(report: "Report", mapping_path: str, feed: str, connections: Connection
 
 def print_report(console: Console, report: "Report") -> None:
     """Print the counts, what was found, and the verdict."""
-    table = Table(title=f"Seam of {report.company_sso_id}", show_header=False, title_justify="left", min_width=44)
+    table = Table(
+        title=escape(f"Seam of {report.company_sso_id}"), show_header=False, title_justify="left", min_width=44
+    )
     table.add_column()
     table.add_column(justify="right")
     rows: list[tuple[str, int]] = [

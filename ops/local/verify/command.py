@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ops.local import services
@@ -118,7 +119,9 @@ def _confirm(what: str, *, yes: bool) -> None:
 def print_report(console: Console, report: Report) -> None:
     """Print the counts, what was found, and the verdict."""
     tally, now_us = report.tally, time.time_ns() // 1000
-    table = Table(title=f"Copy of {report.company_sso_id}", show_header=False, title_justify="left", min_width=44)
+    table = Table(
+        title=escape(f"Copy of {report.company_sso_id}"), show_header=False, title_justify="left", min_width=44
+    )
     table.add_column()
     table.add_column(justify="right")
     table.add_row("source rows", f"{tally.rows:,}", style="bold")

@@ -69,6 +69,38 @@ def test_a_defect_of_ours_keeps_its_trace(monkeypatch):
         main(["status", "--account", "a"])
 
 
+@pytest.mark.parametrize("words", [("--account", "a"), ("--help",)])
+def test_an_interrupt_while_the_command_line_is_being_imported_is_one_line(words):
+    script = f"""
+import sys
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "rich" or name.startswith("rich."):
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+sys.argv = ["crm-replay", "status", *{words!r}]
+from ops.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "crm-replay: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("status",), ("flag",), ("flag", "on"), ("check",), ("enrich",), ("produce",), ("run",), ("seam",)],
+)
+@pytest.mark.parametrize("account", ["", "a\nb"])
+def test_what_is_no_account_is_refused_before_a_server_is_asked(capsys, monkeypatch, tmp_path, words, account):
+    monkeypatch.setenv("CRM_REPLAY_HOME", str(tmp_path))
+    monkeypatch.setenv("MONGODB_URL", "mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=100")
+    code, out, err = call(capsys, *words, "--account", account)
+    assert (code, out) == (2, "")
+    assert "is not a company_sso_id" in err
+
+
 def test_help_names_every_command_and_is_no_error(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0

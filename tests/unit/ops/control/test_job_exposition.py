@@ -1,5 +1,6 @@
 """What Prometheus is told of jobs while Kafka is slow or away: the jobs, whatever becomes of the rest."""
 
+import datetime as dt
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,7 +16,10 @@ from tests.unit.ops.control.test_job_metrics import found, job
 
 
 class Collection:
-    """An empty collection, as far as it is asked."""
+    """A collection, as far as it is asked."""
+
+    def __init__(self) -> None:
+        self.documents: list[Any] = []
 
     def find(self, *_: Any) -> "Collection":
         return self
@@ -24,7 +28,7 @@ class Collection:
         return self
 
     def limit(self, _: int) -> list[Any]:
-        return []
+        return self.documents
 
 
 class World:
@@ -40,7 +44,8 @@ class World:
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(module, "ConsoleState", lambda _: None)
         store = SimpleNamespace(jobs=lambda limit: self.jobs[:limit])
-        database = {module.ENRICHMENTS: Collection()}
+        self.enrichments = Collection()
+        database = {module.ENRICHMENTS: self.enrichments}
         backend = SimpleNamespace(store=store, lag=SimpleNamespace(of=self._lag), database=database)
         self._metrics = JobMetrics(cast("Backend", backend))
 
@@ -110,3 +115,18 @@ def test_two_scrapes_at_once_cost_one_look(monkeypatch: pytest.MonkeyPatch) -> N
     first = world.scrape()
     assert world.scrape(after_s=0.5) is first
     assert world.asked == []
+
+
+@pytest.mark.parametrize(("minutes", "told"), [(-1, []), (0, []), (1, [1])])
+def test_an_enrichment_is_told_until_its_account_is_rolled_back(
+    monkeypatch: pytest.MonkeyPatch, minutes: int, told: list[int]
+) -> None:
+    world = World(monkeypatch)
+    gone = job("a", status=JobStatus.ROLLED_BACK)
+    world.jobs = [gone]
+    at = gone.updated_at + dt.timedelta(minutes=minutes)
+    done = {"finished_at": at, "updated_at": at, "rows": 5, "rows_total": 5, "outcomes": {}, "deleted_references": 0}
+    world.enrichments.documents = [{"_id": "a", **done}, {"_id": "b", **done}]
+    values = world.scrape()
+    assert found(values, "enrichment_progress_ratio", account="a") == told
+    assert found(values, "enrichment_progress_ratio", account="b") == [1]

@@ -90,3 +90,11 @@ def test_a_ledger_tells_of_types_that_are_not_read_and_leaves_them_out_of_its_su
     assert "(no type)" in text
     assert "[red]x[/]" in text
     assert "balanced" in text
+
+
+def test_an_account_in_brackets_is_no_markup():
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, no_color=True, width=100)
+    print_ledger(console, "acme[red]", Ledger(source_rows=0, migrated=0, failed=0, documents=0))
+    TerminalView(console).note("taking up the job of acme[red]")
+    assert out.getvalue().count("acme[red]") == 2
