@@ -168,6 +168,19 @@ class Codec:
         found = self._types.get(_single_object_header(schema))
         return found, UndecodableRecordError(f"{unknown}: the registry's schema {schema_id} is none of ours")
 
+    def read_body(self, record_type: type[R], data: bytes) -> R | None:
+        """Return the record that `data` is, its frame left aside; None if what follows the frame is none of that type.
+
+        For a frame that cannot be looked up: a record of ours says of the settings what it does not say of itself.
+        """
+        try:
+            decode = flat_avro.compile_decoder(
+                schema_of(cast("type[Record]", record_type)), record_type, header_bytes(data)
+            )
+            return cast("R", decode(data))
+        except (EOFError, IndexError, ValueError):
+            return None
+
     def decode_as(self, record_type: type[R], data: bytes) -> R:
         """Like `decode`, where only one record type makes sense."""
         record = self.decode(data)
