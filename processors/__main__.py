@@ -11,7 +11,7 @@ from processors.settings import ProcessorSettings, connections
 from processors.transform import Transformer
 from processors.worker import Transform, run_worker
 from schemas import logs, mapping
-from schemas.errors import ReplayError
+from schemas.errors import ReplayError, worker_exit_code
 
 
 async def _run() -> None:
@@ -47,7 +47,7 @@ def main() -> int:
         asyncio.run(_run())
     except ReplayError as error:
         logging.getLogger("processors").error("%s", error)  # the one line an operator reads
-        return error.exit_code
+        return worker_exit_code(error)
     return 0
 
 

@@ -15,7 +15,7 @@ from processors.outcomes import Message
 from processors.tables import HighWater
 from processors.transform import Refused, Skip, Transformed
 from schemas.codec import Codec
-from schemas.errors import UndecodableRecordError, UnreadableTopicError
+from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
 from schemas.job import ReplayJob
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord, SnapshotMarker
 from schemas.vocabulary import DeadLetterCause, MarkerEdge, countable
@@ -73,7 +73,7 @@ class RunTransformer:
         self._metrics = metrics
 
     def decode(self, records: Sequence[SourceRecord]) -> list[Decoded]:
-        """Return what each record is, in order."""
+        """Return what each record is, in order. Raises UnreadableTopicError for a row that lacks its schema."""
         return [self._decode(record) for record in records]
 
     def _decode(self, record: SourceRecord) -> Decoded:
@@ -81,6 +81,13 @@ class RunTransformer:
             return Undecodable("a tombstone: the record has no value")
         try:
             decoded = self._codec.decode(record.value)
+        except UnknownSchemaError as error:
+            event = self._codec.read_body(AuditEvent, record.value)
+            if event is not None and event.audit_id > 0 and event.company_sso_id in self._accounts:
+                # It is a row: the settings keep it from being decoded, and every other with it.
+                what = f"{self._topic}, offset {record.offset} cannot be decoded: {error.what}"
+                raise UnreadableTopicError(what, error.to_do) from error
+            return Undecodable(error.what)
         except UndecodableRecordError as error:
             return Undecodable(error.what)
         if isinstance(decoded, AuditEvent):

@@ -30,7 +30,7 @@ from producer.snapshot import Bounds, Snapshot
 from producer.throttle import Pacer, Throttle
 from schemas import logs, tracing
 from schemas.connections import Connections
-from schemas.errors import ReplayError, ServiceUnreachableError
+from schemas.errors import ReplayError, worker_exit_code
 from schemas.exposition import PORT_VARIABLE, serving
 from schemas.mapping import load
 from schemas.person import record_key
@@ -117,10 +117,7 @@ def run(only: frozenset[int]) -> None:
             for range_ in ranges:
                 snapshot.read(range_)
         snapshot.read_late_rows(checkpoint.load())
-        try:
-            markers.end(kafka, topic, job.partitions, job_id=job.job_id, run=job.run, codec=codec)
-        except ServiceUnreachableError as error:  # it was there at the start: an outage, worth another start
-            raise ReplayError(error.what, error.to_do) from error
+        markers.end(kafka, topic, job.partitions, job_id=job.job_id, run=job.run, codec=codec)
         logger.info("done: %s", snapshot.counters)
 
 
@@ -145,7 +142,7 @@ def main() -> int:
         return EXIT_STOPPED
     except ReplayError as error:
         logger.error("%s", error)
-        return error.exit_code
+        return worker_exit_code(error)
     return 0
 
 

@@ -32,8 +32,18 @@ CONNECT_TIMEOUT_S = 5
 RECONNECT_FOR_S = 60.0  # how long a lost connection is tried again before the reader gives up; its cursor is kept
 INTERRUPTIONS_MAX = 20  # of one read, by a standby's recovery or an administrator; each may take the time limit
 FETCH_ROWS = 5_000
-GRANT_IT = "grant SELECT to the reader's role, and BYPASSRLS where row-level security is in force"
+GRANT_IT = (
+    "grant USAGE on the schema and SELECT on its tables to the reader's role, and BYPASSRLS where row-level security is"
+    " in force"
+)
 CURSOR = "crm_replay_rows"
+# What ends a first query, or its connection, in a server that goes on: one that does not is found by connecting again.
+INTERRUPTIONS = (
+    psycopg.errors.TransactionRollback,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.AdminShutdown,
+    psycopg.errors.CrashShutdown,
+)
 # PgBouncer's words; it has no translations, and one code for all that it refuses.
 REFUSES_OPTIONS = "startup parameter"
 REFUSES_TRANSACTIONS = "statement pooling"
@@ -241,7 +251,7 @@ class Connection:
             db, settings = self._connect()
             try:
                 self._ask_back(db, settings)
-            except (psycopg.errors.TransactionRollback, psycopg.errors.QueryCanceled) as error:
+            except INTERRUPTIONS as error:
                 db.close()
                 patience.wait(error, interrupted=True)
             except psycopg.Error as error:

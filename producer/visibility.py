@@ -87,7 +87,10 @@ def row_security_stated(dsn: str) -> bool:
 def why_not_whole(table: Table, seen: Visible, *, stated: bool) -> BadInputError | None:
     """Return why the role must not be taken to see the whole of a table; None if nothing says so. Pure."""
     if len(seen.unreadable) == len(table.columns):
-        return BadInputError(f"permission denied: role {seen.role} may not read {table}", "grant SELECT on it")
+        return BadInputError(
+            f"permission denied: role {seen.role} may not read {table}",
+            f"grant SELECT on it, and USAGE on schema {table.schema}",
+        )
     if seen.unreadable:
         return BadInputError(
             f"role {seen.role} may not read {', '.join(seen.unreadable)} of {table}", "grant SELECT on these columns"

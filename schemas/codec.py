@@ -80,6 +80,11 @@ def header_bytes(data: bytes) -> int:
     return CONFLUENT_HEADER_BYTES if data[:1] == CONFLUENT_MARKER else SINGLE_OBJECT_HEADER_BYTES
 
 
+@lru_cache
+def _body_decoder(record_type: type[Record], frame_bytes: int) -> flat_avro.Decode:
+    return flat_avro.compile_decoder(schema_of(record_type), record_type, frame_bytes)
+
+
 class Codec:
     """Encode and decode every record type; build one per process, it holds the compiled schemas."""
 
@@ -178,6 +183,16 @@ class Codec:
         """Raise as `decode_as` does for a value whose frame is not one of this type. What follows it is not read."""
         found, _ = self._decoder_of(data[: header_bytes(data)])
         _require_type(found, record_type)
+
+    def read_body(self, record_type: type[R], data: bytes) -> R | None:
+        """Return the record that `data` is, its frame left aside; None if what follows the frame is none of that type.
+
+        For a frame that cannot be looked up: a record of ours says of the settings what it does not say of itself.
+        """
+        try:
+            return cast("R", _body_decoder(record_type, header_bytes(data))(data))
+        except (EOFError, IndexError, ValueError):
+            return None
 
     def decode_as(self, record_type: type[R], data: bytes) -> R:
         """Like `decode`, where only one record type makes sense."""

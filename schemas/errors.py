@@ -26,6 +26,14 @@ class ServiceUnreachableError(BadInputError):
     """PostgreSQL, Kafka, MongoDB or the user directory does not answer."""
 
 
+def worker_exit_code(error: ReplayError) -> int:
+    """Return the exit code of a worker that ends with this error.
+
+    A server that does not answer is worth another start: whoever started the worker has reached it before.
+    """
+    return ReplayError.exit_code if isinstance(error, ServiceUnreachableError) else error.exit_code
+
+
 class MappingError(BadInputError):
     """The source mapping file is not usable; the text names the file, the key and the line."""
 

@@ -12,7 +12,7 @@ from pymongo.database import Database
 
 from schemas import logs, tracing
 from schemas.connections import Connections
-from schemas.errors import ReplayError, ServiceUnreachableError
+from schemas.errors import ReplayError, ServiceUnreachableError, worker_exit_code
 from schemas.exposition import serving
 from schemas.registry import codec_for
 from sink import live
@@ -67,7 +67,7 @@ def main(seam: Seam = straight) -> int:
             traces.close()
     except ReplayError as error:
         logging.getLogger("sink").error("%s", error)
-        return error.exit_code
+        return worker_exit_code(error)
     return 0
 
 

@@ -6,7 +6,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from schemas.codec import Codec
-from schemas.errors import UndecodableRecordError
+from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
 from schemas.job import ReplayJob
 from schemas.records import ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker
 from schemas.tracing import UNTRACED, Work
@@ -75,7 +75,8 @@ class Decoder:
     def batch(self, messages: Iterable[Taken], now_us: int) -> Batch:
         """Return the messages as a batch; `now_us` dates the dead letters. Nothing in a message can make this raise.
 
-        But ServiceUnreachableError, where a schema registry that is down would have to say what a frame is.
+        But ServiceUnreachableError, where a schema registry that is down would have to say what a frame is, and
+        UnreadableTopicError, where an outcome of this run has a frame that cannot be looked up.
         """
         batch = Batch()
         decided, documents, sources = batch.decided, batch.documents, batch.sources
@@ -92,6 +93,7 @@ class Decoder:
             try:
                 record = decode(value)
             except UndecodableRecordError as error:
+                self._refuse_what_is_ours(taken, error)
                 batch.undecodable += 1
                 records.append(self._undecodable(taken, error.what, now_us))
                 continue
@@ -149,6 +151,15 @@ class Decoder:
         return self.failed(
             record, taken, DeadLetterCause.WRONG_ACCOUNT, "the document is not of this topic's account", now_us
         )
+
+    def _refuse_what_is_ours(self, taken: Taken, error: UndecodableRecordError) -> None:
+        """Raise UnreadableTopicError for an outcome of this run that only the settings keep from being decoded."""
+        if not isinstance(error, UnknownSchemaError):
+            return
+        value = taken.value
+        for record in (self._codec.read_body(ActivityLog, value), self._codec.read_body(SkippedRecord, value)):
+            if record is not None and record.run == self._run and record.audit_id > 0:
+                raise UnreadableTopicError.at(self._topics.outcomes, taken.partition, taken.offset, error) from error
 
     def _undecodable(self, taken: Taken, detail: str, now_us: int) -> Decided:
         letter = DeadLetter(

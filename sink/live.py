@@ -119,7 +119,7 @@ class LiveDecoder(Decoder):
         return self._accounts.pop((partition, offset), "")
 
     def batch(self, messages: Iterable[Taken], now_us: int) -> Batch:
-        """Return the messages as a batch. Nothing in a message can make this raise."""
+        """Return the messages as a batch. Nothing in a message can make this raise, but as `Decoder.batch` says."""
         batch = Batch()
         for taken in messages:
             batch.records += 1
@@ -129,6 +129,7 @@ class LiveDecoder(Decoder):
             try:
                 record = self._codec_of_feed.decode(taken.value)
             except UndecodableRecordError as error:
+                self._refuse_what_is_ours(taken, error)
                 batch.undecodable += 1
                 records.append(self._undecodable(taken, error.what, now_us))
                 continue

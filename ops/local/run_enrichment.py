@@ -108,7 +108,11 @@ class RunEnrichment:
                     self._wait(error)
                     continue
                 if failed >= len(PAUSES_S) or not _may_pass(error):
-                    log.warning("the enrichment is given up", exc_info=error)
+                    log.warning(
+                        "the enrichment is given up (%s)",
+                        _text_of(error),
+                        exc_info=None if isinstance(error, ReplayError | PyMongoError) else error,
+                    )
                     return self._give_up(error)
                 self._view.note(f"the enrichment is tried again: {_text_of(error)}")
                 self._pause(PAUSES_S[failed])

@@ -14,7 +14,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ops.local.preflight.source import check_replica
-from producer.audits import AuditReader, AuditSource, Limits, QueryTooSlowError, answering, connect, resolve
+from producer.audits import AuditReader, AuditSource, Connection, Limits, QueryTooSlowError, answering, connect, resolve
 from producer.references import _Texts, _user_records
 from producer.survey import count_in_scope, first_behind, survey
 from schemas.codec import Codec
@@ -105,6 +105,24 @@ def test_a_query_that_is_cancelled_or_cut_off_is_asked_again(
             interrupted += len(db.execute(busy).fetchall())
             time.sleep(0.02)
         assert (found.result(60), interrupted) == (expected, 2)
+
+
+@pytest.mark.parametrize("how", ["pg_cancel_backend", "pg_terminate_backend"])
+def test_a_session_that_is_ended_before_its_first_answer_is_opened_again(
+    database_dsn: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, ended = Connection._ask_back, []
+
+    def interrupted(self: Connection, db: psycopg.Connection[Any], settings: Any) -> None:
+        if len(ended) < 2:
+            ended.append(db.info.backend_pid)
+            db.execute(f"SELECT {how}(pg_backend_pid()), pg_sleep(10)")
+        settle(self, db, settings)
+
+    monkeypatch.setattr(Connection, "_ask_back", interrupted)
+    with connect(database_dsn) as db:
+        assert db.execute("SELECT 1").fetchone() == (1,)
+        assert len({*ended, db.info.backend_pid}) == 3
 
 
 def test_a_session_that_was_idle_for_too_long_is_opened_again(database_dsn: str) -> None:

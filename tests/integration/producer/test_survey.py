@@ -125,6 +125,14 @@ def test_a_role_that_may_not_read_is_told_what_to_do(database_dsn: str) -> None:
         try:
             with pytest.raises(BadInputError, match=r"permission denied.*grant SELECT"):
                 survey(psycopg.conninfo.make_conninfo(database_dsn, user=role), mapping_with(), "acme")
+            db.execute(
+                "CREATE SCHEMA hidden; CREATE TABLE hidden.audits (LIKE audits);"
+                f" GRANT SELECT ON hidden.audits, users TO {role}"
+            )
+            hidden = mapping_with(schema="hidden")
+            with pytest.raises(BadInputError, match=r"denied for schema hidden: grant USAGE on the schema"):
+                survey(psycopg.conninfo.make_conninfo(database_dsn, user=role), hidden, "acme")
+            db.execute("DROP SCHEMA hidden CASCADE; REVOKE ALL ON users FROM " + role)
         finally:
             db.execute(f"DROP ROLE {role}")
 

@@ -14,7 +14,7 @@ from processors.transform import Refused, Skip, Transformed
 from schemas.codec import Codec
 from schemas.errors import UnreadableTopicError
 from schemas.job import ReplayJob
-from schemas.records import ActivityLog, AuditEvent, DeadLetter, Outcome, SkippedRecord, SnapshotMarker
+from schemas.records import RECORD_TYPES, ActivityLog, AuditEvent, DeadLetter, Outcome, SkippedRecord, SnapshotMarker
 from schemas.vocabulary import DeadLetterCause, SkipReason
 
 CODEC = Codec()
@@ -66,6 +66,15 @@ class Bench:
         ((key, outcome),) = self.run(Record(b"k", CODEC.encode(event)))
         assert key == b"k"
         return outcome
+
+
+def test_a_row_that_only_the_settings_keep_from_being_decoded_is_no_dead_letter() -> None:
+    row = Codec({record_type: 1 + at for at, record_type in enumerate(RECORD_TYPES)}).encode(EVENT)
+    with pytest.raises(UnreadableTopicError, match=r"offset 40 cannot be decoded: .*set SCHEMA_REGISTRY_URL"):
+        Bench().run(Record(b"k", CODEC.encode(EVENT)), Record(b"k", row))
+    for poison in (row[:-1], b"\0" * 40):
+        ((_, letter),) = Bench().run(Record(b"k", poison))
+        assert isinstance(letter, DeadLetter)
 
 
 def test_a_log_carries_the_documents_very_bytes() -> None:

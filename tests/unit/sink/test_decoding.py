@@ -3,12 +3,14 @@
 import datetime as dt
 
 import bson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.codec import Codec
+from schemas.errors import UnreadableTopicError
 from schemas.job import ReplayJob
-from schemas.records import ActivityLog, DeadLetter, SkippedRecord, SnapshotMarker
+from schemas.records import RECORD_TYPES, ActivityLog, DeadLetter, SkippedRecord, SnapshotMarker
 from sink.counting import Bin
 from sink.decoding import Decoder, Taken
 from sink.documents import BatchOutcome, Refusal
@@ -40,6 +42,16 @@ def taken(*values: bytes, partition: int = 0) -> list[Taken]:
 def test_no_bytes_raise(data: bytes) -> None:
     batch = DECODER.batch(taken(data, log(1)[:-1] + data, log(1) + data), 5)
     assert batch.records == 3
+
+
+def test_outcomes_that_only_the_settings_keep_from_being_decoded_are_no_dead_letters() -> None:
+    framed = Codec({record_type: 1 + at for at, record_type in enumerate(RECORD_TYPES)})
+    for ours in (ActivityLog(3, 0, 3, 7, DOCUMENT), SkippedRecord(2, 0, 2, 7, "why")):
+        with pytest.raises(UnreadableTopicError, match=r"outcomes\.acc, partition 0, offset 1 .*SCHEMA_REGISTRY_URL"):
+            DECODER.batch(taken(log(1), framed.encode(ours)), 5)
+    poison = framed.encode(ActivityLog(3, 0, 3, 7, DOCUMENT))[:-1]
+    batch = DECODER.batch(taken(log(1), poison, b"\0" * 10), 5)
+    assert [record.bin for record in batch.decided[0]] == [Bin.MIGRATED, Bin.FOREIGN, Bin.FOREIGN]
 
 
 def test_a_batch_knows_its_documents_bins_and_next_offsets() -> None:

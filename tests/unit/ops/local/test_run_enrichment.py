@@ -93,6 +93,20 @@ def test_its_counts_are_in_the_job_and_its_scope_is_the_runs(stage: Stage) -> No
     assert stage.scopes[-1].gaps == ((3, 4),)
 
 
+def test_what_is_in_words_is_logged_in_words_and_the_rest_with_its_trace(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.tries = [BadInputError("no such column", "correct the mapping"), OperationFailure("no", 13), KeyError("x")]
+    for _ in range(3):
+        stage.enriching(job()).run()
+    traced = {record.getMessage(): bool(record.exc_info) for record in caplog.records}
+    assert traced == {
+        "the enrichment is given up (no such column: correct the mapping)": False,
+        "the enrichment is given up (MongoDB refuses (code 13): see its log and the runner's rights)": False,
+        "the enrichment is given up (KeyError)": True,
+    }
+
+
 def test_what_may_pass_is_tried_again(stage: Stage) -> None:
     stage.tries = [AWAY, OperationFailure("stepped down")]
     assert stage.enriching(job()).run().enrichment["state"] == "done"
