@@ -39,7 +39,10 @@ Progress = Callable[[int, int], None]  # id scanned up to, newest id
 
 
 class UnreplayableIdsError(BadInputError):
-    """Rows in scope have ids below 1, which high-water marks and `_id`s cannot hold (DECISIONS.md, decision 50)."""
+    """Rows in scope have ids that a replay cannot tell them by.
+
+    Below 1: high-water marks and `_id`s cannot hold them (DECISIONS.md, decision 50). Or one id for several rows.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +90,8 @@ def survey(
     """Return what a job has to know; reads only.
 
     Raises BadInputError in one line for a missing table or column, one of another type, a name expression that does
-    not work, an unknown account, rows or columns that are hidden from the role; UnreplayableIdsError for ids below 1;
-    ServiceUnreachableError for a server that does not let us in.
+    not work, an unknown account, rows or columns that are hidden from the role; UnreplayableIdsError for ids
+    below 1 or of several rows; ServiceUnreachableError for a server that does not let us in.
     """
     with connect(dsn, statement_timeout_s) as db:
         if db.info.server_version < SERVER_VERSION_MIN:
@@ -194,13 +197,48 @@ def _most_frequent(types: "Counter[str]") -> "Counter[str]":
 
 
 def require_ids(db: Connection, source: AuditSource, date_range_start: datetime | None) -> None:
-    """Raise UnreplayableIdsError, with the first of them, if rows in scope have ids below 1."""
+    """Raise UnreplayableIdsError, with the first of them, if rows in scope have ids below 1 or share one."""
     values = {
         "scope": list(source.types),
         "account": source.account,
         "cutoff": None if date_range_start is None else source.moment(date_range_start),
         "named_max": IDS_NAMED_MAX,
     }
+    _require_positive(db, source, date_range_start, values)
+    with answering("asking whether ids are unique"):
+        named = {"schema": source.schema, "relation": source.relation}
+        unique = db.execute(sql_text("unique_ids"), named).fetchall()[0][0]
+    if not unique:
+        _require_unique(db, source, date_range_start, values)
+
+
+def _require_unique(db: Connection, source: AuditSource, start: datetime | None, values: Mapping[str, Any]) -> None:
+    query, newest = source.query("repeated_ids", cutoff=start), 2**63 - 1
+    first: list[int] = []
+    count = 0
+    cursor = first_behind(db, source, 0, newest) - 1
+    while cursor < newest:
+        window_end = min(cursor + COUNT_WINDOW_IDS, newest)
+        with answering("looking for ids of several rows"):
+            found = db.execute(query, {**values, "cursor": cursor, "window_end": window_end}).fetchall()
+        if found:
+            first += [audit_id for audit_id, _ in found]
+            count += found[0][1]
+        cursor = first_behind(db, source, window_end, newest) - 1
+    if not count:
+        return
+    named = ", ".join(map(str, first[:IDS_NAMED_MAX]))
+    have = "id stands" if count == 1 else "ids stand"
+    raise UnreplayableIdsError(
+        f"in {source.schema}.{source.relation} {count:,} {have} for more than one audit row in scope"
+        f" ({named}{', and more' if count > IDS_NAMED_MAX else ''}), so which row an id means cannot be told",
+        "name a table or a view in the source mapping that has each id once",
+    )
+
+
+def _require_positive(
+    db: Connection, source: AuditSource, date_range_start: datetime | None, values: Mapping[str, Any]
+) -> None:
     with answering("looking for ids below 1"):
         found = db.execute(source.query("ids_below_1", cutoff=date_range_start), values).fetchall()
     if not found:

@@ -190,7 +190,7 @@ class Codec:
         For a frame that cannot be looked up: a record of ours says of the settings what it does not say of itself.
         """
         try:
-            return cast("R", _body_decoder(record_type, header_bytes(data))(data))
+            return cast("R", _body_decoder(cast("type[Record]", record_type), header_bytes(data))(data))
         except (EOFError, IndexError, ValueError):
             return None
 

@@ -168,6 +168,11 @@ class Ledger:
         return self.accounted == self.source_rows
 
     @property
+    def deleted(self) -> int:
+        """How many more rows ended in a bin than the source has now."""
+        return max(0, self.accounted - self.source_rows)
+
+    @property
     def documents_expected(self) -> int:
         """Rows that have become a document: written by this run, or there before it."""
         return self.migrated + duplicates(self.skipped)

@@ -39,6 +39,7 @@ from sink.indexes import (
     ENRICHMENTS,
     FEEDS,
     FLAGS,
+    INDEXES,
     JOBS,
     JOBS_BY_COMPANY,
     LEGACY_LOGS,
@@ -67,6 +68,7 @@ LOCK_POLL_S = 0.5  # how often a process that may wait asks for the lock
 NAMESPACE_EXISTS = 48
 NAMESPACE_NOT_FOUND = 26
 INDEX_NOT_FOUND = 27
+UNAUTHORIZED = 13
 DUPLICATE_KEY = 11000
 
 
@@ -148,9 +150,12 @@ def require_current(database: Any, *, older_will_do: bool = False) -> None:
     """Return if this release and the database's schema fit each other; changes nothing.
 
     Raises MigrationRefusedError for an older schema (unless that will do, as for a command that only looks at what is
-    there), for one that a migration has left half-way, and for a newer one, with what to do.
+    there), for one that a migration has left half-way, for a newer one, and for a collection that mixes up accounts or
+    loses documents, with what to do.
     """
     records = _not_newer(database)
+    if not older_will_do:
+        _refuse_unfit(database)
     missing = [m for m in MIGRATIONS if not _is_applied(records.get(m.version))]
     if missing and not older_will_do:
         raise MigrationRefusedError(
@@ -164,12 +169,14 @@ def up(database: Any, to: int | None = None, *, wait_s: float = 0.0) -> list[int
     """Apply what is missing up to version `to` (None: all) and return the versions applied now.
 
     `wait_s`: how long to wait for another process that is migrating. Raises MigrationRefusedError for a newer schema, a
-    clashing index, or documents that break a unique index; MigrationLockedError if another process is at it.
+    collection that mixes up accounts or loses documents, a clashing index, or documents that break a unique index;
+    MigrationLockedError if another process is at it.
     """
     target = _checked(to, NEWEST)
     applied = []
     with _locked(database, wait_s) as lock:
         records = _not_newer(database)
+        _refuse_unfit(database)
         pending = [m for m in MIGRATIONS if m.version <= target and not _is_applied(records.get(m.version))]
         for migration in pending:
             for index in migration.indexes:
@@ -323,6 +330,37 @@ def _list_indexes(database: Any, collection: str) -> Sequence[Mapping[str, Any]]
         if error.code != NAMESPACE_NOT_FOUND:
             raise
         return []
+
+
+def _refuse_unfit(database: Any) -> None:
+    """Raise MigrationRefusedError for a collection that an account's documents are not safe in.
+
+    A query without a collation, and an index made without one, take the collection's: where that ignores case, one
+    account's documents are another's, to the unique index as to a roll back.
+    """
+    names = sorted({index.collection for index in INDEXES})
+    try:
+        found = list(database.list_collections(filter={"name": {"$in": names}}))
+    except OperationFailure as error:
+        if error.code != UNAUTHORIZED:  # a role with no right but those on the documents
+            raise
+        return
+    for collection in sorted(found, key=lambda collection: str(collection["name"])):
+        name, options = collection["name"], collection.get("options", {})
+        kind = collection.get("type", "collection")
+        if kind != "collection":
+            raise MigrationRefusedError(f"{name} is a {kind}, not a collection", "name another database")
+        if options.get("collation"):
+            raise MigrationRefusedError(
+                f"{name} was made with a collation ({options['collation'].get('locale')}), by which accounts whose ids"
+                " differ can be taken for one",
+                "copy its documents into a collection without a collation, and give that its name",
+            )
+        if options.get("capped"):
+            raise MigrationRefusedError(
+                f"{name} is capped: it drops its oldest documents",
+                "copy its documents into a collection that is not, and give that its name",
+            )
 
 
 def _refuse_clash(database: Any, index: Index) -> None:

@@ -806,7 +806,7 @@ def _conclude(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -
         reason = (
             f"{ledger.source_rows} source rows, {ledger.accounted} accounted for; "
             f"{ledger.documents_expected} documents expected, {ledger.documents} found; "
-            f"{_named(job, stretch, around, ranges)}"
+            f"{_of_deleted(ledger)}{_named(job, stretch, around, ranges)}"
             f"crm-replay verify --account {job.company_sso_id} names the rows"
         )
     if job.status is verdict:
@@ -902,6 +902,16 @@ def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals)
     ledger = validation.validate(database, account, totals, source.rows)
     ledger = replace(ledger, out_of_scope=source.out_of_scope_by_type)
     return ledger if job.date_range_start is None else replace(ledger, documents=_documents(database, job))
+
+
+def _of_deleted(ledger: Ledger) -> str:
+    """Return a phrase about rows that the CRM deleted after they had been read; empty if there are none."""
+    if not ledger.deleted:
+        return ""
+    return (
+        f"{ledger.deleted:,} more rows were read than the source has now: some were deleted meanwhile (the gem's"
+        " max_audits does that), and crm-replay verify --repair removes their documents; "
+    )
 
 
 def _named(job: Job, stretch: Stretch, around: Surroundings, ranges: Sequence[int]) -> str:

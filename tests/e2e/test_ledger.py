@@ -4,6 +4,7 @@ import json
 import uuid
 from typing import Any
 
+import psycopg
 import pytest
 from bson import ObjectId
 
@@ -137,3 +138,19 @@ def test_a_run_that_an_older_release_has_begun_is_counted_and_says_so(sample_crm
     assert view.told, report
     assert [total for _, total in view.told] == [report.rows] * len(view.told)
     assert view.told[-1] == (report.rows, report.rows)
+
+
+def test_rows_that_the_crm_deletes_after_they_were_read_are_said_to_be_deleted(sample_crm: Crm, account: str) -> None:
+    crm = sample_crm
+    with psycopg.connect(crm.dsn) as db:
+        kept = db.execute("SELECT * FROM audits WHERE action = 'update' ORDER BY id LIMIT 2").fetchall()
+        db.execute("DELETE FROM audits WHERE id = ANY(%s)", ([row[0] for row in kept],))
+    try:
+        job = conclude(crm, account)
+    finally:
+        with psycopg.connect(crm.dsn) as db:
+            values = ", ".join(["%s"] * len(kept[0]))
+            db.cursor().executemany(f"INSERT INTO audits VALUES ({values})", kept)
+    assert job["status"] == "failed"
+    assert "; 2 more rows were read than the source has now: some were deleted meanwhile" in job["error"]
+    assert conclude(crm, account)["status"] == "completed"

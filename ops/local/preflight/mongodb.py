@@ -23,6 +23,7 @@ from sink.indexes import ACTIVITY_LOGS, CONTACTS, ENRICHMENTS, INDEXES, JOBS, PR
 RUNS_LOOKED_AT = 50
 NAMED_MAX = 3  # indexes
 SPACE_FACTOR = 1.2
+TIMESTAMP, SOURCE_TAG_FIELD = "timestamp", "source_tag"  # of a document
 # What the roles of a run do: the sink inserts, the enricher updates, a rollback removes.
 ACTIONS = {
     ACTIVITY_LOGS: ("find", "insert", "update", "remove"),
@@ -92,7 +93,33 @@ def check_indexes(database: Any) -> Check:
     if wrong:
         to_do = "; ".join(dict.fromkeys(_create_command(index) for _, index in wrong))
         return fail("mongodb_indexes", "; ".join(facts["wrong"]), to_do, **facts)
-    return ok("mongodb_indexes", f"all {len(INDEXES)} are there", indexes=[index.name for index in INDEXES])
+    said = f"all {len(INDEXES)} are there"
+    return join("mongodb_indexes", _harmful_indexes(database), said, indexes=[index.name for index in INDEXES])
+
+
+def _harmful_indexes(database: Any) -> list[tuple[Verdict, str, str]]:
+    """Return what the platform's own indexes would do to the documents of a replay."""
+    ours = {index.name for index in INDEXES}
+    findings: list[tuple[Verdict, str, str]] = []
+    for name, index in sorted(database[ACTIVITY_LOGS].index_information().items()):
+        keys, partial = [key for key, _ in index["key"]], "partialFilterExpression" in index
+        if keys == [TIMESTAMP] and "expireAfterSeconds" in index:
+            days, where = index["expireAfterSeconds"] / 86_400, " that its filter takes" if partial else ""
+            said = (
+                f"{name} of {ACTIVITY_LOGS} lets documents{where} expire {days:,.1f} days after their {TIMESTAMP}:"
+                " MongoDB deletes older history soon after it was written"
+            )
+            to_do = f"let it pass documents over that have a {SOURCE_TAG_FIELD}, or drop it"
+            findings.append((Verdict.WARN if partial else Verdict.FAIL, said, to_do))
+        elif index.get("unique") and name not in ours:
+            findings.append(
+                (
+                    Verdict.WARN,
+                    f"{name} of {ACTIVITY_LOGS} is unique, too: rows that it refuses become dead letters",
+                    "see that no two logs of a replay can have the same " + ", ".join(keys),
+                )
+            )
+    return findings
 
 
 def _create_command(index: Index) -> str:

@@ -304,6 +304,34 @@ def test_an_older_and_a_newer_schema_are_refused_with_what_to_do(mongo_database:
             require_current(mongo_database, older_will_do=older_will_do)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("activity_logs", {"collation": {"locale": "en", "strength": 2}}, "collation"),
+        ("contacts", {"collation": {"locale": "en", "numericOrdering": True}}, "collation"),
+        ("activity_logs", {"capped": True, "size": 1_000_000}, "capped"),
+        ("activity_logs", {"timeseries": {"timeField": "timestamp"}}, "timeseries"),
+        ("contacts", {"viewOn": "customers", "pipeline": []}, "view"),
+    ],
+)
+def test_a_collection_that_mixes_up_accounts_or_loses_documents_is_refused(
+    mongo_database: Any, name: str, options: dict[str, Any], why: str
+) -> None:
+    mongo_database.create_collection(name, **options)
+    with pytest.raises(MigrationRefusedError, match=f"{name} .*{why}"):
+        up(mongo_database)
+    assert status(mongo_database)[0].applied_at is None
+    mongo_database.drop_collection(name)
+    up(mongo_database)
+    mongo_database.drop_collection(name)
+    mongo_database.create_collection(name, **options)
+    for refused in (require_current, up):
+        with pytest.raises(MigrationRefusedError, match=f"{name} .*{why}"):
+            refused(mongo_database)
+    mongo_database.drop_collection(name)
+    down(mongo_database)
+
+
 @pytest.mark.parametrize("state", ["applying", "reverting"])
 def test_a_step_that_died_half_way_is_taken_up_and_undone_completely(mongo_database: Any, state: str) -> None:
     up(mongo_database, 1)

@@ -262,6 +262,29 @@ def test_a_dropped_and_a_changed_index_are_named_with_what_makes_them(mongo_data
     assert (many.verdict, many.to_do) == (Verdict.FAIL, "crm-replay migrate up")
 
 
+def test_indexes_that_delete_or_refuse_history_are_named(mongo_database: Any) -> None:
+    migrations.up(mongo_database)
+    logs = mongo_database["activity_logs"]
+    logs.create_index("expires_at", expireAfterSeconds=0)  # a field that no document of a replay has
+    assert mongodb.check_indexes(mongo_database).verdict is Verdict.OK
+    logs.create_index([("customer_id", 1), ("timestamp", 1)], unique=True, name="one_log_a_moment")
+    check = mongodb.check_indexes(mongo_database)
+    assert (check.verdict, check.found) == (
+        Verdict.WARN,
+        "one_log_a_moment of activity_logs is unique, too: rows that it refuses become dead letters",
+    )
+    logs.create_index("timestamp", expireAfterSeconds=30 * 86_400)
+    check = mongodb.check_indexes(mongo_database)
+    assert check.verdict is Verdict.FAIL
+    assert "timestamp_1 of activity_logs lets documents expire 30.0 days after their timestamp" in check.found
+    logs.drop_index("timestamp_1")
+    filtered = {"category": "live"}
+    logs.create_index("timestamp", expireAfterSeconds=30 * 86_400, partialFilterExpression=filtered)
+    check = mongodb.check_indexes(mongo_database)
+    assert check.verdict is Verdict.WARN
+    assert "lets documents that its filter takes expire" in check.found
+
+
 def test_contacts_that_will_lose_their_history_are_counted(mongo_database: Any) -> None:
     assert mongodb.check_contacts(mongo_database, "a").verdict is Verdict.FAIL
     mongo_database["contacts"].insert_many(

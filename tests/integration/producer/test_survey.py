@@ -11,7 +11,7 @@ import pytest
 
 from producer.audits import AuditReader, Limits, connect, resolve
 from producer.cursor import EARLIEST
-from producer.survey import OTHER_TYPES_MAX, count_in_scope, survey
+from producer.survey import OTHER_TYPES_MAX, UnreplayableIdsError, count_in_scope, survey
 from producer.visibility import row_security_stated
 from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.mapping import SourceMapping, load
@@ -410,3 +410,34 @@ def test_a_role_that_may_read_only_what_is_read_is_enough_and_a_column_less_is_n
         pytest.raises(BadInputError, match=r"may not read full_name, deleted_at of public\.users"),
     ):
         survey(dsn, mapping, "1")
+
+
+TWICE = {
+    "view": "CREATE TABLE old (LIKE audits INCLUDING ALL);"
+    " INSERT INTO old SELECT * FROM audits WHERE id IN (3, 5) OR id > 6;"
+    " CREATE VIEW shown AS SELECT * FROM audits UNION ALL SELECT * FROM old",
+    "heirs": "CREATE TABLE shown (LIKE audits INCLUDING ALL); ALTER TABLE audits INHERIT shown;"
+    " CREATE TABLE old () INHERITS (shown); INSERT INTO old SELECT * FROM ONLY audits WHERE id IN (3, 5) OR id > 6",
+    "partitions": "CREATE TABLE shown (LIKE audits) PARTITION BY RANGE (created_at);"
+    " CREATE TABLE old PARTITION OF shown DEFAULT; CREATE TABLE new PARTITION OF shown FOR VALUES FROM ('2024-01-01')"
+    " TO ('2030-01-01'); INSERT INTO shown SELECT * FROM audits; UPDATE audits SET created_at = '2031-01-01';"
+    " INSERT INTO shown SELECT * FROM audits WHERE id IN (3, 5) OR id > 6",
+}
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_an_id_that_several_rows_have_is_refused(database_dsn: str, kind: str) -> None:
+    crm.make_audits(database_dsn)
+    crm.add_audits(database_dsn, [*range(1, 11), 2_000_000], created_at="2024-01-01 00:00:00")
+    with psycopg.connect(database_dsn) as db:
+        db.execute(TWICE[kind])
+    mapping = mapping_with(table="shown")
+    with pytest.raises(UnreplayableIdsError) as caught:
+        survey(database_dsn, mapping, "acme")
+    said = "in public.shown 7 ids stand for more than one audit row in scope (3, 5, 7, 8, 9, and more), so"
+    assert said in str(caught.value)
+    # What a date range leaves out, what is not in scope, and a table whose index forbids it, are no obstacle.
+    with psycopg.connect(database_dsn) as db:
+        db.execute("UPDATE old SET auditable_type = 'Other'")
+    assert survey(database_dsn, mapping, "acme").rows == 11
+    assert survey(database_dsn, mapping_with(), "acme").rows == 11

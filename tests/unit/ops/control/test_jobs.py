@@ -46,6 +46,7 @@ def test_a_ledger_balances_only_if_every_row_is_in_one_bin() -> None:
     assert ledger.failure_rate == pytest.approx(0.1)
     assert not Ledger(11, 4, skipped, 1).balanced
     assert not Ledger(9, 4, skipped, 1).balanced
+    assert [Ledger(rows, 4, skipped, 1).deleted for rows in (11, 10, 7)] == [0, 0, 3]
 
 
 def test_foreign_dead_letters_are_no_source_rows_but_failures() -> None:
