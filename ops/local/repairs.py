@@ -9,6 +9,7 @@ from typing import Any
 
 from ops.control.dead_letters import letter_of
 from ops.control.jobs import Job
+from ops.control.store import RUN_MAX
 from ops.control.topic_reader import records
 from ops.control.validation import EXTERNAL_ID_PREFIX, audit_id_of
 from ops.local.trace import Topics
@@ -32,14 +33,15 @@ def moves_of(
     """
     names = AccountTopics.of(partial.company_sso_id)
     chosen = None if audit_ids is None else set(audit_ids)
+    counted_to = _counted_to(whole)
     causes: dict[int, str] = {}
     failed_again: set[int] = set()
     for _, offset, value in records(topics.kafka, names.dead_letters):
         letter = letter_of(offset, value, topics.codec)
         if letter.row is None or not (chosen is None or letter.row in chosen):
             continue
-        if letter.run == whole.run:
-            causes.setdefault(letter.row, letter.cause)
+        if whole.run <= letter.run <= counted_to:
+            causes[letter.row] = letter.cause  # of several the last, as a proof has it
         elif letter.run == partial.run:
             failed_again.add(letter.row)
     wanted = {audit_id: cause for audit_id, cause in causes.items() if audit_id not in failed_again}
@@ -53,8 +55,29 @@ def moves_of(
     return moves
 
 
-def _written(causes: dict[int, str], whole: Job, database: Any) -> dict[int, Move]:
-    """Return those of the rows that have a document, migrated, or duplicates of what was there before the run."""
+def met_by(rerun: Job, repaired_by: Collection[int], topics: Topics, database: Any) -> dict[int, Move]:
+    """Return the rows that have failed in a rerun, and whose documents the runs `repaired_by` of chosen rows have made.
+
+    A rerun reads what was published before the cause was mended; such a row ends as what its document is, a duplicate.
+    """
+    causes: dict[int, str] = {}
+    for _, offset, value in records(topics.kafka, AccountTopics.of(rerun.company_sso_id).dead_letters):
+        letter = letter_of(offset, value, topics.codec)
+        if letter.row is not None and letter.run == rerun.run:
+            causes[letter.row] = letter.cause
+    return _written(causes, rerun, database, repaired_by)
+
+
+def _counted_to(whole: Job) -> int:
+    """Return the last run whose dead letters are in the job's counts: its own; of a proof, the last one before it."""
+    return whole.run if whole.proof is None else max(whole.run, int(whole.proof.get("run", 0)))
+
+
+def _written(causes: dict[int, str], whole: Job, database: Any, runs: Collection[int] | None = None) -> dict[int, Move]:
+    """Return those of the rows that have a document, migrated, or duplicates of what was there before the run.
+
+    Only such as one of `runs` has written, if these are given.
+    """
     moves: dict[int, Move] = {}
     audit_ids = sorted(causes)
     for at in range(0, len(audit_ids), LOOK_UP_MAX):
@@ -65,7 +88,12 @@ def _written(causes: dict[int, str], whole: Job, database: Any) -> dict[int, Mov
             audit_id = audit_id_of(document["external_id"])
             if audit_id is None:
                 continue
-            since = document.get("source_tag") == SOURCE_TAG and _run_of(document["_id"]) >= whole.run
+            run = _run_of(document["_id"])
+            if runs is not None and run not in runs:
+                continue
+            if whole.proof is not None and whole.run <= run <= _counted_to(whole):
+                continue  # the proof has counted it
+            since = document.get("source_tag") == SOURCE_TAG and whole.run <= run <= RUN_MAX
             fell_back = (document.get("actor") or {}).get("type") == ActorKind.DELETED_USER
             skipped = None if since else SkipReason.DUPLICATE_EXTERNAL_ID.value
             moves[audit_id] = Move(causes[audit_id], skipped, since and fell_back)

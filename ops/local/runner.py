@@ -776,6 +776,10 @@ class _Patience:
 def _conclude(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> tuple[Job, Ledger]:
     """Validate, write the verdict into the job document and return both. May be repeated after an outage."""
     store, totals = around.store, around.store.aggregate_progress(job)
+    if stretch.published_at and totals.failed_total:
+        topics = Topics(around.kafka, around.connections.schema_registry_url)
+        met = repairs.met_by(job, store.partial_runs(job.company_sso_id), topics, around.database)
+        job = store.note_met(job, met, totals)
     ledger, ranges, strays = _validated(job, stretch, around, present(totals, job.repaired))
     if strays is not None:
         job = store.note_http_documents(job, strays)
