@@ -267,7 +267,7 @@ def stretch_of(job: Job) -> Stretch:
 def rerun_account(account: str, options: RunOptions, connections: Connections, view: RunView) -> RunResult:
     """Replay what the account's last run has published, by offset reset of its groups; the source is only counted.
 
-    Raises BadInputError if there is no finished run, or if Kafka has deleted the beginning of its stretch.
+    Raises BadInputError if there is no finished run, or if not all of its stretch is there.
     """
     with _surroundings(account, options.mapping_path, connections, options.home) as around:
         last = around.store.latest(account)
@@ -276,7 +276,7 @@ def rerun_account(account: str, options: RunOptions, connections: Connections, v
             raise BadInputError(f"{account} has {state}", f"crm-replay run --account {account}")
         _require_mapping(last, around)
         around.look(account, last.date_range_start, view)
-        refused = operations.why_no_rerun(last, connections)
+        refused = operations.why_no_rerun(last, around.store, connections)
         if refused:
             raise BadInputError(*refused)
         with _stop_on_signals() as stop:
