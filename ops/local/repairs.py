@@ -9,17 +9,18 @@ from typing import Any
 
 from ops.control.dead_letters import letter_of
 from ops.control.jobs import Job
-from ops.control.store import RUN_MAX
+from ops.control.store import RUN_MAX, JobStore
 from ops.control.topic_reader import records
-from ops.control.validation import EXTERNAL_ID_PREFIX, audit_id_of
+from ops.control.validation import EXTERNAL_ID_PREFIX, audit_id_of, documents_since
 from ops.local.trace import Topics
 from ops.local.view import RunView
 from schemas.records import SkippedRecord
 from schemas.topics import AccountTopics
-from schemas.vocabulary import ActorKind, SkipReason
+from schemas.vocabulary import ActorKind, JobStatus, SkipReason
 from sink.documents import RUN_BYTES
 from sink.indexes import ACTIVITY_LOGS, SOURCE_TAG, UNIQUE_EXTERNAL_ID
 from sink.job_counts import Move
+from sink.rollback import documents_of
 
 LOOK_UP_MAX = 1_000  # external ids a query
 
@@ -53,6 +54,43 @@ def moves_of(
             if isinstance(record, SkippedRecord) and record.run == partial.run:
                 moves[record.audit_id] = Move(wanted[record.audit_id], record.reason)
     return moves
+
+
+def fold(
+    partial: Job, audit_ids: Collection[int] | None, store: JobStore, topics: Topics, database: Any, view: RunView
+) -> None:
+    """Move the rows that a partial replay has repaired to their new bins in the account's job. May be repeated."""
+    whole = store.latest_whole(partial.company_sso_id)
+    if whole is None or whole.run > partial.run or whole.status is JobStatus.ROLLED_BACK:
+        return
+    if store.aggregate_progress(whole).failed_total:
+        store.note_repairs(partial, whole, moves_of(partial, whole, audit_ids, topics, database, view))
+    store.fold_repairs(partial.company_sso_id, documents(database, whole))
+
+
+def documents(database: Any, job: Job) -> int:
+    """Return how many documents in MongoDB are of the rows that the job is over."""
+    if job.date_range_start is None:
+        return documents_of(database, job.company_sso_id)
+    return documents_since(database, job.company_sso_id, job.cutoff)
+
+
+def end_dead(company_sso_id: str, store: JobStore, owner: str, topics: Topics, database: Any, view: RunView) -> bool:
+    """End the account's replay of chosen rows whose runner has died, and count what it has repaired.
+
+    Which rows are left, only whoever asked for it knows, and asks again. Returns whether there was one.
+    """
+    latest = store.latest(company_sso_id)
+    if latest is None or not latest.partial or latest.status is not JobStatus.IN_PROGRESS:
+        return False
+    claimed = store.claim(latest.job_id, owner)
+    if claimed is None:
+        return False  # its runner lives
+    fold(claimed, None, store, topics, database, view)
+    why = "its runner died"
+    store.transition(claimed.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, why, fence=claimed.fence)
+    store.release(claimed)
+    return True
 
 
 def met_by(rerun: Job, repaired_by: Collection[int], topics: Topics, database: Any) -> dict[int, Move]:

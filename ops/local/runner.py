@@ -76,7 +76,6 @@ from sink.identity import Identities, ids_of, shift_of, unlike, without
 from sink.indexes import JOBS
 from sink.job_counts import present
 from sink.progress import RunTotals
-from sink.rollback import documents_of
 
 RENEW_EVERY_S = 1.0
 ANSWER_MAX_S = 3.0  # of MongoDB while workers run: whoever waits for longer would sleep through the end of the lease
@@ -270,6 +269,7 @@ def rerun_account(account: str, options: RunOptions, connections: Connections, v
     Raises BadInputError if there is no finished run, or if not all of its stretch is there.
     """
     with _surroundings(account, options.mapping_path, connections, options.home) as around:
+        _end_dead_partial(account, around, view)
         last = around.store.latest(account)
         if last is None or last.status not in (JobStatus.COMPLETED, JobStatus.FAILED) or not last.begin_offsets:
             state = "never been replayed" if last is None else f"a job that is {last.status}"
@@ -289,6 +289,7 @@ def run_since(account: str, since: datetime, options: RunOptions, connections: C
     options = replace(options, date_range_start=since.replace(microsecond=since.microsecond // 1000 * 1000))
     with _surroundings(account, options.mapping_path, connections, options.home) as around:
         found = around.look(account, options.date_range_start, view)
+        _end_dead_partial(account, around, view)
         last = around.store.latest(account)
         if last is not None:
             _require_mapping(last, around)
@@ -310,6 +311,7 @@ def run_selected(
         raise BadInputError("no audit ids were given", "name at least one")
     with _surroundings(account, options.mapping_path, connections, options.home) as around:
         found = around.look(account, options.date_range_start, view)
+        _end_dead_partial(account, around, view)
         last = around.store.latest(account)
         if last is not None:
             _require_mapping(last, around)
@@ -493,11 +495,8 @@ def _open_job(
     is taken up again; and what the audit log has to have of it.
     """
     store, new, owner = around.store, _new_job(account, options, found, around), new_owner()
+    _end_dead_partial(account, around, view)
     latest = store.latest(account)
-    if latest is not None and latest.partial and store.claim(latest.job_id, owner) is not None:
-        # A replay of chosen rows whose runner died: whoever asked for it asks again.
-        store.transition(latest.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, "its runner died")
-        latest = store.fold_repairs(account)
     if latest is None or latest.status is JobStatus.ROLLED_BACK:
         return store.create(replace(new, follows=latest.job_id if latest else ""), owner=owner), Noted("run")
     if latest.status is JobStatus.COMPLETED:
@@ -777,8 +776,7 @@ def _conclude(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -
     """Validate, write the verdict into the job document and return both. May be repeated after an outage."""
     store, totals = around.store, around.store.aggregate_progress(job)
     if stretch.published_at and totals.failed_total:
-        topics = Topics(around.kafka, around.connections.schema_registry_url)
-        met = repairs.met_by(job, store.partial_runs(job.company_sso_id), topics, around.database)
+        met = repairs.met_by(job, store.partial_runs(job.company_sso_id), _topics(around), around.database)
         job = store.note_met(job, met, totals)
     ledger, ranges, strays = _validated(job, stretch, around, present(totals, job.repaired))
     if strays is not None:
@@ -864,21 +862,16 @@ def _identities(job: Job, stretch: Stretch, around: Surroundings, shift: int) ->
 
 def _repair(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> None:
     """Move the rows that a partial replay has repaired to their new bins in the account's job. May be repeated."""
-    store, database, account = around.store, around.database, job.company_sso_id
-    whole = store.latest_whole(account)
-    if whole is None or whole.run > job.run or whole.status is JobStatus.ROLLED_BACK:
-        return
-    if store.aggregate_progress(whole).failed_total:
-        topics = Topics(around.kafka, around.connections.schema_registry_url)
-        store.note_repairs(job, whole, repairs.moves_of(job, whole, stretch.audit_ids, topics, database, view))
-    store.fold_repairs(account, _documents(database, whole))
+    repairs.fold(job, stretch.audit_ids, around.store, _topics(around), around.database, view)
 
 
-def _documents(database: Any, job: Job) -> int:
-    """Return how many documents in MongoDB are of the rows that the job is over."""
-    if job.date_range_start is None:
-        return documents_of(database, job.company_sso_id)
-    return validation.documents_since(database, job.company_sso_id, job.cutoff)
+def _end_dead_partial(account: str, around: Surroundings, view: RunView) -> None:
+    """End a replay of chosen rows whose runner has died: nothing else would, and the account could begin no other."""
+    repairs.end_dead(account, around.store, new_owner(), _topics(around), around.database, view)
+
+
+def _topics(around: Surroundings) -> Topics:
+    return Topics(around.kafka, around.connections.schema_registry_url)
 
 
 def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals) -> Ledger:
@@ -895,7 +888,7 @@ def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals)
     )
     ledger = validation.validate(database, account, totals, source.rows)
     ledger = replace(ledger, out_of_scope=source.out_of_scope_by_type)
-    return ledger if job.date_range_start is None else replace(ledger, documents=_documents(database, job))
+    return ledger if job.date_range_start is None else replace(ledger, documents=repairs.documents(database, job))
 
 
 def _named(job: Job, stretch: Stretch, around: Surroundings, ranges: Sequence[int]) -> str:

@@ -108,6 +108,19 @@ def repair(report: Report, plan: Plan, run_options: Any, connections: Connection
     return deleted, len(audit_ids)
 
 
+def end_dead(account: str, connections: Connections, view: RunView) -> None:
+    """End a repair of the account whose runner has died: this one is in its place."""
+    from ops.local import repairs, runner
+    from ops.local.trace import Topics
+
+    topics = Topics(connections.kafka(), connections.schema_registry_url)
+    database = connect(connections, app_name="crm-replay-verify")
+    try:
+        repairs.end_dead(account, JobStore(database), runner.new_owner(), topics, database, view)
+    finally:
+        database.client.close()
+
+
 def is_whole(report: Report) -> bool:
     """Return whether every row has ended as it should, whatever the job's counts say, and nothing is unhandled."""
     return not (report.tally.found or report.offsets)
