@@ -709,7 +709,9 @@ def _watch(
 
 def _halted(job: Job) -> HaltedError:
     to_do = f"crm-replay resume --account {job.company_sso_id} continues it"
-    if job.failure_halt:
+    if job.partial:  # a resume is of the account's own job
+        to_do = "its rows are in no other run: ask for them again when the cause is gone"
+    elif job.failure_halt:
         to_do = what_to_do(job.company_sso_id)
     return HaltedError(f"the job is halted: {job.error}", to_do)
 

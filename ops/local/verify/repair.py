@@ -129,8 +129,8 @@ def is_whole(report: Report) -> bool:
 def close(report: Report, connections: Connections) -> Job | None:
     """Complete the account's job if it had failed or was halted, by what was proved; return it, or None.
 
-    Its counts become those of the proof. `report` is of a copy that is whole; a job with more dead letters than a run
-    may have stays as it is.
+    Its counts become those of the proof. `report` is of a copy that is whole; a job with more dead letters than its
+    run may have stays as it is, and the report says so.
     """
     database = connect(connections, app_name="crm-replay-verify")
     try:
@@ -139,8 +139,12 @@ def close(report: Report, connections: Connections) -> Job | None:
         if job is None or job.run != report.run or job.status not in CLOSABLE:
             return None
         ledger = proved(report, job)
-        if ledger.failure_rate > FAILURE_RATE_MAX:
-            return None  # as many dead letters as a run is halted for: they are to be retried first
+        if ledger.failure_rate > (job.failure_bound or FAILURE_RATE_MAX):
+            report.notes.append(
+                f"the job stays {job.status}: {ledger.failed + ledger.foreign:,} records failed, more than a run may"
+                " have; retry them first (crm-replay dlq retry)"
+            )
+            return None
         closed = store.complete_proved(job, ledger, dict(report.tally.failed))
         detail = {"job_id": job.job_id, "run": job.run, "was": job.status.value, "error": job.error or ""}
         who = audit_log.on_this_host()
