@@ -80,11 +80,6 @@ def header_bytes(data: bytes) -> int:
     return CONFLUENT_HEADER_BYTES if data[:1] == CONFLUENT_MARKER else SINGLE_OBJECT_HEADER_BYTES
 
 
-@lru_cache
-def _body_decoder(record_type: type[Record], frame_bytes: int) -> flat_avro.Decode:
-    return flat_avro.compile_decoder(schema_of(record_type), record_type, frame_bytes)
-
-
 class Codec:
     """Encode and decode every record type; build one per process, it holds the compiled schemas."""
 
@@ -99,6 +94,7 @@ class Codec:
         self._encoders: dict[type[Record], flat_avro.Encode] = {}
         self._decoders: dict[bytes, tuple[type[Record], flat_avro.Decode]] = {}  # by frame
         self._types: dict[bytes, type[Record]] = {}  # by single-object frame
+        self._body_decoders: dict[tuple[type[Record], int], flat_avro.Decode] = {}  # by type and length of the frame
         self._refused: dict[bytes, UndecodableRecordError] = {}  # frames that were looked up in vain
         for record_type in RECORD_TYPES:
             schema = schema_of(record_type)
@@ -184,13 +180,20 @@ class Codec:
         found, _ = self._decoder_of(data[: header_bytes(data)])
         _require_type(found, record_type)
 
+    def _body_decoder(self, record_type: type[Record], frame_bytes: int) -> flat_avro.Decode:
+        key = record_type, frame_bytes
+        if (decode := self._body_decoders.get(key)) is None:
+            decode = flat_avro.compile_decoder(schema_of(record_type), record_type, frame_bytes)
+            self._body_decoders[key] = decode
+        return decode
+
     def read_body(self, record_type: type[R], data: bytes) -> R | None:
         """Return the record that `data` is, its frame left aside; None if what follows the frame is none of that type.
 
         For a frame that cannot be looked up: a record of ours says of the settings what it does not say of itself.
         """
         try:
-            return cast("R", _body_decoder(cast("type[Record]", record_type), header_bytes(data))(data))
+            return cast("R", self._body_decoder(cast("type[Record]", record_type), header_bytes(data))(data))
         except (EOFError, IndexError, ValueError):
             return None
 

@@ -102,7 +102,7 @@ class Job:
     documents_at: dt.datetime | None = None  # when that was
     failure_bound: float | None = None  # raised by an operator, until the next resume
     failure_halt: bool = False  # halted because too many records failed, and not by an operator
-    proof: Mapping[str, Any] | None = None  # of a run that verify has completed: at, migrated, skipped, failed
+    proof: Mapping[str, Any] | None = None  # of a run that verify has completed: at, run, migrated, skipped, failed
 
     @property
     def reads_from(self) -> dt.datetime:

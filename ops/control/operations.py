@@ -41,11 +41,20 @@ def halt(store: JobStore, company_sso_id: str, reason: str) -> Job:
     return store.transition(job.job_id, job.status, JobStatus.HALTED, reason)
 
 
-def why_no_rerun(job: Job, connections: Connections) -> tuple[str, str] | None:
-    """Return why what the job's last run has published cannot be read again, and what to do; None if it can."""
+def why_no_rerun(job: Job, store: JobStore, connections: Connections) -> tuple[str, str] | None:
+    """Return why what the job's last run has published cannot be read again, and what to do; None if it can.
+
+    Its stretch ends at its end markers. Without them, rows are not on it, and those of later replays stand behind it.
+    """
     account = job.company_sso_id
     if not job.begin_offsets:
         return f"no run of {account} has published anything", f"crm-replay run --account {account}"
+    if job.proof is not None:
+        what = f"the last run of {account} was completed by verify, and may not have published every row"
+        return what, f"crm-replay run --account {account}"
+    if store.aggregate_progress(job).partitions_ended < job.partitions:
+        what = f"the last run of {account} has ended before it had published every row"
+        return what, f"crm-replay resume --account {account}"
     kafka = connections.kafka()
     kafka_admin.client(kafka)
     oldest = kafka_admin.oldest_offsets(kafka, AccountTopics.of(account).replay, job.partitions)

@@ -166,10 +166,11 @@ def rerun(control: Control, company_sso_id: str, *, by: str, reason: str = "", r
     with _noted(control, "rerun", company_sso_id, by, request_id, {"reason": reason}) as noted:
         job = _require_job(control, Action.RERUN, company_sso_id)
         noted["job_id"] = job.job_id
-        refused = operations.why_no_rerun(job, control.connections)
+        store = JobStore(control.database)
+        refused = operations.why_no_rerun(job, store, control.connections)
         if refused:
             raise RequestRefusedError(Refusal(RespCode.NOTHING_TO_REPLAY, *refused))
-        return JobStore(control.database).rerun(job.job_id, operations.next_run_of(job))
+        return store.rerun(job.job_id, operations.next_run_of(job))
 
 
 def rollback(

@@ -455,6 +455,16 @@ class JobStore:
         rows = [{**move._asdict(), "audit_ids": audit_ids} for move, audit_ids in groups.items()]
         self._set(partial, {"repairs": {"job_id": whole.job_id, "run": whole.run, "rows": rows}})
 
+    def note_met(self, rerun: Job, moves: Mapping[int, Move], totals: RunTotals) -> Job:
+        """Note in a rerun which rows it could not read have their document by an earlier repair; return the job."""
+        self.note_repairs(rerun, rerun, moves)
+        return self._set(rerun, {"repaired": repaired_by(moves.values(), totals).as_document()})
+
+    def partial_runs(self, company_sso_id: str) -> set[int]:
+        """Return the runs of the account's replays of chosen rows."""
+        found = self._jobs.find({"company_sso_id": company_sso_id, "partial": True}, {"run": 1})
+        return {int(partial["run"]) for partial in found}
+
     def fold_repairs(self, company_sso_id: str, documents: int | None = None) -> Job | None:
         """Move the account's repaired rows to their new bins, and return its job; None if it has none.
 
@@ -521,8 +531,10 @@ class JobStore:
         when the proof began, LeaseLostError if a runner holds it.
         """
         now = _now()
+        last = self._jobs.find_one({"company_sso_id": job.company_sso_id}, {"run": 1}, sort=[("run", DESCENDING)])
         proof: Document = {
             "at": now,
+            "run": max(job.run, int((last or {}).get("run", 0))),  # its letters are counted up to this one's
             "migrated": ledger.migrated,
             "skipped": dict(ledger.skipped),
             "failed": dict(failures_by_cause),

@@ -542,6 +542,8 @@ def retry(
     view = view_for(Console(stderr=True))
     try:
         with _place(account, feed) as place:
+            if not dry_run and not feed:
+                _end_dead(place, view)
             listed = place.listed(view)
             _require_cause(cause, listed)
             if place.feed is not None:
@@ -667,6 +669,14 @@ def _replay(place: _Place, mapping: str, processors: int, sinks: int, view: RunV
     path = mapping or (job.mapping_path if job is not None else "")
     options = runner.RunOptions(path, processors=processors, sinks=sinks, home=Home.at(None).path)
     return lambda ids: runner.run_selected(place.account, ids, options, place.connections, view)
+
+
+def _end_dead(place: _Place, view: RunView) -> None:
+    """End a retry whose runner has died; what it has repaired is counted, also if nothing is left to retry."""
+    from ops.control.store import JobStore
+    from ops.local import repairs, runner
+
+    repairs.end_dead(place.account, JobStore(place.database), runner.new_owner(), place.topics, place.database, view)
 
 
 def _say(planned: Plan, view: RunView) -> None:

@@ -4,22 +4,23 @@ A row had failed in a run if there is a dead letter of it in that run; Kafka kee
 repair can be counted. It has ended otherwise if it has a document now, or if the replay has skipped it.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ops.control.dead_letters import letter_of
 from ops.control.jobs import Job
-from ops.control.store import RUN_MAX
+from ops.control.store import RUN_MAX, JobStore
 from ops.control.topic_reader import records
-from ops.control.validation import EXTERNAL_ID_PREFIX, audit_id_of
+from ops.control.validation import EXTERNAL_ID_PREFIX, audit_id_of, documents_since
 from ops.local.trace import Topics
 from ops.local.view import RunView
 from schemas.records import SkippedRecord
 from schemas.topics import AccountTopics
-from schemas.vocabulary import ActorKind, SkipReason
+from schemas.vocabulary import ActorKind, JobStatus, SkipReason
 from sink.documents import RUN_BYTES
 from sink.indexes import ACTIVITY_LOGS, SOURCE_TAG, UNIQUE_EXTERNAL_ID
 from sink.job_counts import Move
+from sink.rollback import documents_of
 
 LOOK_UP_MAX = 1_000  # external ids a query
 
@@ -33,14 +34,15 @@ def moves_of(
     """
     names = AccountTopics.of(partial.company_sso_id)
     chosen = None if audit_ids is None else set(audit_ids)
+    counted_to = _counted_to(whole)
     causes: dict[int, str] = {}
     failed_again: set[int] = set()
     for _, offset, value in records(topics.kafka, names.dead_letters):
         letter = letter_of(offset, value, topics.codec)
         if letter.row is None or not (chosen is None or letter.row in chosen):
             continue
-        if letter.run == whole.run:
-            causes.setdefault(letter.row, letter.cause)
+        if whole.run <= letter.run <= counted_to:
+            causes[letter.row] = letter.cause  # of several the last, as a proof has it
         elif letter.run == partial.run:
             failed_again.add(letter.row)
     wanted = {audit_id: cause for audit_id, cause in causes.items() if audit_id not in failed_again}
@@ -54,8 +56,75 @@ def moves_of(
     return moves
 
 
-def _written(causes: dict[int, str], whole: Job, database: Any) -> dict[int, Move]:
-    """Return those of the rows that have a document, migrated, or duplicates of what was there before the run."""
+def fold(
+    partial: Job,
+    audit_ids: Collection[int] | None,
+    store: JobStore,
+    topics: Topics,
+    database: Any,
+    view: RunView,
+    strays: Callable[[Job], int] = lambda whole: 0,  # noqa: ARG005
+) -> None:
+    """Move the rows that a partial replay has repaired to their new bins in the account's job. May be repeated.
+
+    `strays` returns how many documents are no row's of that job, and not counted with it.
+    """
+    whole = store.latest_whole(partial.company_sso_id)
+    if whole is None or whole.run > partial.run or whole.status is JobStatus.ROLLED_BACK:
+        return
+    if store.aggregate_progress(whole).failed_total:
+        store.note_repairs(partial, whole, moves_of(partial, whole, audit_ids, topics, database, view))
+    store.fold_repairs(partial.company_sso_id, documents(database, whole) - strays(whole))
+
+
+def documents(database: Any, job: Job) -> int:
+    """Return how many documents in MongoDB are of the rows that the job is over."""
+    if job.date_range_start is None:
+        return documents_of(database, job.company_sso_id)
+    return documents_since(database, job.company_sso_id, job.cutoff)
+
+
+def end_dead(company_sso_id: str, store: JobStore, owner: str, topics: Topics, database: Any, view: RunView) -> bool:
+    """End the account's replay of chosen rows whose runner has died, and count what it has repaired.
+
+    Which rows are left, only whoever asked for it knows, and asks again. Returns whether there was one.
+    """
+    latest = store.latest(company_sso_id)
+    if latest is None or not latest.partial or latest.status is not JobStatus.IN_PROGRESS:
+        return False
+    claimed = store.claim(latest.job_id, owner)
+    if claimed is None:
+        return False  # its runner lives
+    fold(claimed, None, store, topics, database, view)
+    why = "its runner died"
+    store.transition(claimed.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, why, fence=claimed.fence)
+    store.release(claimed)
+    return True
+
+
+def met_by(rerun: Job, repaired_by: Collection[int], topics: Topics, database: Any) -> dict[int, Move]:
+    """Return the rows that have failed in a rerun, and whose documents the runs `repaired_by` of chosen rows have made.
+
+    A rerun reads what was published before the cause was mended; such a row ends as what its document is, a duplicate.
+    """
+    causes: dict[int, str] = {}
+    for _, offset, value in records(topics.kafka, AccountTopics.of(rerun.company_sso_id).dead_letters):
+        letter = letter_of(offset, value, topics.codec)
+        if letter.row is not None and letter.run == rerun.run:
+            causes[letter.row] = letter.cause
+    return _written(causes, rerun, database, repaired_by)
+
+
+def _counted_to(whole: Job) -> int:
+    """Return the last run whose dead letters are in the job's counts: its own; of a proof, the last one before it."""
+    return whole.run if whole.proof is None else max(whole.run, int(whole.proof.get("run", 0)))
+
+
+def _written(causes: dict[int, str], whole: Job, database: Any, runs: Collection[int] | None = None) -> dict[int, Move]:
+    """Return those of the rows that have a document, migrated, or duplicates of what was there before the run.
+
+    Only such as one of `runs` has written, if these are given.
+    """
     moves: dict[int, Move] = {}
     audit_ids = sorted(causes)
     for at in range(0, len(audit_ids), LOOK_UP_MAX):
@@ -66,7 +135,12 @@ def _written(causes: dict[int, str], whole: Job, database: Any) -> dict[int, Mov
             audit_id = audit_id_of(document["external_id"])
             if audit_id is None:
                 continue
-            since = document.get("source_tag") == SOURCE_TAG and whole.run <= _run_of(document["_id"]) <= RUN_MAX
+            run = _run_of(document["_id"])
+            if runs is not None and run not in runs:
+                continue
+            if whole.proof is not None and whole.run <= run <= _counted_to(whole):
+                continue  # the proof has counted it
+            since = document.get("source_tag") == SOURCE_TAG and whole.run <= run <= RUN_MAX
             fell_back = (document.get("actor") or {}).get("type") == ActorKind.DELETED_USER
             skipped = None if since else SkipReason.DUPLICATE_EXTERNAL_ID.value
             moves[audit_id] = Move(causes[audit_id], skipped, since and fell_back)

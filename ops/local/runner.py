@@ -76,7 +76,6 @@ from sink.identity import Identities, ids_of, shift_of, unlike, without
 from sink.indexes import JOBS
 from sink.job_counts import present
 from sink.progress import RunTotals
-from sink.rollback import documents_of
 
 RENEW_EVERY_S = 1.0
 ANSWER_MAX_S = 3.0  # of MongoDB while workers run: whoever waits for longer would sleep through the end of the lease
@@ -267,16 +266,17 @@ def stretch_of(job: Job) -> Stretch:
 def rerun_account(account: str, options: RunOptions, connections: Connections, view: RunView) -> RunResult:
     """Replay what the account's last run has published, by offset reset of its groups; the source is only counted.
 
-    Raises BadInputError if there is no finished run, or if Kafka has deleted the beginning of its stretch.
+    Raises BadInputError if there is no finished run, or if not all of its stretch is there.
     """
     with _surroundings(account, options.mapping_path, connections, options.home) as around:
+        _end_dead_partial(account, around, view)
         last = around.store.latest(account)
         if last is None or last.status not in (JobStatus.COMPLETED, JobStatus.FAILED) or not last.begin_offsets:
             state = "never been replayed" if last is None else f"a job that is {last.status}"
             raise BadInputError(f"{account} has {state}", f"crm-replay run --account {account}")
         _require_mapping(last, around)
         around.look(account, last.date_range_start, view)
-        refused = operations.why_no_rerun(last, connections)
+        refused = operations.why_no_rerun(last, around.store, connections)
         if refused:
             raise BadInputError(*refused)
         with _stop_on_signals() as stop:
@@ -289,6 +289,7 @@ def run_since(account: str, since: datetime, options: RunOptions, connections: C
     options = replace(options, date_range_start=since.replace(microsecond=since.microsecond // 1000 * 1000))
     with _surroundings(account, options.mapping_path, connections, options.home) as around:
         found = around.look(account, options.date_range_start, view)
+        _end_dead_partial(account, around, view)
         last = around.store.latest(account)
         if last is not None:
             _require_mapping(last, around)
@@ -310,6 +311,7 @@ def run_selected(
         raise BadInputError("no audit ids were given", "name at least one")
     with _surroundings(account, options.mapping_path, connections, options.home) as around:
         found = around.look(account, options.date_range_start, view)
+        _end_dead_partial(account, around, view)
         last = around.store.latest(account)
         if last is not None:
             _require_mapping(last, around)
@@ -493,15 +495,12 @@ def _open_job(
     is taken up again; and what the audit log has to have of it.
     """
     store, new, owner = around.store, _new_job(account, options, found, around), new_owner()
+    _end_dead_partial(account, around, view)
     latest = store.latest(account)
     if options.resume_halted and (latest is None or latest.status is JobStatus.ROLLED_BACK):
-        # What was taken back on purpose does not come back by a command that goes on with something.
+        # What was taken back on purpose does not come back by a command that continues something.
         state = "has no job" if latest is None else "has been rolled back"
         raise BadInputError(f"{account} {state}, there is nothing to resume", f"crm-replay run --account {account}")
-    if latest is not None and latest.partial and store.claim(latest.job_id, owner) is not None:
-        # A replay of chosen rows whose runner died: whoever asked for it asks again.
-        store.transition(latest.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, "its runner died")
-        latest = store.fold_repairs(account)
     if latest is None or latest.status is JobStatus.ROLLED_BACK:
         return store.create(replace(new, follows=latest.job_id if latest else ""), owner=owner), Noted("run")
     if latest.status is JobStatus.COMPLETED:
@@ -714,7 +713,9 @@ def _watch(
 
 def _halted(job: Job) -> HaltedError:
     to_do = f"crm-replay resume --account {job.company_sso_id} continues it"
-    if job.failure_halt:
+    if job.partial:  # a resume is of the account's own job
+        to_do = "its rows are in no other run: ask for them again when the cause is gone"
+    elif job.failure_halt:
         to_do = what_to_do(job.company_sso_id)
     return HaltedError(f"the job is halted: {job.error}", to_do)
 
@@ -780,6 +781,9 @@ class _Patience:
 def _conclude(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> tuple[Job, Ledger]:
     """Validate, write the verdict into the job document and return both. May be repeated after an outage."""
     store, totals = around.store, around.store.aggregate_progress(job)
+    if stretch.published_at and totals.failed_total:
+        met = repairs.met_by(job, store.partial_runs(job.company_sso_id), _topics(around), around.database)
+        job = store.note_met(job, met, totals)
     ledger, ranges, strays = _validated(job, stretch, around, present(totals, job.repaired))
     if strays is not None:
         job = store.note_http_documents(job, strays)
@@ -864,27 +868,33 @@ def _identities(job: Job, stretch: Stretch, around: Surroundings, shift: int) ->
 
 def _repair(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> None:
     """Move the rows that a partial replay has repaired to their new bins in the account's job. May be repeated."""
-    store, database, account = around.store, around.database, job.company_sso_id
-    whole = store.latest_whole(account)
-    if whole is None or whole.run > job.run or whole.status is JobStatus.ROLLED_BACK:
-        return
-    if store.aggregate_progress(whole).failed_total:
-        topics = Topics(around.kafka, around.connections.schema_registry_url)
-        store.note_repairs(job, whole, repairs.moves_of(job, whole, stretch.audit_ids, topics, database, view))
-    documents = _documents(database, whole)
-    if http_documents.count(database, account):
-        from ops.local import http_strays  # all of verify: a rare need
-
-        found = http_strays.counted(whole, None, database, around.connections, around.mapping, around.codec)
-        documents -= len(found)  # as the run's own validation has set them apart
-    store.fold_repairs(account, documents)
+    repairs.fold(
+        job,
+        stretch.audit_ids,
+        around.store,
+        _topics(around),
+        around.database,
+        view,
+        lambda whole: _http_strays(whole, around),
+    )
 
 
-def _documents(database: Any, job: Job) -> int:
-    """Return how many documents in MongoDB are of the rows that the job is over."""
-    if job.date_range_start is None:
-        return documents_of(database, job.company_sso_id)
-    return validation.documents_since(database, job.company_sso_id, job.cutoff)
+def _http_strays(whole: Job, around: Surroundings) -> int:
+    """Return how many documents came by HTTP and belong to no row of the job; its own validation leaves them out."""
+    if not http_documents.count(around.database, whole.company_sso_id):
+        return 0
+    from ops.local import http_strays  # all of verify: a rare need
+
+    return len(http_strays.counted(whole, None, around.database, around.connections, around.mapping, around.codec))
+
+
+def _end_dead_partial(account: str, around: Surroundings, view: RunView) -> None:
+    """End a replay of chosen rows whose runner has died: nothing else would, and the account could begin no other."""
+    repairs.end_dead(account, around.store, new_owner(), _topics(around), around.database, view)
+
+
+def _topics(around: Surroundings) -> Topics:
+    return Topics(around.kafka, around.connections.schema_registry_url)
 
 
 def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals) -> Ledger:
@@ -901,7 +911,7 @@ def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals)
     )
     ledger = validation.validate(database, account, totals, source.rows)
     ledger = replace(ledger, out_of_scope=source.out_of_scope_by_type)
-    return ledger if job.date_range_start is None else replace(ledger, documents=_documents(database, job))
+    return ledger if job.date_range_start is None else replace(ledger, documents=repairs.documents(database, job))
 
 
 def _of_deleted(ledger: Ledger) -> str:

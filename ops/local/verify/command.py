@@ -66,7 +66,7 @@ def verify(
     Exit code 0: equal. 1: not equal, or an outage. 2: the call or its surroundings are wrong, or a repair was refused.
     """
     from ops.local.verify.check import VerifyOptions, verify_account  # the clients of all packages: not for --help
-    from ops.local.verify.repair import close, is_whole, plan_of
+    from ops.local.verify.repair import close, end_dead, is_whole, plan_of
     from ops.local.verify.repair import repair as mend
 
     if (dry_run or yes) and not repair:
@@ -75,6 +75,8 @@ def verify(
     connections = services.connections()
     view = view_for(Console(stderr=True))
     try:
+        if repair and not dry_run:
+            end_dead(account, connections, view)
         report = verify_account(account, options, connections, view)
         plan = plan_of(report, delete_max_pct) if repair and report.tally.found else None
         if plan is not None and dry_run:

@@ -108,6 +108,19 @@ def repair(report: Report, plan: Plan, run_options: Any, connections: Connection
     return deleted, len(audit_ids)
 
 
+def end_dead(account: str, connections: Connections, view: RunView) -> None:
+    """End a repair of the account whose runner has died: this one is in its place."""
+    from ops.local import repairs, runner
+    from ops.local.trace import Topics
+
+    topics = Topics(connections.kafka(), connections.schema_registry_url)
+    database = connect(connections, app_name="crm-replay-verify")
+    try:
+        repairs.end_dead(account, JobStore(database), runner.new_owner(), topics, database, view)
+    finally:
+        database.client.close()
+
+
 def is_whole(report: Report) -> bool:
     """Return whether every row has ended as it should, whatever the job's counts say, and nothing is unhandled."""
     return not (report.tally.found or report.offsets)
@@ -116,8 +129,8 @@ def is_whole(report: Report) -> bool:
 def close(report: Report, connections: Connections) -> Job | None:
     """Complete the account's job if it had failed or was halted, by what was proved; return it, or None.
 
-    Its counts become those of the proof. `report` is of a copy that is whole; a job with more dead letters than a run
-    may have stays as it is.
+    Its counts become those of the proof. `report` is of a copy that is whole; a job with more dead letters than its
+    run may have stays as it is, and the report says so.
     """
     database = connect(connections, app_name="crm-replay-verify")
     try:
@@ -126,8 +139,12 @@ def close(report: Report, connections: Connections) -> Job | None:
         if job is None or job.run != report.run or job.status not in CLOSABLE:
             return None
         ledger = proved(report, job)
-        if ledger.failure_rate > FAILURE_RATE_MAX:
-            return None  # as many dead letters as a run is halted for: they are to be retried first
+        if ledger.failure_rate > (job.failure_bound or FAILURE_RATE_MAX):
+            report.notes.append(
+                f"the job stays {job.status}: {ledger.failed + ledger.foreign:,} records failed, more than a run may"
+                " have; retry them first (crm-replay dlq retry)"
+            )
+            return None
         closed = store.complete_proved(job, ledger, dict(report.tally.failed))
         detail = {"job_id": job.job_id, "run": job.run, "was": job.status.value, "error": job.error or ""}
         who = audit_log.on_this_host()

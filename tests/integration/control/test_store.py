@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from ops.control import migrations
+from ops.control import migrations, operations
 from ops.control.jobs import NEVER, IllegalTransitionError, Job, Ledger
 from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
 from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, IdRange
+from schemas.connections import Connections
 from schemas.vocabulary import JobStatus
 from sink.counting import PartitionProgress
 from sink.job_counts import Move
@@ -426,10 +427,23 @@ def test_a_job_whose_copy_was_proved_is_completed_with_the_proofs_counts(store: 
     assert (done.records_total, done.records_migrated, done.records_skipped, done.records_failed) == (900, 800, 90, 10)
     assert (done.skips_by_reason, done.failures_by_cause) == (ledger.skipped, {"write_refused": 10})
     assert done.proof is not None
-    assert done.proof["at"] == done.finished_at
+    assert (done.proof["at"], done.proof["run"]) == (done.finished_at, job.run)
     with pytest.raises(JobChangedError):
         store.complete_proved(halted, ledger, {})
     assert store.rerun(job.job_id, NEW).proof is None  # its counts are its own again
+
+
+def test_a_run_without_its_end_markers_cannot_be_read_again(store: JobStore, mongo_database: Any) -> None:
+    """Rows are not on its stretch, and nothing tells those of later replays behind it from its own."""
+    connections = Connections()
+    job = store.create(NEW, begin_offsets=(0, 0, 0))
+    count(mongo_database, job, migrated=900)
+    failed = store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED)
+    what, to_do = operations.why_no_rerun(failed, store, connections) or ("", "")
+    assert ("before it had published every row" in what, "resume" in to_do) == (True, True)
+    proved = store.complete_proved(failed, Ledger(1000, 1000, documents=1000), {})
+    what, to_do = operations.why_no_rerun(proved, store, connections) or ("", "")
+    assert ("completed by verify" in what, to_do) == (True, "crm-replay run --account a")
 
 
 def test_which_rows_have_a_document_is_known_unless_an_older_release_has_counted(

@@ -1,0 +1,56 @@
+"""A replay of chosen rows whose runner has died is ended by whoever asks for the next, on a real MongoDB."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from ops.control import migrations
+from ops.control.dead_letters import Letter
+from ops.control.store import JobStore, NewJob
+from ops.local import repairs
+from producer.cursor import EARLIEST
+from schemas.vocabulary import JobStatus
+from sink.counting import PartitionProgress
+from sink.documents import object_id
+from sink.progress import Progress
+
+pytestmark = pytest.mark.services
+NEW = NewJob("a", partitions=1, top_audit_id=100, snapshot_xmax=1, cutoff=EARLIEST, records_total=3)
+
+
+def test_what_it_has_repaired_is_counted_and_it_has_failed(
+    mongo_database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrations.up(mongo_database)
+    store = JobStore(mongo_database)
+    whole = store.create(NEW)
+    progress = Progress(mongo_database["crm_replay_progress"], whole.job_id, whole.run)
+    progress.load([0])
+    assert progress.save({0: PartitionProgress(1, migrated=1, failed={"write_refused": 2}, ended=True)})
+    store.save_totals(whole, store.aggregate_progress(whole))
+    store.transition(whole.job_id, JobStatus.IN_PROGRESS, JobStatus.COMPLETED)
+    dead = store.create(replace(NEW, partial=True), owner="dead")
+    logs = mongo_database["activity_logs"]
+    for audit_id, run in ((1, whole.run), (2, dead.run)):
+        ours = {"company_sso_id": "a", "external_id": f"crm_audit:{audit_id}", "source_tag": "crm_migration"}
+        logs.insert_one({"_id": ObjectId(object_id(run, audit_id)), **ours})
+    letters = [Letter(0, audit_id, "write_refused", "", 0, whole.run, "", -1, -1, 0) for audit_id in (2, 3)]
+    monkeypatch.setattr(repairs, "records", lambda *_: [(0, 0, letter) for letter in letters])
+    monkeypatch.setattr(repairs, "letter_of", lambda _offset, value, _codec: value)
+    topics: Any = SimpleNamespace(kafka={}, codec=None, find=lambda *_: [])
+
+    def end_dead() -> bool:
+        return repairs.end_dead("a", store, "next", topics, mongo_database, view=SimpleNamespace())
+
+    assert not end_dead()  # its lease has not run out
+    store.release(dead)
+    assert end_dead()
+    assert not end_dead()
+    ended, now = store.get(dead.job_id), store.latest("a")
+    assert ended is not None
+    assert (ended.status, ended.error, ended.owner) == (JobStatus.FAILED, "its runner died", None)
+    assert now is not None
+    assert (now.records_migrated, now.records_failed, now.records_repaired, now.documents) == (2, 1, 1, 2)
