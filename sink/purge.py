@@ -10,7 +10,7 @@ from typing import Any
 
 from sink.database import Documents
 from sink.indexes import ACTIVITY_LOGS, UNIQUE_EXTERNAL_ID
-from sink.rollback import PRIMARY_KEY, RollbackFailedError
+from sink.rollback import EXACTLY, PRIMARY_KEY, RollbackFailedError
 
 BATCH_DOCUMENTS = 1_000
 PREFIX, BEHIND_PREFIX = "crm_audit:", "crm_audit;"  # every external_id of ours lies between them
@@ -54,14 +54,15 @@ def purge(
     """
     logs: Documents = database[ACTIVITY_LOGS]
     query = of_person(company_sso_id, person_id, customer_ids)
-    found = logs.find(query, {"_id": 1}, hint=UNIQUE_EXTERNAL_ID.name)
+    found = logs.find(query, {"_id": 1}, hint=UNIQUE_EXTERNAL_ID.name, collation=EXACTLY)
     ids = iter([document["_id"] for document in found])  # of one person: they fit, and deleting moves no cursor
     removed = 0
     while batch := list(islice(ids, batch_documents)):
         # The condition once more: what has been changed meanwhile to be somebody else's stays.
-        removed += logs.delete_many({"_id": {"$in": batch}, **query}, hint=PRIMARY_KEY).deleted_count
+        gone = logs.delete_many({"_id": {"$in": batch}, **query}, hint=PRIMARY_KEY, collation=EXACTLY)
+        removed += gone.deleted_count
         on_batch(removed)
-    if logs.find_one(query, {"_id": 1}, hint=UNIQUE_EXTERNAL_ID.name) is not None:
+    if logs.find_one(query, {"_id": 1}, hint=UNIQUE_EXTERNAL_ID.name, collation=EXACTLY) is not None:
         raise RollbackFailedError(
             f"{removed} documents were removed, but some are there still", "purge again; see the server's log"
         )

@@ -273,7 +273,8 @@ def rerun_account(account: str, options: RunOptions, connections: Connections, v
         last = around.store.latest(account)
         if last is None or last.status not in (JobStatus.COMPLETED, JobStatus.FAILED) or not last.begin_offsets:
             state = "never been replayed" if last is None else f"a job that is {last.status}"
-            raise BadInputError(f"{account} has {state}", f"crm-replay run --account {account}")
+            then = "resume" if last is not None and last.status is JobStatus.HALTED else "run"
+            raise BadInputError(f"{account} has {state}", f"crm-replay {then} --account {account}")
         _require_mapping(last, around)
         around.look(account, last.date_range_start, view)
         refused = operations.why_no_rerun(last, around.store, connections)

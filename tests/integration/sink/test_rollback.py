@@ -3,15 +3,19 @@
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
+from pymongo.errors import OperationFailure
 
 from ops.control import migrations
 from sink import rollback as module
-from sink.rollback import RollbackFailedError, documents_of, rollback
+from sink.indexes import COMPANY_SOURCE_TAG, SOURCE_TAG, UNIQUE_EXTERNAL_ID
+from sink.purge import purge
+from sink.rollback import EXACTLY, RollbackFailedError, documents_of, rollback
 
 pytestmark = pytest.mark.services
 OURS = 2_300
@@ -108,13 +112,15 @@ def test_what_goes_is_found_counted_and_deleted_by_index(database: Any) -> None:
             plan = database.command("explain", {name: self._logs.name, **command}, verbosity="queryPlanner")
             explained.append((name, stages(plan["queryPlanner"]["winningPlan"])))
 
-        def find(self, query: Any, fields: Any, *, limit: int, hint: str) -> Any:
-            self._explain("find", {"filter": query, "projection": fields, "limit": limit, "hint": hint})
-            return self._logs.find(query, fields, limit=limit, hint=hint)
+        def find(self, query: Any, fields: Any, *, limit: int, hint: str, collation: Any) -> Any:
+            said = {"filter": query, "projection": fields, "limit": limit, "hint": hint}
+            self._explain("find", {**said, "collation": collation.document})
+            return self._logs.find(query, fields, limit=limit, hint=hint, collation=collation)
 
-        def delete_many(self, query: Any, *, hint: str) -> Any:
-            self._explain("delete", {"deletes": [{"q": query, "limit": 0, "hint": hint}]})
-            return self._logs.delete_many(query, hint=hint)
+        def delete_many(self, query: Any, *, hint: str, collation: Any) -> Any:
+            said = {"q": query, "limit": 0, "hint": hint, "collation": collation.document}
+            self._explain("delete", {"deletes": [said]})
+            return self._logs.delete_many(query, hint=hint, collation=collation)
 
         def count_documents(self, query: Any, *, hint: str) -> Any:
             self._explain("count", {"query": query, "hint": hint})
@@ -141,9 +147,22 @@ def test_documents_that_a_server_does_not_delete_are_an_error_and_no_endless_loo
         def __getattr__(self, name: str) -> Any:
             return getattr(self._logs, name)
 
-        def delete_many(self, query: Any, *, hint: str) -> Any:
+        def delete_many(self, query: Any, *, hint: str, collation: Any) -> Any:
             return self._logs.delete_many({**query, "_id": "nobody"}, hint=hint)
 
     with pytest.raises(RollbackFailedError, match="still there"):
         rollback({module.ACTIVITY_LOGS: Stubborn(database["activity_logs"])}, "a")
     assert documents_of(database, "a") == OURS
+
+
+def test_no_other_account_is_meant_where_a_collation_ignores_case(mongo_database: Any) -> None:
+    """Such a collection is refused by every command; one that was made again under a running server is not seen."""
+    logs = mongo_database.create_collection("activity_logs", collation={"locale": "en", "strength": 2})
+    for index in (COMPANY_SOURCE_TAG, UNIQUE_EXTERNAL_ID):
+        logs.create_index(list(index.keys), name=index.name)
+    logs.insert_many({"company_sso_id": account, "source_tag": SOURCE_TAG} for account in ("acme", "ACME", "ACME"))
+    with suppress(OperationFailure):  # no index answers it byte by byte
+        rollback(mongo_database, "acme")
+    with suppress(OperationFailure):
+        purge(mongo_database, "acme", "7")
+    assert logs.count_documents({"company_sso_id": "ACME"}, collation=EXACTLY) == 2
