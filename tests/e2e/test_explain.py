@@ -100,7 +100,7 @@ def test_each_end_of_a_row_is_told_with_the_rule_that_made_it(sample_crm, accoun
         assert story["document"]["found"] is False
         assert len(story["dead_letters"]["letters"]) == verdict.startswith("failed")
     for audit_id, why in (
-        (OLDER, "before the job's cutoff"),
+        (OLDER, "it would be a document"),  # without a date range, no row is too old
         (NEWER, "above the job's top"),
         (77, "no row with this id"),
     ):

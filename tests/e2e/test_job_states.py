@@ -117,7 +117,7 @@ def test_a_home_that_cannot_be_written_is_refused_before_there_is_a_job(
 ) -> None:
     home = tmp_path / "a-file"
     home.write_text("")
-    with pytest.raises(BadInputError, match=r"cannot be written.*CRM_REPLAY_HOME"):
+    with pytest.raises(BadInputError, match=r"nothing can be written.*CRM_REPLAY_HOME"):
         runner.run_account(SAMPLE_YAML, replace(options, home=home / "x"), sample_crm.connections, PlainView())
     assert JobStore(sample_crm.database).jobs(SAMPLE_YAML) == []
 
