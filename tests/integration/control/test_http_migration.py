@@ -192,6 +192,7 @@ def test_the_status_has_progress_counts_and_once_validated_the_accuracy(served: 
         "skips_by_reason": {"x": 7, "duplicate_external_id": 1},
         "failures_by_cause": {"y": 2},
         "actors_fell_back": 3,
+        "out_of_scope_by_type": {},
     }
 
     def status() -> Any:
