@@ -135,9 +135,13 @@ def test_workers_are_stopped_while_the_lease_still_holds_and_started_again_if_it
 
 def test_workers_are_stopped_when_another_has_taken_the_job_over(run: Run, mongo_database: Any) -> None:
     with running(run):
-        mongo_database["crm_activity_log_migration_jobs"].update_one({}, {"$set": {"lease_until": NEVER}})
-        taken = run.store.claim_next("another")
-        assert taken is not None
+
+        def take_over() -> bool:
+            """Expire the lease and claim the job; its runner may renew the lease in between."""
+            mongo_database["crm_activity_log_migration_jobs"].update_one({}, {"$set": {"lease_until": NEVER}})
+            return run.store.claim_next("another") is not None
+
+        wait_for(take_over)
         wait_for(lambda: run.error is not None)
         assert isinstance(run.error, LeaseLostError)
         assert not run.alive()
