@@ -301,6 +301,16 @@ class AccountRequest(_Request):
 class ResumeRequest(AccountRequest):
     """Continue a job that was halted or has failed."""
 
+    # The validator's rule, as a client reads it: no raised bound, or a reason that is not blank.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"failure_bound": {"type": "null"}}},
+                {"required": ["reason"], "properties": {"reason": {"type": "string", "pattern": r"\S"}}},
+            ]
+        }
+    )
+
     failure_bound: float | None = Field(
         None,
         gt=FAILURE_RATE_MAX,
