@@ -15,14 +15,29 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from psycopg import sql
 
+from producer.audits import AuditSource, connect, resolve
 from schemas.codec import Codec
 from schemas.job import ReplayJob
+from schemas.mapping import SourceMapping, load
 from schemas.records import AuditEvent, DeadLetter, Record, SnapshotMarker
 from schemas.topics import AccountTopics
 
 SAMPLE = files("ops.local").joinpath("sample")
 YAML_ROWS, JSONB_ROWS = 326, 202
 CUTOFF = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def mapping_with(**source: Any) -> SourceMapping:
+    """Return the default mapping without referents, with these keys of its source."""
+    mapping = load(None).model_dump(by_alias=True) | {"referents": {}}
+    mapping["source"] |= source
+    return SourceMapping.model_validate(mapping)
+
+
+def source_of(dsn: str, company_sso_id: str = "a", **source: Any) -> AuditSource:
+    """Return the account's audits as this mapping finds them."""
+    with connect(dsn) as db:
+        return resolve(db, mapping_with(**source), company_sso_id)
 
 
 def sample_rows(name: str) -> list[dict[str, Any]]:

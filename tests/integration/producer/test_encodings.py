@@ -11,23 +11,17 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from producer.audits import AuditReader, AuditSource, Limits, connect, resolve
+from producer.audits import AuditReader, Limits
 from producer.messages import Page
-from schemas.mapping import SourceMapping, load
 from schemas.records import AuditEvent
 from tests.integration.producer import crm
 from tests.integration.producer.conftest import MakeJob
+from tests.integration.producer.crm import source_of
 
 pytestmark = pytest.mark.services
 
 MakeDatabase = Callable[[str], str]
 LIMITS = Limits(row_bytes_max=200_000)
-
-
-def source_of(dsn: str) -> AuditSource:
-    mapping = SourceMapping.model_validate(load(None).model_dump(by_alias=True) | {"referents": {}})
-    with connect(dsn) as db:
-        return resolve(db, mapping, "a")
 
 
 @pytest.fixture

@@ -14,30 +14,19 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ops.local.preflight.source import check_replica
-from producer.audits import AuditReader, AuditSource, Connection, Limits, QueryTooSlowError, answering, connect, resolve
+from producer.audits import AuditReader, AuditSource, Connection, Limits, QueryTooSlowError, answering, connect
 from producer.references import _Texts, _user_records
 from producer.survey import count_in_scope, first_behind, survey
 from schemas.codec import Codec
 from schemas.errors import ReplayError
-from schemas.mapping import SourceMapping, load
 from tests.integration.producer import crm
+from tests.integration.producer.crm import mapping_with, source_of
 
 pytestmark = pytest.mark.services
 
 ROWS = 200
 EARLY = datetime(2000, 1, 1, tzinfo=UTC)
 SLOW = "slow_audits"
-
-
-def mapping_with(**source: Any) -> SourceMapping:
-    mapping = load(None).model_dump(by_alias=True) | {"referents": {}}
-    mapping["source"] |= source
-    return SourceMapping.model_validate(mapping)
-
-
-def source_of(dsn: str, **source: Any) -> AuditSource:
-    with connect(dsn) as db:
-        return resolve(db, mapping_with(**source), "a")
 
 
 def make_slow_audits(dsn: str) -> None:

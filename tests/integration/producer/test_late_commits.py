@@ -15,12 +15,12 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from ops.local.preflight.source import check_late_commits
-from producer.audits import AuditReader, AuditSource, Limits, connect, resolve
+from producer.audits import AuditReader, AuditSource, Limits, connect
 from producer.survey import survey, writers_of
 from schemas.errors import ReplayError
-from schemas.mapping import SourceMapping, load
 from tests.integration.producer import crm
 from tests.integration.producer.conftest import MakeJob
+from tests.integration.producer.crm import mapping_with, source_of
 
 pytestmark = pytest.mark.services
 
@@ -30,17 +30,6 @@ Bound = tuple[int, int, tuple[str, ...]]  # newest id, transaction id, writers
 AUDITED = ("touch", "draw", "insert", "commit")  # as Rails does it: the record first, then its audit
 DRAWN_FIRST = ("draw", "insert", "commit")  # its transaction id comes with the insert
 ROLLED_BACK = ("touch", "draw", "insert", "rollback")
-
-
-def mapping_with(**source: Any) -> SourceMapping:
-    mapping = load(None).model_dump(by_alias=True) | {"referents": {}}
-    mapping["source"] |= source
-    return SourceMapping.model_validate(mapping)
-
-
-def source_of(dsn: str, **source: Any) -> AuditSource:
-    with connect(dsn) as db:
-        return resolve(db, mapping_with(**source), "a")
 
 
 def bound_now(db: Any, source: AuditSource) -> Bound:

@@ -8,9 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from producer.audits import AuditReader, AuditSource, Limits, QueryTooSlowError, answering, connect, resolve
+from producer.audits import AuditReader, AuditSource, Limits, QueryTooSlowError, answering, connect
 from schemas.errors import BadInputError
-from schemas.mapping import SourceMapping, load
 from tests.fixtures.postgres import MakePooler
 from tests.integration.producer import crm
 from tests.integration.producer.conftest import MakeJob
@@ -20,15 +19,8 @@ pytestmark = pytest.mark.services
 ACCOUNT = {"column": "account_id", "query": "SELECT id FROM accounts WHERE sso = %(company_sso_id)s"}
 
 
-def mapping_with(**source: Any) -> SourceMapping:
-    mapping = load(None).model_dump(by_alias=True) | {"referents": {}}
-    mapping["source"] |= source
-    return SourceMapping.model_validate(mapping)
-
-
 def source_of(dsn: str, company_sso_id: str, **mapped: Any) -> AuditSource:
-    with connect(dsn) as db:
-        return resolve(db, mapping_with(**{"account": ACCOUNT, **mapped}), company_sso_id)
+    return crm.source_of(dsn, company_sso_id, **{"account": ACCOUNT, **mapped})
 
 
 def make_accounts(dsn: str, rows: int = 200) -> None:

@@ -4,7 +4,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from typing import Any
 
 import psycopg
 import pytest
@@ -16,15 +15,9 @@ from producer.visibility import row_security_stated
 from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.mapping import SourceMapping, load
 from tests.integration.producer import crm
+from tests.integration.producer.crm import mapping_with
 
 pytestmark = pytest.mark.services
-
-
-def mapping_with(**source: Any) -> SourceMapping:
-    mapping = load(None).model_dump(by_alias=True)
-    mapping["source"] |= source
-    mapping["referents"] = {}
-    return SourceMapping.model_validate(mapping)
 
 
 def test_the_sample_is_counted_and_its_end_is_known(database_dsn: str) -> None:
