@@ -8,10 +8,9 @@ from typing import Any
 from ops.control import http_documents
 from ops.control.jobs import Job
 from ops.local.verify import copy
-from ops.local.verify.gather import work_of
+from ops.local.verify.gather import work_without_directory
 from ops.local.verify.model import Finding
 from ops.local.verify.segments import SegmentChecker, Work
-from producer.audits import connect, resolve
 from schemas.codec import Codec
 from schemas.connections import Connections
 from schemas.mapping import SourceMapping
@@ -43,16 +42,8 @@ def counted(
     one accounts for it, and the run fails for it.
     """
     rows = None if chosen is None else frozenset(chosen)
-    work = _work(job, connections, mapping, codec)
+    work = work_without_directory(job, connections, mapping, (), codec, NAMED_MAX)
     return [each for each in strays(database, job, work) if _is_counted(each, job, rows)]
-
-
-def _work(job: Job, connections: Connections, mapping: SourceMapping, codec: Codec) -> Work:
-    # Whether a row becomes a document does not depend on who acted: the user directory is not asked.
-    without_directory = connections.model_copy(update={"user_directory_url": ""})
-    with connect(connections.crm_audit_database_url) as db:
-        source = resolve(db, mapping, job.company_sso_id)
-    return work_of(job, without_directory, mapping, source, (), codec, NAMED_MAX)
 
 
 def as_fields(found: list[Finding]) -> dict[str, Any]:

@@ -934,11 +934,7 @@ def _named(job: Job, stretch: Stretch, around: Surroundings, ranges: Sequence[in
     shift = shift_of(job.top_audit_id)
     within = [ids_of(id_range, shift) for id_range in ranges]
     try:
-        with closing(db_connect(around.connections.crm_audit_database_url)) as db:
-            source = resolve(db, around.mapping, job.company_sso_id)
-        return named(
-            job, around.database, source, around.mapping, around.codec, around.connections, within, stretch.audit_ids
-        )
+        return named(job, around.database, around.mapping, around.codec, around.connections, within, stretch.audit_ids)
     except (ReplayError, KafkaException) as error:
         return f"which ids differ could not be told ({error.what if isinstance(error, ReplayError) else error}); "
 

@@ -8,7 +8,7 @@ from ops.control.jobs import Job
 from ops.local.verify import topics
 from ops.local.verify.segments import PAGE_ROWS, Work
 from processors.tables import ReferenceTables
-from producer.audits import AuditSource
+from producer.audits import AuditSource, connect, resolve
 from producer.publisher import message_bytes_max
 from producer.settings import settings_from_environment
 from schemas.codec import Codec
@@ -56,3 +56,18 @@ def work_of(
         and datetime.now(UTC) - job.started_at > kept_for,
         named_max=named_max,
     )
+
+
+def work_without_directory(
+    job: Job,
+    connections: Connections,
+    mapping: SourceMapping,
+    runs: tuple[int, ...],
+    codec: Codec,
+    named_max: int,
+) -> Work:
+    """Return what tells whether rows become documents, where it does not matter who acted: no directory is queried."""
+    without_directory = connections.model_copy(update={"user_directory_url": ""})
+    with connect(connections.crm_audit_database_url) as db:
+        source = resolve(db, mapping, job.company_sso_id)
+    return work_of(job, without_directory, mapping, source, runs, codec, named_max)

@@ -8,10 +8,9 @@ from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.control.validation import EXTERNAL_ID_PREFIX, SEGMENT_IDS
 from ops.local.verify import copy
-from ops.local.verify.gather import work_of
+from ops.local.verify.gather import work_without_directory
 from ops.local.verify.model import Finding, Kind, Tally
 from ops.local.verify.segments import Chunk, SegmentChecker
-from producer.audits import AuditSource
 from schemas.codec import Codec
 from schemas.connections import Connections
 from schemas.mapping import SourceMapping
@@ -26,7 +25,6 @@ JOBS_MAX = 1_000
 def named(
     job: Job,
     database: Any,
-    source: AuditSource,
     mapping: SourceMapping,
     codec: Codec,
     connections: Connections,
@@ -39,10 +37,9 @@ def named(
     ReplayError, Kafka's or pymongo's errors for an outage.
     """
     account, top = job.company_sso_id, job.top_audit_id
-    # Who acted is no matter here, so no directory is queried; a document that differs is verify's to name.
-    without_directory = connections.model_copy(update={"user_directory_url": ""})
     runs = copy.runs_of(database, [each.job_id for each in JobStore(database).jobs(account, JOBS_MAX)])
-    work = work_of(job, without_directory, mapping, source, runs, codec, NAMED_MAX)
+    # A document that differs is verify's to name.
+    work = work_without_directory(job, connections, mapping, runs, codec, NAMED_MAX)
     tally = Tally()
     with closing(SegmentChecker(work)) as checker:
         if chosen is not None:
