@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -309,6 +309,32 @@ class LiveTransformer(RunTransformer):
         return self._codec.encode(decoded._replace(audit_id=refused.audit_id, cause=str(refused.reason)))
 
 
+class Patience:
+    """Pure: how long values of the account column are waited for that no publication has named yet.
+
+    One that stays unknown is waited for again after ACCOUNT_AGAIN_S; until then its rows are dead letters. Each wait in
+    vain halves the next one, so that together they delay a feed by at most 2 * ACCOUNT_WAIT_S in ACCOUNT_AGAIN_S.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no account given up."""
+        self.wait_s = ACCOUNT_WAIT_S
+        self._given_up: dict[str, float] = {}  # when each was given up
+
+    def worth_waiting_for(self, unknown: Collection[str], now_s: float) -> set[str]:
+        """Return those of the unknown values that have not been given up lately."""
+        self._given_up = {value: at for value, at in self._given_up.items() if now_s - at < ACCOUNT_AGAIN_S}
+        if not self._given_up:
+            self.wait_s = ACCOUNT_WAIT_S
+        return set(unknown) - self._given_up.keys()
+
+    def give_up(self, unknown: Collection[str], now_s: float) -> None:
+        """Note what is still unknown after a wait."""
+        if unknown:
+            self.wait_s /= 2
+        self._given_up.update(dict.fromkeys(unknown, now_s))
+
+
 class LiveHandler(RunHandler):
     """Has a run's contacts asked for before it is transformed."""
 
@@ -318,7 +344,7 @@ class LiveHandler(RunHandler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Begin with no account given up."""
         super().__init__(*args, **kwargs)
-        self._given_up: dict[str, float] = {}  # values of the account column that nobody knew, and when that was
+        self._patience = Patience()
 
     def _traced(self, run: Run) -> tuple[Sequence[Piece], Work]:
         """Return the same as for a replay; what nobody has traced on its way here may begin a trace."""
@@ -331,22 +357,18 @@ class LiveHandler(RunHandler):
         await self._lookups.prefetch([what for what in decoded if isinstance(what, AuditEvent) and what.company_sso_id])
 
     async def _wait_for_accounts(self, decoded: list[Any]) -> None:
-        """Have rows of an account that was made a moment ago decoded again once its account is known.
-
-        An account that stays unknown is waited for once in a while; meanwhile its rows are dead letters.
-        """
-        now = time.monotonic()
-        self._given_up = {value: at for value, at in self._given_up.items() if now - at < ACCOUNT_AGAIN_S}
+        """Have rows of an account that was made a moment ago decoded again once its account is known."""
+        began = time.monotonic()
         unknown = {what.account for what in decoded if isinstance(what, ChangeRefused) and what.account}
-        unknown -= self._given_up.keys()
+        unknown = self._patience.worth_waiting_for(unknown, began)
         if not unknown:
             return
         log.info("%d accounts are not known yet; waiting for the next publication", len(unknown))
         while (left := [v for v in unknown if self._lookups.account_of(v) is None]) and (
-            time.monotonic() - now < ACCOUNT_WAIT_S
+            time.monotonic() - began < self._patience.wait_s
         ):
             await asyncio.sleep(ACCOUNT_POLL_S)
-        self._given_up.update(dict.fromkeys(left, now))
+        self._patience.give_up(left, began)
         self._transformer.decode_refused_again(decoded)
 
 

@@ -26,6 +26,7 @@ SINGLE_OBJECT_MARKER = b"\xc3\x01"
 SINGLE_OBJECT_HEADER_BYTES = 10
 CONFLUENT_MARKER = b"\x00"
 CONFLUENT_HEADER_BYTES = 5
+REFUSED_MAX = 1_000  # frames whose refusal is remembered
 SchemaOf = Callable[[int], str | None]  # the registry's Avro schema with an id, as JSON text; None if it has none
 
 
@@ -155,6 +156,8 @@ class Codec:
             if record_type is not None:
                 return self._learn(header, record_type)
             # A schema is registered before a record names it, so there is no sense in asking again.
+            if len(self._refused) >= REFUSED_MAX:  # ids in garbage: what is remembered of them has a bound
+                self._refused.clear()
             self._refused[header] = refused
         raise type(refused)(refused.what, refused.to_do)
 

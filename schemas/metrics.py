@@ -104,6 +104,7 @@ JOBS = (
     _gauge("job_state", "1 for the present status of the account's last job", "account", "status"),
     _gauge("job_progress_ratio", "Part of the source rows that has ended in a bin, 0 to 1", "account"),
     _gauge("job_accuracy_ratio", "Documents per row that should have become one, 0 to 1; after validation", "account"),
+    _gauge("job_documents_missing", "Documents the bins promise and MongoDB had not when last counted", "account"),
     _gauge("job_rows", "Source rows of the account's last job by bin", "account", "bin"),
     _gauge("job_rows_of", "Rows in those bins: attempted, duplicate, repaired, late", "account", "what"),
     _gauge("job_actors_fell_back", "Logs of the last job whose actor is «[Deleted CRM User]»", "account"),

@@ -64,6 +64,9 @@ def _of_job(account: str, job: Job) -> list[Value]:
     ]
     if job.accuracy_pct is not None:
         found.append(Value("job_accuracy_ratio", job.accuracy_pct / 100, here))
+    if job.documents is not None:
+        missing = max(0, counts.migrated + counts.duplicate - job.documents)
+        found.append(Value("job_documents_missing", missing, here))
     return found
 
 

@@ -30,21 +30,23 @@ from typing import IO, Annotated, Any
 
 import pymongo
 import typer
+from confluent_kafka import KafkaException
 from pymongo.errors import PyMongoError
 
 from ops.control import enrichments, http_documents, migrations
 from ops.control.jobs import Job
 from ops.control.store import JobChangedError, JobStore
 from ops.control.tasks import Task, TaskKind, TaskLostError, TaskStore
-from ops.local import services
+from ops.local import repairs, services
 from ops.local.forkserver import WORKERS, Forked, ForkServer, forked
 from ops.local.processes import child_environment, python_module, require_writable
 from ops.local.services.layout import Home
+from ops.local.trace import Topics
+from ops.local.view import RunView
 from ops.local.worker_metrics import gathering
 from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
 from schemas.mapping import load
-from schemas.vocabulary import JobStatus
 from sink.database import open_database
 
 POLL_EVERY_S = 0.5  # for work: two small queries by index
@@ -193,14 +195,6 @@ class Daemon:
         if job is None:
             return False
         account = job.company_sso_id
-        if job.partial:
-            # A replay of chosen rows whose runner died: which rows, only whoever asked for it knows.
-            why = "its runner died; ask for it again"
-            store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, why, fence=job.fence)
-            store.release(job)
-            store.fold_repairs(account)  # those that it had noted before it died
-            say(f"{account}: a replay of chosen rows has failed: {why}")
-            return True
         try:
             process = self.ready.pop() if self.ready and self.ready[-1].poll() is None else self._start_child()
         except OSError as error:  # no memory, too many processes: another host may do better
@@ -506,12 +500,16 @@ def _child(runner: Any, forks: ForkServer | None) -> int:
     try:
         with pymongo.timeout(ANSWER_MAX_S):
             found = JobStore(database).get(order.job_id)
+        if found is None:
+            return 0
+        # As it was claimed; if it is another's by now, that will show.
+        job = replace(found, owner=order.owner, fence=order.fence)
+        view = _EventView(job.company_sso_id)
+        if job.partial:
+            _end_partial(job, connections, database, view)
+            return 0
     finally:
         database.client.close()
-    if found is None:
-        return 0
-    job = replace(found, owner=order.owner, fence=order.fence)  # as it was claimed; another's by now, that will show
-    view = _EventView(job.company_sso_id)
     options = runner.RunOptions(
         order.mapping_path, processors=order.processors, sinks=order.sinks, home=Path(order.home), forks=forks
     )
@@ -531,6 +529,17 @@ def _child(runner: Any, forks: ForkServer | None) -> int:
     if said := http_documents.in_words(result.job.http_documents, job.company_sso_id):
         view.note(said)
     return 0
+
+
+def _end_partial(job: Job, connections: Connections, database: Any, view: RunView) -> None:
+    """End a replay of chosen rows whose runner has died: which rows are left, only its command knew."""
+    try:
+        topics = Topics(connections.kafka(), connections.schema_registry_url)
+        repairs.end_claimed(job, JobStore(database), topics, database, view)
+    except (ReplayError, KafkaException, PyMongoError) as error:  # once the lease has run out, it is claimed again
+        view.note(f"a replay of chosen rows could not be ended: {error}")
+    else:
+        view.note(f"a replay of chosen rows has failed: {repairs.RUNNER_DIED}")
 
 
 def _end_with_daemon() -> None:

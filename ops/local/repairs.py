@@ -23,6 +23,7 @@ from sink.job_counts import Move
 from sink.rollback import documents_of
 
 LOOK_UP_MAX = 1_000  # external ids a query
+RUNNER_DIED = "its runner died; ask for the same rows again"
 
 
 def moves_of(
@@ -95,11 +96,15 @@ def end_dead(company_sso_id: str, store: JobStore, owner: str, topics: Topics, d
     claimed = store.claim(latest.job_id, owner)
     if claimed is None:
         return False  # its runner lives
-    fold(claimed, None, store, topics, database, view)
-    why = "its runner died"
-    store.transition(claimed.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, why, fence=claimed.fence)
-    store.release(claimed)
+    end_claimed(claimed, store, topics, database, view)
     return True
+
+
+def end_claimed(claimed: Job, store: JobStore, topics: Topics, database: Any, view: RunView) -> None:
+    """End a replay of chosen rows that its runner has left behind, as `end_dead` does. May be repeated."""
+    fold(claimed, None, store, topics, database, view)
+    store.transition(claimed.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, RUNNER_DIED, fence=claimed.fence)
+    store.release(claimed)
 
 
 def met_by(rerun: Job, repaired_by: Collection[int], topics: Topics, database: Any) -> dict[int, Move]:

@@ -1,4 +1,4 @@
-"""A replay of chosen rows whose runner has died is ended by whoever asks for the next, on a real MongoDB."""
+"""A replay of chosen rows whose runner has died is ended by the next command or by a runner, on a real MongoDB."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,8 +10,9 @@ from bson import ObjectId
 from ops.control import migrations
 from ops.control.dead_letters import Letter
 from ops.control.store import JobStore, NewJob
-from ops.local import repairs
+from ops.local import daemon, repairs
 from producer.cursor import EARLIEST
+from schemas.connections import Connections
 from schemas.vocabulary import JobStatus
 from sink.counting import PartitionProgress
 from sink.documents import object_id
@@ -21,8 +22,9 @@ pytestmark = pytest.mark.services
 NEW = NewJob("a", partitions=1, top_audit_id=100, snapshot_xmax=1, cutoff=EARLIEST, records_total=3)
 
 
+@pytest.mark.parametrize("by_a_runner", [False, True])
 def test_what_it_has_repaired_is_counted_and_it_has_failed(
-    mongo_database: Any, monkeypatch: pytest.MonkeyPatch
+    mongo_database: Any, monkeypatch: pytest.MonkeyPatch, by_a_runner: bool
 ) -> None:
     migrations.up(mongo_database)
     store = JobStore(mongo_database)
@@ -47,10 +49,16 @@ def test_what_it_has_repaired_is_counted_and_it_has_failed(
 
     assert not end_dead()  # its lease has not run out
     store.release(dead)
-    assert end_dead()
+    if by_a_runner:
+        claimed = store.claim_next("runner")
+        assert claimed is not None
+        monkeypatch.setattr(daemon, "Topics", lambda *_: topics)
+        daemon._end_partial(claimed, Connections(), mongo_database, view=daemon._EventView("a"))
+    else:
+        assert end_dead()
     assert not end_dead()
     ended, now = store.get(dead.job_id), store.latest("a")
     assert ended is not None
-    assert (ended.status, ended.error, ended.owner) == (JobStatus.FAILED, "its runner died", None)
+    assert (ended.status, ended.error, ended.owner) == (JobStatus.FAILED, repairs.RUNNER_DIED, None)
     assert now is not None
     assert (now.records_migrated, now.records_failed, now.records_repaired, now.documents) == (2, 1, 1, 2)

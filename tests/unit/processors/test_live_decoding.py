@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from processors.change_events import ChangeDecoder
-from processors.live import LiveTransformer
+from processors.live import ACCOUNT_AGAIN_S, ACCOUNT_WAIT_S, LiveTransformer, Patience
 from processors.metrics import ProcessorMetrics
 from schemas import mapping
 from schemas.codec import Codec
@@ -42,3 +42,17 @@ def test_a_row_under_a_former_name_is_called_by_the_name_now(value: Any) -> None
     (event,) = transformer.decode([Record(b"k", value())])  # type: ignore[list-item]
     assert isinstance(event, AuditEvent)
     assert (event.auditable_type, event.associated_type) == ("Crm::Deal", "Crm::Person")
+
+
+def test_unknown_accounts_together_delay_a_feed_by_a_bounded_time() -> None:
+    patience, now, waited = Patience(), 1000.0, 0.0
+    for number in range(500):  # each batch brings an account that nobody knows
+        assert patience.worth_waiting_for({str(number)}, now) == {str(number)}
+        waited += patience.wait_s
+        patience.give_up({str(number)}, now)
+        assert patience.worth_waiting_for({str(number)}, now) == set()
+    assert waited <= 2 * ACCOUNT_WAIT_S
+    assert patience.worth_waiting_for({"0"}, now + ACCOUNT_AGAIN_S) == {"0"}
+    assert patience.wait_s == ACCOUNT_WAIT_S
+    patience.give_up(set(), now + ACCOUNT_AGAIN_S)
+    assert patience.wait_s == ACCOUNT_WAIT_S

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from schemas.codec import (
     CONFLUENT_HEADER_BYTES,
+    REFUSED_MAX,
     SINGLE_OBJECT_HEADER_BYTES,
     Codec,
     header_bytes,
@@ -180,6 +181,14 @@ def test_other_ids_of_the_same_schemas_are_looked_up_once_each() -> None:
                 codec.decode(b"\x00\x00\x00\x00" + bytes([schema_id]) + body)
             assert type(raised.value) is error
     assert asked == [7, 6, 8, 9]
+
+
+def test_what_is_remembered_of_garbage_has_a_bound() -> None:
+    codec = Codec(CONFLUENT_IDS, lambda schema_id: None)
+    for schema_id in range(1000, 1000 + 3 * REFUSED_MAX):
+        with pytest.raises(UnknownSchemaError):
+            codec.decode(b"\x00" + schema_id.to_bytes(4, "big"))
+    assert len(codec._refused) <= REFUSED_MAX
 
 
 def test_an_unknown_schema_id_is_undecodable() -> None:

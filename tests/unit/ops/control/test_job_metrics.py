@@ -47,6 +47,7 @@ BUSY = {
     "failures_by_cause": {"write_refused": 1},
     "progress_pct": 50.0,
     "accuracy_pct": 99.99,
+    "documents": 88,
 }
 
 
@@ -59,6 +60,7 @@ def test_a_job_has_a_value_for_each_metric_with_its_labels():
     assert found(values, "job_state", status="halted") == [0]
     assert found(values, "job_progress_ratio") == [0.5]
     assert found(values, "job_accuracy_ratio") == [pytest.approx(0.9999)]
+    assert found(values, "job_documents_missing") == [2]
     assert found(values, "job_rows", bin="migrated") == [90]
     assert found(values, "job_skipped_rows", reason="contact_not_found") == [9]
     assert found(values, "lag_records", stage="processors") == [7]
