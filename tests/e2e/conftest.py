@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,7 @@ from ops.local import sandbox, services
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import load_sample, mapping_path
 from schemas.connections import Connections
-
-COMMAND_TIMEOUT_S = 240
+from tests.support.programs import Program
 
 
 @dataclass
@@ -36,21 +34,23 @@ class Crm:
     def connections(self) -> Connections:
         return Connections(**{name.lower(): value for name, value in self.environment.items()})
 
-    def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, **environment: str) -> Program:
         """Start `crm-replay <words>`."""
-        return subprocess.Popen(
-            [sys.executable, "-c", "from ops.cli import main; main()", *words],
-            env={**os.environ, **self.environment, "CRM_REPLAY_HOME": str(self.home), **environment},
+        return Program(
+            "ops",
+            *words,
+            env=self._environment(environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
+    def _environment(self, more: dict[str, str]) -> dict[str, str]:
+        return {**os.environ, **self.environment, "CRM_REPLAY_HOME": str(self.home), **more}
+
     def call(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run `crm-replay <words>` to its end."""
-        with self.start(*words, **environment) as process:
-            out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
-        return subprocess.CompletedProcess(words, process.returncode, out, err)
+        return Program.call("ops", *words, env=self._environment(environment))
 
     def run(self, account: str, *words: str) -> dict[str, Any]:
         """Replay an account and return the job as JSON; it must have gone well."""

@@ -20,6 +20,7 @@ from ops.local.generator import GENERATED_MAPPING
 from schemas.metrics import ENRICHMENTS, JOBS, PROCESSORS, PRODUCER, SINK
 from tests.e2e.conftest import Crm
 from tests.fixtures.services import _free_port
+from tests.support.programs import Program
 
 ROOT = Path(__file__).parents[2]
 CREDENTIALS = "ops:a-password-of-the-test"
@@ -103,11 +104,7 @@ def watched(crm: Crm, prometheus_programs: Path, tmp_path: Path) -> Iterator[tup
     environment = {
         **os.environ, **crm.environment, "CRM_REPLAY_HOME": str(crm.home), "CRM_CONTROL_BASIC_CREDENTIALS": CREDENTIALS,
     }  # fmt: skip
-    control = subprocess.Popen(
-        [sys.executable, "-c", "from ops.cli import main; main()", "control", "--port", str(port)],
-        env=environment,
-        stderr=subprocess.DEVNULL,
-    )
+    control = Program("ops", "control", "--port", str(port), env=environment, stderr=subprocess.DEVNULL)
     home = tmp_path / "prometheus"
     home.mkdir()
     prometheus = Prometheus(prometheus_programs, home, f"127.0.0.1:{port}", tmp_path / "targets")

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +30,7 @@ from schemas.vocabulary import JobStatus
 from sink.documents import object_id
 from sink.indexes import ACTIVITY_LOGS
 from tests.e2e.conftest import Crm, mapping_of
+from tests.support.programs import Program
 
 ACCOUNT, OTHER = SAMPLE_YAML, SAMPLE_JSONB  # under other names in each test, see below
 MAPPING, OTHER_MAPPING = mapping_of(SAMPLE_YAML), mapping_of(SAMPLE_JSONB)
@@ -285,7 +284,7 @@ def test_a_cursor_saved_and_offsets_committed_too_early_are_named(named):
     passed_up_to = 1_200_020
     first = IdRange(0, first=0, cursor=passed_up_to, last=job.top_audit_id)
     Checkpoint(crm.database, job.job_id, job.run).save(first)
-    subprocess.run([sys.executable, "-m", "producer"], env=environment, check=True, timeout=60)
+    assert Program.call("producer", env=environment).returncode == 0
 
     # The processors' group commits behind the first rows of a partition before they are handled.
     partition = 0
@@ -295,7 +294,7 @@ def test_a_cursor_saved_and_offsets_committed_too_early_are_named(named):
     committed = [offset + 1 for offset in job.begin_offsets]
     committed[partition] = begin + 7
     kafka_admin.commit_offsets(kafka, topics.processors_group, topics.replay, committed)
-    subprocess.run([sys.executable, "-m", "processors"], env=environment, check=True, timeout=60)
+    assert Program.call("processors", env=environment).returncode == 0
 
     # The sink's group commits behind the first outcomes of another partition before they are written.
     other = 1

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -35,6 +34,7 @@ from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.progress import RunTotals
 from tests.integration.control.http_server import PASSWORD, USER, Served, account, refused, serving
+from tests.support.programs import Program
 
 pytestmark = pytest.mark.services
 API = "/console/api"
@@ -529,7 +529,7 @@ def test_sigterm_ends_streams_with_a_good_bye_and_the_process_with_0(connections
         "CRM_CONTROL_BASIC_CREDENTIALS": f"{USER}:{PASSWORD}",
         "CRM_CONTROL_PORT": str(port),
     }
-    process = subprocess.Popen([sys.executable, "-m", "ops.control"], env=env, stderr=subprocess.PIPE, text=True)
+    process = Program("ops.control", env=env, stderr=subprocess.PIPE, text=True)
     try:
         url = f"http://127.0.0.1:{port}"
         with httpx.Client(base_url=url, auth=(USER, PASSWORD), timeout=60) as client:
@@ -561,7 +561,7 @@ def answers(client: httpx.Client) -> bool:
 def test_a_process_without_credentials_does_not_start() -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("CRM_CONTROL")}
     env["MONGODB_URL"] = "mongodb://127.0.0.1:1/"
-    done = subprocess.run([sys.executable, "-m", "ops.control"], env=env, capture_output=True, text=True, timeout=120)
+    done = Program.call("ops.control", env=env)
     assert done.returncode == 2
     assert done.stderr.startswith("crm-replay control: CRM_CONTROL_BASIC_CREDENTIALS is not set")
     assert len(done.stderr.splitlines()) == 1

@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -37,6 +36,7 @@ from schemas.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
 from sink.database import connect
 from tests.integration.producer import crm
+from tests.support.programs import Program
 
 pytestmark = pytest.mark.services
 MAPPING = str(mapping_path(SAMPLE_YAML))
@@ -446,14 +446,7 @@ def test_a_server_that_never_answers_costs_its_own_checks_and_no_others(place: C
 
 
 def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from ops.cli import main; main()", *words],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    return Program.call("ops", *words, env={**os.environ, **environment})
 
 
 def test_the_command_prints_a_table_or_json_and_its_exit_code_gates(place: Connections) -> None:

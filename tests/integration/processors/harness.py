@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +17,7 @@ from ops.control import kafka_admin
 from schemas.codec import Codec
 from schemas.job import ReplayJob
 from schemas.records import AuditEvent, Outcome, Record, SnapshotMarker
+from tests.support.programs import Program
 
 JOB_ID = "job-1"
 CODEC = Codec()
@@ -62,7 +62,7 @@ class Worker:
     name: str
     handled: Path
     log: Path
-    process: subprocess.Popen[bytes]
+    process: Program
 
     @property
     def running(self) -> bool:
@@ -180,8 +180,8 @@ class JobOnKafka:
         log = self.directory / f"{name}.log"
         handled = self.directory / f"{name}.handled"
         with log.open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-W", "default", "-m", "tests.integration.processors.worker"],
+            process = Program(
+                "tests.integration.processors.worker",
                 env=self.environment(name, HANDLED_FILE=str(handled), **environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,

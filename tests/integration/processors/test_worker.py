@@ -3,8 +3,6 @@
 import json
 import random
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
@@ -22,6 +20,7 @@ from schemas.logs import last_event
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, SkippedRecord, SnapshotMarker, User
 from schemas.vocabulary import DeadLetterCause, MarkerEdge, SkipReason
 from tests.integration.processors.harness import CODEC, JOB_ID, JobOnKafka, Worker, event, wait_until
+from tests.support.programs import Program
 
 pytestmark = pytest.mark.services
 
@@ -327,14 +326,7 @@ def test_real_rows_become_activity_logs_by_the_products_own_process(new_job: New
     )
     job.publish_snapshot(to_event(row) for row in rows)
     job.begin()
-    process = subprocess.run(
-        [sys.executable, "-m", "processors"],
-        env=job.environment("a", **UNTIL_END),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    process = Program.call("processors", env=job.environment("a", **UNTIL_END))
     assert process.returncode == 0, process.stderr
     outcomes = [outcome for _, _, outcome in job.outcomes() if not isinstance(outcome, SnapshotMarker)]
     assert sorted(outcome.audit_id for outcome in outcomes) == sorted(row["id"] for row in rows)
@@ -352,14 +344,7 @@ def test_real_rows_become_activity_logs_by_the_products_own_process(new_job: New
 
 
 def test_a_worker_without_its_environment_says_what_is_missing(kafka_bootstrap: str) -> None:
-    process = subprocess.run(
-        [sys.executable, "-m", "processors"],
-        env={"KAFKA_BOOTSTRAP_SERVERS": kafka_bootstrap},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    process = Program.call("processors", env={"KAFKA_BOOTSTRAP_SERVERS": kafka_bootstrap})
     assert process.returncode == 2
     assert [last_event(line) for line in process.stderr.splitlines()] == [
         "CRM_REPLAY_JOB: Field required: crm-replay run sets it; see ReplayJob"

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from schemas.job import ReplayJob
 from schemas.mapping import SourceMapping, load
 from schemas.records import AuditEvent, DeadLetter, Record, SnapshotMarker
 from schemas.topics import AccountTopics
+from tests.support.programs import Program
 
 SAMPLE = files("ops.local").joinpath("sample")
 YAML_ROWS, JSONB_ROWS = 326, 202
@@ -127,9 +127,9 @@ class Surroundings:
     def with_job(self, **changes: Any) -> "Surroundings":
         return replace(self, job=self.job.model_copy(update=changes))
 
-    def start(self, **settings: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-m", "producer"],
+    def start(self, **settings: str) -> Program:
+        return Program(
+            "producer",
             env=self.environment(**settings),
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

@@ -3,8 +3,6 @@
 import datetime as dt
 import os
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +24,7 @@ from sink.consumer import Sink
 from sink.effects import Seam, straight
 from sink.progress import RunTotals, totals_of
 from sink.settings import SinkSettings
+from tests.support.programs import Program
 
 ROOT = Path(__file__).resolve().parents[3]
 CODEC = Codec()
@@ -49,7 +48,7 @@ class Account:
     database: Any
     mongodb_url: str
     job: ReplayJob
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[Program] = field(default_factory=list)
 
     @property
     def logs(self) -> Any:
@@ -117,7 +116,7 @@ class Account:
         sink.run()
         return sink
 
-    def start_process(self, fault: str = "", **env: str) -> subprocess.Popen[bytes]:
+    def start_process(self, fault: str = "", **env: str) -> Program:
         """Start a real sink process; `fault` is where it kills itself: `before:write_logs:3`."""
         environment = {
             **os.environ,
@@ -127,11 +126,10 @@ class Account:
             "CRM_REPLAY_JOB": self.job.model_dump_json(),
             "CRM_REPLAY_EXIT_AT_END": "1",
             "CRM_REPLAY_SINK_SESSION_TIMEOUT_MS": "6000",
-            "PYTHONPATH": str(ROOT),
             **env,
         }
         module = ["tests.integration.sink.faulty_sink", fault] if fault else ["sink"]
-        process = subprocess.Popen([sys.executable, "-m", *module], env=environment, cwd=ROOT)
+        process = Program(*module, env=environment)
         self.processes.append(process)
         return process
 
