@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,17 +19,10 @@ from ops.local.services import Service
 from ops.local.services.detached import Process
 from ops.local.services.layout import Home
 from ops.local.services.ports import Ports, is_free
+from tests.support.waiting import wait_until
 
 LOOK_AGAIN_S = 0.02
 CHUNK = 64 * 1024
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    """Return once the condition holds."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
-        time.sleep(LOOK_AGAIN_S)
 
 
 @dataclass

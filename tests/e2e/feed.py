@@ -20,7 +20,8 @@ from schemas.mapping import load
 from schemas.person import record_key
 from schemas.records import AuditEvent
 from tests.e2e.conftest import Crm
-from tests.e2e.failures import reading, wait_until
+from tests.e2e.failures import reading
+from tests.support.waiting import wait_until
 
 DRAINED_WITHIN_S = 240.0
 STARTED_WITHIN_S = 180.0

@@ -32,9 +32,9 @@ from schemas.mapping import load
 from schemas.records import AuditEvent
 from schemas.registry import SchemaLookup
 from tests.e2e.conftest import Crm, mapping_of
-from tests.e2e.failures import wait_until
 from tests.e2e.feed import feed_on
 from tests.fixtures.services import private_home
+from tests.support.waiting import wait_until
 from tests.unit.processors.connect_schemas import as_avro
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]

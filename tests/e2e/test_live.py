@@ -19,9 +19,10 @@ from ops.local.sample_crm import load_sample
 from schemas.errors import BadInputError
 from schemas.records import AuditEvent
 from tests.e2e.conftest import Crm
-from tests.e2e.failures import reading, wait_until
+from tests.e2e.failures import reading
 from tests.e2e.feed import Feed, Headers, dead_letters_of, feed_on
 from tests.e2e.test_kills import workers_of
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 

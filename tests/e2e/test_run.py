@@ -26,6 +26,7 @@ from schemas.mapping import load
 from schemas.topics import AccountTopics
 from sink.indexes import JOBS
 from tests.e2e.conftest import Crm, mapping_of
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize(("account", "rows"), [(SAMPLE_YAML, 326), (SAMPLE_JSONB, 202)])
@@ -273,6 +274,10 @@ def test_a_topic_that_would_lose_the_backlog_is_refused(sample_crm):
     try:
         resource.add_incremental_config(change)
         admin.incremental_alter_configs([resource])[resource].result(10)
+        # The broker's answer is the controller's: it is told of the change itself a moment later.
+        wait_until(
+            lambda: kafka_admin.topic_config(admin, topics.outcomes)["retention.ms"] == "60000", "it is in force"
+        )
         refused(sample_crm, "run", "--account", SAMPLE_YAML, says=f"{topics.outcomes} has retention.ms=60000")
     finally:
         sandbox.forget(sample_crm.connections, SAMPLE_YAML)

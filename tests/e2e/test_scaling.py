@@ -21,10 +21,10 @@ from ops.control.store import JobStore
 from ops.local.generator import GENERATED_MAPPING
 from schemas.topics import AccountTopics
 from tests.e2e.conftest import Crm
-from tests.e2e.failures import wait_until
 from tests.e2e.test_kills import workers_of
 from tests.e2e.test_run import generated
 from tests.fixtures.faults import Faults
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 

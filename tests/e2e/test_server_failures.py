@@ -24,11 +24,12 @@ from ops.local.measure import Meter
 from ops.local.services import Service
 from schemas.topics import AccountTopics
 from tests.e2e.conftest import Crm
-from tests.e2e.failures import Servers, SlowProxy, reading, wait_until
+from tests.e2e.failures import Servers, SlowProxy, reading
 from tests.e2e.test_kills import workers_of
 from tests.e2e.test_run import generated
 from tests.fixtures.faults import Faults
 from tests.fixtures.services import private_home
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 

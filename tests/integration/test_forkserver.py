@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_processes import alive, wait_until
+from tests.integration.test_processes import alive
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is none")
 
@@ -151,11 +152,11 @@ with forked(("worker_here",)) as forks, log.open("ab") as out:
 """
     with owner(tmp_path, script) as here:
         told = here.said()
-        wait_until(lambda: here.log.read_text() == "sleeping\n")
+        wait_until(lambda: here.log.read_text() == "sleeping\n", "it sleeps")
         assert alive(told["server"])
         here.process.kill()
         here.process.wait()
-        wait_until(lambda: not alive(told["worker"]) and not alive(told["server"]))
+        wait_until(lambda: not alive(told["worker"]) and not alive(told["server"]), "both end")
 
 
 def test_a_worker_outlives_the_server_and_is_started_again_without_it(tmp_path):

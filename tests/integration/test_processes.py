@@ -4,25 +4,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ops.local import processes
 from ops.local.processes import ProcessGaveUpError, Supervised, Supervisor, child_environment
+from tests.support.waiting import wait_until
 
 
 def python(name: str, code: str, tmp_path: Path, **options: object) -> Supervised:
     return Supervised(name, [sys.executable, "-c", code], child_environment(), tmp_path / f"{name}.log", **options)
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
@@ -37,7 +29,7 @@ def test_a_process_that_finishes_is_reported_once_and_not_started_again(tmp_path
     with Supervisor() as supervisor:
         done = python("done", "print('bye')", tmp_path, finishes=True)
         supervisor.add(done)
-        wait_until(lambda: not done.running)
+        wait_until(lambda: not done.running, "the process ends")
         assert supervisor.check() == [done]
         assert supervisor.check() == []
         assert (done.returncode, done.restarts, done.last_lines()) == (0, 0, "bye")
@@ -54,7 +46,7 @@ mark.touch(); print("first life"); sys.exit(7)
     with Supervisor() as supervisor:
         worker = python("worker", code, tmp_path)
         supervisor.add(worker)
-        wait_until(lambda: supervisor.check() == [] and "second life" in worker.last_lines())
+        wait_until(lambda: supervisor.check() == [] and "second life" in worker.last_lines(), "it is started again")
         assert worker.restarts == 1
         assert worker.last_lines() == "first life | second life"
     assert not worker.running
@@ -65,14 +57,14 @@ def test_a_process_that_keeps_crashing_is_given_up_with_its_last_words(tmp_path,
     with Supervisor() as supervisor:
         supervisor.add(python("broken", "raise SystemExit('no such table')", tmp_path))
         with pytest.raises(ProcessGaveUpError, match=r"broken ended 6 times in a row.*no such table"):
-            wait_until(lambda: supervisor.check() != [])
+            wait_until(lambda: supervisor.check() != [], "the supervisor gives it up")
 
 
 def test_an_exit_code_that_is_an_answer_is_not_a_crash(tmp_path):
     with Supervisor() as supervisor:
         halted = python("sink", "raise SystemExit(3)", tmp_path, final_codes=frozenset({3}))
         supervisor.add(halted)
-        wait_until(lambda: not halted.running)
+        wait_until(lambda: not halted.running, "it ends")
         assert [p.returncode for p in supervisor.check()] == [3]
 
 
@@ -83,7 +75,7 @@ def test_what_ends_as_by_bad_input_is_given_up_at_its_first_start_and_started_ag
             python("wrong", "print('no such topic'); raise SystemExit(2)", tmp_path, hopeless_codes=hopeless)
         )
         with pytest.raises(ProcessGaveUpError, match="wrong ended: no such topic"):
-            wait_until(lambda: supervisor.check() != [])
+            wait_until(lambda: supervisor.check() != [], "the supervisor gives it up")
 
     code = f"""
 import pathlib, sys, time
@@ -97,7 +89,7 @@ sys.exit([1, 2][lived])
     with Supervisor() as supervisor:
         worker = python("worker", code, tmp_path, hopeless_codes=hopeless)
         supervisor.add(worker)
-        wait_until(lambda: supervisor.check() == [] and "third life" in worker.last_lines())
+        wait_until(lambda: supervisor.check() == [] and "third life" in worker.last_lines(), "it is started again")
         assert worker.restarts == 2
 
 
@@ -106,7 +98,7 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path):
     supervisor = Supervisor()
     stubborn = python("stubborn", code, tmp_path)
     supervisor.add(stubborn)
-    wait_until(lambda: "up" in stubborn.last_lines())
+    wait_until(lambda: "up" in stubborn.last_lines(), "it has started")
     supervisor.stop(timeout_s=0.2)
     assert stubborn.returncode == -signal.SIGKILL
 
@@ -131,4 +123,4 @@ time.sleep(60)
     assert alive(child)
     parent.kill()
     parent.wait()
-    wait_until(lambda: not alive(child))
+    wait_until(lambda: not alive(child), "the child ends with its parent")

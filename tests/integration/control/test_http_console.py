@@ -35,6 +35,7 @@ from schemas.vocabulary import JobStatus
 from sink.progress import RunTotals
 from tests.integration.control.http_server import PASSWORD, USER, Served, account, refused, serving
 from tests.support.programs import Program
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.services
 API = "/console/api"
@@ -178,8 +179,8 @@ def test_accounts_are_listed_searched_and_paged(served: Served, database: Any) -
         found: dict[str, Any] = answer.json()
         return found
 
-    wait_until(lambda: len(listed()["accounts"]) == 4)
-    wait_until(lambda: listed()["accounts"][1]["status"] == "in_progress")
+    wait_until(lambda: len(listed()["accounts"]) == 4, "all accounts are listed")
+    wait_until(lambda: listed()["accounts"][1]["status"] == "in_progress", "the run is seen")
     rows = listed()["accounts"]
     assert [(row["company_sso_id"][-1], row["flag_enabled"], row["status"]) for row in rows] == [
         ("a", True, "not_started"),
@@ -192,14 +193,7 @@ def test_accounts_are_listed_searched_and_paged(served: Served, database: Any) -
     second = listed(limit=3, cursor=first["next_cursor"])
     assert ([row["company_sso_id"] for row in second["accounts"]], second["next_cursor"]) == ([f"{mark}-d"], None)
     JobStore(database).transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.HALTED, "too many")
-    wait_until(lambda: listed()["accounts"][1]["job"]["error"] == "too many")
-
-
-def wait_until(true: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: listed()["accounts"][1]["job"]["error"] == "too many", "the error is seen")
 
 
 # ---- what is done ----------------------------------------------------------------------------------------------------
@@ -468,14 +462,14 @@ def test_clients_are_counted_and_their_places_given_back(served: Served, databas
         text = served.client.get("/metrics").text
         return float(text.split("\ncrm_control_event_clients ")[1].split("\n")[0])
 
-    wait_until(lambda: connected() == 0)
+    wait_until(lambda: connected() == 0, "no client is left")
     with ExitStack() as clients:
         streams = [clients.enter_context(watching(served, account=company)) for _ in range(4)]
         for stream in streams:  # kept: httpx hangs up when nobody holds on to a stream's lines
             stream.event("account")
         refused(served.client.get(f"{API}/events"), 503, "TOO_MANY_CLIENTS")
         assert connected() == 4
-    wait_until(lambda: connected() == 0)
+    wait_until(lambda: connected() == 0, "no client is left")
     with watching(served, account=company) as stream:
         stream.event("account")
 
@@ -491,7 +485,10 @@ def test_prometheus_is_told_of_jobs_and_of_enrichments_that_nobody_could_scrape(
     def told() -> set[str]:
         return {line for line in served.client.get("/metrics").text.splitlines() if company in line}
 
-    wait_until(lambda: f'crm_replay_enrichment_rows{{account="{company}",outcome="patched"}} 7.0' in told())
+    wait_until(
+        lambda: f'crm_replay_enrichment_rows{{account="{company}",outcome="patched"}} 7.0' in told(),
+        "the enrichment is measured",
+    )
     assert told() >= {
         f'crm_replay_enrichment_rows{{account="{company}",outcome="conflict"}} 1.0',
         f'crm_replay_enrichment_unfinished{{account="{company}"}} 0.0',
@@ -533,7 +530,7 @@ def test_sigterm_ends_streams_with_a_good_bye_and_the_process_with_0(connections
     try:
         url = f"http://127.0.0.1:{port}"
         with httpx.Client(base_url=url, auth=(USER, PASSWORD), timeout=60) as client:
-            wait_until(lambda: process.poll() is not None or answers(client))
+            wait_until(lambda: process.poll() is not None or answers(client), "it answers or ends")
             with client.stream("GET", f"{API}/events", params={"account": "a"}) as answer:
                 stream = Stream(answer.iter_lines())
                 stream.event("account")

@@ -3,9 +3,8 @@
 import os
 import signal
 import subprocess
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from schemas.codec import Codec
 from schemas.job import ReplayJob
 from schemas.records import AuditEvent, Outcome, Record, SnapshotMarker
 from tests.support.programs import Program
+from tests.support.waiting import wait_until
 
 JOB_ID = "job-1"
 CODEC = Codec()
@@ -45,14 +45,6 @@ def event(audit_id: int, **changes: Any) -> AuditEvent:
         comment="",
         request_uuid="8f14e45f-ceea-467f-a8f5-5f1a3f0c7a10",
     )._replace(**changes)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
-        time.sleep(0.05)
 
 
 @dataclass
@@ -216,7 +208,7 @@ class JobOnKafka:
         )
         got: list[int] = []
         visitor.subscribe([self.topics.replay], on_assign=lambda _, partitions: got.append(len(partitions)))
-        wait_until(lambda: visitor.poll(0.1) is not None or bool(got), 30, "the visitor gets its partitions")
+        wait_until(lambda: visitor.poll(0.1) is not None or bool(got), "the visitor gets its partitions", 30)
         visitor.close()
         return got[0] if got else 0
 

@@ -16,7 +16,8 @@ import pytest
 
 from schemas.records import ActivityLog, SnapshotMarker
 from tests.fixtures.faults import Faults
-from tests.integration.processors.harness import JobOnKafka, Worker, event, wait_until
+from tests.integration.processors.harness import JobOnKafka, Worker, event
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -89,7 +90,7 @@ def test_members_that_come_and_go_while_runs_are_handled_lose_nothing(new_job: C
     job.begin()
     ends = job.ends()
     workers = [job.start(name, **{**SETTINGS, "SLOW_S": "0.05"}) for name in ("a", "b")]
-    wait_until(lambda: sum(job.committed()) > 1000, 60, "the workers commit")
+    wait_until(lambda: sum(job.committed()) > 1000, "the workers commit", 60)
     visits = 0
     while assert_committed_is_handled(job) != ends:
         assert all(worker.running for worker in workers), "\n".join(worker.output()[-3000:] for worker in workers)
@@ -97,7 +98,7 @@ def test_members_that_come_and_go_while_runs_are_handled_lose_nothing(new_job: C
             job.visit()
             visits += 1
         else:
-            wait_until(lambda: assert_committed_is_handled(job) == ends, 60, "the workers get to the end")
+            wait_until(lambda: assert_committed_is_handled(job) == ends, "the workers get to the end", 60)
     assert visits >= 3
     for worker in workers:
         assert worker.leave() == 0, worker.output()[-3000:]
@@ -110,12 +111,12 @@ def test_a_worker_that_slept_through_its_session_commits_nothing_of_it(new_job: 
     job.begin()
     ends = job.ends()
     sleeper = job.start("sleeper", **SETTINGS)
-    wait_until(lambda: sum(job.committed()) > 2000, 60, "the first worker commits")
+    wait_until(lambda: sum(job.committed()) > 2000, "the first worker commits", 60)
     sleeper.process.send_signal(signal.SIGSTOP)
     other = job.start("other", **SETTINGS)
-    wait_until(lambda: other.handled.exists() and other.handled.stat().st_size > 0, 60, "the other one takes over")
+    wait_until(lambda: other.handled.exists() and other.handled.stat().st_size > 0, "the other one takes over", 60)
     sleeper.process.send_signal(signal.SIGCONT)
-    wait_until(lambda: assert_committed_is_handled(job) == ends, 90, "both get to the end")
+    wait_until(lambda: assert_committed_is_handled(job) == ends, "both get to the end", 90)
     for worker in (sleeper, other):
         assert worker.leave() == 0, worker.output()[-3000:]
     assert_nothing_is_lost(job, ROWS)
@@ -128,11 +129,11 @@ def test_a_killed_worker_that_is_restarted_does_not_wait_for_its_session_to_expi
     job.publish_snapshot(event(audit_id) for audit_id in range(1, ROWS + 1))
     job.begin()
     worker = job.start("a", **SETTINGS, **LONG_SESSION)
-    wait_until(lambda: sum(job.committed()) > 2000, 60, "the worker commits")
+    wait_until(lambda: sum(job.committed()) > 2000, "the worker commits", 60)
     worker.kill()
     noted = worker.handled.stat().st_size
     again = job.start("a", **SETTINGS, **LONG_SESSION)
-    wait_until(lambda: again.handled.stat().st_size > noted, 60, "the restarted worker handles something")
+    wait_until(lambda: again.handled.stat().st_size > noted, "the restarted worker handles something", 60)
     assert again.leave() == 0
 
 
@@ -146,6 +147,6 @@ def test_a_worker_that_leaves_hands_its_partitions_over_at_once(new_job: Callabl
         lambda: all(w.handled.exists() and w.handled.stat().st_size > 0 for w in (first, second)), 60, "both work"
     )
     assert first.leave() == 0
-    wait_until(lambda: assert_committed_is_handled(job) == ends, 60, "the other one does all that is left")
+    wait_until(lambda: assert_committed_is_handled(job) == ends, "the other one does all that is left", 60)
     assert second.leave() == 0
     assert_nothing_is_lost(job, ROWS)

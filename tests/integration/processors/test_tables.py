@@ -13,7 +13,7 @@ from processors.tables import ReferenceTables, TablesNotLoadedError
 from schemas.codec import Codec
 from schemas.errors import ServiceUnreachableError, UnreadableTopicError
 from schemas.records import RECORD_TYPES, Contact, Record
-from tests.integration.processors.harness import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.services
 
@@ -101,7 +101,7 @@ def test_tables_are_kept_up_to_date(
     rows = found.rows["contacts"]
     found.follow()
     publish(contacts, [("1", "changed"), ("2", None), ("3", "three")])
-    wait_until(lambda: rows == {b"1": b"changed", b"3": b"three"}, 10, "the changes arrive")
+    wait_until(lambda: rows == {b"1": b"changed", b"3": b"three"}, "the changes arrive", 10)
     found.check()
 
 
@@ -134,7 +134,7 @@ def test_a_topic_that_kafka_has_compacted_is_loaded_to_its_end(
         found.close()
         return read < 5 * 200
 
-    wait_until(compacted, 60, "Kafka compacts the topic")
+    wait_until(compacted, "Kafka compacts the topic", 60)
     found = load(contacts=contacts)
     expected = {str(n).encode(): f"4 {n}".encode() for n in range(200)}
     assert found.rows["contacts"] == {**expected, **{f"last {n}".encode(): b"x" for n in range(30)}}
@@ -206,5 +206,5 @@ def test_a_value_that_cannot_be_decoded_ends_the_loading_unless_a_later_one_can(
             return True
         return False
 
-    wait_until(stopped, 10, "the worker is told of it")
+    wait_until(stopped, "the worker is told of it", 10)
     found.close()

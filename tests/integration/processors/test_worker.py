@@ -19,8 +19,9 @@ from processors.runs import PAYLOAD_BYTES_MAX
 from schemas.logs import last_event
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, SkippedRecord, SnapshotMarker, User
 from schemas.vocabulary import DeadLetterCause, MarkerEdge, SkipReason
-from tests.integration.processors.harness import CODEC, JOB_ID, JobOnKafka, Worker, event, wait_until
+from tests.integration.processors.harness import CODEC, JOB_ID, JobOnKafka, Worker, event
 from tests.support.programs import Program
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.services
 
@@ -203,7 +204,7 @@ def test_rows_that_the_snapshot_published_twice_are_dropped_also_after_a_restart
     job.publish(job.topics.replay, [message(event(i, id_range=1)) for i in range(5, 8)])
     job.begin()
     first = job.start("a")
-    wait_until(lambda: job.committed() == job.ends(), 60, "the first worker gets to the end")
+    wait_until(lambda: job.committed() == job.ends(), "the first worker gets to the end", 60)
     assert first.leave() == 0
     job.publish(job.topics.replay, [message(event(i)) for i in range(91, 121)])
     job.publish(job.topics.replay, [message(event(i, id_range=1)) for i in range(5, 11)])
@@ -219,7 +220,7 @@ def test_a_run_that_was_delivered_but_not_acknowledged_is_delivered_again_after_
     job.publish_snapshot(event(audit_id) for audit_id in range(1, 51))
     job.begin()
     stuck = job.start("a", SLOW_S="600")  # its outcomes are confirmed, its ack does not come
-    wait_until(lambda: len(job.outcomes()) == 51, 60, "the outcomes are delivered")
+    wait_until(lambda: len(job.outcomes()) == 51, "the outcomes are delivered", 60)
     assert stuck.running
     stuck.kill()
     assert job.committed() == [1]
@@ -244,7 +245,7 @@ def test_a_worker_that_is_stopped_while_it_starts_ends_well(new_job: NewJob) -> 
     job.publish_snapshot([event(1)])
     job.begin()
     worker = job.start("a")
-    wait_until(lambda: "Starting" in worker.output(), 30, "it has begun to start")
+    wait_until(lambda: "Starting" in worker.output(), "it has begun to start", 30)
     worker.process.send_signal(signal.SIGTERM)
     assert worker.process.wait(20) == 0, worker.output()[-3000:]
 

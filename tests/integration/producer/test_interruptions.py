@@ -21,6 +21,7 @@ from schemas.codec import Codec
 from schemas.errors import ReplayError
 from tests.integration.producer import crm
 from tests.integration.producer.crm import mapping_with, source_of
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.services
 
@@ -132,13 +133,6 @@ def test_a_session_that_was_idle_for_too_long_is_opened_again(database_dsn: str)
             wait_until(lambda: watching.execute(query).fetchall() == [(0,)], "the server ends the sessions")
             assert first_behind(db, source, 2, 5) == 3
             assert len(reader.page_after(0, 5, 0, (), look_for_gaps=True).events) == 5
-
-
-def wait_until(condition: Callable[[], Any], what: str) -> None:
-    give_up_at = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < give_up_at, f"in vain: {what}"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("id_type", ["int", "text"])

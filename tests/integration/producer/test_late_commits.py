@@ -4,8 +4,7 @@ Two sessions, in every order of their steps. A job may start between any two of 
 passed while a row may still appear at an id up to its newest, and has to once none can.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -21,6 +20,7 @@ from schemas.errors import ReplayError
 from tests.integration.producer import crm
 from tests.integration.producer.conftest import MakeJob
 from tests.integration.producer.crm import mapping_with, source_of
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.services
 
@@ -208,13 +208,6 @@ def test_preflight_says_what_it_cannot_see(database_dsn: str) -> None:
 
 
 # ---- a hot standby
-
-
-def wait_until(condition: Callable[[], Any], what: str) -> None:
-    give_up_at = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < give_up_at, f"in vain: {what}"
-        time.sleep(0.02)
 
 
 def replayed(primary: psycopg.Connection[Any], standby: Any) -> None:

@@ -20,10 +20,10 @@ from schemas.person import record_key
 from schemas.records import AuditEvent, SnapshotMarker
 from tests.integration.producer import crm
 from tests.integration.producer.conftest import MakeJob
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.services
 
-AWAIT_S = 60.0
 MakeMapping = Callable[..., str]
 
 
@@ -39,13 +39,6 @@ def make_mapping(tmp_path: Any) -> MakeMapping:
         return str(path)
 
     return make
-
-
-def wait_until(condition: Callable[[], Any], what: str) -> None:
-    give_up_at = time.monotonic() + AWAIT_S
-    while not condition():
-        assert time.monotonic() < give_up_at, f"in vain: {what}"
-        time.sleep(0.01)
 
 
 def micros(text: str) -> int:

@@ -3,7 +3,6 @@
 import datetime as dt
 import os
 import signal
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,16 +27,6 @@ from tests.support.programs import Program
 
 ROOT = Path(__file__).resolve().parents[3]
 CODEC = Codec()
-DEADLINE_S = 60.0
-
-
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = DEADLINE_S) -> Any:
-    """Return the condition's first true value."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
-        time.sleep(0.02)
-    return value
 
 
 @dataclass

@@ -13,7 +13,8 @@ from schemas.records import Record
 from sink.effects import Effect
 from sink.progress import RunTotals
 from tests.fixtures.faults import Faults
-from tests.integration.sink.conftest import Account, wait_until
+from tests.integration.sink.conftest import Account
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.services
 

@@ -25,7 +25,8 @@ from sink.effects import Effect
 from sink.halting import JobGate
 from sink.indexes import UNIQUE_EXTERNAL_ID
 from sink.progress import Progress, RunTotals
-from tests.integration.sink.conftest import CODEC, Account, wait_until
+from tests.integration.sink.conftest import CODEC, Account
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.services
 T = TypeVar("T")

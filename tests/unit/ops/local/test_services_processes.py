@@ -6,8 +6,7 @@ import platform
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from ops.local.services.detached import Command, Process, last_lines, start, sto
 from ops.local.services.launcher import start_mark
 from ops.local.services.ports import Ports, is_free
 from schemas.errors import BadInputError
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -28,13 +28,6 @@ def started() -> Iterator[list[Process]]:
         stop(process, number=signal.SIGKILL, timeout_s=10)
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def python(code: str, tmp_path: Path) -> Command:
     return Command([sys.executable, "-c", code], cwd=tmp_path, env=os.environ)
 
@@ -44,7 +37,7 @@ def test_a_process_is_on_file_before_it_runs_and_belongs_to_nobody(tmp_path: Pat
     code = f"print(open({str(file)!r}).read(), flush=True); import os; print(os.getsid(0)); input()"
     process = start(python(code, tmp_path), process_file=file, log=log)
     started.append(process)
-    wait_until(lambda: not process.alive)  # its standard input is empty
+    wait_until(lambda: not process.alive, "it has ended")  # its standard input is empty
     read, session = log.read_text().splitlines()[:2]
     assert json.loads(read) == {"pid": process.pid, "mark": process.mark}
     assert int(session) == process.pid
@@ -60,7 +53,7 @@ def test_stop_asks_first_and_kills_what_does_not_listen(tmp_path: Path, started:
     )
     deaf = start(python(deaf_code, tmp_path), process_file=tmp_path / "b", log=tmp_path / "b.log")
     started += [polite, deaf]
-    wait_until(ready.exists)
+    wait_until(ready.exists, "it is ready")
     assert stop(polite, timeout_s=10) is True
     assert stop(deaf, timeout_s=0.2) is False
     assert not polite.alive
@@ -111,12 +104,12 @@ def test_a_process_lives_and_keeps_its_port_as_long_as_any_thread_of_it(tmp_path
     process = start(Command(words, cwd=tmp_path, env=os.environ), process_file=tmp_path / "x", log=tmp_path / "l")
     started.append(process)
     stat = Path(f"/proc/{process.pid}/stat")
-    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z")
+    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z", "it is a zombie")
     assert process.alive
     assert not is_free(port)
     seen.touch()
     assert Ports(tmp_path / "ports.json", patience_s=30).choose("mongodb") == port  # it waits, and does not move
-    wait_until(lambda: not process.alive)
+    wait_until(lambda: not process.alive, "it has ended")
 
 
 @pytest.mark.parametrize("text", ["", "{", "7", '{"pid": 1}', '{"pid": "x", "mark": ""}'])
@@ -163,6 +156,6 @@ def test_a_long_log_is_put_aside_at_the_next_start(
     log.write_text("more than ten bytes")
     process = start(python("print('new')", tmp_path), process_file=tmp_path / "x", log=log)
     started.append(process)
-    wait_until(lambda: not process.alive)
+    wait_until(lambda: not process.alive, "it has ended")
     assert (tmp_path / "x.log.1").read_text() == "more than ten bytes"
     assert "more" not in log.read_text()
