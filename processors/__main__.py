@@ -10,8 +10,9 @@ from processors.lookups import TableLookups
 from processors.settings import ProcessorSettings, connections
 from processors.transform import Transformer
 from processors.worker import Transform, run_worker
-from schemas import logs, mapping
 from schemas.errors import ReplayError, worker_exit_code
+from schemas.process import logs
+from schemas.source import mapping
 
 
 async def _run() -> None:

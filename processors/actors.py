@@ -4,8 +4,8 @@ from collections import Counter
 from typing import Any, Protocol
 
 from processors.bson_parts import elements
-from schemas.mapping import SourceMapping
 from schemas.records import AuditEvent, User
+from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import ActorKind, FellBack
 
 KNOWN_MAX = 10_000  # users whose elements are kept

@@ -22,8 +22,8 @@ from processors.outcomes import Delivery, OutcomeProducer
 from processors.runs import Decoded, RunTransformer, acting_users
 from processors.settings import ProcessorSettings
 from processors.tables import HighWater, ReferenceTables
-from schemas.connections import Connections
-from schemas.tracing import OFF, UNTRACED, Piece, Traces, Work, pieces_of
+from schemas.process.connections import Connections
+from schemas.process.tracing import OFF, UNTRACED, Piece, Traces, Work, pieces_of
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from processors.bson_parts import elements, integer_writer, text_element
-from schemas.mapping import SourceMapping
 from schemas.records import AuditEvent, Referent
+from schemas.source.mapping import SourceMapping
 
 ID_MAX = 2**63 - 1
 _linked_entity_id = integer_writer(b"linked_entity_id")

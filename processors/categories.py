@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from schemas.mapping import SourceMapping
+from schemas.source.mapping import SourceMapping
 
 # What the gem calls an action -> what a log calls it.
 RECORD_ACTIONS = {"create": "create", "update": "update", "destroy": "delete"}

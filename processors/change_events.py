@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from schemas.codec import CONFLUENT_HEADER_BYTES, read_avro
-from schemas.mapping import SourceMapping
 from schemas.records import AuditEvent
+from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import ChangeRefusal
 
 ACCOUNT_HEADER = "company_sso_id"  # set by the connector where a whole table is one account's
@@ -111,8 +111,8 @@ class ChangeDecoder:
         """`company_sso_id` is whose the table is, if the mapping has no account column (a record's header wins).
 
         `account_of` gives the account for a value of that column, as text; None: unknown, for now. `schema_of` gives
-        the Avro schema for an id (`schemas.registry.SchemaLookup`); it may raise ServiceUnreachableError, an outage
-        and no fault of the record, which `decode` lets through.
+        the Avro schema for an id (`schemas.process.registry.SchemaLookup`); it may raise ServiceUnreachableError, an
+        outage and no fault of the record, which `decode` lets through.
         """
         self._source = mapping.source
         self._company_sso_id = company_sso_id

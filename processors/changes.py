@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from schemas.mapping import SourceMapping
+from schemas.source.mapping import SourceMapping
 
 REDACTED = "[REDACTED]"
 _REDACTIONS = frozenset((REDACTED, "[FILTERED]"))

@@ -14,7 +14,7 @@ from typing import Any
 import bson
 from bson.errors import InvalidDocument
 
-from schemas.audited_changes.scalars import integer
+from schemas.source.audited_changes.scalars import integer
 
 MONGODB_DOCUMENT_BYTES_MAX = 16 * 1024 * 1024
 ID_BYTES = 17  # the sink puts an ObjectId `_id` in front

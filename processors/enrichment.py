@@ -16,10 +16,10 @@ from processors.categories import CategoryOf, action_of, category_rules
 from processors.changes import ChangeRules
 from processors.contacts import resolve
 from processors.transform import Lookups, Refused, Skip
-from schemas.audited_changes import Columns, Unreadable, read
-from schemas.mapping import SourceMapping
-from schemas.person import changes_candidates, comment_candidates, own_candidates
 from schemas.records import AuditEvent
+from schemas.source.audited_changes import Columns, Unreadable, read
+from schemas.source.mapping import SourceMapping
+from schemas.source.person import changes_candidates, comment_candidates, own_candidates
 from schemas.vocabulary import DeadLetterCause, SkipReason
 
 TYPE_KEY, ID_KEY, NAME_KEY = "linked_entity_type", "linked_entity_id", "linked_entity_name"

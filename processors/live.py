@@ -36,19 +36,19 @@ from processors.settings import ProcessorSettings
 from processors.tables import HighWater, ReferenceTables, TableRows
 from processors.transform import Refused, Skip, Transformer
 from processors.worker import GC_THRESHOLD, first, serve_measured
-from schemas import mapping as source_mapping
-from schemas import tracing
 from schemas.codec import Codec
-from schemas.connections import Connections
 from schemas.errors import UndecodableRecordError
 from schemas.job import LiveFeed
-from schemas.mapping import PersonRule
-from schemas.person import person_candidates
+from schemas.process import tracing
+from schemas.process.connections import Connections
+from schemas.process.registry import SchemaLookup, codec_for
+from schemas.process.topic_watch import KafkaQuestions, TopicWatch
+from schemas.process.tracing import Piece, Work
 from schemas.records import AuditEvent, Contact, DeadLetter, Referent, SkippedRecord, SnapshotMarker, User
-from schemas.registry import SchemaLookup, codec_for
-from schemas.topic_watch import KafkaQuestions, TopicWatch
+from schemas.source import mapping as source_mapping
+from schemas.source.mapping import PersonRule
+from schemas.source.person import person_candidates
 from schemas.topics import ACCOUNT_KEY, ACCOUNT_LENGTH_MAX
-from schemas.tracing import Piece, Work
 from schemas.vocabulary import DeadLetterCause
 
 log = logging.getLogger(__name__)

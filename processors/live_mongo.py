@@ -1,7 +1,7 @@
 """The CDP's contacts, asked for by CRM person id: a few queries a run, whoever and however many it names. I/O.
 
 Each query goes through an index: `idx_company_crm_data_id`, `uniq_company_crm_person_id`, `idx_company_customer_id`, or
-`_id`. What they find is read by the rules that the replay reads all contacts by (`schemas.contact_rules`).
+`_id`. What they find is read by the rules that the replay reads all contacts by (`schemas.source.contact_rules`).
 """
 
 import asyncio
@@ -16,8 +16,11 @@ from pymongo.errors import ConfigurationError, InvalidURI, PyMongoError
 
 from processors.live_contacts import Person
 from schemas import stored
-from schemas.connections import Connections
-from schemas.contact_rules import (
+from schemas.errors import BadInputError
+from schemas.process.connections import Connections
+from schemas.records import Contact
+from schemas.secrets import about
+from schemas.source.contact_rules import (
     CONTACT_FIELDS,
     MAP_FIELDS,
     Watermarked,
@@ -31,9 +34,6 @@ from schemas.contact_rules import (
     person_of,
     spellings,
 )
-from schemas.errors import BadInputError
-from schemas.records import Contact
-from schemas.secrets import about
 
 log = logging.getLogger(__name__)
 

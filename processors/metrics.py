@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
-from schemas.metrics import Value, labelled
+from schemas.process.metrics import Value, labelled
 
 log = logging.getLogger(__name__)
 

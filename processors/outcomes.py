@@ -15,7 +15,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from schemas.errors import ReplayError
-from schemas.tracing import Headers
+from schemas.process.tracing import Headers
 
 MESSAGE_BYTES_MAX = 20 * 1024 * 1024  # as the topic allows: a 16 MiB document and its envelope
 POLL_S = 0.1

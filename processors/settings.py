@@ -7,9 +7,9 @@ from typing import Self
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from schemas.connections import Connections
 from schemas.errors import BadInputError
 from schemas.job import ReplayJob
+from schemas.process.connections import Connections
 
 
 def _unique_worker() -> str:

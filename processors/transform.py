@@ -22,10 +22,10 @@ from processors.changes import ChangeRules
 from processors.contacts import Resolved, resolve
 from processors.watermark import skip_reason
 from processors.written_changes import Write, writer
-from schemas.audited_changes import Columns, Unreadable, read
-from schemas.mapping import SourceMapping
-from schemas.person import changes_candidates, comment_candidates, own_candidates
 from schemas.records import AuditEvent, Contact, Referent, User
+from schemas.source.audited_changes import Columns, Unreadable, read
+from schemas.source.mapping import SourceMapping
+from schemas.source.person import changes_candidates, comment_candidates, own_candidates
 from schemas.vocabulary import DeadLetterCause, FellBack, SkipReason
 
 SOURCE_TAG = "crm_migration"

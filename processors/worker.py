@@ -16,14 +16,14 @@ from processors.runs import RunTransformer
 from processors.settings import ProcessorSettings
 from processors.tables import ReferenceTables
 from processors.transform import Refused, Skip, Transformed
-from schemas import tracing
-from schemas.connections import Connections
 from schemas.errors import ReplayError
-from schemas.exposition import serving
-from schemas.metrics import Value
+from schemas.process import tracing
+from schemas.process.connections import Connections
+from schemas.process.exposition import serving
+from schemas.process.metrics import Value
+from schemas.process.registry import codec_for
+from schemas.process.topic_watch import RUN_AGAIN, KafkaQuestions, TopicWatch
 from schemas.records import AuditEvent
-from schemas.registry import codec_for
-from schemas.topic_watch import RUN_AGAIN, KafkaQuestions, TopicWatch
 
 log = logging.getLogger(__name__)
 

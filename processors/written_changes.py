@@ -1,11 +1,11 @@
 """`audited_changes` -> the log's `changes` as BSON, in one pass, for the forms that most rows have. Pure.
 
-What `schemas.audited_changes` reads and `processors.changes` tells, without the columns and changes in between. One
-pattern takes a text apart: columns with values on lines of their own come out as texts, numbers and instants that need
-no further look, and of those few other forms that a value has, the short ones are known after the first time. Columns
-whose values take several lines are read by `schemas.audited_changes.direct`. It never guesses: a text with anything in
-it that has to be thought about is None, and takes the long way. What it does return is what the long way returns, to
-the byte; tests/unit/processors/test_to_bson.py shows it on every sample row and on generated ones.
+What `schemas.source.audited_changes` reads and `processors.changes` tells, without the columns and changes in between.
+One pattern takes a text apart: columns with values on lines of their own come out as texts, numbers and instants that
+need no further look, and of those few other forms that a value has, the short ones are known after the first time.
+Columns whose values take several lines are read by `schemas.source.audited_changes.direct`. It never guesses: a text
+with anything in it that has to be thought about is None, and takes the long way. What it does return is what the long
+way returns, to the byte; tests/unit/processors/test_to_bson.py shows it on every sample row and on generated ones.
 
 Rows are not looked up by their lines: most names, numbers and times are new, and to remember what is new costs more
 than to read it (docs/performance.md has both measured).
@@ -17,8 +17,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from processors.bson_parts import DOCUMENT_AT, END, INDEXES_MAX, LENGTH_BYTES, LENGTHS, element, length, text_element
 from processors.changes import ChangeRules, ColumnRule, is_pair_of_lists
-from schemas.audited_changes import scalars
-from schemas.audited_changes.direct import LENGTH_MAX, ROOTS, Document, UnknownFormError, is_plain, names_zone
+from schemas.source.audited_changes import scalars
+from schemas.source.audited_changes.direct import LENGTH_MAX, ROOTS, Document, UnknownFormError, is_plain, names_zone
 
 KNOWN_MAX = 20_000  # columns of a type, and short values of a kind: 8 MB
 KNOWN_BLOCKS_MAX = 5_000  # of one type and action; 3 MB

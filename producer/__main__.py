@@ -1,6 +1,6 @@
 """`python -m producer`: the snapshot of one run, from its saved cursors to its end markers.
 
-Environment: CRM_REPLAY_JOB, `schemas.connections.Connections`, `producer.settings.ProducerSettings`.
+Environment: CRM_REPLAY_JOB, `schemas.process.connections.Connections`, `producer.settings.ProducerSettings`.
 Exit codes: 0 done; 1 an outage or a defect, start again; 2 bad input; 3 stopped on request (SIGTERM, SIGINT), start
 again to go on. Whatever ends it, also SIGKILL: start it again and it goes on from the saved cursors.
 """
@@ -28,13 +28,13 @@ from producer.publisher import Publisher, check_topic, message_bytes_max
 from producer.settings import job_from, settings_from_environment
 from producer.snapshot import Bounds, Snapshot
 from producer.throttle import Pacer, Throttle
-from schemas import logs, tracing
-from schemas.connections import Connections
 from schemas.errors import ReplayError, worker_exit_code
-from schemas.exposition import PORT_VARIABLE, serving
-from schemas.mapping import load
-from schemas.person import record_key
-from schemas.registry import codec_for
+from schemas.process import logs, tracing
+from schemas.process.connections import Connections
+from schemas.process.exposition import PORT_VARIABLE, serving
+from schemas.process.registry import codec_for
+from schemas.source.mapping import load
+from schemas.source.person import record_key
 
 logger = logging.getLogger("producer")
 

@@ -32,8 +32,8 @@ from producer.session import (
     where,
 )
 from schemas.errors import BadInputError
-from schemas.mapping import SourceMapping
 from schemas.records import AuditEvent
+from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import DeadLetterCause
 
 __all__ = [  # what callers that have a source need of its sessions comes from here, too

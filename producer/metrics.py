@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from producer.messages import Encoded, Page
-from schemas.metrics import Value
+from schemas.process.metrics import Value
 
 
 @dataclass(slots=True)

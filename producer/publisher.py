@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
-from schemas.tracing import Headers
+from schemas.process.tracing import Headers
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,9 @@ from producer.checkpoint import answering as mongo_answering
 from producer.publisher import Publisher, check_topics, message_bytes_max, offsets_held_by
 from schemas import stored
 from schemas.codec import Codec
-from schemas.contact_rules import (
+from schemas.errors import ReplayError
+from schemas.records import Contact, Referent, User
+from schemas.source.contact_rules import (
     CONTACT_FIELDS,
     MAP_FIELDS,
     Watermarked,
@@ -34,9 +36,7 @@ from schemas.contact_rules import (
     person_key,
     person_of,
 )
-from schemas.errors import ReplayError
-from schemas.mapping import SourceMapping
-from schemas.records import Contact, Referent, User
+from schemas.source.mapping import SourceMapping
 from schemas.topics import ACCOUNT_KEY, AccountTopics
 
 Document = dict[str, Any]

@@ -1,4 +1,4 @@
-"""The snapshot's environment, besides `schemas.connections.Connections`."""
+"""The snapshot's environment, besides `schemas.process.connections.Connections`."""
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict

@@ -21,7 +21,7 @@ from producer.metrics import Counters
 from producer.parallel import Stopped
 from producer.publisher import Publishes, now_us
 from schemas.errors import ReplayError
-from schemas.tracing import OFF, Traces, Work
+from schemas.process.tracing import OFF, Traces, Work
 
 logger = logging.getLogger(__name__)
 

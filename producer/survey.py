@@ -24,7 +24,7 @@ from producer.audits import (
 from producer.cursor import EARLIEST, cutoff
 from producer.visibility import require_whole_tables, tables_read
 from schemas.errors import BadInputError
-from schemas.mapping import SourceMapping
+from schemas.source.mapping import SourceMapping
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 from producer.audits import AUDIT_COLUMNS, Connection, answering, sql_text
 from producer.session import settings_in
 from schemas.errors import BadInputError
-from schemas.mapping import SourceMapping
+from schemas.source.mapping import SourceMapping
 
 STATED = "row_security=on"  # in the DSN's options: the operator says that the policies show this role every row
 

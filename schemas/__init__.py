@@ -1,1 +1,5 @@
-"""The contract: what two processes must agree on. Pure, and imports nothing else of ours."""
+"""The contract: what two processes must agree on. Pure, and imports nothing else of ours.
+
+source/   how a CRM's rows are read, pure
+process/  what every process does at its start
+"""

@@ -1,7 +1,7 @@
 """Pure: addresses and messages without the passwords that they may carry. The one place that knows how those look.
 
-Every `ReplayError` has its text from `without_secrets`, and so has every line of a log (`schemas.logs`); what shows an
-address on purpose shows it by `shown`.
+Every `ReplayError` has its text from `without_secrets`, and so has every line of a log (`schemas.process.logs`); what
+shows an address on purpose shows it by `shown`.
 """
 
 import re

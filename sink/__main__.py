@@ -10,11 +10,11 @@ import time
 
 from pymongo.database import Database
 
-from schemas import logs, tracing
-from schemas.connections import Connections
 from schemas.errors import ReplayError, ServiceUnreachableError, worker_exit_code
-from schemas.exposition import serving
-from schemas.registry import codec_for
+from schemas.process import logs, tracing
+from schemas.process.connections import Connections
+from schemas.process.exposition import serving
+from schemas.process.registry import codec_for
 from sink import live
 from sink.consumer import Sink
 from sink.database import Document, connect

@@ -21,9 +21,9 @@ from pymongo.errors import ConfigurationError, InvalidOperation, PyMongoError
 from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.job import ReplayJob
+from schemas.process.topic_watch import RUN_AGAIN, KafkaQuestions, Positions, TopicWatch
+from schemas.process.tracing import OFF, Traces, Work, context_of
 from schemas.records import DeadLetter
-from schemas.topic_watch import RUN_AGAIN, KafkaQuestions, Positions, TopicWatch
-from schemas.tracing import OFF, Traces, Work, context_of
 from sink.counting import Advance, Decided, PartitionProgress, advance
 from sink.database import Document, Documents
 from sink.dead_letters import DeadLetterTopic, now_us

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from schemas.codec import Codec
 from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
 from schemas.job import ReplayJob
+from schemas.process.tracing import UNTRACED, Work
 from schemas.records import ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker
-from schemas.tracing import UNTRACED, Work
 from schemas.vocabulary import ActorKind, DeadLetterCause, MarkerEdge, SkipReason, countable
 from sink.counting import FELL_BACK, NO_OFFSET, Bin, Decided
 from sink.documents import BSON_LENGTH_BYTES, ID_BYTES, AccountCheck, BatchOutcome, IdMaker, is_whole

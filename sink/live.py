@@ -29,8 +29,8 @@ from pymongo.errors import BulkWriteError
 from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.job import LiveFeed
+from schemas.process.tracing import OFF, Traces
 from schemas.records import ActivityLog, DeadLetter
-from schemas.tracing import OFF, Traces
 from sink.consumer import SAVE_ATTEMPTS_MAX, Sink
 from sink.counting import Advance, Bin, Decided, PartitionProgress
 from sink.database import Document, Documents

@@ -4,7 +4,7 @@ import logging
 import time
 from dataclasses import asdict, dataclass, field
 
-from schemas.metrics import Value, labelled
+from schemas.process.metrics import Value, labelled
 from sink.decoding import Batch
 from sink.documents import BatchOutcome
 

@@ -8,7 +8,7 @@ from schemas.job import ReplayJob
 
 
 class SinkSettings(BaseSettings):
-    """What one sink process is told, besides the servers' addresses (schemas.connections)."""
+    """What one sink process is told, besides the servers' addresses (schemas.process.connections)."""
 
     model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_", env_ignore_empty=True, extra="ignore")
 

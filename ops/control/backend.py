@@ -27,8 +27,8 @@ from ops.control.lag import LagReader
 from ops.control.requests import Control, RequestRefusedError
 from ops.control.settings import ControlSettings
 from ops.control.store import JobStore
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.process.connections import Connections
 from schemas.server_state import is_outage
 from sink.database import open_database
 from sink.writer import NotAnsweredError

@@ -40,8 +40,8 @@ from ops.control.validation import EXTERNAL_ID_PREFIX, audit_id_of
 from producer.checkpoint import COLLECTION as CHECKPOINTS
 from schemas.codec import Codec
 from schemas.errors import UndecodableRecordError
+from schemas.process.registry import codec_for
 from schemas.records import DeadLetter
-from schemas.registry import codec_for
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents

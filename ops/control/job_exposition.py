@@ -17,7 +17,7 @@ from ops.control.job_metrics import enrichment_values, job_values
 from ops.control.jobs import Job
 from ops.control.lag import Lag
 from schemas.errors import ReplayError
-from schemas.metrics import ACCOUNTS_MAX, Value
+from schemas.process.metrics import ACCOUNTS_MAX, Value
 from schemas.vocabulary import JobStatus
 from sink.database import Document
 from sink.indexes import ENRICHMENTS

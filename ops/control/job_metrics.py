@@ -5,7 +5,7 @@ from typing import Any
 
 from ops.control.counts import counts_of
 from ops.control.jobs import Job
-from schemas.metrics import ACCOUNTS_MAX, Value, labelled
+from schemas.process.metrics import ACCOUNTS_MAX, Value, labelled
 from schemas.vocabulary import JobStatus
 from sink.match_key import Outcome
 

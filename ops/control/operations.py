@@ -8,9 +8,9 @@ from typing import Any
 from ops.control import http_documents, kafka_admin
 from ops.control.jobs import Job, refusal
 from ops.control.store import JobStore, LeaseLostError, NewJob
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
-from schemas.mapping import SourceMapping
+from schemas.process.connections import Connections
+from schemas.source.mapping import SourceMapping
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink import rollback as documents

@@ -21,9 +21,9 @@ from ops.control.guards import HTTP_STATUS, Action, Refusal, RespCode
 from ops.control.jobs import NEVER, IllegalTransitionError, Job
 from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, NewJob
 from ops.control.tasks import Task, TaskAlreadyQueuedError, TaskKind, TaskStore
-from schemas.connections import Connections
 from schemas.errors import ReplayError
-from schemas.mapping import load
+from schemas.process.connections import Connections
+from schemas.source.mapping import load
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.rollback import RollbackFailedError

@@ -20,7 +20,7 @@ from ops.control.rollbacks import Rollbacks
 from ops.control.settings import ControlSettings
 from ops.control.status_reader import PublicStatus, Status, status_of
 from schemas.errors import ReplayError
-from schemas.exposition import Collected
+from schemas.process.exposition import Collected
 from schemas.vocabulary import JobStatus
 from sink.indexes import JOBS
 

@@ -12,9 +12,9 @@ import uvicorn
 from ops.control.app import ControlApp
 from ops.control.backend import Backend
 from ops.control.settings import ControlSettings, load_settings
-from schemas import logs
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
+from schemas.process import logs
+from schemas.process.connections import Connections
 
 KEEP_ALIVE_S = 75  # longer than the 60 s after which common gateways close an idle connection
 BACKLOG = 512

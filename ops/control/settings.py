@@ -6,8 +6,8 @@ from typing import Self
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import SettingsConfigDict, SettingsError
 
-from schemas.environment import EnvironmentSettings
 from schemas.errors import BadInputError
+from schemas.process.environment import EnvironmentSettings
 
 PREFIX = "CRM_CONTROL_"
 PASSWORD_LENGTH_MIN = 12
@@ -17,7 +17,7 @@ SYMMETRIC = ("HS256", "HS384", "HS512")
 
 
 class ControlSettings(EnvironmentSettings):
-    """What `crm-replay control` is told, besides the servers' addresses (schemas.connections)."""
+    """What `crm-replay control` is told, besides the servers' addresses (schemas.process.connections)."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 

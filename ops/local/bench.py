@@ -52,11 +52,11 @@ from ops.local.verify import VerifyOptions, verify_account
 from ops.local.view import PlainView
 from producer import markers, references
 from producer.survey import survey
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
-from schemas.mapping import load
+from schemas.process.connections import Connections
+from schemas.process.registry import codec_for
 from schemas.records import Contact
-from schemas.registry import codec_for
+from schemas.source.mapping import load
 from schemas.topics import AccountTopics
 from sink.database import connect
 from sink.indexes import ACTIVITY_LOGS
@@ -278,7 +278,7 @@ class Bench:
         code = (
             "import sys, json, resource, time\n"
             "from processors.tables import ReferenceTables\n"
-            "from schemas.registry import codec_for\n"
+            "from schemas.process.registry import codec_for\n"
             "kafka, topic, codec = json.loads(sys.argv[1]), sys.argv[2], codec_for(sys.argv[3])\n"
             "before = resource.getrusage(resource.RUSAGE_SELF)\n"
             "tables = ReferenceTables(kafka, {'contacts': topic}, codec)\n"

@@ -23,9 +23,9 @@ from ops.local import sandbox
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
 from ops.local.processes import child_environment
 from ops.local.sample.contacts import seed_contacts
-from schemas.connections import Connections
 from schemas.errors import ReplayError
-from schemas.mapping import load
+from schemas.process.connections import Connections
+from schemas.source.mapping import load
 from schemas.vocabulary import JobStatus
 from sink.database import connect
 

@@ -20,8 +20,8 @@ from psycopg import sql
 
 from ops.control import kafka_admin
 from producer.publisher import PRODUCER_CONFIG
-from schemas.connections import Connections
 from schemas.errors import ReplayError
+from schemas.process.connections import Connections
 from schemas.topics import AccountTopics
 from sink.indexes import ACTIVITY_LOGS, UNIQUE_EXTERNAL_ID
 

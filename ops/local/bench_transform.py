@@ -12,9 +12,9 @@ from importlib.resources import files
 
 from ops.local.transform_rows import NO_WATERMARK, FileLookups, event_of, read_users
 from processors.transform import Transformer
-from schemas import mapping
-from schemas.person import person_candidates
 from schemas.records import AuditEvent, Contact, User
+from schemas.source import mapping
+from schemas.source.person import person_candidates
 
 COMPANY = "bench"
 TYPICAL_ROWS = 5_000  # all different, so that no cache holds them all

@@ -20,8 +20,8 @@ from typing import Any
 
 import psycopg
 
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
+from schemas.process.connections import Connections
 from sink.database import connect
 from sink.indexes import CONTACTS
 

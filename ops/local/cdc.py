@@ -23,11 +23,11 @@ from psycopg.conninfo import conninfo_to_dict
 from ops.local import services
 from ops.local.services.debezium import CONNECTOR_CLASS
 from ops.local.services.layout import Extra
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
-from schemas.mapping import SourceMapping, load
-from schemas.registry import http_client
+from schemas.process.connections import Connections
+from schemas.process.registry import http_client
 from schemas.secrets import about, shown
+from schemas.source.mapping import SourceMapping, load
 from schemas.topics import LIVE_TOPIC
 
 DEFAULT_NAME = "crm_audits"

@@ -44,9 +44,9 @@ from ops.local.services.layout import Home
 from ops.local.trace import Topics
 from ops.local.view import RunView
 from ops.local.worker_metrics import gathering
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
-from schemas.mapping import load
+from schemas.process.connections import Connections
+from schemas.source.mapping import load
 from sink.database import open_database
 
 POLL_EVERY_S = 0.5  # for work: two small queries by index

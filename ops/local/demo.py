@@ -17,8 +17,8 @@ from ops.local.runner import RunOptions, RunResult, run_account
 from ops.local.sample.contacts import seed_contacts
 from ops.local.services.layout import Home
 from ops.local.view import print_ledger, view_for
-from schemas.connections import Connections
 from schemas.errors import ReplayError
+from schemas.process.connections import Connections
 from sink.database import connect
 
 NAME = "crm_replay_demo"

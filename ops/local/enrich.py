@@ -44,10 +44,10 @@ from producer.settings import settings_from_environment
 from producer.survey import count
 from producer.throttle import Pacer, Throttle
 from schemas.codec import Codec
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
-from schemas.mapping import WINDOW_S_MAX, SourceMapping, load
+from schemas.process.connections import Connections
 from schemas.records import AuditEvent, Contact, Referent, User
+from schemas.source.mapping import WINDOW_S_MAX, SourceMapping, load
 from schemas.topics import encode_account
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents

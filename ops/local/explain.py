@@ -39,11 +39,11 @@ from producer.audits import EPOCH_2000_US, UNDECODABLE, AuditReader, Limits, ans
 from producer.cursor import EARLIEST
 from producer.publisher import message_bytes_max
 from producer.settings import settings_from_environment
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
-from schemas.mapping import SourceMapping, load
-from schemas.person import record_key
+from schemas.process.connections import Connections
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
+from schemas.source.mapping import SourceMapping, load
+from schemas.source.person import record_key
 from schemas.topics import LIVE_FEED, AccountTopics
 from schemas.vocabulary import DeadLetterCause, SkipReason
 from sink.database import connect as connect_mongodb

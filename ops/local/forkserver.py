@@ -221,7 +221,7 @@ def _serve(orders: socket.socket, owner: int, modules: Sequence[str]) -> None:
         with suppress(Exception):
             import_module(module)
     with suppress(Exception):
-        from schemas.registry import codec_for  # not for every command of ours
+        from schemas.process.registry import codec_for  # not for every command of ours
 
         codec_for("")  # compiles the schemas
     gc.freeze()

@@ -12,8 +12,8 @@ from ops.local.verify.gather import work_without_directory
 from ops.local.verify.model import Finding
 from ops.local.verify.segments import SegmentChecker, Work
 from schemas.codec import Codec
-from schemas.connections import Connections
-from schemas.mapping import SourceMapping
+from schemas.process.connections import Connections
+from schemas.source.mapping import SourceMapping
 
 NAMED_MAX = 20
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -46,13 +46,13 @@ from ops.local.services.layout import Home
 from ops.local.view import RunView, view_for
 from ops.local.worker_metrics import gathering
 from producer import references
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
-from schemas.exposition import of_children
 from schemas.job import LiveFeed
-from schemas.mapping import load
-from schemas.registry import codec_for
-from schemas.topic_watch import TopicReplacedError
+from schemas.process.connections import Connections
+from schemas.process.exposition import of_children
+from schemas.process.registry import codec_for
+from schemas.process.topic_watch import TopicReplacedError
+from schemas.source.mapping import load
 from schemas.topics import LIVE_FEED, LIVE_TOPIC
 from sink.database import connect
 from sink.indexes import FEEDS, PROGRESS

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ops.local.forkserver import Forked, ForkServer
-from schemas import logs
 from schemas.errors import BadInputError, ReplayError
+from schemas.process import logs
 
 STOP_TIMEOUT_S = 15.0  # a graceful leave hands partitions over at once; longer than this means it hangs
 RESTARTS_MAX = 5  # in a row, each within RESTART_WINDOW_S of its start: then the cause is not a passing one

@@ -27,10 +27,10 @@ from ops.local.view import RunView
 from processors.tables import ReferenceTables
 from producer.cursor import EARLIEST, Gap
 from schemas.codec import Codec
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
-from schemas.mapping import SourceMapping
+from schemas.process.connections import Connections
 from schemas.server_state import NOT_LET_IN, is_outage
+from schemas.source.mapping import SourceMapping
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.writer import NotAnsweredError

@@ -61,12 +61,12 @@ from producer.cursor import EARLIEST, Gap, IdRange
 from producer.survey import Survey, UnreplayableIdsError, count_in_scope, survey
 from producer.visibility import require_whole_tables, tables_read
 from schemas.codec import Codec
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
-from schemas.exposition import of_children
-from schemas.mapping import SourceMapping, load
-from schemas.registry import codec_for
-from schemas.topic_watch import TopicReplacedError
+from schemas.process.connections import Connections
+from schemas.process.exposition import of_children
+from schemas.process.registry import codec_for
+from schemas.process.topic_watch import TopicReplacedError
+from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.database import connect, open_database

@@ -18,9 +18,9 @@ from psycopg.conninfo import make_conninfo
 
 from ops.control import kafka_admin
 from ops.local import services
-from schemas.connections import Connections
-from schemas.environment import FILE_SUFFIX
 from schemas.errors import ServiceUnreachableError
+from schemas.process.connections import Connections
+from schemas.process.environment import FILE_SUFFIX
 from schemas.topics import AccountTopics
 from sink.database import connect
 

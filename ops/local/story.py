@@ -10,10 +10,10 @@ from processors.categories import action_of, category_rules, changes_status
 from processors.contacts import ContactLookups
 from processors.watermark import skip_reason
 from producer.cursor import EARLIEST
-from schemas.audited_changes import Columns, Unreadable, read
-from schemas.mapping import SourceMapping
-from schemas.person import changes_candidates, comment_candidates, own_candidates
 from schemas.records import AuditEvent
+from schemas.source.audited_changes import Columns, Unreadable, read
+from schemas.source.mapping import SourceMapping
+from schemas.source.person import changes_candidates, comment_candidates, own_candidates
 from schemas.vocabulary import DeadLetterCause, SkipReason
 from sink.documents import AUDIT_ID_BYTES, RUN_BYTES
 

@@ -14,8 +14,8 @@ from ops.local.verify.topics import Span, records, spans, zigzag
 from ops.local.view import RunView
 from schemas.codec import Codec, header_bytes
 from schemas.errors import ReplayError, UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
+from schemas.process.registry import codec_for
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
-from schemas.registry import codec_for
 
 ANSWER_TIMEOUT_S = 10.0
 PROGRESS_EVERY_RECORDS = 20_000

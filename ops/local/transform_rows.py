@@ -15,9 +15,9 @@ import typer
 
 from processors import documents
 from processors.transform import Lookups, Refused, Skip, Transformed, Transformer
-from schemas import mapping as source_mapping
 from schemas.errors import BadInputError
 from schemas.records import AuditEvent, Contact, Referent, User
+from schemas.source import mapping as source_mapping
 from schemas.vocabulary import DeadLetterCause
 
 NO_WATERMARK = 2**63 - 1  # microseconds: every row was created before

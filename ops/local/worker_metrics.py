@@ -1,9 +1,9 @@
 """I/O: the metrics of this process and of all workers that it starts, at one port.
 
-Where Prometheus can read files, workers announce themselves in a directory (`schemas.exposition`), and this is not
-needed. Where it cannot, as in a cluster that knows pods and their ports, CRM_REPLAY_METRICS_PORT of a runner names one:
-its workers take any that are free, and whoever asks the runner is told what they say, under the labels that they would
-have as targets. A worker that cannot be asked is `crm_replay_worker_up` 0, as a target would be `up` 0.
+Where Prometheus can read files, workers announce themselves in a directory (`schemas.process.exposition`), and this is
+not needed. Where it cannot, as in a cluster that knows pods and their ports, CRM_REPLAY_METRICS_PORT of a runner names
+one: its workers take any that are free, and whoever asks the runner is told what they say, under the labels that they
+would have as targets. A worker that cannot be asked is `crm_replay_worker_up` 0, as a target would be `up` 0.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from schemas.exposition import DIRECTORY_VARIABLE, Collected, asked_port, listening
-from schemas.metrics import METRICS, Value
+from schemas.process.exposition import DIRECTORY_VARIABLE, Collected, asked_port, listening
+from schemas.process.metrics import METRICS, Value
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -11,7 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from ops.control import coverage
 from ops.local.generator import GENERATED_MAPPING
-from schemas.mapping import load
+from schemas.source.mapping import load
 from sink.indexes import ACTIVITY_LOGS
 from tests.browser.pictures import picture
 from tests.e2e.conftest import Crm, crm  # noqa: F401 - a fixture

@@ -14,7 +14,7 @@ from pymongo.database import Database
 from ops.local import sandbox, services
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import load_sample, mapping_path
-from schemas.connections import Connections
+from schemas.process.connections import Connections
 from tests.support.programs import Program
 
 

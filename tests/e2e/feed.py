@@ -16,9 +16,9 @@ from ops.control import kafka_admin
 from ops.local.live import LiveOptions, LiveStatus, feed_of, prepare, status_of
 from schemas.codec import Codec
 from schemas.job import LiveFeed
-from schemas.mapping import load
-from schemas.person import record_key
 from schemas.records import AuditEvent
+from schemas.source.mapping import load
+from schemas.source.person import record_key
 from tests.e2e.conftest import Crm
 from tests.e2e.failures import reading
 from tests.support.waiting import wait_until

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from ops.local.generator import GENERATED_MAPPING
-from schemas.metrics import ENRICHMENTS, JOBS, PROCESSORS, PRODUCER, SINK
+from schemas.process.metrics import ENRICHMENTS, JOBS, PROCESSORS, PRODUCER, SINK
 from tests.e2e.conftest import Crm
 from tests.fixtures.services import _free_port
 from tests.support.programs import Program

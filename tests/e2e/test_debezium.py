@@ -28,9 +28,9 @@ from ops.local.services.tools import AVRO_CONVERTER
 from processors.change_events import SCHEMA_HEADER, ChangeDecoder
 from producer.audits import AuditReader, Limits, connect, resolve
 from schemas.errors import BadInputError
-from schemas.mapping import load
+from schemas.process.registry import SchemaLookup
 from schemas.records import AuditEvent
-from schemas.registry import SchemaLookup
+from schemas.source.mapping import load
 from tests.e2e.conftest import Crm, mapping_of
 from tests.e2e.feed import feed_on
 from tests.fixtures.services import private_home

@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from ops.control import coverage
 from ops.local import services
 from ops.local.generator import GENERATED_MAPPING
-from schemas.mapping import load
+from schemas.source.mapping import load
 from tests.e2e.conftest import Crm
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from ops.control.store import JobStore
 from ops.local import sandbox
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import SAMPLE_YAML, load_sample
-from schemas.connections import Connections
+from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus
 from tests.e2e.conftest import Crm, mapping_of
 from tests.fixtures.effects import EFFECTS, Fault, Stage

@@ -22,7 +22,7 @@ from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from ops.local.view import PlainView
 from producer.survey import UnreplayableIdsError
-from schemas.mapping import load
+from schemas.source.mapping import load
 from schemas.topics import AccountTopics
 from sink.indexes import JOBS
 from tests.e2e.conftest import Crm, mapping_of

@@ -18,7 +18,7 @@ from ops.control import coverage, flags, requests
 from ops.control.jobs import NEVER
 from ops.control.tasks import TaskKind
 from ops.local.sample_crm import SAMPLE_YAML
-from schemas.mapping import load
+from schemas.source.mapping import load
 from tests.e2e.conftest import Crm, mapping_of
 from tests.e2e.test_enrich import everything, without_links
 

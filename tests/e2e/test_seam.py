@@ -26,8 +26,8 @@ from ops.local.view import PlainView
 from producer.audits import AuditReader, Limits, connect, resolve
 from producer.cursor import EARLIEST
 from producer.references import find_contacts
-from schemas.mapping import load
-from schemas.person import person_candidates
+from schemas.source.mapping import load
+from schemas.source.person import person_candidates
 from tests.e2e.conftest import Crm
 from tests.e2e.failures import reading
 from tests.e2e.feed import Feed, feed_on

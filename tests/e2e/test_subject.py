@@ -18,7 +18,7 @@ from ops.local.subject.purge import Confirm, purge_person
 from ops.local.view import PlainView
 from schemas.codec import Codec
 from schemas.errors import BadInputError
-from schemas.mapping import load
+from schemas.source.mapping import load
 from schemas.topics import AccountTopics
 from tests.e2e.conftest import Crm, mapping_of
 

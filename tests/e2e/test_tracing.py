@@ -9,8 +9,8 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
 
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
+from schemas.process.tracing import context_of
 from schemas.topics import AccountTopics
-from schemas.tracing import context_of
 from tests.e2e.conftest import Crm, mapping_of
 from tests.e2e.feed import feed_on
 from tests.e2e.test_live import ONE, SYNCED, add_contact, row, us

@@ -23,8 +23,8 @@ from producer.cursor import IdRange
 from producer.publisher import PRODUCER_CONFIG
 from producer.survey import survey
 from schemas.codec import Codec
-from schemas.mapping import load
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter
+from schemas.source.mapping import load
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.documents import object_id

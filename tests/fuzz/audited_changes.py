@@ -18,13 +18,13 @@ from typing import NamedTuple
 from ops.local.transform_rows import FileLookups
 from processors import documents
 from processors.transform import Refused, Transformed, Transformer
-from schemas import mapping
-from schemas.audited_changes import Columns, Unreadable, read
-from schemas.audited_changes.direct import read_directly
-from schemas.audited_changes.limits import UnreadableError
-from schemas.audited_changes.nodes import read_yaml
-from schemas.person import changes_candidates, comment_candidates, own_candidates, record_key
 from schemas.records import AuditEvent
+from schemas.source import mapping
+from schemas.source.audited_changes import Columns, Unreadable, read
+from schemas.source.audited_changes.direct import read_directly
+from schemas.source.audited_changes.limits import UnreadableError
+from schemas.source.audited_changes.nodes import read_yaml
+from schemas.source.person import changes_candidates, comment_candidates, own_candidates, record_key
 from schemas.vocabulary import DeadLetterCause
 
 CPU_S_MAX = 0.1

@@ -9,8 +9,8 @@ import pytest
 from ops.local.transform_rows import FileLookups, read_events
 from processors import documents
 from processors.transform import Transformed, Transformer
-from schemas import mapping
-from schemas.audited_changes import Columns, Unreadable, read
+from schemas.source import mapping
+from schemas.source.audited_changes import Columns, Unreadable, read
 from tests.unit.ops.local.test_transform_rows import run
 
 HERE = Path(__file__).parent / "outside"

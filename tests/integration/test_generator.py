@@ -16,7 +16,7 @@ from ops.local.generator.tables import mapping_path, mapping_text
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import load_sample
 from schemas.errors import BadInputError, ServiceUnreachableError
-from schemas.mapping import load, parse
+from schemas.source.mapping import load, parse
 
 pytestmark = pytest.mark.services
 PLAN = Plan(3_000)

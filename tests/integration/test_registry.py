@@ -13,9 +13,9 @@ import pytest
 from processors.change_events import ChangeDecoder
 from schemas.codec import schema_of
 from schemas.errors import BadInputError, ServiceUnreachableError, UnknownSchemaError
-from schemas.mapping import load
+from schemas.process.registry import ANSWER_BYTES_MAX, SchemaLookup, codec_for
 from schemas.records import RECORD_TYPES, Referent, User
-from schemas.registry import ANSWER_BYTES_MAX, SchemaLookup, codec_for
+from schemas.source.mapping import load
 from tests.unit.processors.connect_schemas import as_avro
 
 
@@ -121,7 +121,7 @@ def test_an_answer_that_trickles_does_not_hold_up_for_ever(registry, monkeypatch
                     time.sleep(0.1)
 
     monkeypatch.setattr(Registry, "say", Trickling.say)
-    monkeypatch.setattr("schemas.registry.REGISTRY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("schemas.process.registry.REGISTRY_TIMEOUT_S", 0.5)
     Registry.says = b""
     with pytest.raises(ServiceUnreachableError, match="does not answer"):
         codec_for(registry)

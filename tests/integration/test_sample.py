@@ -12,7 +12,7 @@ from ops.local.sample.contacts import seed_contacts
 from ops.local.sample.rows import json_lines
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML, load_sample, mapping_path
 from schemas.errors import BadInputError, ServiceUnreachableError
-from schemas.mapping import load
+from schemas.source.mapping import load
 
 pytestmark = pytest.mark.services
 

@@ -173,7 +173,7 @@ def _load() -> None:
     import tests.integration.sink.faulty_sink  # noqa: F401
     from ops import cli
     from ops.local import forkserver
-    from schemas.registry import codec_for
+    from schemas.process.registry import codec_for
 
     cli.application()
     for module in (*forkserver.WORKERS, *(f"{name}.__main__" for name in forkserver.WORKERS), *forkserver.LATER):

@@ -21,11 +21,11 @@ from processors.runs import RunTransformer
 from processors.tables import HighWater
 from processors.transform import Transformer
 from producer.messages import Encoder, Page
-from schemas import mapping
 from schemas.codec import Codec
 from schemas.job import ReplayJob
-from schemas.person import record_key
 from schemas.records import ActivityLog, AuditEvent
+from schemas.source import mapping
+from schemas.source.person import record_key
 from sink.counting import PartitionProgress, advance
 from sink.decoding import Decoder, Taken
 from sink.documents import BatchOutcome

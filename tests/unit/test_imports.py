@@ -21,8 +21,8 @@ PURE = {
     "schemas.codec",
     "schemas.errors",
     "schemas.job",
-    "schemas.mapping",
-    "schemas.person",
+    "schemas.source.mapping",
+    "schemas.source.person",
     "schemas.records",
     "schemas.topics",
     "schemas.vocabulary",
@@ -190,7 +190,7 @@ def test_a_module_taken_out_of_a_package_is_not_the_package() -> None:
 
 
 def test_only_the_environment_says_how_records_are_framed() -> None:
-    """A codec is made by `schemas.registry.codec_for`: one made without it reads no registry's frames."""
+    """A codec is made by `schemas.process.registry.codec_for`: one made without it reads no registry's frames."""
     made_bare = [
         module
         for module, path in SOURCES.items()

@@ -36,9 +36,9 @@ from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, all_gaps
 from producer.survey import first_behind
 from schemas import stored
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
-from schemas.mapping import SourceMapping, load
+from schemas.process.connections import Connections
+from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.database import Documents

@@ -4,7 +4,7 @@ from typing import Any
 
 from ops.control import migrations
 from ops.local import services
-from schemas.connections import Connections
+from schemas.process.connections import Connections
 from sink.database import connect
 
 

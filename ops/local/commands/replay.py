@@ -36,8 +36,8 @@ from ops.local.forkserver import forked
 from ops.local.processes import child_environment, python_module
 from ops.local.services.layout import Home
 from ops.local.view import RunView, print_ledger, view_for
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
+from schemas.process.connections import Connections
 from schemas.topics import LIVE_FEED, encode_account
 from schemas.vocabulary import JobStatus
 

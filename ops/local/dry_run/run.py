@@ -33,12 +33,12 @@ from producer.references import read_tables
 from producer.settings import settings_from_environment
 from producer.survey import survey
 from schemas.codec import Codec
-from schemas.connections import Connections
 from schemas.errors import ReplayError
-from schemas.mapping import load
-from schemas.person import person_candidates
+from schemas.process.connections import Connections
+from schemas.process.registry import codec_for
 from schemas.records import AuditEvent
-from schemas.registry import codec_for
+from schemas.source.mapping import load
+from schemas.source.person import person_candidates
 from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause, JobStatus, SkipReason
 from sink.database import Documents

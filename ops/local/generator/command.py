@@ -21,7 +21,7 @@ from ops.local import services
 from ops.local.generator.history import Plan
 from ops.local.generator.tables import Progress as Report
 from ops.local.generator.tables import generate_crm
-from schemas.connections import Connections
+from schemas.process.connections import Connections
 
 PLAIN_LINE_EVERY_S = 5.0
 

@@ -8,8 +8,8 @@ from ops.control.coverage import stretches
 from ops.local.preflight.model import Check, fail, ok, warn
 from producer.audits import AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
-from schemas.audited_changes import Unreadable, read
-from schemas.mapping import SourceMapping
+from schemas.source.audited_changes import Unreadable, read
+from schemas.source.mapping import SourceMapping
 
 STRETCHES = 16
 PAGE_ROWS = 50

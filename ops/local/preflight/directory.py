@@ -10,7 +10,7 @@ from psycopg import sql
 from ops.local.preflight.model import Check, fail, ok, warn
 from processors.directory import ACTIVE, PATH, TIMEOUT_S, normalized
 from producer.audits import answering, connect
-from schemas.mapping import SourceMapping
+from schemas.source.mapping import SourceMapping
 
 SAMPLE_USERS = 5
 SLOW_S = 1.0

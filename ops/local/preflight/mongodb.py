@@ -16,7 +16,7 @@ from ops.local.preflight.estimates import Estimate, Rate, rate_of
 from ops.local.preflight.model import Check, Verdict, bytes_text, fail, join, ok, warn
 from ops.local.preflight.source import clock_check
 from producer.references import find_contacts, named
-from schemas.mapping import SourceMapping
+from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import JobStatus
 from sink.indexes import ACTIVITY_LOGS, CONTACTS, ENRICHMENTS, INDEXES, JOBS, PROGRESS, Index
 

@@ -15,8 +15,8 @@ from ops.local.preflight.lanes import Lane, Step, run_lanes
 from ops.local.preflight.model import Check, Report, Verdict, fail, ok, warn
 from producer.publisher import MESSAGE_BYTES_LIMIT
 from producer.settings import settings_from_environment
-from schemas.connections import Connections
-from schemas.mapping import SourceMapping, load
+from schemas.process.connections import Connections
+from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
 from sink.database import connect
 

@@ -53,7 +53,7 @@ from producer.visibility import (
     visible,
     why_not_whole,
 )
-from schemas.mapping import SourceMapping
+from schemas.source.mapping import SourceMapping
 from sink.failure_rate import FAILURE_RATE_MAX
 
 CLOCK_WARN_S, CLOCK_FAIL_S = 2.0, 300.0

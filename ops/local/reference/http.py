@@ -9,7 +9,7 @@ from ops.control.app import ControlApp
 from ops.control.backend import Backend
 from ops.control.settings import ControlSettings
 from ops.local.reference.text import MADE, table
-from schemas.connections import Connections
+from schemas.process.connections import Connections
 
 HEAD = f"""# HTTP
 

@@ -1,8 +1,8 @@
 """Every metric of the data path and of the jobs."""
 
 from ops.local.reference.text import MADE, table
-from schemas import metrics
-from schemas.metrics import Metric
+from schemas.process import metrics
+from schemas.process.metrics import Metric
 
 HEAD = f"""# Metrics
 

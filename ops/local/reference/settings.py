@@ -12,10 +12,10 @@ from ops.local.services.layout import ServiceSettings
 from processors.live import LiveSettings
 from processors.settings import ProcessorSettings
 from producer.settings import ProducerSettings
-from schemas import exposition, logs
-from schemas.connections import Connections
-from schemas.environment import EnvironmentSettings
-from schemas.tracing import TracingSettings
+from schemas.process import exposition, logs
+from schemas.process.connections import Connections
+from schemas.process.environment import EnvironmentSettings
+from schemas.process.tracing import TracingSettings
 from sink.live import LiveSinkSettings
 from sink.settings import SinkSettings
 

@@ -25,11 +25,11 @@ from producer.cursor import EARLIEST
 from producer.references import FoundContacts, find_contacts
 from producer.survey import count_in_scope, survey
 from schemas import stored
-from schemas.connections import Connections
-from schemas.contact_rules import microseconds
 from schemas.errors import BadInputError, ReplayError
-from schemas.mapping import SourceMapping, load
+from schemas.process.connections import Connections
 from schemas.records import AuditEvent, Contact, Referent, User
+from schemas.source.contact_rules import microseconds
+from schemas.source.mapping import SourceMapping, load
 from schemas.topics import encode_account
 from schemas.vocabulary import SkipReason
 from sink.database import Documents, connect

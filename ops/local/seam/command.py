@@ -11,7 +11,7 @@ from rich.table import Table
 from ops.local import services
 from ops.local.services.layout import Home
 from ops.local.view import RunView, view_for
-from schemas.connections import Connections
+from schemas.process.connections import Connections
 from schemas.topics import LIVE_FEED
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ def mend(report: "Report", mapping_path: str, feed: str, connections: Connection
     from ops.local.runner import RunOptions, run_selected
     from ops.local.seam.check import rows_of
     from producer.publisher import Publisher, message_bytes_max
-    from schemas.mapping import load
-    from schemas.person import record_key
-    from schemas.registry import codec_for
+    from schemas.process.registry import codec_for
+    from schemas.source.mapping import load
+    from schemas.source.person import record_key
     from sink.database import connect
 
     given: dict[str, int] = {}

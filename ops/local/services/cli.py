@@ -17,8 +17,8 @@ from ops.local.services.layout import Extra, Service, ServiceSettings
 from ops.local.services.stack import Endpoints, ServiceStatus, from_environment, status
 from ops.local.services.stack import down as stop_servers
 from ops.local.services.stack import up as start_servers
-from schemas.connections import Connections
 from schemas.errors import ReplayError
+from schemas.process.connections import Connections
 
 app = typer.Typer(
     help="Real PostgreSQL, Kafka and MongoDB on this machine, without Docker.",

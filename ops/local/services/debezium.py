@@ -17,8 +17,8 @@ from ops.local.services.detached import Command
 from ops.local.services.kafka import as_property
 from ops.local.services.layout import Extra
 from ops.local.services.server import Server, Surroundings, environment
-from schemas.connections import Connections
 from schemas.errors import BadInputError
+from schemas.process.connections import Connections
 
 CONNECTOR_CLASS = "io.debezium.connector.postgresql.PostgresConnector"
 _HERE = Path(__file__).parent

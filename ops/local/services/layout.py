@@ -25,7 +25,7 @@ class Service(StrEnum):
 
     @property
     def setting(self) -> str:
-        """Return the field of `schemas.connections.Connections` with its address."""
+        """Return the field of `schemas.process.connections.Connections` with its address."""
         return self.variable.lower()
 
     @property

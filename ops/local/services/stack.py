@@ -27,8 +27,8 @@ from ops.local.services.ports import Ports
 from ops.local.services.postgres import PostgresServer
 from ops.local.services.registry import RegistryServer
 from ops.local.services.server import Server, Surroundings
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
+from schemas.process.connections import Connections
 from schemas.secrets import shown
 
 _KINDS: Mapping[AnyService, type[Server]] = {

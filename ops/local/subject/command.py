@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ops.local.view import RunView, view_for
 from schemas.errors import BadInputError, ReplayError
-from schemas.logs import is_utf8
+from schemas.process.logs import is_utf8
 
 app = typer.Typer(
     help="What is kept about one CRM person: exported, or purged with a certificate.", no_args_is_help=True
@@ -46,8 +46,8 @@ def _place(account: str, person_id: str, mapping_path: str) -> Iterator[_Place]:
     from ops.control.store import JobStore
     from ops.local import services
     from ops.local.subject.model import Person
-    from schemas.mapping import load
-    from schemas.registry import codec_for
+    from schemas.process.registry import codec_for
+    from schemas.source.mapping import load
     from schemas.topics import AccountTopics
     from sink.database import connect
 

@@ -14,10 +14,10 @@ from ops.local.view import RunView
 from producer.audits import answering, connect, resolve
 from schemas import stored
 from schemas.codec import Codec
-from schemas.contact_rules import customer_key, customer_of, spellings
 from schemas.errors import ReplayError, UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
-from schemas.mapping import SourceMapping
 from schemas.records import Contact
+from schemas.source.contact_rules import customer_key, customer_of, spellings
+from schemas.source.mapping import SourceMapping
 from schemas.topics import AccountTopics
 from sink import purge as documents
 from sink.indexes import ACTIVITY_LOGS, CONTACT_BY_CRM_ID, CONTACT_ID_MAP, CONTACT_ID_MAP_UNIQUE, CONTACTS

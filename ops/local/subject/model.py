@@ -12,9 +12,9 @@ from ops.control.dead_letters import payload_of
 from schemas.codec import Codec
 from schemas.errors import BadInputError, UndecodableRecordError, UnknownSchemaError
 from schemas.flat_avro import varint
-from schemas.mapping import PersonRule
-from schemas.person import PERSON_ID_MAX, person_candidates
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, Record, Referent
+from schemas.source.mapping import PersonRule
+from schemas.source.person import PERSON_ID_MAX, person_candidates
 
 INT32_MAX = 2**31 - 1
 TOLERANT: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True, unicode_decode_error_handler="replace")

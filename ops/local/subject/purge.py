@@ -23,9 +23,9 @@ from ops.local.subject.model import Certificate, Kept, Person, gone_by
 from ops.local.view import RunView
 from producer.publisher import Publisher, message_bytes_max
 from schemas.codec import Codec
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
-from schemas.mapping import SourceMapping
+from schemas.process.connections import Connections
+from schemas.source.mapping import SourceMapping
 from schemas.topics import LIVE_TOPIC, AccountTopics
 from schemas.vocabulary import JobStatus
 from sink import purge as documents

@@ -27,10 +27,10 @@ from ops.local.view import RunView
 from producer.audits import AuditSource, connect, resolve
 from producer.survey import first_behind, require_ids
 from schemas.codec import Codec
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
-from schemas.mapping import SourceMapping, load
-from schemas.registry import codec_for
+from schemas.process.connections import Connections
+from schemas.process.registry import codec_for
+from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus, SkipReason
 from sink.database import connect as connect_mongodb

@@ -12,8 +12,8 @@ from producer.audits import AuditSource, connect, resolve
 from producer.publisher import message_bytes_max
 from producer.settings import settings_from_environment
 from schemas.codec import Codec
-from schemas.connections import Connections
-from schemas.mapping import SourceMapping
+from schemas.process.connections import Connections
+from schemas.source.mapping import SourceMapping
 from schemas.topics import AccountTopics
 
 LOAD_TIMEOUT_S = 900.0

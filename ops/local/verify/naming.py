@@ -12,8 +12,8 @@ from ops.local.verify.gather import work_without_directory
 from ops.local.verify.model import Finding, Kind, Tally
 from ops.local.verify.segments import Chunk, SegmentChecker
 from schemas.codec import Codec
-from schemas.connections import Connections
-from schemas.mapping import SourceMapping
+from schemas.process.connections import Connections
+from schemas.source.mapping import SourceMapping
 from sink.database import Documents
 from sink.indexes import ACTIVITY_LOGS, SOURCE_TAG, UNIQUE_EXTERNAL_ID
 

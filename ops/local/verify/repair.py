@@ -14,8 +14,8 @@ from ops.control.store import JobStore
 from ops.local.verify import copy
 from ops.local.verify.model import REPAIR_MAX, Kind, Report
 from ops.local.view import RunView
-from schemas.connections import Connections
 from schemas.errors import BadInputError
+from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus, SkipReason
 from sink.database import connect
 from sink.failure_rate import FAILURE_RATE_MAX

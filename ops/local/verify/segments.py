@@ -43,9 +43,9 @@ from producer.audits import AuditReader, AuditSource, Limits
 from producer.cursor import EARLIEST
 from producer.messages import Page
 from schemas.codec import Codec
-from schemas.connections import Connections
 from schemas.errors import ServiceUnreachableError
-from schemas.mapping import SourceMapping
+from schemas.process.connections import Connections
+from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import DeadLetterCause, SkipReason
 from sink.database import Documents, connect
 from sink.documents import object_id

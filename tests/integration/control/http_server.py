@@ -14,7 +14,7 @@ import jwt
 
 from ops.control.server import ControlServer, server_of
 from ops.control.settings import load_settings
-from schemas.connections import Connections
+from schemas.process.connections import Connections
 
 USER, PASSWORD = "a-service", "correct-horse-battery"
 SHARED_KEY = "an-hmac-key-of-forty-characters-or-more!"

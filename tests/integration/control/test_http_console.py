@@ -28,7 +28,7 @@ from ops.control.tasks import TaskKind, TaskStore
 from producer.checkpoint import Checkpoint
 from producer.cursor import IdRange
 from schemas.codec import Codec
-from schemas.connections import Connections
+from schemas.process.connections import Connections
 from schemas.records import ActivityLog, DeadLetter
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus

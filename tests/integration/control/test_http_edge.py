@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from ops.control import routes
 from ops.control.edge import CSP
-from schemas.connections import Connections
+from schemas.process.connections import Connections
 from sink import database
 from tests.integration.control.http_server import PASSWORD, USER, Served, account, bearer, refused, serving, token
 

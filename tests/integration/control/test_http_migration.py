@@ -22,7 +22,7 @@ from ops.control import activity_logs, audit_log, flags, http_documents, migrati
 from ops.control.jobs import Job
 from ops.control.operations import RollbackRefusedError
 from ops.control.store import JobStore, NewJob
-from schemas.connections import Connections
+from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus
 from sink.documents import object_id
 from sink.progress import RunTotals

@@ -16,9 +16,9 @@ from ops.control.store import JobStore
 from ops.control.tasks import TaskKind, TaskLostError, TaskStatus, TaskStore
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import SAMPLE_YAML, load_sample, mapping_path
-from schemas.connections import Connections
 from schemas.errors import BadInputError
-from schemas.mapping import load
+from schemas.process.connections import Connections
+from schemas.source.mapping import load
 from schemas.vocabulary import JobStatus
 from sink.indexes import CONTACT_BY_CRM_ID, CONTACT_ID_MAP_UNIQUE
 

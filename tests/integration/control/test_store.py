@@ -14,7 +14,7 @@ from ops.control.jobs import NEVER, IllegalTransitionError, Job, Ledger
 from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
 from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, IdRange
-from schemas.connections import Connections
+from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus
 from sink.counting import PartitionProgress
 from sink.job_counts import Move

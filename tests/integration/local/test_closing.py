@@ -11,7 +11,7 @@ from ops.local import runner
 from ops.local.verify import repair
 from ops.local.verify.model import Report, Tally
 from producer.cursor import EARLIEST
-from schemas.connections import Connections
+from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus
 
 pytestmark = pytest.mark.services

@@ -12,7 +12,7 @@ from ops.control.dead_letters import Letter
 from ops.control.store import JobStore, NewJob
 from ops.local import daemon, repairs
 from producer.cursor import EARLIEST
-from schemas.connections import Connections
+from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus
 from sink.counting import PartitionProgress
 from sink.documents import object_id

@@ -17,7 +17,7 @@ from ops.control.jobs import NEVER, Job
 from ops.control.store import JobStore, LeaseLostError, NewJob
 from ops.local import runner
 from ops.local.processes import Supervised
-from schemas.connections import Connections
+from schemas.process.connections import Connections
 
 pytestmark = pytest.mark.services
 PATIENCE_S = 60.0

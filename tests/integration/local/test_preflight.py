@@ -31,8 +31,8 @@ from ops.local.sample.rows import json_lines
 from ops.local.sample_crm import SAMPLE_YAML, load_sample, mapping_path
 from producer.audits import Limits
 from producer.survey import count_in_scope
-from schemas.connections import Connections
-from schemas.mapping import SourceMapping, load
+from schemas.process.connections import Connections
+from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
 from sink.database import connect
 from tests.integration.producer import crm

@@ -30,8 +30,8 @@ from ops.local.services.cli import app
 from ops.local.services.detached import Process, stop
 from ops.local.services.launcher import start_mark
 from ops.local.services.layout import Home
-from schemas.connections import Connections
 from schemas.errors import BadInputError
+from schemas.process.connections import Connections
 from tests.integration.local.conftest import Stack
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("without_urls")]

@@ -16,7 +16,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from ops.control import kafka_admin
 from processors.runs import PAYLOAD_BYTES_MAX
-from schemas.logs import last_event
+from schemas.process.logs import last_event
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, SkippedRecord, SnapshotMarker, User
 from schemas.vocabulary import DeadLetterCause, MarkerEdge, SkipReason
 from tests.integration.processors.harness import CODEC, JOB_ID, JobOnKafka, Worker, event

@@ -17,8 +17,8 @@ from psycopg import sql
 from producer.audits import AuditSource, connect, resolve
 from schemas.codec import Codec
 from schemas.job import ReplayJob
-from schemas.mapping import SourceMapping, load
 from schemas.records import AuditEvent, DeadLetter, Record, SnapshotMarker
+from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
 from tests.support.programs import Program
 

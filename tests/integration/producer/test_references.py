@@ -15,8 +15,8 @@ from producer.audits import connect
 from producer.references import ReferenceCounts
 from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError
-from schemas.mapping import SourceMapping, load
 from schemas.records import Contact, Record, Referent, User
+from schemas.source.mapping import SourceMapping, load
 from tests.integration.producer import crm
 from tests.integration.producer.conftest import MakeJob
 

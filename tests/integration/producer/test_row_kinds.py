@@ -15,9 +15,9 @@ from ops.local.subject.model import Person
 from processors.enrichment import AssociationFinder
 from producer.audits import AuditReader, AuditSource, Limits, RowKind, connect, resolve
 from producer.survey import count
-from schemas import mapping
-from schemas.mapping import SourceMapping
 from schemas.records import AuditEvent
+from schemas.source import mapping
+from schemas.source.mapping import SourceMapping
 from sink.indexes import ENRICHED_ACTIONS, ENRICHED_CATEGORIES
 from tests.integration.producer.crm import CUTOFF, add_audits, load_sample, make_audits
 

@@ -14,10 +14,10 @@ import yaml
 
 from producer.audits import AuditReader, Limits, connect, resolve
 from producer.checkpoint import COLLECTION
-from schemas.logs import last_event
-from schemas.mapping import SourceMapping, load
-from schemas.person import record_key
+from schemas.process.logs import last_event
 from schemas.records import AuditEvent, SnapshotMarker
+from schemas.source.mapping import SourceMapping, load
+from schemas.source.person import record_key
 from tests.integration.producer import crm
 from tests.integration.producer.conftest import MakeJob
 from tests.support.waiting import wait_until

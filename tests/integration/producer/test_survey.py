@@ -13,7 +13,7 @@ from producer.cursor import EARLIEST
 from producer.survey import OTHER_TYPES_MAX, UnreplayableIdsError, count_in_scope, survey
 from producer.visibility import row_security_stated
 from schemas.errors import BadInputError, ServiceUnreachableError
-from schemas.mapping import SourceMapping, load
+from schemas.source.mapping import SourceMapping, load
 from tests.integration.producer import crm
 from tests.integration.producer.crm import mapping_with
 

@@ -11,7 +11,7 @@ import yaml
 from prometheus_client import REGISTRY
 
 from ops.control.http_metrics import HttpMetrics
-from schemas.metrics import METRICS
+from schemas.process.metrics import METRICS
 
 ROOT = Path(__file__).parents[3]
 RULES, TESTS = ROOT / "ops/prometheus/rules.yml", ROOT / "ops/prometheus/rules.test.yml"

@@ -12,8 +12,8 @@ from ops.control.activity_logs import ActivityLogRecord, write
 from ops.control.backend import answer_to
 from producer.checkpoint import COLLECTION, Checkpoint
 from producer.cursor import IdRange
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ServiceUnreachableError
+from schemas.process.connections import Connections
 from sink.database import connect
 from sink.enricher import Enricher
 from sink.match_key import Association, Outcome

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from processors.change_events import SCHEMA_HEADER, ChangeDecoder, Headers, Refused
 from schemas.codec import Codec
 from schemas.errors import MappingError, ServiceUnreachableError
-from schemas.mapping import SourceMapping, load, parse
 from schemas.records import AuditEvent, DeadLetter
+from schemas.source.mapping import SourceMapping, load, parse
 from schemas.vocabulary import ChangeRefusal
 from tests.unit.processors.connect_schemas import as_avro
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from processors.changes import ChangeRules, clock_time, humanized
-from schemas import mapping
+from schemas.source import mapping
 
 SECRET = "[REDACTED]"
 

@@ -59,7 +59,7 @@ def test_every_process_makes_the_same_bytes() -> None:
         "from ops.local.transform_rows import FileLookups\n"
         "from processors import documents\n"
         "from processors.transform import Transformed, Transformer\n"
-        "from schemas import mapping\n"
+        "from schemas.source import mapping\n"
         "from tests.unit.schemas.sample import rows\n"
         "transformer, digest = Transformer(mapping.load(None), 'A'), hashlib.sha256()\n"
         "for row in rows():\n"

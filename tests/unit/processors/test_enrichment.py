@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from processors.enrichment import AssociationFinder, AssociationLog, Name
 from processors.transform import Refused, Skip, Transformer
-from schemas import mapping
 from schemas.records import Referent
+from schemas.source import mapping
 from schemas.vocabulary import SkipReason
 from sink.indexes import ENRICHED_ACTIONS, ENRICHED_CATEGORIES
 from tests.unit.processors.test_transform import BEFORE, ROW, WATERMARK, Anyone, Lookups
 from tests.unit.schemas.sample import rows
-from tests.unit.schemas.test_person import event
+from tests.unit.schemas.source.test_person import event
 
 MAPPING = mapping.load(None)
 FINDER = AssociationFinder(MAPPING, "A", ENRICHED_CATEGORIES, ENRICHED_ACTIONS)

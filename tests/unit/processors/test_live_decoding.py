@@ -8,10 +8,10 @@ import pytest
 from processors.change_events import ChangeDecoder
 from processors.live import ACCOUNT_AGAIN_S, ACCOUNT_WAIT_S, LiveTransformer, Patience
 from processors.metrics import ProcessorMetrics
-from schemas import mapping
 from schemas.codec import Codec
-from schemas.mapping import SourceMapping
 from schemas.records import AuditEvent
+from schemas.source import mapping
+from schemas.source.mapping import SourceMapping
 from tests.unit.processors.test_change_events import ROW
 from tests.unit.processors.test_runs import JOB
 

@@ -16,12 +16,12 @@ from processors.contacts import resolve
 from processors.enrichment import AssociationFinder, AssociationLog
 from processors.transform import Transformed, Transformer
 from processors.watermark import skip_reason
-from schemas import mapping
-from schemas.mapping import SourceMapping
 from schemas.records import AuditEvent, Contact, Referent, User
+from schemas.source import mapping
+from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import FellBack, SkipReason
 from sink.indexes import ENRICHED_ACTIONS, ENRICHED_CATEGORIES
-from tests.unit.schemas.test_person import event
+from tests.unit.schemas.source.test_person import event
 
 MAPPING = mapping.load(None)
 RULES = category_rules(MAPPING)

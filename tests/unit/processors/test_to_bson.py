@@ -15,12 +15,12 @@ from ops.local.generator.history import History, Plan
 from ops.local.generator.plain import PlainHistory
 from processors import bson_parts, documents, written_changes
 from processors.transform import Transformed, Transformer
-from schemas import mapping
 from schemas.records import AuditEvent
+from schemas.source import mapping
 from tests.fuzz.audited_changes import texts
 from tests.unit.processors.test_transform import ROW, Anyone, Lookups
 from tests.unit.schemas.sample import rows
-from tests.unit.schemas.test_person import event
+from tests.unit.schemas.source.test_person import event
 from tests.unit.schemas.values import unhurried
 
 DEFAULT = mapping.load(None)

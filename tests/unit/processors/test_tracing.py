@@ -11,9 +11,9 @@ from processors.live import LiveHandler
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import Delivery, OutcomeProducer
 from processors.tables import HighWater
-from schemas.tracing import Headers, context_of
+from schemas.process.tracing import Headers, context_of
 from tests.unit.processors.test_app import TP, Bench, Event
-from tests.unit.schemas.test_tracing import PAGE, Here, context
+from tests.unit.schemas.process.test_tracing import PAGE, Here, context
 
 FIRST, SECOND = context(1, 11), context(2, 21)
 

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processors.transform import Refused, Skip, Transformed, Transformer
-from schemas import mapping
-from schemas.person import person_candidates
 from schemas.records import AuditEvent, Contact, Referent, User
+from schemas.source import mapping
+from schemas.source.person import person_candidates
 from schemas.vocabulary import DeadLetterCause, SkipReason
 from tests.unit.schemas.sample import SampleRow, as_stored, row_id, rows
-from tests.unit.schemas.test_person import event
+from tests.unit.schemas.source.test_person import event
 
 MAPPING = mapping.load(None)
 WATERMARK = 1_700_000_000_000_000

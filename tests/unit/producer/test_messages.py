@@ -7,9 +7,9 @@ from typing import Any
 
 from producer.messages import Defect, Encoder, Page
 from schemas.codec import Codec
-from schemas.mapping import PersonRule
-from schemas.person import record_key
 from schemas.records import AuditEvent, DeadLetter
+from schemas.source.mapping import PersonRule
+from schemas.source.person import record_key
 from schemas.vocabulary import DeadLetterCause
 
 CODEC = Codec()

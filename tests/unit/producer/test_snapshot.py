@@ -19,8 +19,8 @@ from producer.publisher import Keyed
 from producer.snapshot import Bounds, Snapshot
 from schemas.codec import Codec
 from schemas.errors import CursorDidNotAdvanceError, ReplayError
+from schemas.process.tracing import Headers
 from schemas.records import AuditEvent
-from schemas.tracing import Headers
 
 CODEC = Codec()
 PARTITIONS = 2

@@ -7,7 +7,7 @@ import pytest
 from bson import encode
 from bson.datetime_ms import DatetimeMS
 
-from schemas.contact_rules import MICROSECONDS_MAX, microseconds
+from schemas.source.contact_rules import MICROSECONDS_MAX, microseconds
 from schemas.stored import Undecodable, decoded
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ops.control.job_metrics import enrichment_values, job_values
 from ops.control.jobs import Job
-from schemas.metrics import ENRICHMENTS, JOBS, METRICS, Value
+from schemas.process.metrics import ENRICHMENTS, JOBS, METRICS, Value
 from schemas.vocabulary import JobStatus
 from sink.match_key import Outcome
 

@@ -2,7 +2,7 @@
 
 from ops.local.bench_transform import run, sample_events, typical_updates
 from processors.transform import Transformed, Transformer
-from schemas import mapping
+from schemas.source import mapping
 from tests.unit.processors.test_transform import Anyone
 
 

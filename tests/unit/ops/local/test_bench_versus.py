@@ -6,8 +6,8 @@ import pytest
 
 from ops.local.bench_versus import MAPPING, WARM_UPS, WAYS, Peer, by_way, compared
 from processors.categories import category_rules
-from schemas import mapping
 from schemas.errors import BadInputError
+from schemas.source import mapping
 
 
 def result(way: str, rate: int) -> dict[str, object]:

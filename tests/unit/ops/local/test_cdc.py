@@ -11,7 +11,7 @@ import pytest
 from ops.local import cdc
 from ops.local.cdc import STALE_OFFSETS, Connect, ConnectRefusedError, OffsetsKeptError, connector_config
 from schemas.errors import BadInputError, ServiceUnreachableError
-from schemas.mapping import SourceMapping, load, parse
+from schemas.source.mapping import SourceMapping, load, parse
 from schemas.topics import LIVE_TOPIC
 
 DSN = "postgresql://cdc:secret@db.example:5433/crm?sslmode=verify-full&sslrootcert=/ca.pem"

@@ -23,8 +23,8 @@ from ops.local.runner import (
     terms_after,
 )
 from producer.survey import UnreplayableIdsError
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus
 
 JOB = Job(

@@ -12,8 +12,8 @@ from ops.local.enrich import Names, Referents
 from processors.enrichment import Name
 from schemas.codec import Codec
 from schemas.errors import MappingError
-from schemas.mapping import parse
 from schemas.records import Referent
+from schemas.source.mapping import parse
 
 MINIMAL = "scope: [Crm::Deal]\ncategories: {Crm::Deal: {category: deal}}\n"
 TABLES = "referents: {Crm::Deal: {table: deals, name: name}, Crm::Company: {table: companies, name: name}}\n"

@@ -11,8 +11,8 @@ from ops.local.trace import murmur2, partition_of
 from ops.local.verify.expected import expected_of
 from processors.transform import Transformer
 from producer.cursor import EARLIEST
-from schemas.mapping import load
 from schemas.records import AuditEvent, Contact, Referent, User
+from schemas.source.mapping import load
 from schemas.vocabulary import DeadLetterCause, SkipReason
 from sink.documents import object_id
 

@@ -18,7 +18,7 @@ from ops.local.generator import psych
 from ops.local.generator.history import HISTORY_BEGIN, HISTORY_END, UNKNOWN_PERSON_ID, History, Plan
 from ops.local.generator.pieces import ERAS, pieces_of, sample_updates
 from ops.local.generator.plain import PlainHistory
-from schemas.audited_changes import Columns, read
+from schemas.source.audited_changes import Columns, read
 from tests.unit.ops.local.test_generator_psych import NotOursError, read_back
 
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}

@@ -11,8 +11,8 @@ from ops.local.generator.history import HISTORY_BEGIN, Account, History, Plan
 from ops.local.generator.tables import crm_tables
 from ops.local.sample.contacts import generated_contacts
 from processors.transform import Refused, Skip, Transformed, Transformer
-from schemas.mapping import load
 from schemas.records import AuditEvent, Contact, Referent, User
+from schemas.source.mapping import load
 from schemas.vocabulary import SkipReason
 from tests.unit.ops.local.test_generator_history import Audit, audits
 

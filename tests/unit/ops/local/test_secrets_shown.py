@@ -17,10 +17,10 @@ from ops.local.services import cli as services_cli
 from ops.local.subject.command import _writer
 from processors import live_mongo
 from producer.audits import connect
-from schemas.connections import Connections
 from schemas.errors import BadInputError, ReplayError
-from schemas.mapping import load
-from schemas.registry import SchemaLookup, codec_for
+from schemas.process.connections import Connections
+from schemas.process.registry import SchemaLookup, codec_for
+from schemas.source.mapping import load
 
 SECRET = "hunter2"
 CLOSED = f"http://user:{SECRET}@127.0.0.1:1"

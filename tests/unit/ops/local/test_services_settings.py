@@ -13,8 +13,8 @@ from ops.local.services import Endpoints, Service, ServiceSettings, kafka, postg
 from ops.local.services.layout import Home
 from ops.local.services.ports import Ports, is_free
 from ops.local.services.server import DataDirectory, environment
-from schemas.connections import Connections
 from schemas.errors import BadInputError
+from schemas.process.connections import Connections
 
 ROOT = Path(__file__).parents[4]
 

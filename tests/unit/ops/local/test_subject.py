@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from ops.local.subject.model import Certificate, Kept, Person, gone_by, is_about, shown_record
 from schemas.codec import Codec
 from schemas.errors import BadInputError
-from schemas.mapping import PersonRule
-from schemas.person import PERSON_ID_MAX
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, Record, Referent, SkippedRecord
+from schemas.source.mapping import PersonRule
+from schemas.source.person import PERSON_ID_MAX
 from sink.purge import of_person
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

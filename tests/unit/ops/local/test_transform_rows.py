@@ -173,7 +173,7 @@ def test_a_broken_contact_is_named(tmp_path: Path, line: str) -> None:
 
 
 def test_a_row_under_a_former_name_becomes_what_it_would_under_the_name_now(tmp_path: Path) -> None:
-    text = files("schemas").joinpath("mapping.default.yaml").read_text("utf-8")
+    text = files("schemas.source").joinpath("mapping.default.yaml").read_text("utf-8")
     renamed = tmp_path / "renamed.yaml"
     renamed.write_text(text.replace("aliases: {}", "aliases: {Person: Crm::Person, Deal: Crm::Deal}"))
     rows = [

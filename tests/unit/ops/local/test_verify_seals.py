@@ -22,7 +22,7 @@ from ops.local.verify.seals import (
     code_fingerprint,
     table_fingerprint,
 )
-from schemas.mapping import load
+from schemas.source.mapping import load
 from sink.indexes import SEALS
 
 EVIDENCE = Evidence("basis", "rows", {"1700000000": "documents"}, "letters", "answers")
@@ -109,9 +109,9 @@ def test_the_program_is_known_by_the_files_that_decide_what_a_row_becomes(monkey
         "processors/written_changes.py",
         "producer/audits.py",
         "producer/row.sql",
-        "schemas/audited_changes/direct.py",
+        "schemas/source/audited_changes/direct.py",
         "schemas/contact.avsc",
-        "schemas/mapping.default.yaml",
+        "schemas/source/mapping.default.yaml",
         "ops.local.verify/segments.py",
     } <= names
     before = code_fingerprint()

@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from ops.local import worker_metrics
 from ops.local.worker_metrics import gathering, targets_in
 from schemas.errors import BadInputError
-from schemas.exposition import of_children, serving
-from schemas.metrics import Value
+from schemas.process.exposition import of_children, serving
+from schemas.process.metrics import Value
 from tests.fixtures.services import _free_port
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ops.control.operations import digest
-from schemas import mapping
 from schemas.errors import MappingError
 from schemas.records import AuditEvent
+from schemas.source import mapping
 
 SMALL = "scope: [Crm::Deal]\ncategories:\n  Crm::Deal: {category: deal}\n"
 

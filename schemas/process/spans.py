@@ -25,7 +25,7 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.re import parse_env_headers
 
-from schemas.tracing import SPANS_MAX, TRACEPARENT, UNTRACED, Attribute, Headers, Traces, TracingSettings, Work
+from schemas.process.tracing import SPANS_MAX, TRACEPARENT, UNTRACED, Attribute, Headers, Traces, TracingSettings, Work
 
 TRACEPARENT_CHARACTERS = 55
 CLOSE_S = 2.0

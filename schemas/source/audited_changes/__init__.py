@@ -7,10 +7,10 @@ table. Whatever is unreadable as a whole is an `Unreadable`, never an exception,
 
 from typing import Any, NamedTuple
 
-from schemas.audited_changes.direct import read_directly
-from schemas.audited_changes.json_text import read_json
-from schemas.audited_changes.limits import LENGTH_MAX, EncryptedError, UnreadableError
-from schemas.audited_changes.nodes import read_yaml
+from schemas.source.audited_changes.direct import read_directly
+from schemas.source.audited_changes.json_text import read_json
+from schemas.source.audited_changes.limits import LENGTH_MAX, EncryptedError, UnreadableError
+from schemas.source.audited_changes.nodes import read_yaml
 
 __all__ = ["Columns", "Unreadable", "read"]
 

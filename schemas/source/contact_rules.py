@@ -15,7 +15,7 @@ from bson import ObjectId
 from bson.datetime_ms import DatetimeMS
 from bson.decimal128 import Decimal128
 
-from schemas.person import PERSON_ID_MAX
+from schemas.source.person import PERSON_ID_MAX
 
 Watermarked = tuple[int, str]  # created_at in microseconds since 1970, customer_id
 CONTACT_FIELDS = {"company_sso_id": 1, "crm_data.id": 1, "created_at": 1, "customer_id": 1}

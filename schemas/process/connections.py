@@ -5,8 +5,8 @@ from typing import Any, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from schemas.environment import FILE_SUFFIX, EnvironmentSettings
 from schemas.errors import BadInputError
+from schemas.process.environment import FILE_SUFFIX, EnvironmentSettings
 
 SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 # librdkafka's are 100 ms. Half of the first is how long a new client waits for its first connection, and a run opens

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from schemas.audited_changes import Columns, Unreadable, read
-from schemas.audited_changes.limits import DEPTH_MAX, LENGTH_MAX, NODES_MAX, YAML_LENGTH_MAX
+from schemas.source.audited_changes import Columns, Unreadable, read
+from schemas.source.audited_changes.limits import DEPTH_MAX, LENGTH_MAX, NODES_MAX, YAML_LENGTH_MAX
 from tests.unit.schemas.sample import SampleRow, as_stored, row_id, rows
 
 
@@ -339,7 +339,7 @@ def test_nesting_is_limited(opener: str) -> None:
 def test_ten_megabytes_of_nesting_end_in_a_reason_and_not_in_a_crash(is_json: bool) -> None:
     # In a process of its own: what this test is about would end the process.
     script = (
-        "import sys; from schemas.audited_changes import read\n"
+        "import sys; from schemas.source.audited_changes import read\n"
         "n = 10_000_000; is_json = sys.argv[1] == 'True'\n"
         "for text in ('---\\na: ' + '[' * n, '---\\na: ' + '{a: ' * (n // 4), '---\\n' + '- ' * (n // 2), '[' * n,"
         " '{\"a\":' * (n // 5), '---\\n' + '\\n'.join(' ' * k + 'a:' for k in range(4400))):\n"

@@ -9,10 +9,10 @@ import pytest
 
 from processors.metrics import ProcessorMetrics
 from producer.metrics import Counters
-from schemas import metrics
 from schemas.errors import BadInputError
-from schemas.exposition import of_children, serving
-from schemas.metrics import METRICS, Kind, Value
+from schemas.process import metrics
+from schemas.process.exposition import of_children, serving
+from schemas.process.metrics import METRICS, Kind, Value
 from sink.metrics import SinkMetrics
 
 BUSY = {
@@ -105,7 +105,7 @@ def test_nothing_is_served_unless_asked_for_and_a_taken_port_is_one_line():
 
 
 def test_a_name_that_nobody_declared_is_not_served_in_silence():
-    from schemas.exposition import Collected
+    from schemas.process.exposition import Collected
 
     with pytest.raises(KeyError, match="rows_red_total"):
         list(Collected(lambda: [Value("rows_red_total", 1)]).collect())

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.audited_changes import scalars
+from schemas.source.audited_changes import scalars
 
 NAN = {"$float": "NaN"}
 INFINITY = {"$float": "Infinity"}

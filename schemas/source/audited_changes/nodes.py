@@ -12,8 +12,14 @@ import orjson
 import yaml
 from yaml.cyaml import CParser  # type: ignore[attr-defined]
 
-from schemas.audited_changes import scalars
-from schemas.audited_changes.limits import DEPTH_MAX, JSON_KEY_LENGTH_MAX, NODES_MAX, YAML_LENGTH_MAX, UnreadableError
+from schemas.source.audited_changes import scalars
+from schemas.source.audited_changes.limits import (
+    DEPTH_MAX,
+    JSON_KEY_LENGTH_MAX,
+    NODES_MAX,
+    YAML_LENGTH_MAX,
+    UnreadableError,
+)
 
 # Times that are a mapping of `utc`, `zone` and `time`; the second one is what Rails 7.0 makes of a time column's value.
 TIMES_WITH_ZONE = frozenset(

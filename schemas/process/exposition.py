@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.errors import BadInputError
-from schemas.metrics import METRICS, Kind, Value
+from schemas.process.metrics import METRICS, Kind, Value
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 import pytest
 
 from schemas.errors import ReplayError
-from schemas.topic_watch import GONE_AFTER_CHECKS, STALLED_AFTER_CHECKS, StalledError, TopicReplacedError, TopicWatch
+from schemas.process.topic_watch import (
+    GONE_AFTER_CHECKS,
+    STALLED_AFTER_CHECKS,
+    StalledError,
+    TopicReplacedError,
+    TopicWatch,
+)
 
 
 class Kafka:
@@ -66,7 +72,7 @@ def test_records_that_wait_while_nothing_moves_end_the_process() -> None:
 
 def test_one_that_is_being_closed_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop or process that would hear of it may have ended while the answer was on its way."""
-    monkeypatch.setattr("schemas.topic_watch.CHECK_EVERY_S", 0.0)
+    monkeypatch.setattr("schemas.process.topic_watch.CHECK_EVERY_S", 0.0)
     asked, closing, reported = threading.Event(), threading.Event(), list[ReplayError]()
 
     class Slow(Kafka):

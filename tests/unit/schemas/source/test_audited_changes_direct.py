@@ -9,9 +9,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from schemas.audited_changes.direct import read_directly
-from schemas.audited_changes.limits import UnreadableError
-from schemas.audited_changes.nodes import read_yaml
+from schemas.source.audited_changes.direct import read_directly
+from schemas.source.audited_changes.limits import UnreadableError
+from schemas.source.audited_changes.nodes import read_yaml
 from tests.fuzz.audited_changes import Fuzzer, texts
 from tests.unit.schemas.sample import SampleRow, row_id, rows
 

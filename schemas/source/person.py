@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from schemas.audited_changes import Columns, read
-from schemas.mapping import PersonRule
 from schemas.records import AuditEvent
+from schemas.source.audited_changes import Columns, read
+from schemas.source.mapping import PersonRule
 
 PERSON_ID_MAX = 2**63 - 1
 # The audited gem adds this to the comment of a row that older ones were folded into; what stood there was JSON before.

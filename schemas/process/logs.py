@@ -142,7 +142,7 @@ def _clean(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mu
     found["event"] = scrub(str(event.pop("event", "")))
     found |= _bound
     if (trace_id := event.pop("trace_id", None)) is not None:
-        found["trace_id"] = trace_id  # of schemas.spans: digits that could be taken for a phone number
+        found["trace_id"] = trace_id  # of schemas.process.spans: digits that could be taken for a phone number
     for name, value in event.items():
         found[name] = "[withheld]" if name in PERSONAL_KEYS else _scrubbed(value)
     if raised:

@@ -6,8 +6,8 @@ from typing import Any
 
 import orjson
 
-from schemas.audited_changes import scalars
-from schemas.audited_changes.limits import DEPTH_MAX, NODES_MAX, EncryptedError, UnreadableError
+from schemas.source.audited_changes import scalars
+from schemas.source.audited_changes.limits import DEPTH_MAX, NODES_MAX, EncryptedError, UnreadableError
 
 SMALL_LENGTH_MAX = NODES_MAX  # characters that cannot hold too many values: each takes two, its comma included
 # From here on a float may have been an integer that orjson could not hold, and an integer is beyond 64 bits.

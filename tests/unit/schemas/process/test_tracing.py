@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from schemas import logs, spans, tracing
 from schemas.errors import BadInputError
-from schemas.spans import Recorded
-from schemas.tracing import OFF, SPANS_MAX, UNTRACED, Headers, TracingSettings, context_of, pieces_of
+from schemas.process import logs, spans, tracing
+from schemas.process.spans import Recorded
+from schemas.process.tracing import OFF, SPANS_MAX, UNTRACED, Headers, TracingSettings, context_of, pieces_of
 from tests.fixtures.otlp import receiver
 from tests.unit.test_imports import IMPORTS
 
@@ -95,7 +95,7 @@ def test_with_tracing_off_the_processes_do_not_import_opentelemetry():
 import sys
 import producer.__main__, processors.__main__, processors.live, sink.__main__
 import ops.local.daemon, ops.local.runner, ops.local.forkserver  # what a worker is forked from
-from schemas import tracing
+from schemas.process import tracing
 assert tracing.start("sink") is tracing.OFF
 assert not [name for name in sys.modules if name.split(".")[0] == "opentelemetry"], "off is not off"
 import os
@@ -109,9 +109,11 @@ assert "opentelemetry.sdk.trace" in sys.modules
 
 def test_one_module_knows_opentelemetry():
     assert [module for module, names in IMPORTS.items() if any(n.startswith("opentelemetry") for n in names)] == [
-        "schemas.spans"
+        "schemas.process.spans"
     ]
-    assert [module for module, names in IMPORTS.items() if "schemas.spans" in names] == ["schemas.tracing"]
+    assert [module for module, names in IMPORTS.items() if "schemas.process.spans" in names] == [
+        "schemas.process.tracing"
+    ]
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------

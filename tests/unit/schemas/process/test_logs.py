@@ -11,8 +11,8 @@ import httpx
 import psycopg
 import pytest
 
-from schemas import logs
 from schemas.errors import BadInputError, ReplayError
+from schemas.process import logs
 
 
 @pytest.fixture

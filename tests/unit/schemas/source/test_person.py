@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.audited_changes import Columns, read
-from schemas.mapping import PersonRule
-from schemas.person import (
+from schemas.records import AuditEvent
+from schemas.source.audited_changes import Columns, read
+from schemas.source.mapping import PersonRule
+from schemas.source.person import (
     COMBINED,
     changes_candidates,
     comment_candidates,
@@ -18,7 +19,6 @@ from schemas.person import (
     person_candidates,
     record_key,
 )
-from schemas.records import AuditEvent
 from tests.unit.schemas.sample import SampleRow, row_id, rows
 
 RULE = PersonRule()

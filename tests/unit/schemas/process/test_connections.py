@@ -2,8 +2,8 @@
 
 import pytest
 
-from schemas.connections import Connections
 from schemas.errors import BadInputError
+from schemas.process.connections import Connections
 
 SASL = {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_username": "replay", "kafka_sasl_password": "s3cret"}
 

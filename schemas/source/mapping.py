@@ -253,7 +253,7 @@ def parse(text: str, file: str) -> SourceMapping:
 def load(path: str | Path | None) -> SourceMapping:
     """Return the mapping in a file; None is the default one, which serves the sample CRM."""
     if path is None or str(path) == "":
-        return parse(files("schemas").joinpath(DEFAULT_MAPPING).read_text("utf-8"), DEFAULT_MAPPING)
+        return parse(files("schemas.source").joinpath(DEFAULT_MAPPING).read_text("utf-8"), DEFAULT_MAPPING)
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -8,8 +8,8 @@ Whatever it does return is what `nodes` returns: tests/unit/schemas shows it on 
 import re
 from typing import Any
 
-from schemas.audited_changes import scalars
-from schemas.audited_changes.nodes import json_key
+from schemas.source.audited_changes import scalars
+from schemas.source.audited_changes.nodes import json_key
 
 LENGTH_MAX = 20_000  # characters: below NODES_MAX nodes, whatever they are
 _INDENT_MAX = 40  # 20 levels, below DEPTH_MAX

@@ -1,6 +1,6 @@
 """The codec that fits the surroundings: single-object framing, or a Confluent schema registry's ids.
 
-The one module of the contract that talks to a server: at a process's start, and where a value on a topic names a schema
+The one module that asks a registry: at a process's start, and where a value on a topic names a schema
 that the process has not met before.
 """
 

@@ -1,9 +1,9 @@
 """Traces: what became of one page of rows, from its read to the bulk write, across the processes.
 
 Off unless CRM_REPLAY_TRACING_SAMPLE_RATIO says otherwise: then a process holds `OFF`, whose work nobody follows, and
-nothing of OpenTelemetry is imported; what is recorded is in `schemas.spans`. The producer draws lots for each page, and
-only the records of a page that was drawn carry a header, the W3C's `traceparent`; processors and sinks go on with what
-they find there, and hand it on.
+nothing of OpenTelemetry is imported; what is recorded is in `schemas.process.spans`. The producer draws lots for each
+page, and only the records of a page that was drawn carry a header, the W3C's `traceparent`; processors and sinks go on
+with what they find there, and hand it on.
 """
 
 from collections.abc import Collection, Iterable
@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import SettingsConfigDict
 
-from schemas.environment import EnvironmentSettings
 from schemas.errors import BadInputError
+from schemas.process.environment import EnvironmentSettings
 
 TRACEPARENT = "traceparent"
 TRACES_PATH = "/v1/traces"
@@ -63,7 +63,7 @@ def load_settings() -> TracingSettings:
 
 
 class Work:
-    """A piece of work that nobody follows; `schemas.spans` has the one that is recorded."""
+    """A piece of work that nobody follows; `schemas.process.spans` has the one that is recorded."""
 
     __slots__ = ()
     followed = False
@@ -115,7 +115,7 @@ def start(process: str, **about: str | int) -> Traces:
     settings = load_settings()
     if not settings.sample_ratio:
         return OFF
-    from schemas.spans import Recorded  # OpenTelemetry: only for who wants it
+    from schemas.process.spans import Recorded  # OpenTelemetry: only for who wants it
 
     return Recorded(process, settings, {f"crm_replay.{name}": value for name, value in about.items() if value != ""})
 

@@ -1,0 +1,1 @@
+"""What every process does at its start: environment, connections, logs, traces, metrics, schema registry."""
