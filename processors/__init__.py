@@ -1,1 +1,1 @@
-""
+"""The processors: replay or live topic -> outcomes topic, exactly one outcome for every record."""

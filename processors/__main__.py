@@ -4,11 +4,11 @@ import os
 import sys
 import threading
 
-from processors import documents
-from processors.directory import UserDirectory
-from processors.lookups import TableLookups
+from processors.encoding import documents
+from processors.lookups.answers import TableLookups
+from processors.lookups.directory import UserDirectory
+from processors.rules.transform import Transformer
 from processors.settings import ProcessorSettings, connections
-from processors.transform import Transformer
 from processors.worker import Transform, run_worker
 from schemas.errors import ReplayError, worker_exit_code
 from schemas.process import logs
@@ -17,7 +17,7 @@ from schemas.source import mapping
 
 async def _run() -> None:
     if os.environ.get("CRM_REPLAY_LIVE"):
-        from processors.live import LiveSettings, run_live_worker  # with MongoDB's client: not for a replay
+        from processors.feed.worker import LiveSettings, run_live_worker  # with MongoDB's client: not for a replay
 
         feed = LiveSettings.load()
         logs.bind(feed=feed.job.feed, run=feed.job.run)

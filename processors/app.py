@@ -15,13 +15,13 @@ from typing import Any
 import faust
 import mode
 
+from processors.batches import Decoded, RunTransformer, acting_users
 from processors.batching import Run, RunApp, Stretch
-from processors.lookups import TableLookups
+from processors.lookups.answers import TableLookups
+from processors.lookups.tables import HighWater, ReferenceTables
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import Delivery, OutcomeProducer
-from processors.runs import Decoded, RunTransformer, acting_users
 from processors.settings import ProcessorSettings
-from processors.tables import HighWater, ReferenceTables
 from schemas.process.connections import Connections
 from schemas.process.tracing import OFF, UNTRACED, Piece, Traces, Work, pieces_of
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from processors.app import BeforeAck, ReplayApp, RunHandler, add_agent, build_app
-from processors.lookups import Directory, TableLookups
+from processors.batches import RunTransformer
+from processors.lookups.answers import Directory, TableLookups
+from processors.lookups.tables import ReferenceTables
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import OutcomeProducer
-from processors.runs import RunTransformer
+from processors.rules.transform import Refused, Skip, Transformed
 from processors.settings import ProcessorSettings
-from processors.tables import ReferenceTables
-from processors.transform import Refused, Skip, Transformed
 from schemas.errors import ReplayError
 from schemas.process import tracing
 from schemas.process.connections import Connections
@@ -48,7 +48,7 @@ async def run_worker(
 ) -> None:
     """Return after SIGTERM, SIGINT or (if the settings say so) the last end marker, with everything committed.
 
-    `transform_with` makes the transformation of an event (processors.transform) from the lookups it may ask;
+    `transform_with` makes the transformation of an event (processors.rules.transform) from the lookups it may ask;
     `counts` are its own, to be logged with the worker's.
     Raises ReplayError for everything that keeps the worker from going on.
     """

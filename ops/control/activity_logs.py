@@ -18,7 +18,7 @@ from pymongo.errors import PyMongoError
 
 from ops.control import http_documents
 from ops.control.validation import BIGINT_MAX, EXTERNAL_ID_PREFIX, audit_id_of
-from processors.documents import encode, is_too_large
+from processors.encoding.documents import encode, is_too_large
 from schemas.errors import BadInputError
 from schemas.topics import ACCOUNT_LENGTH_MAX, encode_account
 from schemas.vocabulary import SkipReason

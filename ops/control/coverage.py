@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from ops.control.guards import Coverage
-from processors.categories import RECORD_ACTIONS
+from processors.rules.categories import RECORD_ACTIONS
 from producer.audits import AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
 from schemas import stored

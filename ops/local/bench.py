@@ -277,7 +277,7 @@ class Bench:
         # In a process of its own, so that its memory is the table's.
         code = (
             "import sys, json, resource, time\n"
-            "from processors.tables import ReferenceTables\n"
+            "from processors.lookups.tables import ReferenceTables\n"
             "from schemas.process.registry import codec_for\n"
             "kafka, topic, codec = json.loads(sys.argv[1]), sys.argv[2], codec_for(sys.argv[3])\n"
             "before = resource.getrusage(resource.RUSAGE_SELF)\n"

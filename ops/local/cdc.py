@@ -32,7 +32,7 @@ from schemas.topics import LIVE_TOPIC
 
 DEFAULT_NAME = "crm_audits"
 DATABASE_VARIABLE = "CRM_CDC_DATABASE_URL"
-ACCOUNT_HEADER = "company_sso_id"  # processors.change_events reads it
+ACCOUNT_HEADER = "company_sso_id"  # processors.feed.change_events reads it
 HEARTBEAT_MS = 10_000  # lets PostgreSQL drop its log while other tables change and audits do not
 ANSWER_TIMEOUT_S = 30.0
 REBALANCING_S = 60.0  # Connect refuses every change while its workers find together

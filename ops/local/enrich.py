@@ -34,8 +34,8 @@ from ops.control.operations import digest
 from ops.control.store import JobStore
 from ops.local import services
 from ops.local.view import RunView, view_for
-from processors.enrichment import TYPE_KEY, AssociationFinder, AssociationLog, Name
-from processors.transform import Refused, Skip
+from processors.rules.enrichment import TYPE_KEY, AssociationFinder, AssociationLog, Name
+from processors.rules.transform import Refused, Skip
 from producer.audits import AuditReader, AuditSource, Connection, Limits, RowKind, answering, connect, resolve
 from producer.cursor import EARLIEST, Gap
 from producer.messages import Page

@@ -31,10 +31,10 @@ from ops.local.trace import Topics, partition_of
 from ops.local.verify.compare import TOLERANT, body_of, differences, expected_document
 from ops.local.verify.expected import Expected, expected_of
 from ops.local.view import RunView, view_for
-from processors.directory import UserDirectory
-from processors.lookups import TableLookups
-from processors.tables import ReferenceTables
-from processors.transform import Transformer
+from processors.lookups.answers import TableLookups
+from processors.lookups.directory import UserDirectory
+from processors.lookups.tables import ReferenceTables
+from processors.rules.transform import Transformer
 from producer.audits import EPOCH_2000_US, UNDECODABLE, AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
 from producer.publisher import message_bytes_max

@@ -26,7 +26,7 @@ from ops.local.audit_ids import AUDIT_IDS_MAX
 from ops.local.trace import Topics
 from ops.local.verify.topics import Span
 from ops.local.view import RunView
-from processors.runs import PAYLOAD_BYTES_MAX
+from processors.batches import PAYLOAD_BYTES_MAX
 from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.job import LiveFeed

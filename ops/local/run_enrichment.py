@@ -24,7 +24,7 @@ from ops.control.jobs import Job
 from ops.control.store import JobChangedError, JobStore
 from ops.local.enrich import Enrichment, EnrichOptions, Referents, Run, Scope
 from ops.local.view import RunView
-from processors.tables import ReferenceTables
+from processors.lookups.tables import ReferenceTables
 from producer.cursor import EARLIEST, Gap
 from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError

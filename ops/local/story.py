@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from ops.control.dead_letters import EPOCH, moment
-from processors.categories import action_of, category_rules, changes_status
-from processors.contacts import ContactLookups
-from processors.watermark import skip_reason
+from processors.rules.categories import action_of, category_rules, changes_status
+from processors.rules.contacts import ContactLookups
+from processors.rules.watermark import skip_reason
 from producer.cursor import EARLIEST
 from schemas.records import AuditEvent
 from schemas.source.audited_changes import Columns, Unreadable, read

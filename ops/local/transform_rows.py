@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from processors import documents
-from processors.transform import Lookups, Refused, Skip, Transformed, Transformer
+from processors.encoding import documents
+from processors.rules.transform import Lookups, Refused, Skip, Transformed, Transformer
 from schemas.errors import BadInputError
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source import mapping as source_mapping

@@ -25,7 +25,7 @@ from ops.local.services.detached import Process, stop
 from ops.local.services.layout import Home
 from ops.local.services.registry import CONFLUENT_PATH, OWN_PATH
 from ops.local.services.tools import AVRO_CONVERTER
-from processors.change_events import SCHEMA_HEADER, ChangeDecoder
+from processors.feed.change_events import SCHEMA_HEADER, ChangeDecoder
 from producer.audits import AuditReader, Limits, connect, resolve
 from schemas.errors import BadInputError
 from schemas.process.registry import SchemaLookup
@@ -35,7 +35,7 @@ from tests.e2e.conftest import Crm, mapping_of
 from tests.e2e.feed import feed_on
 from tests.fixtures.services import private_home
 from tests.support.waiting import wait_until
-from tests.unit.processors.connect_schemas import as_avro
+from tests.unit.processors.feed.connect_schemas import as_avro
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -16,8 +16,8 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from ops.local.transform_rows import FileLookups
-from processors import documents
-from processors.transform import Refused, Transformed, Transformer
+from processors.encoding import documents
+from processors.rules.transform import Refused, Transformed, Transformer
 from schemas.records import AuditEvent
 from schemas.source import mapping
 from schemas.source.audited_changes import Columns, Unreadable, read

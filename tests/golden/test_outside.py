@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ops.local.transform_rows import FileLookups, read_events
-from processors import documents
-from processors.transform import Transformed, Transformer
+from processors.encoding import documents
+from processors.rules.transform import Transformed, Transformer
 from schemas.source import mapping
 from schemas.source.audited_changes import Columns, Unreadable, read
 from tests.unit.ops.local.test_transform_rows import run

@@ -1,4 +1,4 @@
-"""MongoDB takes every document that `processors.documents` encodes, whatever the CRM's own keys are."""
+"""MongoDB takes every document that `processors.encoding.documents` encodes, whatever the CRM's own keys are."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo.database import Database
 
-from processors import documents
+from processors.encoding import documents
 
 KEYS = [
     "a.b", ".", "..", "$a", "$", "$ref", "$id", "$db", "$ruby", "$float", "$set", "$where", "", " ", "_id", "a\0b",

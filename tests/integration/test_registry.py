@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from processors.change_events import ChangeDecoder
+from processors.feed.change_events import ChangeDecoder
 from schemas.codec import schema_of
 from schemas.errors import BadInputError, ServiceUnreachableError, UnknownSchemaError
 from schemas.process.registry import ANSWER_BYTES_MAX, SchemaLookup, codec_for
 from schemas.records import RECORD_TYPES, Referent, User
 from schemas.source.mapping import load
-from tests.unit.processors.connect_schemas import as_avro
+from tests.unit.processors.feed.connect_schemas import as_avro
 
 
 class Registry(BaseHTTPRequestHandler):

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from ops.local.directory_server import DirectoryServer, read_emails, sso_id_of
-from processors import directory as client
-from processors.directory import UserDirectory
+from processors.lookups import directory as client
+from processors.lookups.directory import UserDirectory
 from schemas.errors import BadInputError
 
 COMPANY = "company-1"

@@ -16,10 +16,10 @@ import pytest
 
 from ops.local.generator.history import History, Plan
 from ops.local.generator.plain import PlainHistory
+from processors.batches import RunTransformer
+from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
-from processors.runs import RunTransformer
-from processors.tables import HighWater
-from processors.transform import Transformer
+from processors.rules.transform import Transformer
 from producer.messages import Encoder, Page
 from schemas.codec import Codec
 from schemas.job import ReplayJob
@@ -29,8 +29,8 @@ from schemas.source.person import record_key
 from sink.counting import PartitionProgress, advance
 from sink.decoding import Decoder, Taken
 from sink.documents import BatchOutcome
-from tests.unit.processors.test_to_bson import generated
-from tests.unit.processors.test_transform import Anyone
+from tests.unit.processors.encoding.test_to_bson import generated
+from tests.unit.processors.rules.test_transform import Anyone
 
 ROWS = 600
 ROWS_BEFORE = 3_000

@@ -27,13 +27,13 @@ PURE = {
     "schemas.topics",
     "schemas.vocabulary",
     "producer.cursor",
-    "processors.actors",
-    "processors.associations",
-    "processors.categories",
-    "processors.changes",
-    "processors.contacts",
-    "processors.transform",
-    "processors.watermark",
+    "processors.rules.actors",
+    "processors.rules.associations",
+    "processors.rules.categories",
+    "processors.rules.changes",
+    "processors.rules.contacts",
+    "processors.rules.transform",
+    "processors.rules.watermark",
     "sink.documents",
     "ops.control.guards",
     "ops.control.jobs",
@@ -150,7 +150,7 @@ PURE_HERE = sorted(
 
 
 def test_the_rules_are_among_the_pure_modules() -> None:
-    assert {"processors.transform", "producer.cursor", "sink.documents", "schemas.codec"} <= set(PURE_HERE)
+    assert {"processors.rules.transform", "producer.cursor", "sink.documents", "schemas.codec"} <= set(PURE_HERE)
 
 
 @pytest.mark.parametrize("module", PURE_HERE)

@@ -22,9 +22,9 @@ from ops.local.preflight.estimates import INDEX_BYTES, rate_of
 from ops.local.transform_rows import printable
 from ops.local.verify.expected import Expected, expected_of
 from ops.local.view import RunView
-from processors.directory import UserDirectory
-from processors.lookups import TableLookups
-from processors.transform import Refused, Transformer
+from processors.lookups.answers import TableLookups
+from processors.lookups.directory import UserDirectory
+from processors.rules.transform import Refused, Transformer
 from producer.audits import AuditReader, connect, resolve
 from producer.cursor import EARLIEST
 from producer.messages import Page

@@ -8,7 +8,7 @@ import httpx
 from psycopg import sql
 
 from ops.local.preflight.model import Check, fail, ok, warn
-from processors.directory import ACTIVE, PATH, TIMEOUT_S, normalized
+from processors.lookups.directory import ACTIVE, PATH, TIMEOUT_S, normalized
 from producer.audits import answering, connect
 from schemas.source.mapping import SourceMapping
 

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings
 from ops.control.settings import ControlSettings
 from ops.local.reference.text import MADE, cell
 from ops.local.services.layout import ServiceSettings
-from processors.live import LiveSettings
+from processors.feed.worker import LiveSettings
 from processors.settings import ProcessorSettings
 from producer.settings import ProducerSettings
 from schemas.process import exposition, logs

@@ -18,7 +18,7 @@ from ops.control.jobs import Job
 from ops.control.store import JobStore
 from ops.local.seam.matching import Expected, Legacy, Matcher, ranges
 from ops.local.view import RunView
-from processors.transform import Refused, Skip, Transformer
+from processors.rules.transform import Refused, Skip, Transformer
 from producer.audits import AuditReader, AuditSource, Limits, resolve
 from producer.audits import connect as db_connect
 from producer.cursor import EARLIEST

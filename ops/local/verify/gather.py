@@ -7,7 +7,7 @@ from ops.control import kafka_admin
 from ops.control.jobs import Job
 from ops.local.verify import topics
 from ops.local.verify.segments import PAGE_ROWS, Work
-from processors.tables import ReferenceTables
+from processors.lookups.tables import ReferenceTables
 from producer.audits import AuditSource, connect, resolve
 from producer.publisher import message_bytes_max
 from producer.settings import settings_from_environment

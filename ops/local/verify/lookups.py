@@ -7,7 +7,7 @@ once, and asks two and a half times a row.
 from collections.abc import Callable
 from typing import TypeVar
 
-from processors.lookups import TableLookups
+from processors.lookups.answers import TableLookups
 from schemas.records import Contact, Referent, User
 
 K = TypeVar("K")

@@ -24,7 +24,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from ops.control.operations import digest
 from ops.local.verify.model import Failed, Tally
-from processors.tables import TableRows
+from processors.lookups.tables import TableRows
 from schemas.source.mapping import SourceMapping
 from sink.database import Documents
 from sink.indexes import SEALS

@@ -35,10 +35,10 @@ from ops.local.verify.seals import (
     SealStore,
     answers_fingerprint,
 )
-from processors.directory import UserDirectory
-from processors.lookups import TableLookups
-from processors.tables import TableRows
-from processors.transform import SOURCE_TAG, Transformer
+from processors.lookups.answers import TableLookups
+from processors.lookups.directory import UserDirectory
+from processors.lookups.tables import TableRows
+from processors.rules.transform import SOURCE_TAG, Transformer
 from producer.audits import AuditReader, AuditSource, Limits
 from producer.cursor import EARLIEST
 from producer.messages import Page

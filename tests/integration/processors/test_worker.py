@@ -15,7 +15,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from ops.control import kafka_admin
-from processors.runs import PAYLOAD_BYTES_MAX
+from processors.batches import PAYLOAD_BYTES_MAX
 from schemas.process.logs import last_event
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, SkippedRecord, SnapshotMarker, User
 from schemas.vocabulary import DeadLetterCause, MarkerEdge, SkipReason

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from processors import documents
 from processors.batching import Run
-from processors.lookups import TableLookups
+from processors.encoding import documents
+from processors.lookups.answers import TableLookups
+from processors.rules.transform import Refused, Skip, Transformed
 from processors.settings import ProcessorSettings, connections
-from processors.transform import Refused, Skip, Transformed
 from processors.worker import Transform, run_worker
 from schemas.errors import ReplayError
 from schemas.records import AuditEvent

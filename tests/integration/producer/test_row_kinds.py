@@ -12,7 +12,7 @@ import pytest
 from ops.control.coverage import persons_in_scope
 from ops.local.subject.find import source_rows
 from ops.local.subject.model import Person
-from processors.enrichment import AssociationFinder
+from processors.rules.enrichment import AssociationFinder
 from producer.audits import AuditReader, AuditSource, Limits, RowKind, connect, resolve
 from producer.survey import count
 from schemas.records import AuditEvent

@@ -9,12 +9,12 @@ import pytest
 from faust import types
 
 from processors.app import RUNS_ON_THEIR_WAY_MAX, ReplayApp, RunHandler, kafka_url
+from processors.batches import RunTransformer
 from processors.batching import Run, Stretch
-from processors.lookups import TableLookups
+from processors.lookups.answers import TableLookups
+from processors.lookups.tables import HighWater, ReferenceTables
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import OutcomeNotDeliveredError, OutcomeProducer
-from processors.runs import RunTransformer
-from processors.tables import HighWater, ReferenceTables
 
 TP = SimpleNamespace(topic="replay", partition=0)
 

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 from processors.app import RunHandler
 from processors.batching import Run
-from processors.live import LiveHandler
+from processors.feed.worker import LiveHandler
+from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import Delivery, OutcomeProducer
-from processors.tables import HighWater
 from schemas.process.tracing import Headers, context_of
 from tests.unit.processors.test_app import TP, Bench, Event
 from tests.unit.schemas.process.test_tracing import PAGE, Here, context

@@ -1,9 +1,9 @@
 """The transformation's benchmark says what it measured; how fast is no test's business."""
 
 from ops.local.bench_transform import run, sample_events, typical_updates
-from processors.transform import Transformed, Transformer
+from processors.rules.transform import Transformed, Transformer
 from schemas.source import mapping
-from tests.unit.processors.test_transform import Anyone
+from tests.unit.processors.rules.test_transform import Anyone
 
 
 def test_every_mix_has_a_rate_and_a_share_of_the_slow_path() -> None:

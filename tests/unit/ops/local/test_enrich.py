@@ -9,7 +9,7 @@ from ops.control.enrichments import EnrichmentState, in_words, view_of
 from ops.control.operations import digest
 from ops.local import enrich
 from ops.local.enrich import Names, Referents
-from processors.enrichment import Name
+from processors.rules.enrichment import Name
 from schemas.codec import Codec
 from schemas.errors import MappingError
 from schemas.records import Referent

@@ -15,7 +15,7 @@ from ops import cli
 from ops.local.cdc import Connect, connector_config
 from ops.local.services import cli as services_cli
 from ops.local.subject.command import _writer
-from processors import live_mongo
+from processors.feed import mongo
 from producer.audits import connect
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
@@ -45,8 +45,8 @@ MONGODB_UNENCODED = f"mongodb://user:{SECRET}/x@127.0.0.1/cdp"
         lambda: connect(DSN_UNENCODED),
         lambda: connect(f"postgresql://user:%zz{SECRET}@h/db"),
         lambda: sink.database.open_database(Connections(mongodb_url=MONGODB_UNENCODED)),
-        lambda: live_mongo.database(Connections(mongodb_url=MONGODB_UNENCODED)),
-        lambda: live_mongo.database(Connections(mongodb_url=f"mongodb://user:{SECRET}@h:{SECRET}/")),
+        lambda: mongo.database(Connections(mongodb_url=MONGODB_UNENCODED)),
+        lambda: mongo.database(Connections(mongodb_url=f"mongodb://user:{SECRET}@h:{SECRET}/")),
     ],
 )
 def test_no_error_has_the_password_of_an_address(ask: Callable[[], Any]) -> None:

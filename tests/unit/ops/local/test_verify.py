@@ -19,7 +19,7 @@ from ops.local.verify.model import REPAIR_MAX, Counted, Finding, Kind, Report, T
 from ops.local.verify.repair import DELETE_MAX_PCT, plan_of, proved
 from ops.local.verify.segments import Chunk
 from ops.local.verify.topics import Seen, phrase, zigzag
-from processors.transform import Refused, Skip, Transformed
+from processors.rules.transform import Refused, Skip, Transformed
 from schemas.codec import SINGLE_OBJECT_HEADER_BYTES, Codec
 from schemas.errors import BadInputError, ReplayError
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, SkippedRecord

@@ -93,7 +93,7 @@ def test_tracing_is_off_unless_asked_for(monkeypatch):
 def test_with_tracing_off_the_processes_do_not_import_opentelemetry():
     code = """
 import sys
-import producer.__main__, processors.__main__, processors.live, sink.__main__
+import producer.__main__, processors.__main__, processors.feed.worker, sink.__main__
 import ops.local.daemon, ops.local.runner, ops.local.forkserver  # what a worker is forked from
 from schemas.process import tracing
 assert tracing.start("sink") is tracing.OFF

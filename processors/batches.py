@@ -1,0 +1,219 @@
+"""From the records of a run to their outcomes. Pure but for the clock that dates dead letters; every record is counted.
+
+Each record ends in exactly one outcome, except begin markers, markers of other jobs, rows that the snapshot published a
+second time (those have had theirs), and whatever stands behind the run's end marker: that is another run's.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from processors.encoding.documents import DOCUMENT_BYTES_MAX
+from processors.lookups.tables import HighWater
+from processors.metrics import ProcessorMetrics
+from processors.outcomes import Message
+from processors.rules.transform import Refused, Skip, Transformed
+from schemas.codec import Codec
+from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
+from schemas.job import ReplayJob
+from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord, SnapshotMarker
+from schemas.vocabulary import DeadLetterCause, MarkerEdge, countable
+
+PAYLOAD_BYTES_MAX = 16 * 1024 * 1024  # of a dead letter; what is longer is cut, so that it can always be delivered
+KEY_BYTES_MAX = 64 * 1024
+DETAIL_CHARACTERS_MAX = 500
+
+
+class SourceRecord(Protocol):
+    """A record as it came from the topic."""
+
+    @property
+    def key(self) -> bytes | None:
+        """Return the key."""
+
+    @property
+    def value(self) -> bytes | None:
+        """Return the value; None is a tombstone."""
+
+    @property
+    def offset(self) -> int:
+        """Return where it stands in its partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """A record that is no audit event and no marker, and why."""
+
+    detail: str
+
+
+Decoded = AuditEvent | SnapshotMarker | DeadLetter | Undecodable
+
+
+class RunTransformer:
+    """Turns runs into outcomes; one per process."""
+
+    def __init__(
+        self,
+        job: ReplayJob,
+        codec: Codec,
+        transform: Callable[[AuditEvent], bytes | Transformed | Skip | Refused],
+        encode_document: Callable[[Any], bytes],
+        metrics: ProcessorMetrics,
+    ) -> None:
+        """`transform` returns a document as BSON or as what `encode_document` makes BSON of."""
+        self._job = job
+        self._topic = job.topics.replay
+        self._accounts = ("", job.company_sso_id)  # the topic is one account's, so a row need not say it
+        self._codec = codec
+        self._encode_log = codec.encoder(ActivityLog)
+        self._transform = transform
+        self._encode_document = encode_document
+        self._metrics = metrics
+
+    def decode(self, records: Sequence[SourceRecord]) -> list[Decoded]:
+        """Return what each record is, in order. Raises UnreadableTopicError for a row that lacks its schema."""
+        return [self._decode(record) for record in records]
+
+    def _decode(self, record: SourceRecord) -> Decoded:
+        if record.value is None:
+            return Undecodable("a tombstone: the record has no value")
+        try:
+            decoded = self._codec.decode(record.value)
+        except UnknownSchemaError as error:
+            event = self._codec.read_body(AuditEvent, record.value)
+            if event is not None and event.audit_id > 0 and event.company_sso_id in self._accounts:
+                # It is a row: the settings keep it from being decoded, and every other with it.
+                what = f"{self._topic}, offset {record.offset} cannot be decoded: {error.what}"
+                raise UnreadableTopicError(what, error.to_do) from error
+            return Undecodable(error.what)
+        except UndecodableRecordError as error:
+            return Undecodable(error.what)
+        if isinstance(decoded, AuditEvent):
+            return decoded if record.key is not None else Undecodable(f"audit {decoded.audit_id} has no key")
+        if isinstance(decoded, SnapshotMarker | DeadLetter):
+            return decoded  # neither needs a key
+        return Undecodable(f"a {type(decoded).__name__} stands where an AuditEvent belongs")
+
+    def outcomes(
+        self, records: Sequence[SourceRecord], decoded: Sequence[Decoded], partition: int, high: HighWater
+    ) -> list[Message]:
+        """Return key and value of every outcome, in order; `high` has moved on to the end of the run."""
+        metrics = self._metrics
+        messages: list[Message] = []
+        for record, what in zip(records, decoded, strict=True):
+            if high.ended and not isinstance(what, SnapshotMarker):
+                metrics.beyond_end += 1  # of a later run's stretch, which a rerun from the beginning comes across
+                continue
+            if isinstance(what, AuditEvent):
+                if what.company_sso_id not in self._accounts:
+                    # Before the high-water: an id of somebody else's must not make ours look published twice.
+                    detail = "the row is another account's"
+                    value = self._dead_letter(record, what, partition, DeadLetterCause.WRONG_ACCOUNT, detail)
+                elif high.is_republished(what.id_range, what.audit_id):
+                    metrics.republished += 1
+                    continue
+                else:
+                    value = self._outcome(record, what, partition)
+            elif isinstance(what, SnapshotMarker):
+                metrics.markers += 1
+                if what.job_id != self._job.job_id or what.edge != MarkerEdge.END:
+                    continue
+                if high.ended:
+                    continue  # the snapshot was started again after its end
+                high.ended = True
+                value = self._codec.encode(what._replace(source_offset=record.offset, run=self._job.run))
+            elif isinstance(what, DeadLetter):
+                if high.is_republished(what.id_range, what.audit_id):
+                    metrics.republished += 1
+                    continue
+                value = self._passed_on(record, what, partition)
+            else:
+                value = self._dead_letter(record, None, partition, DeadLetterCause.UNDECODABLE_RECORD, what.detail)
+            messages.append(((record.key or b"")[:KEY_BYTES_MAX], value))
+        metrics.records_in += len(records)
+        return messages
+
+    def _outcome(self, record: SourceRecord, event: AuditEvent, partition: int) -> bytes:
+        try:
+            result = self._transform(event)
+        except UnreadableTopicError:
+            raise  # of a reference table: it says nothing of the row
+        except Exception:  # once more, for what a second look at the lookups can change
+            try:
+                result = self._transform(event)
+            except Exception as error:  # a defect of a rule costs one record, not the replay
+                detail = f"{type(error).__name__} in {_where(error)}"
+                return self._dead_letter(record, event, partition, DeadLetterCause.TRANSFORM_FAILED, detail)
+        if isinstance(result, bytes):
+            return self._log(record, event, partition, result)
+        if type(result) is Skip:
+            reason = str(result.reason)
+            self._metrics.skips[reason] += 1
+            return self._codec.encode(
+                SkippedRecord(event.audit_id, event.id_range, record.offset, self._job.run, reason)
+            )
+        if type(result) is Refused:
+            return self._dead_letter(record, event, partition, result.cause, result.detail)
+        assert type(result) is Transformed
+        try:
+            document = self._encode_document(result.document)
+        except Exception as error:  # as above
+            detail = f"{type(error).__name__} while encoding the document"
+            return self._dead_letter(record, event, partition, DeadLetterCause.TRANSFORM_FAILED, detail)
+        return self._log(record, event, partition, document)
+
+    def _log(self, record: SourceRecord, event: AuditEvent, partition: int, document: bytes) -> bytes:
+        if len(document) > DOCUMENT_BYTES_MAX:
+            detail = f"{len(document)} bytes of BSON, MongoDB takes {DOCUMENT_BYTES_MAX}"
+            return self._dead_letter(record, event, partition, DeadLetterCause.DOCUMENT_TOO_LARGE, detail)
+        self._metrics.logs += 1
+        return self._encode_log((event.audit_id, event.id_range, record.offset, self._job.run, document))
+
+    def _passed_on(self, record: SourceRecord, letter: DeadLetter, partition: int) -> bytes:
+        """Return a row that the snapshot could not publish as it is (too large, ...), with where its letter stands."""
+        self._metrics.dead_letters[countable(letter.cause)] += 1
+        return self._codec.encode(
+            letter._replace(
+                source_topic=self._topic, source_partition=partition, source_offset=record.offset, run=self._job.run
+            )
+        )
+
+    def _dead_letter(
+        self, record: SourceRecord, event: AuditEvent | None, partition: int, cause: DeadLetterCause, detail: str
+    ) -> bytes:
+        self._metrics.dead_letters[str(cause)] += 1
+        payload = record.value or b""
+        detail = detail[:DETAIL_CHARACTERS_MAX]
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            detail = f"{detail} (payload cut from {len(payload)} to {PAYLOAD_BYTES_MAX} bytes)"
+            payload = payload[:PAYLOAD_BYTES_MAX]
+        return self._codec.encode(
+            DeadLetter(
+                audit_id=event.audit_id if event else 0,
+                id_range=event.id_range if event else 0,
+                source_topic=self._topic,
+                source_partition=partition,
+                source_offset=record.offset,
+                run=self._job.run,
+                cause=str(cause),
+                detail=detail,
+                key=(record.key or b"")[:KEY_BYTES_MAX],
+                payload=payload,
+                failed_at=time.time_ns() // 1000,
+            )
+        )
+
+
+def acting_users(decoded: Iterable[Decoded]) -> set[int]:
+    """Return the ids of the CRM users who did something in a run."""
+    return {what.user_id for what in decoded if isinstance(what, AuditEvent) and what.user_id}
+
+
+def _where(error: BaseException) -> str:
+    """Return file and line where it was raised: no text of the error, which can hold personal data."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}" if trace is not None else "an unknown place"

@@ -1,0 +1,103 @@
+"""Lookups answer from the tables' rows: of this account only, and as they are now."""
+
+import asyncio
+from collections.abc import Iterable
+
+import pytest
+
+from processors.lookups import answers
+from processors.lookups.answers import TableLookups
+from processors.lookups.tables import TableRows
+from schemas.codec import Codec
+from schemas.errors import UnreadableTopicError
+from schemas.records import Contact, Referent, User
+
+CODEC = Codec()
+ACCOUNT = "account-1"
+
+
+def contact(person_id: int, **changes: str) -> Contact:
+    return Contact(ACCOUNT, str(person_id), f"customer-{person_id}", 1000)._replace(**changes)  # type: ignore[arg-type]
+
+
+def tables() -> dict[str, TableRows]:
+    users = [User(1, "a@example.com", "Ann", False), User(2, "b@example.com", "Bob", True), User(3, "", "Cleo", False)]
+    return {
+        "contacts": {str(n).encode(): CODEC.encode(contact(n)) for n in range(1, 4)},
+        "users": {str(user.user_id).encode(): CODEC.encode(user) for user in users},
+        "referents": {b"Crm::Deal:7": CODEC.encode(Referent("Crm::Deal", 7, "Renewal"))},
+    }
+
+
+class FakeDirectory:
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    async def prefetch(self, emails: Iterable[str]) -> None:
+        self.asked.append(list(emails))
+
+    def sso_id(self, email: str) -> str | None:
+        return f"sso-{email}" if any(email in asked for asked in self.asked) else None
+
+
+def test_records_are_found_by_their_keys() -> None:
+    found = TableLookups(tables(), CODEC, ACCOUNT)
+    assert found.contact("2") == contact(2)
+    assert found.user(2) == User(2, "b@example.com", "Bob", True)
+    assert found.referent("Crm::Deal", 7) == Referent("Crm::Deal", 7, "Renewal")
+    assert (found.contact("9"), found.user(9), found.referent("Crm::Deal", 9)) == (None, None, None)
+    assert found.contact("\udcff") is None  # not even UTF-8
+
+
+def test_a_contact_of_another_account_is_never_found() -> None:
+    rows = tables()
+    rows["contacts"][b"1"] = CODEC.encode(contact(1, company_sso_id="account-2"))
+    found = TableLookups(rows, CODEC, ACCOUNT)
+    assert found.contact("1") is None
+    assert found.contact("1") is None
+    assert found.rejects == 1
+
+
+def test_an_undecodable_row_is_no_row_that_is_absent() -> None:
+    rows = tables()
+    rows["users"][b"1"] = b"garbage"
+    rows["contacts"][b"1"] = rows["referents"][b"Crm::Deal:7"]
+    found = TableLookups(rows, CODEC, ACCOUNT)
+    with pytest.raises(UnreadableTopicError, match=r"User with the key 1 .*publishes the references again"):
+        found.user(1)
+    with pytest.raises(UnreadableTopicError, match="a Referent stands where a Contact belongs"):
+        found.contact("1")
+
+
+def test_an_update_is_seen_at_once_and_so_is_a_removal() -> None:
+    rows = tables()
+    found = TableLookups(rows, CODEC, ACCOUNT)
+    assert found.contact("1") == contact(1)
+    rows["contacts"][b"1"] = CODEC.encode(contact(1, customer_id="merged"))
+    assert found.contact("1") == contact(1, customer_id="merged")
+    del rows["contacts"][b"1"]
+    assert found.contact("1") is None
+
+
+def test_what_is_kept_decoded_is_bounded() -> None:
+    count = answers.DECODED_MAX + 10
+    rows = tables()
+    rows["contacts"] = {str(n).encode(): CODEC.encode(contact(n)) for n in range(count)}
+    found = TableLookups(rows, CODEC, ACCOUNT)
+    assert all(found.contact(str(n)) == contact(n) for n in range(count))
+    assert len(found._contacts._decoded) <= answers.DECODED_MAX
+
+
+def test_the_directory_is_asked_about_active_users_with_an_email() -> None:
+    directory = FakeDirectory()
+    found = TableLookups(tables(), CODEC, ACCOUNT, directory)
+    asyncio.run(found.prefetch_users({1, 2, 3, 99}))
+    assert directory.asked == [["a@example.com"]]
+    assert found.sso_id("a@example.com") == "sso-a@example.com"
+    assert found.sso_id("b@example.com") is None
+
+
+def test_without_a_directory_nobody_has_an_sso_id() -> None:
+    found = TableLookups(tables(), CODEC, ACCOUNT)
+    asyncio.run(found.prefetch_users({1}))
+    assert found.sso_id("a@example.com") is None
