@@ -15,10 +15,10 @@ from schemas.process import logs, tracing
 from schemas.process.connections import Connections
 from schemas.process.exposition import serving
 from schemas.process.registry import codec_for
-from sink import live
 from sink.consumer import Sink
 from sink.database import Document, connect
 from sink.effects import Seam, straight
+from sink.feed import sink as live
 from sink.settings import load_settings
 
 CONNECT_EVERY_S = 1.0

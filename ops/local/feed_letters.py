@@ -31,8 +31,8 @@ from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.job import LiveFeed
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
+from sink.feed.sink import account_in, totals_by_account
 from sink.indexes import ACTIVITY_LOGS, PROGRESS, UNIQUE_EXTERNAL_ID
-from sink.live import account_in, totals_by_account
 
 RETRIES = "crm_replay_retries"  # one document an attempt; a feed's has `feed` and no account
 LOOK_UP_MAX = 1_000

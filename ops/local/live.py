@@ -55,8 +55,8 @@ from schemas.process.topic_watch import TopicReplacedError
 from schemas.source.mapping import load
 from schemas.topics import LIVE_FEED, LIVE_TOPIC
 from sink.database import connect
+from sink.feed.sink import totals_by_account
 from sink.indexes import FEEDS, PROGRESS
-from sink.live import totals_by_account
 from sink.progress import RunTotals
 
 POLL_EVERY_S = 0.5

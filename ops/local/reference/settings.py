@@ -16,7 +16,7 @@ from schemas.process import exposition, logs
 from schemas.process.connections import Connections
 from schemas.process.environment import EnvironmentSettings
 from schemas.process.tracing import TracingSettings
-from sink.live import LiveSinkSettings
+from sink.feed.sink import LiveSinkSettings
 from sink.settings import SinkSettings
 
 HEAD = f"""# Settings

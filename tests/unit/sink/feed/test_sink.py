@@ -11,7 +11,7 @@ from schemas.vocabulary import DeadLetterCause, SkipReason
 from sink.counting import Bin, Decided, PartitionProgress
 from sink.decoding import Taken
 from sink.documents import is_whole
-from sink.live import Alarm, LiveDecoder, account_in, advance, with_id
+from sink.feed.sink import Alarm, LiveDecoder, account_in, advance, with_id
 
 CODEC = Codec()
 FEED = LiveFeed(job_id="live:t", run=7, partitions=2, mapping_path="", feed="t", topic="t.audits")

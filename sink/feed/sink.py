@@ -75,7 +75,9 @@ def load_settings() -> LiveSinkSettings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = "CRM_REPLAY_" + ".".join(str(part) for part in first["loc"])
-        raise BadInputError(f"{name.upper()}: {first['msg']}", "crm-replay live sets it; see sink/live.py") from error
+        raise BadInputError(
+            f"{name.upper()}: {first['msg']}", "crm-replay live sets it; see sink/feed/sink.py"
+        ) from error
 
 
 def object_id(run: int, partition: int, offset: int) -> bytes:
