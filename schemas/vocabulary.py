@@ -43,7 +43,7 @@ class ChangeRefusal(StrEnum):
 
 
 class JobStatus(StrEnum):
-    """State of a replay job; `ops.control.jobs` has the table of transitions."""
+    """State of a replay job; `ops.jobs.jobs` has the table of transitions."""
 
     IN_PROGRESS = "in_progress"
     HALTED = "halted"

@@ -1,4 +1,4 @@
-"""The collections, the unique idempotency index and its neighbours. Definitions: ops.control.migrations makes them."""
+"""The collections, the unique idempotency index and its neighbours. Definitions: ops.jobs.migrations makes them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ PROGRESS = "crm_replay_progress"
 COUNTERS = "crm_replay_counters"
 CHECKPOINTS = "crm_replay_checkpoints"  # the snapshot's cursors; producer.checkpoint writes them
 RETRIES = "crm_replay_retries"  # of dead letters; ops.local.dlq writes them
-FLAGS = "crm_replay_flags"  # ops.control.flags
-TASKS = "crm_replay_tasks"  # ops.control.tasks
-AUDIT_LOG = "crm_replay_audit_log"  # ops.control.audit_log
+FLAGS = "crm_replay_flags"  # ops.jobs.flags
+TASKS = "crm_replay_tasks"  # ops.jobs.tasks
+AUDIT_LOG = "crm_replay_audit_log"  # ops.jobs.audit_log
 ENRICHMENTS = "crm_replay_enrichments"  # one document an account: how far its enrichment is; ops.local.enrich
 FEEDS = "crm_replay_feeds"  # live feeds; ops.local.live
 SEALS = "crm_replay_seals"  # id segments that were proved equal, and by which fingerprints; ops.local.verify

@@ -2,7 +2,7 @@
 
 They are the replay's documents by another way: same shape, same unique index, same `source_tag`, so that a roll back
 removes them and a verification knows them by their `external_id`. Sending them again inserts nothing. Each call is in
-the audit log, an entry an account (ops.control.http_documents).
+the audit log, an entry an account (ops.jobs.http_documents).
 """
 
 import datetime as dt
@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pymongo.errors import PyMongoError
 
-from ops.control import http_documents
-from ops.control.validation import BIGINT_MAX, EXTERNAL_ID_PREFIX, audit_id_of
+from ops.jobs import http_documents
+from ops.jobs.validation import BIGINT_MAX, EXTERNAL_ID_PREFIX, audit_id_of
 from processors.encoding.documents import encode, is_too_large
 from schemas.errors import BadInputError
 from schemas.topics import ACCOUNT_LENGTH_MAX, encode_account

@@ -23,10 +23,10 @@ from pymongo.errors import (
 )
 
 from ops.control.envelope import ApiError, RespCode
-from ops.control.lag import LagReader
-from ops.control.requests import Control, RequestRefusedError
 from ops.control.settings import ControlSettings
-from ops.control.store import JobStore
+from ops.jobs.requests import Control, RequestRefusedError
+from ops.jobs.store import JobStore
+from ops.kafka.lag import LagReader
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.process.connections import Connections
 from schemas.server_state import is_outage

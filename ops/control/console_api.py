@@ -41,7 +41,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
-from ops.control import requests
 from ops.control.activity_logs import AccountId
 from ops.control.backend import Backend
 from ops.control.console_models import (
@@ -64,11 +63,12 @@ from ops.control.console_models import (
 from ops.control.console_state import ConsoleState, task_view
 from ops.control.envelope import ApiError, RespCode, json_response
 from ops.control.events import Events, EventStream, State, part_of
-from ops.control.jobs import Job
 from ops.control.rollbacks import Rollbacks
 from ops.control.routes import errors
 from ops.control.status_reader import view_of
-from ops.control.tasks import TaskKind
+from ops.jobs import requests
+from ops.jobs.jobs import Job
+from ops.jobs.tasks import TaskKind
 
 API_PREFIX = "/console/api"
 PAGE_MAX = 500

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
 from ops.control.activity_logs import AccountId, Moment
-from ops.control.enrichments import EnrichmentView
+from ops.jobs.enrichments import EnrichmentView
 from schemas.topics import ACCOUNT_LENGTH_MAX
 from schemas.vocabulary import JobStatus
 from sink.failure_rate import FAILURE_RATE_MAX

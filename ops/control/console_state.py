@@ -10,7 +10,6 @@ from typing import Any
 from bson.codec_options import CodecOptions
 from pymongo import DESCENDING
 
-from ops.control import audit_log, flags, guards
 from ops.control.backend import Backend
 from ops.control.console_models import (
     AccountDetail,
@@ -28,15 +27,16 @@ from ops.control.console_models import (
     StageName,
     TaskView,
 )
-from ops.control.dead_letters import Letter, Listed, State, judge, last_runs, letter_of, moment, once, payload_of
-from ops.control.jobs import Job
-from ops.control.lag import FRESH_S
 from ops.control.pace import PaceKeeper
 from ops.control.status_reader import NOT_STARTED, view_of
-from ops.control.store import job_of
-from ops.control.tasks import Task, TaskKind, TaskStatus, TaskStore
-from ops.control.topic_reader import records, spans
-from ops.control.validation import EXTERNAL_ID_PREFIX, audit_id_of
+from ops.jobs import audit_log, flags, guards
+from ops.jobs.jobs import Job
+from ops.jobs.letters import Letter, Listed, State, judge, last_runs, letter_of, moment, once, payload_of
+from ops.jobs.store import job_of
+from ops.jobs.tasks import Task, TaskKind, TaskStatus, TaskStore
+from ops.jobs.validation import EXTERNAL_ID_PREFIX, audit_id_of
+from ops.kafka.lag import FRESH_S
+from ops.kafka.topics import records, spans
 from producer.checkpoint import COLLECTION as CHECKPOINTS
 from schemas.codec import Codec
 from schemas.errors import UndecodableRecordError

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from ops.control.backend import Backend
 from ops.control.console_state import ConsoleState
-from ops.control.dead_letters import State
 from ops.control.job_metrics import enrichment_values, job_values
-from ops.control.jobs import Job
-from ops.control.lag import Lag
+from ops.jobs.jobs import Job
+from ops.jobs.letters import State
+from ops.kafka.lag import Lag
 from schemas.errors import ReplayError
 from schemas.process.metrics import ACCOUNTS_MAX, Value
 from schemas.vocabulary import JobStatus

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ops.control.counts import counts_of
-from ops.control.jobs import Job
+from ops.jobs.counts import counts_of
+from ops.jobs.jobs import Job
 from schemas.process.metrics import ACCOUNTS_MAX, Value, labelled
 from schemas.vocabulary import JobStatus
 from sink.match_key import Outcome

@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from ops.control import requests
 from ops.control.backend import Backend, answer_to, unavailable
 from ops.control.envelope import ApiError
+from ops.jobs import requests
 from schemas.errors import ReplayError
 
 

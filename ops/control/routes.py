@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pymongo.errors import PyMongoError
 from starlette.responses import RedirectResponse, Response
 
-from ops.control import activity_logs, http_metrics, migrations, requests
+from ops.control import activity_logs, http_metrics
 from ops.control.activity_logs import AccountId, MigrateAnswer, MigrateRequest, Moment
 from ops.control.auth import BrowserSession
 from ops.control.backend import Backend
@@ -19,6 +19,7 @@ from ops.control.job_exposition import JobMetrics
 from ops.control.rollbacks import Rollbacks
 from ops.control.settings import ControlSettings
 from ops.control.status_reader import PublicStatus, Status, status_of
+from ops.jobs import migrations, requests
 from schemas.errors import ReplayError
 from schemas.process.exposition import Collected
 from schemas.vocabulary import JobStatus

@@ -5,11 +5,11 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, Field
 
-from ops.control import enrichments
 from ops.control.console_models import JobView
-from ops.control.counts import counts_of
-from ops.control.enrichments import EnrichmentView
-from ops.control.jobs import Job
+from ops.jobs import enrichments
+from ops.jobs.counts import counts_of
+from ops.jobs.enrichments import EnrichmentView
+from ops.jobs.jobs import Job
 from schemas.vocabulary import JobStatus
 
 NOT_STARTED = "not_started"

@@ -1,6 +1,6 @@
 """The command line's requests: trigger, flag, halt, roll back, and what `--detach` leaves to a runner.
 
-All of them go through `ops.control.requests`, as HTTP and the console do, and so into the audit log.
+All of them go through `ops.jobs.requests`, as HTTP and the console do, and so into the audit log.
 """
 
 import json
@@ -15,11 +15,11 @@ import typer
 from pymongo.errors import PyMongoError
 from rich.console import Console
 
-from ops.control import audit_log, flags, migrations, requests
-from ops.control.jobs import Job
-from ops.control.requests import Control
+from ops.jobs import audit_log, flags, migrations, requests
+from ops.jobs.jobs import Job
+from ops.jobs.requests import Control
 from ops.local import services
-from ops.local.view import view_for
+from ops.progress import view_for
 from schemas.errors import BadInputError, ReplayError
 from schemas.topics import encode_account
 from sink.database import connect

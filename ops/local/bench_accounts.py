@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ops.control import migrations
-from ops.control.jobs import NEVER
-from ops.control.operations import digest
-from ops.control.store import JobStore, NewJob
+from ops.jobs import migrations
+from ops.jobs.jobs import NEVER
+from ops.jobs.operations import digest
+from ops.jobs.store import JobStore, NewJob
 from ops.local import sandbox
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
 from ops.local.processes import child_environment

@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import NewTopic
 from psycopg import sql
 
-from ops.control import kafka_admin
+from ops.kafka import admin as kafka_admin
 from producer.publisher import PRODUCER_CONFIG
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections

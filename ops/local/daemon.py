@@ -33,17 +33,17 @@ import typer
 from confluent_kafka import KafkaException
 from pymongo.errors import PyMongoError
 
-from ops.control import enrichments, http_documents, migrations
-from ops.control.jobs import Job
-from ops.control.store import JobChangedError, JobStore
-from ops.control.tasks import Task, TaskKind, TaskLostError, TaskStore
+from ops.jobs import enrichments, http_documents, migrations
+from ops.jobs.jobs import Job
+from ops.jobs.store import JobChangedError, JobStore
+from ops.jobs.tasks import Task, TaskKind, TaskLostError, TaskStore
 from ops.local import repairs, services
 from ops.local.forkserver import WORKERS, Forked, ForkServer, forked
 from ops.local.processes import child_environment, python_module, require_writable
 from ops.local.services.layout import Home
 from ops.local.trace import Topics
-from ops.local.view import RunView
 from ops.local.worker_metrics import gathering
+from ops.progress import RunView
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
 from schemas.source.mapping import load

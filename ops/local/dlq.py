@@ -23,7 +23,8 @@ import typer
 from pymongo.errors import PyMongoError
 from rich.console import Console
 
-from ops.control.dead_letters import (
+from ops.jobs.audit_ids import AUDIT_IDS_MAX, parse_audit_ids
+from ops.jobs.letters import (
     RETRIES_MAX,
     UNREADABLE,
     Letter,
@@ -43,8 +44,7 @@ from ops.control.dead_letters import (
     plan,
     printable,
 )
-from ops.local.audit_ids import AUDIT_IDS_MAX, parse_audit_ids
-from ops.local.view import RunView, print_ledger, view_for
+from ops.progress import RunView, print_ledger, view_for
 from schemas.errors import BadInputError, ReplayError, UnknownSchemaError, UnreadableTopicError
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from schemas.topics import AccountTopics
@@ -64,7 +64,7 @@ def read_letters(topics: Any, names: AccountTopics) -> list[Letter]:
 
     `topics` is an `ops.local.trace.Topics`.
     """
-    from ops.control.topic_reader import records
+    from ops.kafka.topics import records
 
     name = names.dead_letters
     letters = []
@@ -78,7 +78,7 @@ def read_letters(topics: Any, names: AccountTopics) -> list[Letter]:
 
 def read_letter(topics: Any, names: AccountTopics, offset: int) -> tuple[Letter, bytes] | None:
     """Return the dead letter at an offset and the bytes of its record; None if there is none."""
-    from ops.control.topic_reader import records
+    from ops.kafka.topics import records
 
     name = names.dead_letters
     found = records(topics.kafka, name, dict.fromkeys(topics.spans(name), offset))
@@ -92,7 +92,7 @@ def read_letter(topics: Any, names: AccountTopics, offset: int) -> tuple[Letter,
 
 def documents_of(database: Any, account: str, audit_ids: Iterable[int]) -> set[int]:
     """Return those of the rows that have a document, whoever has written it."""
-    from ops.control.validation import EXTERNAL_ID_PREFIX, audit_id_of
+    from ops.jobs.validation import EXTERNAL_ID_PREFIX, audit_id_of
     from sink.indexes import ACTIVITY_LOGS, UNIQUE_EXTERNAL_ID
 
     wanted, there = sorted(set(audit_ids)), set()
@@ -127,7 +127,7 @@ def _skipped_later(
     failed_in: Mapping[int, int], account: str, topics: Any, database: Any, view: RunView
 ) -> dict[int, str]:
     """Return the rows that a run after their last failure has skipped, as its outcomes say."""
-    from ops.control.store import JobStore
+    from ops.jobs.store import JobStore
 
     later = [job for job in JobStore(database).jobs(account, JOBS_MAX) if job.run > min(failed_in.values())]
     if not later:
@@ -188,7 +188,8 @@ def _place(account: str, feed: str) -> Iterator[_Place]:
     """Give Kafka and MongoDB, both reached; an outage of MongoDB becomes one line."""
     if bool(account) == bool(feed):
         raise BadInputError("--account or --feed", "give one of them")
-    from ops.control import kafka_admin, migrations
+    from ops.jobs import migrations
+    from ops.kafka import admin as kafka_admin
     from ops.local import services
     from ops.local.trace import Topics
     from sink.database import connect
@@ -227,7 +228,7 @@ def retry_rows(
 
     `replay` is `ops.local.runner.run_selected` with everything but the ids. What it raises is noted and raised on.
     """
-    from ops.control.store import JobAlreadyRunningError, JobStore
+    from ops.jobs.store import JobAlreadyRunningError, JobStore
 
     started_at = datetime.now(UTC).replace(microsecond=0)
     retries = database[RETRIES]
@@ -661,7 +662,7 @@ def _retry_feed(place: _Place, listed: Sequence[Listed], how: _FeedRetry, view: 
 
 def _replay(place: _Place, mapping: str, processors: int, sinks: int, view: RunView) -> Callable[[Sequence[int]], Any]:
     """Return a function that replays rows with the mapping that the account's job was started with."""
-    from ops.control.store import JobStore
+    from ops.jobs.store import JobStore
     from ops.local import runner
     from ops.local.services.layout import Home
 
@@ -673,7 +674,7 @@ def _replay(place: _Place, mapping: str, processors: int, sinks: int, view: RunV
 
 def _end_dead(place: _Place, view: RunView) -> None:
     """End a retry whose runner has died; what it has repaired is counted, also if nothing is left to retry."""
-    from ops.control.store import JobStore
+    from ops.jobs.store import JobStore
     from ops.local import repairs, runner
 
     repairs.end_dead(place.account, JobStore(place.database), runner.new_owner(), place.topics, place.database, view)

@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ops.control import enrichments, migrations
-from ops.control.jobs import Job
-from ops.control.operations import digest
-from ops.control.store import JobStore
+from ops.jobs import enrichments, migrations
+from ops.jobs.jobs import Job
+from ops.jobs.operations import digest
+from ops.jobs.store import JobStore
 from ops.local import services
-from ops.local.view import RunView, view_for
+from ops.progress import RunView, view_for
 from processors.rules.enrichment import TYPE_KEY, AssociationFinder, AssociationLog, Name
 from processors.rules.transform import Refused, Skip
 from producer.audits import AuditReader, AuditSource, Connection, Limits, RowKind, answering, connect, resolve

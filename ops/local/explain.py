@@ -17,11 +17,12 @@ from psycopg import sql
 from pymongo.errors import PyMongoError
 from rich.console import Console
 
-from ops.control import kafka_admin, migrations
-from ops.control.dead_letters import moment, printable
-from ops.control.jobs import Job
-from ops.control.store import JobStore
-from ops.control.validation import EXTERNAL_ID_PREFIX
+from ops.jobs import migrations
+from ops.jobs.jobs import Job
+from ops.jobs.letters import moment, printable
+from ops.jobs.store import JobStore
+from ops.jobs.validation import EXTERNAL_ID_PREFIX
+from ops.kafka import admin as kafka_admin
 from ops.local import services
 from ops.local.dlq import attempt_of, attempts_of, read_letters
 from ops.local.feed_letters import outcomes_in_feed
@@ -30,7 +31,7 @@ from ops.local.story import Row, Step, Story, candidates, out_of_scope, run_of, 
 from ops.local.trace import Topics, partition_of
 from ops.local.verify.compare import TOLERANT, body_of, differences, expected_document
 from ops.local.verify.expected import Expected, expected_of
-from ops.local.view import RunView, view_for
+from ops.progress import RunView, view_for
 from processors.lookups.answers import TableLookups
 from processors.lookups.directory import UserDirectory
 from processors.lookups.tables import ReferenceTables

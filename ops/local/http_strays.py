@@ -5,8 +5,8 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ops.control import http_documents
-from ops.control.jobs import Job
+from ops.jobs import http_documents
+from ops.jobs.jobs import Job
 from ops.local.verify import copy
 from ops.local.verify.gather import work_without_directory
 from ops.local.verify.model import Finding

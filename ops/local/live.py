@@ -31,8 +31,9 @@ from pymongo.errors import DuplicateKeyError, PyMongoError
 from rich.console import Console
 from rich.table import Table
 
-from ops.control import kafka_admin, migrations
-from ops.control.store import JobStore
+from ops.jobs import migrations
+from ops.jobs.store import JobStore
+from ops.kafka import admin as kafka_admin
 from ops.local import services
 from ops.local.processes import (
     ProcessGaveUpError,
@@ -43,8 +44,8 @@ from ops.local.processes import (
     require_writable,
 )
 from ops.local.services.layout import Home
-from ops.local.view import RunView, view_for
 from ops.local.worker_metrics import gathering
+from ops.progress import RunView, view_for
 from producer import references
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.job import LiveFeed

@@ -7,13 +7,13 @@ repair can be counted. It has ended otherwise if it has a document now, or if th
 from collections.abc import Callable, Collection
 from typing import Any
 
-from ops.control.dead_letters import letter_of
-from ops.control.jobs import Job
-from ops.control.store import RUN_MAX, JobStore
-from ops.control.topic_reader import records
-from ops.control.validation import EXTERNAL_ID_PREFIX, audit_id_of, documents_since
+from ops.jobs.jobs import Job
+from ops.jobs.letters import letter_of
+from ops.jobs.store import RUN_MAX, JobStore
+from ops.jobs.validation import EXTERNAL_ID_PREFIX, audit_id_of, documents_since
+from ops.kafka.topics import records
 from ops.local.trace import Topics
-from ops.local.view import RunView
+from ops.progress import RunView
 from schemas.records import SkippedRecord
 from schemas.topics import AccountTopics
 from schemas.vocabulary import ActorKind, JobStatus, SkipReason

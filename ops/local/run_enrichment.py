@@ -19,11 +19,11 @@ from typing import Any
 
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 
-from ops.control.enrichments import EnrichmentState, counts_of, in_words, view_of
-from ops.control.jobs import Job
-from ops.control.store import JobChangedError, JobStore
+from ops.jobs.enrichments import EnrichmentState, counts_of, in_words, view_of
+from ops.jobs.jobs import Job
+from ops.jobs.store import JobChangedError, JobStore
 from ops.local.enrich import Enrichment, EnrichOptions, Referents, Run, Scope
-from ops.local.view import RunView
+from ops.progress import RunView
 from processors.lookups.tables import ReferenceTables
 from producer.cursor import EARLIEST, Gap
 from schemas.codec import Codec

@@ -37,10 +37,11 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from pymongo.errors import ConnectionFailure, PyMongoError
 
-from ops.control import audit_log, http_documents, kafka_admin, migrations, operations, validation
-from ops.control.jobs import LEASE_S, IllegalTransitionError, Job, Ledger
-from ops.control.migrations import MigrationRefusedError
-from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
+from ops.jobs import audit_log, http_documents, migrations, operations, validation
+from ops.jobs.jobs import LEASE_S, IllegalTransitionError, Job, Ledger
+from ops.jobs.migrations import MigrationRefusedError
+from ops.jobs.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
+from ops.kafka import admin as kafka_admin
 from ops.local import repairs
 from ops.local.forkserver import ForkServer
 from ops.local.processes import (
@@ -52,7 +53,7 @@ from ops.local.processes import (
     require_writable,
 )
 from ops.local.trace import Topics
-from ops.local.view import RunView
+from ops.progress import RunView
 from producer import markers, references
 from producer.audits import AuditReader, Limits, resolve
 from producer.audits import connect as db_connect

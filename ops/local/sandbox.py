@@ -16,7 +16,7 @@ from confluent_kafka import KafkaException
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from ops.control import kafka_admin
+from ops.kafka import admin as kafka_admin
 from ops.local import services
 from schemas.errors import ServiceUnreachableError
 from schemas.process.connections import Connections

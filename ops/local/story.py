@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from ops.control.dead_letters import EPOCH, moment
+from ops.jobs.letters import EPOCH, moment
 from processors.rules.categories import action_of, category_rules, changes_status
 from processors.rules.contacts import ContactLookups
 from processors.rules.watermark import skip_reason

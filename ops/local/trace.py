@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
 
 from ops.local.verify.topics import Span, records, spans, zigzag
-from ops.local.view import RunView
+from ops.progress import RunView
 from schemas.codec import Codec, header_bytes
 from schemas.errors import ReplayError, UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
 from schemas.process.registry import codec_for

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from ops.control import coverage
+from ops.jobs import coverage
 from ops.local.generator import GENERATED_MAPPING
 from schemas.source.mapping import load
 from sink.indexes import ACTIVITY_LOGS

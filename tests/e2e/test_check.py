@@ -12,7 +12,7 @@ import pytest
 from ops.local.check import CheckOptions, Results, check_accounts
 from ops.local.preflight import Check, Verdict
 from ops.local.sample_crm import SAMPLE_YAML
-from ops.local.view import PlainView
+from ops.progress import PlainView
 from schemas.errors import BadInputError
 from tests.e2e.conftest import Crm, mapping_of
 

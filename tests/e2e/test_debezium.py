@@ -17,7 +17,7 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, TopicMetadata
 
-from ops.control import kafka_admin
+from ops.kafka import admin as kafka_admin
 from ops.local import cdc, services
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML, load_sample
 from ops.local.services import Extra, ServiceSettings

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 from confluent_kafka import Producer
 
-from ops.control.dead_letters import RETRIES_MAX
-from ops.control.store import JobStore
+from ops.jobs.letters import RETRIES_MAX
+from ops.jobs.store import JobStore
 from ops.local.sample_crm import SAMPLE_YAML
 from schemas.codec import Codec
 from schemas.records import AuditEvent

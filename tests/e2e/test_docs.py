@@ -14,7 +14,7 @@ import pytest
 from bson import ObjectId
 from psycopg.conninfo import make_conninfo
 
-from ops.control import coverage
+from ops.jobs import coverage
 from ops.local import services
 from ops.local.generator import GENERATED_MAPPING
 from schemas.source.mapping import load

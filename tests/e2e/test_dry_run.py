@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient
 from ops.local.dry_run import DryRunOptions, dry_run_account
 from ops.local.sample.rows import json_lines
 from ops.local.sample_crm import SAMPLE_YAML
-from ops.local.view import PlainView
+from ops.progress import PlainView
 from tests.e2e.conftest import Crm, mapping_of
 
 

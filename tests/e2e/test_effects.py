@@ -15,8 +15,8 @@ import psycopg
 import pytest
 from pymongo.database import Database
 
-from ops.control import migrations
-from ops.control.store import JobStore
+from ops.jobs import migrations
+from ops.jobs.store import JobStore
 from ops.local import sandbox
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import SAMPLE_YAML, load_sample

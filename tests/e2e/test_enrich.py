@@ -16,7 +16,7 @@ from pymongo.errors import AutoReconnect
 from ops.local import enrich as enrichment
 from ops.local.enrich import Cursor, Enrichment, EnrichOptions, enrich_account
 from ops.local.sample_crm import SAMPLE_YAML
-from ops.local.view import PlainView
+from ops.progress import PlainView
 from schemas.errors import BadInputError, ReplayError
 from sink.enricher import Enricher
 from tests.e2e.conftest import Crm, mapping_of
@@ -28,7 +28,7 @@ LINKS = ("crm_person_id", "linked_entity_type", "linked_entity_id", "linked_enti
 KILLED = """
 import os, signal, sys
 from ops.local import enrich, services
-from ops.local.view import PlainView
+from ops.progress import PlainView
 from sink.enricher import Enricher
 
 patch, batches = Enricher.patch, []

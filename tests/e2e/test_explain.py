@@ -12,7 +12,7 @@ from ops.local.explain import explain_row
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.local.trace import partition_of
-from ops.local.view import PlainView
+from ops.progress import PlainView
 from schemas.process.connections import Connections
 from schemas.topics import AccountTopics
 from tests.e2e.conftest import Crm, mapping_of

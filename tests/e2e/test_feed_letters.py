@@ -7,10 +7,10 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from ops.control import kafka_admin
+from ops.kafka import admin as kafka_admin
 from ops.local.explain import explain_row
 from ops.local.sample_crm import SAMPLE_YAML
-from ops.local.view import PlainView
+from ops.progress import PlainView
 from tests.e2e.conftest import Crm, mapping_of
 from tests.e2e.feed import Feed, feed_on
 from tests.e2e.test_debezium import records_on

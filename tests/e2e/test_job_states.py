@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from pymongo.errors import AutoReconnect
 
-from ops.control import audit_log, kafka_admin, operations
-from ops.control.jobs import Job
-from ops.control.store import JobStore
+from ops.jobs import audit_log, operations
+from ops.jobs.jobs import Job
+from ops.jobs.store import JobStore
+from ops.kafka import admin as kafka_admin
 from ops.local import runner
 from ops.local.runner import RunOptions
 from ops.local.sample_crm import SAMPLE_YAML
-from ops.local.view import PlainView
+from ops.progress import PlainView
 from schemas.errors import BadInputError, MappingError, ReplayError
 from schemas.vocabulary import JobStatus
 from tests.e2e.conftest import Crm, mapping_of

@@ -7,9 +7,9 @@ from typing import Any
 
 import psycopg
 
-from ops.control import operations
-from ops.control.jobs import progress_pct
-from ops.control.store import JobStore
+from ops.jobs import operations
+from ops.jobs.jobs import progress_pct
+from ops.jobs.store import JobStore
 from ops.local.generator import GENERATED_MAPPING
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from tests.e2e.conftest import Crm, mapping_of

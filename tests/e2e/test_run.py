@@ -13,14 +13,15 @@ import pytest
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from psycopg.conninfo import make_conninfo
 
-from ops.control import kafka_admin, operations
-from ops.control.store import JobStore, NewJob
+from ops.jobs import operations
+from ops.jobs.store import JobStore, NewJob
+from ops.kafka import admin as kafka_admin
 from ops.local import sandbox
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm
 from ops.local.runner import RunOptions, run_claimed
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
-from ops.local.view import PlainView
+from ops.progress import PlainView
 from producer.survey import UnreplayableIdsError
 from schemas.source.mapping import load
 from schemas.topics import AccountTopics

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from ops.control.store import JobStore
+from ops.jobs.store import JobStore
 from ops.local import run_enrichment, runner
 from ops.local.check.run import check_enrichment
 from ops.local.enrich import EnrichOptions, enrich_account
 from ops.local.preflight import Verdict
 from ops.local.runner import RunOptions, run_account
 from ops.local.sample_crm import SAMPLE_YAML
-from ops.local.view import PlainView
+from ops.progress import PlainView
 from schemas.errors import ServiceUnreachableError
 from tests.e2e.conftest import Crm, mapping_of
 from tests.e2e.test_enrich import everything, without_links
@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from ops.local import enrich, run_enrichment, services
 from ops.local.runner import RunOptions, run_account
-from ops.local.view import PlainView
+from ops.progress import PlainView
 from sink.enricher import Enricher
 
 patch, batches = Enricher.patch, []

@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from ops.control import coverage, flags, requests
-from ops.control.jobs import NEVER
-from ops.control.tasks import TaskKind
+from ops.jobs import coverage, flags, requests
+from ops.jobs.jobs import NEVER
+from ops.jobs.tasks import TaskKind
 from ops.local.sample_crm import SAMPLE_YAML
 from schemas.source.mapping import load
 from tests.e2e.conftest import Crm, mapping_of

@@ -16,8 +16,8 @@ import pytest
 from confluent_kafka import ConsumerGroupState
 from confluent_kafka.admin import AdminClient
 
-from ops.control import kafka_admin
-from ops.control.store import JobStore
+from ops.jobs.store import JobStore
+from ops.kafka import admin as kafka_admin
 from ops.local.generator import GENERATED_MAPPING
 from schemas.topics import AccountTopics
 from tests.e2e.conftest import Crm

@@ -18,7 +18,7 @@ import pymongo
 import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from ops.control import kafka_admin
+from ops.kafka import admin as kafka_admin
 from ops.local.generator import GENERATED_MAPPING
 from ops.local.measure import Meter
 from ops.local.services import Service

@@ -12,9 +12,9 @@ from bson import ObjectId
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from ops.control import kafka_admin
-from ops.control.operations import digest
-from ops.control.store import JobStore, NewJob
+from ops.jobs.operations import digest
+from ops.jobs.store import JobStore, NewJob
+from ops.kafka import admin as kafka_admin
 from ops.local.directory_server import DirectoryServer
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from producer import markers, references

@@ -35,8 +35,8 @@ PURE = {
     "processors.rules.transform",
     "processors.rules.watermark",
     "sink.documents",
-    "ops.control.guards",
-    "ops.control.jobs",
+    "ops.jobs.guards",
+    "ops.jobs.jobs",
     "ops.local.generator.history",
     "ops.local.generator.pieces",
     "ops.local.generator.plain",
@@ -95,7 +95,8 @@ MAY_IMPORT = {
     "producer": {"schemas", "producer"},
     "processors": {"schemas", "processors"},
     "sink": {"schemas", "sink"},
-    "ops.control": {"schemas", *STAGES, "ops.control"},
+    "ops.jobs": {"schemas", *STAGES, "ops.kafka", "ops.jobs"},
+    "ops.control": {"schemas", *STAGES, "ops.kafka", "ops.jobs", "ops.control"},
 }
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from ops.local import services
 from ops.local.check.model import Results
 from ops.local.preflight.model import Verdict
-from ops.local.view import view_for
+from ops.progress import view_for
 from schemas.errors import BadInputError
 from schemas.topics import encode_account
 

@@ -12,13 +12,13 @@ from bson.errors import InvalidId
 from confluent_kafka import KafkaException
 from pymongo.errors import PyMongoError
 
-from ops.control import audit_log, enrichments, http_documents
-from ops.control.counts import counts_of
-from ops.control.dead_letters import State, judge
-from ops.control.enrichments import EnrichmentState
-from ops.control.jobs import Job, accuracy_of
-from ops.control.operations import digest
-from ops.control.store import JobStore
+from ops.jobs import audit_log, enrichments, http_documents
+from ops.jobs.counts import counts_of
+from ops.jobs.enrichments import EnrichmentState
+from ops.jobs.jobs import Job, accuracy_of
+from ops.jobs.letters import State, judge
+from ops.jobs.operations import digest
+from ops.jobs.store import JobStore
 from ops.local import http_strays
 from ops.local.check.model import PLATFORM, AccountResult, Results, segments
 from ops.local.dlq import read_letters, resolved_rows
@@ -30,7 +30,7 @@ from ops.local.verify import copy
 from ops.local.verify.gather import work_of
 from ops.local.verify.model import Kind, Tally
 from ops.local.verify.segments import Chunk, SegmentChecker, Work
-from ops.local.view import RunView
+from ops.progress import RunView
 from producer.audits import AuditReader, connect, resolve
 from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, all_gaps

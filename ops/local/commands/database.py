@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ops.control import migrations
+from ops.jobs import migrations
 from ops.local import services
 from schemas.process.connections import Connections
 from sink.database import connect

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ops.control import migrations
+from ops.jobs import migrations
 from ops.local.commands.database import Opened
 from ops.local.commands.options import AsJson
 

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ops.control import enrichments, http_documents
-from ops.control.counts import counts_of
-from ops.control.guards import require_bound
-from ops.control.jobs import Job
-from ops.control.store import JobStore
+from ops.jobs import enrichments, http_documents
+from ops.jobs.audit_ids import parse_audit_ids
+from ops.jobs.counts import counts_of
+from ops.jobs.guards import require_bound
+from ops.jobs.jobs import Job
+from ops.jobs.store import JobStore
 from ops.local import services
-from ops.local.audit_ids import parse_audit_ids
 from ops.local.commands.database import Opened
 from ops.local.commands.options import (
     Account,
@@ -35,7 +35,7 @@ from ops.local.commands.options import (
 from ops.local.forkserver import forked
 from ops.local.processes import child_environment, python_module
 from ops.local.services.layout import Home
-from ops.local.view import RunView, print_ledger, view_for
+from ops.progress import RunView, print_ledger, view_for
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
 from schemas.topics import LIVE_FEED, encode_account

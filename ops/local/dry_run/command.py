@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ops.control.dead_letters import printable
+from ops.jobs.letters import printable
 from ops.local import services
 from ops.local.dry_run.model import Report
-from ops.local.view import view_for
+from ops.progress import view_for
 
 
 def dry_run(

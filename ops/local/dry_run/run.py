@@ -16,12 +16,12 @@ import bson
 from bson.codec_options import CodecOptions
 from pymongo.errors import OperationFailure, PyMongoError
 
-from ops.control import kafka_admin
+from ops.kafka import admin as kafka_admin
 from ops.local.dry_run.model import Examples, Report, Tally, estimate_of, masked_document, named_duplicate, stretches
 from ops.local.preflight.estimates import INDEX_BYTES, rate_of
 from ops.local.transform_rows import printable
 from ops.local.verify.expected import Expected, expected_of
-from ops.local.view import RunView
+from ops.progress import RunView
 from processors.lookups.answers import TableLookups
 from processors.lookups.directory import UserDirectory
 from processors.rules.transform import Refused, Transformer

@@ -4,7 +4,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 
-from ops.control.coverage import stretches
+from ops.jobs.coverage import stretches
 from ops.local.preflight.model import Check, fail, ok, warn
 from producer.audits import AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST

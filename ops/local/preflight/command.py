@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ops.local import services
 from ops.local.preflight.model import Report, Verdict
-from ops.local.view import PLAIN_LINE_EVERY_S, view_for
+from ops.progress import PLAIN_LINE_EVERY_S, view_for
 
 STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
 

@@ -9,7 +9,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, NewTopic, ResourceType
 
-from ops.control import kafka_admin
+from ops.kafka import admin as kafka_admin
 from ops.local.preflight.estimates import Estimate
 from ops.local.preflight.model import Check, Verdict, bytes_text, fail, join, ok, warn
 from producer.publisher import MESSAGE_BYTES_LIMIT

@@ -9,9 +9,9 @@ from typing import Any
 from pymongo import ASCENDING
 from pymongo.errors import OperationFailure
 
-from ops.control import coverage, migrations
-from ops.control.guards import COVERAGE_MIN_PCT
-from ops.control.store import JobStore
+from ops.jobs import coverage, migrations
+from ops.jobs.guards import COVERAGE_MIN_PCT
+from ops.jobs.store import JobStore
 from ops.local.preflight.estimates import Estimate, Rate, rate_of
 from ops.local.preflight.model import Check, Verdict, bytes_text, fail, join, ok, warn
 from ops.local.preflight.source import clock_check

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from ops.control import coverage
+from ops.jobs import coverage
 from ops.local.preflight import changes, directory, kafka, mongodb, source
 from ops.local.preflight.estimates import Estimate, Rate, estimate, rate_of
 from ops.local.preflight.lanes import Lane, Step, run_lanes

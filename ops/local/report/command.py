@@ -33,7 +33,7 @@ def report(
     """Report the rollout: accounts by state, rows done and left, burn-up, forecast, gates and whose turn it is."""
     from pymongo.errors import PyMongoError
 
-    from ops.control import migrations
+    from ops.jobs import migrations
     from ops.local.report.read import read_accounts, read_plan
     from sink.database import connect
 

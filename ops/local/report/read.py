@@ -5,10 +5,10 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from ops.control import flags
-from ops.control.jobs import Job
-from ops.control.store import JobStore
-from ops.control.tasks import Task, TaskKind, TaskStatus, TaskStore
+from ops.jobs import flags
+from ops.jobs.jobs import Job
+from ops.jobs.store import JobStore
+from ops.jobs.tasks import Task, TaskKind, TaskStatus, TaskStore
 from ops.local.report.model import Account, Preflight, Run
 from schemas.errors import BadInputError
 from schemas.topics import AccountTopics

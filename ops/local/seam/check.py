@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from pymongo.errors import PyMongoError
 
-from ops.control.dead_letters import moment
-from ops.control.jobs import Job
-from ops.control.store import JobStore
+from ops.jobs.jobs import Job
+from ops.jobs.letters import moment
+from ops.jobs.store import JobStore
 from ops.local.seam.matching import Expected, Legacy, Matcher, ranges
-from ops.local.view import RunView
+from ops.progress import RunView
 from processors.rules.transform import Refused, Skip, Transformer
 from producer.audits import AuditReader, AuditSource, Limits, resolve
 from producer.audits import connect as db_connect

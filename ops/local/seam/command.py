@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ops.local import services
 from ops.local.services.layout import Home
-from ops.local.view import RunView, view_for
+from ops.progress import RunView, view_for
 from schemas.process.connections import Connections
 from schemas.topics import LIVE_FEED
 

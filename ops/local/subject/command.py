@@ -12,7 +12,7 @@ import typer
 from pymongo.errors import PyMongoError
 from rich.console import Console
 
-from ops.local.view import RunView, view_for
+from ops.progress import RunView, view_for
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.logs import is_utf8
 
@@ -42,8 +42,9 @@ class _Place:
 @contextmanager
 def _place(account: str, person_id: str, mapping_path: str) -> Iterator[_Place]:
     """Give Kafka and MongoDB, both reached; an outage of MongoDB becomes one line."""
-    from ops.control import kafka_admin, migrations
-    from ops.control.store import JobStore
+    from ops.jobs import migrations
+    from ops.jobs.store import JobStore
+    from ops.kafka import admin as kafka_admin
     from ops.local import services
     from ops.local.subject.model import Person
     from schemas.process.registry import codec_for

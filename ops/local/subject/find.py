@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, cast
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from ops.control.topic_reader import BATCH_RECORDS, PARTITION_EOF, POLL_S, READ_IDLE_S, spans
+from ops.kafka.topics import BATCH_RECORDS, PARTITION_EOF, POLL_S, READ_IDLE_S, spans
 from ops.local.subject.model import Person, is_about
-from ops.local.view import RunView
+from ops.progress import RunView
 from producer.audits import answering, connect, resolve
 from schemas import stored
 from schemas.codec import Codec

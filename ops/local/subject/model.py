@@ -8,7 +8,7 @@ from typing import Any
 import bson
 from bson.codec_options import CodecOptions
 
-from ops.control.dead_letters import payload_of
+from ops.jobs.letters import payload_of
 from schemas.codec import Codec
 from schemas.errors import BadInputError, UndecodableRecordError, UnknownSchemaError
 from schemas.flat_avro import varint

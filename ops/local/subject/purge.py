@@ -14,13 +14,14 @@ from typing import Any
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from ops.control import audit_log, kafka_admin
-from ops.control.store import JobStore
-from ops.control.topic_reader import spans
+from ops.jobs import audit_log
+from ops.jobs.store import JobStore
+from ops.kafka import admin as kafka_admin
+from ops.kafka.topics import spans
 from ops.local.subject import find
 from ops.local.subject.find import OnTopic
 from ops.local.subject.model import Certificate, Kept, Person, gone_by
-from ops.local.view import RunView
+from ops.progress import RunView
 from producer.publisher import Publisher, message_bytes_max
 from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError

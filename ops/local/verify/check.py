@@ -13,17 +13,18 @@ from typing import Any
 
 from pymongo.errors import PyMongoError
 
-from ops.control import kafka_admin, migrations
-from ops.control.jobs import Job
-from ops.control.operations import digest
-from ops.control.store import JobStore
+from ops.jobs import migrations
+from ops.jobs.jobs import Job
+from ops.jobs.operations import digest
+from ops.jobs.store import JobStore
+from ops.kafka import admin as kafka_admin
 from ops.local.verify import copy, topics
 from ops.local.verify.gather import work_of
 from ops.local.verify.model import NAMED_MAX, Counted, Kind, Report, Tally, count_mismatches
 from ops.local.verify.seals import Seal, SealStore, basis_of
 from ops.local.verify.segments import Chunk, SegmentChecker, Work
 from ops.local.verify.workers import check_all
-from ops.local.view import RunView
+from ops.progress import RunView
 from producer.audits import AuditSource, connect, resolve
 from producer.survey import first_behind, require_ids
 from schemas.codec import Codec

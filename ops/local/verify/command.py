@@ -13,7 +13,7 @@ from rich.table import Table
 from ops.local import services
 from ops.local.services.layout import Home
 from ops.local.verify.model import NAMED_MAX, Kind, Report
-from ops.local.view import view_for
+from ops.progress import view_for
 from schemas.errors import BadInputError
 
 WHAT = {

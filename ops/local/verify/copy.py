@@ -8,8 +8,8 @@ from bson import ObjectId
 from bson.errors import InvalidId
 from pymongo.errors import PyMongoError
 
-from ops.control import http_documents
-from ops.control.validation import audit_id_of
+from ops.jobs import http_documents
+from ops.jobs.validation import audit_id_of
 from ops.local.verify.expected import Expected
 from ops.local.verify.model import Finding
 from ops.local.verify.segments import SegmentChecker, extra, why_extra

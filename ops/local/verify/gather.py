@@ -3,8 +3,8 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from ops.control import kafka_admin
-from ops.control.jobs import Job
+from ops.jobs.jobs import Job
+from ops.kafka import admin as kafka_admin
 from ops.local.verify import topics
 from ops.local.verify.segments import PAGE_ROWS, Work
 from processors.lookups.tables import ReferenceTables

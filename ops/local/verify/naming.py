@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
-from ops.control.jobs import Job
-from ops.control.store import JobStore
-from ops.control.validation import EXTERNAL_ID_PREFIX, SEGMENT_IDS
+from ops.jobs.jobs import Job
+from ops.jobs.store import JobStore
+from ops.jobs.validation import EXTERNAL_ID_PREFIX, SEGMENT_IDS
 from ops.local.verify import copy
 from ops.local.verify.gather import work_without_directory
 from ops.local.verify.model import Finding, Kind, Tally

@@ -8,12 +8,12 @@ documents at most: where more are wrong, it is likelier that the check was misle
 from dataclasses import dataclass
 from typing import Any
 
-from ops.control import audit_log
-from ops.control.jobs import Job, Ledger
-from ops.control.store import JobStore
+from ops.jobs import audit_log
+from ops.jobs.jobs import Job, Ledger
+from ops.jobs.store import JobStore
 from ops.local.verify import copy
 from ops.local.verify.model import REPAIR_MAX, Kind, Report
-from ops.local.view import RunView
+from ops.progress import RunView
 from schemas.errors import BadInputError
 from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus, SkipReason

@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
-from ops.control.operations import digest
+from ops.jobs.operations import digest
 from ops.local.verify.model import Failed, Tally
 from processors.lookups.tables import TableRows
 from schemas.source.mapping import SourceMapping

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from ops.control import kafka_admin
-from ops.control.jobs import Job
-from ops.control.topic_reader import Read as Read
-from ops.control.topic_reader import Span as Span
-from ops.control.topic_reader import records as records
-from ops.control.topic_reader import spans as spans
+from ops.jobs.jobs import Job
+from ops.kafka import admin as kafka_admin
+from ops.kafka.topics import Read as Read
+from ops.kafka.topics import Span as Span
+from ops.kafka.topics import records as records
+from ops.kafka.topics import spans as spans
 from ops.local.verify.model import Unhandled
 from schemas.codec import Codec, header_bytes
 from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError

@@ -20,11 +20,12 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from ops.control import audit_log, flags, kafka_admin, migrations
 from ops.control.console_models import AccountDetail, LetterDetail, LetterPage
-from ops.control.jobs import Job
-from ops.control.store import JobStore, NewJob
-from ops.control.tasks import TaskKind, TaskStore
+from ops.jobs import audit_log, flags, migrations
+from ops.jobs.jobs import Job
+from ops.jobs.store import JobStore, NewJob
+from ops.jobs.tasks import TaskKind, TaskStore
+from ops.kafka import admin as kafka_admin
 from producer.checkpoint import Checkpoint
 from producer.cursor import IdRange
 from schemas.codec import Codec

@@ -18,10 +18,11 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from pymongo.errors import AutoReconnect
 
-from ops.control import activity_logs, audit_log, flags, http_documents, migrations, operations
-from ops.control.jobs import Job
-from ops.control.operations import RollbackRefusedError
-from ops.control.store import JobStore, NewJob
+from ops.control import activity_logs
+from ops.jobs import audit_log, flags, http_documents, migrations, operations
+from ops.jobs.jobs import Job
+from ops.jobs.operations import RollbackRefusedError
+from ops.jobs.store import JobStore, NewJob
 from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus
 from sink.documents import object_id
@@ -302,7 +303,7 @@ def test_a_roll_back_that_cannot_remove_everything_says_so(
     def stuck(*_args: Any, **_kwargs: Any) -> int:
         raise RollbackFailedError("5 documents are still there", "roll back again")
 
-    from ops.control import operations
+    from ops.jobs import operations
     from sink.rollback import RollbackFailedError
 
     monkeypatch.setattr(operations.documents, "rollback", stuck)
@@ -316,7 +317,7 @@ def test_asking_again_joins_the_roll_back_that_runs(
     company = account()
     make_job(database, company, JobStatus.COMPLETED)
     served.client.post("/private/activity_logs/migrate", json={"records": [log_of(company, n) for n in range(1, 8)]})
-    from ops.control import operations
+    from ops.jobs import operations
 
     removing, let_go, calls = threading.Event(), threading.Event(), []
     real = operations.documents.rollback
@@ -353,7 +354,7 @@ def test_a_roll_back_whose_answer_no_client_received_answers_with_the_whole_numb
     company = account()
     make_job(database, company, JobStatus.COMPLETED)
     served.client.post("/private/activity_logs/migrate", json={"records": [log_of(company, n) for n in range(1, 8)]})
-    from ops.control import operations
+    from ops.jobs import operations
 
     removing, let_go, real = threading.Event(), threading.Event(), operations.documents.rollback
 

@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from ops.control import migrations
+from ops.jobs import migrations
 from schemas.process.connections import Connections
 from tests.integration.control.http_server import PASSWORD, USER, Served, serving, token
 from tests.integration.producer.crm import make_audits

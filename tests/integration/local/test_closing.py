@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ops.control import migrations
-from ops.control.store import JobStore, NewJob
+from ops.jobs import migrations
+from ops.jobs.store import JobStore, NewJob
 from ops.local import runner
 from ops.local.verify import repair
 from ops.local.verify.model import Report, Tally

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from ops.control import http_documents, migrations
-from ops.control.jobs import Job
-from ops.control.store import JobStore, NewJob
+from ops.jobs import http_documents, migrations
+from ops.jobs.jobs import Job
+from ops.jobs.store import JobStore, NewJob
 from ops.local.check.run import check_job
 from ops.local.preflight.model import Verdict
 from ops.local.repairs import _written

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from ops.control import migrations
-from ops.control.dead_letters import Letter
-from ops.control.store import JobStore, NewJob
+from ops.jobs import migrations
+from ops.jobs.letters import Letter
+from ops.jobs.store import JobStore, NewJob
 from ops.local import daemon, repairs
 from producer.cursor import EARLIEST
 from schemas.process.connections import Connections

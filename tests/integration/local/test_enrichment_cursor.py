@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ops.control import migrations
+from ops.jobs import migrations
 from ops.local.enrich import Cursor, Enrichment, EnrichmentLostError, Scope
 from producer.cursor import EARLIEST
 from schemas.errors import BadInputError

@@ -8,8 +8,8 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from ops.control import kafka_admin
-from ops.control.lag import Lag, LagReader
+from ops.kafka import admin as kafka_admin
+from ops.kafka.lag import Lag, LagReader
 from ops.local import services
 from ops.local.services import Service
 from schemas.topics import AccountTopics
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.services, pytest.mark.usefixtures("without_urls")]
 # In a process of its own: what this is about ends the process.
 ASK = """
 import sys
-from ops.control.lag import LagReader
+from ops.kafka.lag import LagReader
 for account in sys.argv[2:]:
     print(LagReader({"bootstrap.servers": sys.argv[1]}).of(account), flush=True)
 """

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from pymongo.errors import NetworkTimeout
 
-from ops.control import migrations
-from ops.control.jobs import NEVER, Job
-from ops.control.store import JobStore, LeaseLostError, NewJob
+from ops.jobs import migrations
+from ops.jobs.jobs import NEVER, Job
+from ops.jobs.store import JobStore, LeaseLostError, NewJob
 from ops.local import runner
 from ops.local.processes import Supervised
 from schemas.process.connections import Connections

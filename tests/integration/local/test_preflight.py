@@ -20,7 +20,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from pymongo.database import Database
 
-from ops.control import migrations
+from ops.jobs import migrations
 from ops.local import sandbox
 from ops.local.directory_server import DirectoryServer
 from ops.local.preflight import Check, Verdict, changes, kafka, mongodb, preflight_account, source

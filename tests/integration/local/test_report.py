@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from ops.control import flags, migrations
-from ops.control.store import JobStore, NewJob
-from ops.control.tasks import TaskKind, TaskStore
+from ops.jobs import flags, migrations
+from ops.jobs.store import JobStore, NewJob
+from ops.jobs.tasks import TaskKind, TaskStore
 from ops.local.report.model import State, rollout
 from ops.local.report.read import read_accounts
 from schemas.vocabulary import JobStatus

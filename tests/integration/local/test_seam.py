@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from ops.cli import application
-from ops.control import migrations
+from ops.jobs import migrations
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import SAMPLE_YAML, load_sample, mapping_path
 from ops.local.seam.check import Report, SeamOptions, check_seam
-from ops.local.view import PlainView
+from ops.progress import PlainView
 from schemas.process.connections import Connections
 
 EVERYTHING = SeamOptions(mapping_path=str(mapping_path(SAMPLE_YAML)), window_s=0, named_max=10_000)

@@ -23,7 +23,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from typer.testing import CliRunner
 
-from ops.control import kafka_admin
+from ops.kafka import admin as kafka_admin
 from ops.local import services
 from ops.local.services import Service, ServiceSettings, postgres
 from ops.local.services.cli import app

@@ -12,7 +12,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
-from ops.control import kafka_admin
+from ops.kafka import admin as kafka_admin
 from schemas.codec import Codec
 from schemas.job import ReplayJob
 from schemas.records import AuditEvent, Outcome, Record, SnapshotMarker

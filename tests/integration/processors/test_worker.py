@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from ops.control import kafka_admin
+from ops.kafka import admin as kafka_admin
 from processors.batches import PAYLOAD_BYTES_MAX
 from schemas.process.logs import last_event
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, SkippedRecord, SnapshotMarker, User

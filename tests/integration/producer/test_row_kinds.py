@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from ops.control.coverage import persons_in_scope
+from ops.jobs.coverage import persons_in_scope
 from ops.local.subject.find import source_rows
 from ops.local.subject.model import Person
 from processors.rules.enrichment import AssociationFinder

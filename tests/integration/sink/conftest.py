@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from ops.control import migrations
+from ops.jobs import migrations
 from schemas.codec import Codec
 from schemas.job import ReplayJob
 from schemas.records import ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker

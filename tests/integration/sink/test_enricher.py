@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pymongo.errors import AutoReconnect
 
-from ops.control import migrations
+from ops.jobs import migrations
 from sink.enricher import STATEMENT_BYTES_MAX, Enricher
 from sink.match_key import Association, Outcome
 

@@ -11,7 +11,7 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure
 
-from ops.control import migrations
+from ops.jobs import migrations
 from sink import rollback as module
 from sink.indexes import COMPANY_SOURCE_TAG, SOURCE_TAG, UNIQUE_EXTERNAL_ID
 from sink.purge import purge

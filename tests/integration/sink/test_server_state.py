@@ -7,9 +7,9 @@ from typing import Any
 import pymongo
 import pytest
 
-from ops.control import migrations
 from ops.control.activity_logs import ActivityLogRecord, write
 from ops.control.backend import answer_to
+from ops.jobs import migrations
 from producer.checkpoint import COLLECTION, Checkpoint
 from producer.cursor import IdRange
 from schemas.errors import BadInputError, ServiceUnreachableError

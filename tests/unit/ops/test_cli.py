@@ -149,7 +149,7 @@ from rich.console import Console
 from ops import cli
 from ops.local.preflight.command import print_report
 from ops.local.preflight.model import Report, warn
-from ops.local.view import PlainView, TerminalView
+from ops.progress import PlainView, TerminalView
 from schemas.errors import BadInputError
 
 def show():

@@ -11,7 +11,7 @@ from bson import Decimal128, Int64, ObjectId
 from bson.datetime_ms import DatetimeMS
 from pymongo.errors import DuplicateKeyError
 
-from ops.control import coverage, migrations
+from ops.jobs import coverage, migrations
 from processors.feed.mongo import MongoContacts, spellings
 from producer.references import find_contacts
 

@@ -9,7 +9,7 @@ import pytest
 from ops.control import job_exposition as module
 from ops.control.backend import Backend
 from ops.control.job_exposition import KAFKA_AWAY_S, KAFKA_BUDGET_S, KAFKA_KNOWN_S, RESTING_LAG_FRESH_S, JobMetrics
-from ops.control.lag import ANSWER_TIMEOUT_S, Lag
+from ops.kafka.lag import ANSWER_TIMEOUT_S, Lag
 from schemas.process.metrics import Value
 from schemas.vocabulary import JobStatus
 from tests.unit.ops.control.test_job_metrics import found, job

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ops.control.job_metrics import enrichment_values, job_values
-from ops.control.jobs import Job
+from ops.jobs.jobs import Job
 from schemas.process.metrics import ENRICHMENTS, JOBS, METRICS, Value
 from schemas.vocabulary import JobStatus
 from sink.match_key import Outcome

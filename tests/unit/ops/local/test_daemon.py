@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ops.control.jobs import NEVER, IllegalTransitionError, Job
-from ops.control.store import JobChangedError, LeaseLostError
-from ops.control.tasks import Task, TaskKind, TaskStatus
+from ops.jobs.jobs import NEVER, IllegalTransitionError, Job
+from ops.jobs.store import JobChangedError, LeaseLostError
+from ops.jobs.tasks import Task, TaskKind, TaskStatus
 from ops.local import daemon
 from ops.local.daemon import command_of, last_line, progress_of, result_of, write_lines
 from ops.local.runner import (

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from ops.control.dead_letters import (
+from ops.jobs.audit_ids import AUDIT_IDS_MAX, parse_audit_ids
+from ops.jobs.letters import (
     RETRIES_MAX,
     UNREADABLE,
     Letter,
@@ -22,7 +23,6 @@ from ops.control.dead_letters import (
     plan,
     printable,
 )
-from ops.local.audit_ids import AUDIT_IDS_MAX, parse_audit_ids
 from ops.local.feed_letters import chosen
 from schemas.codec import Codec
 from schemas.errors import BadInputError

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ops.control.enrichments import EnrichmentState, in_words, view_of
-from ops.control.operations import digest
+from ops.jobs.enrichments import EnrichmentState, in_words, view_of
+from ops.jobs.operations import digest
 from ops.local import enrich
 from ops.local.enrich import Names, Referents
 from processors.rules.enrichment import Name

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ops.control import migrations
-from ops.control.migrations import MigrationStatus
+from ops.jobs import migrations
+from ops.jobs.migrations import MigrationStatus
 from ops.local.commands import migrate
 
 

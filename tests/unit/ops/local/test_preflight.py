@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AclOperation
 
-from ops.control import kafka_admin
+from ops.kafka import admin as kafka_admin
 from ops.local.preflight import kafka
 from ops.local.preflight.estimates import ASSUMED_ROWS_PER_S, Rate, estimate, rate_of
 from ops.local.preflight.kafka import release_of, topic_findings

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from ops.control import http_documents
-from ops.control.dead_letters import Letter
+from ops.jobs import http_documents
+from ops.jobs.letters import Letter
 from ops.local import repairs
 from sink.documents import object_id
 from sink.job_counts import Move

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from pymongo.errors import AutoReconnect, OperationFailure
 
-from ops.control.store import LeaseLostError
+from ops.jobs.store import LeaseLostError
 from ops.local import run_enrichment
 from ops.local.enrich import Enrichment, EnrichmentLostError
 from ops.local.run_enrichment import Place, RunEnrichment
 from ops.local.runner import InterruptedRunError
-from ops.local.view import PlainView
+from ops.progress import PlainView
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.vocabulary import JobStatus
 from sink.writer import ServerStateError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.control.operations import digest
+from ops.jobs.operations import digest
 from schemas.errors import MappingError
 from schemas.records import AuditEvent
 from schemas.source import mapping

@@ -10,10 +10,10 @@ import psycopg
 import pymongo
 import pytest
 
-from ops.control import audit_log, coverage, flags, guards, migrations, requests
-from ops.control.requests import Control, RequestRefusedError
-from ops.control.store import JobStore
-from ops.control.tasks import TaskKind, TaskLostError, TaskStatus, TaskStore
+from ops.jobs import audit_log, coverage, flags, guards, migrations, requests
+from ops.jobs.requests import Control, RequestRefusedError
+from ops.jobs.store import JobStore
+from ops.jobs.tasks import TaskKind, TaskLostError, TaskStatus, TaskStore
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import SAMPLE_YAML, load_sample, mapping_path
 from schemas.errors import BadInputError

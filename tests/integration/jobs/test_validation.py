@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ops.control import migrations
-from ops.control.validation import compare_ids, identities_since, identities_with, validate
+from ops.jobs import migrations
+from ops.jobs.validation import compare_ids, identities_since, identities_with, validate
 from sink.identity import with_ids
 from sink.progress import RunTotals
 from sink.rollback import documents_of, rollback

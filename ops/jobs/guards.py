@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ops.control.jobs import refusal
+from ops.jobs.jobs import refusal
 from schemas.errors import BadInputError
 from schemas.vocabulary import JobStatus
 from sink.failure_rate import FAILURE_RATE_MAX

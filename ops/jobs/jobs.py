@@ -90,7 +90,7 @@ class Job:
     fence: int = 0  # rises with every claim: what a former owner says counts no more
     lease_until: dt.datetime = NEVER  # by the database's clock; behind it, anybody may claim the job
     attempts: int = 0  # of runners, in a row, that gave the job back without having got on with it
-    enrichment: Mapping[str, Any] | None = None  # of the present run; ops.control.enrichments
+    enrichment: Mapping[str, Any] | None = None  # of the present run; ops.jobs.enrichments
     http_documents: Mapping[str, Any] | None = None  # that came by HTTP, and that no row of the run accounts for
     out_of_scope_by_type: Mapping[str, int] = field(default_factory=dict)  # rows of types that are not read
     rollback: Mapping[str, Any] | None = None  # removed, remaining, by, started_at, updated_at, finished_at, unanswered

@@ -16,16 +16,7 @@ from bson.codec_options import CodecOptions
 from pymongo import DESCENDING, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from ops.control.jobs import (
-    FINISHED,
-    LEASE_S,
-    NEVER,
-    IllegalTransitionError,
-    Job,
-    Ledger,
-    accuracy_of,
-    refusal,
-)
+from ops.jobs.jobs import FINISHED, LEASE_S, NEVER, IllegalTransitionError, Job, Ledger, accuracy_of, refusal
 from schemas.errors import ReplayError
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents

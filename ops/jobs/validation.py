@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ops.control.jobs import Ledger
+from ops.jobs.jobs import Ledger
 from sink.database import Documents
 from sink.identity import Identities, with_ids
 from sink.indexes import ACTIVITY_LOGS, COMPANY_SOURCE_TAG, SOURCE_TAG, UNIQUE_EXTERNAL_ID

@@ -13,8 +13,8 @@ from typing import Any
 
 from bson import ObjectId
 
-from ops.control import audit_log
-from ops.control.store import RUN_MAX
+from ops.jobs import audit_log
+from ops.jobs.store import RUN_MAX
 from sink.database import Documents
 from sink.documents import AUDIT_ID_BYTES, PRIMARY_KEY_INDEX, RUN_BYTES
 from sink.indexes import ACTIVITY_LOGS, COMPANY_SOURCE_TAG, SOURCE_TAG

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ops.control import migrations, operations
-from ops.control.jobs import NEVER, IllegalTransitionError, Job, Ledger
-from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
+from ops.jobs import migrations, operations
+from ops.jobs.jobs import NEVER, IllegalTransitionError, Job, Ledger
+from ops.jobs.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
 from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, IdRange
 from schemas.process.connections import Connections
@@ -338,7 +338,7 @@ def test_a_lease_that_is_not_renewed_runs_out_by_the_servers_clock(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = store.create(NEW, owner="first")
-    monkeypatch.setattr("ops.control.store.LEASE_S", 0.5)
+    monkeypatch.setattr("ops.jobs.store.LEASE_S", 0.5)
     store.renew(job)
     deadline = time.monotonic() + 60
     while (claimed := store.claim_next("second")) is None:

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from ops.control import audit_log, coverage, flags, guards, http_documents, operations
-from ops.control.flags import Flag
-from ops.control.guards import HTTP_STATUS, Action, Refusal, RespCode
-from ops.control.jobs import NEVER, IllegalTransitionError, Job
-from ops.control.store import JobAlreadyRunningError, JobChangedError, JobStore, NewJob
-from ops.control.tasks import Task, TaskAlreadyQueuedError, TaskKind, TaskStore
+from ops.jobs import audit_log, coverage, flags, guards, http_documents, operations
+from ops.jobs.flags import Flag
+from ops.jobs.guards import HTTP_STATUS, Action, Refusal, RespCode
+from ops.jobs.jobs import NEVER, IllegalTransitionError, Job
+from ops.jobs.store import JobAlreadyRunningError, JobChangedError, JobStore, NewJob
+from ops.jobs.tasks import Task, TaskAlreadyQueuedError, TaskKind, TaskStore
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
 from schemas.source.mapping import load

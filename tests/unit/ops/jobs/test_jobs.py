@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from ops.control.jobs import TRANSITIONS, Ledger, percent, progress_pct, refusal
+from ops.jobs.jobs import TRANSITIONS, Ledger, percent, progress_pct, refusal
 from schemas.vocabulary import JobStatus
 
 ALLOWED = {

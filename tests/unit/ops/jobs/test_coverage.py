@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.control.coverage import STRETCHES, stretches
+from ops.jobs.coverage import STRETCHES, stretches
 
 
 @given(st.integers(-1_000, 1_000), st.integers(0, 10**12))

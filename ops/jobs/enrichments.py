@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, Field
 
-from ops.control.jobs import Job
+from ops.jobs.jobs import Job
 from schemas.vocabulary import JobStatus
 from sink.database import Documents
 from sink.indexes import JOBS

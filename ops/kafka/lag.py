@@ -10,7 +10,7 @@ from typing import Any
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from ops.control import kafka_admin
+from ops.kafka import admin as kafka_admin
 from schemas.topics import AccountTopics
 
 ANSWER_TIMEOUT_S = 2.0

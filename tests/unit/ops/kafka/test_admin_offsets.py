@@ -3,7 +3,7 @@
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from ops.control import kafka_admin
+from ops.kafka import admin as kafka_admin
 from schemas.errors import BadInputError
 
 

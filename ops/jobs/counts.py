@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ops.control.jobs import Job
+from ops.jobs.jobs import Job
 from sink.job_counts import duplicates
 
 

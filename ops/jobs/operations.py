@@ -5,9 +5,10 @@ from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
-from ops.control import http_documents, kafka_admin
-from ops.control.jobs import Job, refusal
-from ops.control.store import JobStore, LeaseLostError, NewJob
+from ops.jobs import http_documents
+from ops.jobs.jobs import Job, refusal
+from ops.jobs.store import JobStore, LeaseLostError, NewJob
+from ops.kafka import admin as kafka_admin
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
 from schemas.source.mapping import SourceMapping

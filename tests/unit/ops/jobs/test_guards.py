@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from ops.control.guards import HTTP_STATUS, Action, Coverage, RespCode, contacts_refusal, why_not
-from ops.control.jobs import TRANSITIONS
+from ops.jobs.guards import HTTP_STATUS, Action, Coverage, RespCode, contacts_refusal, why_not
+from ops.jobs.jobs import TRANSITIONS
 from schemas.vocabulary import JobStatus
 
 STATES: tuple[JobStatus | None, ...] = (None, *JobStatus)

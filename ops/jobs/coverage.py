@@ -12,7 +12,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from ops.control.guards import Coverage
+from ops.jobs.guards import Coverage
 from processors.rules.categories import RECORD_ACTIONS
 from producer.audits import AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST

@@ -12,8 +12,8 @@ import pytest
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import DuplicateKeyError
 
-from ops.control import migrations
-from ops.control.migrations import (
+from ops.jobs import migrations
+from ops.jobs.migrations import (
     MIGRATIONS,
     MIGRATIONS_COLLECTION,
     NEWEST,
@@ -207,7 +207,7 @@ def test_down_is_refused_while_a_job_is_in_progress(mongo_database: Any) -> None
 MIGRATE = """
 import sys, time
 import pymongo
-from ops.control import migrations
+from ops.jobs import migrations
 from schemas.errors import ReplayError
 
 url, name, at, wait_s = sys.argv[1:5]
@@ -223,7 +223,7 @@ except ReplayError as error:
 HOLD = """
 import sys, time
 import pymongo
-from ops.control import migrations
+from ops.jobs import migrations
 
 migrations.LOCK_EXPIRY_S = float(sys.argv[3])
 database = pymongo.MongoClient(sys.argv[1], tz_aware=True)[sys.argv[2]]

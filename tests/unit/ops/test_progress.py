@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from ops.control.jobs import Ledger
-from ops.local.view import PLAIN_LINE_EVERY_S, PlainView, RateMeter, TerminalView, eta_text, print_ledger, view_for
+from ops.jobs.jobs import Ledger
+from ops.progress import PLAIN_LINE_EVERY_S, PlainView, RateMeter, TerminalView, eta_text, print_ledger, view_for
 
 
 def test_the_rate_is_that_of_the_last_seconds_and_falls_to_nothing_in_a_stall():
@@ -29,7 +29,7 @@ def test_the_time_left_is_readable(left, rate, text):
 
 def test_plain_lines_go_to_standard_error_now_and_then(capsys, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("ops.local.view.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ops.progress.time.monotonic", lambda: now[0])
     view = PlainView()
     view.progress(0, 1000, {}, 0)
     now[0] += PLAIN_LINE_EVERY_S

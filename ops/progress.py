@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ops.control.jobs import Ledger
+from ops.jobs.jobs import Ledger
 from schemas.vocabulary import SkipReason
 
 PLAIN_LINE_EVERY_S = 5.0

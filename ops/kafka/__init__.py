@@ -1,0 +1,1 @@
+"""Questions to Kafka by tools: topics and offsets, records read by plain consumers, lag."""
