@@ -8,7 +8,7 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line; interrupted while it is still being imported, it ends as it does later on."""
     try:
-        from ops import cli
+        from ops.cli import main as cli
     except KeyboardInterrupt:
         sys.stderr.write("crm-replay: interrupted\n")
         sys.exit(INTERRUPTED)

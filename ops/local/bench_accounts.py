@@ -116,7 +116,7 @@ def _measure(connections: Connections, sizes: dict[str, int], at_once: int, home
         store = JobStore(database)
         jobs = [store.create(_asked_for(account)).job_id for account in sizes]
         before, began, started_at = _cpu_of_children(), time.monotonic(), time.time()
-        command = [sys.executable, "-c", "from ops.cli import main; main()", "runner", "--tasks=0", "--until-idle"]
+        command = [sys.executable, "-c", "from ops.cli.main import main; main()", "runner", "--tasks=0", "--until-idle"]
         log = home / "bench" / "runner.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as said:

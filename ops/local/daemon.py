@@ -290,7 +290,7 @@ class Daemon:
             return True
         out, err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - closed when the task is over
         process = subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, "-c", "from ops.cli import main; main()", *words],
+            [sys.executable, "-c", "from ops.cli.main import main; main()", *words],
             env=child_environment(**self.connections.environment()),
             stdin=subprocess.DEVNULL,
             stdout=out,

@@ -53,7 +53,7 @@ class Shell:
             (directory / name).symlink_to(ROOT / name)
         program = directory / "bin" / "crm-replay"
         program.parent.mkdir()
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from ops.cli import main; main()" "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from ops.cli.main import main; main()" "$@"\n')
         program.chmod(0o755)
         self.environment = {
             **os.environ,

@@ -171,7 +171,7 @@ def _load() -> None:
     import ops.__main__  # noqa: F401
     import tests.integration.processors.worker
     import tests.integration.sink.faulty_sink  # noqa: F401
-    from ops import cli
+    from ops.cli import main as cli
     from ops.local import forkserver
     from schemas.process.registry import codec_for
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ops.cli import application
+from ops.cli.main import application
 from ops.jobs import migrations
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import SAMPLE_YAML, load_sample, mapping_path

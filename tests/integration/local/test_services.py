@@ -23,10 +23,10 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from typer.testing import CliRunner
 
+from ops.cli.services import app
 from ops.kafka import admin as kafka_admin
 from ops.local import services
 from ops.local.services import Service, ServiceSettings, postgres
-from ops.local.services.cli import app
 from ops.local.services.detached import Process, stop
 from ops.local.services.launcher import start_mark
 from ops.local.services.layout import Home
@@ -36,7 +36,7 @@ from tests.integration.local.conftest import Stack
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("without_urls")]
 
-PYTHON_CLI = [sys.executable, "-c", "from ops.local.services.cli import app; app()"]
+PYTHON_CLI = [sys.executable, "-c", "from ops.cli.services import app; app()"]
 
 
 def processes_of(home: Path) -> list[str]:

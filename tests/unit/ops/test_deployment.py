@@ -12,9 +12,9 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from ops.cli import application
+from ops.cli.main import application
+from ops.cli.reference import pages, settings
 from ops.control.settings import ControlSettings
-from ops.local.reference import pages, settings
 from schemas.topics import LIVE_FEED, LIVE_TOPIC, AccountTopics
 
 ROOT = Path(__file__).parents[3]

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 import sink.database
-from ops import cli
+from ops.cli import main as cli
+from ops.cli import services as services_cli
 from ops.local.cdc import Connect, connector_config
-from ops.local.services import cli as services_cli
 from ops.local.subject.command import _writer
 from processors.feed import mongo
 from producer.audits import connect

@@ -133,7 +133,7 @@ def task(kind: TaskKind, **arguments: Any) -> Task:
 def test_a_task_is_a_command_of_the_command_line() -> None:
     from typer.main import get_command
 
-    from ops.cli import application
+    from ops.cli.main import application
 
     ids = Path("/ids")
     for each, path, words in (

@@ -4,7 +4,7 @@ import inspect
 import re
 from enum import StrEnum
 
-from ops.local.reference.text import MADE, table
+from ops.cli.reference.text import MADE, table
 from schemas import vocabulary
 
 HEAD = f"""# Reasons, causes and states

@@ -6,8 +6,8 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
+from ops.cli.reference.text import MADE, cell
 from ops.control.settings import ControlSettings
-from ops.local.reference.text import MADE, cell
 from ops.local.services.layout import ServiceSettings
 from processors.feed.worker import LiveSettings
 from processors.settings import ProcessorSettings

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ops.local.reference.text import MADE, table
+from ops.cli.reference.text import MADE, table
 
 EXIT_CODES = (
     ("0", "done"),

@@ -5,10 +5,10 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from ops.cli.reference.text import MADE, table
 from ops.control.app import ControlApp
 from ops.control.backend import Backend
 from ops.control.settings import ControlSettings
-from ops.local.reference.text import MADE, table
 from schemas.process.connections import Connections
 
 HEAD = f"""# HTTP

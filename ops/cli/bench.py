@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ops.local.commands.options import Partitions, Workers
+from ops.cli.options import Partitions, Workers
 from ops.local.forkserver import forked
 from ops.local.services.layout import Home
 
@@ -16,7 +16,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="The same seed gives the same CRM.")] = 1,
 ) -> None:
     """Load two CRMs into real servers, replay, show what came of it, and leave nothing running."""
-    from ops.local.demo import demo as show
+    from ops.cli.demo import demo as show
 
     show(Console(), audits=audits, seed=seed)
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from ops.cli import migrate
 from ops.jobs import migrations
 from ops.jobs.migrations import MigrationStatus
-from ops.local.commands import migrate
 
 
 def test_the_status_has_dates_and_what_is_not_applied(

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ops.cli.opened import Opened
+from ops.cli.options import AsJson
 from ops.jobs import migrations
-from ops.local.commands.database import Opened
-from ops.local.commands.options import AsJson
 
 app = typer.Typer(help="Collections and indexes in MongoDB, versioned, up and down.", no_args_is_help=True)
 Version = Annotated[int | None, typer.Option(help="Schema version to go to.", show_default=False)]

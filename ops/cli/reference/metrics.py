@@ -1,6 +1,6 @@
 """Every metric of the data path and of the jobs."""
 
-from ops.local.reference.text import MADE, table
+from ops.cli.reference.text import MADE, table
 from schemas.process import metrics
 from schemas.process.metrics import Metric
 

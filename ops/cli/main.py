@@ -1,4 +1,4 @@
-"""`crm-replay`: start anything, look at anything. A table of commands; each lives with what it runs.
+"""`crm-replay`: start anything, look at anything. A table of commands, and where each of them is.
 
 Only the command that is called is imported: a worker's start or a status must not wait for what others need.
 """
@@ -35,12 +35,12 @@ class Place:
 
 
 COMMANDS = {
-    "run": Place("ops.local.commands.replay", "run"),
-    "resume": Place("ops.local.commands.replay", "resume"),
-    "rerun": Place("ops.local.commands.replay", "rerun"),
-    "status": Place("ops.local.commands.replay", "status"),
-    "halt": Place("ops.local.ask", "halt"),
-    "rollback": Place("ops.local.ask", "rollback"),
+    "run": Place("ops.cli.replay", "run"),
+    "resume": Place("ops.cli.replay", "resume"),
+    "rerun": Place("ops.cli.replay", "rerun"),
+    "status": Place("ops.cli.replay", "status"),
+    "halt": Place("ops.cli.requests", "halt"),
+    "rollback": Place("ops.cli.requests", "rollback"),
     "verify": Place("ops.local.verify.command", "verify"),
     "explain": Place("ops.local.explain", "explain"),
     "dlq": Place("ops.local.dlq"),
@@ -48,24 +48,24 @@ COMMANDS = {
     "preflight": Place("ops.local.preflight", "preflight"),
     "dry-run": Place("ops.local.dry_run", "dry_run"),
     "transform": Place("ops.local.transform_rows", "transform_rows"),
-    "control": Place("ops.local.commands.serving", "control"),
+    "control": Place("ops.cli.control", "control"),
     "runner": Place("ops.local.daemon", "runner"),
-    "trigger": Place("ops.local.ask", "trigger"),
-    "flag": Place("ops.local.ask", "flag"),
-    "produce": Place("ops.local.commands.replay", "produce"),
-    "process": Place("ops.local.commands.replay", "process"),
-    "sink": Place("ops.local.commands.replay", "sink"),
+    "trigger": Place("ops.cli.requests", "trigger"),
+    "flag": Place("ops.cli.requests", "flag"),
+    "produce": Place("ops.cli.replay", "produce"),
+    "process": Place("ops.cli.replay", "process"),
+    "sink": Place("ops.cli.replay", "sink"),
     "live": Place("ops.local.live", "live"),
     "cdc": Place("ops.local.cdc"),
     "seam": Place("ops.local.seam.command", "seam"),
     "check": Place("ops.local.check", "check"),
     "report": Place("ops.local.report", "report"),
     "subject": Place("ops.local.subject"),
-    "migrate": Place("ops.local.commands.migrate"),
-    "services": Place("ops.local.services.cli"),
+    "migrate": Place("ops.cli.migrate"),
+    "services": Place("ops.cli.services"),
     "generate": Place("ops.local.generator", "generate"),
-    "demo": Place("ops.local.commands.showing", "demo"),
-    "bench": Place("ops.local.commands.showing", "bench"),
+    "demo": Place("ops.cli.bench", "demo"),
+    "bench": Place("ops.cli.bench", "bench"),
 }
 
 
@@ -98,7 +98,7 @@ def reference(
     """Write the pages of the reference from the code."""
     from typer.main import get_command
 
-    from ops.local.reference import write
+    from ops.cli.reference import write
 
     write(get_command(application()), directory)
 

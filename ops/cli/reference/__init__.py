@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ops.local.reference import commands, http, metrics, reasons, settings
+from ops.cli.reference import commands, http, metrics, reasons, settings
 
 
 def pages(root: Any) -> dict[str, str]:

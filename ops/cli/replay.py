@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ops.cli.opened import Opened
+from ops.cli.options import Account, AsJson, DateRangeStart, Detach, Feed, Live, Mapping, Partitions, Workers, utc
 from ops.jobs import enrichments, http_documents
 from ops.jobs.audit_ids import parse_audit_ids
 from ops.jobs.counts import counts_of
@@ -19,19 +21,6 @@ from ops.jobs.guards import require_bound
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore
 from ops.local import services
-from ops.local.commands.database import Opened
-from ops.local.commands.options import (
-    Account,
-    AsJson,
-    DateRangeStart,
-    Detach,
-    Feed,
-    Live,
-    Mapping,
-    Partitions,
-    Workers,
-    utc,
-)
 from ops.local.forkserver import forked
 from ops.local.processes import child_environment, python_module
 from ops.local.services.layout import Home
@@ -97,7 +86,7 @@ def resume(
     """
     require_bound(failure_bound, reason)
     if detach:
-        from ops.local import ask
+        from ops.cli import requests as ask
 
         ask.resume_detached(account, failure_bound=failure_bound, reason=reason, as_json=as_json)
         return
@@ -133,7 +122,7 @@ def rerun(
     if detach:
         if since is not None or audit_ids:
             raise BadInputError("a part of the source is replayed here and now", "leave out --detach")
-        from ops.local import ask
+        from ops.cli import requests as ask
 
         ask.rerun_detached(account, as_json=as_json)
         return

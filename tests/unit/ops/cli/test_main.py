@@ -10,8 +10,8 @@ import pymongo.errors
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from ops import cli
-from ops.cli import COMMANDS, application, main
+from ops.cli import main as cli
+from ops.cli.main import COMMANDS, application, main
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -129,7 +129,7 @@ def test_a_setting_that_is_missing_is_one_line(capsys, monkeypatch, tmp_path):
     ],
 )
 def test_a_command_is_not_kept_waiting_by_what_others_import(command, strangers):
-    script = f"import sys; from ops.cli import application; application({command!r}); print(*sys.modules)"
+    script = f"import sys; from ops.cli.main import application; application({command!r}); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not set(strangers) & set(done.stdout.split())
 
@@ -146,7 +146,7 @@ SHOWN = "caf\u00e9 \u2026 \u65e5\u672c \U0001f600"
 PRINTS_ALL = f"""
 import sys, typer
 from rich.console import Console
-from ops import cli
+from ops.cli import main as cli
 from ops.local.preflight.command import print_report
 from ops.local.preflight.model import Report, warn
 from ops.progress import PlainView, TerminalView
