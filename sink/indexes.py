@@ -15,8 +15,8 @@ RETRIES = "crm_replay_retries"  # of dead letters; ops.local.dlq writes them
 FLAGS = "crm_replay_flags"  # ops.jobs.flags
 TASKS = "crm_replay_tasks"  # ops.jobs.tasks
 AUDIT_LOG = "crm_replay_audit_log"  # ops.jobs.audit_log
-ENRICHMENTS = "crm_replay_enrichments"  # one document an account: how far its enrichment is; ops.local.enrich
-FEEDS = "crm_replay_feeds"  # live feeds; ops.local.live
+ENRICHMENTS = "crm_replay_enrichments"  # one document an account: how far its enrichment is; ops.enrich.run
+FEEDS = "crm_replay_feeds"  # live feeds; ops.feed.feed
 SEALS = "crm_replay_seals"  # id segments that were proved equal, and by which fingerprints; ops.local.verify
 
 SOURCE_TAG = "crm_migration"  # documents of the replay; the live feed has none

@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 
 from ops.cli.options import Partitions, Workers
-from ops.local.forkserver import forked
 from ops.local.services.layout import Home
+from ops.runner.forkserver import forked
 
 
 def demo(
@@ -45,7 +45,7 @@ def bench(
 ) -> None:
     """Measure each stage alone and the whole; a JSON line each on standard output, a table on standard error."""
     from ops.local.bench import bench as measure
-    from ops.local.runner import RunOptions
+    from ops.runner.replay import RunOptions
 
     with forked() as forks:  # as `run` does it, though once for all repeats
         options = RunOptions(

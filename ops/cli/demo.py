@@ -13,10 +13,10 @@ from ops.jobs import enrichments, migrations
 from ops.local import sample_crm, sandbox
 from ops.local.directory_server import DirectoryServer
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
-from ops.local.runner import RunOptions, RunResult, run_account
 from ops.local.sample.contacts import seed_contacts
 from ops.local.services.layout import Home
 from ops.progress import print_ledger, view_for
+from ops.runner.replay import RunOptions, RunResult, run_account
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
 from sink.database import connect

@@ -21,10 +21,10 @@ from ops.jobs.guards import require_bound
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore
 from ops.local import services
-from ops.local.forkserver import forked
-from ops.local.processes import child_environment, python_module
 from ops.local.services.layout import Home
 from ops.progress import RunView, print_ledger, view_for
+from ops.runner.forkserver import forked
+from ops.runner.processes import child_environment, python_module
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
 from schemas.topics import LIVE_FEED, encode_account
@@ -55,7 +55,7 @@ def run(
     Done on an operator's word: the account's migration flag and its contacts' coverage are not asked for, as they are
     by `crm-replay trigger` and over HTTP.
     """
-    from ops.local.runner import RunOptions
+    from ops.runner.replay import RunOptions
 
     options = RunOptions(
         mapping, partitions, processors, sinks, utc(date_range_start), home=Home.at(None).path, enrich=enrich_after
@@ -90,7 +90,7 @@ def resume(
 
         ask.resume_detached(account, failure_bound=failure_bound, reason=reason, as_json=as_json)
         return
-    from ops.local.runner import RunOptions
+    from ops.runner.replay import RunOptions
 
     options = RunOptions(
         mapping,
@@ -126,7 +126,7 @@ def rerun(
 
         ask.rerun_detached(account, as_json=as_json)
         return
-    from ops.local import runner
+    from ops.runner import replay as runner
 
     options = runner.RunOptions(mapping, processors=processors, sinks=sinks, home=Home.at(None).path)
     if since is not None and audit_ids:
@@ -143,7 +143,7 @@ def rerun(
 
 
 def _run(account: str, options: Any, *, as_json: bool) -> None:
-    from ops.local.runner import run_account  # the clients of all three packages: not for `crm-replay --help`
+    from ops.runner.replay import run_account  # the clients of all three packages: not for `crm-replay --help`
 
     _finish(lambda *how: run_account(account, *how), account, options, as_json=as_json)
 
@@ -153,7 +153,7 @@ def _finish(replay: Callable[[Any, Connections, RunView], Any], account: str, op
 
     Its workers' libraries are loaded while the runner looks at the source and publishes the references.
     """
-    from ops.local.worker_metrics import gathering  # for who runs something
+    from ops.runner.worker_metrics import gathering  # for who runs something
 
     view = view_for(Console(stderr=True))
     with forked() as forks, gathering("runner", options.home):
@@ -236,7 +236,7 @@ def _join(account: str, module: str, feed: str = "") -> None:
     if bool(account) == bool(feed):
         raise BadInputError("--account or --live", "give one of them")
     if feed:
-        from ops.local.live import join
+        from ops.feed.feed import join
 
         join(module, feed)
     connections = services.connections()

@@ -37,20 +37,20 @@ from confluent_kafka.admin import NewTopic
 from rich.console import Console
 from rich.table import Table
 
+from ops.enrich.run import EnrichOptions, enrich_account
 from ops.jobs import migrations
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore, NewJob
 from ops.kafka import admin as kafka_admin
 from ops.local import bench_accounts, bench_limits, bench_transform, bench_versus, sandbox, services
 from ops.local.bench_versus import Peer
-from ops.local.enrich import EnrichOptions, enrich_account
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
 from ops.local.measure import Cost, Meter, children
-from ops.local.processes import child_environment, python_module
-from ops.local.runner import RunOptions, run_account
 from ops.local.sample.contacts import seed_contacts
 from ops.local.verify import VerifyOptions, verify_account
 from ops.progress import PlainView
+from ops.runner.processes import child_environment, python_module
+from ops.runner.replay import RunOptions, run_account
 from producer import markers, references
 from producer.survey import survey
 from schemas.errors import BadInputError, ReplayError

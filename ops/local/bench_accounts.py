@@ -21,8 +21,8 @@ from ops.jobs.operations import digest
 from ops.jobs.store import JobStore, NewJob
 from ops.local import sandbox
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
-from ops.local.processes import child_environment
 from ops.local.sample.contacts import seed_contacts
+from ops.runner.processes import child_environment
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
 from schemas.source.mapping import load

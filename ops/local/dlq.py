@@ -204,7 +204,7 @@ def _place(account: str, feed: str) -> Iterator[_Place]:
         migrations.require_current(database)
         found = None
         if feed:
-            from ops.local.live import feed_of
+            from ops.feed.feed import feed_of
 
             found = feed_of(database, feed)
         topics = Topics(connections.kafka(), connections.schema_registry_url)
@@ -226,7 +226,7 @@ def retry_rows(
 ) -> tuple[Any, dict[int, Outcome]]:
     """Replay the rows, note the attempt, and return the run's result and what each row has ended as.
 
-    `replay` is `ops.local.runner.run_selected` with everything but the ids. What it raises is noted and raised on.
+    `replay` is `ops.runner.replay.run_selected` with everything but the ids. What it raises is noted and raised on.
     """
     from ops.jobs.store import JobAlreadyRunningError, JobStore
 
@@ -663,8 +663,8 @@ def _retry_feed(place: _Place, listed: Sequence[Listed], how: _FeedRetry, view: 
 def _replay(place: _Place, mapping: str, processors: int, sinks: int, view: RunView) -> Callable[[Sequence[int]], Any]:
     """Return a function that replays rows with the mapping that the account's job was started with."""
     from ops.jobs.store import JobStore
-    from ops.local import runner
     from ops.local.services.layout import Home
+    from ops.runner import replay as runner
 
     job = JobStore(place.database).latest(place.account)
     path = mapping or (job.mapping_path if job is not None else "")
@@ -675,7 +675,8 @@ def _replay(place: _Place, mapping: str, processors: int, sinks: int, view: RunV
 def _end_dead(place: _Place, view: RunView) -> None:
     """End a retry whose runner has died; what it has repaired is counted, also if nothing is left to retry."""
     from ops.jobs.store import JobStore
-    from ops.local import repairs, runner
+    from ops.runner import repairs
+    from ops.runner import replay as runner
 
     repairs.end_dead(place.account, JobStore(place.database), runner.new_owner(), place.topics, place.database, view)
 

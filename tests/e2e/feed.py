@@ -12,8 +12,8 @@ from typing import Any
 
 from confluent_kafka import KafkaException, Producer
 
+from ops.feed.feed import LiveOptions, LiveStatus, feed_of, prepare, status_of
 from ops.kafka import admin as kafka_admin
-from ops.local.live import LiveOptions, LiveStatus, feed_of, prepare, status_of
 from schemas.codec import Codec
 from schemas.job import LiveFeed
 from schemas.records import AuditEvent

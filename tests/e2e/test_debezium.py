@@ -17,8 +17,9 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, TopicMetadata
 
+from ops.feed import connector
 from ops.kafka import admin as kafka_admin
-from ops.local import cdc, services
+from ops.local import services
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML, load_sample
 from ops.local.services import Extra, ServiceSettings
 from ops.local.services.detached import Process, stop
@@ -80,13 +81,13 @@ def worker(service_environment: dict[str, str]) -> Iterator[Worker]:
 
 
 @pytest.fixture
-def api(worker: Worker) -> Iterator[cdc.Connect]:
-    with cdc.Connect(worker.up()) as found:
+def api(worker: Worker) -> Iterator[connector.Connect]:
+    with connector.Connect(worker.up()) as found:
         yield found
 
 
 @pytest.fixture
-def connectors(api: cdc.Connect) -> Iterator[ExitStack]:
+def connectors(api: connector.Connect) -> Iterator[ExitStack]:
     """Takes what has to be undone before the databases are dropped: a slot in use would keep them."""
     with ExitStack() as undo:
         yield undo
@@ -130,7 +131,7 @@ def insert(dsn: str, persons: Sequence[int], count: int) -> set[int]:
 
 
 def test_a_feed_of_debezium_is_written_once_through_snapshot_stream_and_death(
-    sample_crm: Crm, worker: Worker, api: cdc.Connect, connectors: ExitStack
+    sample_crm: Crm, worker: Worker, api: connector.Connect, connectors: ExitStack
 ) -> None:
     crm, name = sample_crm, name_of_connector()
     mapping_path = mapping_of(SAMPLE_YAML)
@@ -142,10 +143,12 @@ def test_a_feed_of_debezium_is_written_once_through_snapshot_stream_and_death(
         history = db.execute("SELECT count(*) FROM audits").fetchone()
     assert history is not None
     feed = connectors.enter_context(feed_on(crm, mapping_path))
-    config = cdc.connector_config(load(mapping_path), crm.dsn, name=name, topic=feed.feed.topic, account=SAMPLE_YAML)
-    connectors.callback(cdc.remove, api, crm.dsn, name)
+    config = connector.connector_config(
+        load(mapping_path), crm.dsn, name=name, topic=feed.feed.topic, account=SAMPLE_YAML
+    )
+    connectors.callback(connector.remove, api, crm.dsn, name)
     api.put(name, config)
-    assert cdc.wait_running(api, crm.dsn, name, PATIENCE_S).running
+    assert connector.wait_running(api, crm.dsn, name, PATIENCE_S).running
 
     def on_topic() -> int:
         return sum(kafka_admin.end_offsets(crm.connections.kafka(), feed.feed.topic, feed.feed.partitions))
@@ -191,7 +194,7 @@ def test_a_feed_of_debezium_is_written_once_through_snapshot_stream_and_death(
         assert None in [
             value for _, value, _ in records_on(crm.environment["KAFKA_BOOTSTRAP_SERVERS"], feed.feed.topic)
         ]
-        assert cdc.status(api, crm.dsn, name).running
+        assert connector.status(api, crm.dsn, name).running
 
 
 def _refused(feed: Any) -> set[str]:
@@ -201,7 +204,7 @@ def _refused(feed: Any) -> set[str]:
 
 
 def test_every_form_is_the_row_that_the_snapshot_reads(
-    sample_crm: Crm, kafka_bootstrap: str, api: cdc.Connect, connectors: ExitStack
+    sample_crm: Crm, kafka_bootstrap: str, api: connector.Connect, connectors: ExitStack
 ) -> None:
     crm = sample_crm
     no_schemas = {
@@ -219,7 +222,7 @@ def test_every_form_is_the_row_that_the_snapshot_reads(
     admin = AdminClient({"bootstrap.servers": kafka_bootstrap})
     for form, (account, flatten, more) in forms.items():
         topic = f"test.{names[form]}"
-        config = cdc.connector_config(
+        config = connector.connector_config(
             load(mapping_of(account)),
             crm.dsn,
             name=names[form],
@@ -229,10 +232,10 @@ def test_every_form_is_the_row_that_the_snapshot_reads(
             partitions=2,
         )
         connectors.callback(kafka_admin_delete, admin, topic)
-        connectors.callback(cdc.remove, api, crm.dsn, names[form])
+        connectors.callback(connector.remove, api, crm.dsn, names[form])
         api.put(names[form], config | more)
     for form, (account, _, _) in forms.items():
-        cdc.wait_running(api, crm.dsn, names[form], PATIENCE_S)
+        connector.wait_running(api, crm.dsn, names[form], PATIENCE_S)
         mapping = load(mapping_of(account))
         rows = {id_: row._replace(company_sso_id=named[form]) for id_, row in rows_of(crm, account).items()}
         topic, bootstrap = f"test.{names[form]}", {"bootstrap.servers": kafka_bootstrap}
@@ -262,11 +265,11 @@ def avro_settings(registry: str, *, in_headers: bool) -> dict[str, str]:
         ".apicurio.registry.use-id": "contentId",
     }
     words = [f"{side}.converter{name}={value}" for side in ("key", "value") for name, value in settings.items()]
-    return cdc.parse_settings(words)
+    return connector.parse_settings(words)
 
 
 def test_avro_of_the_real_converter_is_followed_with_and_without_the_envelope_and_through_a_new_column(
-    sample_crm: Crm, worker: Worker, api: cdc.Connect, connectors: ExitStack
+    sample_crm: Crm, worker: Worker, api: connector.Connect, connectors: ExitStack
 ) -> None:
     crm, name, registry = sample_crm, name_of_connector(), worker.registry_up()
     mapping_path = mapping_of(SAMPLE_YAML)
@@ -279,10 +282,10 @@ def test_avro_of_the_real_converter_is_followed_with_and_without_the_envelope_an
         history = db.execute("SELECT count(*) FROM audits").fetchone()
     assert history is not None
     feed = connectors.enter_context(feed_on(crm, mapping_path))
-    connectors.callback(cdc.remove, api, crm.dsn, name)
+    connectors.callback(connector.remove, api, crm.dsn, name)
 
     def send(*, flatten: bool) -> None:
-        config = cdc.connector_config(
+        config = connector.connector_config(
             mapping,
             crm.dsn,
             name=name,
@@ -292,7 +295,7 @@ def test_avro_of_the_real_converter_is_followed_with_and_without_the_envelope_an
             more=avro_settings(registry, in_headers=flatten),
         )
         api.put(name, config)
-        assert cdc.wait_running(api, crm.dsn, name, PATIENCE_S).running
+        assert connector.wait_running(api, crm.dsn, name, PATIENCE_S).running
 
     def written() -> set[str]:
         return {log["external_id"] for log in crm.logs(SAMPLE_YAML)}
@@ -305,7 +308,7 @@ def test_avro_of_the_real_converter_is_followed_with_and_without_the_envelope_an
         for flatten, column in ((False, ""), (False, "reviewed_by"), (True, ""), (True, "reviewed_at")):
             if flatten and not column:
                 api.delete(name)  # its offsets stay; changed in place, the old task would go on for a moment
-                wait_until(lambda: not cdc.status(api, crm.dsn, name).slot_active, "its task to end", PATIENCE_S)
+                wait_until(lambda: not connector.status(api, crm.dsn, name).slot_active, "its task to end", PATIENCE_S)
                 send(flatten=True)
             if column:
                 with psycopg.connect(crm.dsn, autocommit=True) as db:
@@ -364,24 +367,24 @@ def rows_of(crm: Crm, account: str) -> dict[int, AuditEvent]:
 
 
 def test_a_name_can_be_registered_again_after_it_was_removed(
-    database_dsn: str, api: cdc.Connect, connectors: ExitStack, kafka_bootstrap: str
+    database_dsn: str, api: connector.Connect, connectors: ExitStack, kafka_bootstrap: str
 ) -> None:
     name = name_of_connector()
     topic = f"test.{name}.audits"
     load_sample(database_dsn)
-    config = cdc.connector_config(load(None), database_dsn, name=name, topic=topic, account=SAMPLE_YAML)
-    connectors.callback(cdc.remove, api, database_dsn, name)
+    config = connector.connector_config(load(None), database_dsn, name=name, topic=topic, account=SAMPLE_YAML)
+    connectors.callback(connector.remove, api, database_dsn, name)
     sent = 0
     for _ in range(2):
         with psycopg.connect(database_dsn) as db:
             [rows] = db.execute("SELECT count(*) FROM audits").fetchone() or [0]
         api.put(name, config)
-        assert cdc.wait_running(api, database_dsn, name, PATIENCE_S).running
+        assert connector.wait_running(api, database_dsn, name, PATIENCE_S).running
         insert(database_dsn, [1], 1)
         sent += rows + 1  # the snapshot, which has what was written while nothing followed, and what comes
         all_sent = functools.partial(has_exactly, kafka_bootstrap, topic, sent)
         wait_until(all_sent, "all rows and a new one", PATIENCE_S)
-        assert cdc.remove(api, database_dsn, name)
+        assert connector.remove(api, database_dsn, name)
         insert(database_dsn, [1], 1)
 
 
@@ -389,9 +392,9 @@ def has_exactly(bootstrap: str, topic: str, count: int) -> bool:
     return len(records_on(bootstrap, topic)) == count
 
 
-def test_what_a_connector_cannot_do_is_one_line(api: cdc.Connect, database_dsn: str) -> None:
-    config = cdc.connector_config(load(None), database_dsn, name="t_wrong", account="acme")
+def test_what_a_connector_cannot_do_is_one_line(api: connector.Connect, database_dsn: str) -> None:
+    config = connector.connector_config(load(None), database_dsn, name="t_wrong", account="acme")
     with pytest.raises(BadInputError, match=r"Kafka Connect refuses the connector: .*(password|host|connect)"):
         api.put("t_wrong", config | {"database.port": "1"})
     assert api.state("t_wrong") == ("not registered", "")
-    assert not cdc.remove(api, database_dsn, "t_wrong")
+    assert not connector.remove(api, database_dsn, "t_wrong")

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from pymongo.errors import AutoReconnect
 
-from ops.local import enrich as enrichment
-from ops.local.enrich import Cursor, Enrichment, EnrichOptions, enrich_account
+from ops.enrich import run as enrichment
+from ops.enrich.run import Cursor, Enrichment, EnrichOptions, enrich_account
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
 from schemas.errors import BadInputError, ReplayError
@@ -27,7 +27,8 @@ ASSOCIATIONS = {"category": {"$in": CATEGORIES}, "action": {"$in": ACTIONS}}
 LINKS = ("crm_person_id", "linked_entity_type", "linked_entity_id", "linked_entity_name")
 KILLED = """
 import os, signal, sys
-from ops.local import enrich, services
+from ops.enrich import run as enrich
+from ops.local import services
 from ops.progress import PlainView
 from sink.enricher import Enricher
 

@@ -15,10 +15,10 @@ from ops.jobs import audit_log, operations
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore
 from ops.kafka import admin as kafka_admin
-from ops.local import runner
-from ops.local.runner import RunOptions
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
+from ops.runner import replay
+from ops.runner.replay import RunOptions
 from schemas.errors import BadInputError, MappingError, ReplayError
 from schemas.vocabulary import JobStatus
 from tests.e2e.conftest import Crm, mapping_of
@@ -64,7 +64,7 @@ def test_what_ends_a_run_is_in_its_job_and_another_runner_can_continue_it(
     for what, fault, said in FAULTS:
         monkeypatch.setattr(kafka_admin, "ensure_topics", fault)
         with pytest.raises(BaseException, match=r".*") as ended:
-            runner.run_account(SAMPLE_YAML, options, sample_crm.connections, PlainView())
+            replay.run_account(SAMPLE_YAML, options, sample_crm.connections, PlainView())
         job = last(sample_crm)
         assert (job.status, job.owner, job.partial) == (JobStatus.IN_PROGRESS, None, False), (what, ended.value)
         assert (job.error or "").startswith(said), what
@@ -76,7 +76,7 @@ def test_what_ends_a_run_is_in_its_job_and_another_runner_can_continue_it(
     sample_crm.database["crm_activity_log_migration_jobs"].delete_many({})
     monkeypatch.setattr(audit_log, "append", raising(AutoReconnect("gone")))
     with pytest.raises(ReplayError):
-        runner.run_account(SAMPLE_YAML, options, sample_crm.connections, PlainView())
+        replay.run_account(SAMPLE_YAML, options, sample_crm.connections, PlainView())
     assert (last(sample_crm).owner, last(sample_crm).error is not None) == (None, True)
 
 
@@ -87,8 +87,8 @@ def test_what_ends_a_replay_of_chosen_rows_or_a_rerun_is_in_its_job(
     for what, fault, said in FAULTS:
         monkeypatch.setattr(kafka_admin, "ensure_topics", fault)
         for partial in (
-            lambda: runner.run_selected(SAMPLE_YAML, [1200008], options, connections, view),
-            lambda: runner.run_since(SAMPLE_YAML, since, options, connections, view),
+            lambda: replay.run_selected(SAMPLE_YAML, [1200008], options, connections, view),
+            lambda: replay.run_since(SAMPLE_YAML, since, options, connections, view),
         ):
             with pytest.raises(BaseException, match=r".*"):
                 partial()
@@ -100,13 +100,13 @@ def test_what_ends_a_replay_of_chosen_rows_or_a_rerun_is_in_its_job(
     monkeypatch.setattr(operations, "why_no_rerun", lambda *_: None)
     monkeypatch.setattr(kafka_admin, "ensure_topics", raising(KeyError("x")))
     with pytest.raises(KeyError):
-        runner.run_account(SAMPLE_YAML, options, connections, view)
+        replay.run_account(SAMPLE_YAML, options, connections, view)
     whole = store.latest(SAMPLE_YAML)
     assert whole is not None
     whole = store.set_begin_offsets(whole, [0, 0, 0, 0])
     store.transition(whole.job_id, JobStatus.IN_PROGRESS, JobStatus.COMPLETED)
     with pytest.raises(KeyError):
-        runner.rerun_account(SAMPLE_YAML, options, connections, view)
+        replay.rerun_account(SAMPLE_YAML, options, connections, view)
     again = store.latest(SAMPLE_YAML)
     assert again is not None
     assert again.run > whole.run
@@ -119,7 +119,7 @@ def test_a_home_that_cannot_be_written_is_refused_before_there_is_a_job(
     home = tmp_path / "a-file"
     home.write_text("")
     with pytest.raises(BadInputError, match=r"nothing can be written.*CRM_REPLAY_HOME"):
-        runner.run_account(SAMPLE_YAML, replace(options, home=home / "x"), sample_crm.connections, PlainView())
+        replay.run_account(SAMPLE_YAML, replace(options, home=home / "x"), sample_crm.connections, PlainView())
     assert JobStore(sample_crm.database).jobs(SAMPLE_YAML) == []
 
 

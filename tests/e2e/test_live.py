@@ -13,8 +13,8 @@ import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import NewTopic
 
+from ops.feed.feed import LiveOptions, feed_of, prepare
 from ops.kafka import admin as kafka_admin
-from ops.local.live import LiveOptions, feed_of, prepare
 from ops.local.sample_crm import load_sample
 from schemas.errors import BadInputError
 from schemas.records import AuditEvent

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+from ops.enrich.run import EnrichOptions, enrich_account
 from ops.jobs.store import JobStore
-from ops.local import run_enrichment, runner
 from ops.local.check.run import check_enrichment
-from ops.local.enrich import EnrichOptions, enrich_account
 from ops.local.preflight import Verdict
-from ops.local.runner import RunOptions, run_account
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
+from ops.runner import enrichment, replay
+from ops.runner.replay import RunOptions, run_account
 from schemas.errors import ServiceUnreachableError
 from tests.e2e.conftest import Crm, mapping_of
 from tests.e2e.test_enrich import everything, without_links
@@ -28,8 +28,10 @@ KILLED = """
 import os, signal, sys
 from functools import partial
 from pathlib import Path
-from ops.local import enrich, run_enrichment, services
-from ops.local.runner import RunOptions, run_account
+from ops.enrich import run as enrich
+from ops.local import services
+from ops.runner import enrichment as run_enrichment
+from ops.runner.replay import RunOptions, run_account
 from ops.progress import PlainView
 from sink.enricher import Enricher
 
@@ -59,7 +61,7 @@ def counts(job: dict[str, Any]) -> dict[str, Any]:
     return {name: job[name] for name in ("records_total", "records_migrated", "records_skipped", "records_failed")}
 
 
-def run_here(crm: Crm, monkeypatch: pytest.MonkeyPatch) -> runner.RunResult:
+def run_here(crm: Crm, monkeypatch: pytest.MonkeyPatch) -> replay.RunResult:
     for name, value in crm.environment.items():
         monkeypatch.setenv(name, value)
     options = RunOptions(mapping_path=MAPPING, home=crm.home)
@@ -118,14 +120,14 @@ def test_a_run_enriches_its_rows_whatever_dies(
 
     # An enrichment that cannot be done costs the run nothing; the command finishes it.
     with monkeypatch.context() as patched:
-        patched.setattr(run_enrichment, "PAUSES_S", (0.1,))
+        patched.setattr(enrichment, "PAUSES_S", (0.1,))
         tries: list[object] = []
 
         def away(self: object) -> None:
             tries.append(self)
             raise ServiceUnreachableError("cannot connect to PostgreSQL database crm", "check it")
 
-        patched.setattr(run_enrichment.Run, "enrich", away)
+        patched.setattr(enrichment.Run, "enrich", away)
         result = run_here(crm, patched)
     assert len(tries) == 2
     assert (result.job.status, result.job.accuracy_pct, result.job.error) == ("completed", 100.0, None)
@@ -148,18 +150,18 @@ def test_a_run_enriches_its_rows_whatever_dies(
     # Halted in the middle of it: the job stays halted, and a resume is a resume.
     without_links(crm, SAMPLE_YAML)
     with monkeypatch.context() as patched:
-        enrich = run_enrichment.Run.enrich
+        enrich = enrichment.Run.enrich
 
-        def halted_meanwhile(self: run_enrichment.Run) -> Any:
+        def halted_meanwhile(self: enrichment.Run) -> Any:
             store = JobStore(crm.database)
             job = store.latest(SAMPLE_YAML)
             assert job is not None
-            store.transition(job.job_id, job.status, runner.JobStatus.HALTED, "halted by a test")
+            store.transition(job.job_id, job.status, replay.JobStatus.HALTED, "halted by a test")
             return enrich(self)
 
-        patched.setattr(run_enrichment, "SAVE_EVERY_S", 0.0)
-        patched.setattr(run_enrichment.Run, "enrich", halted_meanwhile)
-        with pytest.raises(runner.HaltedError, match="halted by a test"):
+        patched.setattr(enrichment, "SAVE_EVERY_S", 0.0)
+        patched.setattr(enrichment.Run, "enrich", halted_meanwhile)
+        with pytest.raises(replay.HaltedError, match="halted by a test"):
             run_here(crm, patched)
     assert job_of(crm)["status"] == "halted"
 

@@ -49,9 +49,9 @@ if __name__ == "__main__":
 OWNER = """
 import atexit, json, os, signal, subprocess, sys, time
 from pathlib import Path
-from ops.local import processes
-from ops.local.forkserver import forked
-from ops.local.processes import Supervised, Supervisor, python_module
+from ops.runner import processes
+from ops.runner.forkserver import forked
+from ops.runner.processes import Supervised, Supervisor, python_module
 atexit.register(print, "this is the owner's")
 log = Path("log")
 environment = {**os.environ, "MARK": "\\udc80 a mark"}
@@ -213,7 +213,7 @@ with forked() as forks:
 
 def test_where_the_kernel_gives_no_orphans_there_is_no_server(tmp_path):
     script = """
-from ops.local import forkserver
+from ops.runner import forkserver
 forkserver._prctl = lambda *_: -1
 with forked() as forks:
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ops.local import processes
-from ops.local.processes import ProcessGaveUpError, Supervised, Supervisor, child_environment
+from ops.runner import processes
+from ops.runner.processes import ProcessGaveUpError, Supervised, Supervisor, child_environment
 from tests.support.waiting import wait_until
 
 
@@ -107,7 +107,7 @@ def test_children_end_when_their_supervisor_is_killed(tmp_path):
     code = f"""
 import time
 from pathlib import Path
-from ops.local.processes import *
+from ops.runner.processes import *
 import sys
 s = Supervisor()
 log = Path({str(tmp_path)!r}) / "c.log"

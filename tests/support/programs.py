@@ -1,7 +1,7 @@
 """Programs of ours as processes, without waiting a second or two for the imports of each.
 
 `Program` is a `subprocess.Popen` of `python -m MODULE ...`, forked from a process that has loaded what our commands and
-workers need (as the product does with a run's workers, ops/local/forkserver.py). A process, an environment, files and
+workers need (as the product does with a run's workers, ops/runner/forkserver.py). A process, an environment, files and
 signals of its own: a test can kill it, stop it and read what it says. Commands in the tests of the documentation are
 executed as a user does.
 """
@@ -131,7 +131,7 @@ _SERVER = _Server()
 
 def serve(orders: socket.socket) -> None:
     """Import, then fork what is ordered and tell how it ended, until the test process is gone."""
-    from ops.local import forkserver
+    from ops.runner import forkserver
 
     _load()
     woken, wake = socket.socketpair()
@@ -172,7 +172,7 @@ def _load() -> None:
     import tests.integration.processors.worker
     import tests.integration.sink.faulty_sink  # noqa: F401
     from ops.cli import main as cli
-    from ops.local import forkserver
+    from ops.runner import forkserver
     from schemas.process.registry import codec_for
 
     cli.application()
@@ -183,7 +183,7 @@ def _load() -> None:
 
 
 def _become(order: Mapping[str, Any], streams: Sequence[int]) -> None:
-    from ops.local import forkserver
+    from ops.runner import forkserver
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.chdir(order["cwd"])

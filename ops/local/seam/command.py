@@ -68,9 +68,9 @@ def mend(report: "Report", mapping_path: str, feed: str, connections: Connection
 
     The replay's are replayed now; the live feed's are on its topic, and written once it has come to them.
     """
-    from ops.local.live import feed_of
-    from ops.local.runner import RunOptions, run_selected
+    from ops.feed.feed import feed_of
     from ops.local.seam.check import rows_of
+    from ops.runner.replay import RunOptions, run_selected
     from producer.publisher import Publisher, message_bytes_max
     from schemas.process.registry import codec_for
     from schemas.source.mapping import load

@@ -2,7 +2,7 @@
 
 Connectors, their offsets and states are in three compacted topics of Kafka. A worker that is killed therefore goes on
 after the last offsets it had committed there, and sends what came behind them once more; the activity logs' unique
-index takes that. `ops/local/cdc.py` registers the connector.
+index takes that. `ops/feed/connector.py` registers the connector.
 """
 
 import os

@@ -98,7 +98,7 @@ def repair(report: Report, plan: Plan, run_options: Any, connections: Connection
             deleted = copy.delete(database, account, tally.delete)
         if audit_ids:
             view.note(f"replaying {len(audit_ids):,} rows of {account}")
-            from ops.local.runner import run_selected
+            from ops.runner.replay import run_selected
 
             run_selected(account, audit_ids, run_options, connections, view)
         detail = {"documents_deleted": deleted, "rows_replayed": len(audit_ids)}
@@ -110,8 +110,9 @@ def repair(report: Report, plan: Plan, run_options: Any, connections: Connection
 
 def end_dead(account: str, connections: Connections, view: RunView) -> None:
     """End a repair of the account whose runner has died: this one is in its place."""
-    from ops.local import repairs, runner
     from ops.local.trace import Topics
+    from ops.runner import repairs
+    from ops.runner import replay as runner
 
     topics = Topics(connections.kafka(), connections.schema_registry_url)
     database = connect(connections, app_name="crm-replay-verify")

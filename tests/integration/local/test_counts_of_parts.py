@@ -10,7 +10,7 @@ from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore, NewJob
 from ops.local.check.run import check_job
 from ops.local.preflight.model import Verdict
-from ops.local.repairs import _written
+from ops.runner.repairs import _written
 from producer.cursor import EARLIEST
 from schemas.vocabulary import JobStatus
 from sink.counting import PartitionProgress

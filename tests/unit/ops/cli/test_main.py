@@ -123,7 +123,7 @@ def test_a_setting_that_is_missing_is_one_line(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("command", "strangers"),
     [
-        ("status", ("fastapi", "faust", "ops.local.runner", "ops.local.generator")),
+        ("status", ("fastapi", "faust", "ops.runner.replay", "ops.local.generator")),
         ("services", ("fastapi", "faust", "ops.control.app")),
         ("run", ("fastapi", "ops.local.generator", "ops.local.preflight")),
     ],

@@ -94,7 +94,7 @@ def test_with_tracing_off_the_processes_do_not_import_opentelemetry():
     code = """
 import sys
 import producer.__main__, processors.__main__, processors.feed.worker, sink.__main__
-import ops.local.daemon, ops.local.runner, ops.local.forkserver  # what a worker is forked from
+import ops.runner.daemon, ops.runner.replay, ops.runner.forkserver  # what a worker is forked from
 from schemas.process import tracing
 assert tracing.start("sink") is tracing.OFF
 assert not [name for name in sys.modules if name.split(".")[0] == "opentelemetry"], "off is not off"

@@ -15,8 +15,8 @@ from pymongo.errors import NetworkTimeout
 from ops.jobs import migrations
 from ops.jobs.jobs import NEVER, Job
 from ops.jobs.store import JobStore, LeaseLostError, NewJob
-from ops.local import runner
-from ops.local.processes import Supervised
+from ops.runner import replay
+from ops.runner.processes import Supervised
 from schemas.process.connections import Connections
 
 pytestmark = pytest.mark.services
@@ -65,7 +65,7 @@ class Run:
     def work(self, lease: Any) -> None:
         around: Any = type("Around", (), {"store": self.store, "connections": self.connections})
         try:
-            runner._work(self.job, runner.Stretch(), runner.RunOptions(), around, self.view, self.stop, lease)
+            replay._work(self.job, replay.Stretch(), replay.RunOptions(), around, self.view, self.stop, lease)
         except BaseException as error:
             self.error = error
 
@@ -87,16 +87,16 @@ def wait_for(condition: Callable[[], Any]) -> None:
 def run(mongo_database: Any, mongodb_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     migrations.up(mongo_database)
     run = Run(mongo_database, mongodb_url, tmp_path)
-    monkeypatch.setattr(runner, "_processes", run.processes)
-    monkeypatch.setattr(runner, "RENEW_EVERY_S", 0.05)
-    monkeypatch.setattr(runner, "SILENCE_MAX_S", 3.0)
+    monkeypatch.setattr(replay, "_processes", run.processes)
+    monkeypatch.setattr(replay, "RENEW_EVERY_S", 0.05)
+    monkeypatch.setattr(replay, "SILENCE_MAX_S", 3.0)
     return run
 
 
 @contextmanager
 def running(run: Run) -> Iterator[Any]:
     """Give the lease of the run, once its worker has started."""
-    with runner._Lease(run.connections, run.job) as lease:
+    with replay._Lease(run.connections, run.job) as lease:
         thread = threading.Thread(target=run.work, args=(lease,))
         thread.start()
         try:
@@ -127,7 +127,7 @@ def test_workers_are_stopped_while_the_lease_still_holds_and_started_again_if_it
         away.clear()
         wait_for(lambda: run.starts() > before)
         assert run.alive()
-    assert isinstance(run.error, runner.InterruptedRunError)
+    assert isinstance(run.error, replay.InterruptedRunError)
     released = run.store.claim_next("another")
     assert released is not None
     assert released.fence == 2

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from ops.enrich.run import Cursor, Enrichment, EnrichmentLostError, Scope
 from ops.jobs import migrations
-from ops.local.enrich import Cursor, Enrichment, EnrichmentLostError, Scope
 from producer.cursor import EARLIEST
 from schemas.errors import BadInputError
 from sink.indexes import ENRICHMENTS

@@ -5,7 +5,7 @@ rows of the live feed's documents, which a replay skips (DECISIONS.md, decision 
 association logs come from is read once, upwards; in batches, a few of them at a time, its names are looked up and its
 document is patched (sink.enricher). How far it is stands in `crm_replay_enrichments`, saved after each batch in their
 order. Dying between a patch and the save, what was in flight is done again: what was added is then found complete.
-Which rows a run goes through, and when it gives up: ops.local.run_enrichment.
+Which rows a run goes through, and when it gives up: ops.runner.enrichment.
 """
 
 import datetime as dt

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ops.local import worker_metrics
-from ops.local.worker_metrics import gathering, targets_in
+from ops.runner import worker_metrics
+from ops.runner.worker_metrics import gathering, targets_in
 from schemas.errors import BadInputError
 from schemas.process.exposition import of_children, serving
 from schemas.process.metrics import Value

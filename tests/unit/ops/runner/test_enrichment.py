@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from pymongo.errors import AutoReconnect, OperationFailure
 
+from ops.enrich.run import Enrichment, EnrichmentLostError
 from ops.jobs.store import LeaseLostError
-from ops.local import run_enrichment
-from ops.local.enrich import Enrichment, EnrichmentLostError
-from ops.local.run_enrichment import Place, RunEnrichment
-from ops.local.runner import InterruptedRunError
 from ops.progress import PlainView
+from ops.runner import enrichment
+from ops.runner.enrichment import Place, RunEnrichment
+from ops.runner.replay import InterruptedRunError
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.vocabulary import JobStatus
 from sink.writer import ServerStateError
@@ -76,9 +76,9 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
             self._on_step(state)
             return state
 
-    monkeypatch.setattr(run_enrichment, "Run", FakeRun)
-    monkeypatch.setattr(run_enrichment, "PAUSES_S", (0.0, 0.0))
-    monkeypatch.setattr(run_enrichment, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(enrichment, "Run", FakeRun)
+    monkeypatch.setattr(enrichment, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(enrichment, "SAVE_EVERY_S", 0.0)
     yield stage
     assert not stage.tries
 

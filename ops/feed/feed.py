@@ -35,7 +35,9 @@ from ops.jobs import migrations
 from ops.jobs.store import JobStore
 from ops.kafka import admin as kafka_admin
 from ops.local import services
-from ops.local.processes import (
+from ops.local.services.layout import Home
+from ops.progress import RunView, view_for
+from ops.runner.processes import (
     ProcessGaveUpError,
     Supervised,
     Supervisor,
@@ -43,9 +45,7 @@ from ops.local.processes import (
     python_module,
     require_writable,
 )
-from ops.local.services.layout import Home
-from ops.local.worker_metrics import gathering
-from ops.progress import RunView, view_for
+from ops.runner.worker_metrics import gathering
 from producer import references
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.job import LiveFeed

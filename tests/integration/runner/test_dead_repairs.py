@@ -10,7 +10,7 @@ from bson import ObjectId
 from ops.jobs import migrations
 from ops.jobs.letters import Letter
 from ops.jobs.store import JobStore, NewJob
-from ops.local import daemon, repairs
+from ops.runner import daemon, repairs
 from producer.cursor import EARLIEST
 from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus

@@ -37,13 +37,14 @@ from ops.jobs import enrichments, http_documents, migrations
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobChangedError, JobStore
 from ops.jobs.tasks import Task, TaskKind, TaskLostError, TaskStore
-from ops.local import repairs, services
-from ops.local.forkserver import WORKERS, Forked, ForkServer, forked
-from ops.local.processes import child_environment, python_module, require_writable
+from ops.local import services
 from ops.local.services.layout import Home
 from ops.local.trace import Topics
-from ops.local.worker_metrics import gathering
 from ops.progress import RunView
+from ops.runner import repairs
+from ops.runner.forkserver import WORKERS, Forked, ForkServer, forked
+from ops.runner.processes import child_environment, python_module, require_writable
+from ops.runner.worker_metrics import gathering
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
 from schemas.source.mapping import load
@@ -228,7 +229,7 @@ class Daemon:
             return
         job = child.job
         if code != 0:  # it had no time to say why, nor to let go
-            from ops.local.runner import Terms, let_go, terms_after
+            from ops.runner.replay import Terms, let_go, terms_after
 
             why = f"its process ended with signal {-code}" if code < 0 else f"its process ended with code {code}"
             store = JobStore(self.database)
@@ -247,7 +248,7 @@ class Daemon:
 
     def _start_child(self) -> Child:
         """Return a process that loads what a run needs and then waits for its order."""
-        command, environment = python_module("ops.local.daemon"), child_environment()
+        command, environment = python_module("ops.runner.daemon"), child_environment()
         if self.forks is not None:
             try:
                 # It sees our end at its standard input; a second SIGTERM would have it leave its job as it is.
@@ -483,7 +484,7 @@ class _EventView:
 
 def child() -> int:
     """Run the job that a line on standard input names; return the exit code: 0 if the job's document says it all."""
-    from ops.local import runner  # before the line is waited for: this takes a second
+    from ops.runner import replay as runner  # before the line is waited for: this takes a second
 
     with forked() as forks:
         return _child(runner, forks)
@@ -585,7 +586,7 @@ def runner(
             os._exit(128 + number)  # the children see that we are gone, and stop by themselves
         daemon.stop.set()
 
-    with forked(("ops.local.daemon", "ops.local.runner", "ops.local.run_enrichment", *WORKERS)) as daemon.forks:
+    with forked(("ops.runner.daemon", "ops.runner.replay", "ops.runner.enrichment", *WORKERS)) as daemon.forks:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
         with gathering("runner", daemon.limits.home):

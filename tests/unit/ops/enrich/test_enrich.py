@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from ops.enrich import run as enrich
+from ops.enrich.run import Names, Referents
 from ops.jobs.enrichments import EnrichmentState, in_words, view_of
 from ops.jobs.operations import digest
-from ops.local import enrich
-from ops.local.enrich import Names, Referents
 from processors.rules.enrichment import Name
 from schemas.codec import Codec
 from schemas.errors import MappingError

@@ -8,7 +8,7 @@ from bson import ObjectId
 
 from ops.jobs import http_documents
 from ops.jobs.letters import Letter
-from ops.local import repairs
+from ops.runner import repairs
 from sink.documents import object_id
 from sink.job_counts import Move
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 
-from ops.local import cdc
-from ops.local.cdc import STALE_OFFSETS, Connect, ConnectRefusedError, OffsetsKeptError, connector_config
+from ops.feed import connector as cdc
+from ops.feed.connector import STALE_OFFSETS, Connect, ConnectRefusedError, OffsetsKeptError, connector_config
 from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.source.mapping import SourceMapping, load, parse
 from schemas.topics import LIVE_TOPIC

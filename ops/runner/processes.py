@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ops.local.forkserver import Forked, ForkServer
+from ops.runner.forkserver import Forked, ForkServer
 from schemas.errors import BadInputError, ReplayError
 from schemas.process import logs
 

@@ -11,9 +11,9 @@ import pytest
 from ops.jobs.jobs import NEVER, IllegalTransitionError, Job
 from ops.jobs.store import JobChangedError, LeaseLostError
 from ops.jobs.tasks import Task, TaskKind, TaskStatus
-from ops.local import daemon
-from ops.local.daemon import command_of, last_line, progress_of, result_of, write_lines
-from ops.local.runner import (
+from ops.runner import daemon
+from ops.runner.daemon import command_of, last_line, progress_of, result_of, write_lines
+from ops.runner.replay import (
     ATTEMPTS_MAX,
     PAUSE_MAX_S,
     HaltedError,

@@ -8,7 +8,7 @@ Order of effects, and what a death between two of them costs:
 3. topics, references, begin markers, committed offsets: a resume repeats those that are not on file yet; a repeated
    begin marker is one more record that everybody passes over.
 4. producer, processors, sinks: each takes up its work from what it had committed.
-5. enrichment of the association logs (ops.local.run_enrichment): a resume continues it.
+5. enrichment of the association logs (ops.runner.enrichment): a resume continues it.
 6. validation, then the job is completed. Dying before it, a resume finds every partition ended and validates.
 
 The runner holds the job under a lease. One that cannot renew it stops its processes before the lease runs out, and
@@ -42,9 +42,11 @@ from ops.jobs.jobs import LEASE_S, IllegalTransitionError, Job, Ledger
 from ops.jobs.migrations import MigrationRefusedError
 from ops.jobs.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
 from ops.kafka import admin as kafka_admin
-from ops.local import repairs
-from ops.local.forkserver import ForkServer
-from ops.local.processes import (
+from ops.local.trace import Topics
+from ops.progress import RunView
+from ops.runner import repairs
+from ops.runner.forkserver import ForkServer
+from ops.runner.processes import (
     ProcessGaveUpError,
     Supervised,
     Supervisor,
@@ -52,8 +54,6 @@ from ops.local.processes import (
     python_module,
     require_writable,
 )
-from ops.local.trace import Topics
-from ops.progress import RunView
 from producer import markers, references
 from producer.audits import AuditReader, Limits, resolve
 from producer.audits import connect as db_connect
@@ -647,7 +647,7 @@ def _enriched(
     check: Callable[[], None],
 ) -> Job:
     """Enrich the association logs of the run's rows, if the source mapping or the options want it; return the job."""
-    from ops.local.run_enrichment import Place, RunEnrichment  # a tenth of a second that no worker has to wait for
+    from ops.runner.enrichment import Place, RunEnrichment  # a tenth of a second that no worker has to wait for
 
     wanted = around.mapping.enrichment.during_run if options.enrich is None else options.enrich
     gaps = None if stretch.audit_ids is None else _stretches(stretch.audit_ids)

@@ -1,7 +1,7 @@
 """The enrichment of a run: between the last end marker and the validation, which then has the last word.
 
 So a completed job is an enriched one, and a runner that dies here leaves a job in progress that the next runner claims:
-it finds every partition ended and continues the enrichment where its cursor is (ops.local.enrich). What keeps the
+it finds every partition ended and continues the enrichment where its cursor is (ops.enrich.run). What keeps the
 enrichment from its end never costs the run: after some tries the run is validated without it, and its job says that the
 enrichment is pending, and why. A server that is away is waited for as the run waits for it.
 
@@ -19,10 +19,10 @@ from typing import Any
 
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 
+from ops.enrich.run import Enrichment, EnrichOptions, Referents, Run, Scope
 from ops.jobs.enrichments import EnrichmentState, counts_of, in_words, view_of
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobChangedError, JobStore
-from ops.local.enrich import Enrichment, EnrichOptions, Referents, Run, Scope
 from ops.progress import RunView
 from processors.lookups.tables import ReferenceTables
 from producer.cursor import EARLIEST, Gap

@@ -1,0 +1,1 @@
+"""The enrichment: association logs get the ids and names that they lacked when they were written."""
