@@ -17,6 +17,8 @@ from psycopg import sql
 from pymongo.errors import PyMongoError
 from rich.console import Console
 
+from ops.dead_letters.feed import outcomes_in_feed
+from ops.dead_letters.retry import attempt_of, attempts_of, read_letters
 from ops.feed.feed import feed_of
 from ops.jobs import migrations
 from ops.jobs.jobs import Job
@@ -25,8 +27,6 @@ from ops.jobs.store import JobStore
 from ops.jobs.validation import EXTERNAL_ID_PREFIX
 from ops.kafka import admin as kafka_admin
 from ops.local import services
-from ops.local.dlq import attempt_of, attempts_of, read_letters
-from ops.local.feed_letters import outcomes_in_feed
 from ops.local.story import Row, Step, Story, candidates, out_of_scope, run_of, steps, told, verdict
 from ops.local.trace import Topics, partition_of
 from ops.local.verify.compare import TOLERANT, body_of, differences, expected_document

@@ -13,9 +13,9 @@ from ops.jobs.audit_log import entries
 from ops.local.check import CheckOptions, check_accounts
 from ops.local.preflight import Verdict
 from ops.local.sample_crm import SAMPLE_YAML
-from ops.local.subject.model import Person
-from ops.local.subject.purge import Confirm, purge_person
 from ops.progress import PlainView
+from ops.subject.model import Person
+from ops.subject.purge import Confirm, purge_person
 from schemas.codec import Codec
 from schemas.errors import BadInputError
 from schemas.source.mapping import load

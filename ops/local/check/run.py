@@ -12,6 +12,7 @@ from bson.errors import InvalidId
 from confluent_kafka import KafkaException
 from pymongo.errors import PyMongoError
 
+from ops.dead_letters.retry import read_letters, resolved_rows
 from ops.jobs import audit_log, enrichments, http_documents
 from ops.jobs.counts import counts_of
 from ops.jobs.enrichments import EnrichmentState
@@ -21,16 +22,15 @@ from ops.jobs.operations import digest
 from ops.jobs.store import JobStore
 from ops.local import http_strays
 from ops.local.check.model import PLATFORM, AccountResult, Results, segments
-from ops.local.dlq import read_letters, resolved_rows
 from ops.local.preflight.model import Check, Verdict, fail, ok, warn
 from ops.local.preflight.mongodb import check_indexes, check_schema
-from ops.local.subject.purge import ACTION as PURGE_ACTION
 from ops.local.trace import Topics
 from ops.local.verify import copy
 from ops.local.verify.gather import work_of
 from ops.local.verify.model import Kind, Tally
 from ops.local.verify.segments import Chunk, SegmentChecker, Work
 from ops.progress import RunView
+from ops.subject.purge import ACTION as PURGE_ACTION
 from producer.audits import AuditReader, connect, resolve
 from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, all_gaps
@@ -306,7 +306,7 @@ def _rows_in(gaps: list[tuple[int, int]], work: Work) -> Iterator[int]:
 
 def _with_documents(database: Any, account: str, audit_ids: list[int]) -> set[int]:
     """Return those of the rows that have a document, whoever has written it."""
-    from ops.local.dlq import documents_of as with_document
+    from ops.dead_letters.retry import documents_of as with_document
 
     return with_document(database, account, audit_ids)
 

@@ -66,8 +66,8 @@ def verify(
     Exit code 0: equal. 1: not equal, or an outage. 2: the call or its surroundings are wrong, or a repair was refused.
     """
     from ops.local.verify.check import VerifyOptions, verify_account  # the clients of all packages: not for --help
-    from ops.local.verify.repair import close, end_dead, is_whole, plan_of
-    from ops.local.verify.repair import repair as mend
+    from ops.repair.run import close, end_dead, is_whole, plan_of
+    from ops.repair.run import repair as mend
 
     if (dry_run or yes) and not repair:
         raise BadInputError("--dry-run and --yes belong to --repair", "give --repair, too")

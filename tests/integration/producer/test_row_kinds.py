@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from ops.jobs.coverage import persons_in_scope
-from ops.local.subject.find import source_rows
-from ops.local.subject.model import Person
+from ops.subject.find import source_rows
+from ops.subject.model import Person
 from processors.rules.enrichment import AssociationFinder
 from producer.audits import AuditReader, AuditSource, Limits, RowKind, connect, resolve
 from producer.survey import count

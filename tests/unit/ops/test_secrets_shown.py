@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import sink.database
 from ops.cli import main as cli
 from ops.cli import services as services_cli
+from ops.cli.subject import _writer
 from ops.feed.connector import Connect, connector_config
-from ops.local.subject.command import _writer
 from processors.feed import mongo
 from producer.audits import connect
 from schemas.errors import BadInputError, ReplayError

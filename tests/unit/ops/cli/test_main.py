@@ -188,7 +188,7 @@ def test_no_terminal_is_too_plain_for_what_a_command_prints(environment):
 
 def test_json_stays_json_on_a_plain_terminal():
     prints = (
-        "import logging, sys; from schemas.process import logs; from ops.local.subject.command import json_line;"
+        "import logging, sys; from schemas.process import logs; from ops.cli.subject import json_line;"
         f" print(json_line({{'name': {SHOWN!a}}}, sys.stdout)); logs.configure('x'); logging.warning({SHOWN!a})"
     )
     for environment in (ASCII, {"PYTHONIOENCODING": "utf-8"}):

@@ -16,9 +16,9 @@ from ops.local.verify.compare import body_of, decode, differences, documents, ex
 from ops.local.verify.expected import expected_of
 from ops.local.verify.lookups import KeptLookups
 from ops.local.verify.model import REPAIR_MAX, Counted, Finding, Kind, Report, Tally, count_mismatches
-from ops.local.verify.repair import DELETE_MAX_PCT, plan_of, proved
 from ops.local.verify.segments import Chunk
 from ops.local.verify.topics import Seen, phrase, zigzag
+from ops.repair.run import DELETE_MAX_PCT, plan_of, proved
 from processors.rules.transform import Refused, Skip, Transformed
 from schemas.codec import SINGLE_OBJECT_HEADER_BYTES, Codec
 from schemas.errors import BadInputError, ReplayError

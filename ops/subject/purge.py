@@ -18,10 +18,10 @@ from ops.jobs import audit_log
 from ops.jobs.store import JobStore
 from ops.kafka import admin as kafka_admin
 from ops.kafka.topics import spans
-from ops.local.subject import find
-from ops.local.subject.find import OnTopic
-from ops.local.subject.model import Certificate, Kept, Person, gone_by
 from ops.progress import RunView
+from ops.subject import find
+from ops.subject.find import OnTopic
+from ops.subject.model import Certificate, Kept, Person, gone_by
 from producer.publisher import Publisher, message_bytes_max
 from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.local.subject.model import Certificate, Kept, Person, gone_by, is_about, shown_record
+from ops.subject.model import Certificate, Kept, Person, gone_by, is_about, shown_record
 from schemas.codec import Codec
 from schemas.errors import BadInputError
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, Record, Referent, SkippedRecord

@@ -177,7 +177,7 @@ class _Place:
         if not letters:
             return []
         if self.feed is not None:
-            from ops.local.feed_letters import judged
+            from ops.dead_letters.feed import judged
 
             return judged(letters, self.feed, self.topics, self.database, view)
         return judge(letters, resolved_rows(letters, self.account, self.topics, self.database, view))
@@ -426,7 +426,7 @@ def _retries_of(place: _Place, letter: Letter) -> list[dict[str, Any]]:
     """Return the attempts of a letter's row; of a feed's, those that have sent this letter's record."""
     if place.feed is None:
         return attempts_of(place.database, place.account, letter.row) if letter.row else []
-    from ops.local.feed_letters import attempts_of as attempts_of_feed
+    from ops.dead_letters.feed import attempts_of as attempts_of_feed
 
     attempts = attempts_of_feed(place.database, place.feed.feed)
     return [one for one in attempts if any(each["letter"] == letter.offset for each in one["sent"])]
@@ -591,7 +591,7 @@ class _FeedRetry:
 
 def _retry_feed(place: _Place, listed: Sequence[Listed], how: _FeedRetry, view: RunView, *, as_json: bool) -> None:
     """Send the records of a feed's dead letters again, and say what has become of them."""
-    from ops.local import feed_letters
+    from ops.dead_letters import feed as feed_letters
 
     name = place.feed.feed
     attempts = feed_letters.attempts_of(place.database, name)

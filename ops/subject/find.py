@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, cast
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from ops.kafka.topics import BATCH_RECORDS, PARTITION_EOF, POLL_S, READ_IDLE_S, spans
-from ops.local.subject.model import Person, is_about
 from ops.progress import RunView
+from ops.subject.model import Person, is_about
 from producer.audits import answering, connect, resolve
 from schemas import stored
 from schemas.codec import Codec

@@ -7,8 +7,8 @@ import pytest
 
 from ops.jobs import migrations
 from ops.jobs.store import JobStore, NewJob
-from ops.local.verify import repair
 from ops.local.verify.model import Report, Tally
+from ops.repair import run as repair
 from ops.runner import replay
 from producer.cursor import EARLIEST
 from schemas.process.connections import Connections

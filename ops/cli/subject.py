@@ -46,7 +46,7 @@ def _place(account: str, person_id: str, mapping_path: str) -> Iterator[_Place]:
     from ops.jobs.store import JobStore
     from ops.kafka import admin as kafka_admin
     from ops.local import services
-    from ops.local.subject.model import Person
+    from ops.subject.model import Person
     from schemas.process.registry import codec_for
     from schemas.source.mapping import load
     from schemas.topics import AccountTopics
@@ -92,8 +92,8 @@ def json_line(item: dict[str, Any], out: TextIO) -> str:
 def _everything(place: _Place, view: RunView) -> Iterator[dict[str, Any]]:
     from bson import json_util
 
-    from ops.local.subject import find
-    from ops.local.subject.model import shown_record
+    from ops.subject import find
+    from ops.subject.model import shown_record
     from schemas.topics import AccountTopics
 
     account, kafka = place.person.company_sso_id, place.connections.kafka()
@@ -144,7 +144,7 @@ def purge(
 
     Exit code 0: done, whatever is left only waits for its retention. 1: something could not be removed. 2: bad call.
     """
-    from ops.local.subject.purge import purge_person
+    from ops.subject.purge import purge_person
 
     view = view_for(Console(stderr=True))
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from ops.dead_letters.feed import chosen
 from ops.jobs.audit_ids import AUDIT_IDS_MAX, parse_audit_ids
 from ops.jobs.letters import (
     RETRIES_MAX,
@@ -23,7 +24,6 @@ from ops.jobs.letters import (
     plan,
     printable,
 )
-from ops.local.feed_letters import chosen
 from schemas.codec import Codec
 from schemas.errors import BadInputError
 from schemas.records import ActivityLog, AuditEvent, DeadLetter
