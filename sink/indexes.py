@@ -17,7 +17,7 @@ TASKS = "crm_replay_tasks"  # ops.jobs.tasks
 AUDIT_LOG = "crm_replay_audit_log"  # ops.jobs.audit_log
 ENRICHMENTS = "crm_replay_enrichments"  # one document an account: how far its enrichment is; ops.enrich.run
 FEEDS = "crm_replay_feeds"  # live feeds; ops.feed.feed
-SEALS = "crm_replay_seals"  # id segments that were proved equal, and by which fingerprints; ops.local.verify
+SEALS = "crm_replay_seals"  # id segments that were proved equal, and by which fingerprints; ops.checks.verify
 
 SOURCE_TAG = "crm_migration"  # documents of the replay; the live feed has none
 

@@ -62,7 +62,7 @@ app = typer.Typer(help="Dead letters: what could not be understood or stored, an
 def read_letters(topics: Any, names: AccountTopics) -> list[Letter]:
     """Return the dead letters of an account or a feed, oldest first, each failure once; empty without a topic of them.
 
-    `topics` is an `ops.local.trace.Topics`.
+    `topics` is an `ops.kafka.rows.Topics`.
     """
     from ops.kafka.topics import records
 
@@ -190,8 +190,8 @@ def _place(account: str, feed: str) -> Iterator[_Place]:
         raise BadInputError("--account or --feed", "give one of them")
     from ops.jobs import migrations
     from ops.kafka import admin as kafka_admin
+    from ops.kafka.rows import Topics
     from ops.local import services
-    from ops.local.trace import Topics
     from sink.database import connect
 
     if account:

@@ -37,6 +37,7 @@ from confluent_kafka.admin import NewTopic
 from rich.console import Console
 from rich.table import Table
 
+from ops.checks.verify import VerifyOptions, verify_account
 from ops.enrich.run import EnrichOptions, enrich_account
 from ops.jobs import migrations
 from ops.jobs.jobs import Job
@@ -47,7 +48,6 @@ from ops.local.bench_versus import Peer
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
 from ops.local.measure import Cost, Meter, children
 from ops.local.sample.contacts import seed_contacts
-from ops.local.verify import VerifyOptions, verify_account
 from ops.progress import PlainView
 from ops.runner.processes import child_environment, python_module
 from ops.runner.replay import RunOptions, run_account

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from importlib.resources import files
 
-from ops.local.transform_rows import NO_WATERMARK, FileLookups, event_of, read_users
+from ops.checks.file_rows import NO_WATERMARK, FileLookups, event_of, read_users
 from processors.rules.transform import Transformer
 from schemas.records import AuditEvent, Contact, User
 from schemas.source import mapping

@@ -8,11 +8,11 @@ documents at most: where more are wrong, it is likelier that the check was misle
 from dataclasses import dataclass
 from typing import Any
 
+from ops.checks.verify import copy
+from ops.checks.verify.model import REPAIR_MAX, Kind, Report
 from ops.jobs import audit_log
 from ops.jobs.jobs import Job, Ledger
 from ops.jobs.store import JobStore
-from ops.local.verify import copy
-from ops.local.verify.model import REPAIR_MAX, Kind, Report
 from ops.progress import RunView
 from schemas.errors import BadInputError
 from schemas.process.connections import Connections
@@ -110,7 +110,7 @@ def repair(report: Report, plan: Plan, run_options: Any, connections: Connection
 
 def end_dead(account: str, connections: Connections, view: RunView) -> None:
     """End a repair of the account whose runner has died: this one is in its place."""
-    from ops.local.trace import Topics
+    from ops.kafka.rows import Topics
     from ops.runner import repairs
     from ops.runner import replay as runner
 

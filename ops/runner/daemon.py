@@ -37,9 +37,9 @@ from ops.jobs import enrichments, http_documents, migrations
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobChangedError, JobStore
 from ops.jobs.tasks import Task, TaskKind, TaskLostError, TaskStore
+from ops.kafka.rows import Topics
 from ops.local import services
 from ops.local.services.layout import Home
-from ops.local.trace import Topics
 from ops.progress import RunView
 from ops.runner import repairs
 from ops.runner.forkserver import WORKERS, Forked, ForkServer, forked

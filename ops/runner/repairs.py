@@ -11,8 +11,8 @@ from ops.jobs.jobs import Job
 from ops.jobs.letters import letter_of
 from ops.jobs.store import RUN_MAX, JobStore
 from ops.jobs.validation import EXTERNAL_ID_PREFIX, audit_id_of, documents_since
+from ops.kafka.rows import Topics
 from ops.kafka.topics import records
-from ops.local.trace import Topics
 from ops.progress import RunView
 from schemas.records import SkippedRecord
 from schemas.topics import AccountTopics

@@ -42,7 +42,7 @@ from ops.jobs.jobs import LEASE_S, IllegalTransitionError, Job, Ledger
 from ops.jobs.migrations import MigrationRefusedError
 from ops.jobs.store import JobAlreadyRunningError, JobChangedError, JobStore, LeaseLostError, NewJob
 from ops.kafka import admin as kafka_admin
-from ops.local.trace import Topics
+from ops.kafka.rows import Topics
 from ops.progress import RunView
 from ops.runner import repairs
 from ops.runner.forkserver import ForkServer
@@ -836,7 +836,7 @@ def _validated(
         ledger, ranges = _compared(ledger, expected, found)
         if ledger.documents_agree or ledger.documents is None or not there:
             break
-        from ops.local import http_strays  # all of verify: a rare need
+        from ops.checks.verify import http_strays  # all of verify: a rare need
 
         strays = http_strays.counted(
             job, stretch.audit_ids, around.database, around.connections, around.mapping, around.codec
@@ -885,7 +885,7 @@ def _http_strays(whole: Job, around: Surroundings) -> int:
     """Return how many documents came by HTTP and belong to no row of the job; its own validation leaves them out."""
     if not http_documents.count(around.database, whole.company_sso_id):
         return 0
-    from ops.local import http_strays  # all of verify: a rare need
+    from ops.checks.verify import http_strays  # all of verify: a rare need
 
     return len(http_strays.counted(whole, None, around.database, around.connections, around.mapping, around.codec))
 
@@ -930,7 +930,7 @@ def _named(job: Job, stretch: Stretch, around: Surroundings, ranges: Sequence[in
     """Return what can be named of ranges whose documents are not those of their rows, as the beginning of a list."""
     if not ranges:
         return ""
-    from ops.local.verify.naming import named  # what a sound run does not need
+    from ops.checks.verify.naming import named  # what a sound run does not need
 
     shift = shift_of(job.top_audit_id)
     within = [ids_of(id_range, shift) for id_range in ranges]

@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from ops.local.check import CheckOptions, Results, check_accounts
-from ops.local.preflight import Check, Verdict
+from ops.checks.nightly import CheckOptions, Results, check_accounts
+from ops.checks.preflight import Check, Verdict
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
 from schemas.errors import BadInputError

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 from confluent_kafka.admin import AdminClient
 
-from ops.local.dry_run import DryRunOptions, dry_run_account
+from ops.checks.dry_run import DryRunOptions, dry_run_account
 from ops.local.sample.rows import json_lines
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView

@@ -8,10 +8,10 @@ import psycopg
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from ops.local.explain import explain_row
+from ops.checks.explain.tell import explain_row
+from ops.kafka.rows import partition_of
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm
 from ops.local.sample_crm import SAMPLE_YAML
-from ops.local.trace import partition_of
 from ops.progress import PlainView
 from schemas.process.connections import Connections
 from schemas.topics import AccountTopics

@@ -7,8 +7,8 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from ops.checks.explain.tell import explain_row
 from ops.kafka import admin as kafka_admin
-from ops.local.explain import explain_row
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
 from tests.e2e.conftest import Crm, mapping_of

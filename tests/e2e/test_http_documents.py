@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from ops.checks.nightly import CheckOptions, check_accounts
+from ops.checks.preflight import Verdict
 from ops.control import activity_logs
 from ops.control.activity_logs import ActivityLogRecord
 from ops.jobs import http_documents
-from ops.local.check import CheckOptions, check_accounts
-from ops.local.preflight import Verdict
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
 from tests.e2e.conftest import Crm, mapping_of

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from bson import ObjectId
 
+from ops.checks.seam.check import SeamOptions, check_seam
 from ops.local.sample_crm import SAMPLE_YAML
-from ops.local.seam.check import SeamOptions, check_seam
 from ops.progress import PlainView
 from sink.indexes import ACTIVITY_LOGS, JOBS, PROGRESS
 from tests.e2e.conftest import Crm, mapping_of

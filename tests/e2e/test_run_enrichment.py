@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from ops.checks.nightly.run import check_enrichment
+from ops.checks.preflight import Verdict
 from ops.enrich.run import EnrichOptions, enrich_account
 from ops.jobs.store import JobStore
-from ops.local.check.run import check_enrichment
-from ops.local.preflight import Verdict
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
 from ops.runner import enrichment, replay

@@ -18,10 +18,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from ops.checks.seam.check import SeamOptions, check_seam
 from ops.jobs.jobs import LEASE_S
 from ops.jobs.store import JobStore
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm
-from ops.local.seam.check import SeamOptions, check_seam
 from ops.progress import PlainView
 from producer.audits import AuditReader, Limits, connect, resolve
 from producer.cursor import EARLIEST

@@ -9,9 +9,9 @@ import pytest
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 
+from ops.checks.nightly import CheckOptions, check_accounts
+from ops.checks.preflight import Verdict
 from ops.jobs.audit_log import entries
-from ops.local.check import CheckOptions, check_accounts
-from ops.local.preflight import Verdict
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
 from ops.subject.model import Person

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import NamedTuple
 
-from ops.local.transform_rows import FileLookups
+from ops.checks.file_rows import FileLookups
 from processors.encoding import documents
 from processors.rules.transform import Refused, Transformed, Transformer
 from schemas.records import AuditEvent

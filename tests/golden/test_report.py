@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ops.local.report.model import Account, Preflight, Rollout, Run, rollout
-from ops.local.report.render import as_dict, html, markdown
+from ops.checks.rollout.model import Account, Preflight, Rollout, Run, rollout
+from ops.checks.rollout.render import as_dict, html, markdown
 from schemas.vocabulary import JobStatus
 
 GOLDEN = Path(__file__).parent / "report"

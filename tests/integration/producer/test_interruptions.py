@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from ops.local.preflight.source import check_replica
+from ops.checks.preflight.source import check_replica
 from producer.audits import AuditReader, AuditSource, Connection, Limits, QueryTooSlowError, answering, connect
 from producer.references import _Texts, _user_records
 from producer.survey import count_in_scope, first_behind, survey

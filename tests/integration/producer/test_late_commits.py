@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from ops.local.preflight.source import check_late_commits
+from ops.checks.preflight.source import check_late_commits
 from producer.audits import AuditReader, AuditSource, Limits, connect
 from producer.survey import survey, writers_of
 from schemas.errors import ReplayError

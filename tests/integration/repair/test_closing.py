@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from ops.checks.verify.model import Report, Tally
 from ops.jobs import migrations
 from ops.jobs.store import JobStore, NewJob
-from ops.local.verify.model import Report, Tally
 from ops.repair import run as repair
 from ops.runner import replay
 from producer.cursor import EARLIEST

@@ -6,7 +6,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from ops.local.transform_rows import event_of
+from ops.checks.file_rows import event_of
 from schemas.records import AuditEvent
 
 TABLES = {"audits_yaml": False, "audits_jsonb": True}

@@ -125,7 +125,7 @@ def test_a_setting_that_is_missing_is_one_line(capsys, monkeypatch, tmp_path):
     [
         ("status", ("fastapi", "faust", "ops.runner.replay", "ops.local.generator")),
         ("services", ("fastapi", "faust", "ops.control.app")),
-        ("run", ("fastapi", "ops.local.generator", "ops.local.preflight")),
+        ("run", ("fastapi", "ops.local.generator", "ops.checks.preflight")),
     ],
 )
 def test_a_command_is_not_kept_waiting_by_what_others_import(command, strangers):
@@ -147,8 +147,8 @@ PRINTS_ALL = f"""
 import sys, typer
 from rich.console import Console
 from ops.cli import main as cli
-from ops.local.preflight.command import print_report
-from ops.local.preflight.model import Report, warn
+from ops.cli.preflight import print_report
+from ops.checks.preflight.model import Report, warn
 from ops.progress import PlainView, TerminalView
 from schemas.errors import BadInputError
 

@@ -56,7 +56,7 @@ def test_a_document_of_16_mib_with_its_id_is_too_large() -> None:
 def test_every_process_makes_the_same_bytes() -> None:
     script = (
         "import hashlib\n"
-        "from ops.local.transform_rows import FileLookups\n"
+        "from ops.checks.file_rows import FileLookups\n"
         "from processors.encoding import documents\n"
         "from processors.rules.transform import Transformed, Transformer\n"
         "from schemas.source import mapping\n"

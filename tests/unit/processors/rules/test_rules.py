@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.local.transform_rows import FileLookups
+from ops.checks.file_rows import FileLookups
 from processors.encoding import documents
 from processors.rules.actors import ActorRules
 from processors.rules.associations import AssociationRules, record_id_in

@@ -1,0 +1,10 @@
+"""`crm-replay report`: how far the rollout is over all accounts, when it will be over, and whose turn it is.
+
+model   pure: accounts by state, burn-up, forecast, gates
+render  pure: the same as Markdown, HTML with a chart, JSON
+read    I/O: jobs, flags and preflights from the platform; the plan from a file
+"""
+
+from ops.checks.rollout.model import Rollout, rollout
+
+__all__ = ["Rollout", "rollout"]

@@ -1,0 +1,84 @@
+"""Names ids where a run's end has found that the documents of an id range are not those of its rows."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+from ops.checks.verify import copy
+from ops.checks.verify.gather import work_without_directory
+from ops.checks.verify.model import Finding, Kind, Tally
+from ops.checks.verify.segments import Chunk, SegmentChecker
+from ops.jobs.jobs import Job
+from ops.jobs.store import JobStore
+from ops.jobs.validation import EXTERNAL_ID_PREFIX, SEGMENT_IDS
+from schemas.codec import Codec
+from schemas.process.connections import Connections
+from schemas.source.mapping import SourceMapping
+from sink.database import Documents
+from sink.indexes import ACTIVITY_LOGS, SOURCE_TAG, UNIQUE_EXTERNAL_ID
+
+NAMED_MAX = 20  # of each kind; verify names the rest
+RANGES_MAX = 4  # that are looked at row by row: each may hold a sixty-fourth of the account
+JOBS_MAX = 1_000
+
+
+def named(
+    job: Job,
+    database: Any,
+    mapping: SourceMapping,
+    codec: Codec,
+    connections: Connections,
+    ranges: Sequence[tuple[int, int]],
+    chosen: Sequence[int] | None = None,
+) -> str:
+    """Return rows without their document and documents without a row, as the beginning of a list; "" if none is found.
+
+    `ranges` are ids in (low, high]; where only `chosen` rows were replayed, those of them are looked at. Raises
+    ReplayError, Kafka's or pymongo's errors for an outage.
+    """
+    account, top = job.company_sso_id, job.top_audit_id
+    runs = copy.runs_of(database, [each.job_id for each in JobStore(database).jobs(account, JOBS_MAX)])
+    # A document that differs is verify's to name.
+    work = work_without_directory(job, connections, mapping, runs, codec, NAMED_MAX)
+    tally = Tally()
+    with closing(SegmentChecker(work)) as checker:
+        if chosen is not None:
+            within = [audit_id for audit_id in chosen if any(low < audit_id <= high for low, high in ranges)]
+            for finding in _among(database, account, within[:SEGMENT_IDS], checker):
+                tally.note(finding, NAMED_MAX)
+            return _in_words(tally)
+        for low, high in ranges[:RANGES_MAX]:
+            tally.add(checker.check(Chunk(low, min(high, top))), NAMED_MAX)
+        for finding in copy.strays(database, account, runs, top, checker):
+            tally.note(finding, NAMED_MAX)
+    return _in_words(tally)
+
+
+def _among(database: Any, account: str, audit_ids: Sequence[int], checker: SegmentChecker) -> Iterator[Finding]:
+    """Yield which of these rows lack their document, or have one that they should not have."""
+    logs: Documents = database[ACTIVITY_LOGS]
+    names = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in audit_ids]
+    query = {"company_sso_id": account, "external_id": {"$in": names}, "source_tag": SOURCE_TAG}
+    found = logs.find(query, {"_id": 0, "external_id": 1}, hint=UNIQUE_EXTERNAL_ID.name)
+    there = {str(document["external_id"]) for document in found}
+    expected = checker.rows_of(audit_ids)
+    for audit_id, name in zip(audit_ids, names, strict=True):
+        if isinstance(expected.get(audit_id), bytes) and name not in there:
+            yield Finding(Kind.MISSING, audit_id, None)
+        elif name in there and not isinstance(expected.get(audit_id), bytes):
+            yield Finding(Kind.EXTRA, audit_id, None, external_id=name)
+
+
+def _in_words(tally: Tally) -> str:
+    """Return what was found, each kind with the number of all that were counted there."""
+    said = ""
+    for kind, what in ((Kind.MISSING, "rows without their document"), (Kind.EXTRA, "documents without a row")):
+        names = [
+            str(finding.audit_id) if kind is Kind.MISSING else finding.external_id or str(finding.document_id)
+            for finding in tally.findings
+            if finding.kind is kind
+        ]
+        more = tally.found[kind.value] - len(names)
+        if names:
+            said += f"{what}: {', '.join(names)}{f' and {more:,} more' if more else ''}; "
+    return said

@@ -1,0 +1,185 @@
+"""What the account's topics say: dead letters, where rows that are missing were last seen, what is not handled yet.
+
+Everything is read by plain consumers that join no group and commit nothing.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+from ops.checks.verify.model import Unhandled
+from ops.jobs.jobs import Job
+from ops.kafka import admin as kafka_admin
+from ops.kafka.topics import Read as Read
+from ops.kafka.topics import Span as Span
+from ops.kafka.topics import records as records
+from ops.kafka.topics import spans as spans
+from schemas.codec import Codec, header_bytes
+from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
+from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord, SnapshotMarker
+from schemas.topics import AccountTopics
+from schemas.vocabulary import DeadLetterCause
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Where a row was seen on a topic."""
+
+    partition: int
+    offset: int
+    what: str  # of an outcome: `log`, `skipped as <reason>`, `dead letter (<cause>)`
+
+
+def dead_letters(kafka: Mapping[str, Any], topics: AccountTopics, codec: Codec, since_run: int) -> dict[int, str]:
+    """Return the cause of each audit id that ended as a dead letter in `since_run` or later; of several the last.
+
+    A letter of an earlier run excuses no row: the run has brought the row's document, or a letter of its own. Nor does
+    one about a record of another account, whose audit id is somebody else's. Raises UnreadableTopicError for one whose
+    schema cannot be looked up: its row would count as lost.
+    """
+    causes: dict[str, str] = {}  # each text once
+    found: dict[int, str] = {}
+    for read in records(kafka, topics.dead_letters):
+        try:
+            letter = codec.decode_as(DeadLetter, read.value)
+        except UnknownSchemaError as error:
+            raise UnreadableTopicError.at(topics.dead_letters, read.partition, read.offset, error) from error
+        except UndecodableRecordError:
+            continue
+        if letter.audit_id > 0 and letter.run >= since_run and letter.cause != DeadLetterCause.WRONG_ACCOUNT:
+            found[letter.audit_id] = causes.setdefault(letter.cause, letter.cause)
+    return found
+
+
+def unhandled(kafka: Mapping[str, Any], job: Job, codec: Codec) -> list[Unhandled]:
+    """Return the partitions of which a group of the account has not committed every row.
+
+    Markers may be left: a run is over when the first end marker has passed, and a producer that was started again after
+    its end has published another.
+    """
+    topics = AccountTopics.of(job.company_sso_id)
+    found = []
+    for group, topic in ((topics.processors_group, topics.replay), (topics.sink_group, topics.outcomes)):
+        held = spans(kafka, topic)
+        committed = dict(enumerate(kafka_admin.committed_offsets(kafka, group, topic, len(held))))
+        behind = {p: offset for p, offset in committed.items() if max(offset, held[p].low) < held[p].end}
+        # From where a group has committed nothing on, everything is left; the others' rest is looked at.
+        with_rows = {partition for partition, offset in behind.items() if offset < 0}
+        rest = {p: behind.get(p, span.end) for p, span in held.items() if p not in with_rows}
+        looked_at = behind.keys() - with_rows
+        if looked_at:
+            with_rows |= _with_rows(kafka, topic, {**rest, **{p: held[p].end for p in with_rows}}, looked_at, codec)
+        found += [Unhandled(group, p, behind[p], held[p].end) for p in sorted(with_rows)]
+    return found
+
+
+def _with_rows(
+    kafka: Mapping[str, Any], topic: str, begin: Mapping[int, int], partitions: Set[int], codec: Codec
+) -> set[int]:
+    """Return those of the partitions on which anything but markers stands from `begin` on."""
+    found: set[int] = set()
+    for read in records(kafka, topic, begin):
+        try:
+            is_marker = isinstance(codec.decode(read.value), SnapshotMarker)
+        except UndecodableRecordError:
+            is_marker = False
+        if not is_marker:
+            found.add(read.partition)
+            if found >= partitions:
+                break
+    return found
+
+
+class Tracer:
+    """Finds out how far rows came that have no document. Reads a run's whole stretch: only for rows that are named."""
+
+    def __init__(self, kafka: Mapping[str, Any], job: Job, codec: Codec, *, whole_topic: bool) -> None:
+        """`whole_topic`: the last run replayed a part only, so earlier runs are looked through as well."""
+        self._kafka = kafka
+        self._job = job
+        self._topics = AccountTopics.of(job.company_sso_id)
+        self._codec = codec
+        self._whole_topic = whole_topic
+
+    def trace(self, audit_ids: Sequence[int], progress: Callable[[str], None]) -> dict[int, str]:
+        """Return one phrase for each id."""
+        if not audit_ids:
+            return {}
+        begin = dict(enumerate(self._job.begin_offsets))
+        held = spans(self._kafka, self._topics.replay)
+        cut = any(held.get(p, Span(0, 0)).low > offset for p, offset in begin.items())
+        progress(f"looking for {len(audit_ids):,} rows on {self._topics.replay}")
+        published = self._find(self._topics.replay, audit_ids, {} if self._whole_topic else begin)
+        there = [audit_id for audit_id in audit_ids if audit_id in published]
+        if there:
+            progress(f"looking for the outcomes of {len(there):,} rows on {self._topics.outcomes}")
+        outcomes = self._find(self._topics.outcomes, there, {})
+        return {
+            audit_id: phrase(published.get(audit_id), outcomes.get(audit_id), topic_cut=cut) for audit_id in audit_ids
+        }
+
+    def _find(self, topic: str, audit_ids: Iterable[int], begin: Mapping[int, int]) -> dict[int, Seen]:
+        """Return where each id was seen last."""
+        # The audit id is the first field of all these records. Its bytes are compared before anything is decoded.
+        wanted = {zigzag(audit_id): audit_id for audit_id in audit_ids}
+        lengths = sorted({len(encoded) for encoded in wanted})
+        found: dict[int, Seen] = {}
+        for partition, offset, value in records(self._kafka, topic, begin) if wanted else ():
+            at = header_bytes(value)
+            for length in lengths:
+                audit_id = wanted.get(value[at : at + length])
+                if audit_id is None:
+                    continue
+                try:
+                    what = self._what(value, audit_id)
+                except UnknownSchemaError as error:
+                    raise UnreadableTopicError.at(topic, partition, offset, error) from error
+                if what is not None:
+                    found[audit_id] = Seen(partition, offset, what)
+        return found
+
+    def _what(self, value: bytes, audit_id: int) -> str | None:
+        """Return what a record says of the row; None if it is not about that row, or of an earlier run."""
+        try:
+            record = self._codec.decode(value)
+        except UnknownSchemaError:
+            raise
+        except UndecodableRecordError:
+            return None
+        if not isinstance(record, AuditEvent | ActivityLog | SkippedRecord | DeadLetter) or record.audit_id != audit_id:
+            return None
+        if isinstance(record, AuditEvent):
+            return "event"
+        if record.run < self._job.run and not self._whole_topic:
+            return None
+        if isinstance(record, ActivityLog):
+            return "log"
+        if isinstance(record, SkippedRecord):
+            return f"skipped as {record.reason}"
+        return f"dead letter ({record.cause})"
+
+
+def phrase(published: Seen | None, outcome: Seen | None, *, topic_cut: bool) -> str:
+    """Return how far a row without a document came. `topic_cut`: the run's records are no longer all on the topic."""
+    if published is None:
+        if topic_cut:
+            return "the replay topic does not hold all of the run any more, so it cannot be told where it was lost"
+        return "never published: the cursor passed it"
+    where = f"published at partition {published.partition}, offset {published.offset}"
+    if outcome is None:
+        return f"{where}, no outcome: its offset was committed before it was handled"
+    at = f"{where}; outcome at partition {outcome.partition}, offset {outcome.offset}"
+    if outcome.what == "log":
+        return f"{at}, no document: it was removed, or its offset was committed before it was written"
+    return f"{at}: {outcome.what}"
+
+
+def zigzag(number: int) -> bytes:
+    """Return a long as Avro encodes it."""
+    rest = (number << 1) ^ (number >> 63)
+    out = bytearray()
+    while rest > 0x7F:
+        out.append((rest & 0x7F) | 0x80)
+        rest >>= 7
+    out.append(rest)
+    return bytes(out)

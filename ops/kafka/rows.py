@@ -1,0 +1,132 @@
+"""I/O: finds single rows on the account's topics, whose records are in no index. Plain consumers, no group, no commits.
+
+A row's id is the first field of every record about it, so its bytes are compared before anything is decoded: a scan
+costs little more than the reading.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
+
+from ops.checks.verify.topics import Span, records, spans, zigzag
+from ops.progress import RunView
+from schemas.codec import Codec, header_bytes
+from schemas.errors import ReplayError, UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
+from schemas.process.registry import codec_for
+from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
+
+ANSWER_TIMEOUT_S = 10.0
+PROGRESS_EVERY_RECORDS = 20_000
+NOTE_RECORDS_MIN = 200_000  # what takes a second or more is announced
+AboutRow = AuditEvent | ActivityLog | SkippedRecord | DeadLetter
+
+
+class Found(NamedTuple):
+    """A record about one of the rows that were looked for."""
+
+    partition: int
+    offset: int
+    record: AboutRow
+
+
+class Topics:
+    """The cluster as a reader of single rows sees it."""
+
+    def __init__(self, kafka: Mapping[str, Any], schema_registry_url: str = "") -> None:
+        """`kafka` is the connection's configuration. Raises BadInputError if a registry is named and not reachable."""
+        self.kafka = kafka
+        self.codec: Codec = codec_for(schema_registry_url)
+
+    def spans(self, topic: str) -> dict[int, Span]:
+        """Return what each partition holds; empty if there is no such topic."""
+        return spans(self.kafka, topic)
+
+    def offsets_at(self, topic: str, since: datetime) -> dict[int, int]:
+        """Return of each partition the offset of the first record at or after a moment; its end if there is none."""
+        held = self.spans(topic)
+        if not held:
+            return {}
+        wanted = [TopicPartition(topic, partition, int(since.timestamp() * 1000)) for partition in held]
+        consumer = Consumer({"log_level": 0, **self.kafka, "group.id": f"{topic}.trace", "enable.auto.commit": False})
+        try:
+            answer = consumer.offsets_for_times(wanted, timeout=ANSWER_TIMEOUT_S)
+        except KafkaException as error:
+            raise ReplayError(f"cannot read {topic}: {error.args[0].str()}", "try again when Kafka is back") from error
+        finally:
+            consumer.close()
+        return {tp.partition: held[tp.partition].end if tp.offset in (OFFSET_END, -1) else tp.offset for tp in answer}
+
+    def find(
+        self,
+        topic: str,
+        audit_ids: Collection[int],
+        view: RunView,
+        begin: Mapping[int, int] | None = None,
+        partitions: Collection[int] | None = None,
+    ) -> Iterator[Found]:
+        """Yield the records about these rows, from the `begin` offsets on, on all partitions or on some.
+
+        Bounded by what the topic holds at the call. Raises ReplayError if Kafka stops answering,
+        UnreadableTopicError for a record that may be about one of them and whose schema cannot be looked up.
+        """
+        held = self.spans(topic)
+        starts = {
+            partition: max(span.low, (begin or {}).get(partition, 0))
+            if partitions is None or partition in partitions
+            else span.end
+            for partition, span in held.items()
+        }
+        total = sum(max(0, span.end - starts[partition]) for partition, span in held.items())
+        if not total or not audit_ids:
+            return
+        if total >= NOTE_RECORDS_MIN:
+            view.note(f"looking through {total:,} records of {topic}")
+        wanted = {zigzag(audit_id): audit_id for audit_id in audit_ids}
+        lengths = sorted({len(encoded) for encoded in wanted})
+        for read, (partition, offset, value) in enumerate(records(self.kafka, topic, starts), start=1):
+            at = header_bytes(value)
+            for length in lengths:
+                audit_id = wanted.get(value[at : at + length])
+                if audit_id is None:
+                    continue
+                try:
+                    record = self._about(value, audit_id)
+                except UnknownSchemaError as error:
+                    raise UnreadableTopicError.at(topic, partition, offset, error) from error
+                if record is not None:
+                    yield Found(partition, offset, record)
+            if total >= NOTE_RECORDS_MIN and read % PROGRESS_EVERY_RECORDS == 0:
+                view.progress(read, total, {}, 0)
+
+    def _about(self, value: bytes, audit_id: int) -> AboutRow | None:
+        try:
+            record = self.codec.decode(value)
+        except UnknownSchemaError:
+            raise
+        except UndecodableRecordError:
+            return None
+        if isinstance(record, AuditEvent | ActivityLog | SkippedRecord | DeadLetter) and record.audit_id == audit_id:
+            return record
+        return None
+
+
+def murmur2(key: bytes) -> int:
+    """Return the hash by which Kafka's Java client shares out keys, as an unsigned 32-bit number."""
+    multiplier, mask = 0x5BD1E995, 0xFFFFFFFF
+    hashed = 0x9747B28C ^ len(key)
+    whole = len(key) & ~3
+    for at in range(0, whole, 4):
+        word = int.from_bytes(key[at : at + 4], "little") * multiplier & mask
+        word = (word ^ word >> 24) * multiplier & mask
+        hashed = (hashed * multiplier & mask) ^ word
+    if rest := key[whole:]:
+        hashed = (hashed ^ int.from_bytes(rest, "little")) * multiplier & mask
+    hashed = (hashed ^ hashed >> 13) * multiplier & mask
+    return hashed ^ hashed >> 15
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition on which the producer puts a record with this key (librdkafka's `murmur2`)."""
+    return (murmur2(key) & 0x7FFFFFFF) % partitions

@@ -1,0 +1,236 @@
+"""The story of a row: bounds, persons, the rule that decided, the end in one phrase."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pytest
+from bson import ObjectId
+
+from ops.checks.explain.story import Row, Story, candidates, out_of_scope, run_of, steps, told, verdict
+from ops.checks.verify.expected import expected_of
+from ops.kafka.rows import murmur2, partition_of
+from processors.rules.transform import Transformer
+from producer.cursor import EARLIEST
+from schemas.records import AuditEvent, Contact, Referent, User
+from schemas.source.mapping import load
+from schemas.vocabulary import DeadLetterCause, SkipReason
+from sink.documents import object_id
+
+ACCOUNT = "acme"
+MAPPING = load(None)
+SYNCED = 1_700_000_000_000_000
+BEFORE, AFTER = SYNCED - 1, SYNCED
+MOMENT = 1_600_000_000_000_000
+
+
+class Platform:
+    """Contacts in memory."""
+
+    def __init__(self, *contacts: Contact) -> None:
+        self._contacts = {contact.crm_person_id: contact for contact in contacts}
+
+    def contact(self, person_id: str) -> Contact | None:
+        return self._contacts.get(person_id)
+
+    def user(self, _user_id: int) -> User | None:
+        return None
+
+    def sso_id(self, _email: str) -> str | None:
+        return None
+
+    def referent(self, _type: str, _id: int) -> Referent | None:
+        return None
+
+
+KNOWN = Platform(Contact(ACCOUNT, "9", "cus-9", SYNCED), Contact("other", "10", "cus-10", SYNCED))
+
+
+def event(
+    changes: str = "---\nname: Budi\n",
+    *,
+    type_: str = "Crm::Person",
+    id_: int = 9,
+    action: str = "create",
+    comment: str = "",
+    created_at: int = BEFORE,
+    associated: tuple[str, int] = ("", 0),
+) -> AuditEvent:
+    return AuditEvent(7, 0, created_at, type_, id_, *associated, "User", 1, "", action, changes, False, 1, comment, "")
+
+
+@pytest.mark.parametrize(
+    ("row", "rule", "verdict_", "ends"),
+    [
+        (event(action="merge"), "scope", "skip", SkipReason.UNMAPPED_ACTION_TYPE),
+        (event(type_="Crm::Company", id_=3), "contact", "skip", SkipReason.CONTACT_NOT_FOUND),
+        (event(id_=10), "contact", "skip", SkipReason.CONTACT_NOT_FOUND),  # another tenant's contact
+        (event(created_at=AFTER), "watermark", "skip", SkipReason.POST_SYNC_LIVE_FEED),
+        (event("--- [never closed"), "changes", "refuse", DeadLetterCause.UNDECODABLE_CHANGES),
+        (event(), "changes", "pass", bytes),
+    ],
+)
+def test_the_rule_that_decides_is_the_transformations_own(row, rule, verdict_, ends):
+    last = steps(row, MAPPING, ACCOUNT, KNOWN)[-1]
+    assert (last.rule, last.verdict) == (rule, verdict_)
+    expected = expected_of(row, Transformer(MAPPING, ACCOUNT), KNOWN)
+    if ends is bytes:
+        assert isinstance(expected, bytes)
+    else:
+        assert expected is ends
+        assert ends.value in last.values.values()
+
+
+def test_the_steps_name_what_was_compared():
+    found = steps(event(comment='{"crm_person_id": 11}'), MAPPING, ACCOUNT, KNOWN)
+    assert [step.rule for step in found] == ["scope", "contact", "watermark", "changes"]
+    assert (
+        "person 11 (comment) is no contact of this account, person 9 (the row itself) is customer cus-9"
+        in found[1].text
+    )
+    assert "2023-11-14T22:13:19.999999+00:00" in found[2].text
+    assert "2023-11-14T22:13:20+00:00" in found[2].text
+    assert "Budi" not in " ".join(step.text for step in found)
+
+
+def test_a_status_that_was_reached_is_said():
+    rule = MAPPING.categories["Crm::Deal"].status
+    assert rule is not None
+    won = MAPPING.id_sets[rule.id_set][0]
+    row = event(
+        f"---\n{rule.column}:\n- 0\n- {won}\n", type_="Crm::Deal", action="update", comment='{"crm_person_id":9}'
+    )
+    last = steps(row, MAPPING, ACCOUNT, KNOWN)[-1]
+    assert (last.rule, last.text.endswith(": deal/won")) == ("status", True)
+    row = event(
+        f"---\n{rule.column}:\n- 0\n- 999999\n", type_="Crm::Deal", action="update", comment='{"crm_person_id":9}'
+    )
+    assert steps(row, MAPPING, ACCOUNT, KNOWN)[-1].text.endswith(": deal/update")
+
+
+def test_persons_are_in_the_order_tried_each_with_its_place():
+    row = event(
+        "---\ncrm_person_id:\n- 12\n- 13\n",
+        action="update",
+        comment='{"crm_person_id": 11}',
+        associated=("Crm::Person", 14),
+    )
+    assert [(each["person_id"], each["from"]) for each in candidates(row, MAPPING)] == [
+        ("11", "comment"),
+        ("13", "audited_changes"),
+        ("12", "audited_changes"),
+        ("9", "the row itself"),
+        ("14", "associated record"),
+    ]
+    assert candidates(event(type_="Crm::Company"), MAPPING) == []
+
+
+@dataclass(frozen=True)
+class Job:
+    reads_from: datetime = datetime(2020, 1, 1, tzinfo=UTC)
+    top_audit_id: int = 100
+
+
+def row(**changed: object) -> Row:
+    fields = {"exists": True, "auditable_type": "Crm::Deal", "action": "create", "created_at_us": MOMENT, "ours": True}
+    return Row(**{**fields, **changed})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("found", "audit_id", "says"),
+    [
+        (row(), 100, ""),
+        (row(), 101, "above the job's top, 100"),
+        (row(created_at_us=1_577_836_800_000_000), 7, ""),
+        (row(created_at_us=1_577_836_799_999_999), 7, "before the job's cutoff 2020-01-01"),
+        (row(created_at_us=None), 7, "no created_at"),
+        (row(auditable_type="Crm::Secret"), 7, "Crm::Secret is not in the mapping's scope"),
+        (row(ours=False), 7, "another account's"),
+        (Row(exists=False), 7, "no row with this id"),
+    ],
+)
+def test_why_a_row_is_not_read_is_told(found, audit_id, says):
+    why = "; ".join(out_of_scope(found, audit_id, MAPPING, Job()))
+    assert (says in why) if says else (why == "")
+
+
+def test_a_job_without_a_date_range_reads_rows_whatever_their_created_at():
+    for created_at_us in (None, -(2**63), 2**63 - 1):
+        assert out_of_scope(row(created_at_us=created_at_us), 7, MAPPING, Job(reads_from=EARLIEST)) == []
+
+
+def test_without_a_job_no_bound_is_known():
+    assert out_of_scope(row(), 10**9, MAPPING, None) == []
+
+
+LOG = {"what": "activity log", "reason": ""}
+SKIPPED = {"what": "skipped", "reason": "contact_not_found"}
+FAILED = {"what": "dead letter", "reason": "write_refused"}
+
+
+def story(**facts: object) -> Story:
+    return Story(ACCOUNT, 7, dict(facts))
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"document": {"found": True, "of_replay": True, "differs": []}}, "migrated"),
+        (
+            {"document": {"found": True, "of_replay": True, "differs": ["action"]}},
+            "differs from what the row becomes now: action",
+        ),
+        ({"document": {"found": True, "of_replay": False}}, "the live feed has written its document"),
+        ({"document": {"found": False}, "outcome": {"records": [LOG, SKIPPED]}}, "skipped: contact_not_found"),
+        ({"document": {"found": False}, "outcome": {"records": [LOG]}}, "there is no document"),
+        ({"outcome": {"records": [LOG]}}, "whether it was written could not be looked at"),
+        (
+            {"dead_letters": {"letters": [{"cause": "write_refused", "offset": 4}]}},
+            "write_refused (dead letter at offset 4)",
+        ),
+        ({"document": {"found": False}, "outcome": {"records": [FAILED]}}, "failed: write_refused"),
+        ({"source": {"out_of_scope": ["it is new"]}}, "not replayed: it is new"),
+        ({"published": {"records": [{}]}, "outcome": {"records": []}}, "on its way, or lost"),
+        ({"job": None}, "the account has no job"),
+        ({"job": {}, "decision": {"result": "a document"}}, "it would be a document now; where it is"),
+        ({}, "too little could be looked at"),
+    ],
+)
+def test_the_end_of_the_story(facts, says):
+    assert says in verdict(story(**facts))
+
+
+def test_a_part_that_could_not_be_looked_at_is_told_in_its_place():
+    found = story()
+    found.tell("source", {"exists": True}, "one", "two")
+    found.not_looked_at["published"] = "Kafka is down"
+    lines = list(told(found))
+    assert [line.split() for line in lines] == [
+        ["source", "one"],
+        ["two"],
+        ["published", "could", "not", "be", "looked", "at:", "Kafka", "is", "down"],
+    ]
+    shown = found.as_dict()
+    assert shown["not_looked_at"] == {"published": "Kafka is down"}
+    assert shown["published"] is None
+
+
+def test_the_run_is_read_from_an_id_of_our_making_alone():
+    assert run_of(ObjectId(object_id(1_795_260_184, 7)), 7) == 1_795_260_184
+    assert run_of(ObjectId(object_id(1_795_260_184, 7)), 8) is None
+    assert run_of("somebody's own", 7) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "hashed"),  # as Kafka's own tests have them
+    [
+        (b"21", -973932308),
+        (b"foobar", -790332482),
+        (b"a-little-bit-long-string", -985981536),
+        (b"a-little-bit-longer-string", -1486304829),
+        (b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58897971),
+        (b"abc", 479470107),
+    ],
+)
+def test_keys_are_shared_out_as_kafka_does(key, hashed):
+    assert murmur2(key) == hashed % 2**32
+    assert partition_of(key, 4) == (hashed & 0x7FFFFFFF) % 4
