@@ -44,7 +44,7 @@ def bench(
     ] = False,
 ) -> None:
     """Measure each stage alone and the whole; a JSON line each on standard output, a table on standard error."""
-    from ops.local.bench import bench as measure
+    from ops.bench.stages import bench as measure
     from ops.runner.replay import RunOptions
 
     with forked() as forks:  # as `run` does it, though once for all repeats

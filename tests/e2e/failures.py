@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ops.bench.measure import children
 from ops.local import services
-from ops.local.measure import children
 from ops.local.services import Service
 from ops.local.services.detached import Process
 from ops.local.services.layout import Home

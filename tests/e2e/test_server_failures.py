@@ -18,9 +18,9 @@ import pymongo
 import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
+from ops.bench.measure import Meter
 from ops.kafka import admin as kafka_admin
 from ops.local.generator import GENERATED_MAPPING
-from ops.local.measure import Meter
 from ops.local.services import Service
 from schemas.topics import AccountTopics
 from tests.e2e.conftest import Crm

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.local.bench_versus import MAPPING, WARM_UPS, WAYS, Peer, by_way, compared
+from ops.bench.versus import MAPPING, WARM_UPS, WAYS, Peer, by_way, compared
 from processors.rules.categories import category_rules
 from schemas.errors import BadInputError
 from schemas.source import mapping

@@ -1,6 +1,6 @@
 """What the benchmark says of many small accounts, from the times of their ends."""
 
-from ops.local.bench_accounts import Measured
+from ops.bench.accounts import Measured
 
 
 def test_a_rise_from_the_first_accounts_to_the_last_shows():

@@ -1,4 +1,4 @@
-"""`python -m ops.control.load URL`: asks for a status at a steady rate and says how long the answers took.
+"""`python -m ops.bench.load URL`: asks for a status at a steady rate and says how long the answers took.
 
 The rate is kept whatever the server does, and an answer is timed from the moment at which its request was due: a server
 that stalls is not flattered by a client that waits for it.

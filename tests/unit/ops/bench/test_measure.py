@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ops.local.measure import Meter, children, cpu_seconds, peak_mib, resident_mib
+from ops.bench.measure import Meter, children, cpu_seconds, peak_mib, resident_mib
 
 BURN = """
 import time

@@ -37,16 +37,19 @@ from confluent_kafka.admin import NewTopic
 from rich.console import Console
 from rich.table import Table
 
+from ops.bench import accounts as bench_accounts
+from ops.bench import limits, transform
+from ops.bench import versus as bench_versus
+from ops.bench.measure import Cost, Meter, children
+from ops.bench.versus import Peer
 from ops.checks.verify import VerifyOptions, verify_account
 from ops.enrich.run import EnrichOptions, enrich_account
 from ops.jobs import migrations
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore, NewJob
 from ops.kafka import admin as kafka_admin
-from ops.local import bench_accounts, bench_limits, bench_transform, bench_versus, sandbox, services
-from ops.local.bench_versus import Peer
+from ops.local import sandbox, services
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
-from ops.local.measure import Cost, Meter, children
 from ops.local.sample.contacts import seed_contacts
 from ops.progress import PlainView
 from ops.runner.processes import child_environment, python_module
@@ -350,7 +353,7 @@ def bench(
     measured: list[Measured] = []
     if "transform" in wanted:
         for _ in range(repeats):
-            print(json.dumps({"stage": "transform", **bench_transform.run(TRANSFORM_SECONDS)}), flush=True)  # noqa: T201
+            print(json.dumps({"stage": "transform", **transform.run(TRANSFORM_SECONDS)}), flush=True)  # noqa: T201
     if "accounts" in wanted:
         with sandbox.servers(say, of_environment=of_environment) as servers:
             for many in bench_accounts.measure(servers, accounts, options.home):
@@ -364,7 +367,7 @@ def bench(
                     measured.append(replace(result, more={"warm": number > 0, **result.more}))
                     print(json.dumps(measured[-1].as_dict()), flush=True)  # noqa: T201
                 if "limits" in wanted:
-                    for limit in bench_limits.measure(
+                    for limit in limits.measure(
                         own, prepared.database, prepared.account, options.partitions, GENERATED_TABLE
                     ):
                         print(json.dumps(limit.as_dict()), flush=True)  # noqa: T201
