@@ -1,4 +1,4 @@
-"""The arrows between the packages hold: schemas <- producer, processors, sink <- ops.control <- ops.local and ops.cli.
+"""The arrows between the rooms hold: a room imports what its row of the table allows, which is always further up.
 
 Read from the sources, so that a module nobody imports in the tests counts as well.
 """
@@ -11,7 +11,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("schemas", "producer", "processors", "sink", "ops")
-STAGES = {"producer", "processors", "sink"}
 
 # Libraries that talk to a server, or know how: none of them in a module that decides with values.
 CLIENT_LIBRARIES = {"aiokafka", "confluent_kafka", "faust", "httpx", "mode", "psycopg", "pymongo", "socket", "requests"}
@@ -84,38 +83,116 @@ def ours(module: str) -> set[str]:
     return {name for name in IMPORTS[module] if name.split(".")[0] in PACKAGES}
 
 
-def side_of(name: str) -> str:
-    """Return the package by which the arrows are drawn; ops has three."""
-    parts = name.split(".")
-    return ".".join(parts[:2]) if parts[0] == "ops" and len(parts) > 1 else parts[0]
+CONTRACT = ("schemas", "schemas.source", "schemas.process")
+TOPOLOGY = ("processors.rules", "processors.encoding", "processors.lookups")
+FIVE = (*CONTRACT, "producer", *TOPOLOGY, "processors", "processors.feed", "sink", "sink.feed")
+JOBS = (*FIVE, "ops.progress", "ops.kafka", "ops.jobs")
 
-
-MAY_IMPORT = {
-    "schemas": {"schemas"},
-    "producer": {"schemas", "producer"},
-    "processors": {"schemas", "processors"},
-    "sink": {"schemas", "sink"},
-    "ops.jobs": {"schemas", *STAGES, "ops.kafka", "ops.jobs"},
-    "ops.control": {"schemas", *STAGES, "ops.kafka", "ops.jobs", "ops.control"},
+# What each room may import, from the contract to the commands. A row names rows above it only, so there is no circle.
+# A room is a package, or one module beside them; a module is in the room with the longest name that fits its own.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "schemas": (),
+    "schemas.source": ("schemas",),
+    "schemas.process": ("schemas",),
+    "producer": CONTRACT,
+    "processors.rules": ("schemas", "schemas.source"),
+    "processors.encoding": ("schemas", "schemas.source", "processors.rules"),
+    "processors.lookups": CONTRACT,
+    "processors": (*CONTRACT, *TOPOLOGY),
+    "processors.feed": (*CONTRACT, *TOPOLOGY, "processors"),
+    "sink": CONTRACT,
+    "sink.feed": (*CONTRACT, "sink"),
+    "ops": (),
+    "ops.progress": CONTRACT,
+    "ops.kafka": (*FIVE, "ops.progress"),
+    "ops.jobs": (*FIVE, "ops.kafka"),
+    "ops.control": (*FIVE, "ops.kafka", "ops.jobs"),
+    "ops.enrich": JOBS,
+    "ops.subject": JOBS,
+    "ops.checks": FIVE,
+    "ops.checks.verify": (*JOBS, "ops.checks"),
+    "ops.runner": (*JOBS, "ops.enrich", "ops.checks.verify"),  # a run enriches, and its end names what is wrong
+    "ops.repair": (*JOBS, "ops.checks.verify", "ops.runner"),
+    "ops.feed": (*JOBS, "ops.runner"),
+    "ops.dead_letters": (*JOBS, "ops.runner", "ops.feed"),
+    "ops.checks.preflight": (*JOBS, "ops.checks"),
+    "ops.checks.dry_run": (*JOBS, "ops.checks", "ops.checks.preflight", "ops.checks.verify"),
+    "ops.checks.seam": (*JOBS, "ops.checks"),
+    "ops.checks.explain": (*JOBS, "ops.checks", "ops.checks.verify", "ops.feed", "ops.dead_letters"),
+    "ops.checks.nightly": (
+        *JOBS,
+        "ops.checks",
+        "ops.checks.preflight",
+        "ops.checks.verify",
+        "ops.dead_letters",
+        "ops.subject",
+    ),
+    "ops.checks.rollout": (*JOBS, "ops.checks"),
+    "ops.local": (*FIVE, "ops.kafka"),
+    "ops.bench": (*JOBS, "ops.enrich", "ops.checks", "ops.checks.verify", "ops.runner", "ops.local"),
 }
+ROOMS["ops.cli"] = tuple(ROOMS)  # everything; and nothing imports it
+
+# Imports that the table does not allow and that are still there, by the room they go to. Entries are only removed.
+NOT_YET: set[tuple[str, str]] = {
+    ("ops.checks.explain.tell", "ops.local"),
+    ("ops.dead_letters.feed", "ops.checks.verify"),
+    ("ops.dead_letters.retry", "ops.local"),
+    ("ops.enrich.run", "ops.local"),
+    ("ops.feed.connector", "ops.local"),
+    ("ops.feed.feed", "ops.local"),
+    ("ops.kafka.rows", "ops.checks.verify"),
+    ("ops.progress", "ops.jobs"),
+    ("ops.runner.daemon", "ops.local"),
+    ("processors.rules.actors", "processors.encoding"),
+    ("processors.rules.associations", "processors.encoding"),
+    ("processors.rules.transform", "processors.encoding"),
+}
+
+
+def room_of(name: str) -> str:
+    """Return the room of a module, or of what is taken out of it."""
+    parts = name.split(".")
+    while (room := ".".join(parts)) not in ROOMS:
+        parts.pop()
+    return room
+
+
+def allowed(module: str) -> set[str]:
+    """Return the rooms that a module may import: its own, and those of its row; wiring imports its package's."""
+    room = room_of(module)
+    if module.endswith(".__main__"):
+        return {*CONTRACT, *(name for name in ROOMS if f"{name}.".startswith(f"{room}."))}
+    return {room, *ROOMS[room]}
+
+
+def broken() -> set[tuple[str, str]]:
+    """Return every module with each room that it imports against the table."""
+    return {
+        (module, room_of(name)) for module in SOURCES for name in ours(module) if room_of(name) not in allowed(module)
+    }
 
 
 def test_there_is_something_to_look_at() -> None:
     assert len(SOURCES) > 40
-    assert {side_of(module) for module in SOURCES} >= {*MAY_IMPORT, "ops.local", "ops.cli"}
+    assert {room_of(module) for module in SOURCES} == set(ROOMS)
     assert "schemas.records" in ours("schemas.codec")
 
 
-@pytest.mark.parametrize("side", MAY_IMPORT)
-def test_imports_point_one_way(side: str) -> None:
-    wrong = {
-        f"{module} imports {name}"
-        for module in SOURCES
-        if side_of(module) == side
-        for name in ours(module)
-        if side_of(name) not in MAY_IMPORT[side]
-    }
-    assert not wrong
+def test_a_row_of_the_table_names_rows_above_it_only() -> None:
+    above: set[str] = set()
+    for room, names in ROOMS.items():
+        assert set(names) <= above, room
+        above.add(room)
+
+
+def test_each_room_imports_what_its_row_allows() -> None:
+    assert {f"{module} imports {room}" for module, room in broken() - NOT_YET} == set()
+
+
+def test_what_is_not_yet_as_it_should_be_is_still_so() -> None:
+    """An entry that has been mended goes: what is not in the list is held."""
+    assert broken() >= NOT_YET
 
 
 def test_nothing_imports_a_main_module() -> None:
@@ -125,16 +202,6 @@ def test_nothing_imports_a_main_module() -> None:
 
 def test_nothing_but_the_tests_imports_the_tests() -> None:
     wrong = {module for module, names in IMPORTS.items() if any(name.split(".")[0] == "tests" for name in names)}
-    assert not wrong
-
-
-def test_nothing_imports_the_command_line() -> None:
-    wrong = {
-        module
-        for module in SOURCES
-        if side_of(module) != "ops.cli" and module != "ops.__main__"
-        if any(side_of(n) == "ops.cli" for n in ours(module))
-    }
     assert not wrong
 
 

@@ -199,3 +199,12 @@ def test_json_stays_json_on_a_plain_terminal():
         assert json.loads(done.stdout) == {"name": SHOWN}
         assert json.loads(done.stderr)["event"] == SHOWN
         assert done.stdout.isascii() == (environment is ASCII)
+
+
+# Commands that are still beside what they do. Entries are only removed.
+NOT_YET_HERE = {"explain", "dlq", "enrich", "transform", "runner", "live", "cdc", "generate"}
+
+
+def test_every_command_is_in_this_directory():
+    elsewhere = {name for name, place in COMMANDS.items() if not place.module.startswith("ops.cli.")}
+    assert elsewhere == NOT_YET_HERE
