@@ -143,9 +143,7 @@ def test_a_worker_that_leaves_hands_its_partitions_over_at_once(new_job: Callabl
     job.begin()
     ends = job.ends()
     first, second = (job.start(name, **SETTINGS, **LONG_SESSION) for name in ("a", "b"))
-    wait_until(
-        lambda: all(w.handled.exists() and w.handled.stat().st_size > 0 for w in (first, second)), 60, "both work"
-    )
+    wait_until(lambda: all(w.handled.exists() and w.handled.stat().st_size > 0 for w in (first, second)), "both work")
     assert first.leave() == 0
     wait_until(lambda: assert_committed_is_handled(job) == ends, "the other one does all that is left", 60)
     assert second.leave() == 0
