@@ -18,7 +18,8 @@ from pymongo.database import Database
 
 from producer.audits import INTEGERS, Connection, answering, columns_of, connect, resolve
 from producer.checkpoint import answering as mongo_answering
-from producer.publisher import Publisher, check_topics, message_bytes_max, offsets_held_by
+from producer.publisher import Publisher
+from producer.topics import check_topics, message_bytes_max, offsets_held_by
 from schemas import stored
 from schemas.codec import Codec
 from schemas.errors import ReplayError

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from producer.publisher import offsets_held
+from producer.topics import offsets_held
 from schemas.errors import ReplayError
 
 ANSWER_TIMEOUT_S = 10.0

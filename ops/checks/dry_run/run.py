@@ -28,10 +28,10 @@ from processors.rules.transform import Refused, Transformer
 from producer.audits import AuditReader, connect, resolve
 from producer.cursor import EARLIEST
 from producer.messages import Page
-from producer.publisher import MESSAGE_BYTES_LIMIT, RECORD_OVERHEAD_BYTES, message_bytes_max
 from producer.references import read_tables
 from producer.settings import settings_from_environment
 from producer.survey import survey
+from producer.topics import MESSAGE_BYTES_LIMIT, RECORD_OVERHEAD_BYTES, message_bytes_max
 from schemas.codec import Codec
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections

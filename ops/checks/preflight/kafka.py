@@ -12,7 +12,7 @@ from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, New
 from ops.checks.preflight.estimates import Estimate
 from ops.checks.preflight.model import Check, Verdict, bytes_text, fail, join, ok, warn
 from ops.kafka import admin as kafka_admin
-from producer.publisher import MESSAGE_BYTES_LIMIT
+from producer.topics import MESSAGE_BYTES_LIMIT
 from schemas.errors import BadInputError
 from schemas.topics import AccountTopics
 

@@ -9,8 +9,8 @@ from ops.jobs.jobs import Job
 from ops.kafka import admin as kafka_admin
 from processors.lookups.tables import ReferenceTables
 from producer.audits import AuditSource, connect, resolve
-from producer.publisher import message_bytes_max
 from producer.settings import settings_from_environment
+from producer.topics import message_bytes_max
 from schemas.codec import Codec
 from schemas.process.connections import Connections
 from schemas.source.mapping import SourceMapping
