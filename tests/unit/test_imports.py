@@ -116,7 +116,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ops.feed": (*JOBS, "ops.runner"),
     "ops.dead_letters": (*JOBS, "ops.runner", "ops.feed"),
     "ops.checks.preflight": (*JOBS, "ops.checks"),
-    "ops.checks.dry_run": (*JOBS, "ops.checks", "ops.checks.preflight", "ops.checks.verify"),
+    "ops.checks.dry_run": (*JOBS, "ops.checks", "ops.checks.verify"),
     "ops.checks.seam": (*JOBS, "ops.checks"),
     "ops.checks.explain": (*JOBS, "ops.checks", "ops.checks.verify", "ops.feed", "ops.dead_letters"),
     "ops.checks.nightly": (

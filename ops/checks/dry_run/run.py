@@ -17,8 +17,8 @@ from bson.codec_options import CodecOptions
 from pymongo.errors import OperationFailure, PyMongoError
 
 from ops.checks.dry_run.model import Examples, Report, Tally, estimate_of, masked_document, named_duplicate, stretches
+from ops.checks.estimates import INDEX_BYTES, rate_of
 from ops.checks.file_rows import printable
-from ops.checks.preflight.estimates import INDEX_BYTES, rate_of
 from ops.checks.verify.expected import Expected, expected_of
 from ops.kafka import admin as kafka_admin
 from ops.progress import RunView

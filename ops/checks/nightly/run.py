@@ -12,8 +12,8 @@ from bson.errors import InvalidId
 from confluent_kafka import KafkaException
 from pymongo.errors import PyMongoError
 
+from ops.checks.model import Check, Verdict, fail, ok, warn
 from ops.checks.nightly.model import PLATFORM, AccountResult, Results, segments
-from ops.checks.preflight.model import Check, Verdict, fail, ok, warn
 from ops.checks.preflight.mongodb import check_indexes, check_schema
 from ops.checks.verify import copy, http_strays
 from ops.checks.verify.gather import work_of
