@@ -1,13 +1,13 @@
-"""I/O: what Kafka says of topics: partition counts, offsets held, the largest record."""
+"""I/O: what Kafka says of topics: partition counts, offsets held, the largest record, the records held now."""
 
 import time
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
-from schemas.errors import BadInputError, ServiceUnreachableError
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 
 CHECK_TIMEOUT_S = 5.0
 LEADER_TIMEOUT_S = 15.0
@@ -24,6 +24,10 @@ NO_LEADER = frozenset(
         KafkaError.FENCED_LEADER_EPOCH,
     )
 )
+PARTITION_EOF = KafkaError._PARTITION_EOF  # noqa: SLF001  not an error, the end
+READ_IDLE_S = 30.0  # nothing for so long before the end of a topic: the broker is gone
+READ_BATCH_RECORDS = 10_000
+READ_POLL_S = 0.02  # a poll ends with its time, unless the batch is full: so much may pass after the last record
 RECORD_OVERHEAD_BYTES = 1024  # batch header, record header and the Avro frame, generously
 # Whatever the topic allows: MongoDB takes 16 MiB, and memory has to stay bounded.
 MESSAGE_BYTES_LIMIT = 32 * 1024 * 1024
@@ -129,6 +133,59 @@ def offsets_held_by(admin: AdminClient, partitions: Mapping[str, int]) -> dict[s
                 topic: [(first[topic, number], end[topic, number]) for number in range(count)]
                 for topic, count in partitions.items()
             }
+
+
+def messages_held(
+    kafka: Mapping[str, Any], topic: str, held: Mapping[int, tuple[int, int]], *, idle_max_s: float = READ_IDLE_S
+) -> Iterator[Message]:
+    """Yield the messages of a topic from the first offset of each partition to its end, tombstones among them.
+
+    `held` has, by partition, the first offset and the one behind the last, as `offsets_held` returns them: what is
+    produced meanwhile is left out. Messages of one partition come in order. Joins no group and commits nothing.
+    Raises ReplayError if Kafka sends nothing for `idle_max_s` before the end, or refuses.
+    """
+    # Offsets that are known and partitions that are not empty: anything else costs the client half a second.
+    parts = [TopicPartition(topic, number, low) for number, (low, end) in sorted(held.items()) if low < end]
+    if not parts:
+        return
+    consumer = Consumer(
+        {
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,  # the offset before the end may have no record: compaction leaves holes
+            "auto.offset.reset": "error",
+            "fetch.wait.max.ms": 20,
+            "queued.max.messages.kbytes": 64 * 1024,
+            "log_level": 0,
+            **kafka,
+            "group.id": f"{topic}.read",  # never joined or committed to; the client wants a name
+        }
+    )
+    unread = {part.partition for part in parts}
+    try:
+        consumer.assign(parts)
+        heard_at = time.monotonic()
+        while unread:
+            messages = consumer.consume(READ_BATCH_RECORDS, READ_POLL_S)
+            if not messages and time.monotonic() - heard_at > idle_max_s:
+                raise ReplayError(f"Kafka sends nothing of {topic}", "try again when it is back")
+            for message in messages:
+                partition, error = cast("int", message.partition()), message.error()
+                if error is not None:
+                    if error.code() != PARTITION_EOF:
+                        raise KafkaException(error)
+                    unread.discard(partition)
+                    continue
+                offset, end = cast("int", message.offset()), held[partition][1]
+                if offset < end:
+                    yield message
+                if offset + 1 >= end:
+                    unread.discard(partition)
+            if messages:
+                heard_at = time.monotonic()  # after the reader has handled them: its time is not Kafka's silence
+    except KafkaException as error:
+        raise ReplayError(f"cannot read {topic}: {error.args[0].str()}", "try again when Kafka is back") from error
+    finally:
+        consumer.close()
 
 
 def message_bytes_max(kafka: Mapping[str, Any], topic: str, admin: AdminClient | None = None) -> int:

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 
-from ops.checks.verify.topics import Span
 from ops.jobs.audit_ids import AUDIT_IDS_MAX
 from ops.jobs.letters import RETRIES_MAX, Letter, Listed, State, judge
 from ops.kafka import admin as kafka_admin
 from ops.kafka.rows import Topics
+from ops.kafka.topics import Span
 from ops.progress import RunView
 from processors.batches import PAYLOAD_BYTES_MAX
 from schemas.codec import Codec
