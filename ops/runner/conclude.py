@@ -9,7 +9,7 @@ import pymongo
 from confluent_kafka import KafkaException
 from pymongo.errors import PyMongoError
 
-from ops.jobs import http_documents, validation
+from ops.jobs import documents, http_documents, validation
 from ops.jobs.jobs import Job, Ledger
 from ops.jobs.store import LeaseLostError
 from ops.progress import RunView
@@ -130,9 +130,9 @@ def _compared(ledger: Ledger, expected: Identities | None, found: Identities | N
 def _identities(job: Job, stretch: Stretch, around: Surroundings, shift: int) -> Identities:
     """Return which rows have a document, of those that the run is over."""
     if stretch.audit_ids is not None:
-        return validation.identities_with(around.database, job.company_sso_id, stretch.audit_ids, shift)
+        return documents.identities_of(around.database, job.company_sso_id, stretch.audit_ids, shift)
     since = None if job.date_range_start is None else job.cutoff
-    return validation.identities_since(around.database, job.company_sso_id, since, shift)
+    return documents.identities_since(around.database, job.company_sso_id, since, shift)
 
 
 def _repair(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> None:
@@ -161,7 +161,7 @@ def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals)
     account, database = job.company_sso_id, around.database
     if stretch.audit_ids is not None:
         ledger = validation.validate(database, account, totals, len(stretch.audit_ids))
-        return replace(ledger, documents=validation.documents_with(database, account, stretch.audit_ids))
+        return replace(ledger, documents=documents.count_of(database, account, stretch.audit_ids))
     source = count_in_scope(
         around.connections.crm_audit_database_url,
         around.mapping,
