@@ -24,10 +24,11 @@ from producer.checkpoint import Checkpoint
 from producer.cursor import next_number, share_out
 from producer.messages import Encoder
 from producer.parallel import EXIT_STOPPED, Stopped, end_with_parent, ranges_of_run, read_in_children, split_for
-from producer.publisher import Publisher, check_topic, message_bytes_max
+from producer.publisher import Publisher
 from producer.settings import job_from, settings_from_environment
 from producer.snapshot import Bounds, Snapshot
 from producer.throttle import Pacer, Throttle
+from producer.topics import check_topic, message_bytes_max
 from schemas.errors import ReplayError, worker_exit_code
 from schemas.process import logs, tracing
 from schemas.process.connections import Connections

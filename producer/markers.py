@@ -5,7 +5,8 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from producer.publisher import PRODUCER_CONFIG, REPEATABLE, check_topic, introduce
+from producer.publisher import PRODUCER_CONFIG, REPEATABLE, introduce
+from producer.topics import check_topic
 from schemas.codec import Codec
 from schemas.errors import ReplayError
 from schemas.records import SnapshotMarker

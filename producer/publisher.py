@@ -3,38 +3,19 @@
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from producer.topics import CHECK_TIMEOUT_S
+from schemas.errors import ReplayError
 from schemas.process.tracing import Headers
 
 logger = logging.getLogger(__name__)
 
-CHECK_TIMEOUT_S = 5.0
-LEADER_TIMEOUT_S = 15.0
-LEADER_POLL_S = 0.1
-NO_LEADER = frozenset(
-    (
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001  librdkafka's public names begin with an underscore
-        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
-        # Where a topic is made again under its name, its epochs begin anew, and a client remembers the former one's.
-        KafkaError.UNKNOWN_LEADER_EPOCH,
-        KafkaError.FENCED_LEADER_EPOCH,
-    )
-)
 DELIVERY_TIMEOUT_S = 120.0  # without a single confirmation
-RECORD_OVERHEAD_BYTES = 1024  # batch header, record header and the Avro frame, generously
-MESSAGE_BYTES_LIMIT = (
-    32 * 1024 * 1024
-)  # whatever the topic allows: MongoDB takes 16 MiB, and memory has to stay bounded
 
 # For what may be repeated and has no order on a partition: a producer that need not ask for an id first.
 REPEATABLE: dict[str, Any] = {"enable.idempotence": False, "enable.gapless.guarantee": False}
@@ -161,122 +142,6 @@ def introduce(producer: Producer, topic: str) -> None:
     """
     with contextlib.suppress(KafkaException):  # whoever waits for the delivery hears of it
         producer.list_topics(topic, timeout=CHECK_TIMEOUT_S)
-
-
-def check_topic(
-    kafka: Mapping[str, Any], topic: str, partitions: int | None = None, admin: AdminClient | None = None
-) -> int:
-    """Return the topic's partition count; asks with `admin` if there is one.
-
-    Raises ServiceUnreachableError if no broker answers in time, BadInputError if there is no such topic or it has
-    another number of partitions than `partitions`.
-    """
-    count = check_topics(kafka, (topic,), admin)[topic]
-    if partitions is not None and count != partitions:
-        raise BadInputError(
-            f"topic {topic} has {count} partitions and the job says {partitions}",
-            "keys would move between partitions: start a job with the topic's number",
-        )
-    return count
-
-
-def check_topics(kafka: Mapping[str, Any], topics: Collection[str], admin: AdminClient | None = None) -> dict[str, int]:
-    """Return each topic's partition count.
-
-    Raises ServiceUnreachableError if no broker answers in time, BadInputError if one of them is not there.
-    """
-    servers = kafka.get("bootstrap.servers", "")
-    try:
-        found = partitions_of(admin or AdminClient({**kafka, "log_level": 0}), topics)
-    except KafkaException as error:
-        raise ServiceUnreachableError(
-            f"Kafka at {servers or '(no address)'} does not answer ({error.args[0].str()})",
-            "check KAFKA_BOOTSTRAP_SERVERS",
-        ) from error
-    for topic in topics:
-        if topic not in found:
-            raise BadInputError(f"Kafka at {servers} has no topic {topic}", "the runner makes it: crm-replay run")
-    return found
-
-
-def partitions_of(admin: AdminClient, topics: Collection[str]) -> dict[str, int]:
-    """Return the partition count of those of the topics that are there; asks for no others, of which there may be many.
-
-    Raises KafkaException if no broker answers.
-    """
-    answers = admin.describe_topics(TopicCollection([*topics]), request_timeout=CHECK_TIMEOUT_S)
-    found = {}
-    for topic, answer in answers.items():
-        try:
-            found[topic] = len(answer.result().partitions)
-        except KafkaException as error:
-            if error.args[0].code() not in NO_LEADER:  # not yet, or not at all
-                raise
-    return found
-
-
-def offsets_held(consumer: Consumer, topic: str, partitions: int) -> list[tuple[int, int]]:
-    """Return, by partition, the offset of the first record that Kafka has and the one behind the last.
-
-    Waits for a leader where a topic has just been made. Raises KafkaException if there is none in time.
-    """
-    deadline = time.monotonic() + LEADER_TIMEOUT_S
-    while True:
-        try:
-            return [
-                consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=CHECK_TIMEOUT_S)
-                for partition in range(partitions)
-            ]
-        except KafkaException as error:
-            if error.args[0].code() not in NO_LEADER or time.monotonic() > deadline:
-                raise
-            time.sleep(LEADER_POLL_S)
-
-
-def offsets_held_by(admin: AdminClient, partitions: Mapping[str, int]) -> dict[str, list[tuple[int, int]]]:
-    """Return `offsets_held` of several topics, of which `partitions` are the numbers, in two questions.
-
-    Waits for leaders where a topic has just been made. Raises ServiceUnreachableError if there are none in time.
-    """
-    every = [TopicPartition(topic, number) for topic, count in partitions.items() for number in range(count)]
-    deadline = time.monotonic() + LEADER_TIMEOUT_S
-    while True:
-        try:
-            first, end = (
-                {
-                    (part.topic, part.partition): future.result().offset
-                    for part, future in admin.list_offsets(
-                        dict.fromkeys(every, spec), request_timeout=CHECK_TIMEOUT_S
-                    ).items()
-                }
-                for spec in (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
-            )
-        except KafkaException as error:
-            if error.args[0].code() not in NO_LEADER or time.monotonic() > deadline:
-                raise ServiceUnreachableError(
-                    f"Kafka does not tell the offsets of {every[0].topic} ({error.args[0].str()})",
-                    "check KAFKA_BOOTSTRAP_SERVERS",
-                ) from error
-            time.sleep(LEADER_POLL_S)
-        else:
-            return {
-                topic: [(first[topic, number], end[topic, number]) for number in range(count)]
-                for topic, count in partitions.items()
-            }
-
-
-def message_bytes_max(kafka: Mapping[str, Any], topic: str, admin: AdminClient | None = None) -> int:
-    """Return how many bytes of key and value a record of this topic may have. Raises ServiceUnreachableError."""
-    admin = admin or AdminClient({**kafka, "log_level": 0})
-    resource = ConfigResource(ResourceType.TOPIC, topic)
-    try:
-        answer = admin.describe_configs([resource], request_timeout=CHECK_TIMEOUT_S)[resource].result()
-    except KafkaException as error:
-        raise ServiceUnreachableError(
-            f"Kafka does not tell the configuration of {topic} ({error.args[0].str()})", "check KAFKA_BOOTSTRAP_SERVERS"
-        ) from error
-    limit = int(answer["max.message.bytes"].value)
-    return max(RECORD_OVERHEAD_BYTES, min(limit, MESSAGE_BYTES_LIMIT) - RECORD_OVERHEAD_BYTES)
 
 
 def now_us() -> int:

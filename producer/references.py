@@ -4,24 +4,22 @@ Every key there is gets its present value, and every key that a former publicati
 a tombstone. So a table loaded from the topic is the source as it was at this moment. May be repeated at any time.
 """
 
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, cast
+from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg import sql
 from pymongo.database import Database
 
 from producer.audits import INTEGERS, Connection, answering, columns_of, connect, resolve
 from producer.checkpoint import answering as mongo_answering
-from producer.publisher import Publisher, check_topics, message_bytes_max, offsets_held_by
+from producer.publisher import Publisher
+from producer.topics import check_topics, message_bytes_max, messages_held, offsets_held_by
 from schemas import stored
 from schemas.codec import Codec
-from schemas.errors import ReplayError
 from schemas.records import Contact, Referent, User
 from schemas.source.contact_rules import (
     CONTACT_FIELDS,
@@ -46,8 +44,6 @@ FETCH_ROWS = 5_000
 REPLACEMENT = "\ufffd"
 NAMED_MAX = 5  # contacts named of those that something is wrong with
 BATCH_RECORDS = 2_000
-PARTITION_EOF = -191  # librdkafka's RD_KAFKA_RESP_ERR__PARTITION_EOF: not an error, the end
-READ_IDLE_S = 30.0  # nothing for so long before the end of a topic: the broker is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,41 +455,11 @@ def _publish_topic(
 def keys_on(kafka: Mapping[str, Any], topic: str, held: Sequence[tuple[int, int]]) -> set[bytes]:
     """Return the keys whose last record on a topic is no tombstone, reading all of it once.
 
-    `held` are the first offset and the one behind the last of each partition.
+    `held` are the first offset and the one behind the last of each partition. Raises ReplayError if Kafka stops
+    answering.
     """
-    if all(low >= end for low, end in held):
-        return set()
-    consumer = Consumer(
-        {
-            "enable.auto.commit": False,
-            "auto.offset.reset": "error",
-            "fetch.wait.max.ms": 20,
-            "enable.partition.eof": True,  # the offset before the end may have no record: compaction leaves holes
-            "log_level": 3,
-            **kafka,
-            "group.id": f"{topic}.keys",  # never committed to; the client wants a name
-        }
-    )
     keys: set[bytes] = set()
-    try:
-        # Offsets that are known and partitions that are not empty: anything else costs the client half a second.
-        parts = [TopicPartition(topic, number, low) for number, (low, end) in enumerate(held) if low < end]
-        consumer.assign(parts)
-        unread = {part.partition for part in parts}
-        heard_at = time.monotonic()
-        while unread:
-            for message in consumer.consume(10_000, timeout=0.02):
-                heard_at = time.monotonic()
-                if (error := message.error()) is not None:
-                    if error.code() != PARTITION_EOF:
-                        raise KafkaException(error)
-                    unread.discard(cast("int", message.partition()))
-                elif (key := message.key()) is not None:
-                    keys.discard(key) if message.value() is None else keys.add(key)
-            if time.monotonic() - heard_at > READ_IDLE_S:
-                raise ReplayError(f"Kafka sends nothing of {topic}", "start again when it is back")
-    except KafkaException as error:
-        raise ReplayError(f"cannot read {topic}: {error.args[0].str()}", "start again when Kafka is back") from error
-    finally:
-        consumer.close()
+    for message in messages_held(kafka, topic, dict(enumerate(held))):
+        if (key := message.key()) is not None:
+            keys.discard(key) if message.value() is None else keys.add(key)
     return keys

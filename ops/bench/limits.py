@@ -125,7 +125,7 @@ def insert(database: Any, documents: Sequence[RawBSONDocument]) -> Limit:
 
 
 def _records(kafka: Mapping[str, Any], topic: str, partitions: int) -> list[tuple[bytes | None, bytes | None]]:
-    """Return up to HELD_MAX of the records that a topic holds now."""
+    """Return up to HELD_MAX of the records that a topic holds now, by the bare client: this is what is measured."""
     ends = kafka_admin.end_offsets(kafka, topic, partitions)
     wanted = min(HELD_MAX, sum(ends))
     consumer = Consumer({**kafka, "group.id": "crm-replay-bench", "enable.auto.commit": False})

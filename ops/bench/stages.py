@@ -52,8 +52,9 @@ from ops.local import sandbox, services
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
 from ops.local.sample.contacts import seed_contacts
 from ops.progress import PlainView
+from ops.runner.options import RunOptions
 from ops.runner.processes import child_environment, python_module
-from ops.runner.replay import RunOptions, run_account
+from ops.runner.replay import run_account
 from producer import markers, references
 from producer.survey import survey
 from schemas.errors import BadInputError, ReplayError

@@ -45,7 +45,7 @@ def bench(
 ) -> None:
     """Measure each stage alone and the whole; a JSON line each on standard output, a table on standard error."""
     from ops.bench.stages import bench as measure
-    from ops.runner.replay import RunOptions
+    from ops.runner.options import RunOptions
 
     with forked() as forks:  # as `run` does it, though once for all repeats
         options = RunOptions(

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ops.checks.model import Verdict
 from ops.checks.nightly.model import Results
-from ops.checks.preflight.model import Verdict
 from ops.local import services
 from ops.progress import view_for
 from schemas.errors import BadInputError

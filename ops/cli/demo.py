@@ -16,7 +16,8 @@ from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
 from ops.local.sample.contacts import seed_contacts
 from ops.local.services.layout import Home
 from ops.progress import print_ledger, view_for
-from ops.runner.replay import RunOptions, RunResult, run_account
+from ops.runner.options import RunOptions, RunResult
+from ops.runner.replay import run_account
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
 from sink.database import connect

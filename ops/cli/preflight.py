@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ops.checks.preflight.model import Report, Verdict
+from ops.checks.model import Verdict
+from ops.checks.preflight.model import Report
 from ops.local import services
 from ops.progress import PLAIN_LINE_EVERY_S, view_for
 

@@ -55,7 +55,7 @@ def run(
     Done on an operator's word: the account's migration flag and its contacts' coverage are not asked for, as they are
     by `crm-replay trigger` and over HTTP.
     """
-    from ops.runner.replay import RunOptions
+    from ops.runner.options import RunOptions
 
     options = RunOptions(
         mapping, partitions, processors, sinks, utc(date_range_start), home=Home.at(None).path, enrich=enrich_after
@@ -90,7 +90,7 @@ def resume(
 
         ask.resume_detached(account, failure_bound=failure_bound, reason=reason, as_json=as_json)
         return
-    from ops.runner.replay import RunOptions
+    from ops.runner.options import RunOptions
 
     options = RunOptions(
         mapping,
@@ -127,8 +127,9 @@ def rerun(
         ask.rerun_detached(account, as_json=as_json)
         return
     from ops.runner import replay as runner
+    from ops.runner.options import RunOptions
 
-    options = runner.RunOptions(mapping, processors=processors, sinks=sinks, home=Home.at(None).path)
+    options = RunOptions(mapping, processors=processors, sinks=sinks, home=Home.at(None).path)
     if since is not None and audit_ids:
         raise BadInputError("--from and --audit-ids exclude each other", "give one of them")
     if audit_ids:

@@ -70,8 +70,10 @@ def mend(report: "Report", mapping_path: str, feed: str, connections: Connection
     """
     from ops.checks.seam.check import rows_of
     from ops.feed.feed import feed_of
-    from ops.runner.replay import RunOptions, run_selected
-    from producer.publisher import Publisher, message_bytes_max
+    from ops.runner.options import RunOptions
+    from ops.runner.replay import run_selected
+    from producer.publisher import Publisher
+    from producer.topics import message_bytes_max
     from schemas.process.registry import codec_for
     from schemas.source.mapping import load
     from schemas.source.person import record_key

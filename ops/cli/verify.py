@@ -83,7 +83,7 @@ def verify(
             report.planned = plan.as_dict()
             report.notes += [f"a repair would {plan.in_words(account)}", *(plan.refused or ())[:1]]
         elif plan is not None:
-            from ops.runner.replay import RunOptions
+            from ops.runner.options import RunOptions
 
             if not as_json:
                 print_report(Console(), report)

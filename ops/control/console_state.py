@@ -30,11 +30,11 @@ from ops.control.console_models import (
 from ops.control.pace import PaceKeeper
 from ops.control.status_reader import NOT_STARTED, view_of
 from ops.jobs import audit_log, flags, guards
+from ops.jobs.documents import rows_with_document
 from ops.jobs.jobs import Job
 from ops.jobs.letters import Letter, Listed, State, judge, last_runs, letter_of, moment, once, payload_of
 from ops.jobs.store import job_of
 from ops.jobs.tasks import Task, TaskKind, TaskStatus, TaskStore
-from ops.jobs.validation import EXTERNAL_ID_PREFIX, audit_id_of
 from ops.kafka.lag import FRESH_S
 from ops.kafka.topics import records, spans
 from producer.checkpoint import COLLECTION as CHECKPOINTS
@@ -45,14 +45,13 @@ from schemas.records import DeadLetter
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
-from sink.indexes import ACTIVITY_LOGS, JOBS, UNIQUE_EXTERNAL_ID
+from sink.indexes import JOBS
 
 HISTORY_MAX = 20
 TASKS_MAX = 50
 ACCOUNTS_MAX = 10_000  # with a job or a flag; a console for more needs a search of its own
 LETTERS_MAX = 2_000  # the newest so many of an account are looked at
 LETTERS_FRESH_S = 5.0
-LOOK_UP_MAX = 1_000
 RESTING_FRESH_S = 10.0  # of the lag of an account of which no job is in progress
 ROWS_FRESH_S = 0.9
 ROWS_WHOLE_EVERY_S = 10.0
@@ -235,17 +234,8 @@ class ConsoleState:
         The command line also looks through the outcomes topic, which takes too long for a page.
         """
         failed_in = last_runs(letters)
-        wanted = sorted(failed_in)
-        resolved: dict[int, str] = {}
-        logs: Documents = self._database[ACTIVITY_LOGS]
-        for at in range(0, len(wanted), LOOK_UP_MAX):
-            names = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in wanted[at : at + LOOK_UP_MAX]]
-            query = {"company_sso_id": account, "external_id": {"$in": names}}
-            for document in logs.find(query, {"_id": 0, "external_id": 1}, hint=UNIQUE_EXTERNAL_ID.name):
-                audit_id = audit_id_of(document["external_id"])
-                if audit_id is not None:
-                    resolved[audit_id] = "it has a document"
-        for attempt in self._database[RETRIES].find({"company_sso_id": account}) if wanted else ():
+        resolved = dict.fromkeys(rows_with_document(self._database, account, failed_in), "it has a document")
+        for attempt in self._database[RETRIES].find({"company_sso_id": account}) if failed_in else ():
             for group in attempt.get("outcomes", ()):
                 if group["outcome"] == "skipped":
                     for audit_id in group["audit_ids"]:

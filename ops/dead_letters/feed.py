@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 
-from ops.checks.verify.topics import Span
 from ops.jobs.audit_ids import AUDIT_IDS_MAX
+from ops.jobs.documents import rows_with_document
 from ops.jobs.letters import RETRIES_MAX, Letter, Listed, State, judge
 from ops.kafka import admin as kafka_admin
 from ops.kafka.rows import Topics
+from ops.kafka.topics import Span
 from ops.progress import RunView
 from processors.batches import PAYLOAD_BYTES_MAX
 from schemas.codec import Codec
@@ -32,13 +33,11 @@ from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.job import LiveFeed
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from sink.feed.sink import account_in, totals_by_account
-from sink.indexes import ACTIVITY_LOGS, PROGRESS, UNIQUE_EXTERNAL_ID
+from sink.indexes import PROGRESS
 
 RETRIES = "crm_replay_retries"  # one document an attempt; a feed's has `feed` and no account
-LOOK_UP_MAX = 1_000
 ANSWER_TIMEOUT_S = 30.0
 POLL_EVERY_S = 0.5
-EXTERNAL_ID_PREFIX = "crm_audit:"
 
 
 class Position(NamedTuple):
@@ -76,7 +75,7 @@ def judged(letters: Sequence[Letter], feed: LiveFeed, topics: Topics, database: 
     accounts = sorted(
         {*filter(None, totals_by_account(database[PROGRESS], feed.feed)), *filter(None, [feed.table_account])}
     )
-    resolved = dict.fromkeys(_documents(database, accounts, last), "it has a document")
+    resolved = dict.fromkeys(rows_with_document(database, accounts, last), "it has a document")
     if left := last.keys() - resolved.keys():
         for found in topics.find(feed.topics.outcomes, left, view):
             record = found.record
@@ -96,17 +95,6 @@ def judged(letters: Sequence[Letter], feed: LiveFeed, topics: Topics, database: 
         else each
         for each in judge(letters, resolved)
     ]
-
-
-def _documents(database: Any, accounts: Sequence[str], audit_ids: Iterable[int]) -> set[int]:
-    """Return those of the rows that have a document of one of the accounts."""
-    wanted, there = sorted(audit_ids), set()
-    for at in range(0, len(wanted) if accounts else 0, LOOK_UP_MAX):
-        names = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in wanted[at : at + LOOK_UP_MAX]]
-        query = {"company_sso_id": {"$in": list(accounts)}, "external_id": {"$in": names}}
-        found = database[ACTIVITY_LOGS].find(query, {"_id": 0, "external_id": 1}, hint=UNIQUE_EXTERNAL_ID.name)
-        there |= {int(document["external_id"].removeprefix(EXTERNAL_ID_PREFIX)) for document in found}
-    return there
 
 
 def attempts_of(database: Any, feed: str) -> list[dict[str, Any]]:

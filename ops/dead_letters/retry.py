@@ -665,10 +665,11 @@ def _replay(place: _Place, mapping: str, processors: int, sinks: int, view: RunV
     from ops.jobs.store import JobStore
     from ops.local.services.layout import Home
     from ops.runner import replay as runner
+    from ops.runner.options import RunOptions
 
     job = JobStore(place.database).latest(place.account)
     path = mapping or (job.mapping_path if job is not None else "")
-    options = runner.RunOptions(path, processors=processors, sinks=sinks, home=Home.at(None).path)
+    options = RunOptions(path, processors=processors, sinks=sinks, home=Home.at(None).path)
     return lambda ids: runner.run_selected(place.account, ids, options, place.connections, view)
 
 

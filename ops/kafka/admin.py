@@ -8,7 +8,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType
 
-from producer.publisher import offsets_held, partitions_of
+from producer.topics import offsets_held, partitions_of
 from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.topics import AccountTopics
 

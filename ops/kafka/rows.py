@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_END, KafkaException, TopicPartition
 
-from ops.checks.verify.topics import Span, records, spans, zigzag
+from ops.kafka import admin as kafka_admin
+from ops.kafka.topics import Span, records, spans
 from ops.progress import RunView
 from schemas.codec import Codec, header_bytes
 from schemas.errors import ReplayError, UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
@@ -49,13 +50,11 @@ class Topics:
         if not held:
             return {}
         wanted = [TopicPartition(topic, partition, int(since.timestamp() * 1000)) for partition in held]
-        consumer = Consumer({"log_level": 0, **self.kafka, "group.id": f"{topic}.trace", "enable.auto.commit": False})
         try:
-            answer = consumer.offsets_for_times(wanted, timeout=ANSWER_TIMEOUT_S)
+            with kafka_admin.speaking_for(self.kafka, f"{topic}.read") as consumer:
+                answer = consumer.offsets_for_times(wanted, timeout=ANSWER_TIMEOUT_S)
         except KafkaException as error:
             raise ReplayError(f"cannot read {topic}: {error.args[0].str()}", "try again when Kafka is back") from error
-        finally:
-            consumer.close()
         return {tp.partition: held[tp.partition].end if tp.offset in (OFFSET_END, -1) else tp.offset for tp in answer}
 
     def find(
@@ -110,6 +109,17 @@ class Topics:
         if isinstance(record, AuditEvent | ActivityLog | SkippedRecord | DeadLetter) and record.audit_id == audit_id:
             return record
         return None
+
+
+def zigzag(number: int) -> bytes:
+    """Return a long as Avro encodes it."""
+    rest = (number << 1) ^ (number >> 63)
+    out = bytearray()
+    while rest > 0x7F:
+        out.append((rest & 0x7F) | 0x80)
+        rest >>= 7
+    out.append(rest)
+    return bytes(out)
 
 
 def murmur2(key: bytes) -> int:

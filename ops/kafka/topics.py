@@ -1,26 +1,39 @@
-"""I/O: what a topic holds now, read by plain consumers that join no group and commit nothing."""
+"""I/O: what a topic holds now, read to its end: the one reader of the tools. It joins no group and commits nothing.
+
+Two others read topics to an end and stay on their own: `processors.lookups.tables`, whose consumer follows the topics
+after it has loaded them, and `ops.bench.limits`, which measures the bare client. `producer.references` reads the keys
+of its topics with the same loop, `producer.topics.messages_held`.
+"""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 
-from producer.publisher import offsets_held
+from ops.kafka import admin as kafka_admin
+from producer.topics import messages_held, offsets_held
 from schemas.errors import ReplayError
 
 ANSWER_TIMEOUT_S = 10.0
-READ_IDLE_S = 30.0
-BATCH_RECORDS = 10_000
-POLL_S = 0.1
-PARTITION_EOF = KafkaError._PARTITION_EOF  # noqa: SLF001 - confluent-kafka's name for it
 
 
 class Read(NamedTuple):
-    """A record as it came."""
+    """A record that has a value."""
 
     partition: int
     offset: int
     value: bytes
+
+
+class KeyedRead(NamedTuple):
+    """A record with its key and time; without a value it is a tombstone."""
+
+    partition: int
+    offset: int
+    at: datetime  # aware UTC, as Kafka has it
+    key: bytes | None
+    value: bytes | None
 
 
 class Span(NamedTuple):
@@ -32,17 +45,15 @@ class Span(NamedTuple):
 
 def spans(kafka: Mapping[str, Any], topic: str) -> dict[int, Span]:
     """Return what each partition of a topic holds; empty if there is no such topic. Raises ReplayError."""
-    consumer = _consumer(kafka, topic)
     try:
-        found = consumer.list_topics(topic, timeout=ANSWER_TIMEOUT_S).topics[topic]
-        if found.error is not None:
-            return {}
-        held = offsets_held(consumer, topic, len(found.partitions))
-        return {partition: Span(low, end) for partition, (low, end) in enumerate(held)}
+        with kafka_admin.speaking_for(kafka, f"{topic}.read") as consumer:
+            found = consumer.list_topics(topic, timeout=ANSWER_TIMEOUT_S).topics[topic]
+            if found.error is not None:
+                return {}
+            held = offsets_held(consumer, topic, len(found.partitions))
+            return {partition: Span(low, end) for partition, (low, end) in enumerate(held)}
     except KafkaException as error:
-        raise _unanswered(topic, error) from error
-    finally:
-        consumer.close()
+        raise ReplayError(f"cannot read {topic}: {error.args[0].str()}", "try again when Kafka is back") from error
 
 
 def records(kafka: Mapping[str, Any], topic: str, begin: Mapping[int, int] | None = None) -> Iterator[Read]:
@@ -50,57 +61,23 @@ def records(kafka: Mapping[str, Any], topic: str, begin: Mapping[int, int] | Non
 
     Raises ReplayError if Kafka stops answering.
     """
-    held = spans(kafka, topic)
-    starts = {p: max(span.low, (begin or {}).get(p, 0)) for p, span in held.items()}
-    unread = {p for p, span in held.items() if starts[p] < span.end}
-    if not unread:
-        return
-    consumer = _consumer(kafka, topic)
-    try:
-        consumer.assign([TopicPartition(topic, p, starts[p]) for p in sorted(unread)])
-        idle_s = 0.0
-        while unread:
-            messages = consumer.consume(BATCH_RECORDS, POLL_S)
-            idle_s = 0.0 if messages else idle_s + POLL_S
-            if idle_s > READ_IDLE_S:
-                raise ReplayError(f"Kafka sends nothing of {topic}", "try again when it is back")
-            for message in messages:
-                partition, offset, error = message.partition(), message.offset(), message.error()
-                if error is not None:
-                    if error.code() != PARTITION_EOF:
-                        raise KafkaException(error)
-                    unread.discard(partition or 0)
-                    continue
-                assert partition is not None
-                assert offset is not None
-                if offset >= held[partition].end:
-                    unread.discard(partition)
-                    continue
-                value = message.value()
-                if value is not None:
-                    yield Read(partition, offset, value if isinstance(value, bytes) else value.encode())
-                if offset + 1 >= held[partition].end:
-                    unread.discard(partition)
-    except KafkaException as error:
-        raise _unanswered(topic, error) from error
-    finally:
-        consumer.close()
+    starts = begin or {}
+    held = {p: (max(span.low, starts.get(p, 0)), span.end) for p, span in spans(kafka, topic).items()}
+    for message in messages_held(kafka, topic, held):
+        if (value := _bytes(message.value())) is not None:
+            yield Read(cast("int", message.partition()), cast("int", message.offset()), value)
 
 
-def _consumer(kafka: Mapping[str, Any], topic: str) -> Consumer:
-    return Consumer(
-        {
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "error",
-            "fetch.wait.max.ms": 50,
-            "queued.max.messages.kbytes": 64 * 1024,
-            "log_level": 0,
-            **kafka,
-            "group.id": f"{topic}.verify",  # never joined or committed to; the client wants a name
-        }
-    )
+def keyed_records(kafka: Mapping[str, Any], topic: str) -> Iterator[KeyedRead]:
+    """Yield the records that a topic holds now with their keys, tombstones included.
+
+    Raises ReplayError if Kafka stops answering.
+    """
+    for message in messages_held(kafka, topic, spans(kafka, topic)):
+        at = datetime.fromtimestamp(max(0, message.timestamp()[1]) / 1000, UTC)
+        place = cast("int", message.partition()), cast("int", message.offset())
+        yield KeyedRead(*place, at, _bytes(message.key()), _bytes(message.value()))
 
 
-def _unanswered(topic: str, error: KafkaException) -> ReplayError:
-    return ReplayError(f"cannot read {topic}: {error.args[0].str()}", "try again when Kafka is back")
+def _bytes(value: str | bytes | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value

@@ -229,7 +229,7 @@ class Daemon:
             return
         job = child.job
         if code != 0:  # it had no time to say why, nor to let go
-            from ops.runner.replay import Terms, let_go, terms_after
+            from ops.runner.lease import Terms, let_go, terms_after
 
             why = f"its process ended with signal {-code}" if code < 0 else f"its process ended with code {code}"
             store = JobStore(self.database)

@@ -7,10 +7,10 @@ repair can be counted. It has ended otherwise if it has a document now, or if th
 from collections.abc import Callable, Collection
 from typing import Any
 
+from ops.jobs.documents import count_since, of_rows
 from ops.jobs.jobs import Job
 from ops.jobs.letters import letter_of
 from ops.jobs.store import RUN_MAX, JobStore
-from ops.jobs.validation import EXTERNAL_ID_PREFIX, audit_id_of, documents_since
 from ops.kafka.rows import Topics
 from ops.kafka.topics import records
 from ops.progress import RunView
@@ -18,11 +18,10 @@ from schemas.records import SkippedRecord
 from schemas.topics import AccountTopics
 from schemas.vocabulary import ActorKind, JobStatus, SkipReason
 from sink.documents import RUN_BYTES
-from sink.indexes import ACTIVITY_LOGS, SOURCE_TAG, UNIQUE_EXTERNAL_ID
+from sink.indexes import SOURCE_TAG
 from sink.job_counts import Move
 from sink.rollback import documents_of
 
-LOOK_UP_MAX = 1_000  # external ids a query
 RUNNER_DIED = "its runner died; ask for the same rows again"
 
 
@@ -82,7 +81,7 @@ def documents(database: Any, job: Job) -> int:
     """Return how many documents in MongoDB are of the rows that the job is over."""
     if job.date_range_start is None:
         return documents_of(database, job.company_sso_id)
-    return documents_since(database, job.company_sso_id, job.cutoff)
+    return count_since(database, job.company_sso_id, job.cutoff)
 
 
 def end_dead(company_sso_id: str, store: JobStore, owner: str, topics: Topics, database: Any, view: RunView) -> bool:
@@ -131,24 +130,16 @@ def _written(causes: dict[int, str], whole: Job, database: Any, runs: Collection
     Only such as one of `runs` has written, if these are given.
     """
     moves: dict[int, Move] = {}
-    audit_ids = sorted(causes)
-    for at in range(0, len(audit_ids), LOOK_UP_MAX):
-        external_ids = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in audit_ids[at : at + LOOK_UP_MAX]]
-        query = {"company_sso_id": whole.company_sso_id, "external_id": {"$in": external_ids}}
-        fields = {"external_id": 1, "source_tag": 1, "actor.type": 1}
-        for document in database[ACTIVITY_LOGS].find(query, fields, hint=UNIQUE_EXTERNAL_ID.name):
-            audit_id = audit_id_of(document["external_id"])
-            if audit_id is None:
-                continue
-            run = _run_of(document["_id"])
-            if runs is not None and run not in runs:
-                continue
-            if whole.proof is not None and whole.run <= run <= _counted_to(whole):
-                continue  # the proof has counted it
-            since = document.get("source_tag") == SOURCE_TAG and whole.run <= run <= RUN_MAX
-            fell_back = (document.get("actor") or {}).get("type") == ActorKind.DELETED_USER
-            skipped = None if since else SkipReason.DUPLICATE_EXTERNAL_ID.value
-            moves[audit_id] = Move(causes[audit_id], skipped, since and fell_back)
+    for audit_id, document in of_rows(database, whole.company_sso_id, causes, ("_id", "source_tag", "actor.type")):
+        run = _run_of(document["_id"])
+        if runs is not None and run not in runs:
+            continue
+        if whole.proof is not None and whole.run <= run <= _counted_to(whole):
+            continue  # the proof has counted it
+        since = document.get("source_tag") == SOURCE_TAG and whole.run <= run <= RUN_MAX
+        fell_back = (document.get("actor") or {}).get("type") == ActorKind.DELETED_USER
+        skipped = None if since else SkipReason.DUPLICATE_EXTERNAL_ID.value
+        moves[audit_id] = Move(causes[audit_id], skipped, since and fell_back)
     return moves
 
 

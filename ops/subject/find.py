@@ -1,20 +1,16 @@
 """I/O: everything kept about a person. Reads only; joins no group and commits nothing."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, NamedTuple, cast
+from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
-
-from ops.kafka.topics import BATCH_RECORDS, PARTITION_EOF, POLL_S, READ_IDLE_S, spans
+from ops.kafka.topics import KeyedRead, keyed_records
 from ops.progress import RunView
 from ops.subject.model import Person, is_about
 from producer.audits import answering, connect, resolve
 from schemas import stored
 from schemas.codec import Codec
-from schemas.errors import ReplayError, UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
+from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
 from schemas.records import Contact
 from schemas.source.contact_rules import customer_key, customer_of, spellings
 from schemas.source.mapping import SourceMapping
@@ -26,22 +22,12 @@ PROGRESS_EVERY_RECORDS = 100_000
 NATIVE_LOOKUP_MS = 30_000
 
 
-class KeyedRecord(NamedTuple):
-    """A record as it came; without a value it is a tombstone."""
-
-    partition: int
-    offset: int
-    at: datetime  # as Kafka has it
-    key: bytes | None
-    value: bytes | None
-
-
 @dataclass(slots=True)
 class OnTopic:
     """The records about a person on one topic."""
 
     topic: str
-    records: list[KeyedRecord]
+    records: list[KeyedRead]
     last_is_value: set[bytes]  # keys of them whose last record is no tombstone, so that a compaction keeps it
 
 
@@ -158,47 +144,3 @@ def customers_on(contacts: OnTopic, codec: Codec) -> set[str]:
         except UndecodableRecordError:
             continue
     return found
-
-
-def keyed_records(kafka: Mapping[str, Any], topic: str) -> Iterator[KeyedRecord]:
-    """Yield what a topic holds now, tombstones included. Raises ReplayError if Kafka stops answering."""
-    held = spans(kafka, topic)
-    unread = {partition for partition, span in held.items() if span.low < span.end}
-    if not unread:
-        return
-    config = {
-        "enable.auto.commit": False,
-        "enable.partition.eof": True,
-        "auto.offset.reset": "error",
-        "fetch.wait.max.ms": 50,
-        "log_level": 0,
-        **kafka,
-        "group.id": f"{topic}.subject",  # never joined or committed to; the client wants a name
-    }
-    with closing(Consumer(config)) as consumer:
-        try:
-            consumer.assign([TopicPartition(topic, partition, held[partition].low) for partition in sorted(unread)])
-            idle_s = 0.0
-            while unread:
-                messages = consumer.consume(BATCH_RECORDS, POLL_S)
-                idle_s = 0.0 if messages else idle_s + POLL_S
-                if idle_s > READ_IDLE_S:
-                    raise ReplayError(f"Kafka sends nothing of {topic}", "try again when it is back")
-                for message in messages:
-                    partition, offset = cast("int", message.partition()), cast("int", message.offset())
-                    if (error := message.error()) is not None:
-                        if error.code() != PARTITION_EOF:
-                            raise KafkaException(error)
-                        unread.discard(partition)
-                        continue
-                    if offset < held[partition].end:
-                        at = datetime.fromtimestamp(max(0, message.timestamp()[1]) / 1000, UTC)
-                        yield KeyedRecord(partition, offset, at, _bytes(message.key()), _bytes(message.value()))
-                    if offset + 1 >= held[partition].end:
-                        unread.discard(partition)
-        except KafkaException as error:
-            raise ReplayError(f"cannot read {topic}: {error.args[0].str()}", "try again when Kafka is back") from error
-
-
-def _bytes(value: Any) -> bytes | None:
-    return value.encode() if isinstance(value, str) else cast("bytes | None", value)

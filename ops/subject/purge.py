@@ -22,7 +22,8 @@ from ops.progress import RunView
 from ops.subject import find
 from ops.subject.find import OnTopic
 from ops.subject.model import Certificate, Kept, Person, gone_by
-from producer.publisher import Publisher, message_bytes_max
+from producer.publisher import Publisher
+from producer.topics import message_bytes_max
 from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections

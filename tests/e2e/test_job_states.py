@@ -18,7 +18,7 @@ from ops.kafka import admin as kafka_admin
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
 from ops.runner import replay
-from ops.runner.replay import RunOptions
+from ops.runner.options import RunOptions
 from schemas.errors import BadInputError, MappingError, ReplayError
 from schemas.vocabulary import JobStatus
 from tests.e2e.conftest import Crm, mapping_of

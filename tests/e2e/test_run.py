@@ -21,7 +21,8 @@ from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from ops.progress import PlainView
-from ops.runner.replay import RunOptions, run_claimed
+from ops.runner.options import RunOptions
+from ops.runner.replay import run_claimed
 from producer.survey import UnreplayableIdsError
 from schemas.source.mapping import load
 from schemas.topics import AccountTopics

@@ -16,9 +16,12 @@ from ops.enrich.run import EnrichOptions, enrich_account
 from ops.jobs.store import JobStore
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
-from ops.runner import enrichment, replay
-from ops.runner.replay import RunOptions, run_account
+from ops.runner import enrichment
+from ops.runner.lease import HaltedError
+from ops.runner.options import RunOptions, RunResult
+from ops.runner.replay import run_account
 from schemas.errors import ServiceUnreachableError
+from schemas.vocabulary import JobStatus
 from tests.e2e.conftest import Crm, mapping_of
 from tests.e2e.test_enrich import everything, without_links
 
@@ -31,7 +34,8 @@ from pathlib import Path
 from ops.enrich import run as enrich
 from ops.local import services
 from ops.runner import enrichment as run_enrichment
-from ops.runner.replay import RunOptions, run_account
+from ops.runner.options import RunOptions
+from ops.runner.replay import run_account
 from ops.progress import PlainView
 from sink.enricher import Enricher
 
@@ -61,7 +65,7 @@ def counts(job: dict[str, Any]) -> dict[str, Any]:
     return {name: job[name] for name in ("records_total", "records_migrated", "records_skipped", "records_failed")}
 
 
-def run_here(crm: Crm, monkeypatch: pytest.MonkeyPatch) -> replay.RunResult:
+def run_here(crm: Crm, monkeypatch: pytest.MonkeyPatch) -> RunResult:
     for name, value in crm.environment.items():
         monkeypatch.setenv(name, value)
     options = RunOptions(mapping_path=MAPPING, home=crm.home)
@@ -156,12 +160,12 @@ def test_a_run_enriches_its_rows_whatever_dies(
             store = JobStore(crm.database)
             job = store.latest(SAMPLE_YAML)
             assert job is not None
-            store.transition(job.job_id, job.status, replay.JobStatus.HALTED, "halted by a test")
+            store.transition(job.job_id, job.status, JobStatus.HALTED, "halted by a test")
             return enrich(self)
 
         patched.setattr(enrichment, "SAVE_EVERY_S", 0.0)
         patched.setattr(enrichment.Run, "enrich", halted_meanwhile)
-        with pytest.raises(replay.HaltedError, match="halted by a test"):
+        with pytest.raises(HaltedError, match="halted by a test"):
             run_here(crm, patched)
     assert job_of(crm)["status"] == "halted"
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from ops.checks.preflight.estimates import Estimate, Rate
-from ops.checks.preflight.model import bytes_text, duration_text
+from ops.checks.estimates import Estimate, Rate
+from ops.checks.model import bytes_text, duration_text
 from schemas.vocabulary import ActorKind, SkipReason
 
 FAILURE_RATE_MAX = 0.10  # a job halts above it

@@ -17,9 +17,10 @@ from bson.codec_options import CodecOptions
 from pymongo.errors import OperationFailure, PyMongoError
 
 from ops.checks.dry_run.model import Examples, Report, Tally, estimate_of, masked_document, named_duplicate, stretches
+from ops.checks.estimates import INDEX_BYTES, rate_of
 from ops.checks.file_rows import printable
-from ops.checks.preflight.estimates import INDEX_BYTES, rate_of
 from ops.checks.verify.expected import Expected, expected_of
+from ops.jobs.documents import rows_with_document
 from ops.kafka import admin as kafka_admin
 from ops.progress import RunView
 from processors.lookups.answers import TableLookups
@@ -28,10 +29,10 @@ from processors.rules.transform import Refused, Transformer
 from producer.audits import AuditReader, connect, resolve
 from producer.cursor import EARLIEST
 from producer.messages import Page
-from producer.publisher import MESSAGE_BYTES_LIMIT, RECORD_OVERHEAD_BYTES, message_bytes_max
 from producer.references import read_tables
 from producer.settings import settings_from_environment
 from producer.survey import survey
+from producer.topics import MESSAGE_BYTES_LIMIT, RECORD_OVERHEAD_BYTES, message_bytes_max
 from schemas.codec import Codec
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
@@ -181,8 +182,8 @@ class _DryRun:
         self._directory = UserDirectory(url, account) if url else None
         self._lookups = TableLookups(tables, codec, account, self._directory)
         self._loop = asyncio.new_event_loop()
-        self._logs: Documents = database[ACTIVITY_LOGS]
-        self._has_index = UNIQUE_EXTERNAL_ID.name in _index_names(self._logs)
+        self._database = database
+        self._has_index = UNIQUE_EXTERNAL_ID.name in _index_names(database[ACTIVITY_LOGS])
 
     def close(self) -> None:
         """Close the directory's connections."""
@@ -235,10 +236,7 @@ class _DryRun:
         """Return those of the rows that the unique index would refuse: they have a document, whoever wrote it."""
         if not self._has_index or not audit_ids:
             return set()
-        names = {f"{EXTERNAL_ID_PREFIX}{audit_id}": audit_id for audit_id in audit_ids}
-        query = {"company_sso_id": self._account, "external_id": {"$in": list(names)}}
-        found = self._logs.find(query, {"_id": 0, "external_id": 1}, hint=UNIQUE_EXTERNAL_ID.name)
-        return {names[document["external_id"]] for document in found}
+        return rows_with_document(self._database, self._account, audit_ids)
 
     def _log(self, event: AuditEvent, encoded: bytes) -> None:
         document = bson.decode(encoded, AWARE)

@@ -38,8 +38,8 @@ from processors.lookups.tables import ReferenceTables
 from processors.rules.transform import Transformer
 from producer.audits import EPOCH_2000_US, UNDECODABLE, AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
-from producer.publisher import message_bytes_max
 from producer.settings import settings_from_environment
+from producer.topics import message_bytes_max
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.process.connections import Connections
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord

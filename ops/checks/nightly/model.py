@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ops.checks.preflight.model import Check, Verdict
+from ops.checks.model import Check, Verdict, worst
 
 PLATFORM = "platform"  # the name under which checks stand that are no account's
 
@@ -22,8 +22,7 @@ class AccountResult:
     @property
     def verdict(self) -> Verdict:
         """The worst of its checks."""
-        order = list(Verdict)
-        return max((check.verdict for check in self.checks), key=order.index, default=Verdict.OK)
+        return worst(check.verdict for check in self.checks)
 
 
 @dataclass(slots=True)

@@ -12,8 +12,8 @@ from bson.errors import InvalidId
 from confluent_kafka import KafkaException
 from pymongo.errors import PyMongoError
 
+from ops.checks.model import Check, Verdict, fail, ok, warn
 from ops.checks.nightly.model import PLATFORM, AccountResult, Results, segments
-from ops.checks.preflight.model import Check, Verdict, fail, ok, warn
 from ops.checks.preflight.mongodb import check_indexes, check_schema
 from ops.checks.verify import copy, http_strays
 from ops.checks.verify.gather import work_of
@@ -22,6 +22,7 @@ from ops.checks.verify.segments import Chunk, SegmentChecker, Work
 from ops.dead_letters.retry import read_letters, resolved_rows
 from ops.jobs import audit_log, enrichments, http_documents
 from ops.jobs.counts import counts_of
+from ops.jobs.documents import rows_with_document
 from ops.jobs.enrichments import EnrichmentState
 from ops.jobs.jobs import Job, accuracy_of
 from ops.jobs.letters import State, judge
@@ -273,7 +274,7 @@ def check_late_rows(job: Job, work: list[Work], database: Any) -> Check:
         expected = checker.rows_of(appeared) if appeared else {}
     due = sorted(audit_id for audit_id, end in expected.items() if isinstance(end, bytes))
     due = [audit_id for audit_id in due if audit_id not in known.dead_letters]
-    there = _with_documents(database, job.company_sso_id, due)
+    there = rows_with_document(database, job.company_sso_id, due)
     lost = [audit_id for audit_id in due if audit_id not in there]
     holes = sum(high - low + 1 for low, high in gaps)
     facts = {"gaps": len(gaps), "ids": holes, "rows_appeared": len(appeared), "without_document": len(lost)}
@@ -301,13 +302,6 @@ def _rows_in(gaps: list[tuple[int, int]], work: Work) -> Iterator[int]:
                     seen += 1
                     yield event.audit_id
             cursor = page.end
-
-
-def _with_documents(database: Any, account: str, audit_ids: list[int]) -> set[int]:
-    """Return those of the rows that have a document, whoever has written it."""
-    from ops.dead_letters.retry import documents_of as with_document
-
-    return with_document(database, account, audit_ids)
 
 
 def check_orphan_accounts(database: Any) -> Check:

@@ -4,7 +4,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 
-from ops.checks.preflight.model import Check, fail, ok, warn
+from ops.checks.model import Check, fail, ok, warn
 from ops.jobs.coverage import stretches
 from producer.audits import AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST

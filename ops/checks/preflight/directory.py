@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import httpx
 from psycopg import sql
 
-from ops.checks.preflight.model import Check, fail, ok, warn
+from ops.checks.model import Check, fail, ok, warn
 from processors.lookups.directory import ACTIVE, PATH, TIMEOUT_S, normalized
 from producer.audits import answering, connect
 from schemas.source.mapping import SourceMapping

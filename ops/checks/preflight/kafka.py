@@ -9,10 +9,10 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, NewTopic, ResourceType
 
-from ops.checks.preflight.estimates import Estimate
-from ops.checks.preflight.model import Check, Verdict, bytes_text, fail, join, ok, warn
+from ops.checks.estimates import Estimate
+from ops.checks.model import Check, Verdict, bytes_text, fail, join, ok, warn
 from ops.kafka import admin as kafka_admin
-from producer.publisher import MESSAGE_BYTES_LIMIT
+from producer.topics import MESSAGE_BYTES_LIMIT
 from schemas.errors import BadInputError
 from schemas.topics import AccountTopics
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ops.checks.preflight.model import Check, Verdict, fail
+from ops.checks.model import Check, Verdict, fail
 from schemas.errors import ReplayError, ServiceUnreachableError
 
 POLL_S = 0.05

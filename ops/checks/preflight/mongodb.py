@@ -9,8 +9,8 @@ from typing import Any
 from pymongo import ASCENDING
 from pymongo.errors import OperationFailure
 
-from ops.checks.preflight.estimates import Estimate, Rate, rate_of
-from ops.checks.preflight.model import Check, Verdict, bytes_text, fail, join, ok, warn
+from ops.checks.estimates import Estimate, Rate, rate_of
+from ops.checks.model import Check, Verdict, bytes_text, fail, join, ok, warn
 from ops.checks.preflight.source import clock_check
 from ops.jobs import coverage, migrations
 from ops.jobs.guards import COVERAGE_MIN_PCT

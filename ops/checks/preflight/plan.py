@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ops.checks.preflight.model import Verdict
+from ops.checks.model import Verdict
 
 SMALL_TABLE_ROWS = 20_000  # below it PostgreSQL rightly prefers to read the whole table
 PAGE_TIME_WARN_MS = 1_000.0  # of one page: with 500 rows a page, the floor of 500 rows/s

@@ -8,13 +8,14 @@ from typing import Any
 
 import httpx
 
+from ops.checks.estimates import Estimate, Rate, estimate, rate_of
+from ops.checks.model import Check, Verdict, fail, ok, warn
 from ops.checks.preflight import changes, directory, kafka, mongodb, source
-from ops.checks.preflight.estimates import Estimate, Rate, estimate, rate_of
 from ops.checks.preflight.lanes import Lane, Step, run_lanes
-from ops.checks.preflight.model import Check, Report, Verdict, fail, ok, warn
+from ops.checks.preflight.model import Report
 from ops.jobs import coverage
-from producer.publisher import MESSAGE_BYTES_LIMIT
 from producer.settings import settings_from_environment
+from producer.topics import MESSAGE_BYTES_LIMIT
 from schemas.process.connections import Connections
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from ops.checks.preflight.model import Check, Verdict, duration_text, fail, join, ok, warn
+from ops.checks.model import Check, Verdict, duration_text, fail, join, ok, warn
 from ops.checks.preflight.plan import judge, page_plan
 from producer.audits import (
     CONNECT_TIMEOUT_S,

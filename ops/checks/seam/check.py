@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pymongo.errors import PyMongoError
 
 from ops.checks.seam.matching import Expected, Legacy, Matcher, ranges
+from ops.jobs.documents import of_rows
 from ops.jobs.jobs import Job
 from ops.jobs.letters import moment
 from ops.jobs.store import JobStore
@@ -177,6 +178,7 @@ class SeamChecker:
         self._lookups = ContactLookups(account, found)
         self._replay = Transformer(mapping, account)
         self._live = Transformer(mapping, account, live=True)
+        self._database = database
         self._logs: Documents = database[ACTIVITY_LOGS]
         self._job: Job | None = JobStore(database).latest(account)
         self._options = options
@@ -290,16 +292,9 @@ class SeamChecker:
             )
 
     def _written(self, audit_ids: Sequence[int]) -> dict[int, Any]:
-        """Return the `_id` of each row's document with its external_id."""
-        found = self._logs.find(
-            {
-                "company_sso_id": self.report.company_sso_id,
-                "external_id": {"$in": [f"crm_audit:{audit_id}" for audit_id in audit_ids]},
-            },
-            {"external_id": 1},
-            hint=UNIQUE_EXTERNAL_ID.name,
-        )
-        return {int(document["external_id"].partition(":")[2]): document["_id"] for document in found}
+        """Return the `_id` of each row's document, by audit id; rows without one are left out."""
+        found = of_rows(self._database, self.report.company_sso_id, audit_ids, ("_id",))
+        return {audit_id: document["_id"] for audit_id, document in found}
 
     def _legacy(self, rows: Sequence[Expected]) -> Iterator[Legacy]:
         """Yield the documents without external_id that may stand for one of the rows."""

@@ -7,10 +7,11 @@ from ops.checks.verify import topics
 from ops.checks.verify.segments import PAGE_ROWS, Work
 from ops.jobs.jobs import Job
 from ops.kafka import admin as kafka_admin
+from ops.kafka.topics import spans
 from processors.lookups.tables import ReferenceTables
 from producer.audits import AuditSource, connect, resolve
-from producer.publisher import message_bytes_max
 from producer.settings import settings_from_environment
+from producer.topics import message_bytes_max
 from schemas.codec import Codec
 from schemas.process.connections import Connections
 from schemas.source.mapping import SourceMapping
@@ -38,7 +39,7 @@ def work_of(
         tables.load(LOAD_TIMEOUT_S)
     finally:
         tables.close()
-    held = topics.spans(kafka, names.dead_letters)
+    held = spans(kafka, names.dead_letters)
     kept_for = timedelta(milliseconds=kafka_admin.DEAD_LETTER_RETENTION_MS)
     limits = settings_from_environment().limits(message_bytes_max(kafka, names.replay))
     return Work(

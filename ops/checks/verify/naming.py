@@ -8,18 +8,18 @@ from ops.checks.verify import copy
 from ops.checks.verify.gather import work_without_directory
 from ops.checks.verify.model import Finding, Kind, Tally
 from ops.checks.verify.segments import Chunk, SegmentChecker
+from ops.jobs.documents import rows_with_document
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore
-from ops.jobs.validation import EXTERNAL_ID_PREFIX, SEGMENT_IDS
+from ops.jobs.validation import EXTERNAL_ID_PREFIX
 from schemas.codec import Codec
 from schemas.process.connections import Connections
 from schemas.source.mapping import SourceMapping
-from sink.database import Documents
-from sink.indexes import ACTIVITY_LOGS, SOURCE_TAG, UNIQUE_EXTERNAL_ID
 
 NAMED_MAX = 20  # of each kind; verify names the rest
 RANGES_MAX = 4  # that are looked at row by row: each may hold a sixty-fourth of the account
 JOBS_MAX = 1_000
+CHOSEN_MAX = 10_000  # of chosen rows, that are looked at one by one
 
 
 def named(
@@ -44,7 +44,7 @@ def named(
     with closing(SegmentChecker(work)) as checker:
         if chosen is not None:
             within = [audit_id for audit_id in chosen if any(low < audit_id <= high for low, high in ranges)]
-            for finding in _among(database, account, within[:SEGMENT_IDS], checker):
+            for finding in _among(database, account, within[:CHOSEN_MAX], checker):
                 tally.note(finding, NAMED_MAX)
             return _in_words(tally)
         for low, high in ranges[:RANGES_MAX]:
@@ -56,17 +56,13 @@ def named(
 
 def _among(database: Any, account: str, audit_ids: Sequence[int], checker: SegmentChecker) -> Iterator[Finding]:
     """Yield which of these rows lack their document, or have one that they should not have."""
-    logs: Documents = database[ACTIVITY_LOGS]
-    names = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in audit_ids]
-    query = {"company_sso_id": account, "external_id": {"$in": names}, "source_tag": SOURCE_TAG}
-    found = logs.find(query, {"_id": 0, "external_id": 1}, hint=UNIQUE_EXTERNAL_ID.name)
-    there = {str(document["external_id"]) for document in found}
+    there = rows_with_document(database, account, audit_ids, tagged=True)
     expected = checker.rows_of(audit_ids)
-    for audit_id, name in zip(audit_ids, names, strict=True):
-        if isinstance(expected.get(audit_id), bytes) and name not in there:
+    for audit_id in audit_ids:
+        if isinstance(expected.get(audit_id), bytes) and audit_id not in there:
             yield Finding(Kind.MISSING, audit_id, None)
-        elif name in there and not isinstance(expected.get(audit_id), bytes):
-            yield Finding(Kind.EXTRA, audit_id, None, external_id=name)
+        elif audit_id in there and not isinstance(expected.get(audit_id), bytes):
+            yield Finding(Kind.EXTRA, audit_id, None, external_id=f"{EXTERNAL_ID_PREFIX}{audit_id}")
 
 
 def _in_words(tally: Tally) -> str:

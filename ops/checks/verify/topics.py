@@ -10,10 +10,8 @@ from typing import Any
 from ops.checks.verify.model import Unhandled
 from ops.jobs.jobs import Job
 from ops.kafka import admin as kafka_admin
-from ops.kafka.topics import Read as Read
-from ops.kafka.topics import Span as Span
-from ops.kafka.topics import records as records
-from ops.kafka.topics import spans as spans
+from ops.kafka.rows import zigzag
+from ops.kafka.topics import Span, records, spans
 from schemas.codec import Codec, header_bytes
 from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord, SnapshotMarker
@@ -172,14 +170,3 @@ def phrase(published: Seen | None, outcome: Seen | None, *, topic_cut: bool) -> 
     if outcome.what == "log":
         return f"{at}, no document: it was removed, or its offset was committed before it was written"
     return f"{at}: {outcome.what}"
-
-
-def zigzag(number: int) -> bytes:
-    """Return a long as Avro encodes it."""
-    rest = (number << 1) ^ (number >> 63)
-    out = bytearray()
-    while rest > 0x7F:
-        out.append((rest & 0x7F) | 0x80)
-        rest >>= 7
-    out.append(rest)
-    return bytes(out)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
+from ops.checks.model import Verdict
 from ops.checks.nightly.run import check_job
-from ops.checks.preflight.model import Verdict
 from ops.jobs import http_documents, migrations
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore, NewJob

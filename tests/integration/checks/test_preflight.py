@@ -20,8 +20,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from pymongo.database import Database
 
+from ops.checks.estimates import Rate, estimate
 from ops.checks.preflight import Check, Verdict, changes, kafka, mongodb, preflight_account, source
-from ops.checks.preflight.estimates import Rate, estimate
 from ops.checks.preflight.run import PreflightOptions
 from ops.jobs import migrations
 from ops.local import sandbox

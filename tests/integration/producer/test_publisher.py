@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from producer.publisher import Publisher, check_topic, message_bytes_max
-from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from producer.publisher import Publisher
+from schemas.errors import ReplayError
 from tests.integration.producer import crm
 from tests.integration.producer.conftest import MakeJob
 
@@ -53,14 +53,3 @@ def test_deliveries_that_time_out_fail_the_flush() -> None:
     with pytest.raises(ReplayError, match=r"did not take a record for nowhere: .*timed out"):
         publisher.flush()
     publisher.close()
-
-
-def test_a_topic_is_checked_before_anything_is_published(make_job: MakeJob) -> None:
-    here = make_job(partitions=3, topic_config={"max.message.bytes": "70000"})
-    kafka = {"bootstrap.servers": here.kafka}
-    assert check_topic(kafka, here.job.topics.replay, 3) == 3
-    assert 60_000 < message_bytes_max(kafka, here.job.topics.replay) < 70_000
-    with pytest.raises(BadInputError, match="no topic"):
-        check_topic(kafka, here.job.topics.replay + ".not")
-    with pytest.raises(ServiceUnreachableError, match="does not answer"):
-        check_topic({"bootstrap.servers": "127.0.0.1:1"}, "any")

@@ -9,7 +9,7 @@ from ops.checks.verify.model import Report, Tally
 from ops.jobs import migrations
 from ops.jobs.store import JobStore, NewJob
 from ops.repair import run as repair
-from ops.runner import replay
+from ops.runner import lease
 from producer.cursor import EARLIEST
 from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus
@@ -44,7 +44,7 @@ def test_a_halted_replay_of_chosen_rows_is_not_said_to_be_continued_by_a_resume(
     migrations.up(mongo_database)
     store = JobStore(mongo_database)
     whole = store.create(NEW)
-    assert "crm-replay resume" in replay._halted(whole).to_do
+    assert "crm-replay resume" in lease.halted_by(whole).to_do
     store.transition(whole.job_id, JobStatus.IN_PROGRESS, JobStatus.COMPLETED)
     partial = store.create(NewJob("a", 1, 100, 1, EARLIEST, partial=True))
-    assert "ask for them again" in replay._halted(partial).to_do
+    assert "ask for them again" in lease.halted_by(partial).to_do

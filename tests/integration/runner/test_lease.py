@@ -15,8 +15,10 @@ from pymongo.errors import NetworkTimeout
 from ops.jobs import migrations
 from ops.jobs.jobs import NEVER, Job
 from ops.jobs.store import JobStore, LeaseLostError, NewJob
-from ops.runner import replay
+from ops.runner.lease import InterruptedRunError, Lease
+from ops.runner.options import RunOptions, Stretch
 from ops.runner.processes import Supervised
+from ops.runner.watch import Patience, run_processes
 from schemas.process.connections import Connections
 
 pytestmark = pytest.mark.services
@@ -65,7 +67,18 @@ class Run:
     def work(self, lease: Any) -> None:
         around: Any = type("Around", (), {"store": self.store, "connections": self.connections})
         try:
-            replay._work(self.job, replay.Stretch(), replay.RunOptions(), around, self.view, self.stop, lease)
+            patience = Patience(self.view, self.stop)
+            run_processes(
+                self.job,
+                Stretch(),
+                RunOptions(),
+                around,
+                self.view,
+                patience,
+                lease,
+                self.stop,
+                processes=self.processes,
+            )
         except BaseException as error:
             self.error = error
 
@@ -84,19 +97,15 @@ def wait_for(condition: Callable[[], Any]) -> None:
 
 
 @pytest.fixture
-def run(mongo_database: Any, mongodb_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(mongo_database: Any, mongodb_url: str, tmp_path: Path) -> Run:
     migrations.up(mongo_database)
-    run = Run(mongo_database, mongodb_url, tmp_path)
-    monkeypatch.setattr(replay, "_processes", run.processes)
-    monkeypatch.setattr(replay, "RENEW_EVERY_S", 0.05)
-    monkeypatch.setattr(replay, "SILENCE_MAX_S", 3.0)
-    return run
+    return Run(mongo_database, mongodb_url, tmp_path)
 
 
 @contextmanager
 def running(run: Run) -> Iterator[Any]:
     """Give the lease of the run, once its worker has started."""
-    with replay._Lease(run.connections, run.job) as lease:
+    with Lease(run.connections, run.job, renew_every_s=0.05, silence_max_s=3.0) as lease:
         thread = threading.Thread(target=run.work, args=(lease,))
         thread.start()
         try:
@@ -127,7 +136,7 @@ def test_workers_are_stopped_while_the_lease_still_holds_and_started_again_if_it
         away.clear()
         wait_for(lambda: run.starts() > before)
         assert run.alive()
-    assert isinstance(run.error, replay.InterruptedRunError)
+    assert isinstance(run.error, InterruptedRunError)
     released = run.store.claim_next("another")
     assert released is not None
     assert released.fence == 2

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ops.checks.dry_run.model import Examples, Report, Tally, estimate_of, masked, masked_document, stretches
-from ops.checks.preflight.estimates import Rate
+from ops.checks.estimates import Rate
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 

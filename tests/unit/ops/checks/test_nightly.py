@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ET
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ops.checks.model import Verdict, fail, ok, warn
 from ops.checks.nightly.model import PLATFORM, AccountResult, Results, segments
-from ops.checks.preflight.model import Verdict, fail, ok, warn
 
 
 def results() -> Results:

@@ -10,11 +10,12 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AclOperation
 
+from ops.checks.estimates import ASSUMED_ROWS_PER_S, Rate, estimate, rate_of
+from ops.checks.model import Check, Verdict, bytes_text, duration_text, fail, join, ok, warn, worst
 from ops.checks.preflight import kafka
-from ops.checks.preflight.estimates import ASSUMED_ROWS_PER_S, Rate, estimate, rate_of
 from ops.checks.preflight.kafka import release_of, topic_findings
 from ops.checks.preflight.lanes import Lane, Step, run_lanes
-from ops.checks.preflight.model import Check, Report, Verdict, bytes_text, duration_text, fail, join, ok, warn, worst
+from ops.checks.preflight.model import Report
 from ops.checks.preflight.mongodb import missing_actions
 from ops.checks.preflight.plan import judge, page_plan
 from ops.checks.preflight.run import check_estimate

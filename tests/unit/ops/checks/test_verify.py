@@ -16,8 +16,9 @@ from ops.checks.verify.expected import expected_of
 from ops.checks.verify.lookups import KeptLookups
 from ops.checks.verify.model import REPAIR_MAX, Counted, Finding, Kind, Report, Tally, count_mismatches
 from ops.checks.verify.segments import Chunk
-from ops.checks.verify.topics import Seen, phrase, zigzag
+from ops.checks.verify.topics import Seen, phrase
 from ops.cli.verify import age_text
+from ops.kafka.rows import zigzag
 from ops.repair.run import DELETE_MAX_PCT, plan_of, proved
 from processors.rules.transform import Refused, Skip, Transformed
 from schemas.codec import SINGLE_OBJECT_HEADER_BYTES, Codec

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from ops.checks.verify import topics
-from ops.checks.verify.topics import Read, Span, Tracer, dead_letters, unhandled
+from ops.checks.verify.topics import Tracer, dead_letters, unhandled
+from ops.kafka.topics import Read, Span
 from schemas.codec import Codec
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord, SnapshotMarker
 from schemas.topics import AccountTopics

@@ -148,7 +148,8 @@ import sys, typer
 from rich.console import Console
 from ops.cli import main as cli
 from ops.cli.preflight import print_report
-from ops.checks.preflight.model import Report, warn
+from ops.checks.model import warn
+from ops.checks.preflight.model import Report
 from ops.progress import PlainView, TerminalView
 from schemas.errors import BadInputError
 

@@ -14,7 +14,7 @@ from ops.jobs.store import LeaseLostError
 from ops.progress import PlainView
 from ops.runner import enrichment
 from ops.runner.enrichment import Place, RunEnrichment
-from ops.runner.replay import InterruptedRunError
+from ops.runner.lease import InterruptedRunError
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.vocabulary import JobStatus
 from sink.writer import ServerStateError

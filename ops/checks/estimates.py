@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ops.checks.preflight.model import bytes_text, duration_text
+from ops.checks.model import bytes_text, duration_text
 
 FLOOR_ROWS_PER_S = 500  # the contract's; slower is out of it
 # One producer, one processor and one sink with their servers on two cores made 6,700 rows/s (docs/performance.md);

@@ -1,0 +1,177 @@
+"""I/O: a run's processes on this host, watched until every end marker has passed the sink."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pymongo
+from pymongo.errors import ConnectionFailure, PyMongoError
+
+from ops.jobs.jobs import Job
+from ops.progress import RunView
+from ops.runner.conclude import settling
+from ops.runner.lease import ANSWER_MAX_S, QUICK_STOP_S, Lease, OutageError, SilentError, halted_by, interrupted
+from ops.runner.options import RunOptions, Stretch
+from ops.runner.processes import ProcessGaveUpError, Supervised, Supervisor, child_environment, python_module
+from ops.runner.surroundings import Surroundings
+from schemas.process.connections import Connections
+from schemas.process.exposition import of_children
+from schemas.process.topic_watch import TopicReplacedError
+from schemas.topics import AccountTopics
+from schemas.vocabulary import JobStatus
+
+SAVE_EVERY_S = 1.0
+POLL_EVERY_S = 0.2
+POLL_AT_FIRST_S = 0.05  # a small account is over before long, and its end should not have to wait to be seen
+AT_FIRST_S = 5.0
+OUTAGE_MAX_S = 300.0  # of MongoDB; its sinks wait for ever, but a run that nobody can follow is no use
+SINK_HALTED = 3  # exit code of a sink that halted its job
+BAD_INPUT = 2  # exit code of a process that will not do better when started again
+
+
+class Patience:
+    """Sits out an outage of MongoDB, and says so."""
+
+    def __init__(self, view: RunView, stop: threading.Event) -> None:
+        """`view` shows the outage's beginning and end; `stop` ends the waiting."""
+        self._view = view
+        self._stop = stop
+        self._since: float | None = None
+
+    def wait(self, error: Exception) -> None:
+        """Wait a moment. Raises OutageError when it has lasted too long, InterruptedRunError when asked to stop."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            self._view.note(f"MongoDB does not answer ({type(error).__name__}); waiting for it")
+        if now - self._since > OUTAGE_MAX_S:
+            raise OutageError(f"MongoDB has not answered for {OUTAGE_MAX_S:.0f} s", "the same command goes on")
+        if self._stop.wait(POLL_EVERY_S):
+            raise interrupted()
+
+    def over(self) -> None:
+        """Note that it answers."""
+        if self._since is not None:
+            self._view.note(f"MongoDB answers again after {time.monotonic() - self._since:.0f} s")
+            self._since = None
+
+
+Processes = Callable[[Job, RunOptions, Connections], Iterable[Supervised]]  # those of a job on this host
+
+
+def processes_of(job: Job, options: RunOptions, connections: Connections) -> Iterator[Supervised]:
+    """Yield every process of the job on this host."""
+    logs = options.home / "logs" / AccountTopics.of(job.company_sso_id).replay.rsplit(".", 1)[1] / f"run-{job.run}"
+    addresses = connections.environment()
+    told = job.replay_job()
+    if options.mapping_path:  # the same mapping, where it is on this host
+        told = told.model_copy(update={"mapping_path": str(Path(options.mapping_path).resolve())})
+    shared = {**addresses, "CRM_REPLAY_JOB": told.model_dump_json()}
+
+    def process(role: str, number: int, *, finishes: bool = False) -> Supervised:
+        name = f"{role}-{number}"
+        worker = f"{socket.gethostname()}-{name}"
+        # A processor keeps its place in the group over a restart. A sink gets none: librdkafka cannot give it back at a
+        # graceful end, and the next run must find an empty group to set its offsets.
+        env = child_environment(**shared, **of_children(), CRM_REPLAY_WORKER=worker)
+        return Supervised(
+            name,
+            python_module(role),
+            env,
+            logs / f"{name}.log",
+            finishes=finishes,
+            final_codes=frozenset({TopicReplacedError.exit_code, *({SINK_HALTED} if role == "sink" else ())}),
+            hopeless_codes=frozenset({BAD_INPUT}),
+            forks=options.forks,
+        )
+
+    yield process("producer", 0, finishes=True)
+    for number in range(options.processors):
+        yield process("processors", number)
+    for number in range(options.sinks):
+        yield process("sink", number)
+
+
+def run_processes(
+    job: Job,
+    stretch: Stretch,
+    options: RunOptions,
+    around: Surroundings,
+    view: RunView,
+    patience: Patience,
+    lease: Lease,
+    stop: threading.Event,
+    processes: Processes = processes_of,
+) -> None:
+    """Run the processes until every end marker has passed the sink, over outages of MongoDB.
+
+    Their counts are on file when an error ends them. Raises InterruptedRunError, HaltedError, LeaseLostError,
+    OutageError, or ProcessGaveUpError if one of them keeps dying.
+    """
+    while True:
+        try:
+            with settling(job, stretch, around, view), Supervisor() as supervisor:
+                for process in processes(job, options, around.connections):
+                    supervisor.add(process)
+                _watch(supervisor, job, around, view, patience, lease, stop)
+            return
+        except SilentError as error:
+            view.note(f"{error}; its processes are stopped until MongoDB says whose job it is")
+            while not lease.renewed_lately:
+                lease.check(stop)
+                patience.wait(error)
+            patience.over()
+
+
+def _watch(
+    supervisor: Supervisor,
+    job: Job,
+    around: Surroundings,
+    view: RunView,
+    patience: Patience,
+    lease: Lease,
+    stop: threading.Event,
+) -> None:
+    """Return when every end marker has passed the sink.
+
+    Raises SilentError, with all processes ended, before the lease runs out unrenewed.
+    """
+    store, began = around.store, time.monotonic()
+    saved_at = 0.0
+    halted = False
+    accounted = None
+    while True:
+        if not lease.renewed_lately:
+            supervisor.stop(timeout_s=QUICK_STOP_S)
+            raise SilentError(f"the lease of {job.company_sso_id} could not be renewed for {lease.silence_max_s:.0f} s")
+        if lease.lost:
+            supervisor.stop(timeout_s=QUICK_STOP_S)
+        lease.check(stop)
+        exited = supervisor.check()
+        if replaced := [p for p in exited if p.returncode == TopicReplacedError.exit_code]:
+            raise ProcessGaveUpError(replaced[0].last_line())  # started again, it would take the new topic for the old
+        halted |= any(p.returncode == SINK_HALTED for p in exited)
+        try:
+            with pymongo.timeout(ANSWER_MAX_S):
+                totals = store.aggregate_progress(job)
+                ended = totals.partitions_ended >= job.partitions
+                if ended or time.monotonic() - saved_at >= SAVE_EVERY_S:
+                    job = store.save_totals(job, totals)
+                    saved_at = time.monotonic()
+                if accounted is not None and totals.accounted > accounted and (job.attempts or job.error):
+                    job = store.got_on(job)
+                accounted = totals.accounted
+            view.progress(totals.accounted, job.records_total, dict(totals.skipped), totals.failed_total)
+            if halted or job.status is JobStatus.HALTED:
+                raise halted_by(store.get(job.job_id) or job)
+        except PyMongoError as error:  # the sinks sit it out too; their counts are on file
+            if not (isinstance(error, ConnectionFailure) or error.timeout):
+                raise
+            patience.wait(error)
+            continue
+        patience.over()
+        if ended:
+            return
+        time.sleep(POLL_AT_FIRST_S if time.monotonic() - began < AT_FIRST_S else POLL_EVERY_S)
