@@ -9,13 +9,14 @@ from typing import Any
 import psycopg
 from rich.console import Console
 
+from ops.cli.ledger import print_ledger
 from ops.jobs import enrichments, migrations
 from ops.local import sample_crm, sandbox
 from ops.local.directory_server import DirectoryServer
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
 from ops.local.sample.contacts import seed_contacts
 from ops.local.services.layout import Home
-from ops.progress import print_ledger, view_for
+from ops.progress import view_for
 from ops.runner.replay import RunOptions, RunResult, run_account
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections

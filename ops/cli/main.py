@@ -43,7 +43,7 @@ COMMANDS = {
     "rollback": Place("ops.cli.requests", "rollback"),
     "verify": Place("ops.cli.verify", "verify"),
     "explain": Place("ops.checks.explain.tell", "explain"),
-    "dlq": Place("ops.dead_letters.retry"),
+    "dlq": Place("ops.cli.dlq"),
     "enrich": Place("ops.enrich.run", "enrich"),
     "preflight": Place("ops.cli.preflight", "preflight"),
     "dry-run": Place("ops.cli.dry_run", "dry_run"),

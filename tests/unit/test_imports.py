@@ -137,12 +137,10 @@ ROOMS["ops.cli"] = tuple(ROOMS)  # everything; and nothing imports it
 NOT_YET: set[tuple[str, str]] = {
     ("ops.checks.explain.tell", "ops.local"),
     ("ops.dead_letters.feed", "ops.checks.verify"),
-    ("ops.dead_letters.retry", "ops.local"),
     ("ops.enrich.run", "ops.local"),
     ("ops.feed.connector", "ops.local"),
     ("ops.feed.feed", "ops.local"),
     ("ops.kafka.rows", "ops.checks.verify"),
-    ("ops.progress", "ops.jobs"),
     ("ops.runner.daemon", "ops.local"),
     ("processors.rules.actors", "processors.encoding"),
     ("processors.rules.associations", "processors.encoding"),

@@ -21,7 +21,7 @@ from ops.checks.explain.story import Row, Step, Story, candidates, out_of_scope,
 from ops.checks.verify.compare import TOLERANT, body_of, differences, expected_document
 from ops.checks.verify.expected import Expected, expected_of
 from ops.dead_letters.feed import outcomes_in_feed
-from ops.dead_letters.retry import attempt_of, attempts_of, read_letters
+from ops.dead_letters.read import attempt_of, attempts_of, read_letters
 from ops.feed.feed import feed_of
 from ops.jobs import migrations
 from ops.jobs.jobs import Job

@@ -19,7 +19,7 @@ from ops.checks.verify import copy, http_strays
 from ops.checks.verify.gather import work_of
 from ops.checks.verify.model import Kind, Tally
 from ops.checks.verify.segments import Chunk, SegmentChecker, Work
-from ops.dead_letters.retry import read_letters, resolved_rows
+from ops.dead_letters.read import read_letters, resolved_rows
 from ops.jobs import audit_log, enrichments, http_documents
 from ops.jobs.counts import counts_of
 from ops.jobs.enrichments import EnrichmentState
@@ -305,7 +305,7 @@ def _rows_in(gaps: list[tuple[int, int]], work: Work) -> Iterator[int]:
 
 def _with_documents(database: Any, account: str, audit_ids: list[int]) -> set[int]:
     """Return those of the rows that have a document, whoever has written it."""
-    from ops.dead_letters.retry import documents_of as with_document
+    from ops.dead_letters.read import documents_of as with_document
 
     return with_document(database, account, audit_ids)
 
