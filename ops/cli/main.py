@@ -44,7 +44,7 @@ COMMANDS = {
     "verify": Place("ops.cli.verify", "verify"),
     "explain": Place("ops.checks.explain.tell", "explain"),
     "dlq": Place("ops.cli.dlq"),
-    "enrich": Place("ops.enrich.run", "enrich"),
+    "enrich": Place("ops.cli.enrich", "enrich"),
     "preflight": Place("ops.cli.preflight", "preflight"),
     "dry-run": Place("ops.cli.dry_run", "dry_run"),
     "transform": Place("ops.checks.file_rows", "transform_rows"),

@@ -137,7 +137,6 @@ ROOMS["ops.cli"] = tuple(ROOMS)  # everything; and nothing imports it
 NOT_YET: set[tuple[str, str]] = {
     ("ops.checks.explain.tell", "ops.local"),
     ("ops.dead_letters.feed", "ops.checks.verify"),
-    ("ops.enrich.run", "ops.local"),
     ("ops.feed.connector", "ops.local"),
     ("ops.feed.feed", "ops.local"),
     ("ops.kafka.rows", "ops.checks.verify"),
