@@ -55,7 +55,7 @@ COMMANDS = {
     "produce": Place("ops.cli.replay", "produce"),
     "process": Place("ops.cli.replay", "process"),
     "sink": Place("ops.cli.replay", "sink"),
-    "live": Place("ops.feed.feed", "live"),
+    "live": Place("ops.cli.live", "live"),
     "cdc": Place("ops.feed.connector"),
     "seam": Place("ops.cli.seam", "seam"),
     "check": Place("ops.cli.check", "check"),

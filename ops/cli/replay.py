@@ -240,7 +240,7 @@ def _join(account: str, module: str, feed: str = "") -> None:
     if feed:
         from ops.feed.feed import join
 
-        join(module, feed)
+        join(module, feed, connections)
     with Opened(connections) as database:
         job = JobStore(database).latest(account)
     if job is None or job.status is not JobStatus.IN_PROGRESS or not job.begin_offsets:
