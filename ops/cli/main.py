@@ -56,7 +56,7 @@ COMMANDS = {
     "process": Place("ops.cli.replay", "process"),
     "sink": Place("ops.cli.replay", "sink"),
     "live": Place("ops.cli.live", "live"),
-    "cdc": Place("ops.feed.connector"),
+    "cdc": Place("ops.cli.cdc"),
     "seam": Place("ops.cli.seam", "seam"),
     "check": Place("ops.cli.check", "check"),
     "report": Place("ops.cli.report", "report"),

@@ -137,7 +137,6 @@ ROOMS["ops.cli"] = tuple(ROOMS)  # everything; and nothing imports it
 NOT_YET: set[tuple[str, str]] = {
     ("ops.checks.explain.tell", "ops.local"),
     ("ops.dead_letters.feed", "ops.checks.verify"),
-    ("ops.feed.connector", "ops.local"),
     ("ops.kafka.rows", "ops.checks.verify"),
     ("ops.runner.daemon", "ops.local"),
     ("processors.rules.actors", "processors.encoding"),
