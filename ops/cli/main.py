@@ -49,7 +49,7 @@ COMMANDS = {
     "dry-run": Place("ops.cli.dry_run", "dry_run"),
     "transform": Place("ops.checks.file_rows", "transform_rows"),
     "control": Place("ops.cli.control", "control"),
-    "runner": Place("ops.runner.daemon", "runner"),
+    "runner": Place("ops.cli.runner", "runner"),
     "trigger": Place("ops.cli.requests", "trigger"),
     "flag": Place("ops.cli.requests", "flag"),
     "produce": Place("ops.cli.replay", "produce"),

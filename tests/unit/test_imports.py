@@ -138,7 +138,6 @@ NOT_YET: set[tuple[str, str]] = {
     ("ops.checks.explain.tell", "ops.local"),
     ("ops.dead_letters.feed", "ops.checks.verify"),
     ("ops.kafka.rows", "ops.checks.verify"),
-    ("ops.runner.daemon", "ops.local"),
     ("processors.rules.actors", "processors.encoding"),
     ("processors.rules.associations", "processors.encoding"),
     ("processors.rules.transform", "processors.encoding"),
