@@ -42,7 +42,7 @@ COMMANDS = {
     "halt": Place("ops.cli.requests", "halt"),
     "rollback": Place("ops.cli.requests", "rollback"),
     "verify": Place("ops.cli.verify", "verify"),
-    "explain": Place("ops.checks.explain.tell", "explain"),
+    "explain": Place("ops.cli.explain", "explain"),
     "dlq": Place("ops.cli.dlq"),
     "enrich": Place("ops.cli.enrich", "enrich"),
     "preflight": Place("ops.cli.preflight", "preflight"),
