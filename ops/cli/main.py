@@ -47,7 +47,7 @@ COMMANDS = {
     "enrich": Place("ops.cli.enrich", "enrich"),
     "preflight": Place("ops.cli.preflight", "preflight"),
     "dry-run": Place("ops.cli.dry_run", "dry_run"),
-    "transform": Place("ops.checks.file_rows", "transform_rows"),
+    "transform": Place("ops.cli.transform", "transform_rows"),
     "control": Place("ops.cli.control", "control"),
     "runner": Place("ops.cli.runner", "runner"),
     "trigger": Place("ops.cli.requests", "trigger"),
