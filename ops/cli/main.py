@@ -63,8 +63,8 @@ COMMANDS = {
     "subject": Place("ops.cli.subject"),
     "migrate": Place("ops.cli.migrate"),
     "services": Place("ops.cli.services"),
-    "generate": Place("ops.local.generator", "generate"),
-    "demo": Place("ops.cli.bench", "demo"),
+    "generate": Place("ops.cli.generate", "generate"),
+    "demo": Place("ops.cli.demo", "demo"),
     "bench": Place("ops.cli.bench", "bench"),
 }
 
