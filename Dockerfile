@@ -1,4 +1,5 @@
-# The product without the embedded servers: control plane, runner and workers. Small, not root, nothing to compile.
+# Control plane, runner and workers. Small, not root, nothing to compile. The workbench (ops/local, ops/bench: embedded
+# servers, sample data, measurements) is not in it: .dockerignore does not send it, and crm-replay does without.
 FROM python:3.11-slim AS build
 WORKDIR /build
 RUN python -m venv /opt/crm-replay

@@ -1,17 +1,23 @@
-"""What a person sees of a run: a progress bar on a terminal, plain lines elsewhere, and the ledger at the end."""
+"""What a person sees of a run while it goes on: a progress bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
-from ops.jobs.jobs import Ledger
-from schemas.vocabulary import SkipReason
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 PLAIN_LINE_EVERY_S = 5.0
 RATE_WINDOW_S = 10.0  # the rate shown is that of the last seconds: it follows a stall at once
@@ -134,32 +140,34 @@ def view_for(console: Console) -> RunView:
     return TerminalView(console) if console.is_terminal else PlainView()
 
 
-def print_ledger(console: Console, account: str, ledger: Ledger, *, seconds: float | None = None) -> None:
-    """Print every bin, their sum, and whether it is the source's."""
-    table = Table(title=escape(f"Ledger of {account}"), show_header=False, title_justify="left", min_width=44)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_row("source rows", f"{ledger.source_rows:,}", style="bold")
-    table.add_row("migrated", f"{ledger.migrated:,}")
-    for reason, count in sorted(ledger.skipped.items()):
-        in_place = " (in place already)" if reason == SkipReason.DUPLICATE_EXTERNAL_ID else ""
-        table.add_row(f"skipped: {reason}{in_place}", f"{count:,}")
-    table.add_row("failed", f"{ledger.failed:,}", style="red" if ledger.failed else None)
-    for name, count in (("failed and repaired since", ledger.repaired), ("late rows filled", ledger.late)):
-        if count:
-            table.add_row(f"of them {name}", f"{count:,}")
-    if ledger.actors_fell_back:
-        table.add_row("actors that fell back", f"{ledger.actors_fell_back:,}")
-    if ledger.documents is not None:
-        table.add_row("documents in MongoDB", f"{ledger.documents:,}")
-    accuracy = "-" if ledger.accuracy_pct is None else f"{ledger.accuracy_pct:.2f} %"
-    table.add_row("accuracy_pct", accuracy)
-    for name, count in sorted(ledger.out_of_scope.items()):
-        table.add_row(escape(f"not in scope, not read: {name or '(no type)'}"), f"{count:,}")
-    verdict = "balanced" if ledger.balanced else f"OUT OF BALANCE by {ledger.source_rows - ledger.accounted:,}"
-    table.add_row("ledger", verdict, style="bold green" if ledger.balanced else "bold red")
-    console.print(table)
-    if seconds:
-        console.print(
-            f"{ledger.accounted:,} rows in {seconds:.1f} s: {ledger.accounted / seconds:,.0f} rows/s", highlight=False
+@contextmanager
+def generating(total: int) -> Iterator[Callable[[int, int], None]]:
+    """Give a callback (done, of) for rows being generated: a bar on a terminal, a line every few seconds elsewhere."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    if sys.stderr.isatty():
+        bar = Progress(
+            TextColumn("generating"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:>9,.0f} rows/s"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
         )
+        with bar:
+            task = bar.add_task("", total=total, rate=0.0)
+            begun = time.monotonic()
+            yield lambda done, _: bar.update(task, completed=done, rate=done / max(time.monotonic() - begun, 1e-6))
+        return
+    begun = said = time.monotonic()
+
+    def say(done: int, of: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= PLAIN_LINE_EVERY_S:
+            said = now
+            rate = done / (now - begun)
+            console.print(f"generated {done:,} of {of:,} rows, {rate:,.0f} rows/s, {(of - done) / rate:,.0f} s left")
+
+    yield say

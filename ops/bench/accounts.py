@@ -20,8 +20,9 @@ from ops.jobs.jobs import NEVER
 from ops.jobs.operations import digest
 from ops.jobs.store import JobStore, NewJob
 from ops.local import sandbox
-from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
+from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm
 from ops.local.sample.contacts import seed_contacts
+from ops.progress import generating
 from ops.runner.processes import child_environment
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
@@ -96,7 +97,7 @@ def _prepare(connections: Connections, wanted: int) -> dict[str, int]:
     made = wanted + wanted // (LARGE_SHARE - 1) + 1
     plan = Plan(made * ROWS_PER_ACCOUNT, made, SEED)
     dsn = connections.crm_audit_database_url
-    with reporting(plan.audits) as report:
+    with generating(plan.audits) as report:
         found = generate_crm(dsn, plan, progress=report)
     small = dict(sorted(found.accounts.items(), key=lambda named: named[1])[:wanted])
     database = connect(connections)

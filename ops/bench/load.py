@@ -4,14 +4,13 @@ The rate is kept whatever the server does, and an answer is timed from the momen
 that stalls is not flattered by a client that waits for it.
 """
 
+import argparse
 import asyncio
 import json
 import time
 from base64 import b64encode
-from typing import Annotated
+from collections.abc import Sequence
 from urllib.parse import urlsplit
-
-import typer
 
 from schemas.errors import BadInputError
 
@@ -89,20 +88,25 @@ async def load(
     return sorted(took), counts
 
 
-def main(
-    url: str,
-    user: Annotated[str, typer.Option(help="user:password, for Basic.")] = "",
-    token: Annotated[str, typer.Option(help="A session token, for Bearer.")] = "",
-    rate: Annotated[float, typer.Option(min=1, help="Requests a second.")] = 200.0,
-    seconds: Annotated[float, typer.Option(min=1)] = 10.0,
-    connections: Annotated[
-        int, typer.Option(min=1, help="At once; a request that finds none waits, and counts it.")
-    ] = 20,
-) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Ask for URL at a steady rate; one JSON line: rate reached, p50, p90, p99 and longest answer in milliseconds."""
-    authorization = f"Bearer {token}" if token else f"Basic {b64encode(user.encode()).decode()}"
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("url")
+    parser.add_argument("--user", default="", help="user:password, for Basic")
+    parser.add_argument("--token", default="", help="a session token, for Bearer")
+    parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument(
+        "--connections", type=int, default=20, help="at once; a request that finds none waits, and counts it"
+    )
+    given = parser.parse_args(words)
+    if given.rate < 1 or given.seconds < 1 or given.connections < 1:
+        parser.error("--rate, --seconds and --connections are at least 1")
+    authorization = f"Bearer {given.token}" if given.token else f"Basic {b64encode(given.user.encode()).decode()}"
     began = time.perf_counter()
-    took, counts = asyncio.run(load(url, authorization, rate=rate, seconds=seconds, connections=connections))
+    took, counts = asyncio.run(
+        load(given.url, authorization, rate=given.rate, seconds=given.seconds, connections=given.connections)
+    )
     spent = time.perf_counter() - began
     shown = {
         "requests": len(took),
@@ -111,8 +115,8 @@ def main(
         "max_ms": round(took[-1] * 1000, 1),
         "answers": counts,
     }
-    typer.echo(json.dumps(shown))
+    print(json.dumps(shown))  # noqa: T201
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

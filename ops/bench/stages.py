@@ -26,16 +26,13 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from confluent_kafka import Producer
 from confluent_kafka.admin import NewTopic
-from rich.console import Console
-from rich.table import Table
 
 from ops.bench import accounts as bench_accounts
 from ops.bench import limits, transform
@@ -49,9 +46,9 @@ from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore, NewJob
 from ops.kafka import admin as kafka_admin
 from ops.local import sandbox, services
-from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
+from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm
 from ops.local.sample.contacts import seed_contacts
-from ops.progress import PlainView
+from ops.progress import PlainView, generating
 from ops.runner.options import RunOptions
 from ops.runner.processes import child_environment, python_module
 from ops.runner.replay import run_account
@@ -322,35 +319,31 @@ def _workers() -> dict[str, int]:
     return found
 
 
-def bench(
-    console: Console,
-    *,
-    rows: int,
-    contacts: int,
-    stages: Iterable[str],
-    repeats: int,
-    shape: str,
-    options: RunOptions,
-    versus: Path | None = None,
-    accounts: int = 20,
-    of_environment: bool = False,
-) -> None:
-    """Measure the stages, each `repeats` times, and print a JSON line for each; a table on `console` at the end.
-
-    `versus` is another pipeline's directory: then nothing but the whole is measured, on that pipeline's rows, and after
-    it the other one. `accounts` are those of the stage of that name. `of_environment`: databases and topics are made on
-    the servers that the environment names, else on embedded ones.
-    """
+def require_stages(stages: Iterable[str]) -> tuple[str, ...]:
+    """Return the stages to measure, each once; all but the named-only ones if none is given. Raises BadInputError."""
     wanted = tuple(dict.fromkeys(stages)) or STAGES
     if unknown := [stage for stage in wanted if stage not in (*STAGES, *NAMED_ONLY)]:
         raise BadInputError(f"there is no stage {unknown[0]}", f"give one of {', '.join((*STAGES, *NAMED_ONLY))}")
+    return wanted
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, style="dim")
 
-    if versus is not None:
-        _versus(console, say, Peer(versus), rows, repeats, options, of_environment=of_environment)
-        return
+def bench(
+    say: Callable[[str], None],
+    *,
+    rows: int,
+    contacts: int,
+    wanted: Collection[str],
+    repeats: int,
+    shape: str,
+    options: RunOptions,
+    accounts: int = 20,
+    of_environment: bool = False,
+) -> list[Measured]:
+    """Measure the `wanted` stages, each `repeats` times, print a JSON line for each, and return those with a rate.
+
+    `accounts` are those of the stage of that name. `of_environment`: databases and topics are made on the servers that
+    the environment names, else on embedded ones.
+    """
     measured: list[Measured] = []
     if "transform" in wanted:
         for _ in range(repeats):
@@ -373,20 +366,22 @@ def bench(
                     ):
                         print(json.dumps(limit.as_dict()), flush=True)  # noqa: T201
             prepared.database.client.close()
-    _print_table(console, measured)
+    return measured
 
 
-def _versus(
-    console: Console,
+def versus(
     say: Callable[[str], None],
     peer: Peer,
+    *,
     rows: int,
     repeats: int,
     options: RunOptions,
-    *,
-    of_environment: bool,
-) -> None:
-    """Measure the whole on the peer's rows, then the peer, and print how many times as fast we are."""
+    of_environment: bool = False,
+) -> list[dict[str, Any]]:
+    """Measure the whole on the peer's rows, then the peer; return how many times as fast this is, by the peer's ways.
+
+    A JSON line is printed for each measurement and each comparison.
+    """
     ours: list[Measured] = []
     with sandbox.servers(say, of_environment=of_environment) as servers:
         own = sandbox.own_databases(servers, f"{NAME}_versus")
@@ -405,14 +400,9 @@ def _versus(
                 ours.append(result)
         bench.database.client.close()
     lines = bench_versus.compared([result.rows_per_s for result in ours], peer.measure(rows, repeats))
-    table = Table(title="rows/s, min / median / max, on the same rows")
-    for column in ("the peer writes by", "the peer", "this", "times as fast"):
-        table.add_column(column, justify="left" if column == "the peer writes by" else "right")
     for line in lines:
         print(json.dumps(line), flush=True)  # noqa: T201
-        rates = [" / ".join(f"{rate:,}" for rate in line[name]) for name in ("peer_rows_per_s", "our_rows_per_s")]
-        table.add_row(line["peer"], *rates, str(line["ratio"]))
-    console.print(table)
+    return lines
 
 
 def _measure(prepared: Bench, wanted: Iterable[str], contacts: int) -> Iterator[Measured]:
@@ -432,7 +422,7 @@ def _measure(prepared: Bench, wanted: Iterable[str], contacts: int) -> Iterator[
 
 def _prepare(connections: Connections, rows: int, shape: str, options: RunOptions) -> Bench:
     dsn = connections.crm_audit_database_url
-    with reporting(rows) as report:
+    with generating(rows) as report:
         made = generate_crm(dsn, Plan(rows, 1, SEED, shape), progress=report)
     ((account, generated),) = made.accounts.items()
     database = connect(connections)
@@ -442,29 +432,3 @@ def _prepare(connections: Connections, rows: int, shape: str, options: RunOption
     finally:
         database.client.close()
     return Bench(connections, account, generated, replace(options, mapping_path=GENERATED_MAPPING))
-
-
-def _print_table(console: Console, measured: list[Measured]) -> None:
-    if not measured:
-        return
-    table = Table(title="rows/s, min / median / max")
-    for column in ("stage", "rows", "rows/s", "steady", "CPU µs/row", "peak MiB", "growth MiB"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for stage in dict.fromkeys(result.stage for result in measured):
-        same = [result for result in measured if result.stage == stage]
-        rates = [result.rows_per_s for result in same]
-        steady = [result.steady_rows_per_s for result in same if result.steady_rows_per_s]
-        cpu = median(result.as_dict()["cpu_us_per_row"] for result in same)
-        peak = max(cost.peak_mib for result in same for cost in result.costs.values())
-        servers = [str(service) for service in services.Service]
-        growth = [mib for result in same for name, mib in result.growth_mib.items() if name not in servers]
-        table.add_row(
-            stage,
-            f"{same[0].rows:,}",
-            f"{min(rates):,.0f} / {median(rates):,.0f} / {max(rates):,.0f}",
-            f"{median(steady):,.0f}" if steady else "-",
-            f"{cpu:.0f}",
-            f"{peak:.0f}",
-            f"{max(growth):+.0f}" if growth else "-",
-        )
-    console.print(table)

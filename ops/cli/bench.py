@@ -1,24 +1,21 @@
-"""`crm-replay demo` and `bench`."""
+"""`crm-replay bench`."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
+from ops.cli import host
 from ops.cli.options import Partitions, Workers
-from ops.local.services.layout import Home
+from ops.local.services import Service
 from ops.runner.forkserver import forked
 
-
-def demo(
-    audits: Annotated[int, typer.Option(min=1, help="Audits of the generated CRM, over all its accounts.")] = 100_000,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same CRM.")] = 1,
-) -> None:
-    """Load two CRMs into real servers, replay, show what came of it, and leave nothing running."""
-    from ops.cli.demo import demo as show
-
-    show(Console(), audits=audits, seed=seed)
+if TYPE_CHECKING:
+    from ops.bench.stages import Measured
 
 
 def bench(
@@ -44,22 +41,73 @@ def bench(
     ] = False,
 ) -> None:
     """Measure each stage alone and the whole; a JSON line each on standard output, a table on standard error."""
-    from ops.bench.stages import bench as measure
+    from ops.bench import stages  # the clients of all packages: not for --help
+    from ops.bench.versus import Peer
     from ops.runner.options import RunOptions
 
+    console = Console(stderr=True)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, style="dim")
+
+    wanted = stages.require_stages(stage or ())
     with forked() as forks:  # as `run` does it, though once for all repeats
-        options = RunOptions(
-            partitions=partitions, processors=processors, sinks=sinks, home=Home.at(None).path, forks=forks
-        )
-        measure(
-            Console(stderr=True),
+        options = RunOptions(partitions=partitions, processors=processors, sinks=sinks, home=host.home(), forks=forks)
+        if versus is not None:
+            print_comparison(
+                console,
+                stages.versus(
+                    say, Peer(versus), rows=rows, repeats=repeats, options=options, of_environment=my_servers
+                ),
+            )
+            return
+        measured = stages.bench(
+            say,
             rows=rows,
             contacts=contacts,
-            stages=stage or (),
-            versus=versus,
+            wanted=wanted,
             repeats=repeats,
             shape=shape,
             options=options,
             accounts=accounts,
             of_environment=my_servers,
         )
+    print_rates(console, measured)
+
+
+def print_comparison(console: Console, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Print how many times as fast this is as the peer."""
+    table = Table(title="rows/s, min / median / max, on the same rows")
+    for column in ("the peer writes by", "the peer", "this", "times as fast"):
+        table.add_column(column, justify="left" if column == "the peer writes by" else "right")
+    for line in lines:
+        rates = [" / ".join(f"{rate:,}" for rate in line[name]) for name in ("peer_rows_per_s", "our_rows_per_s")]
+        table.add_row(line["peer"], *rates, str(line["ratio"]))
+    console.print(table)
+
+
+def print_rates(console: Console, measured: "Sequence[Measured]") -> None:
+    """Print a line for each stage, over its repeats; nothing if no stage has a rate."""
+    if not measured:
+        return
+    table = Table(title="rows/s, min / median / max")
+    for column in ("stage", "rows", "rows/s", "steady", "CPU µs/row", "peak MiB", "growth MiB"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in dict.fromkeys(result.stage for result in measured):
+        same = [result for result in measured if result.stage == stage]
+        rates = [result.rows_per_s for result in same]
+        steady = [result.steady_rows_per_s for result in same if result.steady_rows_per_s]
+        cpu = median(result.as_dict()["cpu_us_per_row"] for result in same)
+        peak = max(cost.peak_mib for result in same for cost in result.costs.values())
+        servers = [str(service) for service in Service]
+        growth = [mib for result in same for name, mib in result.growth_mib.items() if name not in servers]
+        table.add_row(
+            stage,
+            f"{same[0].rows:,}",
+            f"{min(rates):,.0f} / {median(rates):,.0f} / {max(rates):,.0f}",
+            f"{median(steady):,.0f}" if steady else "-",
+            f"{cpu:.0f}",
+            f"{peak:.0f}",
+            f"{max(growth):+.0f}" if growth else "-",
+        )
+    console.print(table)

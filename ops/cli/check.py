@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ops.checks.model import Verdict
 from ops.checks.nightly.model import Results
-from ops.local import services
+from ops.cli import host
 from ops.progress import view_for
 from schemas.errors import BadInputError
 from schemas.topics import encode_account
@@ -50,7 +50,7 @@ def check(
     )
     view = view_for(Console(stderr=True))
     try:
-        results = check_accounts(options, services.connections(), view)
+        results = check_accounts(options, host.connections(), view)
     finally:
         view.close()
     if junit:

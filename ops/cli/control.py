@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from ops.cli import host as this_host
 from ops.control.server import serve
-from ops.local import services
 
 
 def control(
@@ -17,4 +17,4 @@ def control(
     ] = None,
 ) -> None:
     """Serve jobs, status and roll back over HTTP, and the operator's console; needs CRM_CONTROL_BASIC_CREDENTIALS."""
-    serve(services.connections(), host, port)
+    serve(this_host.connections(), host, port)

@@ -4,18 +4,20 @@ import json
 import time
 from collections.abc import Iterable
 from contextlib import closing
-from typing import Any
+from typing import Annotated, Any
 
 import psycopg
+import typer
 from rich.console import Console
 
+from ops.cli import host
+from ops.cli.ledger import print_ledger
 from ops.jobs import enrichments, migrations
 from ops.local import sample_crm, sandbox
 from ops.local.directory_server import DirectoryServer
-from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm, reporting
+from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm
 from ops.local.sample.contacts import seed_contacts
-from ops.local.services.layout import Home
-from ops.progress import print_ledger, view_for
+from ops.progress import generating, view_for
 from ops.runner.options import RunOptions, RunResult
 from ops.runner.replay import run_account
 from schemas.errors import ReplayError
@@ -25,7 +27,15 @@ from sink.database import connect
 NAME = "crm_replay_demo"
 
 
-def demo(console: Console, *, audits: int, seed: int) -> None:
+def demo(
+    audits: Annotated[int, typer.Option(min=1, help="Audits of the generated CRM, over all its accounts.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same CRM.")] = 1,
+) -> None:
+    """Load two CRMs into real servers, replay, show what came of it, and leave nothing running."""
+    show(Console(), audits=audits, seed=seed)
+
+
+def show(console: Console, *, audits: int, seed: int) -> None:
     """Load the sample CRM and a generated one, replay both sample accounts and the largest generated one, show it all.
 
     Then replay a sample account again: nothing may be inserted. Raises ReplayError for a ledger out of balance.
@@ -40,7 +50,7 @@ def demo(console: Console, *, audits: int, seed: int) -> None:
         dsn = connections.crm_audit_database_url
         sample = sample_crm.load_sample(dsn)
         say(f"sample CRM: {sample.audits_yaml} audits with YAML changes, {sample.audits_jsonb} with jsonb")
-        with reporting(audits) as report:
+        with generating(audits) as report:
             generated = generate_crm(dsn, Plan(audits, seed=seed), progress=report).accounts
         say("generated CRM: " + ", ".join(f"{name} {rows:,}" for name, rows in generated.items()))
         database = connect(connections, app_name="crm-replay-demo")
@@ -70,7 +80,7 @@ def demo(console: Console, *, audits: int, seed: int) -> None:
         f"{time.monotonic() - began:.0f} s in all, nothing is left running.",
         highlight=False,
     )
-    console.print(f"Data and logs: {Home.at(None).path}. Look around: crm-replay services up", highlight=False)
+    console.print(f"Data and logs: {host.home()}. Look around: crm-replay services up", highlight=False)
 
 
 def _emails(dsn: str) -> list[str]:
@@ -83,7 +93,7 @@ def _replay(console: Console, account: str, mapping: str, connections: Connectio
     console.print(f"\n[bold]Replaying {account}[/]", highlight=False)
     view = view_for(console)
     try:
-        result = run_account(account, RunOptions(mapping_path=mapping, home=Home.at(None).path), connections, view)
+        result = run_account(account, RunOptions(mapping_path=mapping, home=host.home()), connections, view)
     finally:
         view.close()
     print_ledger(console, account, result.ledger, seconds=result.seconds)

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ops.checks.dry_run.model import Report
+from ops.cli import host
 from ops.jobs.letters import printable
-from ops.local import services
 from ops.progress import view_for
 
 
@@ -44,7 +44,7 @@ def dry_run(
     view = view_for(Console(stderr=True))
     try:
         report = dry_run_account(
-            account, DryRunOptions(mapping, limit, start, examples, show_values), services.connections(), view
+            account, DryRunOptions(mapping, limit, start, examples, show_values), host.connections(), view
         )
     finally:
         view.close()

@@ -1,6 +1,7 @@
 """`crm-replay`: start anything, look at anything. A table of commands, and where each of them is.
 
-Only the command that is called is imported: a worker's start or a status must not wait for what others need.
+Only the command that is called is imported: a worker's start or a status must not wait for what others need. The image
+has neither `ops.local` nor `ops.bench`: there, the commands that need them are not in the table.
 """
 
 import atexit
@@ -11,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated
@@ -32,9 +34,15 @@ class Place:
 
     module: str
     attribute: str = "app"
+    needs: tuple[str, ...] = ()  # packages of the workbench, which the image does not have
+
+    @property
+    def is_there(self) -> bool:
+        """Whether what the command needs is installed."""
+        return all(find_spec(package) is not None for package in self.needs)
 
 
-COMMANDS = {
+ALL = {
     "run": Place("ops.cli.replay", "run"),
     "resume": Place("ops.cli.replay", "resume"),
     "rerun": Place("ops.cli.replay", "rerun"),
@@ -42,31 +50,32 @@ COMMANDS = {
     "halt": Place("ops.cli.requests", "halt"),
     "rollback": Place("ops.cli.requests", "rollback"),
     "verify": Place("ops.cli.verify", "verify"),
-    "explain": Place("ops.checks.explain.tell", "explain"),
-    "dlq": Place("ops.dead_letters.retry"),
-    "enrich": Place("ops.enrich.run", "enrich"),
+    "explain": Place("ops.cli.explain", "explain"),
+    "dlq": Place("ops.cli.dlq"),
+    "enrich": Place("ops.cli.enrich", "enrich"),
     "preflight": Place("ops.cli.preflight", "preflight"),
     "dry-run": Place("ops.cli.dry_run", "dry_run"),
-    "transform": Place("ops.checks.file_rows", "transform_rows"),
+    "transform": Place("ops.cli.transform", "transform_rows"),
     "control": Place("ops.cli.control", "control"),
-    "runner": Place("ops.runner.daemon", "runner"),
+    "runner": Place("ops.cli.runner", "runner"),
     "trigger": Place("ops.cli.requests", "trigger"),
     "flag": Place("ops.cli.requests", "flag"),
     "produce": Place("ops.cli.replay", "produce"),
     "process": Place("ops.cli.replay", "process"),
     "sink": Place("ops.cli.replay", "sink"),
-    "live": Place("ops.feed.feed", "live"),
-    "cdc": Place("ops.feed.connector"),
+    "live": Place("ops.cli.live", "live"),
+    "cdc": Place("ops.cli.cdc"),
     "seam": Place("ops.cli.seam", "seam"),
     "check": Place("ops.cli.check", "check"),
     "report": Place("ops.cli.report", "report"),
     "subject": Place("ops.cli.subject"),
     "migrate": Place("ops.cli.migrate"),
-    "services": Place("ops.cli.services"),
-    "generate": Place("ops.local.generator", "generate"),
-    "demo": Place("ops.cli.bench", "demo"),
-    "bench": Place("ops.cli.bench", "bench"),
+    "services": Place("ops.cli.services", needs=("ops.local",)),
+    "generate": Place("ops.cli.generate", "generate", needs=("ops.local",)),
+    "demo": Place("ops.cli.demo", "demo", needs=("ops.local",)),
+    "bench": Place("ops.cli.bench", "bench", needs=("ops.local", "ops.bench")),
 }
+COMMANDS = {name: place for name, place in ALL.items() if place.is_there}
 
 
 def application(only: str | None = None) -> typer.Typer:
@@ -87,7 +96,7 @@ def application(only: str | None = None) -> typer.Typer:
                 app.add_typer(found, name=name)
             else:
                 app.command(name)(found)
-    if only is None or only == "reference":
+    if only in (None, "reference") and len(COMMANDS) == len(ALL):  # a part would be no reference
         app.command("reference", hidden=True)(reference)
     return app
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from ops.cli import host
 from ops.jobs import migrations
-from ops.local import services
 from schemas.process.connections import Connections
 from sink.database import connect
 
@@ -13,7 +13,7 @@ class Opened:
 
     def __init__(self, connections: Connections | None = None, *, any_schema: bool = False) -> None:
         """`connections` are the configured ones if left out."""
-        self._connections = connections or services.connections()
+        self._connections = connections or host.connections()
         self._any_schema = any_schema
 
     def __enter__(self) -> Any:

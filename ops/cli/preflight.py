@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ops.checks.model import Verdict
 from ops.checks.preflight.model import Report
-from ops.local import services
+from ops.cli import host
 from ops.progress import PLAIN_LINE_EVERY_S, view_for
 
 STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
@@ -37,18 +37,16 @@ def preflight(
     """
     from ops.checks.preflight.run import PreflightOptions, preflight_account  # all clients: not for --help
 
-    connections = services.connections()
-    running = services.endpoints()
+    connections = host.connections()
     start = (
         date_range_start.replace(tzinfo=UTC) if date_range_start and not date_range_start.tzinfo else date_range_start
     )
-    embedded = running.environment() if running is not None else {}
     options = PreflightOptions(
         mapping_path=mapping,
         partitions=partitions,
         date_range_start=start,
         timeout_s=timeout,
-        embedded_source=connections.crm_audit_database_url in embedded.values(),
+        embedded_source=connections.crm_audit_database_url in host.embedded_addresses().values(),
     )
     view = view_for(Console(stderr=True))
     said_at = time.monotonic()

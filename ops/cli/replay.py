@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ops.cli import host
+from ops.cli.ledger import print_ledger
 from ops.cli.opened import Opened
 from ops.cli.options import Account, AsJson, DateRangeStart, Detach, Feed, Live, Mapping, Partitions, Workers, utc
 from ops.jobs import enrichments, http_documents
@@ -20,11 +22,8 @@ from ops.jobs.counts import counts_of
 from ops.jobs.guards import require_bound
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore
-from ops.local import services
-from ops.local.services.layout import Home
-from ops.progress import RunView, print_ledger, view_for
+from ops.progress import RunView, view_for
 from ops.runner.forkserver import forked
-from ops.runner.processes import child_environment, python_module
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
 from schemas.topics import LIVE_FEED, encode_account
@@ -58,7 +57,7 @@ def run(
     from ops.runner.options import RunOptions
 
     options = RunOptions(
-        mapping, partitions, processors, sinks, utc(date_range_start), home=Home.at(None).path, enrich=enrich_after
+        mapping, partitions, processors, sinks, utc(date_range_start), home=host.home(), enrich=enrich_after
     )
     _run(account, options, as_json=as_json)
 
@@ -99,7 +98,7 @@ def resume(
         resume_halted=True,
         failure_bound=failure_bound,
         reason=reason,
-        home=Home.at(None).path,
+        home=host.home(),
     )
     _run(account, options, as_json=as_json)
 
@@ -129,7 +128,7 @@ def rerun(
     from ops.runner import replay as runner
     from ops.runner.options import RunOptions
 
-    options = RunOptions(mapping, processors=processors, sinks=sinks, home=Home.at(None).path)
+    options = RunOptions(mapping, processors=processors, sinks=sinks, home=host.home())
     if since is not None and audit_ids:
         raise BadInputError("--from and --audit-ids exclude each other", "give one of them")
     if audit_ids:
@@ -159,7 +158,7 @@ def _finish(replay: Callable[[Any, Connections, RunView], Any], account: str, op
     view = view_for(Console(stderr=True))
     with forked() as forks, gathering("runner", options.home):
         try:
-            result = replay(replace(options, forks=forks), services.connections(), view)
+            result = replay(replace(options, forks=forks), host.connections(), view)
         finally:
             view.close()
     if as_json:
@@ -234,13 +233,15 @@ def sink(account: Account = "", live: Live = False, feed: Feed = LIVE_FEED) -> N
 
 def _join(account: str, module: str, feed: str = "") -> None:
     """Become a worker of the account's job in progress, or of a live feed."""
+    from ops.runner.processes import child_environment, python_module  # with the libraries of logs: not for a status
+
     if bool(account) == bool(feed):
         raise BadInputError("--account or --live", "give one of them")
+    connections = host.connections()
     if feed:
         from ops.feed.feed import join
 
-        join(module, feed)
-    connections = services.connections()
+        join(module, feed, connections)
     with Opened(connections) as database:
         job = JobStore(database).latest(account)
     if job is None or job.status is not JobStatus.IN_PROGRESS or not job.begin_offsets:

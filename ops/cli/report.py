@@ -10,7 +10,7 @@ import typer
 
 from ops.checks.rollout.model import rollout
 from ops.checks.rollout.render import as_dict, html, markdown
-from ops.local import services
+from ops.cli import host
 from schemas.errors import BadInputError, ReplayError
 
 
@@ -39,7 +39,7 @@ def report(
 
     planned = read_plan(plan) if plan else {}
     now = datetime.now(UTC)
-    database = connect(services.connections(), app_name="crm-replay-report")
+    database = connect(host.connections(), app_name="crm-replay-report")
     try:
         migrations.require_current(database)
         found = rollout(read_accounts(database, planned, now), now)

@@ -15,10 +15,10 @@ import typer
 from pymongo.errors import PyMongoError
 from rich.console import Console
 
+from ops.cli import host
 from ops.jobs import audit_log, flags, migrations, requests
 from ops.jobs.jobs import Job
 from ops.jobs.requests import Control
-from ops.local import services
 from ops.progress import view_for
 from schemas.errors import BadInputError, ReplayError
 from schemas.topics import encode_account
@@ -41,7 +41,7 @@ class Switch(StrEnum):
 @contextmanager
 def control(mapping: str = "", partitions: int = 4) -> Iterator[Control]:
     """Give the control plane of the configured servers; an outage of MongoDB becomes one line."""
-    connections = services.connections()
+    connections = host.connections()
     database = connect(connections)
     try:
         migrations.require_current(database)

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ops.local import services
-from ops.local.services.layout import Home
+from ops.cli import host
 from ops.progress import RunView, view_for
 from schemas.process.connections import Connections
 from schemas.topics import LIVE_FEED
@@ -47,7 +46,7 @@ def seam(
     from ops.checks.seam.check import SeamOptions, check_seam  # the clients of all packages: not for --help
 
     options = SeamOptions(mapping, window * 3600, tolerance, settle, limit)
-    connections = services.connections()
+    connections = host.connections()
     view = view_for(Console(stderr=True))
     try:
         report = check_seam(account, options, connections, view)
@@ -99,7 +98,7 @@ def mend(report: "Report", mapping_path: str, feed: str, connections: Connection
             publisher.close()
         view.note(f"{given.get('live', 0):,} rows sent to {topic}; the live feed writes them when it comes to them")
     if report.gaps_replay_ids:
-        options = RunOptions(mapping_path=mapping_path, home=Home.at(None).path)
+        options = RunOptions(mapping_path=mapping_path, home=host.home())
         given["replay"] = run_selected(account, report.gaps_replay_ids, options, connections, view).ledger.source_rows
     return given
 

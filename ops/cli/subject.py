@@ -12,6 +12,7 @@ import typer
 from pymongo.errors import PyMongoError
 from rich.console import Console
 
+from ops.cli import host
 from ops.progress import RunView, view_for
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.logs import is_utf8
@@ -45,7 +46,6 @@ def _place(account: str, person_id: str, mapping_path: str) -> Iterator[_Place]:
     from ops.jobs import migrations
     from ops.jobs.store import JobStore
     from ops.kafka import admin as kafka_admin
-    from ops.local import services
     from ops.subject.model import Person
     from schemas.process.registry import codec_for
     from schemas.source.mapping import load
@@ -53,7 +53,7 @@ def _place(account: str, person_id: str, mapping_path: str) -> Iterator[_Place]:
     from sink.database import connect
 
     AccountTopics.of(account)
-    connections = services.connections()
+    connections = host.connections()
     connections.require("kafka_bootstrap_servers", "mongodb_url")
     kafka_admin.client(connections.kafka())
     database = connect(connections, app_name="crm-replay-subject")

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ops.checks.verify.model import NAMED_MAX, Kind, Report
-from ops.local import services
-from ops.local.services.layout import Home
+from ops.cli import host
+from ops.cli.options import JobMapping
 from ops.progress import view_for
 from schemas.errors import BadInputError
 
@@ -46,9 +46,7 @@ def verify(
     ] = 1.0,
     limit: Annotated[int, typer.Option(min=0, help="How many rows of a kind are named; all are counted.")] = NAMED_MAX,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Processes; 0: one a core.")] = 0,
-    mapping: Annotated[
-        str, typer.Option(help="Source mapping file; left out: where the job found it.", show_default=False)
-    ] = "",
+    mapping: JobMapping = "",
     from_scratch: Annotated[
         bool,
         typer.Option(
@@ -72,7 +70,7 @@ def verify(
     if (dry_run or yes) and not repair:
         raise BadInputError("--dry-run and --yes belong to --repair", "give --repair, too")
     options = VerifyOptions(workers, limit, mapping, from_scratch=from_scratch)
-    connections = services.connections()
+    connections = host.connections()
     view = view_for(Console(stderr=True))
     try:
         if repair and not dry_run:
@@ -92,7 +90,7 @@ def verify(
             view.close()
             _confirm(plan.in_words(account), yes=yes)
             view = view_for(Console(stderr=True))
-            run_options = RunOptions(mapping_path=mapping or report.mapping_path, home=Home.at(None).path)
+            run_options = RunOptions(mapping_path=mapping or report.mapping_path, home=host.home())
             deleted, replayed = mend(report, plan, run_options, connections, view)
             report = verify_account(account, options, connections, view)
             report.deleted, report.replayed = deleted, replayed

@@ -9,7 +9,6 @@ Which rows a run goes through, and when it gives up: ops.runner.enrichment.
 """
 
 import datetime as dt
-import json
 import time
 import uuid
 from collections import Counter, deque
@@ -20,20 +19,15 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import starmap
 from threading import Event, Lock
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-import typer
 from pymongo.errors import DuplicateKeyError, PyMongoError
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from ops.jobs import enrichments, migrations
 from ops.jobs.jobs import Job
 from ops.jobs.operations import digest
 from ops.jobs.store import JobStore
-from ops.local import services
-from ops.progress import RunView, view_for
+from ops.progress import RunView
 from processors.rules.enrichment import TYPE_KEY, AssociationFinder, AssociationLog, Name
 from processors.rules.transform import Refused, Skip
 from producer.audits import AuditReader, AuditSource, Connection, Limits, RowKind, answering, connect, resolve
@@ -48,7 +42,6 @@ from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.process.connections import Connections
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source.mapping import WINDOW_S_MAX, SourceMapping, load
-from schemas.topics import encode_account
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
 from sink.database import connect as connect_mongodb
@@ -66,16 +59,6 @@ NAMED_MAX = 20  # rows of an outcome that are named
 WAIT_S = 0.5  # for a page or a batch, between two looks at whether to go on
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 NAMED = (Outcome.ENRICH_AMBIGUOUS, Outcome.CONFLICT, Outcome.REFUSED, Outcome.UNREADABLE)
-WHAT = {
-    Outcome.PATCHED: "patched",
-    Outcome.COMPLETE: "nothing was missing",
-    Outcome.ENRICH_AMBIGUOUS: "enrich_ambiguous: several documents fit",
-    Outcome.CONFLICT: "the document says something else",
-    Outcome.REFUSED: "refused by MongoDB",
-    Outcome.NO_DOCUMENT: "without a document",
-    Outcome.NO_CONTACT: "without a contact",
-    Outcome.UNREADABLE: "unreadable",
-}
 
 
 T = TypeVar("T")
@@ -649,63 +632,4 @@ class Run:
         texts |= {name.key: text for name in log.names if (text := self._names.get(name))}
         return Association(
             audit_id, log.external_id, log.customer_id, log.category, log.action, log.timestamp_ms, links, texts
-        )
-
-
-def enrich(
-    account: Annotated[str, typer.Option(help="The account's company_sso_id.", show_default=False)],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be patched, write nothing.")] = False,
-    window_s: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds by which a live log's time may differ from its row's; left out: as the mapping says.",
-            show_default=False,
-        ),
-    ] = None,
-    mapping: Annotated[
-        str, typer.Option(help="Source mapping file; left out: where the job found it.", show_default=False)
-    ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
-) -> None:
-    """Add ids and names that the account's association logs lack, from the source; nothing that is there changes.
-
-    A run does this for its own rows; this does it again, for all there are, and finishes what a run could not.
-    Repeatable at any time, also after a kill. Live logs without external_id are found by customer, action and time.
-    """
-    encode_account(account)
-    view = view_for(Console(stderr=True))
-    try:
-        done = enrich_account(account, EnrichOptions(mapping, window_s, dry_run), services.connections(), view)
-    finally:
-        view.close()
-    if as_json:
-        typer.echo(json.dumps(done.as_dict()))
-    else:
-        print_enrichment(Console(), done)
-
-
-def print_enrichment(console: Console, done: Enrichment) -> None:
-    """Print every bin, and the rows that somebody should look at."""
-    what = "Enrichment" if not done.dry_run else "Enrichment (dry run: nothing was written)"
-    table = Table(
-        title=escape(f"{what} of {done.company_sso_id}"), show_header=False, title_justify="left", min_width=44
-    )
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_row("association rows", f"{done.associations:,}", style="bold")
-    for outcome, text in WHAT.items():
-        if count_ := done.outcomes[outcome.value]:
-            text = "would be patched" if done.dry_run and outcome is Outcome.PATCHED else text
-            table.add_row(text, f"{count_:,}", style="yellow" if outcome in NAMED else None)
-    if done.deleted_references:
-        table.add_row(f"of them with a {DELETED_REFERENCE}", f"{done.deleted_references:,}")
-    console.print(table)
-    for name, audit_ids in sorted(done.audit_ids.items()):
-        more = ", …" if done.outcomes[name] > len(audit_ids) else ""
-        console.print(f"{name}: rows {', '.join(map(str, audit_ids))}{more}", highlight=False, soft_wrap=True)
-    if done.seconds and done.associations and not done.resumed:
-        console.print(
-            f"{done.associations:,} association rows of {done.rows:,} in {done.seconds:.1f} s:"
-            f" {done.associations / done.seconds:,.0f}/s",
-            highlight=False,
         )

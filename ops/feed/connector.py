@@ -1,35 +1,32 @@
-"""`crm-replay cdc`: the Debezium connector that feeds the live topic from the CRM's PostgreSQL.
+"""The Debezium connector that feeds the live topic from the CRM's PostgreSQL.
 
 The connector reads the write-ahead log through a replication slot of its own, so it needs a role with REPLICATION; the
 reader's role of the replay has no such right and keeps none. While the connector is away the slot makes PostgreSQL keep
 its log: `status` says how much, and `remove` gives the slot back.
 """
 
-import json
 import os
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
 import httpx
 import psycopg
-import typer
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from ops.local import services
-from ops.local.services.debezium import CONNECTOR_CLASS
-from ops.local.services.layout import Extra
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.process.connections import Connections
 from schemas.process.registry import http_client
 from schemas.secrets import about, shown
-from schemas.source.mapping import SourceMapping, load
+from schemas.source.mapping import SourceMapping
 from schemas.topics import LIVE_TOPIC
 
+CONNECT_VARIABLE = "KAFKA_CONNECT_URL"
+CONNECTOR_CLASS = "io.debezium.connector.postgresql.PostgresConnector"
 DEFAULT_NAME = "crm_audits"
 DATABASE_VARIABLE = "CRM_CDC_DATABASE_URL"
 ACCOUNT_HEADER = "company_sso_id"  # processors.feed.change_events reads it
@@ -202,7 +199,7 @@ class Connect:
     def __init__(self, url: str) -> None:
         """Nothing is asked yet."""
         self._url = shown(url)
-        self._client = http_client(Extra.DEBEZIUM.variable, url, ANSWER_TIMEOUT_S)
+        self._client = http_client(CONNECT_VARIABLE, url, ANSWER_TIMEOUT_S)
 
     def __enter__(self) -> "Connect":
         """Return itself."""
@@ -298,20 +295,6 @@ def _cause(trace: str) -> str:
     return STALE_OFFSETS if STALE_OFFSETS in found else found[:300]
 
 
-def connect_url() -> str:
-    """Return where Kafka Connect is: the environment's, else the embedded one's. Raises BadInputError if neither is."""
-    given = os.environ.get(Extra.DEBEZIUM.variable)
-    if given:
-        return given
-    found = services.endpoints()
-    if found is not None and found.kafka_connect_url:
-        return found.kafka_connect_url
-    raise BadInputError(
-        "no Kafka Connect is running",
-        "crm-replay services up --with debezium, or set KAFKA_CONNECT_URL to one of yours",
-    )
-
-
 def database_url(connections: Connections) -> str:
     """Return the DSN for the connector: one with REPLICATION if given, else the reader's."""
     given = os.environ.get(DATABASE_VARIABLE) or connections.crm_audit_database_url
@@ -387,88 +370,8 @@ def remove(connect: Connect, dsn: str, name: str, timeout_s: float = 30.0) -> bo
     return was_there
 
 
-def _database(dsn: str) -> "psycopg.Connection[tuple[Any, ...]]":
-    try:
-        return psycopg.connect(dsn, autocommit=True, connect_timeout=5, application_name="crm-replay-cdc")
-    except psycopg.Error as error:
-        raise ServiceUnreachableError(
-            f"PostgreSQL does not let us in ({str(error).splitlines()[0]})", f"check {DATABASE_VARIABLE}"
-        ) from error
-
-
-app = typer.Typer(help="The Debezium connector that feeds the live topic.", no_args_is_help=True)
-Name = Annotated[str, typer.Option(help="Of the connector, its replication slot and its publication.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
-
-
-@app.command("register")
-def register_command(
-    mapping: Annotated[str, typer.Option(help="Source mapping file; left out: the sample CRM's.")] = "",
-    account: Annotated[str, typer.Option(help="Whose the table is, if it has no account column.")] = "",
-    name: Name = DEFAULT_NAME,
-    topic: Annotated[str, typer.Option(help="Where the change events go.")] = LIVE_TOPIC,
-    since: Annotated[
-        datetime | None, typer.Option(help="The snapshot begins with rows created then (UTC).", show_default=False)
-    ] = None,
-    snapshot: Annotated[bool, typer.Option(help="Read what is there before following what comes.")] = True,
-    flatten: Annotated[bool, typer.Option("--flatten", help="Send the row alone, without the envelope.")] = False,
-    password_reference: Annotated[
-        str, typer.Option(help="Instead of the password, e.g. ${file:/secrets/cdc:password}; Connect resolves it.")
-    ] = "",
-    partitions: Annotated[int, typer.Option(min=1, max=1024, help="Of the topic, if it is not there yet.")] = 4,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A further setting, e.g. a converter's. Can be repeated."),
-    ] = None,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds until it has to run.")] = 120.0,
-    as_json: AsJson = False,
-) -> None:
-    """Create the connector, or change it, and return once changes arrive. Needs wal_level=logical in PostgreSQL."""
-    connections = services.connections()
-    dsn = database_url(connections)
-    if since is not None and since.tzinfo is None:
-        since = since.replace(tzinfo=UTC)
-    config = connector_config(
-        load(mapping or None),
-        dsn,
-        name=name,
-        topic=topic,
-        account=account,
-        since=since,
-        snapshot=snapshot,
-        flatten=flatten,
-        password=password_reference,
-        partitions=partitions,
-        more=parse_settings(settings or ()),
-    )
-    with Connect(connect_url()) as connect:
-        _require_logical(dsn)
-        connect.put(name, config)
-        found = wait_running(connect, dsn, name, wait)
-    _print(found, as_json=as_json)
-
-
-@app.command("status")
-def status_command(name: Name = DEFAULT_NAME, as_json: AsJson = False) -> None:
-    """Show whether changes arrive, and how much log PostgreSQL keeps. Exit code 0: they do; 1: they do not."""
-    dsn = database_url(services.connections())
-    with Connect(connect_url()) as connect:
-        found = status(connect, dsn, name)
-    _print(found, as_json=as_json)
-    if not found.running:
-        raise typer.Exit(1)
-
-
-@app.command("remove")
-def remove_command(name: Name = DEFAULT_NAME) -> None:
-    """Remove the connector, its offsets, its replication slot and its publication; what it has sent stays."""
-    dsn = database_url(services.connections())
-    with Connect(connect_url()) as connect:
-        was_there = remove(connect, dsn, name)
-    typer.echo(f"connector {name} is removed" if was_there else f"there was no connector {name}")
-
-
-def _require_logical(dsn: str) -> None:
+def require_logical(dsn: str) -> None:
+    """Raise BadInputError unless PostgreSQL writes what change events are made from."""
     with _database(dsn) as db:
         row = db.execute("SHOW wal_level").fetchone()
     if row is None or row[0] != "logical":
@@ -478,19 +381,10 @@ def _require_logical(dsn: str) -> None:
         )
 
 
-def _print(found: ConnectorStatus, *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "name": found.name,
-                    "state": found.state,
-                    "running": found.running,
-                    "problem": found.problem,
-                    "wal_kept_bytes": found.wal_kept_bytes,
-                }
-            )
-        )
-        return
-    kept = "no replication slot" if found.wal_kept_bytes is None else f"{found.wal_kept_bytes:,} bytes of log are kept"
-    typer.echo("  ".join(part for part in (found.name, found.state, kept, found.problem) if part))
+def _database(dsn: str) -> "psycopg.Connection[tuple[Any, ...]]":
+    try:
+        return psycopg.connect(dsn, autocommit=True, connect_timeout=5, application_name="crm-replay-cdc")
+    except psycopg.Error as error:
+        raise ServiceUnreachableError(
+            f"PostgreSQL does not let us in ({str(error).splitlines()[0]})", f"check {DATABASE_VARIABLE}"
+        ) from error

@@ -11,7 +11,6 @@ Any number of hosts may do all of this for one feed at once: they find what the 
 """
 
 import datetime as dt
-import json
 import os
 import signal
 import socket
@@ -22,21 +21,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 from pymongo.errors import DuplicateKeyError, PyMongoError
-from rich.console import Console
-from rich.table import Table
 
 from ops.jobs import migrations
 from ops.jobs.store import JobStore
 from ops.kafka import admin as kafka_admin
-from ops.local import services
-from ops.local.services.layout import Home
-from ops.progress import RunView, view_for
+from ops.progress import RunView
 from ops.runner.processes import (
     ProcessGaveUpError,
     Supervised,
@@ -45,7 +39,6 @@ from ops.runner.processes import (
     python_module,
     require_writable,
 )
-from ops.runner.worker_metrics import gathering
 from producer import references
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.job import LiveFeed
@@ -263,9 +256,8 @@ def environment_of(feed: LiveFeed, connections: Connections) -> dict[str, str]:
     return {**connections.environment(), "CRM_REPLAY_JOB": feed.model_dump_json(), "CRM_REPLAY_LIVE": "1"}
 
 
-def join(module: str, name: str) -> None:
+def join(module: str, name: str, connections: Connections) -> None:
     """Become a worker of a feed that was prepared; does not return."""
-    connections = services.connections()
     database = connect(connections, app_name="crm-replay-live")
     try:
         feed = feed_of(database, name)
@@ -528,75 +520,3 @@ def _stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def live(
-    feed: Annotated[str, typer.Option(help="The feed's name: one for each CRM database.")] = LIVE_FEED,
-    topic: Annotated[str, typer.Option(help="Where the changes of audits arrive.")] = LIVE_TOPIC,
-    mapping: Annotated[
-        str, typer.Option(help="Source mapping file; left out: the sample CRM's.", show_default=False)
-    ] = "",
-    account: Annotated[
-        str, typer.Option(help="Whose the audits table is, if the mapping names no account column.", show_default=False)
-    ] = "",
-    partitions: Annotated[int, typer.Option(min=1, max=1024, help="Of the topic, if it is not there yet.")] = 4,
-    processors: Annotated[int, typer.Option(min=0, max=64)] = 1,
-    sinks: Annotated[int, typer.Option(min=0, max=64)] = 1,
-    visibility_delay: Annotated[
-        float, typer.Option(min=0, max=120, help="Seconds after its created_at that a contact can surely be read.")
-    ] = 10.0,
-    refresh: Annotated[
-        float, typer.Option(min=0, help="Seconds between publications of users and names; 0: only at the start.")
-    ] = 60.0,
-    names: Annotated[bool, typer.Option(help="Keep the names of deals, companies, ... at hand.")] = True,
-    status: Annotated[bool, typer.Option("--status", help="Start nothing; show what the feed has done.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --status: answer in JSON.")] = False,
-) -> None:
-    """Follow the CRM's changes: the replay's topology over the live topic, until told to stop (Ctrl-C, SIGTERM)."""
-    connections = services.connections()
-    if status:
-        _show_status(feed, connections, as_json=as_json)
-        return
-    options = LiveOptions(
-        feed=feed,
-        topic=topic,
-        mapping_path=mapping,
-        partitions=partitions,
-        processors=processors,
-        sinks=sinks,
-        table_account=account,
-        visibility_delay_s=visibility_delay,
-        refresh_s=refresh,
-        with_referents=names,
-        home=Home.at(None).path,
-    )
-    view = view_for(Console(stderr=True))
-    try:
-        with gathering("live", options.home):
-            run_feed(options, connections, view)
-    finally:
-        view.close()
-
-
-def _show_status(name: str, connections: Connections, *, as_json: bool) -> None:
-    database = connect(connections, app_name="crm-replay-live")
-    try:
-        status = status_of(feed_of(database, name), connections, database)
-    except KafkaException as error:
-        raise ServiceUnreachableError(
-            f"Kafka does not answer ({error.args[0].str()})", "check KAFKA_BOOTSTRAP_SERVERS"
-        ) from error
-    finally:
-        database.client.close()
-    if as_json:
-        typer.echo(json.dumps(status.as_dict()))
-        return
-    table = Table(title=line_of(status), title_justify="left")
-    for heading in ("account", "logs", "skipped", "dead letters", "last"):
-        table.add_column(heading)
-    for account, totals in status.accounts.items():
-        skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(totals.skipped.items()))
-        dead = ", ".join(f"{n:,} {cause}" for cause, n in sorted({**totals.failed, **totals.foreign}.items()))
-        last = f"{totals.updated_at:%Y-%m-%d %H:%M:%S}" if totals.updated_at else ""
-        table.add_row(account or "(nobody's)", f"{totals.migrated:,}", skipped, dead, last)
-    Console().print(table)

@@ -6,7 +6,6 @@ It can be told to be slow, to fail, to answer nonsense, to leave users out, and 
 
 import json
 import threading
-import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -14,10 +13,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
-
-import typer
 
 from schemas.errors import BadInputError
 
@@ -208,20 +205,3 @@ def read_emails(path: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"{path}: {error}", "name a readable file with --users") from None
     return found
-
-
-def serve_directory(
-    users: Annotated[str, typer.Option(help="the users it knows, lines as in users.jsonl")],
-    host: Annotated[str, typer.Option()] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 8085,
-    delay_s: Annotated[float, typer.Option(min=0, help="answer this late")] = 0.0,
-    status: Annotated[int, typer.Option(min=200, max=599, help="answer with this status")] = 200,
-    left_out: Annotated[list[str] | None, typer.Option(help="an email it does not know; can be repeated")] = None,
-    deactivated: Annotated[list[str] | None, typer.Option(help="an email it says is deactivated")] = None,
-) -> None:
-    """Serve a user directory for development until interrupted; change its behaviour with PUT /behaviour."""
-    with DirectoryServer(read_emails(users), host, port) as directory:
-        directory.behave(delay_s=delay_s, status=status, left_out=left_out or [], deactivated=deactivated or [])
-        typer.echo(f"USER_DIRECTORY_URL={directory.url}")
-        while True:
-            time.sleep(3600)

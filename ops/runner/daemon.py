@@ -1,4 +1,4 @@
-"""`crm-replay runner`: does what has been asked for over HTTP, from the console or by `crm-replay trigger`.
+"""The runner's daemon: does what has been asked for over HTTP, from the console or by `crm-replay trigger`.
 
 It claims jobs and tasks from MongoDB, as many at a time as this host may run; any number of runners on any number of
 hosts share the work. Each job is a child process that renews the job's own lease, so the daemon can die, hang or be
@@ -25,11 +25,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
-from typing import IO, Annotated, Any
+from typing import IO, Any
 
 import pymongo
-import typer
 from confluent_kafka import KafkaException
 from pymongo.errors import PyMongoError
 
@@ -38,16 +36,13 @@ from ops.jobs.jobs import Job
 from ops.jobs.store import JobChangedError, JobStore
 from ops.jobs.tasks import Task, TaskKind, TaskLostError, TaskStore
 from ops.kafka.rows import Topics
-from ops.local import services
-from ops.local.services.layout import Home
 from ops.progress import RunView
 from ops.runner import repairs
-from ops.runner.forkserver import WORKERS, Forked, ForkServer, forked
-from ops.runner.processes import child_environment, python_module, require_writable
-from ops.runner.worker_metrics import gathering
+from ops.runner.forkserver import Forked, ForkServer, forked
+from ops.runner.options import RunOptions
+from ops.runner.processes import child_environment, python_module
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
-from schemas.source.mapping import load
 from sink.database import open_database
 
 POLL_EVERY_S = 0.5  # for work: two small queries by index
@@ -248,7 +243,8 @@ class Daemon:
 
     def _start_child(self) -> Child:
         """Return a process that loads what a run needs and then waits for its order."""
-        command, environment = python_module("ops.runner.daemon"), child_environment()
+        command = python_module("ops.runner.daemon")
+        environment = child_environment(**self.connections.environment())
         if self.forks is not None:
             try:
                 # It sees our end at its standard input; a second SIGTERM would have it leave its job as it is.
@@ -496,7 +492,7 @@ def _child(runner: Any, forks: ForkServer | None) -> int:
         return 0
     order = Order(**json.loads(line))
     threading.Thread(target=_end_with_daemon, daemon=True, name="end-with-daemon").start()
-    connections = services.connections()
+    connections = Connections()  # the daemon's, which it has put into our environment
     database = open_database(connections, app_name="crm-replay-runner")
     try:
         with pymongo.timeout(ANSWER_MAX_S):
@@ -511,7 +507,7 @@ def _child(runner: Any, forks: ForkServer | None) -> int:
             return 0
     finally:
         database.client.close()
-    options = runner.RunOptions(
+    options = RunOptions(
         order.mapping_path, processors=order.processors, sinks=order.sinks, home=Path(order.home), forks=forks
     )
     try:
@@ -548,49 +544,6 @@ def _end_with_daemon() -> None:
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-# ---- the command line -----------------------------------------------------------------------------------------------
-
-
-def runner(
-    jobs: Annotated[int, typer.Option(min=1, max=256, help="Accounts replayed at a time on this host.")] = 4,
-    tasks: Annotated[int, typer.Option(min=0, max=64, help="Verifications, preflights and the like at a time.")] = 2,
-    processors: Annotated[int, typer.Option(min=1, max=64, help="A job's.")] = 1,
-    sinks: Annotated[int, typer.Option(min=1, max=64, help="A job's.")] = 1,
-    mapping: Annotated[
-        str,
-        typer.Option(help="Source mapping file on this host; left out: where the job names it.", show_default=False),
-    ] = "",
-    rows_per_s: Annotated[
-        float, typer.Option(min=0, help="Read from the CRM at most, by all jobs of this host; 0: no bound.")
-    ] = 0.0,
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when there is nothing left to do.")] = False,
-) -> None:
-    """Do what is asked for over HTTP, in the console and by `crm-replay trigger`: claims jobs and tasks, runs them.
-
-    Any number of runners on any hosts. SIGTERM lets go of everything, so that others take over at once. Each job gets
-    an equal part of --rows-per-s; it also slows down while a replica lags or pages are slow
-    (CRM_REPLAY_SOURCE_REPLICA_LAG_MAX_S, CRM_REPLAY_SOURCE_QUERY_MAX_S).
-    """
-    if mapping:
-        load(mapping)
-    if rows_per_s:
-        os.environ["CRM_REPLAY_SOURCE_ROWS_PER_S"] = str(rows_per_s / jobs)
-    path = str(Path(mapping).resolve()) if mapping else ""
-    require_writable(Home.at(None).path)
-    daemon = Daemon(services.connections(), Limits(jobs, tasks, processors, sinks, path, Home.at(None).path))
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        if daemon.stop.is_set():
-            os._exit(128 + number)  # the children see that we are gone, and stop by themselves
-        daemon.stop.set()
-
-    with forked(("ops.runner.daemon", "ops.runner.replay", "ops.runner.enrichment", *WORKERS)) as daemon.forks:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, on_signal)
-        with gathering("runner", daemon.limits.home):
-            daemon.run(until_idle=until_idle)
 
 
 if __name__ == "__main__":

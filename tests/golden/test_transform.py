@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.ops.checks.test_file_rows import run
+from tests.unit.ops.cli.test_transform import run
 
 HERE = Path(__file__).parent / "transform"
 SAMPLE = Path(__file__).parents[2] / "ops" / "local" / "sample"

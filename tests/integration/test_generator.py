@@ -10,8 +10,8 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from ops.local.generator import Plan, accounts, generate, generate_crm
-from ops.local.generator.command import reporting
+from ops.cli.generate import generate
+from ops.local.generator import Plan, accounts, generate_crm
 from ops.local.generator.tables import mapping_path, mapping_text
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import load_sample
@@ -213,17 +213,6 @@ def test_the_command_without_a_database_says_what_to_set(monkeypatch: pytest.Mon
     monkeypatch.setenv("CRM_REPLAY_HOME", str(tmp_path))  # where no embedded server runs
     with pytest.raises(BadInputError, match="CRM_AUDIT_DATABASE_URL is not set"):
         generate(audits=10)
-
-
-def test_progress_is_plain_lines_where_there_is_no_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = iter((0.0, 1.0, 6.0, 7.0))
-    monkeypatch.setattr("ops.local.generator.command.time.monotonic", lambda: next(now))
-    with reporting(400) as report:
-        for done in (100, 200, 300):
-            report(done, 400)
-    assert capsys.readouterr().err == "generated 200 of 400 rows, 33 rows/s, 6 s left\n"
 
 
 def test_contacts_cover_an_account_but_for_less_than_a_hundredth(database_dsn: str, mongo_database: Any) -> None:

@@ -1,27 +1,24 @@
-"""`crm-replay explain`: the story of one source row, told from what each server says of it, with the rule that decided.
+"""The story of one source row, told from what each server says of it, with the rule that decided.
 
 Every part stands for itself: a server that is down, a topic that is gone or an account without a job costs its own part
 and no other, and the story says which part could not be looked at. Nothing is changed, no consumer group is joined.
 """
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from confluent_kafka import KafkaException
 from psycopg import sql
 from pymongo.errors import PyMongoError
-from rich.console import Console
 
-from ops.checks.explain.story import Row, Step, Story, candidates, out_of_scope, run_of, steps, told, verdict
+from ops.checks.explain.story import Row, Step, Story, candidates, out_of_scope, run_of, steps
 from ops.checks.verify.compare import TOLERANT, body_of, differences, expected_document
 from ops.checks.verify.expected import Expected, expected_of
 from ops.dead_letters.feed import outcomes_in_feed
-from ops.dead_letters.retry import attempt_of, attempts_of, read_letters
+from ops.dead_letters.read import attempt_of, attempts_of, read_letters
 from ops.feed.feed import feed_of
 from ops.jobs import migrations
 from ops.jobs.jobs import Job
@@ -30,8 +27,7 @@ from ops.jobs.store import JobStore
 from ops.jobs.validation import EXTERNAL_ID_PREFIX
 from ops.kafka import admin as kafka_admin
 from ops.kafka.rows import Topics, partition_of
-from ops.local import services
-from ops.progress import RunView, view_for
+from ops.progress import RunView
 from processors.lookups.answers import TableLookups
 from processors.lookups.directory import UserDirectory
 from processors.lookups.tables import ReferenceTables
@@ -45,7 +41,7 @@ from schemas.process.connections import Connections
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from schemas.source.mapping import SourceMapping, load
 from schemas.source.person import record_key
-from schemas.topics import LIVE_FEED, AccountTopics
+from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause, SkipReason
 from sink.database import connect as connect_mongodb
 from sink.indexes import ACTIVITY_LOGS, SOURCE_TAG
@@ -509,43 +505,6 @@ def _outcome(partition: int, offset: int, record: ActivityLog | SkippedRecord | 
         "what": what,
         "reason": reason,
     }
-
-
-# ---- the command line -----------------------------------------------------------------------------------------------
-
-
-def explain(
-    audit_id: Annotated[str, typer.Argument(help="audits.id", show_default=False)],
-    account: Annotated[str, typer.Option(help="The account's company_sso_id.", show_default=False)],
-    mapping: Annotated[
-        str, typer.Option(help="Source mapping file; left out: where the job found it.", show_default=False)
-    ] = "",
-    feed: Annotated[
-        str, typer.Option(help="Tell also what the live feed of this name has made of it.", show_default=False)
-    ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
-) -> None:
-    """Tell what became of a source row and why: key, offsets, the rule that decided, document, dead letters.
-
-    Exit code 0: the story could be told, a server that did not answer is named in it. 2: the call is wrong.
-    """
-    if not (audit_id.isascii() and audit_id.isdigit() and len(audit_id) <= 19 and 0 < int(audit_id) <= BIGINT_MAX):
-        raise BadInputError(f"{audit_id} is no audit id", f"give one number, 1 to {BIGINT_MAX}")
-    view = view_for(Console(stderr=True))
-    try:
-        story = explain_row(account, int(audit_id), services.connections(), mapping, view, feed)
-    finally:
-        view.close()
-    if as_json:
-        typer.echo(json.dumps(story.as_dict()))
-        return
-    typer.echo(f"row {story.audit_id} of {account}: {verdict(story)}")
-    for line in told(story):
-        typer.echo(line)
-    if not feed and SkipReason.POST_SYNC_LIVE_FEED.value in verdict(story):
-        typer.echo(
-            f"what the live feed has made of it: crm-replay explain {audit_id} --account {account} --feed {LIVE_FEED}"
-        )
 
 
 def explain_row(

@@ -19,7 +19,7 @@ from ops.checks.verify import copy, http_strays
 from ops.checks.verify.gather import work_of
 from ops.checks.verify.model import Kind, Tally
 from ops.checks.verify.segments import Chunk, SegmentChecker, Work
-from ops.dead_letters.retry import read_letters, resolved_rows
+from ops.dead_letters.read import read_letters, resolved_rows
 from ops.jobs import audit_log, enrichments, http_documents
 from ops.jobs.counts import counts_of
 from ops.jobs.documents import rows_with_document

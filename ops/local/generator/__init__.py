@@ -5,13 +5,11 @@ pieces.py   parts of `audited_changes`, written once for each version of the gem
 history.py  pure: a plan -> rows of audits, as a stream
 plain.py    the same with flat rows only, for comparisons with pipelines that just copy
 tables.py   PostgreSQL: the tables, COPY, and what is there already
-command.py  `crm-replay generate`
 """
 
-from ops.local.generator.command import generate, reporting
 from ops.local.generator.history import Plan
 from ops.local.generator.tables import Generated, accounts, generate_crm, mapping_path
 
 GENERATED_MAPPING = str(mapping_path())  # source mapping of its accounts
 
-__all__ = ["GENERATED_MAPPING", "Generated", "Plan", "accounts", "generate", "generate_crm", "reporting"]
+__all__ = ["GENERATED_MAPPING", "Generated", "Plan", "accounts", "generate_crm"]

@@ -9,8 +9,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
-
 from ops.local.services import ports as loopback
 from ops.local.services import tools
 from ops.local.services.detached import Command
@@ -96,6 +94,8 @@ class DebeziumServer(Server):
         """Ask for its health, which it has once it is in its group, and for the connector."""
         if not loopback.accepts(ports["debezium"]):
             return "its port is closed"
+        import httpx  # takes a tenth of a second, and a command that only wants addresses asks nobody
+
         try:
             with httpx.Client(base_url=self.url(ports), timeout=5.0) as client:
                 health = client.get("/health")

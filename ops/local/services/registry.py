@@ -7,8 +7,6 @@ ids, both of which the tests do.
 from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
-
 from ops.local.services import ports as loopback
 from ops.local.services import tools
 from ops.local.services.detached import Command
@@ -58,6 +56,8 @@ class RegistryServer(Server):
         """Ask for its subjects, as a client would."""
         if not loopback.accepts(ports["registry"]):
             return "its port is closed"
+        import httpx  # as in `debezium`
+
         try:
             answer = httpx.get(f"{self.url(ports)}/subjects", timeout=5.0)
         except httpx.HTTPError as error:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from ops.cli.main import application
+from ops.cli.main import ALL, application
 from ops.cli.reference import pages, settings
 from ops.control.settings import ControlSettings
 from schemas.topics import LIVE_FEED, LIVE_TOPIC, AccountTopics
@@ -56,6 +56,14 @@ def test_what_the_image_copies_is_there_and_it_does_not_run_as_root():
     assert {package.rstrip("*") for package in packages} <= set(copied)
     assert "USER 10001" in lines
     assert lines.index("USER 10001") > max(number for number, line in enumerate(lines) if line.startswith("RUN "))
+
+
+def test_the_workbench_is_not_in_the_image():
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    for package in sorted({package for place in ALL.values() for package in place.needs}):
+        path = package.replace(".", "/")
+        assert (ROOT / path).is_dir()
+        assert path in ignored[ignored.index("!ops") :], f"{path} is sent to the builder"
 
 
 def pins(name: str) -> dict[str, str]:

@@ -5,8 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from ops.jobs.jobs import Ledger
-from ops.progress import PLAIN_LINE_EVERY_S, PlainView, RateMeter, TerminalView, eta_text, print_ledger, view_for
+from ops.progress import PLAIN_LINE_EVERY_S, PlainView, RateMeter, TerminalView, eta_text, generating, view_for
 
 
 def test_the_rate_is_that_of_the_last_seconds_and_falls_to_nothing_in_a_stall():
@@ -61,40 +60,16 @@ def test_the_bar_shows_rows_rate_and_reasons(monkeypatch):
     assert "contact_not_found 3, failed 1" in shown
 
 
-def ledger_text(ledger: Ledger) -> str:
+def test_brackets_in_a_note_are_no_markup():
     out = io.StringIO()
-    print_ledger(Console(file=out, width=100), "acme", ledger, seconds=2.0)
-    return out.getvalue()
+    TerminalView(Console(file=out, force_terminal=True, no_color=True, width=100)).note("resuming acme[red]")
+    assert "acme[red]" in out.getvalue()
 
 
-def test_a_balanced_ledger_says_so_with_every_bin():
-    skipped = {"contact_not_found": 60, "post_sync_live_feed": 35}
-    ledger = Ledger(1000, 900, skipped, 5, documents=900, late=11, repaired=12, actors_fell_back=13)
-    text = ledger_text(ledger)
-    for expected in ("1,000", "900", "skipped: contact_not_found", "60", "35", "99.44 %", "balanced", "500 rows/s"):
-        assert expected in text
-    for expected in ("late rows filled", "11", "failed and repaired since", "12", "actors that fell back", "13"):
-        assert expected in text
-    assert "OUT OF BALANCE" not in text
-
-
-def test_a_ledger_out_of_balance_says_by_how_much():
-    assert "OUT OF BALANCE by 3" in ledger_text(Ledger(1000, 997, documents=997))
-
-
-def test_a_ledger_tells_of_types_that_are_not_read_and_leaves_them_out_of_its_sums():
-    ledger = Ledger(source_rows=5, migrated=5, documents=5, out_of_scope={"Crm::Widget": 12_345, "": 2, "[red]x[/]": 1})
-    text = ledger_text(ledger)
-    assert "not in scope, not read: Crm::Widget" in text
-    assert "12,345" in text
-    assert "(no type)" in text
-    assert "[red]x[/]" in text
-    assert "balanced" in text
-
-
-def test_an_account_in_brackets_is_no_markup():
-    out = io.StringIO()
-    console = Console(file=out, force_terminal=True, no_color=True, width=100)
-    print_ledger(console, "acme[red]", Ledger(source_rows=0, migrated=0, failed=0, documents=0))
-    TerminalView(console).note("taking up the job of acme[red]")
-    assert out.getvalue().count("acme[red]") == 2
+def test_generated_rows_are_plain_lines_where_there_is_no_terminal(capsys, monkeypatch):
+    now = iter((0.0, 1.0, 6.0, 7.0))
+    monkeypatch.setattr("ops.progress.time.monotonic", lambda: next(now))
+    with generating(400) as report:
+        for done in (100, 200, 300):
+            report(done, 400)
+    assert capsys.readouterr().err == "generated 200 of 400 rows, 33 rows/s, 6 s left\n"

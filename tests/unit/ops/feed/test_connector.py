@@ -10,6 +10,8 @@ import pytest
 
 from ops.feed import connector as cdc
 from ops.feed.connector import STALE_OFFSETS, Connect, ConnectRefusedError, OffsetsKeptError, connector_config
+from ops.local.services import debezium as embedded
+from ops.local.services.layout import Extra
 from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.source.mapping import SourceMapping, load, parse
 from schemas.topics import LIVE_TOPIC
@@ -163,13 +165,9 @@ def test_the_worst_state_of_connector_and_task_counts(connect: Connect) -> None:
     assert [connect.state("feed")[0] for _ in range(3)] == ["RUNNING", "STARTING", "not registered"]
 
 
-def test_where_connect_is_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    monkeypatch.setenv("CRM_REPLAY_HOME", str(tmp_path))
-    monkeypatch.delenv("KAFKA_CONNECT_URL", raising=False)
-    with pytest.raises(BadInputError, match="no Kafka Connect is running"):
-        cdc.connect_url()
-    monkeypatch.setenv("KAFKA_CONNECT_URL", "http://connect.example:8083")
-    assert cdc.connect_url() == "http://connect.example:8083"
+def test_the_connector_is_the_one_that_the_embedded_kafka_connect_has() -> None:
+    assert cdc.CONNECTOR_CLASS == embedded.CONNECTOR_CLASS
+    assert Extra.DEBEZIUM.variable == cdc.CONNECT_VARIABLE
 
 
 def test_further_settings_are_added_and_win() -> None:

@@ -36,6 +36,15 @@ def test_a_daemon_waits_for_mongodb_and_says_so_once(
     assert said[1:] == ["ready for 4 jobs and 2 tasks at a time", "MongoDB answers again", "stopped"]
 
 
+def test_a_job_s_process_has_the_servers_of_its_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may be embedded ones, that no environment names: the process itself does not look for them."""
+    monkeypatch.delenv("MONGODB_URL", raising=False)
+    started: list[dict[str, str]] = []
+    monkeypatch.setattr(daemon.subprocess, "Popen", lambda _command, env, **_options: started.append(env))
+    daemon.Daemon(Connections(mongodb_url="mongodb://mongo.example"), daemon.Limits())._start_child()
+    assert [env["MONGODB_URL"] for env in started] == ["mongodb://mongo.example"]
+
+
 def task(kind: TaskKind, **arguments: Any) -> Task:
     now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     return Task("t", "-x y", kind, TaskStatus.RUNNING, arguments, "ann", now)

@@ -10,7 +10,7 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from ops.checks.file_rows import transform_rows
+from ops.cli.transform import transform_rows
 from schemas.errors import BadInputError
 from tests.unit.schemas.sample import as_stored, lines
 

@@ -1,29 +1,18 @@
 """`crm-replay generate`: fill a database with a CRM."""
 
-import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from ops.local import services
-from ops.local.generator.history import Plan
-from ops.local.generator.tables import Progress as Report
-from ops.local.generator.tables import generate_crm
+from ops.cli import host
+from ops.local.generator import Plan, generate_crm
+from ops.local.sample.contacts import seed_contacts
+from ops.progress import generating
 from schemas.process.connections import Connections
-
-PLAIN_LINE_EVERY_S = 5.0
+from sink.database import connect
 
 
 def generate(
@@ -37,14 +26,14 @@ def generate(
     contacts: Annotated[bool, typer.Option("--contacts", help="Make its persons contacts in MongoDB, too.")] = False,
 ) -> None:
     """Generate a CRM with its audit history in PostgreSQL; does nothing if the same one is there."""
-    connections = services.connections()
+    connections = host.connections()
     if not dsn:
         connections.require("crm_audit_database_url")
         dsn = connections.crm_audit_database_url
     if contacts:
         connections.require("mongodb_url")
     begun = time.monotonic()
-    with reporting(audits) as report:
+    with generating(audits) as report:
         made = generate_crm(dsn, Plan(audits, accounts, seed, shape), schema=schema, recreate=recreate, progress=report)
     took = time.monotonic() - begun
     out = Console(soft_wrap=True, highlight=False)
@@ -59,44 +48,8 @@ def generate(
 
 def _seed_contacts(connections: Connections, dsn: str, schema: str, accounts: Iterable[str]) -> dict[str, int]:
     """Return the number of contacts by account."""
-    from ops.local.sample.contacts import seed_contacts  # asks this package for its accounts
-    from sink.database import connect
-
     database = connect(connections, app_name="crm-replay-generate")
     try:
         return {c.company_sso_id: c.contacts for c in seed_contacts(database, dsn, schema, accounts)}
     finally:
         database.client.close()
-
-
-@contextmanager
-def reporting(total: int) -> Iterator[Report]:
-    """Give a progress callback: a bar with rate and time left on a terminal, a line every few seconds elsewhere."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    if sys.stderr.isatty():
-        bar = Progress(
-            TextColumn("generating"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:>9,.0f} rows/s"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        with bar:
-            task = bar.add_task("", total=total, rate=0.0)
-            begun = time.monotonic()
-            yield lambda done, _: bar.update(task, completed=done, rate=done / max(time.monotonic() - begun, 1e-6))
-        return
-    begun = said = time.monotonic()
-
-    def say(done: int, of: int) -> None:
-        nonlocal said
-        now = time.monotonic()
-        if now - said >= PLAIN_LINE_EVERY_S:
-            said = now
-            rate = done / (now - begun)
-            console.print(f"generated {done:,} of {of:,} rows, {rate:,.0f} rows/s, {(of - done) / rate:,.0f} s left")
-
-    yield say

@@ -1,0 +1,48 @@
+"""`crm-replay explain`."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ops.checks.explain.story import told, verdict
+from ops.checks.explain.tell import BIGINT_MAX, explain_row
+from ops.cli import host
+from ops.cli.options import Account, AsJson, JobMapping
+from ops.progress import view_for
+from schemas.errors import BadInputError
+from schemas.topics import LIVE_FEED
+from schemas.vocabulary import SkipReason
+
+
+def explain(
+    audit_id: Annotated[str, typer.Argument(help="audits.id", show_default=False)],
+    account: Account,
+    mapping: JobMapping = "",
+    feed: Annotated[
+        str, typer.Option(help="Tell also what the live feed of this name has made of it.", show_default=False)
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Tell what became of a source row and why: key, offsets, the rule that decided, document, dead letters.
+
+    Exit code 0: the story could be told, a server that did not answer is named in it. 2: the call is wrong.
+    """
+    if not (audit_id.isascii() and audit_id.isdigit() and len(audit_id) <= 19 and 0 < int(audit_id) <= BIGINT_MAX):
+        raise BadInputError(f"{audit_id} is no audit id", f"give one number, 1 to {BIGINT_MAX}")
+    view = view_for(Console(stderr=True))
+    try:
+        story = explain_row(account, int(audit_id), host.connections(), mapping, view, feed)
+    finally:
+        view.close()
+    if as_json:
+        typer.echo(json.dumps(story.as_dict()))
+        return
+    typer.echo(f"row {story.audit_id} of {account}: {verdict(story)}")
+    for line in told(story):
+        typer.echo(line)
+    if not feed and SkipReason.POST_SYNC_LIVE_FEED.value in verdict(story):
+        typer.echo(
+            f"what the live feed has made of it: crm-replay explain {audit_id} --account {account} --feed {LIVE_FEED}"
+        )

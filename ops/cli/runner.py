@@ -1,0 +1,56 @@
+"""`crm-replay runner`."""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from ops.cli import host
+from ops.runner.daemon import Daemon, Limits
+from ops.runner.forkserver import WORKERS, forked
+from ops.runner.processes import require_writable
+from ops.runner.worker_metrics import gathering
+from schemas.source.mapping import load
+
+
+def runner(
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Accounts replayed at a time on this host.")] = 4,
+    tasks: Annotated[int, typer.Option(min=0, max=64, help="Verifications, preflights and the like at a time.")] = 2,
+    processors: Annotated[int, typer.Option(min=1, max=64, help="A job's.")] = 1,
+    sinks: Annotated[int, typer.Option(min=1, max=64, help="A job's.")] = 1,
+    mapping: Annotated[
+        str,
+        typer.Option(help="Source mapping file on this host; left out: where the job names it.", show_default=False),
+    ] = "",
+    rows_per_s: Annotated[
+        float, typer.Option(min=0, help="Read from the CRM at most, by all jobs of this host; 0: no bound.")
+    ] = 0.0,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when there is nothing left to do.")] = False,
+) -> None:
+    """Do what is asked for over HTTP, in the console and by `crm-replay trigger`: claims jobs and tasks, runs them.
+
+    Any number of runners on any hosts. SIGTERM lets go of everything, so that others take over at once. Each job gets
+    an equal part of --rows-per-s; it also slows down while a replica lags or pages are slow
+    (CRM_REPLAY_SOURCE_REPLICA_LAG_MAX_S, CRM_REPLAY_SOURCE_QUERY_MAX_S).
+    """
+    if mapping:
+        load(mapping)
+    if rows_per_s:
+        os.environ["CRM_REPLAY_SOURCE_ROWS_PER_S"] = str(rows_per_s / jobs)
+    path = str(Path(mapping).resolve()) if mapping else ""
+    require_writable(host.home())
+    daemon = Daemon(host.connections(), Limits(jobs, tasks, processors, sinks, path, host.home()))
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if daemon.stop.is_set():
+            os._exit(128 + number)  # the children see that we are gone, and stop by themselves
+        daemon.stop.set()
+
+    with forked(("ops.runner.daemon", "ops.runner.replay", "ops.runner.enrichment", *WORKERS)) as daemon.forks:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
+        with gathering("runner", daemon.limits.home):
+            daemon.run(until_idle=until_idle)
