@@ -10,11 +10,12 @@ from typing import Any
 
 from processors.app import BeforeAck, ReplayApp, RunHandler, add_agent, build_app
 from processors.batches import RunTransformer
+from processors.encoding.transform import Transformed
 from processors.lookups.answers import Directory, TableLookups
 from processors.lookups.tables import ReferenceTables
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import OutcomeProducer
-from processors.rules.transform import Refused, Skip, Transformed
+from processors.rules.decide import Refused, Skip
 from processors.settings import ProcessorSettings
 from schemas.errors import ReplayError
 from schemas.process import tracing

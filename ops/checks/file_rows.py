@@ -14,7 +14,8 @@ import orjson
 import typer
 
 from processors.encoding import documents
-from processors.rules.transform import Lookups, Refused, Skip, Transformed, Transformer
+from processors.encoding.transform import Transformed, Transformer
+from processors.rules.decide import Lookups, Refused, Skip
 from schemas.errors import BadInputError
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source import mapping as source_mapping

@@ -22,9 +22,10 @@ from ops.checks.preflight.estimates import INDEX_BYTES, rate_of
 from ops.checks.verify.expected import Expected, expected_of
 from ops.kafka import admin as kafka_admin
 from ops.progress import RunView
+from processors.encoding.transform import Transformer
 from processors.lookups.answers import TableLookups
 from processors.lookups.directory import UserDirectory
-from processors.rules.transform import Refused, Transformer
+from processors.rules.decide import Refused
 from producer.audits import AuditReader, connect, resolve
 from producer.cursor import EARLIEST
 from producer.messages import Page

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processors.rules.transform import Refused, Skip, Transformed, Transformer
+from processors.encoding.transform import Transformed, Transformer
+from processors.rules.decide import Refused, Skip
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source import mapping
 from schemas.source.person import person_candidates
