@@ -49,7 +49,7 @@ async def run_worker(
 ) -> None:
     """Return after SIGTERM, SIGINT or (if the settings say so) the last end marker, with everything committed.
 
-    `transform_with` makes the transformation of an event (processors.rules.transform) from the lookups it may ask;
+    `transform_with` makes the transformation of an event (processors.encoding.transform) from the lookups it may ask;
     `counts` are its own, to be logged with the worker's.
     Raises ReplayError for everything that keeps the worker from going on.
     """

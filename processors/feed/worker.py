@@ -174,7 +174,7 @@ class LiveLookups:
 
 
 class AccountLookups:
-    """One account's view: `processors.rules.transform.Lookups`."""
+    """One account's view: `processors.rules.decide.Lookups`."""
 
     __slots__ = ("_account", "_all", "referent", "user")
 

@@ -67,7 +67,7 @@ class Decision(NamedTuple):
 
 
 # A Decision's fields, for the renderer that every row of a replay passes: making the NamedTuple and taking it apart
-# would cost 3 % of what a row costs (decision 63).
+# would cost 3 % of what a row costs (decision 65).
 Decided = tuple[str, str, str, Contact, ChangesRead, Actor, tuple[Link, ...]]
 
 
