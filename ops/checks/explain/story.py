@@ -132,7 +132,9 @@ def steps(event: AuditEvent, mapping: SourceMapping, account: str, lookups: Look
         values = {"reason": result.reason.value, **told[-1].values}
         told[-1] = replace(told[-1], verdict="skip", values=values)
     elif isinstance(result, Refused):
-        told[-1] = replace(told[-1], verdict="refuse", values={"cause": result.cause.value, **told[-1].values})
+        text = told[-1].text if told[-1].rule in _TOLD else result.detail
+        values = {"cause": result.cause.value, **told[-1].values}
+        told[-1] = replace(told[-1], verdict="refuse", text=text, values=values)
     return told
 
 
