@@ -5,9 +5,9 @@ import sys
 import threading
 
 from processors.encoding import documents
+from processors.encoding.transform import Transformer
 from processors.lookups.answers import TableLookups
 from processors.lookups.directory import UserDirectory
-from processors.rules.transform import Transformer
 from processors.settings import ProcessorSettings, connections
 from processors.worker import Transform, run_worker
 from schemas.errors import ReplayError, worker_exit_code

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from processors.encoding.documents import DOCUMENT_BYTES_MAX
+from processors.encoding.transform import Transformed
 from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import Message
-from processors.rules.transform import Refused, Skip, Transformed
+from processors.rules.decide import Refused, Skip
 from schemas.codec import Codec
 from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
 from schemas.job import ReplayJob

@@ -10,11 +10,12 @@ from typing import Any
 
 from processors.app import BeforeAck, ReplayApp, RunHandler, add_agent, build_app
 from processors.batches import RunTransformer
+from processors.encoding.transform import Transformed
 from processors.lookups.answers import Directory, TableLookups
 from processors.lookups.tables import ReferenceTables
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import OutcomeProducer
-from processors.rules.transform import Refused, Skip, Transformed
+from processors.rules.decide import Refused, Skip
 from processors.settings import ProcessorSettings
 from schemas.errors import ReplayError
 from schemas.process import tracing
@@ -48,7 +49,7 @@ async def run_worker(
 ) -> None:
     """Return after SIGTERM, SIGINT or (if the settings say so) the last end marker, with everything committed.
 
-    `transform_with` makes the transformation of an event (processors.rules.transform) from the lookups it may ask;
+    `transform_with` makes the transformation of an event (processors.encoding.transform) from the lookups it may ask;
     `counts` are its own, to be logged with the worker's.
     Raises ReplayError for everything that keeps the worker from going on.
     """

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from ops.checks.file_rows import NO_WATERMARK, FileLookups, event_of, read_users
-from processors.rules.transform import Transformer
+from processors.encoding.transform import Transformer
 from schemas.records import AuditEvent, Contact, User
 from schemas.source import mapping
 from schemas.source.person import person_candidates

@@ -11,7 +11,8 @@ import typer
 
 from ops.checks.file_rows import FileLookups, printable, read_contacts, read_events, read_users
 from processors.encoding import documents
-from processors.rules.transform import Lookups, Refused, Skip, Transformed, Transformer
+from processors.encoding.transform import Transformed, Transformer
+from processors.rules.decide import Lookups, Refused, Skip
 from schemas.records import AuditEvent
 from schemas.source import mapping as source_mapping
 from schemas.vocabulary import DeadLetterCause

@@ -28,8 +28,9 @@ from ops.jobs.jobs import Job
 from ops.jobs.operations import digest
 from ops.jobs.store import JobStore
 from ops.progress import RunView
-from processors.rules.enrichment import TYPE_KEY, AssociationFinder, AssociationLog, Name
-from processors.rules.transform import Refused, Skip
+from processors.rules.associations import TYPE_KEY
+from processors.rules.decide import Refused, Skip
+from processors.rules.enrichment import AssociationFinder, AssociationLog, Name
 from producer.audits import AuditReader, AuditSource, Connection, Limits, RowKind, answering, connect, resolve
 from producer.cursor import EARLIEST, Gap
 from producer.messages import Page

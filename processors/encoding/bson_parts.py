@@ -13,7 +13,8 @@ from processors.encoding.documents import encode, storable
 
 _DOUBLE = struct.Struct("<d")
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
-LENGTHS = tuple(size.to_bytes(4, "little") for size in range(65_536))  # of most documents and texts, ready-made
+LENGTHS_MAX = 65_536
+LENGTHS = tuple(size.to_bytes(4, "little") for size in range(LENGTHS_MAX))  # of most documents and texts, ready-made
 INDEXES_MAX = 1_000
 # How the n-th document of an array begins: its type, its index, and the NUL that ends a name.
 DOCUMENT_AT = tuple(b"\x03%d\x00" % index for index in range(INDEXES_MAX))
@@ -23,7 +24,7 @@ END = b"\x00"  # of a document
 
 def length(size: int) -> bytes:
     """Return a length as BSON has it: four bytes, the lowest first."""
-    return LENGTHS[size] if size < len(LENGTHS) else size.to_bytes(4, "little")
+    return LENGTHS[size] if size < LENGTHS_MAX else size.to_bytes(4, "little")
 
 
 def text_element(name: bytes, value: str) -> bytes:
@@ -49,7 +50,10 @@ def integer_writer(name: bytes) -> Callable[[int], bytes]:
     pack = struct.Struct(f"<{len(begin)}si").pack
 
     def write(value: int) -> bytes:
-        return pack(begin, value) if INT32_MIN <= value <= INT32_MAX else integer_element(name, value)
+        try:
+            return pack(begin, value)
+        except struct.error:  # more than 32 bits
+            return integer_element(name, value)
 
     return write
 

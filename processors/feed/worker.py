@@ -23,6 +23,7 @@ from processors.app import BeforeAck, ReplayApp, RunHandler, add_agent, build_ap
 from processors.batches import KEY_BYTES_MAX, Decoded, RunTransformer, SourceRecord, Undecodable
 from processors.batching import Run, Stretch
 from processors.encoding import documents
+from processors.encoding.transform import Transformer
 from processors.feed.change_events import ChangeDecoder
 from processors.feed.change_events import Refused as ChangeRefused
 from processors.feed.contacts import LiveContacts, Row
@@ -33,7 +34,7 @@ from processors.lookups.directory import UserDirectory
 from processors.lookups.tables import HighWater, ReferenceTables, TableRows
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import Message, OutcomeProducer
-from processors.rules.transform import Refused, Skip, Transformer
+from processors.rules.decide import Refused, Skip
 from processors.settings import ProcessorSettings
 from processors.worker import GC_THRESHOLD, first, serve_measured
 from schemas.codec import Codec
@@ -173,7 +174,7 @@ class LiveLookups:
 
 
 class AccountLookups:
-    """One account's view: `processors.rules.transform.Lookups`."""
+    """One account's view: `processors.rules.decide.Lookups`."""
 
     __slots__ = ("_account", "_all", "referent", "user")
 

@@ -1,1 +1,1 @@
-"""The rules: what a row of audits becomes, or why it becomes nothing. Pure; `transform` has their order."""
+"""The rules: what a row of audits becomes, or why it becomes nothing. Pure; `decide` has their order."""

@@ -5,15 +5,14 @@ join row, the side that gives the log its category. The other side of a join tha
 column: `crm_company_id`, `crm_company_name`. A name that is not known is left out: the enricher adds it later.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from processors.encoding.bson_parts import elements, integer_writer, text_element
 from schemas.records import AuditEvent, Referent
 from schemas.source.mapping import SourceMapping
 
 ID_MAX = 2**63 - 1
-_linked_entity_id = integer_writer(b"linked_entity_id")
+TYPE_KEY, ID_KEY, NAME_KEY = "linked_entity_type", "linked_entity_id", "linked_entity_name"
 
 
 class ReferentLookups(Protocol):
@@ -23,9 +22,14 @@ class ReferentLookups(Protocol):
         """Return what a CRM record is called."""
 
 
+# A CRM record that a log links: under which keys id and name stand in `metadata`, its type, id, and name ("": not
+# known). Only the record that the log is about, under ID_KEY, is there with its type.
+Link = tuple[str, str, str, int, str]
+
+
 class _Side(NamedTuple):
     column: str
-    type: str
+    type_name: str
     id_key: str
     name_key: str
 
@@ -43,66 +47,51 @@ class AssociationRules:
             sides = [(column, side) for column, side in join.links.items() if side not in self._person_types]
             sides.sort(key=lambda side: categories.get(side[1]) != join.category)
             self._joins[type_name] = tuple(
-                _Side(column, side, "linked_entity_id", "linked_entity_name")
+                _Side(column, side, ID_KEY, NAME_KEY)
                 if place == 0
                 else _Side(column, side, column, f"{column.removesuffix('_id')}_name")
                 for place, (column, side) in enumerate(sides)
             )
-        self._type_elements: dict[str, bytes] = {}  # of the types that have come by; a mapping has few
 
     def columns_of(self, type_name: str) -> frozenset[str]:
         """Return the columns in which rows of a type say what they link."""
         return frozenset(side.column for side in self._joins.get(type_name, ()))
 
-    def linked_elements(self, event: AuditEvent, columns: Mapping[str, Any], lookups: ReferentLookups) -> bytes:
-        """Return what `add_linked` would put into `metadata`, as BSON."""
-        type_name = event.auditable_type
-        if type_name in self._joins:
-            metadata: dict[str, Any] = {}
-            self.add_linked(metadata, event, columns, lookups)
-            return elements(metadata)
-        record_id = event.auditable_id
-        if not record_id or type_name in self._person_types:
-            return b""
-        begin = self._type_elements.get(type_name)
-        if begin is None:
-            begin = self._type_elements[type_name] = text_element(b"linked_entity_type", type_name)
-        begin += _linked_entity_id(record_id)
-        if type_name in self._has_names:
-            referent = lookups.referent(type_name, record_id)
-            if referent is not None and referent.name:
-                return begin + text_element(b"linked_entity_name", referent.name)
-        return begin
-
-    def add_linked(
-        self, metadata: dict[str, Any], event: AuditEvent, columns: Mapping[str, Any], lookups: ReferentLookups
-    ) -> None:
-        """Put type, id and name of what the row links into `metadata`."""
+    def links(self, event: AuditEvent, columns: Mapping[str, Any], lookups: ReferentLookups) -> tuple[Link, ...]:
+        """Return what the row links, the record that its log is about first; `columns` has at least `columns_of`."""
         type_name = event.auditable_type
         if type_name in self._person_types:
-            return
+            return ()
         sides = self._joins.get(type_name)
         if sides is None:
             record_id = event.auditable_id
             if not record_id:
-                return
-            metadata["linked_entity_type"] = type_name
-            metadata["linked_entity_id"] = record_id
+                return ()
+            name = ""
             if type_name in self._has_names:
                 referent = lookups.referent(type_name, record_id)
-                if referent is not None and referent.name:
-                    metadata["linked_entity_name"] = referent.name
-            return
-        for side in sides:
-            linked_id = record_id_in(columns.get(side.column))
-            if linked_id is None:
-                continue
-            if side.id_key == "linked_entity_id":
-                metadata["linked_entity_type"] = side.type
-            metadata[side.id_key] = linked_id
-            referent = lookups.referent(side.type, linked_id)
-            if referent is not None and referent.name:
-                metadata[side.name_key] = referent.name
+                if referent is not None:
+                    name = referent.name
+            return ((ID_KEY, NAME_KEY, type_name, record_id, name),)
+        links: list[Link] = []
+        for column, side_type, id_key, name_key in sides:
+            linked_id = record_id_in(columns.get(column))
+            if linked_id is not None:
+                referent = lookups.referent(side_type, linked_id)
+                links.append((id_key, name_key, side_type, linked_id, referent.name if referent is not None else ""))
+        return tuple(links)
+
+
+def metadata_of(links: Iterable[Link]) -> dict[str, Any]:
+    """Return the links as a log's `metadata` has them."""
+    metadata: dict[str, Any] = {}
+    for id_key, name_key, type_name, record_id, name in links:
+        if id_key == ID_KEY:
+            metadata[TYPE_KEY] = type_name
+        metadata[id_key] = record_id
+        if name:
+            metadata[name_key] = name
+    return metadata
 
 
 def record_id_in(value: Any) -> int | None:

@@ -1,7 +1,6 @@
 """Which audit rows are association logs, and what each says of its links. Pure; read by the topology's own rules.
 
-A log's changes and actor are never patched, so they are not made here: half of what a transformation costs. Tests hold
-the rest against `Transformer.transform`.
+A log's changes are never patched, so they are not rendered here: half of what a transformation costs.
 
 Only rows that link or unlink records, or that bring one to its won, done or resolved status. Whether the replay or the
 live feed owns a row makes no difference: either one's document can lack names.
@@ -11,19 +10,12 @@ import re
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-from processors.rules.associations import AssociationRules
+from processors.rules.associations import metadata_of
 from processors.rules.categories import CategoryOf, action_of, category_rules
-from processors.rules.changes import ChangeRules
-from processors.rules.contacts import resolve
-from processors.rules.transform import Lookups, Refused, Skip
+from processors.rules.decide import Lookups, Refused, Rules, Skip
 from schemas.records import AuditEvent
-from schemas.source.audited_changes import Columns, Unreadable, read
+from schemas.source.audited_changes import Columns
 from schemas.source.mapping import SourceMapping
-from schemas.source.person import changes_candidates, comment_candidates, own_candidates
-from schemas.vocabulary import DeadLetterCause, SkipReason
-
-TYPE_KEY, ID_KEY, NAME_KEY = "linked_entity_type", "linked_entity_id", "linked_entity_name"
-_NO_CONTACT = Skip(SkipReason.CONTACT_NOT_FOUND)
 
 
 class Name(NamedTuple):
@@ -53,27 +45,14 @@ class AssociationFinder:
         self, mapping: SourceMapping, company_sso_id: str, categories: Collection[str], actions: Collection[str]
     ) -> None:
         """`categories` and `actions` are those of the logs that are wanted."""
-        self._company_sso_id = company_sso_id
-        self._person = mapping.person
+        self._decides = Rules(mapping, company_sso_id, live=None)
         self._actions = frozenset(actions)
-        self._associations = AssociationRules(mapping)
-        self._clock_columns = ChangeRules(mapping).clock_columns
-        # Of each join model the sides that have a name: column, key of the name, type.
-        self._joins = {
-            type_name: tuple(
-                (column, f"{column.removesuffix('_id')}_name", side)
-                for column, side in join.links.items()
-                if side not in mapping.person.types
-            )
-            for type_name, join in mapping.join_models.items()
-        }
         self._rules = {
             key: rule
             for key, rule in category_rules(mapping).items()
             if rule.category in categories
             and (rule.action in actions if not rule.status_ids else rule.status_action in actions)
         }
-
         self._reaches_status = {key: _may_reach(rule) for key, rule in self._rules.items() if not rule.is_link}
 
     @property
@@ -100,41 +79,21 @@ class AssociationFinder:
         `lookups` need not know any names. Only for rows of which `may_be` is true.
         """
         rule = self._rules[event.auditable_type, event.action]
-        columns = read(event.audited_changes, event.changes_are_json, self._clock_columns(event.auditable_type))
-        values = columns.values if isinstance(columns, Columns) else {}
-        action = action_of(rule, values)
-        if action not in self._actions:
+        columns = self._decides.read(event)
+        if action_of(rule, columns.values if isinstance(columns, Columns) else {}) not in self._actions:
             return None
-        resolved = resolve(comment_candidates(event.comment, self._person), self._company_sso_id, lookups)
-        if resolved is None:
-            others = (*changes_candidates(event.action, self._person, values), *own_candidates(event, self._person))
-            resolved = resolve(others, self._company_sso_id, lookups)
-            if resolved is None:
-                return _NO_CONTACT
-        if isinstance(columns, Unreadable):
-            cause = DeadLetterCause.DOCUMENT_TOO_LARGE if columns.too_large else DeadLetterCause.UNDECODABLE_CHANGES
-            return Refused(cause, columns.why)
-        person_id, contact = resolved
-        links: dict[str, Any] = {"crm_person_id": int(person_id)}
-        self._associations.add_linked(links, event, values, lookups)
+        decision = self._decides.decide(event, lookups, columns=columns)
+        if isinstance(decision, Skip | Refused):
+            return decision
         return AssociationLog(
             f"crm_audit:{event.audit_id}",
-            contact.customer_id,
-            rule.category,
-            action,
+            decision.contact.customer_id,
+            decision.category,
+            decision.action,
             event.created_at // 1000,
-            links,
-            self._names(event.auditable_type, links),
+            {"crm_person_id": int(decision.person_id), **metadata_of(decision.links)},
+            tuple(Name(key, type_name, record_id) for _, key, type_name, record_id, _ in decision.links),
         )
-
-    def _names(self, type_name: str, links: dict[str, Any]) -> tuple[Name, ...]:
-        names = []
-        if TYPE_KEY in links and ID_KEY in links:
-            names.append(Name(NAME_KEY, links[TYPE_KEY], links[ID_KEY]))
-        for column, key, side in self._joins.get(type_name, ()):
-            if column in links:
-                names.append(Name(key, side, links[column]))
-        return tuple(names)
 
 
 def _may_reach(rule: CategoryOf) -> Callable[[str], re.Match[str] | None]:

@@ -6,6 +6,7 @@ Pure. The order is the contract's: the comment, the changes, the row itself, wha
 import json
 import re
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from typing import Any
 
 from schemas.records import AuditEvent
@@ -13,6 +14,7 @@ from schemas.source.audited_changes import Columns, read
 from schemas.source.mapping import PersonRule
 
 PERSON_ID_MAX = 2**63 - 1
+_NOTHING: dict[str, Any] = {}
 # The audited gem adds this to the comment of a row that older ones were folded into; what stood there was JSON before.
 COMBINED = "\nThis audit is the result of multiple audits being combined."
 
@@ -24,6 +26,15 @@ _BARE_ACTIONS = frozenset(("create", "destroy"))  # their values are never pairs
 _PLAIN_COMMENT = re.compile(r'\{"([A-Za-z_][A-Za-z0-9_]*)":([1-9][0-9]{0,17})\}')
 
 
+class Place(StrEnum):
+    """Where a row names a person, in the order in which they are tried."""
+
+    COMMENT = "comment"
+    CHANGES = "audited_changes"
+    ITSELF = "the row itself"
+    ASSOCIATED = "associated record"
+
+
 def person_candidates(event: AuditEvent, rule: PersonRule) -> tuple[str, ...]:
     """Return the row's CRM person ids as decimal digits, best first, none twice; empty if it names no person.
 
@@ -31,18 +42,34 @@ def person_candidates(event: AuditEvent, rule: PersonRule) -> tuple[str, ...]:
     columns in `audited_changes` (in an update the new value, then the old); the row's own id if it is a person; the
     associated record's if that is one. A text that is unreadable as a whole names nobody.
     """
-    found = (
-        *comment_candidates(event.comment, rule),
-        *_read_candidates(event, rule),
-        *own_candidates(event, rule),
-    )
-    return tuple(dict.fromkeys(found))
+    return tuple(placed_candidates(event, rule, _person_columns(event, rule)))
 
 
 def record_key(event: AuditEvent, rule: PersonRule) -> str:
     """Return the row's record key: its first person candidate, else `type:id`."""
-    found = comment_candidates(event.comment, rule) or _read_candidates(event, rule) or own_candidates(event, rule)
-    return found[0] if found else f"{event.auditable_type}:{event.auditable_id}"
+    if found := comment_candidates(event.comment, rule):
+        return found[0]
+    for person_id in further_candidates(event, rule, _person_columns(event, rule)):
+        return person_id
+    return f"{event.auditable_type}:{event.auditable_id}"
+
+
+def placed_candidates(event: AuditEvent, rule: PersonRule, changes: Mapping[str, Any]) -> dict[str, Place]:
+    """Return the person ids of `person_candidates`, each with its first place; `changes` are the row's, read."""
+    found = dict.fromkeys(comment_candidates(event.comment, rule), Place.COMMENT)
+    for person_id, place in further_candidates(event, rule, changes).items():
+        found.setdefault(person_id, place)
+    return found
+
+
+def further_candidates(event: AuditEvent, rule: PersonRule, changes: Mapping[str, Any]) -> dict[str, Place]:
+    """Return the person ids that are tried behind those of the comment, best first, each with its first place."""
+    found = dict.fromkeys(changes_candidates(event.action, rule, changes), Place.CHANGES)
+    if event.auditable_type in rule.types and event.auditable_id > 0:
+        found.setdefault(str(event.auditable_id), Place.ITSELF)
+    if event.associated_type in rule.types and event.associated_id > 0:
+        found.setdefault(str(event.associated_id), Place.ASSOCIATED)
+    return found
 
 
 def comment_candidates(comment: str, rule: PersonRule) -> tuple[str, ...]:
@@ -84,21 +111,12 @@ def changes_candidates(action: str, rule: PersonRule, changes: Mapping[str, Any]
     return found
 
 
-def own_candidates(event: AuditEvent, rule: PersonRule) -> tuple[str, ...]:
-    """Return the ids of the row's own record and of the associated one, as far as they are persons."""
-    found: tuple[str, ...] = ()
-    if event.auditable_type in rule.types and event.auditable_id > 0:
-        found = (str(event.auditable_id),)
-    if event.associated_type in rule.types and event.associated_id > 0:
-        found += (str(event.associated_id),)
-    return found
-
-
-def _read_candidates(event: AuditEvent, rule: PersonRule) -> tuple[str, ...]:
+def _person_columns(event: AuditEvent, rule: PersonRule) -> Mapping[str, Any]:
+    """Return the columns of the row's changes; none if no person column can be among them."""
     if not _may_name_person(event, rule):
-        return ()
+        return _NOTHING
     columns = read(event.audited_changes, event.changes_are_json)
-    return changes_candidates(event.action, rule, columns.values) if isinstance(columns, Columns) else ()
+    return columns.values if isinstance(columns, Columns) else _NOTHING
 
 
 def _may_name_person(event: AuditEvent, rule: PersonRule) -> bool:

@@ -17,14 +17,15 @@ from typing import NamedTuple
 
 from ops.checks.file_rows import FileLookups
 from processors.encoding import documents
-from processors.rules.transform import Refused, Transformed, Transformer
+from processors.encoding.transform import Transformed, Transformer
+from processors.rules.decide import Refused
 from schemas.records import AuditEvent
 from schemas.source import mapping
 from schemas.source.audited_changes import Columns, Unreadable, read
 from schemas.source.audited_changes.direct import read_directly
 from schemas.source.audited_changes.limits import UnreadableError
 from schemas.source.audited_changes.nodes import read_yaml
-from schemas.source.person import changes_candidates, comment_candidates, own_candidates, record_key
+from schemas.source.person import placed_candidates, record_key
 from schemas.vocabulary import DeadLetterCause
 
 CPU_S_MAX = 0.1
@@ -171,13 +172,9 @@ class Fuzzer:
             number + 1, 0, 0, "Crm::Deal", 1, "Crm::Person", 7, "User", 1, "", action, text, is_json, 1, "", ""
         )
         rule = self._mapping.person
-        candidates = (
-            *comment_candidates(event.comment, rule),
-            *(changes_candidates(action, rule, result.values) if isinstance(result, Columns) else ()),
-            *own_candidates(event, rule),
-        )
-        if (key := record_key(event, rule)) != candidates[0]:
-            return f"the record key is {key}, the first person {candidates[0]}"
+        first = next(iter(placed_candidates(event, rule, result.values if isinstance(result, Columns) else {})))
+        if (key := record_key(event, rule)) != first:
+            return f"the record key is {key}, the first person {first}"
         outcome = self._transformer.transform(event, self._lookups)
         fast = self._transformer.to_bson(event, self._lookups)
         if fast != (documents.encode(outcome.document) if isinstance(outcome, Transformed) else outcome):

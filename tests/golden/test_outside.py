@@ -8,7 +8,7 @@ import pytest
 
 from ops.checks.file_rows import FileLookups, read_events
 from processors.encoding import documents
-from processors.rules.transform import Transformed, Transformer
+from processors.encoding.transform import Transformed, Transformer
 from schemas.source import mapping
 from schemas.source.audited_changes import Columns, Unreadable, read
 from tests.unit.ops.cli.test_transform import run

@@ -17,9 +17,9 @@ import pytest
 from ops.local.generator.history import History, Plan
 from ops.local.generator.plain import PlainHistory
 from processors.batches import RunTransformer
+from processors.encoding.transform import Transformer
 from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
-from processors.rules.transform import Transformer
 from producer.messages import Encoder, Page
 from schemas.codec import Codec
 from schemas.job import ReplayJob

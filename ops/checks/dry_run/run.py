@@ -23,9 +23,10 @@ from ops.checks.verify.expected import Expected, expected_of
 from ops.jobs.documents import rows_with_document
 from ops.kafka import admin as kafka_admin
 from ops.progress import RunView
+from processors.encoding.transform import Transformer
 from processors.lookups.answers import TableLookups
 from processors.lookups.directory import UserDirectory
-from processors.rules.transform import Refused, Transformer
+from processors.rules.decide import Refused
 from producer.audits import AuditReader, connect, resolve
 from producer.cursor import EARLIEST
 from producer.messages import Page

@@ -1,21 +1,23 @@
 """Pure: the story of one source row, the rules that decided about it, and its end in one phrase."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from ops.jobs.letters import EPOCH, moment
-from processors.rules.categories import action_of, category_rules, changes_status
-from processors.rules.contacts import ContactLookups
+from processors.rules.decide import Answer, Decision, Lookups, Refused, Rules, Skip
 from processors.rules.watermark import skip_reason
 from producer.cursor import EARLIEST
+from schemas.errors import UnreadableTopicError
 from schemas.records import AuditEvent
 from schemas.source.audited_changes import Columns, Unreadable, read
 from schemas.source.mapping import SourceMapping
-from schemas.source.person import changes_candidates, comment_candidates, own_candidates
-from schemas.vocabulary import DeadLetterCause, SkipReason
+from schemas.source.person import placed_candidates
 from sink.documents import AUDIT_ID_BYTES, RUN_BYTES
+
+log = logging.getLogger(__name__)
 
 PARTS = ("source", "key", "published", "decision", "outcome", "document", "dead letters", "live feed", "job")
 
@@ -63,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One rule's answer. The first that is no `pass` decides."""
+    """One rule's answer, told. The first that is no `pass` decides."""
 
     rule: str
     verdict: str  # pass, skip or refuse
@@ -105,75 +107,96 @@ def out_of_scope(row: Row, audit_id: int, mapping: SourceMapping, job: Bounds | 
 
 def candidates(event: AuditEvent, mapping: SourceMapping) -> list[dict[str, str]]:
     """Return the row's CRM person ids in the order in which they are tried, each with the first place it stands at."""
-    rule = mapping.person
     columns = read(event.audited_changes, event.changes_are_json)
     values = columns.values if isinstance(columns, Columns) else {}
-    itself = str(event.auditable_id) if event.auditable_type in rule.types else ""
-    found: dict[str, str] = dict.fromkeys(comment_candidates(event.comment, rule), "comment")
-    for person_id in changes_candidates(event.action, rule, values):
-        found.setdefault(person_id, "audited_changes")
-    for person_id in own_candidates(event, rule):
-        found.setdefault(person_id, "the row itself" if person_id == itself else "associated record")
-    return [{"person_id": person_id, "from": place} for person_id, place in found.items()]
+    found = placed_candidates(event, mapping.person, values)
+    return [{"person_id": person_id, "from": str(place)} for person_id, place in found.items()]
 
 
-def steps(event: AuditEvent, mapping: SourceMapping, account: str, lookups: ContactLookups) -> list[Step]:
-    """Return the answers of the rules in the contract's order, up to and with the one that decides.
+def steps(event: AuditEvent, mapping: SourceMapping, account: str, lookups: Lookups) -> list[Step]:
+    """Return the answers of the rules in their order, up to and with the one that decides.
 
-    The transformation itself gives no reasons; these are its own functions, asked one by one.
+    A rule that raises ends them: the transformation dead-letters such a row. Raises UnreadableTopicError for a
+    reference that cannot be read.
     """
-    rule = category_rules(mapping).get((event.auditable_type, event.action))
-    what = f"{event.auditable_type} {event.action}"
-    if rule is None:
-        return [Step("scope", "skip", f"no category for {what}", {"reason": SkipReason.UNMAPPED_ACTION_TYPE.value})]
-    told = [Step("scope", "pass", f"{what} is {rule.category}/{rule.action}")]
+    trail: list[Answer] = []
+    result: Decision | Skip | Refused | None = None
+    try:
+        result = Rules(mapping, account).decide(event, lookups, trail=trail)
+    except UnreadableTopicError:
+        raise
+    except Exception:
+        log.debug("a rule raised", exc_info=True)
+    told = [Step(answer.rule, "pass", *_TOLD.get(answer.rule, _plain)(event, answer.facts)) for answer in trail]
+    if isinstance(result, Skip):
+        values = {"reason": result.reason.value, **told[-1].values}
+        told[-1] = replace(told[-1], verdict="skip", values=values)
+    elif isinstance(result, Refused):
+        text = told[-1].text if told[-1].rule in _TOLD else result.detail
+        values = {"cause": result.cause.value, **told[-1].values}
+        told[-1] = replace(told[-1], verdict="refuse", text=text, values=values)
+    return told
 
-    tried = []
-    contact = None
-    for candidate in candidates(event, mapping):
-        contact = lookups.contact(candidate["person_id"])
-        if contact is not None and contact.company_sso_id != account:
-            contact = None
-        tried.append({**candidate, "customer_id": contact.customer_id if contact is not None else None})
-        if contact is not None:
-            break
+
+_Told = tuple[str, dict[str, Any]]  # a step's text and values
+
+
+def _scope(event: AuditEvent, facts: Mapping[str, Any]) -> _Told:
+    what, rule = f"{event.auditable_type} {event.action}", facts["rule"]
+    return (f"no category for {what}" if rule is None else f"{what} is {rule.category}/{rule.action}"), {}
+
+
+def _contact(_: AuditEvent, facts: Mapping[str, Any]) -> _Told:
     said = ", ".join(
         f"person {each['person_id']} ({each['from']}) is "
         f"{'customer ' + str(each['customer_id']) if each['customer_id'] else 'no contact of this account'}"
-        for each in tried
+        for each in facts["tried"]
     )
-    if contact is None:
-        values = {"reason": SkipReason.CONTACT_NOT_FOUND.value, "tried": tried}
-        return [*told, Step("contact", "skip", said or "the row names no person", values)]
-    told.append(Step("contact", "pass", said, {"tried": tried}))
+    return said or "the row names no person", dict(facts)
 
-    created, synced = moment(event.created_at).isoformat(), moment(contact.created_at).isoformat()
-    times = {"created_at": created, "contact_created_at": synced}
-    if (reason := skip_reason(event.created_at, contact.created_at, live=False)) is not None:
-        text = f"created {created}, not before the contact ({synced}): the live feed owns it"
-        return [*told, Step("watermark", "skip", text, {"reason": reason.value, **times})]
-    told.append(
-        Step("watermark", "pass", f"created {created}, before the contact ({synced}): the replay owns it", times)
+
+def _watermark(_: AuditEvent, facts: Mapping[str, Any]) -> _Told:
+    created, synced = moment(facts["created_at"]).isoformat(), moment(facts["synced_at"]).isoformat()
+    is_before = skip_reason(facts["created_at"], facts["synced_at"], live=False) is None
+    said = (
+        f"before the contact ({synced}): the replay owns it"
+        if is_before
+        else f"not before the contact ({synced}): the live feed owns it"
     )
+    return f"created {created}, {said}", {"created_at": created, "contact_created_at": synced}
 
-    columns = read(event.audited_changes, event.changes_are_json)
+
+def _changes(_: AuditEvent, facts: Mapping[str, Any]) -> _Told:
+    columns: Columns | Unreadable = facts["columns"]
     if isinstance(columns, Unreadable):
-        cause = DeadLetterCause.DOCUMENT_TOO_LARGE if columns.too_large else DeadLetterCause.UNDECODABLE_CHANGES
-        values = {"cause": cause.value}
-        return [*told, Step("changes", "refuse", f"audited_changes is unreadable: {columns.why}", values)]
+        return f"audited_changes is unreadable: {columns.why}", {}
     refused = f", {columns.refused} of them Ruby objects that stay unread" if columns.refused else ""
     names = sorted(columns.values)
-    counted = f"{len(names)} columns{refused}"
-    told.append(Step("changes", "pass", counted, {"columns": names, "refused_values": columns.refused}))
-    if changes_status(rule, columns.values):
-        action = action_of(rule, columns.values)
-        if rule.status_ids is None:
-            text = f"{rule.status_column} was changed, and the mapping has no id set that says what that means"
-        else:
-            meaning = "one of" if action == rule.status_action else "none of"
-            text = f"{rule.status_column} was changed to {meaning} the ids that mean {rule.status_action}"
-        told.append(Step("status", "pass", f"{text}: {rule.category}/{action}"))
-    return told
+    return f"{len(names)} columns{refused}", {"columns": names, "refused_values": columns.refused}
+
+
+def _status(_: AuditEvent, facts: Mapping[str, Any]) -> _Told:
+    rule, action = facts["rule"], facts["action"]
+    if rule.status_ids is None:
+        text = f"{rule.status_column} was changed, and the mapping has no id set that says what that means"
+    else:
+        meaning = "one of" if action == rule.status_action else "none of"
+        text = f"{rule.status_column} was changed to {meaning} the ids that mean {rule.status_action}"
+    return f"{text}: {rule.category}/{action}", {}
+
+
+def _plain(_: AuditEvent, facts: Mapping[str, Any]) -> _Told:
+    """Tell what a rule without a sentence of its own has looked at."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items()), dict(facts)
+
+
+_TOLD: dict[str, Callable[[AuditEvent, Mapping[str, Any]], _Told]] = {
+    "scope": _scope,
+    "contact": _contact,
+    "watermark": _watermark,
+    "changes": _changes,
+    "status": _status,
+}
 
 
 def verdict(story: Story) -> str:

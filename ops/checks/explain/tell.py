@@ -28,10 +28,10 @@ from ops.jobs.validation import EXTERNAL_ID_PREFIX
 from ops.kafka import admin as kafka_admin
 from ops.kafka.rows import Topics, partition_of
 from ops.progress import RunView
+from processors.encoding.transform import Transformer
 from processors.lookups.answers import TableLookups
 from processors.lookups.directory import UserDirectory
 from processors.lookups.tables import ReferenceTables
-from processors.rules.transform import Transformer
 from producer.audits import EPOCH_2000_US, UNDECODABLE, AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
 from producer.settings import settings_from_environment

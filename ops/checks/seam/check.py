@@ -5,7 +5,7 @@ index: `uniq_company_external_id` for the documents of both sides, `idx_legacy_c
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,9 @@ from ops.jobs.jobs import Job
 from ops.jobs.letters import moment
 from ops.jobs.store import JobStore
 from ops.progress import RunView
-from processors.rules.transform import Refused, Skip, Transformer
+from processors.rules.associations import ID_KEY, metadata_of
+from processors.rules.decide import Answer, Decision, Refused, Rules, Skip
+from processors.rules.watermark import skip_reason
 from producer.audits import AuditReader, AuditSource, Limits, resolve
 from producer.audits import connect as db_connect
 from producer.cursor import EARLIEST
@@ -32,7 +34,6 @@ from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source.contact_rules import microseconds
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import encode_account
-from schemas.vocabulary import SkipReason
 from sink.database import Documents, connect
 from sink.indexes import ACTIVITY_LOGS, LEGACY_LOGS, UNIQUE_EXTERNAL_ID
 
@@ -126,20 +127,11 @@ class ContactLookups:
         """`found` are all contacts of the account."""
         self._account = company_sso_id
         self._by_person = found.by_person
-        self._last: Contact | None = None
-
-    def take_last(self) -> Contact | None:
-        """Return the contact that was found last, that of the row at hand, and forget it."""
-        last, self._last = self._last, None
-        return last
 
     def contact(self, person_id: str) -> Contact | None:
         """Return the contact with this CRM person id."""
         found = self._by_person.get(person_id)
-        if found is None:
-            return None
-        self._last = Contact(self._account, person_id, found[1], found[0])
-        return self._last
+        return Contact(self._account, person_id, found[1], found[0]) if found is not None else None
 
     def user(self, user_id: int) -> User | None:  # noqa: ARG002
         """Return None."""
@@ -157,8 +149,7 @@ class ContactLookups:
 class _Row(NamedTuple):
     event: AuditEvent
     owner: str
-    contact: Contact
-    document: Mapping[str, Any]
+    decision: Decision
 
 
 class SeamChecker:
@@ -176,8 +167,7 @@ class SeamChecker:
         """`found` are the account's contacts as they are now."""
         self.report = Report(account, contacts=len(found.by_person))
         self._lookups = ContactLookups(account, found)
-        self._replay = Transformer(mapping, account)
-        self._live = Transformer(mapping, account, live=True)
+        self._rules = Rules(mapping, account, live=None)
         self._database = database
         self._logs: Documents = database[ACTIVITY_LOGS]
         self._job: Job | None = JobStore(database).latest(account)
@@ -199,25 +189,23 @@ class SeamChecker:
 
     def _owned(self, event: AuditEvent) -> _Row | None:
         """Return the row with the side that has to write it; None if none has to, or if it is not looked at."""
-        report, lookups = self.report, self._lookups
-        owner, result = "replay", self._replay.transform(event, lookups)
-        if isinstance(result, Skip) and result.reason is SkipReason.POST_SYNC_LIVE_FEED:
-            owner, result = "live", self._live.transform(event, lookups)
-        if isinstance(result, Skip):
-            lookups.take_last()
+        report = self.report
+        trail: list[Answer] = []
+        decision = self._rules.decide(event, self._lookups, trail=trail)
+        if isinstance(decision, Skip):
             report.no_log += 1
             return None
-        contact = lookups.take_last()
-        assert contact is not None
-        if self._window_us and abs(event.created_at - contact.created_at) > self._window_us:
+        (synced_at,) = (answer.facts["synced_at"] for answer in trail if answer.rule == "watermark")
+        if self._window_us and abs(event.created_at - synced_at) > self._window_us:
             report.outside += 1
         elif event.created_at > self._young_us:
             report.too_recent += 1
-        elif isinstance(result, Refused):
+        elif isinstance(decision, Refused):
             report.unreadable += 1
         else:
             report.checked += 1
-            return _Row(event, owner, contact, result.document)
+            is_replays = skip_reason(event.created_at, synced_at, live=False) is None
+            return _Row(event, "replay" if is_replays else "live", decision)
         return None
 
     def _compare(self, rows: Sequence[_Row]) -> None:
@@ -226,10 +214,10 @@ class SeamChecker:
         expected = [
             Expected(
                 row.event.audit_id,
-                row.contact.customer_id,
-                row.document["category"],
-                row.document["action"],
-                row.document["metadata"].get("linked_entity_id"),
+                row.decision.contact.customer_id,
+                row.decision.category,
+                row.decision.action,
+                metadata_of(row.decision.links).get(ID_KEY),
                 row.event.created_at // 1000,
                 row.event.audit_id in written,
             )
@@ -270,7 +258,7 @@ class SeamChecker:
             return "before the watermark the replay owns it, and there was none yet"
         if row.event.audit_id > job.top_audit_id:
             return f"before the watermark the replay owns it, and the last one ended at audit {job.top_audit_id}"
-        if row.contact.created_at >= (microseconds(job.started_at) or 0):
+        if row.decision.contact.created_at >= (microseconds(job.started_at) or 0):
             return "before the watermark the replay owns it, and the last one began before there was the contact"
         return "before the watermark the replay owns it, and the last one has not written it"
 
@@ -281,11 +269,11 @@ class SeamChecker:
                     kind,
                     row.event.audit_id,
                     row.owner,
-                    row.contact.customer_id,
-                    row.document["category"],
-                    row.document["action"],
+                    row.decision.contact.customer_id,
+                    row.decision.category,
+                    row.decision.action,
                     row.event.created_at,
-                    row.contact.created_at,
+                    row.decision.contact.created_at,
                     documents,
                     why,
                 )

@@ -1,7 +1,8 @@
 """Pure: what a source row has to end as, by the very code of the producer and the processors."""
 
 from processors.encoding import documents
-from processors.rules.transform import Lookups, Skip, Transformer
+from processors.encoding.transform import Transformer
+from processors.rules.decide import Lookups, Skip
 from schemas.errors import UnreadableTopicError
 from schemas.records import AuditEvent
 from schemas.vocabulary import DeadLetterCause, SkipReason

@@ -19,10 +19,10 @@ from ops.checks.verify.expected import Expected, expected_of
 from ops.checks.verify.lookups import KeptLookups
 from ops.checks.verify.model import Finding, Kind, Tally
 from ops.checks.verify.seals import ACTING_MAX, WITHOUT_MAX, Evidence, Letters, Seal, SealStore, answers_fingerprint
+from processors.encoding.transform import SOURCE_TAG, Transformer
 from processors.lookups.answers import TableLookups
 from processors.lookups.directory import UserDirectory
 from processors.lookups.tables import TableRows
-from processors.rules.transform import SOURCE_TAG, Transformer
 from producer.audits import AuditReader, AuditSource, Limits
 from producer.cursor import EARLIEST
 from producer.messages import Page

@@ -5,7 +5,7 @@ printed value of a `json` or `jsonb` column. Values come out as `ops/local/sampl
 table. Whatever is unreadable as a whole is an `Unreadable`, never an exception, whatever the text is.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 from schemas.source.audited_changes.direct import read_directly
 from schemas.source.audited_changes.json_text import read_json
@@ -23,6 +23,7 @@ class Columns(NamedTuple):
     direct: bool  # read by the short way
 
 
+@final
 class Unreadable(NamedTuple):
     """A text that cannot be read as a whole."""
 

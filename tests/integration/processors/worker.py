@@ -13,8 +13,9 @@ from typing import Any
 
 from processors.batching import Run
 from processors.encoding import documents
+from processors.encoding.transform import Transformed
 from processors.lookups.answers import TableLookups
-from processors.rules.transform import Refused, Skip, Transformed
+from processors.rules.decide import Refused, Skip
 from processors.settings import ProcessorSettings, connections
 from processors.worker import Transform, run_worker
 from schemas.errors import ReplayError

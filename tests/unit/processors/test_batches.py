@@ -8,9 +8,10 @@ import pytest
 
 from processors.batches import DETAIL_CHARACTERS_MAX, KEY_BYTES_MAX, RunTransformer, acting_users
 from processors.encoding.documents import DOCUMENT_BYTES_MAX
+from processors.encoding.transform import Transformed
 from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
-from processors.rules.transform import Refused, Skip, Transformed
+from processors.rules.decide import Refused, Skip
 from schemas.codec import Codec
 from schemas.errors import UnreadableTopicError
 from schemas.job import ReplayJob

@@ -1,7 +1,7 @@
 """The transformation's benchmark says what it measured; how fast is no test's business."""
 
 from ops.bench.transform import run, sample_events, typical_updates
-from processors.rules.transform import Transformed, Transformer
+from processors.encoding.transform import Transformed, Transformer
 from schemas.source import mapping
 from tests.unit.processors.rules.test_transform import Anyone
 

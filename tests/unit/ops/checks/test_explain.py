@@ -9,7 +9,7 @@ from bson import ObjectId
 from ops.checks.explain.story import Row, Story, candidates, out_of_scope, run_of, steps, told, verdict
 from ops.checks.verify.expected import expected_of
 from ops.kafka.rows import murmur2, partition_of
-from processors.rules.transform import Transformer
+from processors.encoding.transform import Transformer
 from producer.cursor import EARLIEST
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source.mapping import load

@@ -20,7 +20,8 @@ from ops.checks.verify.topics import Seen, phrase
 from ops.cli.verify import age_text
 from ops.kafka.rows import zigzag
 from ops.repair.run import DELETE_MAX_PCT, plan_of, proved
-from processors.rules.transform import Refused, Skip, Transformed
+from processors.encoding.transform import Transformed
+from processors.rules.decide import Refused, Skip
 from schemas.codec import SINGLE_OBJECT_HEADER_BYTES, Codec
 from schemas.errors import BadInputError, ReplayError
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, SkippedRecord

@@ -105,7 +105,7 @@ def test_anything_that_all_chunks_share_changes_the_basis(monkeypatch) -> None:
 def test_the_program_is_known_by_the_files_that_decide_what_a_row_becomes(monkeypatch) -> None:
     names = {name for package in seals.CODE for name, _ in seals._sources(seals.files(package), package)}
     assert {
-        "processors/rules/transform.py",
+        "processors/rules/decide.py",
         "processors/encoding/written_changes.py",
         "producer/audits.py",
         "producer/row.sql",

@@ -10,7 +10,8 @@ from ops.local.generator import GENERATED_MAPPING
 from ops.local.generator.history import HISTORY_BEGIN, Account, History, Plan
 from ops.local.generator.tables import crm_tables
 from ops.local.sample.contacts import generated_contacts
-from processors.rules.transform import Refused, Skip, Transformed, Transformer
+from processors.encoding.transform import Transformed, Transformer
+from processors.rules.decide import Refused, Skip
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source.mapping import load
 from schemas.vocabulary import SkipReason

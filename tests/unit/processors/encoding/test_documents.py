@@ -58,7 +58,7 @@ def test_every_process_makes_the_same_bytes() -> None:
         "import hashlib\n"
         "from ops.checks.file_rows import FileLookups\n"
         "from processors.encoding import documents\n"
-        "from processors.rules.transform import Transformed, Transformer\n"
+        "from processors.encoding.transform import Transformed, Transformer\n"
         "from schemas.source import mapping\n"
         "from tests.unit.schemas.sample import rows\n"
         "transformer, digest = Transformer(mapping.load(None), 'A'), hashlib.sha256()\n"

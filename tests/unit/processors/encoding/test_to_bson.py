@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ops.local.generator.history import History, Plan
 from ops.local.generator.plain import PlainHistory
 from processors.encoding import bson_parts, documents, written_changes
-from processors.rules.transform import Transformed, Transformer
+from processors.encoding.transform import Transformed, Transformer
 from schemas.records import AuditEvent
 from schemas.source import mapping
 from tests.fuzz.audited_changes import texts

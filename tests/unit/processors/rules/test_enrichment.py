@@ -6,8 +6,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from processors.encoding.transform import Transformer
+from processors.rules.decide import Refused, Skip
 from processors.rules.enrichment import AssociationFinder, AssociationLog, Name
-from processors.rules.transform import Refused, Skip, Transformer
 from schemas.records import Referent
 from schemas.source import mapping
 from schemas.vocabulary import SkipReason

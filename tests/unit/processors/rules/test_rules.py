@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from ops.checks.file_rows import FileLookups
 from processors.encoding import documents
+from processors.encoding.transform import Transformed, Transformer
 from processors.rules.actors import ActorRules
-from processors.rules.associations import AssociationRules, record_id_in
+from processors.rules.associations import AssociationRules, metadata_of, record_id_in
 from processors.rules.categories import CategoryOf, action_of, category_rules, changes_status
 from processors.rules.contacts import resolve
 from processors.rules.enrichment import AssociationFinder, AssociationLog
-from processors.rules.transform import Transformed, Transformer
 from processors.rules.watermark import skip_reason
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source import mapping
@@ -280,7 +280,7 @@ SYSTEM = {"type": "system", "id": None, "name": "Qontak System"}
     ],
 )
 def test_who_did_it(fields: dict[str, Any], actor: dict[str, Any]) -> None:
-    assert ActorRules(MAPPING).actor(event(**fields), Users()) == actor
+    assert ActorRules(MAPPING).actor(event(**fields), Users()) == tuple(actor.values())
 
 
 @pytest.mark.parametrize(
@@ -296,8 +296,8 @@ def test_who_did_it(fields: dict[str, Any], actor: dict[str, Any]) -> None:
 )
 def test_each_actor_that_falls_back_is_counted_under_its_case(fields: dict[str, Any], case: FellBack) -> None:
     rules = ActorRules(MAPPING)
-    assert rules.actor(event(**fields), Users()) == DELETED
-    assert rules.element(event(**fields), Users())
+    assert rules.actor(event(**fields), Users()) == tuple(DELETED.values())
+    assert rules.actor(event(**fields), Users())
     rules.actor(event(user_type="User", user_id=11), Users())
     rules.actor(event(), Users())
     assert rules.fell_back == {case: 2}
@@ -306,8 +306,8 @@ def test_each_actor_that_falls_back_is_counted_under_its_case(fields: dict[str, 
 def test_the_names_of_nobody_are_the_mapping_s() -> None:
     other = mapping.ActorNames(deleted_user="[Gone]", system="CRM")
     rules = ActorRules(MAPPING.model_copy(update={"actors": other}))
-    assert rules.actor(event(), Users())["name"] == "CRM"
-    assert rules.actor(event(username="x"), Users())["name"] == "[Gone]"
+    assert rules.actor(event(), Users())[2] == "CRM"
+    assert rules.actor(event(username="x"), Users())[2] == "[Gone]"
 
 
 # Associations ---------------------------------------------------------------------------------------------------------
@@ -322,9 +322,7 @@ class Names:
 
 
 def linked(columns: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    metadata: dict[str, Any] = {}
-    AssociationRules(MAPPING).add_linked(metadata, event(**fields), columns, Names())
-    return metadata
+    return metadata_of(AssociationRules(MAPPING).links(event(**fields), columns, Names()))
 
 
 def test_a_join_row_links_the_side_of_its_category() -> None:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processors.rules.transform import Refused, Skip, Transformed, Transformer
+from processors.encoding.transform import Transformed, Transformer
+from processors.rules.decide import Answer, Refused, Rules, Skip
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source import mapping
 from schemas.source.person import person_candidates
@@ -141,6 +142,24 @@ def test_every_sample_row_is_in_one_bin() -> None:
     assert bins == {"Transformed": 443, "contact_not_found": 73, "unmapped_action_type": 12}
     assert transformer.counts.refused_values == 23
     assert transformer.counts.status_id_set_missing == 0
+
+
+def test_a_trail_changes_nothing_and_ends_with_the_rule_that_decides() -> None:
+    rules, ends = Rules(MAPPING, "A"), set()
+    for row in (*(sample.event for sample in rows()), ROW._replace(created_at=WATERMARK)):
+        for lookups in (Anyone(), Lookups()):
+            trail: list[Answer] = []
+            decision = rules.decide(row, lookups, trail=trail)
+            assert repr(decision) == repr(rules.decide(row, lookups))
+            assert [answer.rule for answer in trail][:4] == ["scope", "contact", "watermark", "changes"][: len(trail)]
+            ends.add((type(decision).__name__, trail[-1].rule))
+    assert ends == {
+        ("Skip", "scope"),
+        ("Skip", "contact"),
+        ("Skip", "watermark"),
+        ("Decision", "changes"),
+        ("Decision", "status"),
+    }
 
 
 # Order of the checks: each row here fails the check it is named after, and all later ones -----------------------------

@@ -15,7 +15,6 @@ from schemas.source.person import (
     COMBINED,
     changes_candidates,
     comment_candidates,
-    own_candidates,
     person_candidates,
     record_key,
 )
@@ -142,7 +141,9 @@ def full(row: AuditEvent) -> tuple[str, ...]:
     """Return the candidates without any of the shortcuts."""
     columns = read(row.audited_changes, row.changes_are_json)
     named = changes_candidates(row.action, RULE, columns.values) if isinstance(columns, Columns) else ()
-    return tuple(dict.fromkeys((*comment_candidates(row.comment, RULE), *named, *own_candidates(row, RULE))))
+    records = ((row.auditable_type, row.auditable_id), (row.associated_type, row.associated_id))
+    own = [str(id_) for type_name, id_ in records if type_name in RULE.types and id_ > 0]
+    return tuple(dict.fromkeys((*comment_candidates(row.comment, RULE), *named, *own)))
 
 
 def assert_shortcuts_change_nothing(row: AuditEvent) -> None:

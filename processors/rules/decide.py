@@ -1,0 +1,267 @@
+"""Audit row -> what it becomes, or why it becomes nothing. Pure; the one place with the order of the rules.
+
+The order is the contract's, and the first rule that applies decides the reason that is counted: scope, contact,
+watermark, changes. (The fourth skip, a duplicate, is decided by the unique index at the write.) A decision is rendered
+elsewhere: as a document and as BSON by `processors.encoding.transform`, its trail by `crm-replay explain`.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, Protocol, final
+
+from processors.rules.actors import Actor, ActorRules
+from processors.rules.associations import AssociationRules, Link
+from processors.rules.categories import action_of, category_rules, changes_status
+from processors.rules.changes import ChangeRules
+from processors.rules.contacts import Resolved, resolve
+from processors.rules.watermark import skip_reason
+from schemas.records import AuditEvent, Contact, Referent, User
+from schemas.source.audited_changes import Columns, Unreadable, read
+from schemas.source.mapping import SourceMapping
+from schemas.source.person import comment_candidates, further_candidates, placed_candidates
+from schemas.vocabulary import DeadLetterCause, FellBack, SkipReason
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# What a BSON date and Python's datetime both hold, in microseconds: the years 1 to 9999, up to the last one's last day.
+_CREATED_AT_MIN = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
+_CREATED_AT_END = (datetime(9999, 12, 31, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1) + 1000
+_NOTHING: dict[str, Any] = {}
+
+
+@final
+class Skip(NamedTuple):
+    """A row left out on purpose."""
+
+    reason: SkipReason
+
+
+@final
+class Refused(NamedTuple):
+    """A row that cannot be understood; `detail` is one line without anything of its content."""
+
+    cause: DeadLetterCause
+    detail: str
+
+
+class ChangesRead(Protocol):
+    """A row's changes, read in whatever way its renderer needs."""
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """Return the columns by name, at least those of `Rules.deciding_columns`."""
+
+
+class Decision(NamedTuple):
+    """An activity log is made of the row: all of it that takes a rule."""
+
+    category: str
+    action: str
+    person_id: str
+    contact: Contact
+    changes: ChangesRead
+    actor: Actor
+    links: tuple[Link, ...]
+
+
+# A Decision's fields, for the renderer that every row of a replay passes: making the NamedTuple and taking it apart
+# would cost 3 % of what a row costs (decision 65).
+Decided = tuple[str, str, str, Contact, ChangesRead, Actor, tuple[Link, ...]]
+
+
+class Answer(NamedTuple):
+    """What a rule has looked at. The last of a trail decided, if the row is skipped or refused.
+
+    `crm-replay explain` has a sentence for each rule here; the facts of another are shown as they are, so plain values.
+    """
+
+    rule: str
+    facts: dict[str, Any]
+
+
+class Lookups(Protocol):
+    """Pure reads of what has been loaded before."""
+
+    def contact(self, person_id: str) -> Contact | None:
+        """Return the contact with this CRM person id: by `crm_data.id`, then by `crm_contact_id_map`."""
+
+    def user(self, user_id: int) -> User | None:
+        """Return the CRM user, soft-deleted or not."""
+
+    def sso_id(self, email: str) -> str | None:
+        """Return what the user directory has said; None: the actor falls back."""
+
+    def referent(self, referent_type: str, referent_id: int) -> Referent | None:
+        """Return what a CRM record is called."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What an operator wants to know beside the outcomes; the sums of one account's rules and of its renderers."""
+
+    refused_values: int = 0  # Ruby objects that became {"$ruby": ...}
+    status_id_set_missing: int = 0  # status changes that stayed updates, for want of an id set in the mapping
+    read_by_nodes: int = 0  # texts that took libyaml, because the short way does not know their form
+    fell_back: Counter[FellBack] = field(default_factory=Counter)  # actors that became the deleted user, by case
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counts by name, those of actors as `actors.<case>` and in sum."""
+        named = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "fell_back"}
+        cases = dict(self.fell_back)
+        named["actors_fell_back"] = sum(cases.values())
+        return {**named, **{f"actors.{case}": count for case, count in cases.items()}}
+
+
+_UNMAPPED = Skip(SkipReason.UNMAPPED_ACTION_TYPE)
+_NO_CONTACT = Skip(SkipReason.CONTACT_NOT_FOUND)
+_OTHER_SIDE = {reason: Skip(reason) for reason in (SkipReason.POST_SYNC_LIVE_FEED, SkipReason.PRE_SYNC_REPLAY)}
+_UNDATED = Refused(DeadLetterCause.TRANSFORM_FAILED, "created_at is outside the years 1 to 9999")
+
+
+class Rules:
+    """One account's rules."""
+
+    def __init__(self, mapping: SourceMapping, company_sso_id: str, *, live: bool | None = False) -> None:
+        """`live`: the side of the watermark; None takes rows of either side."""
+        self.counts = Counts()
+        self.company_sso_id = company_sso_id
+        self.change_rules = ChangeRules(mapping)
+        self._live = live
+        self._person = mapping.person
+        self._categories = category_rules(mapping)
+        self._clock_columns = {
+            type_name: columns for type_name in mapping.scope if (columns := self.change_rules.clock_columns(type_name))
+        }
+        self._actors = ActorRules(mapping)
+        self.counts.fell_back = self._actors.fell_back
+        self._associations = AssociationRules(mapping)
+
+    def for_account(self, company_sso_id: str) -> "Rules":
+        """Return these rules for another account; what they know and count is shared."""
+        other = copy(self)
+        other.company_sso_id = company_sso_id
+        return other
+
+    def is_mapped(self, event: AuditEvent) -> bool:
+        """Return whether the row's type and action have a category; the others need no look-up."""
+        return (event.auditable_type, event.action) in self._categories
+
+    def decide(
+        self,
+        event: AuditEvent,
+        lookups: Lookups,
+        columns: Columns | Unreadable | None = None,
+        trail: list[Answer] | None = None,
+    ) -> Decision | Skip | Refused:
+        """Return what the row becomes, or why it becomes nothing.
+
+        `columns` is what `read` has returned of the row before. `trail` gets each rule's answer, up to and with that of
+        the one that decides.
+        """
+        decided = self.decided(event, lookups, None, columns, trail)
+        return decided if isinstance(decided, Skip | Refused) else Decision(*decided)
+
+    def decided(
+        self,
+        event: AuditEvent,
+        lookups: Lookups,
+        read_changes: Callable[[AuditEvent], ChangesRead | None] | None = None,
+        columns: Columns | Unreadable | None = None,
+        trail: list[Answer] | None = None,
+    ) -> Decided | Skip | Refused:
+        """Return the same as `decide`, bare. Here is the order of the rules.
+
+        `read_changes` is called before `read` where only `deciding_columns` are needed; None: the row has to be read.
+        """
+        rule = self._categories.get((event.auditable_type, event.action))
+        if trail is not None:
+            trail.append(Answer("scope", {"rule": rule}))
+        if rule is None:
+            return _UNMAPPED
+
+        # The comment is tried alone at first: it names the person of most rows, without their changes being read.
+        resolved = resolve(comment_candidates(event.comment, self._person), self.company_sso_id, lookups)
+        if resolved is None:
+            if columns is None:
+                columns = self.read(event)
+            further = further_candidates(event, self._person, _values(columns))
+            resolved = resolve(further, self.company_sso_id, lookups)
+        if trail is not None:
+            trail.append(Answer("contact", {"tried": self._tried(event, columns, resolved)}))
+        if resolved is None:
+            return _NO_CONTACT
+        person_id, contact = resolved
+
+        reason = skip_reason(event.created_at, contact.created_at, self._live)
+        if trail is not None:
+            trail.append(Answer("watermark", {"created_at": event.created_at, "synced_at": contact.created_at}))
+        if reason is not None:
+            return _OTHER_SIDE[reason]
+
+        changes: ChangesRead | None = None
+        if columns is None:
+            if read_changes is not None:
+                changes = read_changes(event)
+            if changes is None:
+                columns = self.read(event)
+        if trail is not None:
+            trail.append(Answer("changes", {"columns": columns}))
+        if columns is not None:
+            if type(columns) is Unreadable:
+                cause = DeadLetterCause.DOCUMENT_TOO_LARGE if columns.too_large else DeadLetterCause.UNDECODABLE_CHANGES
+                return Refused(cause, columns.why)
+            changes = columns
+        if not _CREATED_AT_MIN <= event.created_at < _CREATED_AT_END:
+            if trail is not None:
+                trail.append(Answer("timestamp", {"created_at": event.created_at}))
+            return _UNDATED
+        if columns is not None:
+            self._count(columns)
+        assert changes is not None
+        values = changes.values
+
+        action = rule.action
+        if rule.status_column in values:
+            if rule.status_ids is None and changes_status(rule, values):
+                self.counts.status_id_set_missing += 1
+            action = action_of(rule, values)
+            if trail is not None and changes_status(rule, values):
+                trail.append(Answer("status", {"rule": rule, "action": action}))
+        actor = self._actors.actor(event, lookups)
+        links = self._associations.links(event, values, lookups)
+        return rule.category, action, person_id, contact, changes, actor, links
+
+    def read(self, event: AuditEvent) -> Columns | Unreadable:
+        """Return all columns of the row's changes, or why they cannot be read."""
+        clock_columns = self._clock_columns.get(event.auditable_type)
+        if clock_columns is None:
+            return read(event.audited_changes, event.changes_are_json)
+        return read(event.audited_changes, event.changes_are_json, clock_columns)
+
+    def deciding_columns(self, type_name: str, action: str) -> frozenset[str]:
+        """Return the columns of mapped rows whose values decide more than the log's `changes`."""
+        return self._associations.columns_of(type_name) | {self._categories[type_name, action].status_column}
+
+    def _count(self, columns: Columns) -> None:
+        """Count what is remarkable about the reading of a row that becomes a log."""
+        self.counts.refused_values += columns.refused
+        self.counts.read_by_nodes += not columns.direct
+
+    def _tried(
+        self, event: AuditEvent, columns: Columns | Unreadable | None, resolved: Resolved | None
+    ) -> list[dict[str, Any]]:
+        """Return the persons that were tried, each with the first place where the row names it."""
+        tried: list[dict[str, Any]] = []
+        for person_id, place in placed_candidates(event, self._person, _values(columns)).items():
+            is_the_one = resolved is not None and resolved[0] == person_id
+            customer_id = resolved[1].customer_id if resolved is not None and is_the_one else None
+            tried.append({"person_id": person_id, "from": str(place), "customer_id": customer_id})
+            if is_the_one:
+                break
+        return tried
+
+
+def _values(columns: Columns | Unreadable | None) -> Mapping[str, Any]:
+    return columns.values if type(columns) is Columns else _NOTHING

@@ -1,0 +1,90 @@
+"""CONTRIBUTING's worked example works: applied to a copy of the tree, its rule decides wherever rules do."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ops.checks.file_rows import FileLookups, event_of, outcome_line
+from processors.encoding.transform import Transformer
+from schemas.source import mapping
+from tests.unit.test_imports import PACKAGES, ROOT
+
+HEADING = "### A worked example\n"
+EXPLAINED = """
+import json, sys
+from ops.checks.explain.story import steps
+from ops.checks.file_rows import FileLookups, event_of
+from schemas.source import mapping
+event = event_of(json.loads(sys.argv[1]), "the row")
+told = steps(event, mapping.load(None), "A", FileLookups("A", None, {}))
+print(*((step.rule, step.verdict, step.text) for step in told))
+"""
+
+
+def blocks(language: str) -> list[str]:
+    """Return the example's blocks of a language."""
+    section = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split(HEADING)[1].split("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def golden() -> tuple[str, str]:
+    """Return the golden case: the row and its outcome."""
+    (case,) = blocks("json")
+    row, outcome = case.splitlines()
+    return row, outcome
+
+
+@pytest.fixture(scope="module")
+def copy(golden: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the root of a copy of the tree that the example has been applied to."""
+    root = tmp_path_factory.mktemp("worked_example")
+    shutil.copy(ROOT / "pyproject.toml", root)
+    for package in (*PACKAGES, "tests"):
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
+    for name, line in zip(("rows.jsonl", "outcomes.jsonl"), golden, strict=True):
+        with (root / "tests/golden/transform" / name).open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+    (diff,) = blocks("diff")
+    applied = subprocess.run(
+        ["git", "apply", "-"], cwd=root, input=diff, text=True, capture_output=True, timeout=60, check=False
+    )
+    assert applied.returncode == 0, f"the diff on the page is not one of today's decide.py: {applied.stderr}"
+    return root
+
+
+def in_copy(root: Path, *arguments: str) -> str:
+    """Return what a Python process says that imports from the copy."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=root, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_without_the_rule_the_row_becomes_something_else(golden: tuple[str, str]) -> None:
+    row, outcome = golden
+    event = event_of(json.loads(row), "the row")
+    without = outcome_line(event, Transformer(mapping.load(None), "A"), FileLookups("A", None, {}))
+    assert json.loads(without)["outcome"] != json.loads(outcome)["outcome"]
+
+
+def test_with_it_the_golden_case_passes(copy: Path, golden: tuple[str, str]) -> None:
+    case = str(json.loads(golden[0])["id"])
+    said = in_copy(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/golden/test_transform.py", "-k", case)
+    assert "1 passed" in said
+
+
+def test_explain_tells_of_it_without_an_edit(copy: Path, golden: tuple[str, str]) -> None:
+    assert "('rehearsal', 'skip', 'load test True')" in in_copy(copy, "-c", EXPLAINED, golden[0])
+
+
+def test_it_is_two_edits_of_the_product() -> None:
+    (diff,) = blocks("diff")
+    edited = re.findall(r"^\+\+\+ b/(\S+)$", diff, re.MULTILINE)
+    assert sorted(edited) == ["processors/rules/decide.py", "processors/rules/rehearsals.py"]
