@@ -12,12 +12,11 @@ from pymongo.database import Database
 from pymongo.errors import ConnectionFailure, DuplicateKeyError, PyMongoError
 
 from producer.cursor import Gap, IdRange
+from schemas.collections import CHECKPOINTS
 from schemas.errors import ReplayError, ServiceUnreachableError
 from schemas.server_state import is_outage
 
 logger = logging.getLogger(__name__)
-
-COLLECTION = "crm_replay_checkpoints"
 
 FIRST_FENCE = 1
 # More than a process can begin: it splits for 64 readers at most, and begins one late range.
@@ -61,7 +60,7 @@ class Checkpoint:
         nothing is saved under this one, so a process that slept through the end of its runner's lease publishes at most
         the page whose gaps it had saved before.
         """
-        self._collection = database.get_collection(COLLECTION, write_concern=WriteConcern(w="majority", j=True))
+        self._collection = database.get_collection(CHECKPOINTS, write_concern=WriteConcern(w="majority", j=True))
         self._job_id = job_id
         self._run = run
         self._fence = fence

@@ -1,12 +1,13 @@
 """Exceptions that carry what an operator asks for first. An ordinary outcome is a return value, never one of these."""
 
 from schemas.secrets import without_secrets
+from schemas.vocabulary import ExitCode
 
 
 class ReplayError(Exception):
     """Something the operator has to act on: `what` went wrong and what `to_do` about it."""
 
-    exit_code = 1  # of the command line
+    exit_code = ExitCode.FAILED
 
     def __init__(self, what: str, to_do: str = "") -> None:
         """One line each, without a final full stop. Of an address in `what`, users and passwords are left out."""
@@ -19,7 +20,7 @@ class ReplayError(Exception):
 class BadInputError(ReplayError):
     """The call, a file or a server's address is wrong; nothing has been changed."""
 
-    exit_code = 2
+    exit_code = ExitCode.BAD_INPUT
 
 
 class ServiceUnreachableError(BadInputError):
@@ -31,7 +32,7 @@ def worker_exit_code(error: ReplayError) -> int:
 
     A server that does not answer is worth another start: whoever started the worker has reached it before.
     """
-    return ReplayError.exit_code if isinstance(error, ServiceUnreachableError) else error.exit_code
+    return ExitCode.FAILED if isinstance(error, ServiceUnreachableError) else error.exit_code
 
 
 class MappingError(BadInputError):

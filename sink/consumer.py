@@ -19,11 +19,13 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from pymongo.errors import ConfigurationError, InvalidOperation, PyMongoError
 
 from schemas.codec import Codec
+from schemas.collections import ACTIVITY_LOGS, JOBS, PROGRESS
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.job import ReplayJob
 from schemas.process.topic_watch import RUN_AGAIN, KafkaQuestions, Positions, TopicWatch
 from schemas.process.tracing import OFF, Traces, Work, context_of
 from schemas.records import DeadLetter
+from schemas.vocabulary import ExitCode
 from sink.counting import Advance, Decided, PartitionProgress, advance
 from sink.database import Document, Documents
 from sink.dead_letters import DeadLetterTopic, now_us
@@ -33,7 +35,7 @@ from sink.effects import Effect, Seam, straight
 from sink.failure_rate import what_to_do
 from sink.halting import JobGate
 from sink.identity import shift_of
-from sink.indexes import ACTIVITY_LOGS, JOBS, PROGRESS, UNIQUE_EXTERNAL_ID
+from sink.indexes import UNIQUE_EXTERNAL_ID
 from sink.metrics import SinkMetrics
 from sink.progress import Progress
 from sink.settings import SinkSettings
@@ -76,7 +78,7 @@ class OutcomesLostError(ReplayError):
 class HaltedError(ReplayError):
     """The job is halted, or this run may not write any more; offsets are kept."""
 
-    exit_code = 3
+    exit_code = ExitCode.HALTED
 
 
 class StoppedError(Exception):

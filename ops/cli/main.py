@@ -21,6 +21,7 @@ from typer.exceptions import Abort, Exit, TyperException
 
 from schemas.errors import ReplayError
 from schemas.secrets import without_secrets
+from schemas.vocabulary import ExitCode
 
 GC_THRESHOLD = 50_000  # imports make some 100,000 objects, and all of them stay
 SERVERS = {"cimpl": "Kafka", "pymongo": "MongoDB", "psycopg": "PostgreSQL"}  # by the package whose error it is
@@ -124,10 +125,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except TyperException as error:  # a usage error shows how the command is called
         show = getattr(error, "show", None)
         show() if show is not None else Console(stderr=True).print(f"crm-replay: {error}", markup=False)
-        sys.exit(2)
+        sys.exit(ExitCode.BAD_INPUT)
     except (KeyboardInterrupt, Abort):
         Console(stderr=True).print("crm-replay: interrupted", style="red")
-        sys.exit(130)
+        sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:
         failed = of_a_server(error)
         if failed is None:

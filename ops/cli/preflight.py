@@ -14,6 +14,7 @@ from rich.table import Table
 from ops.checks.preflight.model import Report, Verdict
 from ops.local import services
 from ops.progress import PLAIN_LINE_EVERY_S, view_for
+from schemas.vocabulary import ExitCode
 
 STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
 
@@ -68,7 +69,7 @@ def preflight(
         print_report(Console(), report)
     sys.stdout.flush()
     if not report.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def print_report(console: Console, report: Report) -> None:

@@ -34,18 +34,18 @@ from ops.jobs.jobs import Job
 from ops.jobs.letters import Letter, Listed, State, judge, last_runs, letter_of, moment, once, payload_of
 from ops.jobs.store import job_of
 from ops.jobs.tasks import Task, TaskKind, TaskStatus, TaskStore
-from ops.jobs.validation import EXTERNAL_ID_PREFIX, audit_id_of
 from ops.kafka.lag import FRESH_S
 from ops.kafka.topics import records, spans
-from producer.checkpoint import COLLECTION as CHECKPOINTS
 from schemas.codec import Codec
+from schemas.collections import ACTIVITY_LOGS, CHECKPOINTS, JOBS, RETRIES
 from schemas.errors import UndecodableRecordError
+from schemas.identity import audit_id_of, external_id_of
 from schemas.process.registry import codec_for
 from schemas.records import DeadLetter
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
-from sink.indexes import ACTIVITY_LOGS, JOBS, UNIQUE_EXTERNAL_ID
+from sink.indexes import UNIQUE_EXTERNAL_ID
 
 HISTORY_MAX = 20
 TASKS_MAX = 50
@@ -58,7 +58,6 @@ ROWS_FRESH_S = 0.9
 ROWS_WHOLE_EVERY_S = 10.0
 CLOCKS_DIFFER_S = 5.0
 ROLLBACK_STALLED_S = 30.0
-RETRIES = "crm_replay_retries"  # one document an attempt, written by whoever retries
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +238,7 @@ class ConsoleState:
         resolved: dict[int, str] = {}
         logs: Documents = self._database[ACTIVITY_LOGS]
         for at in range(0, len(wanted), LOOK_UP_MAX):
-            names = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in wanted[at : at + LOOK_UP_MAX]]
+            names = [external_id_of(audit_id) for audit_id in wanted[at : at + LOOK_UP_MAX]]
             query = {"company_sso_id": account, "external_id": {"$in": names}}
             for document in logs.find(query, {"_id": 0, "external_id": 1}, hint=UNIQUE_EXTERNAL_ID.name):
                 audit_id = audit_id_of(document["external_id"])

@@ -28,17 +28,17 @@ from ops.kafka.rows import Topics
 from ops.progress import RunView
 from processors.batches import PAYLOAD_BYTES_MAX
 from schemas.codec import Codec
+from schemas.collections import ACTIVITY_LOGS, PROGRESS, RETRIES
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
+from schemas.identity import external_id_of
 from schemas.job import LiveFeed
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from sink.feed.sink import account_in, totals_by_account
-from sink.indexes import ACTIVITY_LOGS, PROGRESS, UNIQUE_EXTERNAL_ID
+from sink.indexes import UNIQUE_EXTERNAL_ID
 
-RETRIES = "crm_replay_retries"  # one document an attempt; a feed's has `feed` and no account
 LOOK_UP_MAX = 1_000
 ANSWER_TIMEOUT_S = 30.0
 POLL_EVERY_S = 0.5
-EXTERNAL_ID_PREFIX = "crm_audit:"
 
 
 class Position(NamedTuple):
@@ -102,10 +102,10 @@ def _documents(database: Any, accounts: Sequence[str], audit_ids: Iterable[int])
     """Return those of the rows that have a document of one of the accounts."""
     wanted, there = sorted(audit_ids), set()
     for at in range(0, len(wanted) if accounts else 0, LOOK_UP_MAX):
-        names = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in wanted[at : at + LOOK_UP_MAX]]
-        query = {"company_sso_id": {"$in": list(accounts)}, "external_id": {"$in": names}}
+        names = {external_id_of(audit_id): audit_id for audit_id in wanted[at : at + LOOK_UP_MAX]}
+        query = {"company_sso_id": {"$in": list(accounts)}, "external_id": {"$in": list(names)}}
         found = database[ACTIVITY_LOGS].find(query, {"_id": 0, "external_id": 1}, hint=UNIQUE_EXTERNAL_ID.name)
-        there |= {int(document["external_id"].removeprefix(EXTERNAL_ID_PREFIX)) for document in found}
+        there |= {names[document["external_id"]] for document in found}
     return there
 
 

@@ -45,12 +45,12 @@ from ops.jobs.letters import (
     printable,
 )
 from ops.progress import RunView, print_ledger, view_for
+from schemas.collections import RETRIES
 from schemas.errors import BadInputError, ReplayError, UnknownSchemaError, UnreadableTopicError
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from schemas.topics import AccountTopics
-from schemas.vocabulary import DeadLetterCause
+from schemas.vocabulary import DeadLetterCause, ExitCode
 
-RETRIES = "crm_replay_retries"  # one document an attempt
 LOOK_UP_MAX = 1_000  # external ids a query
 JOBS_MAX = 1_000
 SHOWN_CHARACTERS_MAX = 20_000  # of one field of a payload, on a terminal; --json has all of it
@@ -92,12 +92,13 @@ def read_letter(topics: Any, names: AccountTopics, offset: int) -> tuple[Letter,
 
 def documents_of(database: Any, account: str, audit_ids: Iterable[int]) -> set[int]:
     """Return those of the rows that have a document, whoever has written it."""
-    from ops.jobs.validation import EXTERNAL_ID_PREFIX, audit_id_of
-    from sink.indexes import ACTIVITY_LOGS, UNIQUE_EXTERNAL_ID
+    from schemas.collections import ACTIVITY_LOGS
+    from schemas.identity import audit_id_of, external_id_of
+    from sink.indexes import UNIQUE_EXTERNAL_ID
 
     wanted, there = sorted(set(audit_ids)), set()
     for at in range(0, len(wanted), LOOK_UP_MAX):
-        names = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in wanted[at : at + LOOK_UP_MAX]]
+        names = [external_id_of(audit_id) for audit_id in wanted[at : at + LOOK_UP_MAX]]
         query = {"company_sso_id": account, "external_id": {"$in": names}}
         found = database[ACTIVITY_LOGS].find(query, {"_id": 0, "external_id": 1}, hint=UNIQUE_EXTERNAL_ID.name)
         there |= {audit_id_of(document["external_id"]) for document in found}
@@ -573,7 +574,7 @@ def retry(
     if not (result.ledger.balanced and result.ledger.documents_agree):
         raise ReplayError(f"the ledger of {account} is out of balance", result.job.error or "")
     if any(outcome == "failed" for outcome, _ in outcomes.values()):
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -657,7 +658,7 @@ def _retry_feed(place: _Place, listed: Sequence[Listed], how: _FeedRetry, view: 
         if not sent.passed:
             typer.echo("the feed has not taken all of them yet: does crm-replay live run?")
     if failed or not_sent:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _replay(place: _Place, mapping: str, processors: int, sinks: int, view: RunView) -> Callable[[Sequence[int]], Any]:

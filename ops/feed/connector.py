@@ -29,6 +29,7 @@ from schemas.process.registry import http_client
 from schemas.secrets import about, shown
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import LIVE_TOPIC
+from schemas.vocabulary import ExitCode
 
 DEFAULT_NAME = "crm_audits"
 DATABASE_VARIABLE = "CRM_CDC_DATABASE_URL"
@@ -456,7 +457,7 @@ def status_command(name: Name = DEFAULT_NAME, as_json: AsJson = False) -> None:
         found = status(connect, dsn, name)
     _print(found, as_json=as_json)
     if not found.running:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @app.command("remove")

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from ops.jobs.jobs import Ledger
+from schemas.collections import ACTIVITY_LOGS
+from schemas.identity import EXTERNAL_ID_PREFIX, SOURCE_TAG, audit_id_of, external_id_of
 from sink.database import Documents
 from sink.identity import Identities, with_ids
-from sink.indexes import ACTIVITY_LOGS, COMPANY_SOURCE_TAG, SOURCE_TAG, UNIQUE_EXTERNAL_ID
+from sink.indexes import COMPANY_SOURCE_TAG, UNIQUE_EXTERNAL_ID
 from sink.progress import RunTotals
 from sink.rollback import documents_of
 
-EXTERNAL_ID_PREFIX = "crm_audit:"
-BIGINT_MAX = 2**63 - 1  # of an id in PostgreSQL
 SEGMENT_IDS = 10_000
 RAW_DOCUMENTS = 20_000  # read at once
 # In a document of nothing else: only a whole text of the one form that we write is an id.
-_ID_IN_RAW = re.compile(rb"\x02external_id\x00.{4}crm_audit:(0|-?[1-9]\d{0,18})\x00\x00(?!\x00)", re.DOTALL)
+_ID_IN_RAW = re.compile(
+    rb"\x02external_id\x00.{4}%b(0|-?[1-9]\d{0,18})\x00\x00(?!\x00)" % EXTERNAL_ID_PREFIX.encode(), re.DOTALL
+)
 NAMED_MAX = 100  # ids that a mismatch names; beyond it the count says enough
 
 
@@ -43,7 +45,7 @@ def documents_with(database: Any, company_sso_id: str, audit_ids: Sequence[int])
     logs: Documents = database[ACTIVITY_LOGS]
     found = 0
     for segment in _segments(audit_ids, SEGMENT_IDS):
-        names = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in segment]
+        names = [external_id_of(audit_id) for audit_id in segment]
         query = {"company_sso_id": company_sso_id, "external_id": {"$in": names}, "source_tag": SOURCE_TAG}
         found += logs.count_documents(query, hint=UNIQUE_EXTERNAL_ID.name)
     return found
@@ -72,7 +74,7 @@ def identities_with(database: Any, company_sso_id: str, audit_ids: Sequence[int]
     """Return which of these rows have a document of ours."""
     found: Identities = {}
     for segment in _segments(audit_ids, SEGMENT_IDS):
-        names = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in segment]
+        names = [external_id_of(audit_id) for audit_id in segment]
         query = {"company_sso_id": company_sso_id, "external_id": {"$in": names}, "source_tag": SOURCE_TAG}
         found = _identities(database, query, UNIQUE_EXTERNAL_ID.name, shift, found)
     return found
@@ -122,7 +124,7 @@ def compare_ids(
     absent: list[int] = []
     absent_total = 0
     for segment in _segments(source_ids, segment_ids):
-        wanted = {f"{EXTERNAL_ID_PREFIX}{audit_id}": audit_id for audit_id in segment}
+        wanted = {external_id_of(audit_id): audit_id for audit_id in segment}
         query = {"company_sso_id": company_sso_id, "external_id": {"$in": list(wanted)}}
         found = logs.find(query, {"_id": 0, "external_id": 1}, hint=UNIQUE_EXTERNAL_ID.name)
         there = {document["external_id"] for document in found}
@@ -140,17 +142,6 @@ def compare_ids(
         extra_total += len(names)
         extra = [*extra, *names][:NAMED_MAX]
     return IdComparison(tuple(absent), absent_total, tuple(extra), extra_total)
-
-
-def audit_id_of(external_id: object) -> int | None:
-    """Return the audit id in an `external_id` of ours, or None if it is not one."""
-    if not isinstance(external_id, str):
-        return None
-    digits = external_id.removeprefix(EXTERNAL_ID_PREFIX)
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(BIGINT_MAX))):
-        return None
-    audit_id = int(digits)
-    return audit_id if audit_id <= BIGINT_MAX and external_id == f"{EXTERNAL_ID_PREFIX}{audit_id}" else None
 
 
 def _segments(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -10,15 +10,16 @@ from typing import Any
 from ops.jobs.jobs import Job
 from ops.jobs.letters import letter_of
 from ops.jobs.store import RUN_MAX, JobStore
-from ops.jobs.validation import EXTERNAL_ID_PREFIX, audit_id_of, documents_since
+from ops.jobs.validation import documents_since
 from ops.kafka.rows import Topics
 from ops.kafka.topics import records
 from ops.progress import RunView
+from schemas.collections import ACTIVITY_LOGS
+from schemas.identity import SOURCE_TAG, audit_id_of, external_id_of, run_in
 from schemas.records import SkippedRecord
 from schemas.topics import AccountTopics
 from schemas.vocabulary import ActorKind, JobStatus, SkipReason
-from sink.documents import RUN_BYTES
-from sink.indexes import ACTIVITY_LOGS, SOURCE_TAG, UNIQUE_EXTERNAL_ID
+from sink.indexes import UNIQUE_EXTERNAL_ID
 from sink.job_counts import Move
 from sink.rollback import documents_of
 
@@ -133,7 +134,7 @@ def _written(causes: dict[int, str], whole: Job, database: Any, runs: Collection
     moves: dict[int, Move] = {}
     audit_ids = sorted(causes)
     for at in range(0, len(audit_ids), LOOK_UP_MAX):
-        external_ids = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in audit_ids[at : at + LOOK_UP_MAX]]
+        external_ids = [external_id_of(audit_id) for audit_id in audit_ids[at : at + LOOK_UP_MAX]]
         query = {"company_sso_id": whole.company_sso_id, "external_id": {"$in": external_ids}}
         fields = {"external_id": 1, "source_tag": 1, "actor.type": 1}
         for document in database[ACTIVITY_LOGS].find(query, fields, hint=UNIQUE_EXTERNAL_ID.name):
@@ -155,4 +156,4 @@ def _written(causes: dict[int, str], whole: Job, database: Any, runs: Collection
 def _run_of(document_id: Any) -> int:
     """Return the run in an `_id` of ours, above RUN_MAX for a document that came by HTTP; 0 for another's."""
     binary = getattr(document_id, "binary", b"")
-    return int.from_bytes(binary[:RUN_BYTES], "big")
+    return run_in(binary)

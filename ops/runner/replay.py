@@ -62,19 +62,18 @@ from producer.cursor import EARLIEST, Gap, IdRange
 from producer.survey import Survey, UnreplayableIdsError, count_in_scope, survey
 from producer.visibility import require_whole_tables, tables_read
 from schemas.codec import Codec
+from schemas.collections import JOBS
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.process.connections import Connections
 from schemas.process.exposition import of_children
 from schemas.process.registry import codec_for
-from schemas.process.topic_watch import TopicReplacedError
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
-from schemas.vocabulary import JobStatus
+from schemas.vocabulary import ExitCode, JobStatus
 from sink.database import connect, open_database
 from sink.failure_rate import what_to_do
 from sink.halting import JobGate
 from sink.identity import Identities, ids_of, shift_of, unlike, without
-from sink.indexes import JOBS
 from sink.job_counts import present
 from sink.progress import RunTotals
 
@@ -93,14 +92,12 @@ POLL_AT_FIRST_S = 0.05  # a small account is over before long, and its end shoul
 AT_FIRST_S = 5.0
 VALIDATIONS_MAX = 5  # while others send documents by HTTP
 OUTAGE_MAX_S = 300.0  # of MongoDB; its sinks wait for ever, but a run that nobody can follow is no use
-SINK_HALTED = 3  # exit code of a sink that halted its job
-BAD_INPUT = 2  # exit code of a process that will not do better when started again
 
 
 class InterruptedRunError(ReplayError):
     """Somebody asked the run to stop; it can be taken up again."""
 
-    exit_code = 130
+    exit_code = ExitCode.INTERRUPTED
 
 
 class HaltedError(ReplayError):
@@ -686,9 +683,9 @@ def _watch(
             supervisor.stop(timeout_s=QUICK_STOP_S)
         lease.check(stop)
         exited = supervisor.check()
-        if replaced := [p for p in exited if p.returncode == TopicReplacedError.exit_code]:
+        if replaced := [p for p in exited if p.returncode == ExitCode.TOPIC_REPLACED]:
             raise ProcessGaveUpError(replaced[0].last_line())  # started again, it would take the new topic for the old
-        halted |= any(p.returncode == SINK_HALTED for p in exited)
+        halted |= any(p.returncode == ExitCode.HALTED for p in exited)
         try:
             with pymongo.timeout(ANSWER_MAX_S):
                 totals = store.aggregate_progress(job)
@@ -961,8 +958,8 @@ def _processes(job: Job, options: RunOptions, connections: Connections) -> Itera
             env,
             logs / f"{name}.log",
             finishes=finishes,
-            final_codes=frozenset({TopicReplacedError.exit_code, *({SINK_HALTED} if role == "sink" else ())}),
-            hopeless_codes=frozenset({BAD_INPUT}),
+            final_codes=frozenset({ExitCode.TOPIC_REPLACED, *({ExitCode.HALTED} if role == "sink" else ())}),
+            hopeless_codes=frozenset({ExitCode.BAD_INPUT}),
             forks=options.forks,
         )
 

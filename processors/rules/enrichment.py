@@ -16,6 +16,7 @@ from processors.rules.categories import CategoryOf, action_of, category_rules
 from processors.rules.changes import ChangeRules
 from processors.rules.contacts import resolve
 from processors.rules.transform import Lookups, Refused, Skip
+from schemas.identity import external_id_of
 from schemas.records import AuditEvent
 from schemas.source.audited_changes import Columns, Unreadable, read
 from schemas.source.mapping import SourceMapping
@@ -118,7 +119,7 @@ class AssociationFinder:
         links: dict[str, Any] = {"crm_person_id": int(person_id)}
         self._associations.add_linked(links, event, values, lookups)
         return AssociationLog(
-            f"crm_audit:{event.audit_id}",
+            external_id_of(event.audit_id),
             contact.customer_id,
             rule.category,
             action,

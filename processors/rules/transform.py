@@ -22,13 +22,13 @@ from processors.rules.categories import CategoryOf, action_of, category_rules, c
 from processors.rules.changes import ChangeRules
 from processors.rules.contacts import Resolved, resolve
 from processors.rules.watermark import skip_reason
+from schemas.identity import EXTERNAL_ID_FORMAT, SOURCE_TAG, external_id_of
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source.audited_changes import Columns, Unreadable, read
 from schemas.source.mapping import SourceMapping
 from schemas.source.person import changes_candidates, comment_candidates, own_candidates
 from schemas.vocabulary import DeadLetterCause, FellBack, SkipReason
 
-SOURCE_TAG = "crm_migration"
 CUSTOMERS_MAX = 100_000  # whose documents' beginnings are kept, some 200 bytes each
 _AROUND = LENGTH_BYTES + len(END)  # what stands around the elements of a document or array
 _ARRAY_AT = 2 + LENGTH_BYTES  # where the elements of an array without a name begin: behind type, NUL and length
@@ -161,7 +161,7 @@ class Transformer:
             "actor": actor,
             "changes": self._change_rules.changes(event.auditable_type, event.action, values),
             "timestamp": _EPOCH + timedelta(milliseconds=event.created_at // 1000),
-            "external_id": f"crm_audit:{event.audit_id}",
+            "external_id": external_id_of(event.audit_id),
             "source_tag": SOURCE_TAG,
             "metadata": metadata,
         }
@@ -204,7 +204,7 @@ class Transformer:
             metadata += text_element(b"request_id", request_uuid)
         if event.version:
             metadata += _version(event.version)
-        external_id = b"crm_audit:%d" % event.audit_id
+        external_id = EXTERNAL_ID_FORMAT % event.audit_id
         changes_size, metadata_size = length(len(changes) + _AROUND), length(len(metadata) + _AROUND)
         body = b"".join(
             (

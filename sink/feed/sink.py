@@ -27,7 +27,9 @@ from pymongo import InsertOne, UpdateOne
 from pymongo.errors import BulkWriteError
 
 from schemas.codec import Codec
+from schemas.collections import PROGRESS
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
+from schemas.identity import ID_BYTES, OBJECT_ID_FIELD, feed_id
 from schemas.job import LiveFeed
 from schemas.process.tracing import OFF, Traces
 from schemas.records import ActivityLog, DeadLetter
@@ -36,17 +38,15 @@ from sink.counting import Advance, Bin, Decided, PartitionProgress
 from sink.database import Document, Documents
 from sink.dead_letters import now_us
 from sink.decoding import Batch, Decoder, Source, Taken
-from sink.documents import BSON_LENGTH_BYTES, DUPLICATE_KEY, ID_BYTES, OBJECT_ID_FIELD, BatchOutcome, is_whole
+from sink.documents import BSON_LENGTH_BYTES, DUPLICATE_KEY, BatchOutcome, is_whole
 from sink.effects import Effect, Seam, straight
 from sink.failure_rate import FAILURE_RATE_MAX
-from sink.indexes import PROGRESS
 from sink.progress import RunTotals, from_document, to_fields
 from sink.settings import SinkSettings
 
 log = logging.getLogger(__name__)
 
 LIVE = "CRM_REPLAY_LIVE"  # in the environment of a process: it belongs to a live feed
-RUN_BYTES, PARTITION_BYTES, OFFSET_BYTES = 4, 2, 6  # the twelve bytes of an ObjectId
 STATES_MAX = 100_000  # progress of accounts kept at hand, by partition
 ALARM_EVERY_S = 60.0
 ALARM_SEEN_MIN = 50  # of an account in that time: a handful of failures is no rate
@@ -80,19 +80,10 @@ def load_settings() -> LiveSinkSettings:
         ) from error
 
 
-def object_id(run: int, partition: int, offset: int) -> bytes:
-    """Return the 12 bytes of the `_id` of the document that a record of the feed becomes."""
-    return (
-        run.to_bytes(RUN_BYTES, "big")
-        + partition.to_bytes(PARTITION_BYTES, "big")
-        + offset.to_bytes(OFFSET_BYTES, "big")
-    )
-
-
 def with_id(run: int, partition: int, offset: int, document: bytes) -> bytes:
     """Return the BSON document with its `_id` in front."""
     length = (len(document) + ID_BYTES).to_bytes(BSON_LENGTH_BYTES, "little")
-    return length + OBJECT_ID_FIELD + object_id(run, partition, offset) + document[BSON_LENGTH_BYTES:]
+    return length + OBJECT_ID_FIELD + feed_id(run, partition, offset) + document[BSON_LENGTH_BYTES:]
 
 
 def account_in(document: bytes) -> str:

@@ -23,9 +23,9 @@ from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from ops.progress import PlainView
 from ops.runner.replay import RunOptions, run_claimed
 from producer.survey import UnreplayableIdsError
+from schemas.collections import JOBS
 from schemas.source.mapping import load
 from schemas.topics import AccountTopics
-from sink.indexes import JOBS
 from tests.e2e.conftest import Crm, mapping_of
 from tests.support.waiting import wait_until
 

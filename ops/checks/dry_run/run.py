@@ -33,7 +33,9 @@ from producer.references import read_tables
 from producer.settings import settings_from_environment
 from producer.survey import survey
 from schemas.codec import Codec
+from schemas.collections import ACTIVITY_LOGS, JOBS
 from schemas.errors import ReplayError
+from schemas.identity import external_id_of
 from schemas.process.connections import Connections
 from schemas.process.registry import codec_for
 from schemas.records import AuditEvent
@@ -43,13 +45,12 @@ from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause, JobStatus, SkipReason
 from sink.database import Documents
 from sink.database import connect as connect_mongodb
-from sink.indexes import ACTIVITY_LOGS, JOBS, UNIQUE_EXTERNAL_ID
+from sink.indexes import UNIQUE_EXTERNAL_ID
 
 PLACES = 20  # of a sample: rows of every age
 EXAMPLES = 1
 JOBS_LOOKED_AT = 50
 NAMESPACE_NOT_FOUND = 26
-EXTERNAL_ID_PREFIX = "crm_audit:"
 AWARE: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
 
 
@@ -235,7 +236,7 @@ class _DryRun:
         """Return those of the rows that the unique index would refuse: they have a document, whoever wrote it."""
         if not self._has_index or not audit_ids:
             return set()
-        names = {f"{EXTERNAL_ID_PREFIX}{audit_id}": audit_id for audit_id in audit_ids}
+        names = {external_id_of(audit_id): audit_id for audit_id in audit_ids}
         query = {"company_sso_id": self._account, "external_id": {"$in": list(names)}}
         found = self._logs.find(query, {"_id": 0, "external_id": 1}, hint=UNIQUE_EXTERNAL_ID.name)
         return {names[document["external_id"]] for document in found}

@@ -10,12 +10,12 @@ from processors.rules.categories import action_of, category_rules, changes_statu
 from processors.rules.contacts import ContactLookups
 from processors.rules.watermark import skip_reason
 from producer.cursor import EARLIEST
+from schemas.identity import AUDIT_ID_BYTES, RUN_BYTES, run_in
 from schemas.records import AuditEvent
 from schemas.source.audited_changes import Columns, Unreadable, read
 from schemas.source.mapping import SourceMapping
 from schemas.source.person import changes_candidates, comment_candidates, own_candidates
 from schemas.vocabulary import DeadLetterCause, SkipReason
-from sink.documents import AUDIT_ID_BYTES, RUN_BYTES
 
 PARTS = ("source", "key", "published", "decision", "outcome", "document", "dead letters", "live feed", "job")
 
@@ -220,7 +220,7 @@ def run_of(document_id: Any, audit_id: int) -> int | None:
     binary = getattr(document_id, "binary", b"")
     if len(binary) != RUN_BYTES + AUDIT_ID_BYTES or int.from_bytes(binary[RUN_BYTES:], "big") != audit_id:
         return None
-    return int.from_bytes(binary[:RUN_BYTES], "big")
+    return run_in(binary)
 
 
 def told(story: Story) -> Iterator[str]:

@@ -27,7 +27,6 @@ from ops.jobs import migrations
 from ops.jobs.jobs import Job
 from ops.jobs.letters import moment, printable
 from ops.jobs.store import JobStore
-from ops.jobs.validation import EXTERNAL_ID_PREFIX
 from ops.kafka import admin as kafka_admin
 from ops.kafka.rows import Topics, partition_of
 from ops.local import services
@@ -40,7 +39,9 @@ from producer.audits import EPOCH_2000_US, UNDECODABLE, AuditReader, Limits, ans
 from producer.cursor import EARLIEST
 from producer.publisher import message_bytes_max
 from producer.settings import settings_from_environment
+from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.identity import AUDIT_ID_MAX, SOURCE_TAG, external_id_of
 from schemas.process.connections import Connections
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from schemas.source.mapping import SourceMapping, load
@@ -48,9 +49,7 @@ from schemas.source.person import record_key
 from schemas.topics import LIVE_FEED, AccountTopics
 from schemas.vocabulary import DeadLetterCause, SkipReason
 from sink.database import connect as connect_mongodb
-from sink.indexes import ACTIVITY_LOGS, SOURCE_TAG
 
-BIGINT_MAX = 2**63 - 1
 LOAD_TIMEOUT_S = 900.0
 JOBS_MAX = 1_000
 NAMED_MAX = 20  # of anything that is listed on a terminal; --json has all
@@ -389,7 +388,7 @@ class _Teller:
 
     def _tell_document(self) -> None:
         logs = self._database.get_collection(ACTIVITY_LOGS, codec_options=TOLERANT)
-        external_id = f"{EXTERNAL_ID_PREFIX}{self._id}"
+        external_id = external_id_of(self._id)
         found = logs.find_one({"company_sso_id": self._account, "external_id": external_id})
         if found is None:
             self.story.tell("document", {"found": False, "external_id": external_id}, f"none with {external_id}")
@@ -529,8 +528,8 @@ def explain(
 
     Exit code 0: the story could be told, a server that did not answer is named in it. 2: the call is wrong.
     """
-    if not (audit_id.isascii() and audit_id.isdigit() and len(audit_id) <= 19 and 0 < int(audit_id) <= BIGINT_MAX):
-        raise BadInputError(f"{audit_id} is no audit id", f"give one number, 1 to {BIGINT_MAX}")
+    if not (audit_id.isascii() and audit_id.isdigit() and len(audit_id) <= 19 and 0 < int(audit_id) <= AUDIT_ID_MAX):
+        raise BadInputError(f"{audit_id} is no audit id", f"give one number, 1 to {AUDIT_ID_MAX}")
     view = view_for(Console(stderr=True))
     try:
         story = explain_row(account, int(audit_id), services.connections(), mapping, view, feed)

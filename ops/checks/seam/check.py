@@ -25,7 +25,9 @@ from producer.cursor import EARLIEST
 from producer.references import FoundContacts, find_contacts
 from producer.survey import count_in_scope, survey
 from schemas import stored
+from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError, ReplayError
+from schemas.identity import external_id_of
 from schemas.process.connections import Connections
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source.contact_rules import microseconds
@@ -33,7 +35,7 @@ from schemas.source.mapping import SourceMapping, load
 from schemas.topics import encode_account
 from schemas.vocabulary import SkipReason
 from sink.database import Documents, connect
-from sink.indexes import ACTIVITY_LOGS, LEGACY_LOGS, UNIQUE_EXTERNAL_ID
+from sink.indexes import LEGACY_LOGS, UNIQUE_EXTERNAL_ID
 
 PAGE_ROWS = 1_000
 REPAIR_MAX = 1_000_000  # gaps of each side that one call repairs; the next one goes on
@@ -291,15 +293,10 @@ class SeamChecker:
 
     def _written(self, audit_ids: Sequence[int]) -> dict[int, Any]:
         """Return the `_id` of each row's document with its external_id."""
-        found = self._logs.find(
-            {
-                "company_sso_id": self.report.company_sso_id,
-                "external_id": {"$in": [f"crm_audit:{audit_id}" for audit_id in audit_ids]},
-            },
-            {"external_id": 1},
-            hint=UNIQUE_EXTERNAL_ID.name,
-        )
-        return {int(document["external_id"].partition(":")[2]): document["_id"] for document in found}
+        names = {external_id_of(audit_id): audit_id for audit_id in audit_ids}
+        query = {"company_sso_id": self.report.company_sso_id, "external_id": {"$in": list(names)}}
+        found = self._logs.find(query, {"external_id": 1}, hint=UNIQUE_EXTERNAL_ID.name)
+        return {names[document["external_id"]]: document["_id"] for document in found}
 
     def _legacy(self, rows: Sequence[Expected]) -> Iterator[Legacy]:
         """Yield the documents without external_id that may stand for one of the rows."""

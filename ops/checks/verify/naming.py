@@ -10,12 +10,14 @@ from ops.checks.verify.model import Finding, Kind, Tally
 from ops.checks.verify.segments import Chunk, SegmentChecker
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore
-from ops.jobs.validation import EXTERNAL_ID_PREFIX, SEGMENT_IDS
+from ops.jobs.validation import SEGMENT_IDS
 from schemas.codec import Codec
+from schemas.collections import ACTIVITY_LOGS
+from schemas.identity import SOURCE_TAG, external_id_of
 from schemas.process.connections import Connections
 from schemas.source.mapping import SourceMapping
 from sink.database import Documents
-from sink.indexes import ACTIVITY_LOGS, SOURCE_TAG, UNIQUE_EXTERNAL_ID
+from sink.indexes import UNIQUE_EXTERNAL_ID
 
 NAMED_MAX = 20  # of each kind; verify names the rest
 RANGES_MAX = 4  # that are looked at row by row: each may hold a sixty-fourth of the account
@@ -57,7 +59,7 @@ def named(
 def _among(database: Any, account: str, audit_ids: Sequence[int], checker: SegmentChecker) -> Iterator[Finding]:
     """Yield which of these rows lack their document, or have one that they should not have."""
     logs: Documents = database[ACTIVITY_LOGS]
-    names = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in audit_ids]
+    names = [external_id_of(audit_id) for audit_id in audit_ids]
     query = {"company_sso_id": account, "external_id": {"$in": names}, "source_tag": SOURCE_TAG}
     found = logs.find(query, {"_id": 0, "external_id": 1}, hint=UNIQUE_EXTERNAL_ID.name)
     there = {str(document["external_id"]) for document in found}
