@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 from pymongo import UpdateOne, WriteConcern
 from pymongo.database import Database
-from pymongo.errors import ConnectionFailure, DuplicateKeyError, PyMongoError
+from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from producer.cursor import Gap, IdRange
 from schemas.collections import CHECKPOINTS
 from schemas.errors import ReplayError, ServiceUnreachableError
-from schemas.server_state import is_outage
+from schemas.process.client_errors import kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -164,16 +164,13 @@ def answering(what: str) -> Iterator[None]:
     """Turn MongoDB's errors into one line: ServiceUnreachableError, or ReplayError if it answered with a refusal."""
     try:
         yield
-    except ConnectionFailure as error:  # server selection, time-outs and lost connections among them
-        raise ServiceUnreachableError(
-            f"MongoDB does not answer ({what})", "check MONGODB_URL and start again; nothing is lost"
-        ) from error
     except DuplicateKeyError:
         raise
     except PyMongoError as error:
-        if is_outage(error):
+        if kind_of(error) is ServiceUnreachableError:
+            code = getattr(error, "code", None)
             raise ServiceUnreachableError(
-                f"MongoDB does not answer ({what}: code {getattr(error, 'code', None)})",
-                "see that every shard has a primary that can be reached; nothing is lost",
+                f"MongoDB does not answer ({what}{f': code {code}' if code else ''})",
+                "check MONGODB_URL, and that every shard has a primary; start again, nothing is lost",
             ) from error
         raise ReplayError(f"MongoDB refused ({what}): {str(error)[:200]}", "see the server's log") from error

@@ -1,4 +1,16 @@
-"""Exceptions that carry what an operator asks for first. An ordinary outcome is a return value, never one of these."""
+"""Exceptions that carry what an operator asks for first. An ordinary outcome is a return value, never one of these.
+
+    ReplayError                       the work went wrong, or a server refused
+    ├── ServiceUnreachableError       an outage: the same call can succeed later
+    ├── BadInputError                 the call, a file or the configuration is wrong: it cannot
+    │   ├── MappingError              ... the source mapping
+    │   └── UnreadableTopicError      ... a record that has to be read
+    ├── UndecodableRecordError        bytes that are no record; its holder dead-letters it
+    │   └── UnknownSchemaError        ... of a schema that is not known here
+    └── CursorDidNotAdvanceError      a defect of the reader
+
+Packages add their own below these. Which of them a client library's error is: `schemas.process.client_errors`.
+"""
 
 from schemas.secrets import without_secrets
 from schemas.vocabulary import ExitCode
@@ -23,8 +35,10 @@ class BadInputError(ReplayError):
     exit_code = ExitCode.BAD_INPUT
 
 
-class ServiceUnreachableError(BadInputError):
-    """PostgreSQL, Kafka, MongoDB or the user directory does not answer."""
+class ServiceUnreachableError(ReplayError):
+    """PostgreSQL, Kafka, MongoDB or an HTTP service does not answer, or is in a state that passes."""
+
+    exit_code = ExitCode.BAD_INPUT  # of a command: the address may be wrong; see `worker_exit_code`
 
 
 def worker_exit_code(error: ReplayError) -> int:

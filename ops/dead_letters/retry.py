@@ -46,7 +46,7 @@ from ops.jobs.letters import (
 )
 from ops.progress import RunView, print_ledger, view_for
 from schemas.collections import RETRIES
-from schemas.errors import BadInputError, ReplayError, UnknownSchemaError, UnreadableTopicError
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError, UnknownSchemaError, UnreadableTopicError
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause, ExitCode
@@ -256,7 +256,7 @@ def retry_rows(
 
     try:
         result = replay(audit_ids)
-    except (BadInputError, JobAlreadyRunningError):
+    except (BadInputError, ServiceUnreachableError, JobAlreadyRunningError):
         retries.delete_one({"_id": attempt})  # nothing was tried
         raise
     except ReplayError as error:
