@@ -37,7 +37,7 @@ def kind(exception: type[BaseException]) -> type[ReplayError] | None:
     """Return what an exception of the class is, made without arguments, as far as the library allows."""
     error = exception.__new__(exception)
     if isinstance(error, OperationFailure):
-        OperationFailure.__init__(error, "")
+        OperationFailure.__init__(error, "", None, {})
     elif isinstance(error, EncryptionError):
         EncryptionError.__init__(error, Exception())
     return kind_of(error)
