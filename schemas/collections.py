@@ -17,4 +17,4 @@ AUDIT_LOG = "crm_replay_audit_log"
 ENRICHMENTS = "crm_replay_enrichments"  # one document an account: the position of its enrichment
 FEEDS = "crm_replay_feeds"
 SEALS = "crm_replay_seals"  # id segments that were proved equal, and by which fingerprints
-MIGRATIONS = "crm_replay_migrations"  # the steps that are done
+APPLIED_MIGRATIONS = "crm_replay_migrations"  # the steps that are done

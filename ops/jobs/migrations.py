@@ -20,6 +20,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError
 
 from schemas.collections import (
     ACTIVITY_LOGS,
+    APPLIED_MIGRATIONS,
     AUDIT_LOG,
     CHECKPOINTS,
     CONTACT_ID_MAP,
@@ -218,7 +219,7 @@ def _checked(version: int | None, default: int) -> int:
 
 
 def _records(database: Any) -> dict[int, Document]:
-    return {r["_id"]: r for r in database[MIGRATIONS].find({"_id": {"$type": "number"}})}
+    return {r["_id"]: r for r in database[APPLIED_MIGRATIONS].find({"_id": {"$type": "number"}})}
 
 
 def _not_newer(database: Any) -> dict[int, Document]:
@@ -238,7 +239,7 @@ def _is_applied(record: Mapping[str, Any] | None) -> bool:
 
 def _apply(database: Any, migration: Migration, begun: Mapping[str, Any] | None) -> None:
     """Make what the step needs. `begun` is the record of an attempt that died: what it noted counts as made by us."""
-    records: Documents = database[MIGRATIONS]
+    records: Documents = database[APPLIED_MIGRATIONS]
     existing = set(database.list_collection_names())
     noted_collections = set((begun or {}).get("collections", ()))
     noted_indexes = {tuple(pair) for pair in (begun or {}).get("indexes", ())}
@@ -285,7 +286,7 @@ def _why(error: OperationFailure, migration: Migration) -> ReplayError:
 
 
 def _revert(database: Any, migration: Migration, record: Mapping[str, Any]) -> None:
-    records: Documents = database[MIGRATIONS]
+    records: Documents = database[APPLIED_MIGRATIONS]
     # Dying after this line: the step no longer counts as applied, and its record still says what is left to undo.
     records.update_one({"_id": migration.version}, {"$set": {"state": "reverting", "applied_at": None}})
     _undo(database, migration, record)
@@ -452,7 +453,7 @@ class _Lock:
 
 @contextlib.contextmanager
 def _locked(database: Any, wait_s: float) -> Iterator[_Lock]:
-    lock = _Lock(database[MIGRATIONS], uuid.uuid4().hex)
+    lock = _Lock(database[APPLIED_MIGRATIONS], uuid.uuid4().hex)
     lock.acquire(wait_s)
     try:
         yield lock
