@@ -33,7 +33,8 @@ from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.identity import external_id_of
 from schemas.job import LiveFeed
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
-from sink.feed.sink import account_in, totals_by_account
+from sink.feed.decoding import account_in
+from sink.feed.progress import totals_by_account
 from sink.indexes import UNIQUE_EXTERNAL_ID
 
 LOOK_UP_MAX = 1_000

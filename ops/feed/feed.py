@@ -58,7 +58,7 @@ from schemas.source.mapping import load
 from schemas.topics import LIVE_FEED, LIVE_TOPIC
 from schemas.vocabulary import ExitCode
 from sink.database import connect
-from sink.feed.sink import totals_by_account
+from sink.feed.progress import totals_by_account
 from sink.progress import RunTotals
 
 POLL_EVERY_S = 0.5

@@ -19,11 +19,11 @@ from schemas.identity import replay_id
 from schemas.process.topic_watch import TopicReplacedError
 from schemas.records import AuditEvent
 from schemas.vocabulary import DeadLetterCause
-from sink.consumer import HaltedError, OutcomesLostError
 from sink.dead_letters import DeadLetterTopic
 from sink.documents import ID_BYTES
 from sink.effects import Effect
-from sink.halting import JobGate
+from sink.group import OutcomesLostError
+from sink.halting import HaltedError, JobGate
 from sink.indexes import UNIQUE_EXTERNAL_ID
 from sink.progress import Progress, RunTotals
 from tests.integration.sink.conftest import CODEC, Account
