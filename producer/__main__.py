@@ -23,7 +23,7 @@ from producer.audits import AuditReader, connect, resolve
 from producer.checkpoint import Checkpoint
 from producer.cursor import next_number, share_out
 from producer.messages import Encoder
-from producer.parallel import EXIT_STOPPED, Stopped, end_with_parent, ranges_of_run, read_in_children, split_for
+from producer.parallel import Stopped, end_with_parent, ranges_of_run, read_in_children, split_for
 from producer.publisher import Publisher
 from producer.settings import job_from, settings_from_environment
 from producer.snapshot import Bounds, Snapshot
@@ -36,6 +36,7 @@ from schemas.process.exposition import PORT_VARIABLE, serving
 from schemas.process.registry import codec_for
 from schemas.source.mapping import load
 from schemas.source.person import record_key
+from schemas.vocabulary import ExitCode
 
 logger = logging.getLogger("producer")
 
@@ -140,7 +141,7 @@ def main() -> int:
         run(only)
     except Stopped:
         logger.info("stopped on request; start again to go on from the saved cursor")
-        return EXIT_STOPPED
+        return ExitCode.STOPPED
     except ReplayError as error:
         logger.error("%s", error)
         return worker_exit_code(error)

@@ -9,15 +9,14 @@ from typing import Any, Protocol
 
 from pymongo import UpdateOne, WriteConcern
 from pymongo.database import Database
-from pymongo.errors import ConnectionFailure, DuplicateKeyError, PyMongoError
+from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from producer.cursor import Gap, IdRange
+from schemas.collections import CHECKPOINTS
 from schemas.errors import ReplayError, ServiceUnreachableError
-from schemas.server_state import is_outage
+from schemas.process.client_errors import kind_of
 
 logger = logging.getLogger(__name__)
-
-COLLECTION = "crm_replay_checkpoints"
 
 FIRST_FENCE = 1
 # More than a process can begin: it splits for 64 readers at most, and begins one late range.
@@ -61,7 +60,7 @@ class Checkpoint:
         nothing is saved under this one, so a process that slept through the end of its runner's lease publishes at most
         the page whose gaps it had saved before.
         """
-        self._collection = database.get_collection(COLLECTION, write_concern=WriteConcern(w="majority", j=True))
+        self._collection = database.get_collection(CHECKPOINTS, write_concern=WriteConcern(w="majority", j=True))
         self._job_id = job_id
         self._run = run
         self._fence = fence
@@ -165,16 +164,13 @@ def answering(what: str) -> Iterator[None]:
     """Turn MongoDB's errors into one line: ServiceUnreachableError, or ReplayError if it answered with a refusal."""
     try:
         yield
-    except ConnectionFailure as error:  # server selection, time-outs and lost connections among them
-        raise ServiceUnreachableError(
-            f"MongoDB does not answer ({what})", "check MONGODB_URL and start again; nothing is lost"
-        ) from error
     except DuplicateKeyError:
         raise
     except PyMongoError as error:
-        if is_outage(error):
+        if kind_of(error) is ServiceUnreachableError:
+            code = getattr(error, "code", None)
             raise ServiceUnreachableError(
-                f"MongoDB does not answer ({what}: code {getattr(error, 'code', None)})",
-                "see that every shard has a primary that can be reached; nothing is lost",
+                f"MongoDB does not answer ({what}{f': code {code}' if code else ''})",
+                "check MONGODB_URL, and that every shard has a primary; start again, nothing is lost",
             ) from error
         raise ReplayError(f"MongoDB refused ({what}): {str(error)[:200]}", "see the server's log") from error

@@ -15,11 +15,10 @@ from collections.abc import Callable, Sequence
 from producer.checkpoint import Saves
 from producer.cursor import IdRange, reconcile, split
 from schemas.errors import BadInputError, ReplayError
+from schemas.vocabulary import ExitCode
 
 logger = logging.getLogger(__name__)
 
-EXIT_STOPPED = 3
-EXIT_ORPHANED = 4
 CHILD_POLL_S = 0.2
 
 Spread = Callable[[], Sequence[int]]
@@ -95,9 +94,9 @@ def read_in_children(lots: Sequence[Sequence[IdRange]], stop: Callable[[], bool]
             if child.stdin is not None:
                 child.stdin.close()  # ends whatever still runs
             child.wait()
-    worst = next((code for code in codes if code not in (0, EXIT_STOPPED)), 0)
+    worst = next((code for code in codes if code not in (0, ExitCode.STOPPED)), 0)
     if worst:
-        error = BadInputError if worst == BadInputError.exit_code else ReplayError
+        error = BadInputError if worst == ExitCode.BAD_INPUT else ReplayError
         raise error(f"a reader of an id range ended with code {worst}", "see what it said above, and start again")
     if any(codes):
         raise Stopped
@@ -109,6 +108,6 @@ def end_with_parent() -> None:
     def watch() -> None:
         while os.read(0, 1):  # not sys.stdin: its lock must not be held when the interpreter ends
             pass
-        os._exit(EXIT_ORPHANED)
+        os._exit(ExitCode.ORPHANED)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

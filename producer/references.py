@@ -20,6 +20,7 @@ from producer.publisher import Publisher
 from producer.topics import check_topics, message_bytes_max, messages_held, offsets_held_by
 from schemas import stored
 from schemas.codec import Codec
+from schemas.collections import CONTACT_ID_MAP, CONTACTS
 from schemas.records import Contact, Referent, User
 from schemas.source.contact_rules import (
     CONTACT_FIELDS,
@@ -234,15 +235,13 @@ def find_contacts(mongo: Database[Document], company_sso_id: str) -> FoundContac
     ours = {"company_sso_id": company_sso_id}
     with mongo_answering("reading the contacts"):
         by_map: dict[str, set[str]] = {}
-        for entry in stored.find(
-            mongo["crm_contact_id_map"], ours, MAP_FIELDS, undecodable.report, batch_size=FETCH_ROWS
-        ):
+        for entry in stored.find(mongo[CONTACT_ID_MAP], ours, MAP_FIELDS, undecodable.report, batch_size=FETCH_ROWS):
             person_id, mapped_to = person_key(entry.get("crm_person_id")), customer_key(entry.get("customer_id"))
             if person_id is not None and mapped_to is not None and entry["company_sso_id"] == company_sso_id:
                 by_map.setdefault(person_id, set()).add(mapped_to)
         wanted = set().union(*by_map.values())
         created: dict[str, int] = {}  # of the wanted customers
-        contacts = stored.find(mongo["contacts"], ours, CONTACT_FIELDS, undecodable.report, batch_size=FETCH_ROWS)
+        contacts = stored.find(mongo[CONTACTS], ours, CONTACT_FIELDS, undecodable.report, batch_size=FETCH_ROWS)
         for contact in contacts:
             if contact["company_sso_id"] != company_sso_id:
                 continue  # it is in a list of accounts: whose it is, is not said

@@ -1,12 +1,25 @@
-"""Exceptions that carry what an operator asks for first. An ordinary outcome is a return value, never one of these."""
+"""Exceptions that carry what an operator asks for first. An ordinary outcome is a return value, never one of these.
+
+    ReplayError                       the work went wrong, or a server refused
+    ├── ServiceUnreachableError       an outage: the same call can succeed later
+    ├── BadInputError                 the call, a file or the configuration is wrong: it cannot
+    │   ├── MappingError              ... the source mapping
+    │   └── UnreadableTopicError      ... a record that has to be read
+    ├── UndecodableRecordError        bytes that are no record; its holder dead-letters it
+    │   └── UnknownSchemaError        ... of a schema that is not known here
+    └── CursorDidNotAdvanceError      a defect of the reader
+
+Packages add their own below these. Which of them a client library's error is: `schemas.process.client_errors`.
+"""
 
 from schemas.secrets import without_secrets
+from schemas.vocabulary import ExitCode
 
 
 class ReplayError(Exception):
     """Something the operator has to act on: `what` went wrong and what `to_do` about it."""
 
-    exit_code = 1  # of the command line
+    exit_code = ExitCode.FAILED
 
     def __init__(self, what: str, to_do: str = "") -> None:
         """One line each, without a final full stop. Of an address in `what`, users and passwords are left out."""
@@ -19,11 +32,13 @@ class ReplayError(Exception):
 class BadInputError(ReplayError):
     """The call, a file or a server's address is wrong; nothing has been changed."""
 
-    exit_code = 2
+    exit_code = ExitCode.BAD_INPUT
 
 
-class ServiceUnreachableError(BadInputError):
-    """PostgreSQL, Kafka, MongoDB or the user directory does not answer."""
+class ServiceUnreachableError(ReplayError):
+    """PostgreSQL, Kafka, MongoDB or an HTTP service does not answer, or is in a state that passes."""
+
+    exit_code = ExitCode.BAD_INPUT  # of a command: the address may be wrong; see `worker_exit_code`
 
 
 def worker_exit_code(error: ReplayError) -> int:
@@ -31,7 +46,7 @@ def worker_exit_code(error: ReplayError) -> int:
 
     A server that does not answer is worth another start: whoever started the worker has reached it before.
     """
-    return ReplayError.exit_code if isinstance(error, ServiceUnreachableError) else error.exit_code
+    return ExitCode.FAILED if isinstance(error, ServiceUnreachableError) else error.exit_code
 
 
 class MappingError(BadInputError):

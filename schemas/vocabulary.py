@@ -1,7 +1,7 @@
 """Closed vocabularies. Their values are stored, sent and graphed: add values, never rename one."""
 
 import re
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 
 class SkipReason(StrEnum):
@@ -69,6 +69,22 @@ class FellBack(StrEnum):
     NO_USER = "no_user"  # the CRM has no row with this id
     OTHER_TYPE = "other_type"  # the id is that of something else than a user
     USERNAME_ONLY = "username_only"  # no id at all
+
+
+class ExitCode(IntEnum):
+    """How a command or a worker ends. Scripts and supervisors rely on it: no code changes its meaning.
+
+    A worker is started again after FAILED, and not after what another start would end with too.
+    """
+
+    DONE = 0  # also a worker that was asked to stop, but for a producer
+    FAILED = 1  # the work went wrong: halted, out of balance, an outage, a defect
+    BAD_INPUT = 2  # the call, a file or an address is wrong; nothing has been changed
+    HALTED = 3  # of a sink: the job is halted, offsets are kept
+    TOPIC_REPLACED = 4  # of a worker or a live feed: its topic is another one than the one that was consumed
+    STOPPED = 5  # of a producer: asked to stop before the end, the cursor is kept
+    ORPHANED = 6  # of a producer's reader: its parent is gone
+    INTERRUPTED = 130  # of a command, as shells have it: 128 + SIGINT; can be resumed
 
 
 class MarkerEdge(StrEnum):

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import time
+from functools import partial
 
 from pymongo.database import Database
 
@@ -19,6 +20,7 @@ from sink.consumer import Sink
 from sink.database import Document, connect
 from sink.effects import Seam, straight
 from sink.feed import sink as live
+from sink.replay import replay_parts
 from sink.settings import load_settings
 
 CONNECT_EVERY_S = 1.0
@@ -51,10 +53,10 @@ def main(seam: Seam = straight) -> int:
         database = connect_patiently(connections, settings.sink_patience_s)
         try:
             kafka, codec = connections.kafka(), codec_for(connections.schema_registry_url)
-            if isinstance(settings, live.LiveSinkSettings):
-                sink: Sink = live.LiveSink(settings, kafka, database, codec, seam=seam, traces=traces)
-            else:
-                sink = Sink(settings, kafka, database, codec, seam=seam, traces=traces)
+            parts = (
+                partial(live.feed_parts, settings.job) if isinstance(settings, live.LiveSinkSettings) else replay_parts
+            )
+            sink = Sink(settings, kafka, database, codec, parts, seam=seam, traces=traces)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: sink.stop())
             gc.freeze()  # what the imports made stays: the collector need not look at it with every batch

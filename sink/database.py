@@ -8,11 +8,11 @@ from pymongo.database import Database
 from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 from pymongo.write_concern import WriteConcern
 
+from schemas.collections import JOBS
 from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.process.connections import Connections
 from schemas.secrets import about
 from schemas.server_state import is_outage
-from sink.indexes import JOBS
 
 Document = dict[str, Any]
 Documents = Collection[Document]

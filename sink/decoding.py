@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 from schemas.codec import Codec
 from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
+from schemas.identity import ID_BYTES
 from schemas.job import ReplayJob
 from schemas.process.tracing import UNTRACED, Work
 from schemas.records import ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker
 from schemas.vocabulary import ActorKind, DeadLetterCause, MarkerEdge, SkipReason, countable
 from sink.counting import FELL_BACK, NO_OFFSET, Bin, Decided
-from sink.documents import BSON_LENGTH_BYTES, ID_BYTES, AccountCheck, BatchOutcome, IdMaker, is_whole
+from sink.documents import BSON_LENGTH_BYTES, AccountCheck, BatchOutcome, IdMaker, is_whole
 
 # How the actor «[Deleted CRM User]» is encoded: a document `actor` that begins with the text `type`.
 _ACTOR = b"\x03actor\x00"

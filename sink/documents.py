@@ -7,9 +7,8 @@ from typing import Any
 
 import bson
 
-OBJECT_ID_FIELD = b"\x07_id\x00"  # BSON: type ObjectId, name "_id"
-RUN_BYTES, AUDIT_ID_BYTES = 4, 8  # the twelve bytes of an ObjectId
-ID_BYTES = len(OBJECT_ID_FIELD) + RUN_BYTES + AUDIT_ID_BYTES  # what the sink adds to a document
+from schemas.identity import AUDIT_ID_BYTES, ID_BYTES, OBJECT_ID_FIELD, RUN_BYTES, replay_id
+
 BSON_LENGTH_BYTES = 4
 BSON_BYTES_MIN = 5  # an empty document
 DEPTH_MAX = 180  # levels of nesting that MongoDB stores
@@ -43,21 +42,12 @@ class BatchOutcome:
     failed: Mapping[int, Refusal] = field(default_factory=dict)
 
 
-def object_id(run: int, audit_id: int) -> bytes:
-    """Return the 12 bytes of a document's `_id`: four of the run, eight of the audit row.
-
-    So a record that Kafka delivers to this run again meets its own `_id`, and is told apart from a document of an
-    earlier run, which only meets the unique index.
-    """
-    return run.to_bytes(RUN_BYTES, "big") + audit_id.to_bytes(AUDIT_ID_BYTES, "big")
-
-
 class IdMaker:
     """Puts the `_id` of one run in front of documents."""
 
     def __init__(self, run: int) -> None:
         """`run` is the first half of every `_id` made."""
-        self._start = OBJECT_ID_FIELD + object_id(run, 0)[:RUN_BYTES]
+        self._start = OBJECT_ID_FIELD + replay_id(run, 0)[:RUN_BYTES]
 
     def __call__(self, audit_id: int, document: bytes) -> bytes:
         """Return the BSON document with its `_id` in front; the rest is copied, never decoded."""

@@ -1,12 +1,26 @@
 """I/O: the one update that halts a job of which too many records have failed (`failure_rate` has the rule)."""
 
 import datetime as dt
+import time
 from typing import Any
 
-from schemas.vocabulary import JobStatus
+from schemas.errors import ReplayError
+from schemas.job import ReplayJob
+from schemas.vocabulary import ExitCode, JobStatus
 from sink.database import Document, Documents
-from sink.failure_rate import halt_reason, seen_of, too_many_failed
+from sink.failure_rate import halt_reason, seen_of, too_many_failed, what_to_do
 from sink.job_counts import Repaired, RunTotals, job_fields, present, repaired_in
+from sink.progress import Progress
+from sink.waiting import Waiting
+
+GATE_EVERY_S = 1.0  # how long a halt by another sink or an operator may go unnoticed
+END_CHECK_S = 0.25
+
+
+class HaltedError(ReplayError):
+    """The job is halted, or this run may not write any more; offsets are kept."""
+
+    exit_code = ExitCode.HALTED
 
 
 class JobGate:
@@ -90,3 +104,41 @@ class JobGate:
             },
             {"$set": fields},
         )
+
+
+class ReplayGate:
+    """Ends a sink whose job is halted, halts one of which too many records have failed, and knows the run's end."""
+
+    def __init__(self, jobs: Documents, job: ReplayJob, progress: Progress, waiting: Waiting) -> None:
+        """`jobs` is `crm_activity_log_migration_jobs`."""
+        self._job = job
+        self._gate = JobGate(jobs, job.job_id, job.run)
+        self._progress = progress
+        self._until_answered = waiting.until_answered
+        self._seen_at = 0.0
+        self._end_seen_at = 0.0
+
+    def check(self, *, at_once: bool) -> None:
+        """Raise HaltedError if the job does not go on; halt it if too many records have failed."""
+        now = time.monotonic()
+        if not at_once and now - self._seen_at < GATE_EVERY_S:
+            return
+        self._seen_at = now
+        closed = self._until_answered("MongoDB", self._gate.closed_because)
+        if closed is not None:
+            self._until_answered("MongoDB", lambda: self._gate.settle(self._progress.totals()))
+            raise HaltedError(closed, "offsets are kept; crm-replay resume goes on where it stopped")
+        totals = self._until_answered("MongoDB", self._progress.totals)
+        if self._gate.too_many(totals):
+            reason = self._until_answered("MongoDB", lambda: self._gate.halt(totals))
+            self._until_answered("MongoDB", lambda: self._gate.settle(self._progress.totals()))
+            raise HaltedError(reason, what_to_do(self._job.company_sso_id))
+
+    def has_ended(self) -> bool:
+        """Return whether the sinks have counted the end of every partition of the run."""
+        now = time.monotonic()
+        if now - self._end_seen_at < END_CHECK_S:
+            return False
+        self._end_seen_at = now
+        totals = self._until_answered("MongoDB", self._progress.totals)
+        return totals.partitions_ended >= self._job.partitions

@@ -1,25 +1,21 @@
-"""The collections, the unique idempotency index and its neighbours. Definitions: ops.jobs.migrations makes them."""
+"""The unique idempotency index and its neighbours. Definitions: ops.jobs.migrations makes them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ACTIVITY_LOGS = "activity_logs"
-CONTACTS = "contacts"
-CONTACT_ID_MAP = "crm_contact_id_map"
-JOBS = "crm_activity_log_migration_jobs"
-PROGRESS = "crm_replay_progress"
-COUNTERS = "crm_replay_counters"
-CHECKPOINTS = "crm_replay_checkpoints"  # the snapshot's cursors; producer.checkpoint writes them
-RETRIES = "crm_replay_retries"  # of dead letters; ops.dead_letters.retry writes them
-FLAGS = "crm_replay_flags"  # ops.jobs.flags
-TASKS = "crm_replay_tasks"  # ops.jobs.tasks
-AUDIT_LOG = "crm_replay_audit_log"  # ops.jobs.audit_log
-ENRICHMENTS = "crm_replay_enrichments"  # one document an account: how far its enrichment is; ops.enrich.run
-FEEDS = "crm_replay_feeds"  # live feeds; ops.feed.feed
-SEALS = "crm_replay_seals"  # id segments that were proved equal, and by which fingerprints; ops.checks.verify
-
-SOURCE_TAG = "crm_migration"  # documents of the replay; the live feed has none
+from schemas.collections import (
+    ACTIVITY_LOGS,
+    AUDIT_LOG,
+    CHECKPOINTS,
+    CONTACT_ID_MAP,
+    CONTACTS,
+    JOBS,
+    PROGRESS,
+    RETRIES,
+    SEALS,
+    TASKS,
+)
 
 # The only logs that lack names when they are written, so the only ones the enricher looks for.
 ENRICHED_ACTIONS = ("link", "unlink", "won", "resolved", "completed")

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from schemas.collections import ACTIVITY_LOGS
+from schemas.identity import EXTERNAL_ID_END, EXTERNAL_ID_PREFIX
 from sink.database import Documents
-from sink.indexes import ACTIVITY_LOGS, UNIQUE_EXTERNAL_ID
+from sink.indexes import UNIQUE_EXTERNAL_ID
 from sink.rollback import EXACTLY, PRIMARY_KEY, RollbackFailedError
 
 BATCH_DOCUMENTS = 1_000
-PREFIX, BEHIND_PREFIX = "crm_audit:", "crm_audit;"  # every external_id of ours lies between them
 
 
 def of_person(company_sso_id: str, person_id: str, customer_ids: Iterable[str] = ()) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def of_person(company_sso_id: str, person_id: str, customer_ids: Iterable[str] =
         named.append({"customer_id": {"$in": customers}, "metadata.crm_person_id": {"$exists": False}})
     return {
         "company_sso_id": company_sso_id,
-        "external_id": {"$gte": PREFIX, "$lt": BEHIND_PREFIX},
+        "external_id": {"$gte": EXTERNAL_ID_PREFIX, "$lt": EXTERNAL_ID_END},
         "$or": named,
     }
 

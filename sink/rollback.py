@@ -5,9 +5,11 @@ from typing import Any
 
 from pymongo.collation import Collation
 
+from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import ReplayError
+from schemas.identity import SOURCE_TAG
 from sink.database import Documents
-from sink.indexes import ACTIVITY_LOGS, COMPANY_SOURCE_TAG, SOURCE_TAG
+from sink.indexes import COMPANY_SOURCE_TAG
 
 PRIMARY_KEY = "_id_"  # the name that every server gives that index
 # Byte by byte, whatever the collection says: where its collation ignores case, another tenant could be this one.

@@ -20,10 +20,11 @@ from psycopg import sql
 
 from ops.kafka import admin as kafka_admin
 from producer.publisher import PRODUCER_CONFIG
+from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
 from schemas.topics import AccountTopics
-from sink.indexes import ACTIVITY_LOGS, UNIQUE_EXTERNAL_ID
+from sink.indexes import UNIQUE_EXTERNAL_ID
 
 HELD_MAX = 100_000  # records or documents in memory at once
 TOPIC = "crm.bench.limits"

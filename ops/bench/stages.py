@@ -54,6 +54,7 @@ from ops.runner.processes import child_environment, python_module
 from ops.runner.replay import run_account
 from producer import markers, references
 from producer.survey import survey
+from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
 from schemas.process.registry import codec_for
@@ -61,7 +62,6 @@ from schemas.records import Contact
 from schemas.source.mapping import load
 from schemas.topics import AccountTopics
 from sink.database import connect
-from sink.indexes import ACTIVITY_LOGS
 from sink.match_key import Outcome
 
 NAME = "crm_replay_bench"

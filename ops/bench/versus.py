@@ -20,10 +20,10 @@ from typing import Any
 
 import psycopg
 
+from schemas.collections import CONTACTS
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
 from sink.database import connect
-from sink.indexes import CONTACTS
 
 ACCOUNT = "versus"
 PERSONS = range(50_000, 90_000)  # whom the peer's rows name

@@ -25,6 +25,7 @@ from ops.feed.connector import (
 from schemas.errors import BadInputError
 from schemas.source.mapping import load
 from schemas.topics import LIVE_TOPIC
+from schemas.vocabulary import ExitCode
 
 app = typer.Typer(help="The Debezium connector that feeds the live topic.", no_args_is_help=True)
 Name = Annotated[str, typer.Option(help="Of the connector, its replication slot and its publication.")]
@@ -96,7 +97,7 @@ def status_command(name: Name = DEFAULT_NAME, as_json: AsJson = False) -> None:
         found = status(connect, dsn, name)
     _print(found, as_json=as_json)
     if not found.running:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @app.command("remove")

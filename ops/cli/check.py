@@ -14,6 +14,7 @@ from ops.cli import host
 from ops.progress import view_for
 from schemas.errors import BadInputError
 from schemas.topics import encode_account
+from schemas.vocabulary import ExitCode
 
 MARKS = {Verdict.OK: ("ok  ", "green"), Verdict.WARN: ("warn", "yellow"), Verdict.FAIL: ("FAIL", "bold red")}
 
@@ -60,7 +61,7 @@ def check(
     else:
         print_results(Console(), results)
     if not results.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def print_results(console: Console, results: Results) -> None:

@@ -20,6 +20,7 @@ from ops.local.sample.contacts import seed_contacts
 from ops.progress import generating, view_for
 from ops.runner.options import RunOptions, RunResult
 from ops.runner.replay import run_account
+from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
 from sink.database import connect
@@ -105,7 +106,7 @@ def _replay(console: Console, account: str, mapping: str, connections: Connectio
 def _show_documents(console: Console, database: Any, account: str) -> None:
     console.print(f"\nA few of the activity logs of {account}:", style="bold", highlight=False)
     for category in ("contact", "deal", "task"):
-        found = database["activity_logs"].find_one({"company_sso_id": account, "category": category})
+        found = database[ACTIVITY_LOGS].find_one({"company_sso_id": account, "category": category})
         if found is not None:
             console.print_json(json.dumps(found, default=str), indent=2)
 

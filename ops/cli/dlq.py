@@ -44,7 +44,7 @@ from schemas.errors import BadInputError, ReplayError
 from schemas.job import LiveFeed
 from schemas.records import DeadLetter
 from schemas.topics import AccountTopics
-from schemas.vocabulary import DeadLetterCause
+from schemas.vocabulary import DeadLetterCause, ExitCode
 from sink.database import connect
 
 SHOWN_CHARACTERS_MAX = 20_000  # of one field of a payload, on a terminal; --json has all of it
@@ -326,7 +326,7 @@ def retry(
     if not (result.ledger.balanced and result.ledger.documents_agree):
         raise ReplayError(f"the ledger of {account} is out of balance", result.job.error or "")
     if any(outcome == "failed" for outcome, _ in outcomes.values()):
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,7 +409,7 @@ def _retry_feed(
         if not sent.passed:
             typer.echo("the feed has not taken all of them yet: does crm-replay live run?")
     if failed or not_sent:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _replay(place: Place, mapping: str, processors: int, sinks: int, view: RunView) -> Callable[[Sequence[int]], Any]:

@@ -13,6 +13,7 @@ from ops.checks.dry_run.model import Report
 from ops.cli import host
 from ops.jobs.letters import printable
 from ops.progress import view_for
+from schemas.vocabulary import ExitCode
 
 
 def dry_run(
@@ -53,7 +54,7 @@ def dry_run(
     else:
         print_report(Console(), report)
     if report.would_halt:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def print_report(console: Console, report: Report) -> None:

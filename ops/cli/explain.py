@@ -7,11 +7,12 @@ import typer
 from rich.console import Console
 
 from ops.checks.explain.story import told, verdict
-from ops.checks.explain.tell import BIGINT_MAX, explain_row
+from ops.checks.explain.tell import explain_row
 from ops.cli import host
 from ops.cli.options import Account, AsJson, JobMapping
 from ops.progress import view_for
 from schemas.errors import BadInputError
+from schemas.identity import AUDIT_ID_MAX
 from schemas.topics import LIVE_FEED
 from schemas.vocabulary import SkipReason
 
@@ -29,8 +30,8 @@ def explain(
 
     Exit code 0: the story could be told, a server that did not answer is named in it. 2: the call is wrong.
     """
-    if not (audit_id.isascii() and audit_id.isdigit() and len(audit_id) <= 19 and 0 < int(audit_id) <= BIGINT_MAX):
-        raise BadInputError(f"{audit_id} is no audit id", f"give one number, 1 to {BIGINT_MAX}")
+    if not (audit_id.isascii() and audit_id.isdigit() and len(audit_id) <= 19 and 0 < int(audit_id) <= AUDIT_ID_MAX):
+        raise BadInputError(f"{audit_id} is no audit id", f"give one number, 1 to {AUDIT_ID_MAX}")
     view = view_for(Console(stderr=True))
     try:
         story = explain_row(account, int(audit_id), host.connections(), mapping, view, feed)

@@ -22,10 +22,11 @@ from rich.console import Console
 from typer.exceptions import Abort, Exit, TyperException
 
 from schemas.errors import ReplayError
+from schemas.process.client_errors import kind_of, server_of
 from schemas.secrets import without_secrets
+from schemas.vocabulary import ExitCode
 
 GC_THRESHOLD = 50_000  # imports make some 100,000 objects, and all of them stay
-SERVERS = {"cimpl": "Kafka", "pymongo": "MongoDB", "psycopg": "PostgreSQL"}  # by the package whose error it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +134,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     except TyperException as error:  # a usage error shows how the command is called
         show = getattr(error, "show", None)
         show() if show is not None else Console(stderr=True).print(f"crm-replay: {error}", markup=False)
-        sys.exit(2)
+        sys.exit(ExitCode.BAD_INPUT)
     except (KeyboardInterrupt, Abort):
         Console(stderr=True).print("crm-replay: interrupted", style="red")
-        sys.exit(130)
+        sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:
         failed = of_a_server(error)
         if failed is None:
             raise  # a defect of ours: its trace is what helps
         _say(failed)
-        sys.exit(failed.exit_code)
+        sys.exit(ExitCode.FAILED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -158,13 +159,13 @@ def of_a_server(error: Exception) -> ReplayError | None:
 
     Commands say themselves that a server is not there. This is for one that goes away, or refuses, in the middle.
     """
-    server = SERVERS.get(type(error).__module__.partition(".")[0])
-    if server is None:
+    server, kind = server_of(error), kind_of(error)
+    if server is None or kind is None:
         return None
     what = type(error).__name__  # its text can quote a document or a row, but for Kafka's
     if server == "Kafka" and error.args:
         what = str(getattr(error.args[0], "str", lambda: what)())
-    return ReplayError(
+    return kind(
         f"{server} failed while the command was at work ({what})", "look at the server, then run the same command again"
     )
 

@@ -15,6 +15,7 @@ from ops.checks.model import Verdict
 from ops.checks.preflight.model import Report
 from ops.cli import host
 from ops.progress import PLAIN_LINE_EVERY_S, view_for
+from schemas.vocabulary import ExitCode
 
 STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
 
@@ -67,7 +68,7 @@ def preflight(
         print_report(Console(), report)
     sys.stdout.flush()
     if not report.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def print_report(console: Console, report: Report) -> None:

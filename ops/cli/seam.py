@@ -12,6 +12,7 @@ from ops.cli import host
 from ops.progress import RunView, view_for
 from schemas.process.connections import Connections
 from schemas.topics import LIVE_FEED
+from schemas.vocabulary import ExitCode
 
 if TYPE_CHECKING:
     from ops.checks.seam.check import Report
@@ -59,7 +60,7 @@ def seam(
     else:
         print_report(Console(), report)
     if not report.clean:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def mend(report: "Report", mapping_path: str, feed: str, connections: Connections, view: RunView) -> dict[str, int]:

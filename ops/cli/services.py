@@ -19,6 +19,7 @@ from ops.local.services.stack import down as stop_servers
 from ops.local.services.stack import up as start_servers
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
+from schemas.vocabulary import ExitCode
 
 app = typer.Typer(
     help="Real PostgreSQL, Kafka and MongoDB on this machine, without Docker.",
@@ -133,7 +134,7 @@ def status_command(home: Home = None, as_json: AsJson = False) -> None:
             parts = (f"{one.service.value:<9}{one.state:<15}", one.url, process, one.problem, str(one.log or ""))
             typer.echo("  ".join(part for part in parts if part).rstrip())
     if any(one.state not in ("running", "environment") for one in found):
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @app.command()
@@ -145,7 +146,7 @@ def env(home: Home = None) -> None:
     for name, url in addresses.items():
         typer.echo(f"export {name}={shlex.quote(url)}")
     if not addresses:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @app.command()

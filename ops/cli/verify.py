@@ -15,6 +15,7 @@ from ops.cli import host
 from ops.cli.options import JobMapping
 from ops.progress import view_for
 from schemas.errors import BadInputError
+from schemas.vocabulary import ExitCode
 
 WHAT = {
     Kind.MISSING: "missing: a row without its document",
@@ -104,7 +105,7 @@ def verify(
     else:
         print_report(Console(), report)
     if not report.equal:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _confirm(what: str, *, yes: bool) -> None:

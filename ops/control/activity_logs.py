@@ -17,13 +17,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pymongo.errors import PyMongoError
 
 from ops.jobs import http_documents
-from ops.jobs.validation import BIGINT_MAX, EXTERNAL_ID_PREFIX, audit_id_of
 from processors.encoding.documents import encode, is_too_large
+from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError
+from schemas.identity import AUDIT_ID_MAX, EXTERNAL_ID_PREFIX, SOURCE_TAG, audit_id_of
 from schemas.topics import ACCOUNT_LENGTH_MAX, encode_account
 from schemas.vocabulary import SkipReason
 from sink.documents import is_sound
-from sink.indexes import ACTIVITY_LOGS, SOURCE_TAG
 from sink.writer import write_batch
 
 RECORDS_MAX = 20
@@ -99,7 +99,7 @@ def _shallow(value: Any) -> Any:
 
 def _audit_id(value: str) -> str:
     if audit_id_of(value) is None:
-        raise ValueError(f"{EXTERNAL_ID_PREFIX}<id of the row in audits>, at most {BIGINT_MAX}")
+        raise ValueError(f"{EXTERNAL_ID_PREFIX}<id of the row in audits>, at most {AUDIT_ID_MAX}")
     return value
 
 
@@ -146,9 +146,10 @@ class ActivityLogRecord(_Part):
     changes: list[Change] = Field(max_length=CHANGES_MAX)
     timestamp: Moment = Field(description="stored with milliseconds")
     external_id: Annotated[str, AfterValidator(_audit_id)] = Field(
-        pattern=r"^crm_audit:[1-9][0-9]{0,17}$", description="crm_audit:<audits.id>; decides what is a duplicate"
+        pattern=rf"^{EXTERNAL_ID_PREFIX}[1-9][0-9]{{0,17}}$",
+        description=f"{EXTERNAL_ID_PREFIX}<audits.id>; decides what is a duplicate",
     )
-    source_tag: Literal["crm_migration"] = Field("crm_migration", description="set, whether it is sent or not")
+    source_tag: Literal["crm_migration"] = Field(SOURCE_TAG, description="set, whether it is sent or not")
     metadata: dict[str, JsonValue] = Field(default_factory=dict, description="left out of the document when empty")
 
 

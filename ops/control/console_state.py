@@ -37,15 +37,14 @@ from ops.jobs.store import job_of
 from ops.jobs.tasks import Task, TaskKind, TaskStatus, TaskStore
 from ops.kafka.lag import FRESH_S
 from ops.kafka.topics import records, spans
-from producer.checkpoint import COLLECTION as CHECKPOINTS
 from schemas.codec import Codec
+from schemas.collections import CHECKPOINTS, JOBS, RETRIES
 from schemas.errors import UndecodableRecordError
 from schemas.process.registry import codec_for
 from schemas.records import DeadLetter
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
-from sink.indexes import JOBS
 
 HISTORY_MAX = 20
 TASKS_MAX = 50
@@ -57,7 +56,6 @@ ROWS_FRESH_S = 0.9
 ROWS_WHOLE_EVERY_S = 10.0
 CLOCKS_DIFFER_S = 5.0
 ROLLBACK_STALLED_S = 30.0
-RETRIES = "crm_replay_retries"  # one document an attempt, written by whoever retries
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,11 @@ from ops.control.job_metrics import enrichment_values, job_values
 from ops.jobs.jobs import Job
 from ops.jobs.letters import State
 from ops.kafka.lag import Lag
+from schemas.collections import ENRICHMENTS
 from schemas.errors import ReplayError
 from schemas.process.metrics import ACCOUNTS_MAX, Value
 from schemas.vocabulary import JobStatus
 from sink.database import Document
-from sink.indexes import ENRICHMENTS
 
 FRESH_S = 2.0
 JOBS_READ_MAX = 4 * ACCOUNTS_MAX  # the last started; accounts beyond them have not moved for long

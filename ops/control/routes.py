@@ -20,10 +20,10 @@ from ops.control.rollbacks import Rollbacks
 from ops.control.settings import ControlSettings
 from ops.control.status_reader import PublicStatus, Status, status_of
 from ops.jobs import migrations, requests
+from schemas.collections import JOBS
 from schemas.errors import ReplayError
 from schemas.process.exposition import Collected
 from schemas.vocabulary import JobStatus
-from sink.indexes import JOBS
 
 READY_TIMEOUT_S = 3.0
 JOBS_TIMEOUT_S = 8.0  # under the 10 s after which Prometheus gives up a scrape

@@ -29,13 +29,13 @@ from ops.kafka.topics import Span
 from ops.progress import RunView
 from processors.batches import PAYLOAD_BYTES_MAX
 from schemas.codec import Codec
+from schemas.collections import PROGRESS, RETRIES
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.job import LiveFeed
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
-from sink.feed.sink import account_in, totals_by_account
-from sink.indexes import PROGRESS
+from sink.feed.decoding import account_in
+from sink.feed.progress import totals_by_account
 
-RETRIES = "crm_replay_retries"  # one document an attempt; a feed's has `feed` and no account
 ANSWER_TIMEOUT_S = 30.0
 POLL_EVERY_S = 0.5
 

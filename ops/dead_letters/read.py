@@ -14,13 +14,13 @@ from ops.jobs.store import JobStore
 from ops.kafka.rows import Topics
 from ops.kafka.topics import records
 from ops.progress import RunView
+from schemas.collections import RETRIES
 from schemas.errors import UnknownSchemaError, UnreadableTopicError
 from schemas.job import LiveFeed
 from schemas.process.connections import Connections
 from schemas.records import SkippedRecord
 from schemas.topics import AccountTopics
 
-RETRIES = "crm_replay_retries"  # one document an attempt
 JOBS_MAX = 1_000
 
 

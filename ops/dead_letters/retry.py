@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from ops.dead_letters.read import RETRIES
 from ops.jobs.documents import rows_with_document
 from ops.jobs.letters import Outcome, grouped
 from ops.jobs.store import JobAlreadyRunningError, JobStore
 from ops.kafka.rows import Topics
 from ops.progress import RunView
-from schemas.errors import BadInputError, ReplayError
+from schemas.collections import RETRIES
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from schemas.topics import AccountTopics
 
@@ -61,7 +61,7 @@ def retry_rows(
 
     try:
         result = replay(audit_ids)
-    except (BadInputError, JobAlreadyRunningError):
+    except (BadInputError, ServiceUnreachableError, JobAlreadyRunningError):
         retries.delete_one({"_id": attempt})  # nothing was tried
         raise
     except ReplayError as error:

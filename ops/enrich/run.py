@@ -39,6 +39,7 @@ from producer.settings import settings_from_environment
 from producer.survey import count
 from producer.throttle import Pacer, Throttle
 from schemas.codec import Codec
+from schemas.collections import ACTIVITY_LOGS, ENRICHMENTS
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.process.connections import Connections
 from schemas.records import AuditEvent, Contact, Referent, User
@@ -47,7 +48,7 @@ from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
 from sink.database import connect as connect_mongodb
 from sink.enricher import Enricher
-from sink.indexes import ACTIVITY_LOGS, ENRICHED_ACTIONS, ENRICHED_CATEGORIES, ENRICHMENTS
+from sink.indexes import ENRICHED_ACTIONS, ENRICHED_CATEGORIES
 from sink.match_key import DELETED_REFERENCE, Association, Outcome
 
 BATCH_ROWS = 500  # association rows of a batch

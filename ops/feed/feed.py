@@ -40,6 +40,7 @@ from ops.runner.processes import (
     require_writable,
 )
 from producer import references
+from schemas.collections import FEEDS, PROGRESS
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.job import LiveFeed
 from schemas.process.connections import Connections
@@ -48,15 +49,14 @@ from schemas.process.registry import codec_for
 from schemas.process.topic_watch import TopicReplacedError
 from schemas.source.mapping import load
 from schemas.topics import LIVE_FEED, LIVE_TOPIC
+from schemas.vocabulary import ExitCode
 from sink.database import connect
-from sink.feed.sink import totals_by_account
-from sink.indexes import FEEDS, PROGRESS
+from sink.feed.progress import totals_by_account
 from sink.progress import RunTotals
 
 POLL_EVERY_S = 0.5
 SAY_EVERY_S = 30.0
 REST_S = 30.0  # after a process has ended again and again: an outage, for a feed is not given up
-BAD_INPUT = 2
 PROCESSORS = "processors"
 DRAIN_MAX_S = 60.0
 ANSWER_TIMEOUT_S = 10.0
@@ -415,8 +415,8 @@ def _processes(feed: LiveFeed, options: LiveOptions, connections: Connections) -
                 python_module(role),
                 env,
                 logs / f"{name}.log",
-                final_codes=frozenset({TopicReplacedError.exit_code}),
-                hopeless_codes=frozenset({BAD_INPUT}),
+                final_codes=frozenset({ExitCode.TOPIC_REPLACED}),
+                hopeless_codes=frozenset({ExitCode.BAD_INPUT}),
             )
 
 

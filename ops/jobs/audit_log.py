@@ -10,8 +10,8 @@ from typing import Any
 from bson.codec_options import CodecOptions
 from pymongo import DESCENDING
 
+from schemas.collections import AUDIT_LOG
 from sink.database import Document, Documents
-from sink.indexes import AUDIT_LOG
 
 OK = "ok"
 BEGUN = "begun"  # of what cannot be taken back: noted before it is done, and again with what came of it

@@ -17,11 +17,12 @@ from processors.rules.categories import RECORD_ACTIONS
 from producer.audits import AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
 from schemas import stored
+from schemas.collections import CONTACT_ID_MAP, CONTACTS
 from schemas.records import AuditEvent
 from schemas.source.contact_rules import person_key, person_of, spellings
 from schemas.source.mapping import SourceMapping
 from schemas.source.person import person_candidates
-from sink.indexes import CONTACT_BY_CRM_ID, CONTACT_ID_MAP, CONTACT_ID_MAP_UNIQUE, CONTACTS, Index
+from sink.indexes import CONTACT_BY_CRM_ID, CONTACT_ID_MAP_UNIQUE, Index
 
 ROWS_MAX = 30_000
 PERSONS_MAX = 10_000

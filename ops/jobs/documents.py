@@ -11,16 +11,19 @@ from typing import Any
 
 from pymongo.database import Database
 
-from ops.jobs.validation import EXTERNAL_ID_PREFIX
+from schemas.collections import ACTIVITY_LOGS
+from schemas.identity import EXTERNAL_ID_PREFIX, SOURCE_TAG, external_id_of
 from sink.database import Document, Documents
 from sink.identity import Identities, with_ids
-from sink.indexes import ACTIVITY_LOGS, COMPANY_SOURCE_TAG, SOURCE_TAG, UNIQUE_EXTERNAL_ID
+from sink.indexes import COMPANY_SOURCE_TAG, UNIQUE_EXTERNAL_ID
 
 LOOK_UP_MAX = 1_000  # external ids of a query whose documents come one by one
 SEGMENT_IDS = 10_000  # external ids of a query that counts, or whose documents come as raw batches
 RAW_DOCUMENTS = 20_000  # read at once
 # In a document of nothing else: only a whole text of the one form that we write is an id.
-_ID_IN_RAW = re.compile(rb"\x02external_id\x00.{4}crm_audit:(0|-?[1-9]\d{0,18})\x00\x00(?!\x00)", re.DOTALL)
+_ID_IN_RAW = re.compile(
+    rb"\x02external_id\x00.{4}%b(0|-?[1-9]\d{0,18})\x00\x00(?!\x00)" % EXTERNAL_ID_PREFIX.encode(), re.DOTALL
+)
 
 
 def of_rows(
@@ -39,7 +42,7 @@ def of_rows(
     company_sso_id = accounts if isinstance(accounts, str) else {"$in": list(accounts)}
     projection = {"_id": 0, "external_id": 1, **dict.fromkeys(fields, 1)}
     for ids in _parts(sorted(set(audit_ids)) if accounts else (), LOOK_UP_MAX):
-        names = {f"{EXTERNAL_ID_PREFIX}{audit_id}": audit_id for audit_id in ids}
+        names = {external_id_of(audit_id): audit_id for audit_id in ids}
         query = {"company_sso_id": company_sso_id, "external_id": {"$in": list(names)}}
         if tagged:
             query["source_tag"] = SOURCE_TAG
@@ -106,7 +109,7 @@ def _identities(
 def _segments(company_sso_id: str, audit_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield the queries for the documents of ours of these rows."""
     for ids in _parts(audit_ids, SEGMENT_IDS):
-        names = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in ids]
+        names = [external_id_of(audit_id) for audit_id in ids]
         yield {"company_sso_id": company_sso_id, "external_id": {"$in": names}, "source_tag": SOURCE_TAG}
 
 

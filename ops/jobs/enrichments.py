@@ -8,9 +8,9 @@ from typing import Any, Protocol
 from pydantic import BaseModel, Field
 
 from ops.jobs.jobs import Job
+from schemas.collections import JOBS
 from schemas.vocabulary import JobStatus
 from sink.database import Documents
-from sink.indexes import JOBS
 from sink.match_key import Outcome
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from bson.codec_options import CodecOptions
 
+from schemas.collections import FLAGS
 from schemas.topics import AccountTopics
 from sink.database import Document, Documents
-from sink.indexes import FLAGS
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,11 @@ from bson import ObjectId
 
 from ops.jobs import audit_log
 from ops.jobs.store import RUN_MAX
+from schemas.collections import ACTIVITY_LOGS
+from schemas.identity import AUDIT_ID_BYTES, RUN_BYTES, SOURCE_TAG
 from sink.database import Documents
-from sink.documents import AUDIT_ID_BYTES, PRIMARY_KEY_INDEX, RUN_BYTES
-from sink.indexes import ACTIVITY_LOGS, COMPANY_SOURCE_TAG, SOURCE_TAG
+from sink.documents import PRIMARY_KEY_INDEX
+from sink.indexes import COMPANY_SOURCE_TAG
 
 ACTION = "migrate"  # in the audit log
 FIRST_NUMBER = RUN_MAX + 1

@@ -18,48 +18,50 @@ from typing import Any
 from pymongo import ASCENDING
 from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError
 
+from schemas.collections import (
+    ACTIVITY_LOGS,
+    APPLIED_MIGRATIONS,
+    AUDIT_LOG,
+    CHECKPOINTS,
+    CONTACT_ID_MAP,
+    CONTACTS,
+    COUNTERS,
+    ENRICHMENTS,
+    FEEDS,
+    FLAGS,
+    JOBS,
+    PROGRESS,
+    RETRIES,
+    SEALS,
+    TASKS,
+)
 from schemas.errors import BadInputError, ReplayError
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
 from sink.indexes import (
-    ACTIVITY_LOGS,
-    AUDIT_LOG,
     AUDIT_LOG_BY_COMPANY,
     AUDIT_LOG_BY_TIME,
-    CHECKPOINTS,
     CHECKPOINTS_BY_RUN,
     COMPANY_SOURCE_TAG,
     CONTACT_BY_CRM_ID,
     CONTACT_BY_CUSTOMER,
-    CONTACT_ID_MAP,
     CONTACT_ID_MAP_UNIQUE,
-    CONTACTS,
-    COUNTERS,
     ENRICHMENT_MATCH,
-    ENRICHMENTS,
-    FEEDS,
-    FLAGS,
     INDEXES,
-    JOBS,
     JOBS_BY_COMPANY,
     LEGACY_LOGS,
     ONE_ACTIVE_TASK,
     ONE_FOLLOWS,
     ONE_RUNNING_JOB,
-    PROGRESS,
     PROGRESS_BY_RUN,
-    RETRIES,
     RETRIES_BY_COMPANY,
-    SEALS,
     SEALS_BY_COMPANY,
-    TASKS,
     TASKS_BY_COMPANY,
     UNIQUE_EXTERNAL_ID,
     UNIQUE_RUN,
     Index,
 )
 
-MIGRATIONS_COLLECTION = "crm_replay_migrations"
 LOCK = "lock"
 LOCK_EXPIRY_S = 60.0
 NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)  # expiry of a lock that nobody has held
@@ -217,7 +219,7 @@ def _checked(version: int | None, default: int) -> int:
 
 
 def _records(database: Any) -> dict[int, Document]:
-    return {r["_id"]: r for r in database[MIGRATIONS_COLLECTION].find({"_id": {"$type": "number"}})}
+    return {r["_id"]: r for r in database[APPLIED_MIGRATIONS].find({"_id": {"$type": "number"}})}
 
 
 def _not_newer(database: Any) -> dict[int, Document]:
@@ -237,7 +239,7 @@ def _is_applied(record: Mapping[str, Any] | None) -> bool:
 
 def _apply(database: Any, migration: Migration, begun: Mapping[str, Any] | None) -> None:
     """Make what the step needs. `begun` is the record of an attempt that died: what it noted counts as made by us."""
-    records: Documents = database[MIGRATIONS_COLLECTION]
+    records: Documents = database[APPLIED_MIGRATIONS]
     existing = set(database.list_collection_names())
     noted_collections = set((begun or {}).get("collections", ()))
     noted_indexes = {tuple(pair) for pair in (begun or {}).get("indexes", ())}
@@ -284,7 +286,7 @@ def _why(error: OperationFailure, migration: Migration) -> ReplayError:
 
 
 def _revert(database: Any, migration: Migration, record: Mapping[str, Any]) -> None:
-    records: Documents = database[MIGRATIONS_COLLECTION]
+    records: Documents = database[APPLIED_MIGRATIONS]
     # Dying after this line: the step no longer counts as applied, and its record still says what is left to undo.
     records.update_one({"_id": migration.version}, {"$set": {"state": "reverting", "applied_at": None}})
     _undo(database, migration, record)
@@ -451,7 +453,7 @@ class _Lock:
 
 @contextlib.contextmanager
 def _locked(database: Any, wait_s: float) -> Iterator[_Lock]:
-    lock = _Lock(database[MIGRATIONS_COLLECTION], uuid.uuid4().hex)
+    lock = _Lock(database[APPLIED_MIGRATIONS], uuid.uuid4().hex)
     lock.acquire(wait_s)
     try:
         yield lock

@@ -25,7 +25,7 @@ from schemas.errors import ReplayError
 from schemas.process.connections import Connections
 from schemas.source.mapping import load
 from schemas.topics import AccountTopics
-from schemas.vocabulary import JobStatus
+from schemas.vocabulary import ExitCode, JobStatus
 from sink.rollback import RollbackFailedError
 
 _TASK_ACTIONS = {
@@ -34,7 +34,7 @@ _TASK_ACTIONS = {
     TaskKind.DLQ_RETRY: Action.DLQ_RETRY,
     TaskKind.ROLLBACK: Action.ROLLBACK,
 }
-_EXIT_CODES = {403: 2, 404: 2, 422: 2}  # of the command line: the call or its surroundings are wrong; else 1
+_CALL_IS_WRONG = frozenset((403, 404, 422))  # for the command line
 
 
 class RequestRefusedError(ReplayError):
@@ -49,7 +49,7 @@ class RequestRefusedError(ReplayError):
         self.resp_code = refusal.resp_code
         self.http_status = HTTP_STATUS[refusal.resp_code]
         self.meta = dict(meta or {})
-        self.exit_code = _EXIT_CODES.get(self.http_status, 1)
+        self.exit_code = ExitCode.BAD_INPUT if self.http_status in _CALL_IS_WRONG else ExitCode.FAILED
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from pymongo import DESCENDING, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from ops.jobs.jobs import FINISHED, LEASE_S, NEVER, IllegalTransitionError, Job, Ledger, accuracy_of, refusal
+from schemas.collections import CHECKPOINTS, COUNTERS, JOBS, PROGRESS
 from schemas.errors import ReplayError
 from schemas.vocabulary import JobStatus
 from sink.database import Document, Documents
 from sink.failure_rate import halt_reason
 from sink.identity import Identities, shift_of, with_ids
-from sink.indexes import CHECKPOINTS, COUNTERS, JOBS, ONE_FOLLOWS, ONE_RUNNING_JOB, PROGRESS
+from sink.indexes import ONE_FOLLOWS, ONE_RUNNING_JOB
 from sink.job_counts import Move, Repaired, duplicates, has_document, job_fields, present, repaired_by, repaired_in
 from sink.progress import RunTotals, identities_of, totals_of
 

@@ -16,9 +16,10 @@ from bson.codec_options import CodecOptions
 from pymongo import DESCENDING, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
+from schemas.collections import TASKS
 from schemas.errors import ReplayError
 from sink.database import Document, Documents
-from sink.indexes import ONE_ACTIVE_TASK, TASKS
+from sink.indexes import ONE_ACTIVE_TASK
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 ATTEMPTS_MAX = 3  # a task that takes its runner down with it must not do so for ever

@@ -7,9 +7,6 @@ from ops.jobs.jobs import Ledger
 from sink.progress import RunTotals
 from sink.rollback import documents_of
 
-EXTERNAL_ID_PREFIX = "crm_audit:"
-BIGINT_MAX = 2**63 - 1  # of an id in PostgreSQL
-
 
 def validate(database: Any, company_sso_id: str, totals: RunTotals, source_rows: int | Callable[[], int]) -> Ledger:
     """Return the ledger of a run whose every partition has ended; documents are counted by index.
@@ -25,14 +22,3 @@ def validate(database: Any, company_sso_id: str, totals: RunTotals, source_rows:
         foreign=totals.foreign_total,
         documents=documents_of(database, company_sso_id),
     )
-
-
-def audit_id_of(external_id: object) -> int | None:
-    """Return the audit id in an `external_id` of ours, or None if it is not one."""
-    if not isinstance(external_id, str):
-        return None
-    digits = external_id.removeprefix(EXTERNAL_ID_PREFIX)
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(BIGINT_MAX))):
-        return None
-    audit_id = int(digits)
-    return audit_id if audit_id <= BIGINT_MAX and external_id == f"{EXTERNAL_ID_PREFIX}{audit_id}" else None

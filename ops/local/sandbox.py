@@ -18,6 +18,7 @@ from psycopg.conninfo import make_conninfo
 
 from ops.kafka import admin as kafka_admin
 from ops.local import services
+from schemas.collections import ACTIVITY_LOGS, JOBS
 from schemas.errors import ServiceUnreachableError
 from schemas.process.connections import Connections
 from schemas.process.environment import FILE_SUFFIX
@@ -89,7 +90,7 @@ def forget(connections: Connections, account: str) -> None:
             future.result()
     database = connect(connections)
     try:
-        for collection in ("activity_logs", "crm_activity_log_migration_jobs"):
+        for collection in (ACTIVITY_LOGS, JOBS):
             database[collection].delete_many({"company_sso_id": account})
     finally:
         database.client.close()

@@ -206,7 +206,7 @@ def _mongodb_is_away(error: Exception) -> bool:
 
 def _may_pass(error: Exception) -> bool:
     """Whether another try can do better: after an outage, or where the account's cursor has gone to another process."""
-    if isinstance(error, BadInputError) and not isinstance(error, ServiceUnreachableError):
+    if isinstance(error, BadInputError):
         return False
     if isinstance(error, OperationFailure) and error.code in NOT_LET_IN:
         return False

@@ -17,7 +17,7 @@ from ops.jobs.store import JobChangedError, JobStore, LeaseLostError
 from producer.survey import UnreplayableIdsError
 from schemas.errors import ReplayError, ServiceUnreachableError
 from schemas.process.connections import Connections
-from schemas.vocabulary import JobStatus
+from schemas.vocabulary import ExitCode, JobStatus
 from sink.database import open_database
 from sink.failure_rate import what_to_do
 
@@ -33,7 +33,7 @@ PAUSE_MAX_S = 60.0  # between them
 class InterruptedRunError(ReplayError):
     """Somebody asked the run to stop; it can be taken up again."""
 
-    exit_code = 130
+    exit_code = ExitCode.INTERRUPTED
 
 
 class HaltedError(ReplayError):

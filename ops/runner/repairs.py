@@ -14,11 +14,10 @@ from ops.jobs.store import RUN_MAX, JobStore
 from ops.kafka.rows import Topics
 from ops.kafka.topics import records
 from ops.progress import RunView
+from schemas.identity import SOURCE_TAG, run_in
 from schemas.records import SkippedRecord
 from schemas.topics import AccountTopics
 from schemas.vocabulary import ActorKind, JobStatus, SkipReason
-from sink.documents import RUN_BYTES
-from sink.indexes import SOURCE_TAG
 from sink.job_counts import Move
 from sink.rollback import documents_of
 
@@ -146,4 +145,4 @@ def _written(causes: dict[int, str], whole: Job, database: Any, runs: Collection
 def _run_of(document_id: Any) -> int:
     """Return the run in an `_id` of ours, above RUN_MAX for a document that came by HTTP; 0 for another's."""
     binary = getattr(document_id, "binary", b"")
-    return int.from_bytes(binary[:RUN_BYTES], "big")
+    return run_in(binary)

@@ -52,11 +52,11 @@ from producer.audits import connect as db_connect
 from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, Gap, IdRange
 from producer.survey import Survey
+from schemas.collections import JOBS
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus
 from sink.halting import JobGate
-from sink.indexes import JOBS
 
 CLAIM_PATIENCE_S = 20.0  # for the runner of a job that was halted to end its processes, before a resume
 

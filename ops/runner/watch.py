@@ -18,17 +18,14 @@ from ops.runner.processes import ProcessGaveUpError, Supervised, Supervisor, chi
 from ops.runner.surroundings import Surroundings
 from schemas.process.connections import Connections
 from schemas.process.exposition import of_children
-from schemas.process.topic_watch import TopicReplacedError
 from schemas.topics import AccountTopics
-from schemas.vocabulary import JobStatus
+from schemas.vocabulary import ExitCode, JobStatus
 
 SAVE_EVERY_S = 1.0
 POLL_EVERY_S = 0.2
 POLL_AT_FIRST_S = 0.05  # a small account is over before long, and its end should not have to wait to be seen
 AT_FIRST_S = 5.0
 OUTAGE_MAX_S = 300.0  # of MongoDB; its sinks wait for ever, but a run that nobody can follow is no use
-SINK_HALTED = 3  # exit code of a sink that halted its job
-BAD_INPUT = 2  # exit code of a process that will not do better when started again
 
 
 class Patience:
@@ -82,8 +79,8 @@ def processes_of(job: Job, options: RunOptions, connections: Connections) -> Ite
             env,
             logs / f"{name}.log",
             finishes=finishes,
-            final_codes=frozenset({TopicReplacedError.exit_code, *({SINK_HALTED} if role == "sink" else ())}),
-            hopeless_codes=frozenset({BAD_INPUT}),
+            final_codes=frozenset({ExitCode.TOPIC_REPLACED, *({ExitCode.HALTED} if role == "sink" else ())}),
+            hopeless_codes=frozenset({ExitCode.BAD_INPUT}),
             forks=options.forks,
         )
 
@@ -150,9 +147,9 @@ def _watch(
             supervisor.stop(timeout_s=QUICK_STOP_S)
         lease.check(stop)
         exited = supervisor.check()
-        if replaced := [p for p in exited if p.returncode == TopicReplacedError.exit_code]:
+        if replaced := [p for p in exited if p.returncode == ExitCode.TOPIC_REPLACED]:
             raise ProcessGaveUpError(replaced[0].last_line())  # started again, it would take the new topic for the old
-        halted |= any(p.returncode == SINK_HALTED for p in exited)
+        halted |= any(p.returncode == ExitCode.HALTED for p in exited)
         try:
             with pymongo.timeout(ANSWER_MAX_S):
                 totals = store.aggregate_progress(job)

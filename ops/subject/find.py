@@ -10,13 +10,15 @@ from ops.subject.model import Person, is_about
 from producer.audits import answering, connect, resolve
 from schemas import stored
 from schemas.codec import Codec
+from schemas.collections import ACTIVITY_LOGS, CONTACT_ID_MAP, CONTACTS
 from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
+from schemas.identity import EXTERNAL_ID_PREFIX
 from schemas.records import Contact
 from schemas.source.contact_rules import customer_key, customer_of, spellings
 from schemas.source.mapping import SourceMapping
 from schemas.topics import AccountTopics
 from sink import purge as documents
-from sink.indexes import ACTIVITY_LOGS, CONTACT_BY_CRM_ID, CONTACT_ID_MAP, CONTACT_ID_MAP_UNIQUE, CONTACTS
+from sink.indexes import CONTACT_BY_CRM_ID, CONTACT_ID_MAP_UNIQUE
 
 PROGRESS_EVERY_RECORDS = 100_000
 NATIVE_LOOKUP_MS = 30_000
@@ -78,7 +80,7 @@ def native_documents(database: Any, person: Person, customers: set[str]) -> int 
     query = {
         "company_sso_id": person.company_sso_id,
         "customer_id": {"$in": sorted(customers)},
-        "external_id": {"$not": {"$regex": f"^{documents.PREFIX}"}},
+        "external_id": {"$not": {"$regex": f"^{EXTERNAL_ID_PREFIX}"}},
     }
     try:
         return int(database[ACTIVITY_LOGS].count_documents(query, maxTimeMS=NATIVE_LOOKUP_MS))

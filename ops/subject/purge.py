@@ -25,13 +25,14 @@ from ops.subject.model import Certificate, Kept, Person, gone_by
 from producer.publisher import Publisher
 from producer.topics import message_bytes_max
 from schemas.codec import Codec
+from schemas.collections import CONTACT_ID_MAP, CONTACTS
 from schemas.errors import BadInputError, ReplayError
+from schemas.identity import SOURCE_TAG
 from schemas.process.connections import Connections
 from schemas.source.mapping import SourceMapping
 from schemas.topics import LIVE_TOPIC, AccountTopics
 from schemas.vocabulary import JobStatus
 from sink import purge as documents
-from sink.indexes import SOURCE_TAG
 
 ACTION = "subject-purge"  # in the audit log, where the nightly check looks for documents that are gone on purpose
 FEED_TOPICS = "crm.feed."  # of live feeds, each for many accounts
@@ -93,7 +94,7 @@ def purge_person(
         "truncated": truncated,
     }
     certificate.left = _left(admin, seen, names, truncated)
-    certificate.still_in = {"contacts": contacts, "crm_contact_id_map": mapped}
+    certificate.still_in = {CONTACTS: contacts, CONTACT_ID_MAP: mapped}
     _tell(certificate, person, mapping, connections, database, customers, admin)
     audit_log.append(database, ACTION, account, who=certificate.by, detail={"removed": certificate.removed})
     return certificate

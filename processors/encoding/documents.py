@@ -14,10 +14,10 @@ from typing import Any
 import bson
 from bson.errors import InvalidDocument
 
+from schemas.identity import ID_BYTES
 from schemas.source.audited_changes.scalars import integer
 
 MONGODB_DOCUMENT_BYTES_MAX = 16 * 1024 * 1024
-ID_BYTES = 17  # the sink puts an ObjectId `_id` in front
 DOCUMENT_BYTES_MAX = MONGODB_DOCUMENT_BYTES_MAX - ID_BYTES
 
 _NUL = "\0"

@@ -22,10 +22,10 @@ from processors.encoding.written_changes import Write, Written, writer
 from processors.rules.actors import Actor
 from processors.rules.associations import ID_KEY, metadata_of
 from processors.rules.decide import EPOCH, Lookups, Refused, Rules, Skip
+from schemas.identity import EXTERNAL_ID_FORMAT, SOURCE_TAG, external_id_of
 from schemas.records import AuditEvent
 from schemas.source.mapping import SourceMapping
 
-SOURCE_TAG = "crm_migration"
 CUSTOMERS_MAX = 100_000  # whose documents' beginnings are kept, some 200 bytes each
 ACTORS_MAX = 10_000  # whose elements are kept
 _AROUND = LENGTH_BYTES + len(END)  # what stands around the elements of a document or array
@@ -84,7 +84,7 @@ class Transformer:
             "actor": _actor(decision.actor),
             "changes": self.rules.change_rules.changes(event.auditable_type, event.action, decision.changes.values),
             "timestamp": EPOCH + timedelta(milliseconds=event.created_at // 1000),
-            "external_id": f"crm_audit:{event.audit_id}",
+            "external_id": external_id_of(event.audit_id),
             "source_tag": SOURCE_TAG,
             "metadata": metadata,
         }
@@ -122,7 +122,7 @@ class Transformer:
             metadata += text_element(b"request_id", request_uuid)
         if event.version:
             metadata += _version(event.version)
-        external_id = b"crm_audit:%d" % event.audit_id
+        external_id = EXTERNAL_ID_FORMAT % event.audit_id
         changes_size, metadata_size = length(len(changes) + _AROUND), length(len(metadata) + _AROUND)
         body = b"".join(
             (

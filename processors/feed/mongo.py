@@ -16,6 +16,7 @@ from pymongo.errors import ConfigurationError, InvalidURI, PyMongoError
 
 from processors.feed.contacts import Person
 from schemas import stored
+from schemas.collections import CONTACT_ID_MAP, CONTACTS
 from schemas.errors import BadInputError
 from schemas.process.connections import Connections
 from schemas.records import Contact
@@ -71,8 +72,8 @@ class MongoContacts:
     def __init__(self, database: Any) -> None:
         """`database` is the CDP's. Reads go to the primary, whatever the URL says: a secondary lags."""
         primary = database.with_options(read_preference=pymongo.ReadPreference.PRIMARY)
-        self._contacts = primary["contacts"]
-        self._mapped = primary["crm_contact_id_map"]
+        self._contacts = primary[CONTACTS]
+        self._mapped = primary[CONTACT_ID_MAP]
         self._undecodable: set[str] = set()
 
     @property

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from processors.rules.associations import metadata_of
 from processors.rules.categories import CategoryOf, action_of, category_rules
 from processors.rules.decide import Lookups, Refused, Rules, Skip
+from schemas.identity import external_id_of
 from schemas.records import AuditEvent
 from schemas.source.audited_changes import Columns
 from schemas.source.mapping import SourceMapping
@@ -86,7 +87,7 @@ class AssociationFinder:
         if isinstance(decision, Skip | Refused):
             return decision
         return AssociationLog(
-            f"crm_audit:{event.audit_id}",
+            external_id_of(event.audit_id),
             decision.contact.customer_id,
             decision.category,
             decision.action,

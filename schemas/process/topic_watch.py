@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from schemas.errors import ReplayError
+from schemas.vocabulary import ExitCode
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ RUN_AGAIN = "what it held is lost: halt the job, roll the account back and run i
 class TopicReplacedError(ReplayError):
     """A topic is another one than the one that was consumed under its name, or is gone."""
 
-    exit_code = 4
+    exit_code = ExitCode.TOPIC_REPLACED
 
 
 class StalledError(ReplayError):

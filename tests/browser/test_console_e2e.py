@@ -11,8 +11,8 @@ from playwright.sync_api import Locator, Page, expect
 
 from ops.jobs import coverage
 from ops.local.generator import GENERATED_MAPPING
+from schemas.collections import ACTIVITY_LOGS
 from schemas.source.mapping import load
-from sink.indexes import ACTIVITY_LOGS
 from tests.browser.pictures import picture
 from tests.e2e.conftest import Crm, crm  # noqa: F401 - a fixture
 from tests.e2e.test_run import generated

@@ -11,7 +11,7 @@ from bson import ObjectId
 from ops.checks.seam.check import SeamOptions, check_seam
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
-from sink.indexes import ACTIVITY_LOGS, JOBS, PROGRESS
+from schemas.collections import ACTIVITY_LOGS, JOBS, PROGRESS
 from tests.e2e.conftest import Crm, mapping_of
 
 pytestmark = pytest.mark.services

@@ -11,8 +11,8 @@ import pytest
 from ops.local import services
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.local.services import Extra, ServiceSettings
+from schemas.collections import ACTIVITY_LOGS
 from schemas.topics import AccountTopics
-from sink.indexes import ACTIVITY_LOGS
 from tests.e2e.conftest import Crm, mapping_of
 from tests.fixtures.services import private_home
 

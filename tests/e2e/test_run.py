@@ -24,9 +24,9 @@ from ops.progress import PlainView
 from ops.runner.options import RunOptions
 from ops.runner.replay import run_claimed
 from producer.survey import UnreplayableIdsError
+from schemas.collections import JOBS
 from schemas.source.mapping import load
 from schemas.topics import AccountTopics
-from sink.indexes import JOBS
 from tests.e2e.conftest import Crm, mapping_of
 from tests.support.waiting import wait_until
 

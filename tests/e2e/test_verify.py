@@ -23,12 +23,12 @@ from producer.cursor import IdRange
 from producer.publisher import PRODUCER_CONFIG
 from producer.survey import survey
 from schemas.codec import Codec
+from schemas.collections import ACTIVITY_LOGS
+from schemas.identity import replay_id
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter
 from schemas.source.mapping import load
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
-from sink.documents import object_id
-from sink.indexes import ACTIVITY_LOGS
 from tests.e2e.conftest import Crm, mapping_of
 from tests.support.programs import Program
 
@@ -197,7 +197,7 @@ def test_what_was_proved_is_not_transformed_again_until_anything_it_follows_from
         add_row(crm, appeared, "---\nlead_score:\n- 1\n- 2\n")
         assert only_finding(verify(crm), "missing")["audit_id"] == appeared
         db.execute("DELETE FROM audits WHERE id = %s", (appeared,))
-    doubled = {**some, "_id": ObjectId(object_id(run, row + 1_000_000)), "external_id": "crm_audit:77"}
+    doubled = {**some, "_id": ObjectId(replay_id(run, row + 1_000_000)), "external_id": "crm_audit:77"}
     logs.insert_one(doubled)
     only_finding(verify(crm), "extra")
     logs.delete_one({"_id": doubled["_id"]})

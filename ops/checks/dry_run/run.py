@@ -35,6 +35,7 @@ from producer.settings import settings_from_environment
 from producer.survey import survey
 from producer.topics import MESSAGE_BYTES_LIMIT, RECORD_OVERHEAD_BYTES, message_bytes_max
 from schemas.codec import Codec
+from schemas.collections import ACTIVITY_LOGS, JOBS
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
 from schemas.process.registry import codec_for
@@ -45,13 +46,12 @@ from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause, JobStatus, SkipReason
 from sink.database import Documents
 from sink.database import connect as connect_mongodb
-from sink.indexes import ACTIVITY_LOGS, JOBS, UNIQUE_EXTERNAL_ID
+from sink.indexes import UNIQUE_EXTERNAL_ID
 
 PLACES = 20  # of a sample: rows of every age
 EXAMPLES = 1
 JOBS_LOOKED_AT = 50
 NAMESPACE_NOT_FOUND = 26
-EXTERNAL_ID_PREFIX = "crm_audit:"
 AWARE: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
 
 

@@ -11,11 +11,11 @@ from processors.rules.decide import Answer, Decision, Lookups, Refused, Rules, S
 from processors.rules.watermark import skip_reason
 from producer.cursor import EARLIEST
 from schemas.errors import UnreadableTopicError
+from schemas.identity import AUDIT_ID_BYTES, RUN_BYTES, run_in
 from schemas.records import AuditEvent
 from schemas.source.audited_changes import Columns, Unreadable, read
 from schemas.source.mapping import SourceMapping
 from schemas.source.person import placed_candidates
-from sink.documents import AUDIT_ID_BYTES, RUN_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ def run_of(document_id: Any, audit_id: int) -> int | None:
     binary = getattr(document_id, "binary", b"")
     if len(binary) != RUN_BYTES + AUDIT_ID_BYTES or int.from_bytes(binary[RUN_BYTES:], "big") != audit_id:
         return None
-    return int.from_bytes(binary[:RUN_BYTES], "big")
+    return run_in(binary)
 
 
 def told(story: Story) -> Iterator[str]:

@@ -24,7 +24,6 @@ from ops.jobs import migrations
 from ops.jobs.jobs import Job
 from ops.jobs.letters import moment, printable
 from ops.jobs.store import JobStore
-from ops.jobs.validation import EXTERNAL_ID_PREFIX
 from ops.kafka import admin as kafka_admin
 from ops.kafka.rows import Topics, partition_of
 from ops.progress import RunView
@@ -36,7 +35,9 @@ from producer.audits import EPOCH_2000_US, UNDECODABLE, AuditReader, Limits, ans
 from producer.cursor import EARLIEST
 from producer.settings import settings_from_environment
 from producer.topics import message_bytes_max
+from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.identity import SOURCE_TAG, external_id_of
 from schemas.process.connections import Connections
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from schemas.source.mapping import SourceMapping, load
@@ -44,9 +45,7 @@ from schemas.source.person import record_key
 from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause, SkipReason
 from sink.database import connect as connect_mongodb
-from sink.indexes import ACTIVITY_LOGS, SOURCE_TAG
 
-BIGINT_MAX = 2**63 - 1
 LOAD_TIMEOUT_S = 900.0
 JOBS_MAX = 1_000
 NAMED_MAX = 20  # of anything that is listed on a terminal; --json has all
@@ -385,7 +384,7 @@ class _Teller:
 
     def _tell_document(self) -> None:
         logs = self._database.get_collection(ACTIVITY_LOGS, codec_options=TOLERANT)
-        external_id = f"{EXTERNAL_ID_PREFIX}{self._id}"
+        external_id = external_id_of(self._id)
         found = logs.find_one({"company_sso_id": self._account, "external_id": external_id})
         if found is None:
             self.story.tell("document", {"found": False, "external_id": external_id}, f"none with {external_id}")

@@ -36,15 +36,16 @@ from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, all_gaps
 from producer.survey import first_behind
 from schemas import stored
+from schemas.collections import ACTIVITY_LOGS, CONTACTS, JOBS
 from schemas.errors import BadInputError, ReplayError
+from schemas.identity import SOURCE_TAG, replay_id
 from schemas.process.connections import Connections
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.database import Documents
 from sink.database import connect as connect_mongodb
-from sink.documents import object_id
-from sink.indexes import ACTIVITY_LOGS, COMPANY_SOURCE_TAG, CONTACT_BY_CUSTOMER, CONTACTS, JOBS, SOURCE_TAG
+from sink.indexes import COMPANY_SOURCE_TAG, CONTACT_BY_CUSTOMER
 from sink.rollback import documents_of
 
 PLACES = 20
@@ -406,7 +407,7 @@ def _sampled_customers(job: Job, options: CheckOptions, database: Any) -> "Count
         seed=options.seed,
     )
     for begin, _ in places:
-        span = {"$gte": ObjectId(object_id(job.run, begin)), "$lte": ObjectId(object_id(job.run, job.top_audit_id))}
+        span = {"$gte": ObjectId(replay_id(job.run, begin)), "$lte": ObjectId(replay_id(job.run, job.top_audit_id))}
         limit = CUSTOMERS_A_PLACE if len(places) > 1 else CUSTOMERS_A_PLACE * options.places
         query = {"_id": span, "company_sso_id": job.company_sso_id}
         found = logs.find(query, {"_id": 0, "customer_id": 1}, hint="_id_").limit(limit)

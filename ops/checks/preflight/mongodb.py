@@ -16,9 +16,10 @@ from ops.jobs import coverage, migrations
 from ops.jobs.guards import COVERAGE_MIN_PCT
 from ops.jobs.store import JobStore
 from producer.references import find_contacts, named
+from schemas.collections import ACTIVITY_LOGS, CONTACTS, ENRICHMENTS, JOBS, PROGRESS
 from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import JobStatus
-from sink.indexes import ACTIVITY_LOGS, CONTACTS, ENRICHMENTS, INDEXES, JOBS, PROGRESS, Index
+from sink.indexes import INDEXES, Index
 
 RUNS_LOOKED_AT = 50
 NAMED_MAX = 3  # indexes

@@ -10,10 +10,10 @@ from ops.jobs import flags
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore
 from ops.jobs.tasks import Task, TaskKind, TaskStatus, TaskStore
+from schemas.collections import JOBS
 from schemas.errors import BadInputError
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
-from sink.indexes import JOBS
 from sink.progress import RunTotals
 
 TASKS_LOOKED_AT = 50

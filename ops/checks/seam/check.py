@@ -28,6 +28,7 @@ from producer.cursor import EARLIEST
 from producer.references import FoundContacts, find_contacts
 from producer.survey import count_in_scope, survey
 from schemas import stored
+from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
 from schemas.records import AuditEvent, Contact, Referent, User
@@ -35,7 +36,7 @@ from schemas.source.contact_rules import microseconds
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import encode_account
 from sink.database import Documents, connect
-from sink.indexes import ACTIVITY_LOGS, LEGACY_LOGS, UNIQUE_EXTERNAL_ID
+from sink.indexes import LEGACY_LOGS, UNIQUE_EXTERNAL_ID
 
 PAGE_ROWS = 1_000
 REPAIR_MAX = 1_000_000  # gaps of each side that one call repairs; the next one goes on

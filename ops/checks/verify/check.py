@@ -28,6 +28,7 @@ from ops.progress import RunView
 from producer.audits import AuditSource, connect, resolve
 from producer.survey import first_behind, require_ids
 from schemas.codec import Codec
+from schemas.collections import SEALS
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
 from schemas.process.registry import codec_for
@@ -35,7 +36,6 @@ from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus, SkipReason
 from sink.database import connect as connect_mongodb
-from sink.indexes import SEALS
 from sink.progress import RunTotals
 from sink.rollback import documents_of
 

@@ -10,10 +10,11 @@ from typing import Any
 import bson
 from bson.codec_options import CodecOptions, DatetimeConversion
 
+from schemas.identity import AUDIT_ID_BYTES, ID_BYTES
+
 LENGTH_BYTES = 4
-ID_ELEMENT_BYTES = 17  # type, "_id" and its NUL, the twelve bytes of an ObjectId
-BODY_AT = LENGTH_BYTES + ID_ELEMENT_BYTES
-AUDIT_ID_AT = BODY_AT - 8  # the ObjectIds of a run end with the audit id
+BODY_AT = LENGTH_BYTES + ID_BYTES
+AUDIT_ID_AT = BODY_AT - AUDIT_ID_BYTES  # the ObjectIds of a run end with the audit id
 METADATA = "metadata"
 PATH_DEPTH_MAX = 3  # `changes.0.to`: deeper, a name could be a value of the CRM's
 PATHS_MAX = 10

@@ -12,13 +12,13 @@ from ops.checks.verify.expected import Expected
 from ops.checks.verify.model import Finding
 from ops.checks.verify.segments import SegmentChecker, extra, why_extra
 from ops.jobs import http_documents
-from ops.jobs.validation import audit_id_of
 from producer.references import find_contacts
 from schemas import stored
+from schemas.collections import ACTIVITY_LOGS, CONTACTS, PROGRESS
 from schemas.errors import BadInputError
+from schemas.identity import SOURCE_TAG, audit_id_of, replay_id
 from sink.database import Documents
-from sink.documents import object_id
-from sink.indexes import ACTIVITY_LOGS, COMPANY_SOURCE_TAG, CONTACTS, PROGRESS, SOURCE_TAG, UNIQUE_EXTERNAL_ID
+from sink.indexes import COMPANY_SOURCE_TAG, UNIQUE_EXTERNAL_ID
 
 BATCH_DOCUMENTS = 500
 RUNS_MAX = 8
@@ -138,7 +138,7 @@ def delete(database: Any, company_sso_id: str, ids: Sequence[Any]) -> int:
 
 
 def _ids_of(run: int, top: int) -> dict[str, ObjectId]:
-    return {"$gte": ObjectId(object_id(run, 0)), "$lte": ObjectId(object_id(run, max(top, 0)))}
+    return {"$gte": ObjectId(replay_id(run, 0)), "$lte": ObjectId(replay_id(run, max(top, 0)))}
 
 
 def _is_object_id(text: str) -> bool:

@@ -11,8 +11,8 @@ from ops.checks.verify.segments import Chunk, SegmentChecker
 from ops.jobs.documents import rows_with_document
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore
-from ops.jobs.validation import EXTERNAL_ID_PREFIX
 from schemas.codec import Codec
+from schemas.identity import external_id_of
 from schemas.process.connections import Connections
 from schemas.source.mapping import SourceMapping
 
@@ -62,7 +62,7 @@ def _among(database: Any, account: str, audit_ids: Sequence[int], checker: Segme
         if isinstance(expected.get(audit_id), bytes) and audit_id not in there:
             yield Finding(Kind.MISSING, audit_id, None)
         elif audit_id in there and not isinstance(expected.get(audit_id), bytes):
-            yield Finding(Kind.EXTRA, audit_id, None, external_id=f"{EXTERNAL_ID_PREFIX}{audit_id}")
+            yield Finding(Kind.EXTRA, audit_id, None, external_id=external_id_of(audit_id))
 
 
 def _in_words(tally: Tally) -> str:

@@ -25,9 +25,9 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 from ops.checks.verify.model import Failed, Tally
 from ops.jobs.operations import digest
 from processors.lookups.tables import TableRows
+from schemas.collections import SEALS
 from schemas.source.mapping import SourceMapping
 from sink.database import Documents
-from sink.indexes import SEALS
 
 # Whatever can decide what a row becomes, and how that is compared. A change to any file makes every seal void.
 CODE = ("schemas", "producer", "processors", "ops.checks.verify")

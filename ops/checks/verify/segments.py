@@ -19,7 +19,7 @@ from ops.checks.verify.expected import Expected, expected_of
 from ops.checks.verify.lookups import KeptLookups
 from ops.checks.verify.model import Finding, Kind, Tally
 from ops.checks.verify.seals import ACTING_MAX, WITHOUT_MAX, Evidence, Letters, Seal, SealStore, answers_fingerprint
-from processors.encoding.transform import SOURCE_TAG, Transformer
+from processors.encoding.transform import Transformer
 from processors.lookups.answers import TableLookups
 from processors.lookups.directory import UserDirectory
 from processors.lookups.tables import TableRows
@@ -27,19 +27,19 @@ from producer.audits import AuditReader, AuditSource, Limits
 from producer.cursor import EARLIEST
 from producer.messages import Page
 from schemas.codec import Codec
+from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import ServiceUnreachableError
+from schemas.identity import EXTERNAL_ID_PREFIX, SOURCE_TAG, external_id_of, replay_id
 from schemas.process.connections import Connections
 from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import DeadLetterCause, SkipReason
 from sink.database import Documents, connect
-from sink.documents import object_id
-from sink.indexes import ACTIVITY_LOGS, UNIQUE_EXTERNAL_ID
+from sink.indexes import UNIQUE_EXTERNAL_ID
 
 PAGE_ROWS = 2_000
 SEGMENT_ROWS = 2_000  # rows and documents of so many are held at once by a worker
 LOOK_UP_MAX = 1_000  # external ids a query
 BATCH_DOCUMENTS = 5_000
-EXTERNAL_ID_PREFIX = "crm_audit:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +285,7 @@ class SegmentChecker:
 
     def _range(self, run: int, low: int, high: int) -> Iterable[bytes]:
         first, last = max(low + 1, 1), max(high, 1)
-        span = {"$gte": ObjectId(object_id(run, first)), "$lte": ObjectId(object_id(run, last))}
+        span = {"$gte": ObjectId(replay_id(run, first)), "$lte": ObjectId(replay_id(run, last))}
         return self._raw({"_id": span}, "_id_")
 
     def _raw(self, query: dict[str, Any], index: str) -> Iterable[bytes]:
@@ -310,11 +310,11 @@ class SegmentChecker:
         is_tagged = document.get("source_tag") == SOURCE_TAG
         tally.tagged += is_tagged
         external_id = document.get("external_id")
-        if audit_id in missing and external_id == f"{EXTERNAL_ID_PREFIX}{audit_id}":
+        if audit_id in missing and external_id == external_id_of(audit_id):
             self._judge(audit_id, missing.pop(audit_id), document, segment, tally)
             met.add(audit_id)
         elif is_tagged:
-            if external_id != f"{EXTERNAL_ID_PREFIX}{audit_id}":
+            if external_id != external_id_of(audit_id):
                 why = f"its external_id is not that of row {audit_id}, which its _id names"
             else:
                 why = why_extra(segment.skipped.get(audit_id) or segment.refused.get(audit_id))
@@ -354,7 +354,7 @@ class SegmentChecker:
                     met.add(audit_id)
 
     def _by_external_id(self, audit_ids: Sequence[int]) -> dict[str, Any]:
-        wanted = [f"{EXTERNAL_ID_PREFIX}{audit_id}" for audit_id in audit_ids]
+        wanted = [external_id_of(audit_id) for audit_id in audit_ids]
         return {"company_sso_id": self._account, "external_id": {"$in": wanted}}
 
     def _count(self, segment: _Segment, missing: dict[int, bytes], elsewhere: set[int], tally: Tally) -> None:

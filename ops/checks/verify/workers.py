@@ -17,7 +17,7 @@ from pymongo.errors import PyMongoError
 
 from ops.checks.verify.model import Tally
 from ops.checks.verify.segments import Chunk, SegmentChecker, Work
-from schemas.errors import BadInputError, ReplayError
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 
 GC_THRESHOLD = 100_000  # a segment makes some ten thousand objects, none of them in cycles
 AHEAD = 2  # tasks a worker that wait for it: it never idles, and little is planned in vain
@@ -33,10 +33,10 @@ class _Broken:
 
     what: str
     to_do: str
-    bad_input: bool
+    kind: type[ReplayError]
 
     def error(self) -> ReplayError:
-        return (BadInputError if self.bad_input else ReplayError)(self.what, self.to_do)
+        return self.kind(self.what, self.to_do)
 
 
 def check_all(work: Work, chunks: Iterable[Chunk], workers: int) -> Iterator[tuple[Chunk, Tally]]:
@@ -97,10 +97,9 @@ def _check(chunk: Chunk) -> Tally | _Broken:
     except ReplayError as error:
         return _of(error)
     except PyMongoError as error:
-        return _Broken(
-            f"MongoDB does not answer ({type(error).__name__})", "verify again when it is back", bad_input=False
-        )
+        return _Broken(f"MongoDB does not answer ({type(error).__name__})", "verify again when it is back", ReplayError)
 
 
 def _of(error: ReplayError) -> _Broken:
-    return _Broken(error.what, error.to_do, isinstance(error, BadInputError))
+    kinds = (ServiceUnreachableError, BadInputError, ReplayError)
+    return _Broken(error.what, error.to_do, next(kind for kind in kinds if isinstance(error, kind)))

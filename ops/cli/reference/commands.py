@@ -9,6 +9,9 @@ EXIT_CODES = (
     ("0", "done"),
     ("1", "the work went wrong: halted, out of balance, differences found, rows failed again"),
     ("2", "the call, a file or a server's address is wrong; nothing has been changed"),
+    ("3", "of a sink: the job is halted, its offsets are kept"),
+    ("4", "of a worker or a live feed: its topic was deleted and made again"),
+    ("5", "of a producer: stopped on request, its cursor is kept"),
     ("130", "interrupted; can be taken up again"),
 )
 HEAD = f"""# Commands

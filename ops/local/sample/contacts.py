@@ -20,6 +20,7 @@ from pymongo.database import Database
 from ops.local import generator
 from ops.local.sample.database import connected
 from ops.local.sample.rows import SAMPLE_JSONB, SAMPLE_YAML, json_lines
+from schemas.collections import CONTACT_ID_MAP, CONTACTS
 
 Document = dict[str, Any]
 
@@ -180,10 +181,10 @@ def _seed(
     if there is not None and there["fingerprint"] == fingerprint:
         return ContactCounts(company_sso_id, there["contacts"], there["mapped_ids"], seeded=False)
     seeds.delete_one({"_id": company_sso_id})  # dying from here on means that all of it is done again
-    database["contacts"].delete_many(ours)
-    database["crm_contact_id_map"].delete_many(ours)
-    inserted = _insert(database, "contacts", contacts)
-    inserted_ids = _insert(database, "crm_contact_id_map", mapped)  # complete only now: the line above fills it
+    database[CONTACTS].delete_many(ours)
+    database[CONTACT_ID_MAP].delete_many(ours)
+    inserted = _insert(database, CONTACTS, contacts)
+    inserted_ids = _insert(database, CONTACT_ID_MAP, mapped)  # complete only now: the line above fills it
     seeds.insert_one(
         {"_id": company_sso_id, "fingerprint": fingerprint, "contacts": inserted, "mapped_ids": inserted_ids}
     )

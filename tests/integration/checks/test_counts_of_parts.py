@@ -12,10 +12,10 @@ from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore, NewJob
 from ops.runner.repairs import _written
 from producer.cursor import EARLIEST
+from schemas.collections import ACTIVITY_LOGS, PROGRESS
+from schemas.identity import SOURCE_TAG, replay_id
 from schemas.vocabulary import JobStatus
 from sink.counting import PartitionProgress
-from sink.documents import object_id
-from sink.indexes import ACTIVITY_LOGS, PROGRESS, SOURCE_TAG
 from sink.job_counts import Move
 from sink.progress import Progress
 
@@ -39,7 +39,7 @@ def completed(database: Any, migrated: int, failed: int, documents: int) -> Job:
     (before,) = progress.load([0]).values()
     counted = PartitionProgress(version=before.version + 1, migrated=migrated, failed={"x": failed})
     assert progress.save({0: counted})
-    database[ACTIVITY_LOGS].insert_many([document(ObjectId(object_id(job.run, n)), n) for n in range(1, documents + 1)])
+    database[ACTIVITY_LOGS].insert_many([document(ObjectId(replay_id(job.run, n)), n) for n in range(1, documents + 1)])
     rows = migrated + failed
     job = store.save_totals(
         job, store.aggregate_progress(job), accuracy_pct=documents * 10_000 // rows / 100, documents=documents
@@ -66,7 +66,7 @@ def test_a_document_that_is_gone_is_one_beside_failed_rows_too(database: Any) ->
 
 def test_a_failed_row_whose_document_came_by_http_had_it_already(database: Any) -> None:
     job = completed(database, migrated=2, failed=3, documents=2)
-    mine, others = ObjectId(object_id(job.run + 1, 11)), ObjectId(object_id(job.run - 1, 12))
+    mine, others = ObjectId(replay_id(job.run + 1, 11)), ObjectId(replay_id(job.run - 1, 12))
     by_http = http_documents.new_id(ACCOUNT)
     ids = {11: mine, 12: others, 13: by_http}
     database[ACTIVITY_LOGS].insert_many([document(each, audit_id) for audit_id, each in ids.items()])

@@ -23,9 +23,9 @@ from ops.jobs import audit_log, flags, http_documents, migrations, operations
 from ops.jobs.jobs import Job
 from ops.jobs.operations import RollbackRefusedError
 from ops.jobs.store import JobStore, NewJob
+from schemas.identity import replay_id
 from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus
-from sink.documents import object_id
 from sink.progress import RunTotals
 from tests.integration.control.http_server import Served, account, refused, serving
 from tests.integration.producer.crm import add_audits, make_audits
@@ -462,7 +462,7 @@ def test_a_call_whose_answer_is_unknown_is_in_the_audit_log_too(
 def test_documents_that_came_by_http_are_known_by_their_id_and_no_others_are(served: Served, database: Any) -> None:
     company, other = account(), account()
     served.client.post(MIGRATE, json={"records": [log_of(company, 1), log_of(other, 1), log_of(company, 2)]})
-    run = ObjectId(object_id(2**31 - 1, 2**63 - 1))  # the last that a run can have
+    run = ObjectId(replay_id(2**31 - 1, 2**63 - 1))  # the last that a run can have
     tagged = {"company_sso_id": company, "source_tag": "crm_migration"}
     database["activity_logs"].insert_many([{"_id": run, **tagged, "external_id": "x"}, {**tagged, "external_id": "y"}])
     ids = [document["_id"] for document in database["activity_logs"].find({"company_sso_id": company})]

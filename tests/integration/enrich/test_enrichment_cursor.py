@@ -7,8 +7,8 @@ import pytest
 from ops.enrich.run import Cursor, Enrichment, EnrichmentLostError, Scope
 from ops.jobs import migrations
 from producer.cursor import EARLIEST
+from schemas.collections import ENRICHMENTS
 from schemas.errors import BadInputError
-from sink.indexes import ENRICHMENTS
 
 pytestmark = pytest.mark.services
 

@@ -15,7 +15,6 @@ from pymongo.errors import DuplicateKeyError
 from ops.jobs import migrations
 from ops.jobs.migrations import (
     MIGRATIONS,
-    MIGRATIONS_COLLECTION,
     NEWEST,
     MigrationLockedError,
     MigrationRefusedError,
@@ -24,6 +23,7 @@ from ops.jobs.migrations import (
     status,
     up,
 )
+from schemas.collections import APPLIED_MIGRATIONS
 from schemas.errors import BadInputError
 from sink.indexes import INDEXES
 
@@ -41,7 +41,7 @@ def raw_documents(database: Any) -> dict[str, list[bytes]]:
     return {
         name: [document.raw for document in database.get_collection(name, codec_options=raw).find().sort("_id", 1)]
         for name in sorted(database.list_collection_names())
-        if name != MIGRATIONS_COLLECTION
+        if name != APPLIED_MIGRATIONS
     }
 
 
@@ -181,7 +181,7 @@ def test_a_clashing_index_is_named_before_anything_is_changed(
 def test_a_newer_schema_is_left_alone(mongo_database: Any) -> None:
     up(mongo_database)
     newer = {"_id": NEWEST + 1, "name": "of a later release", "state": "applied", "applied_at": None}
-    mongo_database[MIGRATIONS_COLLECTION].insert_one(newer)
+    mongo_database[APPLIED_MIGRATIONS].insert_one(newer)
     for migrate in (up, down):
         with pytest.raises(MigrationRefusedError, match=f"version {NEWEST + 1}"):
             migrate(mongo_database)
@@ -255,7 +255,7 @@ def test_processes_that_migrate_at_the_same_moment_apply_each_step_once(
     require_current(mongo_database)
     after = raw_documents(mongo_database)
     assert {name: after[name] for name in documents} == documents
-    assert mongo_database[MIGRATIONS_COLLECTION].find_one({"_id": "lock"}) is None
+    assert mongo_database[APPLIED_MIGRATIONS].find_one({"_id": "lock"}) is None
 
 
 def test_the_lock_of_a_process_that_was_killed_is_taken_over_when_it_expires(
@@ -266,18 +266,18 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over_when_it_expires(
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(MigrationLockedError, match=f"pid {holder.pid} on .+; a dead one's lock expires"):
             up(mongo_database)
-        renewed = mongo_database[MIGRATIONS_COLLECTION].find_one({"_id": "lock"})
+        renewed = mongo_database[APPLIED_MIGRATIONS].find_one({"_id": "lock"})
         holder.send_signal(signal.SIGKILL)
     assert renewed is not None
     assert up(mongo_database, wait_s=60) == ALL
-    assert mongo_database[MIGRATIONS_COLLECTION].find_one({"_id": "lock"}) is None
+    assert mongo_database[APPLIED_MIGRATIONS].find_one({"_id": "lock"}) is None
 
 
 def test_the_lock_of_a_process_that_lives_is_renewed(mongodb_url: str, mongo_database: Any) -> None:
     with start(HOLD, mongodb_url, mongo_database.name, 3) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        records = mongo_database[MIGRATIONS_COLLECTION]
+        records = mongo_database[APPLIED_MIGRATIONS]
         first = records.find_one({"_id": "lock"})
         assert first is not None
         deadline = time.monotonic() + 60
@@ -298,7 +298,7 @@ def test_an_older_and_a_newer_schema_are_refused_with_what_to_do(mongo_database:
     up(mongo_database)
     require_current(mongo_database)
     newer = {"_id": NEWEST + 1, "name": "of a later release", "state": "applied", "applied_at": None}
-    mongo_database[MIGRATIONS_COLLECTION].insert_one(newer)
+    mongo_database[APPLIED_MIGRATIONS].insert_one(newer)
     for older_will_do in (False, True):
         with pytest.raises(MigrationRefusedError, match=f"version {NEWEST + 1}.*use the newer release"):
             require_current(mongo_database, older_will_do=older_will_do)
@@ -337,7 +337,7 @@ def test_a_step_that_died_half_way_is_taken_up_and_undone_completely(mongo_datab
     up(mongo_database, 1)
     mongo_database["activity_logs"].drop_index("idx_company_source_tag")
     change = {"$set": {"state": state, "applied_at": None}}
-    mongo_database[MIGRATIONS_COLLECTION].update_one({"_id": 1}, change)
+    mongo_database[APPLIED_MIGRATIONS].update_one({"_id": 1}, change)
     assert status(mongo_database)[0].applied_at is None
     assert up(mongo_database) == ALL
     assert "idx_company_source_tag" in mongo_database["activity_logs"].index_information()

@@ -11,8 +11,9 @@ import pymongo
 import pytest
 from pymongo.uri_parser import parse_uri
 
-from producer.checkpoint import COLLECTION, Checkpoint, FencedError
+from producer.checkpoint import Checkpoint, FencedError
 from producer.cursor import IdRange
+from schemas.collections import CHECKPOINTS
 from schemas.errors import ReplayError, ServiceUnreachableError
 
 pytestmark = pytest.mark.services
@@ -28,7 +29,7 @@ def test_what_is_saved_is_loaded_by_the_same_run_only(mongo_database: Any) -> No
     [loaded] = Checkpoint(mongo_database, "job", 1).load()
     assert loaded == WHOLE
     assert {type(value) for value in (loaded.cursor, loaded.last, *loaded.gaps[1])} == {int}
-    assert [document["_id"] for document in mongo_database[COLLECTION].find().sort("_id")] == [
+    assert [document["_id"] for document in mongo_database[CHECKPOINTS].find().sort("_id")] == [
         "job:1:0",
         "job:2:0",
         "other:1:0",
@@ -38,10 +39,10 @@ def test_what_is_saved_is_loaded_by_the_same_run_only(mongo_database: Any) -> No
 def test_saving_again_replaces_and_gaps_are_kept_though_not_sent_again(mongo_database: Any) -> None:
     checkpoint = Checkpoint(mongo_database, "job", 1, now=lambda: NOW)
     checkpoint.save(WHOLE)
-    mongo_database[COLLECTION].update_one({}, {"$set": {"gaps": [[1, 1]]}})
+    mongo_database[CHECKPOINTS].update_one({}, {"$set": {"gaps": [[1, 1]]}})
     further = IdRange(0, 0, 2**50, 2**62, rows=9, reach=2**51, gaps=WHOLE.gaps, gaps_to=2**40)
     checkpoint.save(further)
-    [document] = mongo_database[COLLECTION].find()
+    [document] = mongo_database[CHECKPOINTS].find()
     assert (document["cursor"], document["rows"], document["gaps"]) == (2**50, 9, [[1, 1]]), (
         "unchanged gaps are not sent"
     )
@@ -137,7 +138,7 @@ def test_once_another_runner_has_taken_over_nothing_is_saved_under_a_lower_numbe
 
 def test_cursors_of_an_older_release_have_no_number_and_are_taken_over(mongo_database: Any) -> None:
     Checkpoint(mongo_database, "job", 1).save(WHOLE)
-    mongo_database[COLLECTION].update_one({}, {"$unset": {"fence": 1}})
+    mongo_database[CHECKPOINTS].update_one({}, {"$unset": {"fence": 1}})
     present = Checkpoint(mongo_database, "job", 1, 3)
     present.take_over()
     assert present.load() == [WHOLE]

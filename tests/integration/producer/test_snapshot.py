@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 from producer.audits import AuditReader, Limits, connect, resolve
-from producer.checkpoint import COLLECTION
+from schemas.collections import CHECKPOINTS
 from schemas.process.logs import last_event
 from schemas.records import AuditEvent, SnapshotMarker
 from schemas.source.mapping import SourceMapping, load
 from schemas.source.person import record_key
+from schemas.vocabulary import ExitCode
 from tests.integration.producer import crm
 from tests.integration.producer.conftest import MakeJob
 from tests.support.waiting import wait_until
@@ -47,7 +48,7 @@ def micros(text: str) -> int:
 
 
 def saved_rows(mongo: Any) -> int:
-    return sum(document["rows"] for document in mongo[COLLECTION].find())
+    return sum(document["rows"] for document in mongo[CHECKPOINTS].find())
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ def test_sigterm_stops_after_the_page_and_the_next_start_repeats_nothing(
     wait_until(lambda: saved_rows(mongo_database) >= 1_000, "rows are saved")
     process.terminate()
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 3, said
+    assert process.returncode == ExitCode.STOPPED, said
     assert last_event(said.strip().splitlines()[-1]).endswith("start again to go on from the saved cursor")
     assert 0 < len(here.events()) == saved_rows(mongo_database) < 20_000
     assert here.markers() == []
@@ -232,7 +233,7 @@ def test_the_number_of_ranges_may_change_with_every_start(make_job: MakeJob, mon
     assert code == 0, said
     assert [event.audit_id for event in sorted(here.events_counted_once())] == ids
     assert saved_rows(mongo_database) == len(ids)
-    numbers = sorted(document["id_range"] for document in mongo_database[COLLECTION].find())
+    numbers = sorted(document["id_range"] for document in mongo_database[CHECKPOINTS].find())
     assert numbers == list(range(len(numbers)))
     assert len(numbers) >= 4
     assert [marker.edge for marker in here.markers()] == ["end"] * 3
@@ -264,7 +265,7 @@ def test_rows_of_a_transaction_open_across_the_run_are_waited_for_and_come_late(
     assert "late_rows=4" in said
     assert sorted(event.audit_id for event in here.events()) == list(range(1, 1_501))
     assert sorted(event.audit_id for event in here.events() if event.id_range == 1) == late_ids
-    late = mongo_database[COLLECTION].find_one({"late": True})
+    late = mongo_database[CHECKPOINTS].find_one({"late": True})
     assert (late["rows"], late["done"]) == (4, True)
     assert all(isinstance(record, SnapshotMarker) for record in last_records(here))
 

@@ -12,10 +12,10 @@ from ops.jobs.letters import Letter
 from ops.jobs.store import JobStore, NewJob
 from ops.runner import daemon, repairs
 from producer.cursor import EARLIEST
+from schemas.identity import replay_id
 from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus
 from sink.counting import PartitionProgress
-from sink.documents import object_id
 from sink.progress import Progress
 
 pytestmark = pytest.mark.services
@@ -38,7 +38,7 @@ def test_what_it_has_repaired_is_counted_and_it_has_failed(
     logs = mongo_database["activity_logs"]
     for audit_id, run in ((1, whole.run), (2, dead.run)):
         ours = {"company_sso_id": "a", "external_id": f"crm_audit:{audit_id}", "source_tag": "crm_migration"}
-        logs.insert_one({"_id": ObjectId(object_id(run, audit_id)), **ours})
+        logs.insert_one({"_id": ObjectId(replay_id(run, audit_id)), **ours})
     letters = [Letter(0, audit_id, "write_refused", "", 0, whole.run, "", -1, -1, 0) for audit_id in (2, 3)]
     monkeypatch.setattr(repairs, "records", lambda *_: [(0, 0, letter) for letter in letters])
     monkeypatch.setattr(repairs, "letter_of", lambda _offset, value, _codec: value)

@@ -22,6 +22,7 @@ from schemas.vocabulary import MarkerEdge
 from sink.consumer import Sink
 from sink.effects import Seam, straight
 from sink.progress import RunTotals, totals_of
+from sink.replay import replay_parts
 from sink.settings import SinkSettings
 from tests.support.programs import Program
 
@@ -97,7 +98,7 @@ class Account:
         return SinkSettings(job=self.job, exit_at_end=True, **{"sink_session_timeout_ms": 6000, **more})
 
     def sink(self, seam: Seam = straight, **more: Any) -> Sink:
-        return Sink(self.settings(**more), self.kafka, self.database, CODEC, seam=seam)
+        return Sink(self.settings(**more), self.kafka, self.database, CODEC, replay_parts, seam=seam)
 
     def run_sink(self, seam: Seam = straight, **more: Any) -> Sink:
         """Run a sink in this process until the run has ended; return it."""

@@ -12,8 +12,9 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure
 
 from ops.jobs import migrations
+from schemas.identity import SOURCE_TAG
 from sink import rollback as module
-from sink.indexes import COMPANY_SOURCE_TAG, SOURCE_TAG, UNIQUE_EXTERNAL_ID
+from sink.indexes import COMPANY_SOURCE_TAG, UNIQUE_EXTERNAL_ID
 from sink.purge import purge
 from sink.rollback import EXACTLY, RollbackFailedError, documents_of, rollback
 

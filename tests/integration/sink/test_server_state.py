@@ -10,8 +10,9 @@ import pytest
 from ops.control.activity_logs import ActivityLogRecord, write
 from ops.control.backend import answer_to
 from ops.jobs import migrations
-from producer.checkpoint import COLLECTION, Checkpoint
+from producer.checkpoint import Checkpoint
 from producer.cursor import IdRange
+from schemas.collections import CHECKPOINTS
 from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.process.connections import Connections
 from sink.database import connect
@@ -136,7 +137,7 @@ def test_a_process_that_starts_meanwhile_waits_too(
 def test_the_cursor_is_saved_once_the_server_is_back(
     proxy: tuple[MongoProxy, str], behind: Any, mongo_database: Any
 ) -> None:
-    proxy[0].refuse_writes(STEPPED_DOWN, 2, to=COLLECTION)
+    proxy[0].refuse_writes(STEPPED_DOWN, 2, to=CHECKPOINTS)
     Checkpoint(behind, "job", 1).save(IdRange(0, 0, 1, 2))
     assert proxy[0].replaced == 2
-    assert mongo_database[COLLECTION].count_documents({}) == 1
+    assert mongo_database[CHECKPOINTS].count_documents({}) == 1

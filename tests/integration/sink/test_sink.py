@@ -15,14 +15,15 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from pymongo.errors import AutoReconnect
 
 from schemas.errors import BadInputError
+from schemas.identity import replay_id
 from schemas.process.topic_watch import TopicReplacedError
 from schemas.records import AuditEvent
 from schemas.vocabulary import DeadLetterCause
-from sink.consumer import HaltedError, OutcomesLostError
 from sink.dead_letters import DeadLetterTopic
-from sink.documents import ID_BYTES, object_id
+from sink.documents import ID_BYTES
 from sink.effects import Effect
-from sink.halting import JobGate
+from sink.group import OutcomesLostError
+from sink.halting import HaltedError, JobGate
 from sink.indexes import UNIQUE_EXTERNAL_ID
 from sink.progress import Progress, RunTotals
 from tests.integration.sink.conftest import CODEC, Account
@@ -68,7 +69,7 @@ def test_a_document_is_stored_byte_for_byte_behind_its_id(account: Account) -> N
     raw = account.logs.with_options(codec_options=bson.CodecOptions(document_class=bson.raw_bson.RawBSONDocument))
     stored = raw.find_one({}).raw
     assert stored[4 + ID_BYTES :] == log.document[4:]
-    assert account.logs.find_one({})["_id"].binary == object_id(7, 258) == bytes.fromhex("000000070000000000000102")
+    assert account.logs.find_one({})["_id"].binary == replay_id(7, 258) == bytes.fromhex("000000070000000000000102")
 
 
 def test_the_same_outcomes_again_insert_nothing_and_count_nothing(account: Account) -> None:
@@ -113,7 +114,7 @@ def test_documents_of_an_earlier_run_are_duplicates_and_stay_as_they_are(make_ac
 
 def test_redelivered_documents_count_as_migrated(account: Account) -> None:
     """A sink died after its write: the documents are there under this run's ids, and nothing is counted."""
-    account.logs.insert_one({"_id": bson.ObjectId(object_id(7, 1)), **account.document(1)})
+    account.logs.insert_one({"_id": bson.ObjectId(replay_id(7, 1)), **account.document(1)})
     account.publish([account.log(1), account.log(2), account.end()])
     sink = account.run_sink()
     assert account.totals.migrated == 2

@@ -17,7 +17,7 @@ from ops.cli.subject import _writer
 from ops.feed.connector import Connect, connector_config
 from processors.feed import mongo
 from producer.audits import connect
-from schemas.errors import BadInputError, ReplayError
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.process.connections import Connections
 from schemas.process.registry import SchemaLookup, codec_for
 from schemas.source.mapping import load
@@ -57,7 +57,7 @@ def test_no_error_has_the_password_of_an_address(ask: Callable[[], Any]) -> None
 
 
 def test_a_registry_is_named_without_its_user() -> None:
-    with pytest.raises(BadInputError, match=r"schema registry at http://127.0.0.1:1 does not answer"):
+    with pytest.raises(ServiceUnreachableError, match=r"schema registry at http://127.0.0.1:1 does not answer"):
         codec_for(CLOSED)
 
 

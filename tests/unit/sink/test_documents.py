@@ -6,6 +6,7 @@ from bson.raw_bson import RawBSONDocument
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.identity import replay_id
 from sink.documents import (
     DEPTH_MAX,
     ID_BYTES,
@@ -16,7 +17,6 @@ from sink.documents import (
     classify,
     is_sound,
     is_whole,
-    object_id,
     scrub,
 )
 
@@ -36,13 +36,13 @@ def test_the_id_goes_in_front_and_nothing_else_changes(run: int, audit_id: int, 
     assert full[4 + ID_BYTES :] == document[4:]
     decoded = bson.decode(full)
     assert next(iter(decoded)) == "_id"
-    assert decoded.pop("_id").binary == object_id(run, audit_id)
+    assert decoded.pop("_id").binary == replay_id(run, audit_id)
     assert decoded == bson.decode(document)
     assert RawBSONDocument(full).raw == full
 
 
 def test_ids_of_two_runs_or_rows_never_meet() -> None:
-    ids = {object_id(run, audit_id) for run in (1, 256, 2**31 - 1) for audit_id in (1, 256, 2**32, 2**63 - 1)}
+    ids = {replay_id(run, audit_id) for run in (1, 256, 2**31 - 1) for audit_id in (1, 256, 2**32, 2**63 - 1)}
     assert len(ids) == 12
     assert {len(one) for one in ids} == {12}
 

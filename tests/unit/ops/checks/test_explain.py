@@ -11,10 +11,10 @@ from ops.checks.verify.expected import expected_of
 from ops.kafka.rows import murmur2, partition_of
 from processors.encoding.transform import Transformer
 from producer.cursor import EARLIEST
+from schemas.identity import replay_id
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source.mapping import load
 from schemas.vocabulary import DeadLetterCause, SkipReason
-from sink.documents import object_id
 
 ACCOUNT = "acme"
 MAPPING = load(None)
@@ -215,8 +215,8 @@ def test_a_part_that_could_not_be_looked_at_is_told_in_its_place():
 
 
 def test_the_run_is_read_from_an_id_of_our_making_alone():
-    assert run_of(ObjectId(object_id(1_795_260_184, 7)), 7) == 1_795_260_184
-    assert run_of(ObjectId(object_id(1_795_260_184, 7)), 8) is None
+    assert run_of(ObjectId(replay_id(1_795_260_184, 7)), 7) == 1_795_260_184
+    assert run_of(ObjectId(replay_id(1_795_260_184, 7)), 8) is None
     assert run_of("somebody's own", 7) is None
 
 

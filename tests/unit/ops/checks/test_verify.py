@@ -24,9 +24,10 @@ from processors.encoding.transform import Transformed
 from processors.rules.decide import Refused, Skip
 from schemas.codec import SINGLE_OBJECT_HEADER_BYTES, Codec
 from schemas.errors import BadInputError, ReplayError
+from schemas.identity import replay_id
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, SkippedRecord
 from schemas.vocabulary import DeadLetterCause, SkipReason
-from sink.documents import IdMaker, object_id
+from sink.documents import IdMaker
 
 DOCUMENT = {
     "company_sso_id": "acme",
@@ -52,7 +53,7 @@ def test_a_stored_document_has_the_body_that_was_expected() -> None:
         assert batch[begin:end].endswith(body_of(encoded))
         assert len(batch[begin:end]) == len(encoded) + 17
     assert [document["_id"] for document in documents(batch)] == [
-        ObjectId(object_id(1_700_000_000, audit_id)) for audit_id in (7, 2**40)
+        ObjectId(replay_id(1_700_000_000, audit_id)) for audit_id in (7, 2**40)
     ]
     assert expected_document(body_of(encoded)) == DOCUMENT
 

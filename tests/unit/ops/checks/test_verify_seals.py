@@ -22,8 +22,8 @@ from ops.checks.verify.seals import (
     code_fingerprint,
     table_fingerprint,
 )
+from schemas.collections import SEALS
 from schemas.source.mapping import load
-from sink.indexes import SEALS
 
 EVIDENCE = Evidence("basis", "rows", {"1700000000": "documents"}, "letters", "answers")
 TALLY = Tally(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ops.jobs.validation import audit_id_of
+from schemas.identity import audit_id_of
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from bson import ObjectId
 from ops.jobs import http_documents
 from ops.jobs.letters import Letter
 from ops.runner import repairs
-from sink.documents import object_id
+from schemas.identity import replay_id
 from sink.job_counts import Move
 
 RUN, REPAIR, RETRY = 100, 101, 102
@@ -21,7 +21,7 @@ def letter(audit_id: int, run: int, cause: str = "undecodable_changes") -> Lette
 
 def document(audit_id: int, run: int) -> dict[str, Any]:
     written = {"external_id": f"crm_audit:{audit_id}", "source_tag": "crm_migration"}
-    return {**written, "_id": ObjectId(object_id(run, audit_id))}
+    return {**written, "_id": ObjectId(replay_id(run, audit_id))}
 
 
 def topic(monkeypatch: pytest.MonkeyPatch, letters: list[Letter]) -> Any:

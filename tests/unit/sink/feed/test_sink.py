@@ -11,7 +11,9 @@ from schemas.vocabulary import DeadLetterCause, SkipReason
 from sink.counting import Bin, Decided, PartitionProgress
 from sink.decoding import Taken
 from sink.documents import is_whole
-from sink.feed.sink import Alarm, LiveDecoder, account_in, advance, with_id
+from sink.feed.alarm import Alarm
+from sink.feed.decoding import LiveDecoder, account_in, with_id
+from sink.feed.progress import advance
 
 CODEC = Codec()
 FEED = LiveFeed(job_id="live:t", run=7, partitions=2, mapping_path="", feed="t", topic="t.audits")

@@ -1,0 +1,98 @@
+"""Which of our errors a client library's error is. One decision; the words are the caller's, who knows what it did.
+
+Told by the library's own base classes and codes. A library is imported only where an error of it is at hand: a command
+must not wait for the import of those it does not use.
+"""
+
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.server_state import is_outage
+
+# By the package whose error it is; confluent_kafka's own are in its C module.
+SERVERS = {
+    "psycopg": "PostgreSQL",
+    "pymongo": "MongoDB",
+    "bson": "MongoDB",
+    "cimpl": "Kafka",
+    "confluent_kafka": "Kafka",
+    "aiokafka": "Kafka",
+    "httpx": "the HTTP server",
+}
+# librdkafka marks errors as retriable for its transactions only, so the codes say it: its own, and the brokers' of a
+# leader, a coordinator or a controller that is moving, of replicas that are behind, and of a quota.
+_KAFKA_PASSES = (
+    "_TRANSPORT", "_ALL_BROKERS_DOWN", "_RESOLVE", "_TIMED_OUT", "_MSG_TIMED_OUT", "_TIMED_OUT_QUEUE", "_WAIT_COORD",
+    "_RETRY", "_SSL", "REQUEST_TIMED_OUT", "NETWORK_EXCEPTION", "BROKER_NOT_AVAILABLE", "LEADER_NOT_AVAILABLE",
+    "NOT_LEADER_FOR_PARTITION", "REPLICA_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS", "COORDINATOR_NOT_AVAILABLE",
+    "NOT_COORDINATOR", "NOT_CONTROLLER", "NOT_ENOUGH_REPLICAS", "NOT_ENOUGH_REPLICAS_AFTER_APPEND",
+    "KAFKA_STORAGE_ERROR", "FENCED_LEADER_EPOCH", "UNKNOWN_LEADER_EPOCH", "PREFERRED_LEADER_NOT_AVAILABLE",
+    "THROTTLING_QUOTA_EXCEEDED",
+)  # fmt: skip
+
+
+def server_of(error: BaseException) -> str | None:
+    """Return the server whose client raised the error; None for an error of no client library."""
+    return SERVERS.get(type(error).__module__.partition(".")[0])
+
+
+def kind_of(error: BaseException) -> type[ReplayError] | None:
+    """Return the class of ours that a client's error is; None for an error of no client library.
+
+    ServiceUnreachableError: the server is away or in a state that passes, so the same call can succeed later.
+    BadInputError: the address or the client's configuration is wrong. ReplayError: the server has refused the call.
+    """
+    library = type(error).__module__.partition(".")[0]
+    if library not in SERVERS:
+        return None
+    if library == "psycopg":
+        return _of_psycopg(error)
+    if library in ("pymongo", "bson"):
+        return _of_pymongo(error)
+    if library == "aiokafka":
+        return _of_aiokafka(error)
+    return _of_httpx(error) if library == "httpx" else _of_confluent_kafka(error)
+
+
+def _of_psycopg(error: BaseException) -> type[ReplayError]:
+    from psycopg import OperationalError
+    from psycopg.errors import QueryCanceled
+
+    # A statement over its time limit is an operational error as well, but the server is there.
+    away = isinstance(error, OperationalError) and not isinstance(error, QueryCanceled)
+    return ServiceUnreachableError if away else ReplayError
+
+
+def _of_pymongo(error: BaseException) -> type[ReplayError]:
+    from pymongo.errors import ConfigurationError, ConnectionFailure, PyMongoError
+
+    if isinstance(error, ConnectionFailure) or (isinstance(error, PyMongoError) and error.timeout) or is_outage(error):
+        return ServiceUnreachableError
+    return BadInputError if isinstance(error, ConfigurationError) else ReplayError  # InvalidURI among them
+
+
+def _of_confluent_kafka(error: BaseException) -> type[ReplayError]:
+    from confluent_kafka import KafkaError, KafkaException
+
+    reason = error.args[0] if isinstance(error, KafkaException) and error.args else error
+    if not isinstance(reason, KafkaError) or reason.fatal():
+        return ReplayError
+    passes = reason.retriable() or reason.code() in {getattr(KafkaError, name) for name in _KAFKA_PASSES}
+    return ServiceUnreachableError if passes else ReplayError
+
+
+def _of_aiokafka(error: BaseException) -> type[ReplayError]:
+    from aiokafka import errors
+
+    if isinstance(error, errors.KafkaConfigurationError):
+        return BadInputError
+    away = (errors.KafkaConnectionError, errors.KafkaUnavailableError, errors.KafkaTimeoutError)
+    passes = isinstance(error, away) or getattr(error, "retriable", False)
+    return ServiceUnreachableError if passes else ReplayError
+
+
+def _of_httpx(error: BaseException) -> type[ReplayError]:
+    import httpx
+
+    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+        return BadInputError
+    away = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.LocalProtocolError)
+    return ServiceUnreachableError if away else ReplayError

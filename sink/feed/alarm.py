@@ -1,0 +1,77 @@
+"""What a live feed has instead of a halt: an alarm while too many of an account's records fail."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sink.counting import PartitionProgress
+from sink.failure_rate import FAILURE_RATE_MAX
+from sink.feed.progress import Key
+
+log = logging.getLogger(__name__)
+
+ALARM_EVERY_S = 60.0
+ALARM_SEEN_MIN = 50  # of an account in that time: a handful of failures is no rate
+
+
+@dataclass
+class Alarm:
+    """Notices accounts of whose records too many fail at present. Pure but for the log."""
+
+    started_at: float
+    seen: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
+    sounded: int = 0
+
+    def add(self, account: str, seen: int, failed: int) -> None:
+        """Add what has been counted of an account."""
+        self.seen[account] = self.seen.get(account, 0) + seen
+        self.failed[account] = self.failed.get(account, 0) + failed
+
+    def due(self, now: float) -> list[tuple[str, int, int]]:
+        """Return account, failed and seen where it is too much, once a minute; then begin anew."""
+        if now - self.started_at < ALARM_EVERY_S:
+            return []
+        over = [
+            (account, self.failed[account], seen)
+            for account, seen in self.seen.items()
+            if seen >= ALARM_SEEN_MIN and self.failed[account] > FAILURE_RATE_MAX * seen
+        ]
+        self.started_at, self.seen, self.failed = now, {}, {}
+        self.sounded += len(over)
+        return over
+
+
+class FeedGate:
+    """Sounds the alarm where it is due. Nothing halts a feed, and it has no end."""
+
+    def __init__(self, alarm: Alarm) -> None:
+        """`alarm` is told of the counts by `note`."""
+        self._alarm = alarm
+
+    def note(self, before: Mapping[Key, PartitionProgress], after: Mapping[Key, PartitionProgress]) -> None:
+        """Add what a batch has added to the counts."""
+        for key, state in after.items():
+            earlier = before[key]
+            self._alarm.add(key[1], _seen(state) - _seen(earlier), _failed(state) - _failed(earlier))
+
+    def check(self, *, at_once: bool) -> None:  # noqa: ARG002
+        """Log each account of whose records too many have failed."""
+        for account, failed, seen in self._alarm.due(time.monotonic()):
+            whose = f"account {account}" if account else "no account that can be read"
+            log.error("%d of %d records of %s failed in the last minute; see the dead letters", failed, seen, whose)
+
+    def has_ended(self) -> bool:
+        """Return False."""
+        return False
+
+
+def _seen(progress: PartitionProgress) -> int:
+    """Return how many records have ended in a bin."""
+    return progress.migrated + sum(progress.skipped.values()) + _failed(progress)
+
+
+def _failed(progress: PartitionProgress) -> int:
+    """Return how many records became dead letters."""
+    return sum(progress.failed.values()) + sum(progress.foreign.values())

@@ -1,0 +1,178 @@
+"""I/O: a member of the sink group: assignment and revocation, polls, positions, commits."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.process.topic_watch import Positions
+from sink.effects import Effect, Seam
+from sink.metrics import SinkMetrics
+from sink.settings import SinkSettings
+from sink.waiting import NOT_OURS_ANY_MORE, Waiting
+
+log = logging.getLogger(__name__)
+
+ANSWER_TIMEOUT_S = 10.0
+POSITION_EVERY_S = 1.0
+
+
+class OutcomesLostError(ReplayError):
+    """Kafka deleted outcomes before they were written."""
+
+
+class Group:
+    """The sink's membership. The callbacks of a rebalance run inside `consume`."""
+
+    def __init__(
+        self, settings: SinkSettings, kafka: dict[str, Any], waiting: Waiting, metrics: SinkMetrics, seam: Seam
+    ) -> None:
+        """Open the consumer; `kafka` is the connection's configuration."""
+        self._settings = settings
+        self._topics = settings.job.topics
+        self._waiting = waiting
+        self._metrics = metrics
+        self._seam = seam
+        self._begins: dict[int, int] = {}  # by partition: where it was assigned
+        self._positions: dict[int, int] = {}
+        self._positions_seen_at = 0.0
+        self._consumer = Consumer(self._config(kafka), logger=log)
+
+    def _config(self, kafka: dict[str, Any]) -> dict[str, Any]:
+        config = {
+            **kafka,
+            "group.id": self._topics.sink_group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            # Where a group has no offset yet we say where to begin; an offset that Kafka has deleted is an error.
+            "auto.offset.reset": "error",
+            "allow.auto.create.topics": False,
+            "session.timeout.ms": self._settings.sink_session_timeout_ms,
+            "heartbeat.interval.ms": max(300, self._settings.sink_session_timeout_ms // 4),
+            "fetch.wait.max.ms": 100,
+            "queued.max.messages.kbytes": max(16_384, 2 * self._settings.sink_batch_bytes // 1024),
+        }
+        if self._settings.sink_instance_id:
+            config["group.instance.id"] = f"{self._topics.sink_group}.{self._settings.sink_instance_id}"
+        return config
+
+    def require_topics(self) -> None:
+        """Wait for Kafka for a while. Raises ServiceUnreachableError, and BadInputError for a missing topic."""
+        deadline = time.monotonic() + self._settings.sink_patience_s
+
+        wanted = (self._topics.outcomes, self._topics.dead_letters)
+
+        def ask() -> dict[str, Any]:
+            """Return the topics that are there, without all the others of the cluster."""
+            try:
+                found = {
+                    name: self._consumer.list_topics(name, timeout=ANSWER_TIMEOUT_S).topics[name] for name in wanted
+                }
+                return {name: topic for name, topic in found.items() if topic.error is None}
+            except KafkaException as error:
+                if time.monotonic() < deadline:
+                    raise
+                raise ServiceUnreachableError(
+                    f"Kafka does not answer ({error.args[0].str()})",
+                    "check KAFKA_BOOTSTRAP_SERVERS, or start the embedded servers: crm-replay services up",
+                ) from error
+
+        known = self._waiting.until_answered("Kafka", ask)
+        for topic in wanted:
+            if topic not in known:
+                raise BadInputError(f"topic {topic} does not exist", "start the job with crm-replay run")
+
+    def join(self, finish: Callable[[], object], forget: Callable[[set[int]], None]) -> None:
+        """Subscribe. `finish` is called while revoked partitions are still ours, `forget` for what is new or gone."""
+
+        def assigned(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            """Begin where the group had committed, or at the beginning; counts are read when they are needed."""
+            committed = self._waiting.until_answered("Kafka", lambda: self._committed(partitions))
+            forget({partition.partition for partition in partitions})
+            for partition in committed:
+                if partition.offset < 0:
+                    partition.offset = OFFSET_BEGINNING
+            self._begins = {partition.partition: partition.offset for partition in committed}
+            consumer.assign(committed)
+            self._metrics.rebalances += 1
+            log.info("assigned %s", {p.partition: p.offset for p in committed})
+
+        def lost(_consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            """Forget what is another sink's by now; a batch in flight finds out when it saves its progress."""
+            gone = {partition.partition for partition in partitions}
+            forget(gone)
+            log.info("revoked %s", sorted(gone))
+
+        def revoked(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            finish()
+            lost(consumer, partitions)
+
+        self._consumer.subscribe([self._topics.outcomes], on_assign=assigned, on_revoke=revoked, on_lost=lost)
+
+    def _committed(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        answers = self._consumer.committed(partitions, timeout=ANSWER_TIMEOUT_S)
+        for answer in answers:
+            if answer.error is not None:
+                raise KafkaException(answer.error)
+        return answers
+
+    def consume(self, records_max: int, wait_s: float) -> list[Message]:
+        """Return up to so many records. Raises OutcomesLostError, and KafkaException for a fatal error."""
+        polled = self._consumer.consume(records_max, wait_s)
+        records = []
+        for message in polled:
+            error = message.error()
+            if error is None:
+                records.append(message)
+            else:
+                self._report(error)
+        return records
+
+    def _report(self, error: KafkaError) -> None:
+        if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):  # noqa: SLF001
+            raise OutcomesLostError(
+                f"outcomes were deleted from {self._topics.outcomes} before they were written",
+                "lengthen the topic's retention and run crm-replay rerun",
+            )
+        if error.fatal():
+            raise KafkaException(error)
+        log.warning("Kafka: %s", error.str())
+
+    def positions(self) -> Positions:
+        """Return the position on each assigned partition, a second old at most."""
+        now = time.monotonic()
+        if now - self._positions_seen_at >= POSITION_EVERY_S:
+            self._positions_seen_at = now
+            assigned = self._consumer.assignment()
+            positions = self._consumer.position(assigned) if assigned else []
+            self._positions = {
+                at.partition: at.offset if at.offset >= 0 else self._begins.get(at.partition, at.offset)
+                for at in positions
+            }
+        return self._positions
+
+    def commit(self, next_offsets: dict[int, int]) -> None:
+        """Commit, by partition, the offset of the next record; what another sink has by now is left to it."""
+        offsets = [
+            TopicPartition(self._topics.outcomes, partition, offset) for partition, offset in next_offsets.items()
+        ]
+
+        def commit() -> None:
+            answers = self._consumer.commit(offsets=offsets, asynchronous=False)
+            for answer in answers or ():
+                if answer.error is not None:
+                    raise KafkaException(answer.error)
+
+        try:
+            self._waiting.until_answered("Kafka", lambda: self._seam(Effect.COMMIT_OFFSETS, commit))
+        except KafkaException as error:
+            if error.args[0].code() not in NOT_OURS_ANY_MORE:
+                raise
+            log.warning("offsets not committed (%s); the batch comes again and counts nothing", error.args[0].str())
+
+    def close(self) -> None:
+        """Leave the group: the others take over at once."""
+        self._consumer.close()
