@@ -13,7 +13,7 @@ CRM_REPLAY_SEAM_SEEDS ?= 20
 
 # Test processes at once, each with servers of its own: most tests wait for a server most of the time. Servers that the
 # environment names are shared, and then the tests take turns.
-TEST_PROCESSES ?= $(if $(KAFKA_BOOTSTRAP_SERVERS)$(MONGODB_URL)$(CRM_AUDIT_DATABASE_URL),0,3)
+TEST_PROCESSES ?= $(if $(KAFKA_BOOTSTRAP_SERVERS)$(MONGODB_URL)$(CRM_AUDIT_DATABASE_URL),0,4)
 
 .PHONY: help setup demo test soak check screenshots format lock clean
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ops.checks.file_rows import FileLookups, event_of, outcome_line
+from ops.checks.file_rows import FileLookups, event_of
+from ops.cli.transform import outcome_line
 from processors.encoding.transform import Transformer
 from schemas.source import mapping
 from tests.unit.test_imports import PACKAGES, ROOT
