@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ from schemas.process.client_errors import kind_of, server_of
 from schemas.secrets import without_secrets
 from schemas.vocabulary import ExitCode
 
+PACKAGE = "crm-audit-replay"
 GC_THRESHOLD = 50_000  # imports make some 100,000 objects, and all of them stay
 
 
@@ -89,7 +91,7 @@ def application(only: str | None = None) -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    app.callback()(lambda: None)  # a Typer with a single command would take that for itself
+    app.callback()(_whole)  # also because a Typer with a single command would take that for itself
     for name, place in COMMANDS.items():
         if only is None or name == only:
             found = getattr(import_module(place.module), place.attribute)
@@ -100,6 +102,20 @@ def application(only: str | None = None) -> typer.Typer:
     if only in (None, "reference") and len(COMMANDS) == len(ALL):  # a part would be no reference
         app.command("reference", hidden=True)(reference)
     return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"crm-replay {version(PACKAGE)}")
+        raise Exit(0)
+
+
+def _whole(
+    shown: Annotated[
+        bool, typer.Option("--version", help="Show the version and end.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 def reference(
@@ -123,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.excepthook = _show_defect
     atexit.register(gc.freeze)  # what there is at the end goes with the process; the collector need not look through it
     words = sys.argv[1:] if argv is None else list(argv)
-    called = words[0] if words and words[0] in {*COMMANDS, "reference"} else None
+    called = words[0] if words and words[0] in {*COMMANDS, "reference", "--version"} else None
     try:
         code = application(called)(args=words, standalone_mode=False)
     except ReplayError as error:

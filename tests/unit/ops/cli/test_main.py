@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,12 @@ def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
         main(words)
     said = capsys.readouterr()
     return int(str(ended.value.code)), said.out, said.err
+
+
+def test_the_version_is_that_of_the_newest_release_in_the_changelog(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "--version")
+    released = re.findall(r"^## (\d\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert (code, out, err) == (0, f"crm-replay {released[0]}\n", "")
 
 
 @pytest.mark.parametrize(
