@@ -4,14 +4,14 @@ A row's id is the first field of every record about it, so its bytes are compare
 costs little more than the reading.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_END, KafkaException, TopicPartition
 
 from ops.kafka import admin as kafka_admin
-from ops.kafka.topics import Span, records, spans
+from ops.kafka.topics import Read, Span, records, spans
 from ops.progress import RunView
 from schemas.codec import Codec, header_bytes
 from schemas.errors import ReplayError, UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
@@ -82,33 +82,40 @@ class Topics:
             return
         if total >= NOTE_RECORDS_MIN:
             view.note(f"looking through {total:,} records of {topic}")
-        wanted = {zigzag(audit_id): audit_id for audit_id in audit_ids}
-        lengths = sorted({len(encoded) for encoded in wanted})
-        for read, (partition, offset, value) in enumerate(records(self.kafka, topic, starts), start=1):
-            at = header_bytes(value)
-            for length in lengths:
-                audit_id = wanted.get(value[at : at + length])
-                if audit_id is None:
-                    continue
-                try:
-                    record = self._about(value, audit_id)
-                except UnknownSchemaError as error:
-                    raise UnreadableTopicError.at(topic, partition, offset, error) from error
-                if record is not None:
-                    yield Found(partition, offset, record)
-            if total >= NOTE_RECORDS_MIN and read % PROGRESS_EVERY_RECORDS == 0:
-                view.progress(read, total, {}, 0)
+        read = records(self.kafka, topic, starts)
+        if total >= NOTE_RECORDS_MIN:
+            read = _with_progress(read, total, view)
+        yield from about_rows(read, topic, audit_ids, self.codec)
 
-    def _about(self, value: bytes, audit_id: int) -> AboutRow | None:
-        try:
-            record = self.codec.decode(value)
-        except UnknownSchemaError:
-            raise
-        except UndecodableRecordError:
-            return None
-        if isinstance(record, AuditEvent | ActivityLog | SkippedRecord | DeadLetter) and record.audit_id == audit_id:
-            return record
-        return None
+
+def about_rows(read: Iterable[Read], topic: str, audit_ids: Iterable[int], codec: Codec) -> Iterator[Found]:
+    """Yield those of a topic's records that are about one of the rows; without a row nothing is read.
+
+    Raises UnreadableTopicError for a record that may be about one of them and whose schema cannot be looked up.
+    """
+    wanted = {zigzag(audit_id): audit_id for audit_id in audit_ids}
+    lengths = sorted({len(encoded) for encoded in wanted})
+    for partition, offset, value in read if wanted else ():
+        at = header_bytes(value)
+        for length in lengths:
+            audit_id = wanted.get(value[at : at + length])
+            if audit_id is None:
+                continue
+            try:
+                record = codec.decode(value)
+            except UnknownSchemaError as error:
+                raise UnreadableTopicError.at(topic, partition, offset, error) from error
+            except UndecodableRecordError:
+                continue
+            if isinstance(record, AboutRow) and record.audit_id == audit_id:
+                yield Found(partition, offset, record)
+
+
+def _with_progress(read: Iterator[Read], total: int, view: RunView) -> Iterator[Read]:
+    for number, record in enumerate(read, start=1):
+        yield record
+        if number % PROGRESS_EVERY_RECORDS == 0:
+            view.progress(number, total, {}, 0)
 
 
 def zigzag(number: int) -> bytes:

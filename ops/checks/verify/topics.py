@@ -10,9 +10,9 @@ from typing import Any
 from ops.checks.verify.model import Unhandled
 from ops.jobs.jobs import Job
 from ops.kafka import admin as kafka_admin
-from ops.kafka.rows import zigzag
+from ops.kafka.rows import AboutRow, about_rows
 from ops.kafka.topics import Span, records, spans
-from schemas.codec import Codec, header_bytes
+from schemas.codec import Codec
 from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord, SnapshotMarker
 from schemas.topics import AccountTopics
@@ -118,34 +118,15 @@ class Tracer:
 
     def _find(self, topic: str, audit_ids: Iterable[int], begin: Mapping[int, int]) -> dict[int, Seen]:
         """Return where each id was seen last."""
-        # The audit id is the first field of all these records. Its bytes are compared before anything is decoded.
-        wanted = {zigzag(audit_id): audit_id for audit_id in audit_ids}
-        lengths = sorted({len(encoded) for encoded in wanted})
         found: dict[int, Seen] = {}
-        for partition, offset, value in records(self._kafka, topic, begin) if wanted else ():
-            at = header_bytes(value)
-            for length in lengths:
-                audit_id = wanted.get(value[at : at + length])
-                if audit_id is None:
-                    continue
-                try:
-                    what = self._what(value, audit_id)
-                except UnknownSchemaError as error:
-                    raise UnreadableTopicError.at(topic, partition, offset, error) from error
-                if what is not None:
-                    found[audit_id] = Seen(partition, offset, what)
+        read = records(self._kafka, topic, begin)
+        for partition, offset, record in about_rows(read, topic, audit_ids, self._codec):
+            if (what := self._what(record)) is not None:
+                found[record.audit_id] = Seen(partition, offset, what)
         return found
 
-    def _what(self, value: bytes, audit_id: int) -> str | None:
-        """Return what a record says of the row; None if it is not about that row, or of an earlier run."""
-        try:
-            record = self._codec.decode(value)
-        except UnknownSchemaError:
-            raise
-        except UndecodableRecordError:
-            return None
-        if not isinstance(record, AuditEvent | ActivityLog | SkippedRecord | DeadLetter) or record.audit_id != audit_id:
-            return None
+    def _what(self, record: AboutRow) -> str | None:
+        """Return what a record says of its row; None if it is of an earlier run."""
         if isinstance(record, AuditEvent):
             return "event"
         if record.run < self._job.run and not self._whole_topic:
