@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from ops.checks.dry_run.model import Report
 from ops.cli import host
+from ops.cli.tables import counts_table
 from ops.jobs.letters import printable
 from ops.progress import view_for
 from schemas.vocabulary import ExitCode
@@ -60,11 +60,7 @@ def dry_run(
 def print_report(console: Console, report: Report) -> None:
     """Print the counts, an example of each kind, the estimate, and what else is to be known."""
     tally = report.tally
-    table = Table(
-        title=escape(f"Dry run of {report.company_sso_id}"), show_header=False, title_justify="left", min_width=44
-    )
-    table.add_column()
-    table.add_column(justify="right")
+    table = counts_table(f"Dry run of {report.company_sso_id}")
     table.add_row("rows in scope", f"{report.rows_in_scope:,}", style="bold")
     if report.sampled:
         table.add_row("rows looked at", f"{tally.rows:,}")

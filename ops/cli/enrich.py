@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from ops.cli import host
 from ops.cli.options import Account, AsJson, JobMapping
+from ops.cli.tables import counts_table
 from ops.enrich.run import NAMED, Enrichment, EnrichOptions, enrich_account
 from ops.progress import view_for
 from schemas.topics import encode_account
@@ -60,11 +59,7 @@ def enrich(
 def print_enrichment(console: Console, done: Enrichment) -> None:
     """Print every bin, and the rows that somebody should look at."""
     what = "Enrichment" if not done.dry_run else "Enrichment (dry run: nothing was written)"
-    table = Table(
-        title=escape(f"{what} of {done.company_sso_id}"), show_header=False, title_justify="left", min_width=44
-    )
-    table.add_column()
-    table.add_column(justify="right")
+    table = counts_table(f"{what} of {done.company_sso_id}")
     table.add_row("association rows", f"{done.associations:,}", style="bold")
     for outcome, text in WHAT.items():
         if count_ := done.outcomes[outcome.value]:

@@ -2,17 +2,15 @@
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from ops.cli.tables import counts_table
 from ops.jobs.jobs import Ledger
 from schemas.vocabulary import SkipReason
 
 
 def print_ledger(console: Console, account: str, ledger: Ledger, *, seconds: float | None = None) -> None:
     """Print every bin, their sum, and whether it is the source's."""
-    table = Table(title=escape(f"Ledger of {account}"), show_header=False, title_justify="left", min_width=44)
-    table.add_column()
-    table.add_column(justify="right")
+    table = counts_table(f"Ledger of {account}")
     table.add_row("source rows", f"{ledger.source_rows:,}", style="bold")
     table.add_row("migrated", f"{ledger.migrated:,}")
     for reason, count in sorted(ledger.skipped.items()):

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from ops.cli import host
+from ops.cli.tables import counts_table
 from ops.progress import RunView, view_for
 from schemas.process.connections import Connections
 from schemas.topics import LIVE_FEED
@@ -106,11 +105,7 @@ def mend(report: "Report", mapping_path: str, feed: str, connections: Connection
 
 def print_report(console: Console, report: "Report") -> None:
     """Print the counts, what was found, and the verdict."""
-    table = Table(
-        title=escape(f"Seam of {report.company_sso_id}"), show_header=False, title_justify="left", min_width=44
-    )
-    table.add_column()
-    table.add_column(justify="right")
+    table = counts_table(f"Seam of {report.company_sso_id}")
     rows: list[tuple[str, int]] = [
         ("contacts", report.contacts),
         ("source rows", report.rows),

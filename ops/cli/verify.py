@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from ops.checks.verify.model import NAMED_MAX, Kind, Report
 from ops.cli import host
 from ops.cli.options import JobMapping
+from ops.cli.tables import counts_table
 from ops.progress import view_for
 from schemas.errors import BadInputError
 from schemas.vocabulary import ExitCode
@@ -120,11 +119,7 @@ def _confirm(what: str, *, yes: bool) -> None:
 def print_report(console: Console, report: Report) -> None:
     """Print the counts, what was found, and the verdict."""
     tally, now_us = report.tally, time.time_ns() // 1000
-    table = Table(
-        title=escape(f"Copy of {report.company_sso_id}"), show_header=False, title_justify="left", min_width=44
-    )
-    table.add_column()
-    table.add_column(justify="right")
+    table = counts_table(f"Copy of {report.company_sso_id}")
     table.add_row("source rows", f"{tally.rows:,}", style="bold")
     if tally.unchanged:
         table.add_row("of them unchanged since they were proved", f"{tally.unchanged:,}")
