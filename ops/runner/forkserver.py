@@ -215,15 +215,7 @@ def _serve(orders: socket.socket, owner: int, modules: Sequence[str]) -> None:
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     gc.disable()  # what is imported stays; and what the collector does not touch, its forks share
-    for module in modules:
-        _load(module)
-    for module in LATER:
-        with suppress(Exception):
-            import_module(module)
-    with suppress(Exception):
-        from schemas.process.registry import codec_for  # not for every command of ours
-
-        codec_for("")  # compiles the schemas
+    load(modules)
     gc.freeze()
     if _has_threads():
         return  # a library has started one: its locks would be forked as they happen to be
@@ -238,6 +230,19 @@ def _serve(orders: socket.socket, owner: int, modules: Sequence[str]) -> None:
         orders.sendall(_PID.pack(_fork(orders, {**json.loads(order), "ignores_interrupts": ignored}, files)))
         for file in files:
             os.close(file)
+
+
+def load(modules: Sequence[str]) -> None:
+    """Have ready what the workers among `modules` need from their first moment."""
+    for module in modules:
+        _load(module)
+    for module in LATER:
+        with suppress(Exception):
+            import_module(module)
+    with suppress(Exception):
+        from schemas.process.registry import codec_for  # not for every command
+
+        codec_for("")  # compiles the schemas
 
 
 def _load(module: str) -> None:

@@ -7,6 +7,7 @@ executed as a user does.
 """
 
 import atexit
+import gc
 import json
 import os
 import select
@@ -18,15 +19,16 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ops.runner import forkserver
+
 ROOT = Path(__file__).resolve().parents[2]
-STATUS = struct.Struct("!i")
-PID = struct.Struct("!i")
+NUMBER = struct.Struct("!i")  # of a process, or its exit status
 LENGTH = struct.Struct("!Q")
 CALL_TIMEOUT_S = 240
+OF_TESTS = ("tests.integration.processors.worker", "tests.integration.sink.faulty_sink")
 ROOM = "-" * 4_000  # for the words of what is forked: a fork shows them where its parent's are
 
 
@@ -72,11 +74,11 @@ class Program(subprocess.Popen[Any]):
         """Return as os.waitpid does; whose child the process is has been told by the server."""
         if wait_flags & os.WNOHANG and not select.select([self._status], [], [], 0)[0]:
             return 0, 0
-        told = os.read(self._status, STATUS.size)
+        told = os.read(self._status, NUMBER.size)
         os.close(self._status)
         if not told:
             raise ChildProcessError(f"the process that forked {self.args} has ended")
-        return self.pid, STATUS.unpack(told)[0]
+        return self.pid, NUMBER.unpack(told)[0]
 
 
 class _Server:
@@ -95,7 +97,7 @@ class _Server:
                 orders = self._started()
                 socket.send_fds(orders, [LENGTH.pack(len(order))], [*streams, writing])
                 orders.sendall(order)
-                (pid,) = PID.unpack(_exactly(orders, PID.size))
+                (pid,) = NUMBER.unpack(forkserver._exactly(orders, NUMBER.size))
         except BaseException:
             os.close(reading)
             raise
@@ -131,8 +133,6 @@ _SERVER = _Server()
 
 def serve(orders: socket.socket) -> None:
     """Import, then fork what is ordered and tell how it ended, until the test process is gone."""
-    from ops.runner import forkserver
-
     _load()
     woken, wake = socket.socketpair()
     for end in (woken, wake):
@@ -152,7 +152,7 @@ def serve(orders: socket.socket) -> None:
             header, files, _, _ = socket.recv_fds(orders, LENGTH.size, 4)
             if not header:
                 return
-            order = json.loads(_exactly(orders, *LENGTH.unpack(header)))
+            order = json.loads(forkserver._exactly(orders, *LENGTH.unpack(header)))
             *streams, status = files
             pid = os.fork()
             if pid == 0:
@@ -161,30 +161,21 @@ def serve(orders: socket.socket) -> None:
                 signal.set_wakeup_fd(-1)
                 _become(order, streams)
             statuses[pid] = status
-            orders.sendall(PID.pack(pid))
+            orders.sendall(NUMBER.pack(pid))
             for descriptor in streams:
                 os.close(descriptor)
 
 
 def _load() -> None:
     """Import what commands and workers import."""
-    import ops.__main__  # noqa: F401
-    import tests.integration.processors.worker
-    import tests.integration.sink.faulty_sink  # noqa: F401
     from ops.cli import main as cli
-    from ops.runner import forkserver
-    from schemas.process.registry import codec_for
 
     cli.application()
-    for module in (*forkserver.WORKERS, *(f"{name}.__main__" for name in forkserver.WORKERS), *forkserver.LATER):
-        import_module(module)
-    codec_for("")
-    forkserver.gc.freeze()
+    forkserver.load(("ops", *forkserver.WORKERS, *OF_TESTS))
+    gc.freeze()
 
 
 def _become(order: Mapping[str, Any], streams: Sequence[int]) -> None:
-    from ops.runner import forkserver
-
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.chdir(order["cwd"])
     go, give = os.pipe()
@@ -202,18 +193,8 @@ def _bury(statuses: dict[int, int]) -> None:
             return
         told = statuses.pop(pid)
         with suppress(BrokenPipeError):
-            os.write(told, STATUS.pack(status))
+            os.write(told, NUMBER.pack(status))
         os.close(told)
-
-
-def _exactly(stream: socket.socket, size: int) -> bytes:
-    found = b""
-    while len(found) < size:
-        part = stream.recv(size - len(found))
-        if not part:
-            raise ChildProcessError("the process that forks our programs has ended")
-        found += part
-    return found
 
 
 if __name__ == "__main__":
