@@ -5,25 +5,12 @@ from typing import Any
 
 import pytest
 
-from ops.jobs import documents, migrations
+from ops.jobs import documents
 from ops.jobs.documents import identities_of, identities_since, of_rows, rows_with_document
 from sink.identity import with_ids
+from tests.integration.jobs.conftest import document, live
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-def database(mongo_database: Any) -> Any:
-    migrations.up(mongo_database)
-    return mongo_database
-
-
-def document(audit_id: int, account: str = "a", **more: Any) -> dict[str, Any]:
-    return {"company_sso_id": account, "external_id": f"crm_audit:{audit_id}", "source_tag": "crm_migration", **more}
-
-
-def live(audit_id: int, account: str = "a") -> dict[str, Any]:
-    return {"company_sso_id": account, "external_id": f"crm_audit:{audit_id}"}
 
 
 def test_rows_are_found_whoever_wrote_their_document(database: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,26 +4,12 @@ from typing import Any
 
 import pytest
 
-from ops.jobs import migrations
 from ops.jobs.validation import validate
 from sink.progress import RunTotals
 from sink.rollback import documents_of, rollback
+from tests.integration.jobs.conftest import document, live
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture
-def database(mongo_database: Any) -> Any:
-    migrations.up(mongo_database)
-    return mongo_database
-
-
-def document(audit_id: int, account: str = "a", **more: Any) -> dict[str, Any]:
-    return {"company_sso_id": account, "external_id": f"crm_audit:{audit_id}", "source_tag": "crm_migration", **more}
-
-
-def live(audit_id: int, account: str = "a") -> dict[str, Any]:
-    return {"company_sso_id": account, "external_id": f"crm_audit:{audit_id}"}
 
 
 def explain_stages(plan: dict[str, Any]) -> list[str]:
