@@ -1,6 +1,6 @@
 """How a document of ours is known: its external id, its tag, its `_id`. Pure.
 
-The external id says which audit row a document stands for, whoever wrote it: the unique index over it decides what is a
+The external id says which audit row a document stands for, of any writer: the unique index over it decides what is a
 duplicate. The `_id` says who wrote it, so that a record which Kafka delivers again meets its own `_id`, and is told
 apart from a document of another origin, which only meets the unique index. Both are stored: they never change.
 """

@@ -24,7 +24,7 @@ K = TypeVar("K", bound=Hashable)
 States = Mapping[K, PartitionProgress]
 
 SAVE_ATTEMPTS_MAX = 100  # races lost in a row; with a few sinks a second one is rare already
-STATES_MAX = 100_000  # kept at hand; a feed has one for each account and partition
+STATES_MAX = 100_000  # cached; a feed has one for each account and partition
 
 
 class Store(Protocol[K]):

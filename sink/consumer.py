@@ -59,7 +59,7 @@ class Identity(Protocol):
 
 
 class Gate(Protocol):
-    """Whether the sink goes on."""
+    """Whether the sink continues."""
 
     def check(self, *, at_once: bool) -> None:
         """Raise ReplayError if it does not; at most once a while, but for `at_once`."""

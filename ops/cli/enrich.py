@@ -57,7 +57,7 @@ def enrich(
 
 
 def print_enrichment(console: Console, done: Enrichment) -> None:
-    """Print every bin, and the rows that somebody should look at."""
+    """Print every bin, and the rows that need a person."""
     what = "Enrichment" if not done.dry_run else "Enrichment (dry run: nothing was written)"
     table = counts_table(f"{what} of {done.company_sso_id}")
     table.add_row("association rows", f"{done.associations:,}", style="bold")

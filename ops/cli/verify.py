@@ -65,7 +65,7 @@ def verify(
     """
     from ops.checks.verify.check import VerifyOptions, verify_account  # the clients of all packages: not for --help
     from ops.repair.run import close, end_dead, is_whole, plan_of
-    from ops.repair.run import repair as mend
+    from ops.repair.run import repair as repair_copy
 
     if (dry_run or yes) and not repair:
         raise BadInputError("--dry-run and --yes belong to --repair", "give --repair, too")
@@ -91,7 +91,7 @@ def verify(
             _confirm(plan.in_words(account), yes=yes)
             view = view_for(Console(stderr=True))
             run_options = RunOptions(mapping_path=mapping or report.mapping_path, home=host.home())
-            deleted, replayed = mend(report, plan, run_options, connections, view)
+            deleted, replayed = repair_copy(report, plan, run_options, connections, view)
             report = verify_account(account, options, connections, view)
             report.deleted, report.replayed = deleted, replayed
         if repair and not dry_run and is_whole(report) and close(report, connections) is not None:

@@ -1,6 +1,6 @@
 """I/O: which of some rows have a document in MongoDB, found by the unique index in bounded queries.
 
-A row's document is found by its external id, whoever has written it: the replay, the live feed or a caller of the HTTP
+A row's document is found by its external id, written by any of three: the replay, the live feed or a caller of the HTTP
 interface. `tagged` leaves those out that the replay's source tag does not mark as its own.
 """
 

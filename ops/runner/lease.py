@@ -22,7 +22,7 @@ from sink.database import open_database
 from sink.failure_rate import what_to_do
 
 RENEW_EVERY_S = 1.0
-ANSWER_MAX_S = 3.0  # of MongoDB while workers run: whoever waits for longer would sleep through the end of the lease
+ANSWER_MAX_S = 3.0  # of MongoDB while workers run: a longer wait would outlast the lease
 QUICK_STOP_S = 2.0
 # Without a renewal for so long the processes are stopped: noticing and stopping has to fit into the rest of the lease.
 SILENCE_MAX_S = LEASE_S - ANSWER_MAX_S - QUICK_STOP_S - 1.0
@@ -31,7 +31,7 @@ PAUSE_MAX_S = 60.0  # between them
 
 
 class InterruptedRunError(ReplayError):
-    """Somebody asked the run to stop; it can be taken up again."""
+    """The run was asked to stop; it can be resumed."""
 
     exit_code = ExitCode.INTERRUPTED
 
@@ -41,7 +41,7 @@ class HaltedError(ReplayError):
 
 
 class OutageError(ReplayError):
-    """A server was away for too long; the job can be taken up."""
+    """A server was away for too long; the job can be resumed."""
 
 
 class SilentError(Exception):
@@ -65,7 +65,7 @@ def interrupted() -> InterruptedRunError:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How a job is let go of that is not over: after what pause it may be claimed, or that nobody should try again."""
+    """How an unfinished job is released: after what pause it may be claimed again, or that it has failed."""
 
     pause_s: float = 0.0
     attempts: int = 0
@@ -116,7 +116,7 @@ def _in_words(error: BaseException) -> str:
 
 
 def let_go(store: JobStore, job: Job, terms: Terms) -> None:
-    """Let go of a job on these terms; nothing happens if it is another's by now, or no longer in progress."""
+    """Release a job on these terms; nothing happens if another runner has it, or if it is no longer in progress."""
     try:
         if terms.fail:
             store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, terms.error or "", fence=job.fence)

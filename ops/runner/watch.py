@@ -25,7 +25,7 @@ SAVE_EVERY_S = 1.0
 POLL_EVERY_S = 0.2
 POLL_AT_FIRST_S = 0.05  # a small account is over before long, and its end should not have to wait to be seen
 AT_FIRST_S = 5.0
-OUTAGE_MAX_S = 300.0  # of MongoDB; its sinks wait for ever, but a run that nobody can follow is no use
+OUTAGE_MAX_S = 300.0  # of MongoDB; its sinks wait indefinitely, but a run without a status is no use
 
 
 class Patience:

@@ -1,6 +1,6 @@
 """Which of our errors a client library's error is. One decision; the words are the caller's, who knows what it did.
 
-Told by the library's own base classes and codes. A library is imported only where an error of it is at hand: a command
+Told by the library's own base classes and codes. A library is imported only to classify an error of its own: a command
 must not wait for the import of those it does not use.
 """
 

@@ -30,7 +30,7 @@ class Alarm:
         self.failed[account] = self.failed.get(account, 0) + failed
 
     def due(self, now: float) -> list[tuple[str, int, int]]:
-        """Return account, failed and seen where it is too much, once a minute; then begin anew."""
+        """Return account, failed and seen where it is too much, once a minute; then start over."""
         if now - self.started_at < ALARM_EVERY_S:
             return []
         over = [
