@@ -5,11 +5,13 @@ import sys
 import threading
 
 from processors.encoding import documents
+from processors.encoding.rows import RowEncoder
 from processors.encoding.transform import Transformer
 from processors.lookups.answers import TableLookups
 from processors.lookups.directory import UserDirectory
 from processors.settings import ProcessorSettings, connections
-from processors.worker import Transform, run_worker
+from processors.worker import run_worker
+from schemas.codec import Codec
 from schemas.errors import ReplayError, worker_exit_code
 from schemas.process import logs
 from schemas.source import mapping
@@ -29,8 +31,8 @@ async def _run() -> None:
     logs.bind(account=job.company_sso_id, job_id=job.job_id, run=job.run)
     transformer = Transformer(mapping.load(job.mapping_path), job.company_sso_id)
 
-    def transform_with(lookups: TableLookups) -> Transform:
-        return lambda event: transformer.to_bson(event, lookups)
+    def rows_with(lookups: TableLookups, codec: Codec) -> RowEncoder:
+        return RowEncoder(transformer, lookups, codec, job.run)
 
     async with UserDirectory(servers.user_directory_url, job.company_sso_id) as directory:
 
@@ -39,7 +41,7 @@ async def _run() -> None:
             return {**transformer.counts.as_dict(), **of_directory}
 
         known = directory if servers.user_directory_url else None
-        await run_worker(settings, servers, transform_with, documents.encode, known, counts)
+        await run_worker(settings, servers, rows_with, documents.encode, known, counts)
 
 
 def main() -> int:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from processors.encoding.core import Row
 from processors.encoding.documents import DOCUMENT_BYTES_MAX
+from processors.encoding.rows import RowEncoder
 from processors.encoding.transform import Transformed
 from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
@@ -49,7 +51,7 @@ class Undecodable:
     detail: str
 
 
-Decoded = AuditEvent | SnapshotMarker | DeadLetter | Undecodable
+Decoded = Row | AuditEvent | SnapshotMarker | DeadLetter | Undecodable
 
 
 class RunTransformer:
@@ -59,11 +61,12 @@ class RunTransformer:
         self,
         job: ReplayJob,
         codec: Codec,
-        transform: Callable[[AuditEvent], bytes | Transformed | Skip | Refused],
+        transform: Callable[[AuditEvent], Transformed | Skip | Refused],
         encode_document: Callable[[Any], bytes],
         metrics: ProcessorMetrics,
+        rows: RowEncoder | None = None,
     ) -> None:
-        """`transform` returns a document as BSON or as what `encode_document` makes BSON of."""
+        """`transform` and `encode_document` are the plain way, and all there is without `rows`."""
         self._job = job
         self._topic = job.topics.replay
         self._accounts = ("", job.company_sso_id)  # the topic is one account's, so a row need not say it
@@ -72,6 +75,7 @@ class RunTransformer:
         self._transform = transform
         self._encode_document = encode_document
         self._metrics = metrics
+        self._rows = rows
 
     def decode(self, records: Sequence[SourceRecord]) -> list[Decoded]:
         """Return what each record is, in order. Raises UnreadableTopicError for a row that lacks its schema."""
@@ -80,6 +84,8 @@ class RunTransformer:
     def _decode(self, record: SourceRecord) -> Decoded:
         if record.value is None:
             return Undecodable("a tombstone: the record has no value")
+        if self._rows is not None and record.key is not None and (row := self._rows.row(record.value)) is not None:
+            return row
         try:
             decoded = self._codec.decode(record.value)
         except UnknownSchemaError as error:
@@ -107,7 +113,12 @@ class RunTransformer:
             if high.ended and not isinstance(what, SnapshotMarker):
                 metrics.beyond_end += 1  # of a later run's stretch, which a rerun from the beginning comes across
                 continue
-            if isinstance(what, AuditEvent):
+            if isinstance(what, Row):
+                if high.is_republished(what.id_range, what.audit_id):
+                    metrics.republished += 1
+                    continue
+                value = self._row_outcome(record, what, partition)
+            elif isinstance(what, AuditEvent):
                 if what.company_sso_id not in self._accounts:
                     # Before the high-water: an id of somebody else's must not make ours look published twice.
                     detail = "the row is another account's"
@@ -136,7 +147,27 @@ class RunTransformer:
         metrics.records_in += len(records)
         return messages
 
+    def _row_outcome(self, record: SourceRecord, row: Row, partition: int) -> bytes:
+        rows = self._rows
+        assert rows is not None
+        try:
+            value = rows.outcome(row, record.offset)
+        except UnreadableTopicError:
+            raise  # of a reference table: it says nothing of the row
+        except Exception:  # the plain way says what is wrong
+            value = None
+        if value is None:
+            event = self._codec.decode(record.value or b"")
+            assert isinstance(event, AuditEvent)
+            return self._outcome(record, event, partition)
+        if (reason := rows.skip) is None:
+            self._metrics.logs += 1
+        else:
+            self._metrics.skips[str(reason)] += 1
+        return value
+
     def _outcome(self, record: SourceRecord, event: AuditEvent, partition: int) -> bytes:
+        self._metrics.rows_by_plain_way += 1
         try:
             result = self._transform(event)
         except UnreadableTopicError:
@@ -147,8 +178,6 @@ class RunTransformer:
             except Exception as error:  # a defect of a rule costs one record, not the replay
                 detail = f"{type(error).__name__} in {_where(error)}"
                 return self._dead_letter(record, event, partition, DeadLetterCause.TRANSFORM_FAILED, detail)
-        if isinstance(result, bytes):
-            return self._log(record, event, partition, result)
         if type(result) is Skip:
             reason = str(result.reason)
             self._metrics.skips[reason] += 1
@@ -209,7 +238,7 @@ class RunTransformer:
 
 def acting_users(decoded: Iterable[Decoded]) -> set[int]:
     """Return the ids of the CRM users who did something in a run."""
-    return {what.user_id for what in decoded if isinstance(what, AuditEvent) and what.user_id}
+    return {what.user_id for what in decoded if isinstance(what, Row | AuditEvent) and what.user_id}
 
 
 def _where(error: BaseException) -> str:

@@ -10,13 +10,13 @@ from typing import Any
 
 from processors.app import BeforeAck, ReplayApp, RunHandler, add_agent, build_app
 from processors.batches import RunTransformer
-from processors.encoding.transform import Transformed
+from processors.encoding.rows import RowEncoder
 from processors.lookups.answers import Directory, TableLookups
 from processors.lookups.tables import ReferenceTables
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import OutcomeProducer
-from processors.rules.decide import Refused, Skip
 from processors.settings import ProcessorSettings
+from schemas.codec import Codec
 from schemas.errors import ReplayError
 from schemas.process import tracing
 from schemas.process.connections import Connections
@@ -24,14 +24,12 @@ from schemas.process.exposition import serving
 from schemas.process.metrics import Value
 from schemas.process.registry import codec_for
 from schemas.process.topic_watch import RUN_AGAIN, KafkaQuestions, TopicWatch
-from schemas.records import AuditEvent
 
 log = logging.getLogger(__name__)
 
 GC_THRESHOLD = 50_000  # a run makes some thousand objects, none of them in cycles: look for those now and then
 STOP_TIMEOUT_S = 9.0  # with what follows well below the 15 s after which the supervisor kills
 FLUSH_TIMEOUT_S = 2.0
-Transform = Callable[[AuditEvent], bytes | Transformed | Skip | Refused]
 
 
 class WorkerFailedError(ReplayError):
@@ -41,7 +39,7 @@ class WorkerFailedError(ReplayError):
 async def run_worker(
     settings: ProcessorSettings,
     connections: Connections,
-    transform_with: Callable[[TableLookups], Transform],
+    rows_with: Callable[[TableLookups, Codec], RowEncoder],
     encode_document: Callable[[Any], bytes],
     directory: Directory | None = None,
     counts: Callable[[], Mapping[str, int]] = dict,
@@ -49,8 +47,8 @@ async def run_worker(
 ) -> None:
     """Return after SIGTERM, SIGINT or (if the settings say so) the last end marker, with everything committed.
 
-    `transform_with` makes the transformation of an event (processors.encoding.transform) from the lookups it may ask;
-    `counts` are its own, to be logged with the worker's.
+    `rows_with` makes what encodes rows from the lookups that they may ask; `counts` are its own, to be logged with the
+    worker's.
     Raises ReplayError for everything that keeps the worker from going on.
     """
     stop = asyncio.Event()
@@ -78,7 +76,8 @@ async def run_worker(
         tables.follow()
         lookups = TableLookups(tables.rows, codec, job.company_sso_id, directory)
         app = build_app(settings, connections, metrics)
-        transformer = RunTransformer(job, codec, transform_with(lookups), encode_document, metrics)
+        rows = rows_with(lookups, codec)
+        transformer = RunTransformer(job, codec, rows.plain, encode_document, metrics, rows)
         handler = RunHandler(app, transformer, lookups, tables, producer, metrics, before_ack, traces)
         add_agent(app, job.topics.replay, handler)
 
