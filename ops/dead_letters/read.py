@@ -72,7 +72,7 @@ def resolved_rows(
 def _skipped_later(
     failed_in: Mapping[int, int], account: str, topics: Topics, database: Any, view: RunView
 ) -> dict[int, str]:
-    """Return the rows that a run after their last failure has skipped, as its outcomes say."""
+    """Return the rows that a run after their last failure has skipped, by its outcomes."""
     later = [job for job in JobStore(database).jobs(account, JOBS_MAX) if job.run > min(failed_in.values())]
     if not later:
         return {}
@@ -126,7 +126,7 @@ class Place:
 
     @property
     def whose(self) -> dict[str, str]:
-        """What an answer in JSON says of it."""
+        """Its fields in a JSON answer."""
         return {"feed": self.feed.feed} if self.feed is not None else {"company_sso_id": self.account}
 
     def listed(self, view: RunView) -> list[Listed]:

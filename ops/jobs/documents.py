@@ -76,7 +76,7 @@ def count_since(database: Database[Document], company_sso_id: str, cutoff: dt.da
 def identities_of(
     database: Database[Document], company_sso_id: str, audit_ids: Sequence[int], shift: int
 ) -> Identities:
-    """Return which of these rows have a document of ours. `shift` says how wide the id ranges are (`sink.identity`)."""
+    """Return which of these rows have a document of ours. `shift` is the width of the id ranges (`sink.identity`)."""
     found: Identities = {}
     for query in _segments(company_sso_id, audit_ids):
         found = _identities(database, query, UNIQUE_EXTERNAL_ID.name, shift, found)

@@ -1,4 +1,4 @@
-"""Pure: what a job is, which status may follow which, and the ledger that says whether every row is accounted for."""
+"""Pure: the job, its status transitions, and the ledger that checks whether every row is accounted for."""
 
 import datetime as dt
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ LEASE_S = 15.0  # a runner that has not renewed its lease for so long is taken f
 
 
 class IllegalTransitionError(ReplayError):
-    """A job cannot go from its status to the one asked for."""
+    """The job's status does not allow the requested one."""
 
 
 def refusal(source: JobStatus, target: JobStatus) -> str | None:
@@ -82,12 +82,12 @@ class Job:
     heartbeat_at: dt.datetime
     error: str | None
     prepared: bool = True  # surveyed: top, xmax, cutoff and total are known; else the runner that claims it looks
-    planned_begin: tuple[int, ...] = ()  # what `begin_offsets` will be once both groups have been set to the stretch
+    planned_begin: tuple[int, ...] = ()  # `begin_offsets`, once both groups have been set to them
     planned_outcomes: tuple[int, ...] = ()  # where the sinks begin on the outcomes topic, by partition
     writers: tuple[str, ...] = ()  # virtual transactions of the source that may still commit ids up to top
-    published_at: tuple[int, ...] = ()  # of a rerun: begin offsets of the stretch that is read again
+    published_at: tuple[int, ...] = ()  # of a rerun: begin offsets of the run that is read again
     owner: str | None = None  # the runner that works on it; None: it waits for one
-    fence: int = 0  # rises with every claim: what a former owner says counts no more
+    fence: int = 0  # rises with every claim: a former owner's writes are refused
     lease_until: dt.datetime = NEVER  # by the database's clock; behind it, anybody may claim the job
     attempts: int = 0  # of runners, in a row, that gave the job back without having got on with it
     enrichment: Mapping[str, Any] | None = None  # of the present run; ops.jobs.enrichments
@@ -117,7 +117,7 @@ class Job:
         return self.status is JobStatus.IN_PROGRESS and (self.owner is None or self.lease_until < now)
 
     def replay_job(self) -> ReplayJob:
-        """Return what the processes of this run are told."""
+        """Return the job as the processes of this run get it."""
         return ReplayJob(
             company_sso_id=self.company_sso_id,
             job_id=self.job_id,

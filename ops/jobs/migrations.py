@@ -1,6 +1,6 @@
 """Collections and indexes, made and unmade in numbered steps, recorded in `crm_replay_migrations`.
 
-A step notes what it is going to make before it makes it, so one that died half-way is taken up again, and `down` undoes
+A step records what it is going to create before it does, so an interrupted one is resumed, and `down` undoes
 exactly what `up` did: an index or a collection that was there before stays, and so does every document of the customer.
 """
 
@@ -64,9 +64,9 @@ from sink.indexes import (
 
 LOCK = "lock"
 LOCK_EXPIRY_S = 60.0
-NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)  # expiry of a lock that nobody has held
+NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)  # expiry of a lock that was never held
 LOCK_RENEWALS = 3  # within one expiry
-LOCK_POLL_S = 0.5  # how often a process that may wait asks for the lock
+LOCK_POLL_S = 0.5  # how often a process that may wait tries the lock
 NAMESPACE_EXISTS = 48
 NAMESPACE_NOT_FOUND = 26
 INDEX_NOT_FOUND = 27
@@ -257,7 +257,7 @@ def _apply(database: Any, migration: Migration, begun: Mapping[str, Any] | None)
         "indexes": [[index.collection, index.name] for index in indexes],
         "applied_at": None,
     }
-    # Dying after this line: the next `up` finds what it was about to make and goes on.
+    # Dying after this line: the next `up` finds what it was about to create and continues.
     records.replace_one({"_id": migration.version}, record, upsert=True)
     try:
         for collection in collections:
@@ -287,14 +287,14 @@ def _why(error: OperationFailure, migration: Migration) -> ReplayError:
 
 def _revert(database: Any, migration: Migration, record: Mapping[str, Any]) -> None:
     records: Documents = database[APPLIED_MIGRATIONS]
-    # Dying after this line: the step no longer counts as applied, and its record still says what is left to undo.
+    # Dying after this line: the step no longer counts as applied, and its record still has what is left to undo.
     records.update_one({"_id": migration.version}, {"$set": {"state": "reverting", "applied_at": None}})
     _undo(database, migration, record)
     records.delete_one({"_id": migration.version})
 
 
 def _undo(database: Any, migration: Migration, record: Mapping[str, Any]) -> None:
-    """Drop the indexes and collections that the record says we made."""
+    """Drop the indexes and collections that the record has as ours."""
     for collection, name in record.get("indexes", ()):
         with _ignoring(INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND):
             database[collection].drop_index(name)

@@ -29,7 +29,7 @@ class RollbackRefusedError(ReplayError):
 
 
 def digest(mapping: SourceMapping) -> str:
-    """Return what tells a job's source mapping from another."""
+    """Return the digest of a job's source mapping."""
     return sha256(mapping.model_dump_json().encode()).hexdigest()
 
 
@@ -45,7 +45,7 @@ def halt(store: JobStore, company_sso_id: str, reason: str) -> Job:
 def why_no_rerun(job: Job, store: JobStore, connections: Connections) -> tuple[str, str] | None:
     """Return why what the job's last run has published cannot be read again, and what to do; None if it can.
 
-    Its stretch ends at its end markers. Without them, rows are not on it, and those of later replays stand behind it.
+    Its records end at its end markers. Without them, rows are missing, and records of later replays follow.
     """
     account = job.company_sso_id
     if not job.begin_offsets:

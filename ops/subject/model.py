@@ -157,7 +157,7 @@ class Certificate:
 
 
 def gone_by(config: Mapping[str, str], newest_at: datetime) -> datetime | None:
-    """Return when a topic has let go of a record that old at the latest; None if it keeps records for ever."""
+    """Return when a topic has deleted a record that old at the latest; None if it keeps records indefinitely."""
     from datetime import timedelta
 
     kept_ms, segment_ms = int(config.get("retention.ms", -1)), int(config.get("segment.ms", 0))

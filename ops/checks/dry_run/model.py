@@ -150,8 +150,8 @@ def estimate_of(tally: Tally, rows_in_scope: int, rate: Rate, index_bytes: int) 
     )
 
 
-def stretches(low: int, top: int, spread: Sequence[int], rows: int, places: int) -> list[tuple[int, int, int]]:
-    """Return (from, up to, rows) of the stretches of ids in (low, top] from which `rows` rows are taken.
+def id_ranges(low: int, top: int, spread: Sequence[int], rows: int, places: int) -> list[tuple[int, int, int]]:
+    """Return (from, up to, rows) of the id ranges in (low, top] from which `rows` rows are taken.
 
     `spread`: ids with about the same number of rows between neighbours, as far as the server knows; then each place
     stands for as many rows, else for as many ids.

@@ -16,7 +16,7 @@ import bson
 from bson.codec_options import CodecOptions
 from pymongo.errors import OperationFailure, PyMongoError
 
-from ops.checks.dry_run.model import Examples, Report, Tally, estimate_of, masked_document, named_duplicate, stretches
+from ops.checks.dry_run.model import Examples, Report, Tally, estimate_of, id_ranges, masked_document, named_duplicate
 from ops.checks.estimates import INDEX_BYTES, rate_of
 from ops.checks.file_rows import printable
 from ops.checks.verify.expected import Expected, expected_of
@@ -140,7 +140,7 @@ def _pages(reader: AuditReader, low: int, top: int, rows: int, wanted: int) -> I
     places = PLACES if wanted < rows else 1
     spread = reader.spread() if places > 1 else []
     owed = 0  # rows that earlier places did not have
-    for begin, end, share in stretches(low, top, spread, wanted, places):
+    for begin, end, share in id_ranges(low, top, spread, wanted, places):
         left, cursor = share + owed, begin
         while cursor < end and (left > 0 or places == 1):
             page = reader.page_after(cursor, end, 0, (), look_for_gaps=False)
