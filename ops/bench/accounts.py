@@ -120,12 +120,12 @@ def _measure(connections: Connections, sizes: dict[str, int], at_once: int, home
         command = [sys.executable, "-c", "from ops.cli.main import main; main()", "runner", "--tasks=0", "--until-idle"]
         log = home / "bench" / "runner.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as said:
+        with log.open("wb") as summary:
             subprocess.run(  # noqa: S603 - our own command
                 [*command, f"--jobs={at_once}"],
                 env=child_environment(**connections.environment(), CRM_REPLAY_HOME=str(home)),
-                stdout=said,
-                stderr=said,
+                stdout=summary,
+                stderr=summary,
                 check=True,
             )
         seconds, cpu_s = time.monotonic() - began, _cpu_of_children() - before

@@ -98,8 +98,8 @@ def _replay(console: Console, account: str, mapping: str, connections: Connectio
     finally:
         view.close()
     print_ledger(console, account, result.ledger, seconds=result.seconds)
-    said = enrichments.in_words(enrichments.view_of(result.job.enrichment), account)
-    console.print(said, highlight=False, markup=False)
+    summary = enrichments.in_words(enrichments.view_of(result.job.enrichment), account)
+    console.print(summary, highlight=False, markup=False)
     return result
 
 

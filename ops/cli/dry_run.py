@@ -97,5 +97,5 @@ def print_report(console: Console, report: Report) -> None:
 def _line(kind: str, name: str, row: dict[str, Any]) -> str:
     """Return an example in one line."""
     rest = {key: value for key, value in row.items() if key not in ("audit_id", "auditable_type", "action")}
-    said = json.dumps(rest.get("document", rest), default=str, ensure_ascii=False)
-    return printable(f"{kind} {name}: row {row['audit_id']}, {row['auditable_type']} {row['action']}: {said}")
+    summary = json.dumps(rest.get("document", rest), default=str, ensure_ascii=False)
+    return printable(f"{kind} {name}: row {row['audit_id']}, {row['auditable_type']} {row['action']}: {summary}")

@@ -167,10 +167,10 @@ def _finish(replay: Callable[[Any, Connections, RunView], Any], account: str, op
             typer.echo(enriched.model_dump_json())
     else:
         print_ledger(Console(), account, result.ledger, seconds=result.seconds)
-        if said := enrichments.in_words(enrichments.view_of(result.job.enrichment), account):
-            Console().print(said, highlight=False, markup=False, soft_wrap=True)
-        if said := http_documents.in_words(result.job.http_documents, account):
-            Console().print(said, highlight=False, markup=False, soft_wrap=True)
+        if line := enrichments.in_words(enrichments.view_of(result.job.enrichment), account):
+            Console().print(line, highlight=False, markup=False, soft_wrap=True)
+        if line := http_documents.in_words(result.job.http_documents, account):
+            Console().print(line, highlight=False, markup=False, soft_wrap=True)
     if not (result.ledger.balanced and result.ledger.documents_agree):
         raise ReplayError(f"the ledger of {account} is out of balance", result.job.error or "")
 
@@ -186,9 +186,9 @@ def status(account: Account, as_json: AsJson = False) -> None:
         return
     table = Table(show_header=False)
     for name, value in summary.items():
-        said = {key: part for key, part in value.items() if part not in NOTHING} if isinstance(value, dict) else value
-        if said not in NOTHING:
-            table.add_row(name, escape(json.dumps(said) if isinstance(said, dict) else str(said)))
+        shown = {key: part for key, part in value.items() if part not in NOTHING} if isinstance(value, dict) else value
+        if shown not in NOTHING:
+            table.add_row(name, escape(json.dumps(shown) if isinstance(shown, dict) else str(shown)))
     Console().print(table)
 
 

@@ -127,12 +127,12 @@ class Report:
 
     def estimate_text(self) -> str:
         """Return what the whole replay comes to, in one line."""
-        said = self.estimate
+        estimate = self.estimate
         basis = "from the rows looked at" if self.sampled else "measured on all rows"
         return (
-            f"{said.rows:,} rows take about {duration_text(said.seconds)} at {said.rate.rows_per_s:,.0f} rows/s"
-            f" ({said.rate.basis}); {bytes_text(said.topics_bytes)} on topics,"
-            f" {bytes_text(said.documents_bytes)} of documents before compression ({basis})"
+            f"{estimate.rows:,} rows take about {duration_text(estimate.seconds)}"
+            f" at {estimate.rate.rows_per_s:,.0f} rows/s ({estimate.rate.basis}); {bytes_text(estimate.topics_bytes)} on topics,"
+            f" {bytes_text(estimate.documents_bytes)} of documents before compression ({basis})"
         )
 
 

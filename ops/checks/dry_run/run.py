@@ -198,16 +198,16 @@ class _DryRun:
 
     def notes(self, without_created_at: int, directory_url: str) -> list[str]:
         """Return what the reader of the report has to know."""
-        said = []
+        notes = []
         if without_created_at:
-            said.append(f"{without_created_at:,} rows have no created_at: they are in no date range and not read")
+            notes.append(f"{without_created_at:,} rows have no created_at: they are in no date range and not read")
         if not self._has_index:
-            said.append("activity_logs has no index by external_id yet, so nothing was looked up there")
+            notes.append("activity_logs has no index by external_id yet, so nothing was looked up there")
         if not directory_url:
-            said.append("USER_DIRECTORY_URL is not set, so every actor who is a user falls back")
+            notes.append("USER_DIRECTORY_URL is not set, so every actor who is a user falls back")
         elif self._directory is not None and self._directory.counts.failed:
-            said.append(f"the user directory gave no answer about {self._directory.counts.failed:,} users")
-        return said
+            notes.append(f"the user directory gave no answer about {self._directory.counts.failed:,} users")
+        return notes
 
     def take(self, page: Page) -> None:
         """Count a page's rows."""

@@ -147,23 +147,23 @@ def _scope(event: AuditEvent, facts: Mapping[str, Any]) -> _Told:
 
 
 def _contact(_: AuditEvent, facts: Mapping[str, Any]) -> _Told:
-    said = ", ".join(
+    summary = ", ".join(
         f"person {each['person_id']} ({each['from']}) is "
         f"{'customer ' + str(each['customer_id']) if each['customer_id'] else 'no contact of this account'}"
         for each in facts["tried"]
     )
-    return said or "the row names no person", dict(facts)
+    return summary or "the row names no person", dict(facts)
 
 
 def _watermark(_: AuditEvent, facts: Mapping[str, Any]) -> _Told:
     created, synced = moment(facts["created_at"]).isoformat(), moment(facts["synced_at"]).isoformat()
     is_before = skip_reason(facts["created_at"], facts["synced_at"], live=False) is None
-    said = (
+    summary = (
         f"before the contact ({synced}): the replay owns it"
         if is_before
         else f"not before the contact ({synced}): the live feed owns it"
     )
-    return f"created {created}, {said}", {"created_at": created, "contact_created_at": synced}
+    return f"created {created}, {summary}", {"created_at": created, "contact_created_at": synced}
 
 
 def _changes(_: AuditEvent, facts: Mapping[str, Any]) -> _Told:

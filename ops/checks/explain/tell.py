@@ -246,8 +246,10 @@ class _Teller:
             return
         self._key = record_key(event, self._mapping.person)
         persons = candidates(event, self._mapping)
-        said = ", ".join(f"{each['person_id']} ({each['from']})" for each in persons[:NAMED_MAX])
-        line = f"{printable(self._key)}; persons, in the order tried: {said}" if said else f"{self._key}; no person"
+        summary = ", ".join(f"{each['person_id']} ({each['from']})" for each in persons[:NAMED_MAX])
+        line = (
+            f"{printable(self._key)}; persons, in the order tried: {summary}" if summary else f"{self._key}; no person"
+        )
         self.story.tell("key", {"record_key": self._key, "persons": persons}, line)
 
     def _tell_published(self) -> None:

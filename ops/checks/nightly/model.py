@@ -81,11 +81,11 @@ class Results:
             )
             for check in result.checks:
                 case = ET.SubElement(suite, "testcase", classname=f"crm-replay.{_legal(result.name)}", name=check.name)
-                said = _legal(f"{check.found}\n{check.to_do}".strip())
+                summary = _legal(f"{check.found}\n{check.to_do}".strip())
                 if check.verdict is Verdict.FAIL:
-                    ET.SubElement(case, "failure", message=_legal(check.found)).text = said
+                    ET.SubElement(case, "failure", message=_legal(check.found)).text = summary
                 else:
-                    ET.SubElement(case, "system-out").text = said
+                    ET.SubElement(case, "system-out").text = summary
         ET.indent(suites)
         return bytes(ET.tostring(suites, encoding="utf-8", xml_declaration=True))
 

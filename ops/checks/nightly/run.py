@@ -140,10 +140,10 @@ def _check_account(
 
 def check_job(job: Job, database: Any) -> Check:
     """Return whether the job has ended well, and whether as many documents are there as it left behind."""
-    said = f"run {job.run} is {job.status}"
+    summary = f"run {job.run} is {job.status}"
     if job.status is not JobStatus.COMPLETED:
         to_do = f"crm-replay verify --account {job.company_sso_id}"
-        return fail("job", f"{said}: {job.error or 'no reason given'}", to_do, status=job.status.value)
+        return fail("job", f"{summary}: {job.error or 'no reason given'}", to_do, status=job.status.value)
     by_http = http_documents.count(database, job.company_sso_id)
     documents = documents_of(database, job.company_sso_id) - by_http  # no run has written those
     facts: dict[str, Any] = {
@@ -158,7 +158,7 @@ def check_job(job: Job, database: Any) -> Check:
     but_for_failed = accuracy_of(in_place, in_place + counts.failed)
     if job.accuracy_pct is not None and but_for_failed is not None and job.accuracy_pct < but_for_failed:
         return fail(
-            "job", f"{said} with an accuracy of {job.accuracy_pct} %", "crm-replay verify names the rows", **facts
+            "job", f"{summary} with an accuracy of {job.accuracy_pct} %", "crm-replay verify names the rows", **facts
         )
     wrote, purged = JobStore(database).aggregate_progress(job).migrated, _purged_since(job, database)
     facts |= {"written": wrote, "purged": purged}
@@ -166,11 +166,11 @@ def check_job(job: Job, database: Any) -> Check:
     if documents < wrote - purged:
         return fail(
             "job",
-            f"{said}; it wrote {wrote:,} documents{on_purpose}, {documents:,} are left",
+            f"{summary}; it wrote {wrote:,} documents{on_purpose}, {documents:,} are left",
             f"crm-replay verify --account {job.company_sso_id} names the rows",
             **facts,
         )
-    return ok("job", f"{said}, {documents:,} documents{on_purpose}", **facts)
+    return ok("job", f"{summary}, {documents:,} documents{on_purpose}", **facts)
 
 
 def _purged_since(job: Job, database: Any) -> int:
@@ -196,8 +196,8 @@ def check_dead_letters(
     if waiting > options.dead_letters_max:
         return fail("dead_letters", f"{waiting:,} wait", f"crm-replay dlq list --account {account}", **facts)
     if waiting or no_row:
-        said = f"{waiting:,} wait, {no_row:,} name no row of the account"
-        return warn("dead_letters", said, f"crm-replay dlq list --account {account}", **facts)
+        summary = f"{waiting:,} wait, {no_row:,} name no row of the account"
+        return warn("dead_letters", summary, f"crm-replay dlq list --account {account}", **facts)
     return ok("dead_letters", "none waits", **facts)
 
 
@@ -248,7 +248,7 @@ def check_sample(job: Job, work: Work, options: CheckOptions, connections: Conne
         **{kind.value: tally.found[kind.value] for kind in Kind},
         "audit_ids": [finding.audit_id for finding in tally.findings][:NAMED_MAX],
     }
-    said = f"{tally.rows:,} rows in {len(chosen)} segments, {tally.matched:,} documents are as they should be"
+    summary = f"{tally.rows:,} rows in {len(chosen)} segments, {tally.matched:,} documents are as they should be"
     if tally.found:
         wrong = ", ".join(f"{count:,} {kind}" for kind, count in sorted(tally.found.items()) if count)
         named = ", ".join(str(finding.audit_id) for finding in tally.findings if finding.audit_id)
@@ -258,7 +258,7 @@ def check_sample(job: Job, work: Work, options: CheckOptions, connections: Conne
             f"crm-replay verify --account {job.company_sso_id}, then --repair",
             **facts,
         )
-    return ok("sample", said, **facts)
+    return ok("sample", summary, **facts)
 
 
 def check_late_rows(job: Job, work: list[Work], database: Any) -> Check:
@@ -279,16 +279,16 @@ def check_late_rows(job: Job, work: list[Work], database: Any) -> Check:
     lost = [audit_id for audit_id in due if audit_id not in there]
     holes = sum(high - low + 1 for low, high in gaps)
     facts = {"gaps": len(gaps), "ids": holes, "rows_appeared": len(appeared), "without_document": len(lost)}
-    said = f"{holes:,} ids had no row; {len(appeared):,} have one now"
+    summary = f"{holes:,} ids had no row; {len(appeared):,} have one now"
     if lost:
         ids = ",".join(map(str, lost[:NAMED_MAX]))
         return fail(
             "late_rows",
-            f"{said}, of which {len(lost):,} lack their document",
+            f"{summary}, of which {len(lost):,} lack their document",
             f"crm-replay rerun --account {job.company_sso_id} --audit-ids {ids}",
             **facts,
         )
-    return ok("late_rows", f"{said}, none lacks its document", **facts)
+    return ok("late_rows", f"{summary}, none lacks its document", **facts)
 
 
 def _rows_in(gaps: list[tuple[int, int]], work: Work) -> Iterator[int]:
@@ -383,15 +383,15 @@ def check_orphan_documents(job: Job, options: CheckOptions, database: Any) -> Ch
     known = _known_customers(database, job.company_sso_id, customers)
     gone = sum(count for customer, count in customers.items() if customer not in known)
     facts = {"documents": customers.total(), "customers": len(customers), "without_contact": gone}
-    said = f"{customers.total():,} documents of {len(customers):,} customers"
+    summary = f"{customers.total():,} documents of {len(customers):,} customers"
     if gone:
         return warn(
             "orphan_documents",
-            f"{gone:,} of {said} have no contact any more",
+            f"{gone:,} of {summary} have no contact any more",
             "if the person was erased, crm-replay subject purge removes the history too",
             **facts,
         )
-    return ok("orphan_documents", f"{said}, all are contacts", **facts)
+    return ok("orphan_documents", f"{summary}, all are contacts", **facts)
 
 
 def _sampled_customers(job: Job, options: CheckOptions, database: Any) -> "Counter[str]":

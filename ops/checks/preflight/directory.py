@@ -57,19 +57,19 @@ def check_directory(url: str, account: str, active: Sequence[str], deleted: Sequ
     }
     told = ", ".join(f"{status} ({count})" for status, count in sorted(of_deleted.items()))
     of_those = f"of {len(deleted)} deactivated users it says {told}" if deleted else "the CRM has no deactivated user"
-    said = f"knows {known} of {len(active)} active users, answers in {seconds * 1000:.0f} ms; {of_those}"
+    summary = f"knows {known} of {len(active)} active users, answers in {seconds * 1000:.0f} ms; {of_those}"
     if active and not known:
-        return warn(name, said, "is it the directory of this account? All actors would fall back", **facts)
+        return warn(name, summary, "is it the directory of this account? All actors would fall back", **facts)
     if of_deleted.get(ACTIVE):
         return warn(
             name,
-            f"{said}: it takes them for active",
+            f"{summary}: it takes them for active",
             "their logs name nobody all the same: the CRM's deleted_at decides",
             **facts,
         )
     if seconds > SLOW_S:
-        return warn(name, f"{said}: slow", f"an answer over {TIMEOUT_S:.0f} s counts as none", **facts)
-    return ok(name, said, **facts)
+        return warn(name, f"{summary}: slow", f"an answer over {TIMEOUT_S:.0f} s counts as none", **facts)
+    return ok(name, summary, **facts)
 
 
 def _ask(url: str, account: str, emails: Sequence[str]) -> dict[str, str]:

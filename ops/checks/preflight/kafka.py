@@ -63,16 +63,19 @@ def check_reachable(kafka: Mapping[str, Any]) -> Check:
         logger.removeHandler(collected)
     release, brokers = release_of(collected.lines), len(metadata.brokers)
     facts = {"brokers": brokers, "release": release or None, "security": kafka.get("security.protocol", "PLAINTEXT")}
-    said = (
+    summary = (
         f"{brokers} broker{'s' if brokers != 1 else ''}, Kafka {f'{release} or newer' if release else 'of unknown age'}"
     )
     if release == "before 2.3":
-        return fail("kafka_reachable", said, "static group membership needs Kafka 2.3 or newer", **facts)
+        return fail("kafka_reachable", summary, "static group membership needs Kafka 2.3 or newer", **facts)
     if brokers < 2:
         return warn(
-            "kafka_reachable", f"{said}: one copy of everything", "in production three brokers, replication 3", **facts
+            "kafka_reachable",
+            f"{summary}: one copy of everything",
+            "in production three brokers, replication 3",
+            **facts,
         )
-    return ok("kafka_reachable", said, **facts)
+    return ok("kafka_reachable", summary, **facts)
 
 
 def check_names(kafka: Mapping[str, Any], account: str) -> Check:
@@ -263,7 +266,7 @@ def check_retention(kafka: Mapping[str, Any], account: str, estimate: Estimate |
     copies = min(3, len(metadata.brokers))
     needed = estimate.topics_bytes * copies
     facts |= {"copies": copies, "disk_bytes": needed, "disk_bytes_per_broker": needed // max(1, len(metadata.brokers))}
-    said = (
+    summary = (
         f"the backlog is kept until it is consumed; up to {bytes_text(needed)} of disk over {len(metadata.brokers)}"
         f" brokers for {kafka_admin.BACKLOG_RETENTION_MS // kafka_admin.DAY_MS} days (Kafka"
         " does not tell how much is free)"
@@ -273,11 +276,11 @@ def check_retention(kafka: Mapping[str, Any], account: str, estimate: Estimate |
     if kept is not None and kept < OFFSETS_KEPT_MIN:
         return warn(
             "kafka_retention",
-            f"{said}; offsets of a halted job are forgotten after {kept:,} minutes",
+            f"{summary}; offsets of a halted job are forgotten after {kept:,} minutes",
             f"set the brokers' offsets.retention.minutes to {OFFSETS_KEPT_MIN} or more",
             **facts,
         )
-    return ok("kafka_retention", said, **facts)
+    return ok("kafka_retention", summary, **facts)
 
 
 def _offsets_kept_min(admin: AdminClient, broker: int) -> int | None:

@@ -89,13 +89,15 @@ def check_reachable(dsn: str) -> Check:
         version = db.info.server_version
         encrypted = _one(db, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") or False
         pooled = ", through a connection pooler" if db.pooled else ""
-    said = f"{where(dsn)}, version {version // 10_000}.{version % 10_000}{pooled}"
-    said += "" if encrypted else ", not encrypted"
+    summary = f"{where(dsn)}, version {version // 10_000}.{version % 10_000}{pooled}"
+    summary += "" if encrypted else ", not encrypted"
     if version < SERVER_VERSION_MIN:
-        return fail("source_reachable", said, "PostgreSQL 13 or newer is needed")
+        return fail("source_reachable", summary, "PostgreSQL 13 or newer is needed")
     if not encrypted and not _is_local(dsn):
-        return warn("source_reachable", said, "personal data crosses the network: add sslmode=verify-full to the DSN")
-    return ok("source_reachable", said, version=version, encrypted=bool(encrypted))
+        return warn(
+            "source_reachable", summary, "personal data crosses the network: add sslmode=verify-full to the DSN"
+        )
+    return ok("source_reachable", summary, version=version, encrypted=bool(encrypted))
 
 
 def check_read_only(dsn: str, mapping: SourceMapping, *, is_ours: bool = False) -> Check:
@@ -201,8 +203,8 @@ def check_mapping(dsn: str, mapping: SourceMapping, account: str) -> Check:
         )
     facts = {"tables": [".".join(t) for t in tables_of(mapping)], "audited_changes": shape}
     facts |= {"types_not_in_scope": unread, "types_without_category": unmapped, "id_sets_missing": unset}
-    said = f"{len(mapping.scope)} types in scope; tables and columns are there; audited_changes is {shape}"
-    return join("source_mapping", findings, said, **facts)
+    summary = f"{len(mapping.scope)} types in scope; tables and columns are there; audited_changes is {shape}"
+    return join("source_mapping", findings, summary, **facts)
 
 
 def check_visibility(dsn: str, mapping: SourceMapping) -> Check:
@@ -238,11 +240,11 @@ def _of_a_part(table: Table, seen: Visible, rows: int | None, known: int | None)
     else:
         fewer = rows < SEEN_MIN * known
         compared = f"it shows {rows:,} rows, the statistics of what is behind it know of about {known:,}"
-    said = f"{may_be_part(table, seen)}; {compared}"
+    summary = f"{may_be_part(table, seen)}; {compared}"
     if seen.row_security:
         to_do = "have the policies checked; better a role with BYPASSRLS"
-        return Verdict.FAIL if fewer else Verdict.WARN, said, to_do
-    return Verdict.WARN, said, "make sure that it shows every row of the account, or name the table itself"
+        return Verdict.FAIL if fewer else Verdict.WARN, summary, to_do
+    return Verdict.WARN, summary, "make sure that it shows every row of the account, or name the table itself"
 
 
 def _seen_and_known(db: Connection, table: Table, seen: Visible) -> tuple[int | None, int | None]:
@@ -327,9 +329,9 @@ def check_scope(scope: Scope, start: datetime | None) -> Check:
     if scope.refused is not None:
         findings.append((Verdict.FAIL, scope.refused.what, scope.refused.to_do))
     since = f", created from {rows.earliest:%Y-%m-%d}" if rows.earliest else ""
-    said = f"{rows.rows:,} rows in scope, ids {rows.min_id:,} to {rows.max_id:,}{since}"
+    summary = f"{rows.rows:,} rows in scope, ids {rows.min_id:,} to {rows.max_id:,}{since}"
     if rows.rows == 0:
-        said = "no row of the account is in scope"
+        summary = "no row of the account is in scope"
         findings.append((Verdict.WARN, "is it the right account?", "check scope, account and date range"))
     if rows.rows_without_created_at and start is not None:
         findings.append(
@@ -359,8 +361,8 @@ def check_scope(scope: Scope, start: datetime | None) -> Check:
                 "add them to scope, if their history counts",
             )
         )
-    check = join("source_scope", findings, said, **facts)
-    return replace(check, found=f"{said}; {check.found}") if findings else check
+    check = join("source_scope", findings, summary, **facts)
+    return replace(check, found=f"{summary}; {check.found}") if findings else check
 
 
 def check_page_query(
@@ -445,15 +447,15 @@ def check_replica(dsn: str) -> Check:
             "rows that have not arrived yet belong to the live feed or to a later run; wait until it has caught up",
             **facts,
         )
-    said = f"a replica, {lag_s:.0f} s behind; hot_standby_feedback {feedback}, queries wait up to {delay}"
+    summary = f"a replica, {lag_s:.0f} s behind; hot_standby_feedback {feedback}, queries wait up to {delay}"
     if feedback == "off":
         return warn(
             "source_replica",
-            said,
+            summary,
             "a vacuum of the primary can cancel a page; it is read again, but slowly: SET hot_standby_feedback = on",
             **facts,
         )
-    return ok("source_replica", said, **facts)
+    return ok("source_replica", summary, **facts)
 
 
 def check_transactions(dsn: str) -> Check:
@@ -500,8 +502,8 @@ def check_transactions(dsn: str) -> Check:
             "GRANT pg_read_all_stats TO it, or have a look in pg_stat_activity",
             **facts,
         )
-    said = f"the oldest is {duration_text(rows[0][1])} old" if rows else "none is open"
-    return ok("source_transactions", f"open transactions: {said}", **facts)
+    summary = f"the oldest is {duration_text(rows[0][1])} old" if rows else "none is open"
+    return ok("source_transactions", f"open transactions: {summary}", **facts)
 
 
 def check_late_commits(dsn: str, mapping: SourceMapping, account: str) -> Check:
@@ -556,9 +558,9 @@ def clock_check(name: str, server: str, theirs: float, asked_at: float, answered
     at = datetime.fromtimestamp(theirs, UTC)
     if abs(ahead) <= CLOCK_WARN_S:
         return ok(name, f"{server}'s clock and this host's agree ({at:%H:%M:%S} UTC)", **facts)
-    said = f"{server}'s clock is {duration_text(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} this host's"
+    summary = f"{server}'s clock is {duration_text(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} this host's"
     to_do = "synchronise both with NTP: watermarks, run numbers and leases are times"
-    return (fail if abs(ahead) > CLOCK_FAIL_S else warn)(name, said, to_do, **facts)
+    return (fail if abs(ahead) > CLOCK_FAIL_S else warn)(name, summary, to_do, **facts)
 
 
 def check_encoding(dsn: str) -> Check:
@@ -569,17 +571,17 @@ def check_encoding(dsn: str) -> Check:
     with connect(dsn) as db:
         encoding, collate, ctype = _row(db, query)
     facts = {"encoding": encoding, "collate": collate, "ctype": ctype}
-    said = f"encoding {encoding}, collation {collate}"
+    summary = f"encoding {encoding}, collation {collate}"
     if encoding == "SQL_ASCII":
         return warn(
             "source_encoding",
-            f"{said}: the server does not know what its bytes mean",
+            f"{summary}: the server does not know what its bytes mean",
             "rows that are not UTF-8 become dead letters; find them with convert_from(column::bytea, 'UTF8')",
             **facts,
         )
     if encoding != "UTF8":
-        return ok("source_encoding", f"{said}, converted to UTF-8 by the server", **facts)
-    return ok("source_encoding", said, **facts)
+        return ok("source_encoding", f"{summary}, converted to UTF-8 by the server", **facts)
+    return ok("source_encoding", summary, **facts)
 
 
 def tables_of(mapping: SourceMapping) -> list[tuple[str, str]]:

@@ -192,13 +192,13 @@ def _running(account: Account, run: Run, now: datetime) -> tuple[State, str, dat
         return State.OFF_TRACK, f"{done}, not over within {HORIZON.days // 365} years at this pace", None
     ends_at = now + timedelta(seconds=left_s)
     late = ends_at - due
-    said = f"{done}, over by {ends_at:%Y-%m-%d %H:%M} UTC"
+    summary = f"{done}, over by {ends_at:%Y-%m-%d %H:%M} UTC"
     if late <= timedelta(0):
-        return State.ON_TRACK, said, ends_at
+        return State.ON_TRACK, summary, ends_at
     given = max(due - run.started_at, timedelta(hours=1))
     return (
         (State.AT_RISK if late <= LATE_SHARE * given else State.OFF_TRACK),
-        f"{said}, due {due:%Y-%m-%d %H:%M}",
+        f"{summary}, due {due:%Y-%m-%d %H:%M}",
         ends_at,
     )
 

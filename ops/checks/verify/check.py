@@ -222,8 +222,8 @@ def _tell_owners(report: Report, database: Any) -> None:
     named = [finding for finding in report.tally.findings if finding.customer_id]
     owners = copy.owners_of(database, report.company_sso_id, {finding.customer_id for finding in named})
     for finding in named:
-        if (said := owners.get(finding.customer_id)) is not None:
-            finding.why = f"{finding.why}; {said}"
+        if (owner := owners.get(finding.customer_id)) is not None:
+            finding.why = f"{finding.why}; {owner}"
 
 
 def _check_counts(report: Report, known: _Checked) -> None:
@@ -239,8 +239,8 @@ def _check_counts(report: Report, known: _Checked) -> None:
         report.counts = wrong
     elif wrong:
         # Rows of it that were lost and have been replayed since may have been skips, which no repair can name.
-        said = ", ".join(f"{count.name} {count.job:,} of {count.truth:,}" for count in wrong)
-        report.notes.append(f"the run itself counted {said}; rows have been replayed since")
+        summary = ", ".join(f"{count.name} {count.job:,} of {count.truth:,}" for count in wrong)
+        report.notes.append(f"the run itself counted {summary}; rows have been replayed since")
 
 
 def _trace(report: Report, known: _Checked, connections: Connections, codec: Codec, view: RunView) -> None:

@@ -107,7 +107,7 @@ def owners_of(database: Any, company_sso_id: str, customer_ids: Iterable[str]) -
     if not suspects:
         return {}
     suspects -= {customer for _, customer in find_contacts(database, company_sso_id).by_person.values()}
-    said = dict.fromkeys(suspects, "its customer is no contact of this account")
+    reasons = dict.fromkeys(suspects, "its customer is no contact of this account")
     keys = [*suspects, *(ObjectId(customer) for customer in suspects if _is_object_id(customer))]
     for query in ({"_id": {"$in": keys}}, {"customer_id": {"$in": keys}}):
         try:
@@ -121,10 +121,10 @@ def owners_of(database: Any, company_sso_id: str, customer_ids: Iterable[str]) -
             for contact in found:
                 for customer in (str(contact.get("customer_id")), str(contact["_id"])):
                     if customer in suspects:
-                        said[customer] = f"its customer is a contact of account {contact.get('company_sso_id')}"
+                        reasons[customer] = f"its customer is a contact of account {contact.get('company_sso_id')}"
         except PyMongoError:
             continue
-    return said
+    return reasons
 
 
 def delete(database: Any, company_sso_id: str, ids: Sequence[Any]) -> int:

@@ -67,7 +67,7 @@ def _among(database: Any, account: str, audit_ids: Sequence[int], checker: Segme
 
 def _in_words(tally: Tally) -> str:
     """Return what was found, each kind with the number of all that were counted there."""
-    said = ""
+    summary = ""
     for kind, what in ((Kind.MISSING, "rows without their document"), (Kind.EXTRA, "documents without a row")):
         names = [
             str(finding.audit_id) if kind is Kind.MISSING else finding.external_id or str(finding.document_id)
@@ -76,5 +76,5 @@ def _in_words(tally: Tally) -> str:
         ]
         more = tally.found[kind.value] - len(names)
         if names:
-            said += f"{what}: {', '.join(names)}{f' and {more:,} more' if more else ''}; "
-    return said
+            summary += f"{what}: {', '.join(names)}{f' and {more:,} more' if more else ''}; "
+    return summary

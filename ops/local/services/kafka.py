@@ -147,8 +147,10 @@ class KafkaServer(Server):
             env=environment(LC_ALL="C.UTF-8"), capture_output=True, text=True, check=False,
         )  # fmt: skip
         if answer.returncode != 0:
-            said = " | ".join((answer.stdout + answer.stderr).strip().splitlines()[-3:])
-            raise BadInputError(f"Kafka could not format {self._data.path}: {said}", "see that the disk can be written")
+            summary = " | ".join((answer.stdout + answer.stderr).strip().splitlines()[-3:])
+            raise BadInputError(
+                f"Kafka could not format {self._data.path}: {summary}", "see that the disk can be written"
+            )
         self._data.complete(self._jars.name)
 
     def _cluster_id(self) -> str | None:

@@ -160,8 +160,8 @@ class PostgresServer(Server):
         making = ["-D", str(data), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
         answer = _run(self._user, [str(self._bin / "initdb"), *making], cwd=data)
         if answer.returncode != 0:
-            said = " | ".join(line for line in answer.stderr.splitlines() if line.strip())[-500:]
-            raise BadInputError(f"PostgreSQL could not make its data directory {data}: {said}", "see the message")
+            summary = " | ".join(line for line in answer.stderr.splitlines() if line.strip())[-500:]
+            raise BadInputError(f"PostgreSQL could not make its data directory {data}: {summary}", "see the message")
         self._data.complete(str(major))  # which flushes it, once
 
     def _clear_stale_lock(self) -> None:

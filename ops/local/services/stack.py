@@ -308,20 +308,20 @@ class _Start:
         name = self._service.value
         while True:
             if not process.alive:
-                said = detached.last_lines(log, since_byte=log_start)
+                summary = detached.last_lines(log, since_byte=log_start)
                 lost_port = self._around.settings.port(self._service) is None and not all(
                     ports.is_free(port) for port in known.values()
                 )
                 if lost_port and not last_try:
                     return False
-                raise BadInputError(f"{name} ended while it was starting: {said}", f"all of its log: {log}")
+                raise BadInputError(f"{name} ended while it was starting: {summary}", f"all of its log: {log}")
             problem = self.server.problem(known)
             if problem is None and process.alive:
                 return True
             if time.monotonic() > deadline:
-                said = detached.last_lines(log, since_byte=log_start)
+                summary = detached.last_lines(log, since_byte=log_start)
                 raise BadInputError(
-                    f"{name} did not answer within {timeout_s:.0f} s ({problem}); its log ends: {said}",
+                    f"{name} did not answer within {timeout_s:.0f} s ({problem}); its log ends: {summary}",
                     f"all of its log: {log}; CRM_REPLAY_START_TIMEOUT_S gives it longer",
                 )
             self._stop_if_cancelled()
