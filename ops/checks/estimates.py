@@ -1,4 +1,4 @@
-"""Pure: how long a replay takes and how many bytes it makes; every number says on what it rests."""
+"""Pure: estimates of a replay's duration and bytes; every number names its basis."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Pure: what a dry run counts, the examples it shows, and what it concludes.
 
-Examples hold no personal value unless somebody asks for them: a dry run's output ends up in tickets and chats. Of each
-value its kind and size is shown, which is what a mapping is judged by (DECISIONS.md, decision 20).
+Examples hold no personal values unless requested: a dry run's output ends up in tickets and chats. Of each value,
+kind and size are shown, which is enough to judge a mapping (DECISIONS.md, decision 20).
 """
 
 from collections import Counter
@@ -128,11 +128,12 @@ class Report:
     def estimate_text(self) -> str:
         """Return what the whole replay comes to, in one line."""
         estimate = self.estimate
-        basis = "from the rows looked at" if self.sampled else "measured on all rows"
+        basis = "from the sampled rows" if self.sampled else "measured on all rows"
         return (
             f"{estimate.rows:,} rows take about {duration_text(estimate.seconds)}"
-            f" at {estimate.rate.rows_per_s:,.0f} rows/s ({estimate.rate.basis}); {bytes_text(estimate.topics_bytes)} on topics,"
-            f" {bytes_text(estimate.documents_bytes)} of documents before compression ({basis})"
+            f" at {estimate.rate.rows_per_s:,.0f} rows/s ({estimate.rate.basis});"
+            f" {bytes_text(estimate.topics_bytes)} on topics, {bytes_text(estimate.documents_bytes)} of documents"
+            f" before compression ({basis})"
         )
 
 

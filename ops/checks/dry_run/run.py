@@ -1,7 +1,7 @@
 """I/O: the rows of the source through the producer's reader and the processors' rules; nothing leaves this process.
 
 Lookups are what a worker would have: the reference tables, read from source and platform instead of from their topics,
-and the user directory, asked as a worker asks it.
+and the user directory, queried as by a worker.
 """
 
 import asyncio
@@ -206,7 +206,7 @@ class _DryRun:
         if not directory_url:
             notes.append("USER_DIRECTORY_URL is not set, so every actor who is a user falls back")
         elif self._directory is not None and self._directory.counts.failed:
-            notes.append(f"the user directory gave no answer about {self._directory.counts.failed:,} users")
+            notes.append(f"the user directory did not respond for {self._directory.counts.failed:,} users")
         return notes
 
     def take(self, page: Page) -> None:
@@ -234,7 +234,7 @@ class _DryRun:
                 self._log(event, document)
 
     def _documents_of(self, audit_ids: Sequence[int]) -> set[int]:
-        """Return those of the rows that the unique index would refuse: they have a document, whoever wrote it."""
+        """Return those of the rows that the unique index would refuse: they have a document, of any writer."""
         if not self._has_index or not audit_ids:
             return set()
         return rows_with_document(self._database, self._account, audit_ids)

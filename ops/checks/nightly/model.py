@@ -100,10 +100,10 @@ def _legal(text: str) -> str:
 def segments(
     low: int, top: int, rows: int, *, places: int, rows_a_place: int, seed: int, spread: Sequence[int] = ()
 ) -> list[tuple[int, int]]:
-    """Return the stretches (low, high] of ids that a night looks at: all of them if the account is that small.
+    """Return the id ranges (low, high] that one night samples: all ids of a small account.
 
-    `spread`: ids with about the same number of rows between neighbours; then each row is as likely to be met, else each
-    id. The same seed takes the same places. The newest stretch is always among them: what goes wrong, goes wrong there.
+    `spread`: ids with about the same number of rows between neighbours; then each row is equally likely, else each
+    id. The same seed takes the same places. The newest range is always among them: most faults are there.
     """
     if top <= low or rows <= 0:
         return []
@@ -123,10 +123,10 @@ def segments(
     return _apart(sorted(found))
 
 
-def _apart(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the stretches in rising order, those that overlap as one."""
+def _apart(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the ranges in rising order, overlapping ones joined."""
     joined: list[tuple[int, int]] = []
-    for begin, end in stretches:
+    for begin, end in ranges:
         if joined and begin <= joined[-1][1]:
             joined[-1] = (joined[-1][0], max(joined[-1][1], end))
         else:

@@ -1,4 +1,4 @@
-"""I/O: the questions of a night, one function each. What one account's servers or files do wrong costs no other."""
+"""I/O: the nightly checks, one function each. A fault of one account's servers or files does not affect another."""
 
 import time
 from collections import Counter
@@ -102,10 +102,10 @@ def _finished(database: Any, account: str) -> Job | None:
     return job if job is not None and job.status in (JobStatus.COMPLETED, JobStatus.FAILED) else None
 
 
-def _guarded(name: str, ask: Callable[[], Check]) -> Check:
-    """Return the answer; whatever goes wrong on the way is a failed check, and the next one is asked."""
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    """Return the check's result; any error on the way is a failed check, and does not prevent the next one."""
     try:
-        return ask()
+        return check()
     except ReplayError as error:
         return fail(name, error.what, error.to_do)
     except PyMongoError as error:
@@ -154,7 +154,7 @@ def check_job(job: Job, database: Any) -> Check:
     }
     counts = counts_of(job)
     in_place = counts.migrated + counts.duplicate
-    # Failed rows count in the accuracy, too; how many of them may wait, the check of the dead letters says.
+    # Failed rows count in the accuracy, too; the check of the dead letters has the limit of those that wait.
     but_for_failed = accuracy_of(in_place, in_place + counts.failed)
     if job.accuracy_pct is not None and but_for_failed is not None and job.accuracy_pct < but_for_failed:
         return fail(
@@ -330,7 +330,7 @@ def check_orphan_accounts(database: Any) -> Check:
         return fail(
             "orphan_accounts",
             f"documents of the replay without a job that accounts for them: {named}",
-            "a roll back that was interrupted goes on when it is asked for again",
+            "repeat an interrupted roll back: it continues",
             **facts,
         )
     if by_http:

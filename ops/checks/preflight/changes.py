@@ -46,7 +46,7 @@ def check_changes(dsn: str, mapping: SourceMapping, account: str, limits: Limits
 def _read(dsn: str, mapping: SourceMapping, account: str, limits: Limits) -> _Sample:
     with connect(dsn, limits.statement_timeout_s) as db:
         source = resolve(db, mapping, account)
-        with answering("asking for the newest id"):
+        with answering("querying the newest id"):
             smallest, top, _ = db.execute(source.query("horizon")).fetchall()[0]
     sample = _Sample()
     give_up_at = time.monotonic() + READ_MAX_S

@@ -1,4 +1,4 @@
-"""I/O: what Kafka says. No topic is made: the cluster is asked with `validate_only` whether it would make it."""
+"""I/O: the checks of Kafka. No topic is created: the requests have `validate_only`."""
 
 import logging
 import re
@@ -27,7 +27,7 @@ TOPIC_OPERATIONS = (AclOperation.READ, AclOperation.WRITE, AclOperation.DESCRIBE
 
 
 class _Collected(logging.Handler):
-    """Keeps what librdkafka says of the broker's abilities; its one way of telling them."""
+    """Collects librdkafka's log lines about the broker's features, which it reports in no other way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,18 +152,18 @@ def check_permissions(kafka: Mapping[str, Any], account: str, partitions: int) -
 
 
 def _rights_lacking_on_groups(admin: AdminClient, groups: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return what this user may not do with the groups, and the groups of which Kafka could not tell.
+    """Return the rights that this user lacks on the groups, and the groups for which Kafka did not report them.
 
-    Asked again until the groups' coordinators are there, COORDINATOR_MAX_S at most: a new cluster has none before the
-    first question, and brokers take a while to make the topic of the offsets.
+    Retried until the groups have coordinators, COORDINATOR_MAX_S at most: a new cluster has none before the
+    first request, and brokers need time to create the offsets topic.
     """
     lacking: list[str] = []
     left = list(groups)
     give_up_at = time.monotonic() + COORDINATOR_MAX_S
     while True:
-        asked, left = left, []
+        pending, left = left, []
         answers = admin.describe_consumer_groups(
-            asked, include_authorized_operations=True, request_timeout=COORDINATOR_ASK_S
+            pending, include_authorized_operations=True, request_timeout=COORDINATOR_ASK_S
         )
         for group, future in answers.items():
             try:
@@ -218,7 +218,7 @@ def check_topics(kafka: Mapping[str, Any], account: str, partitions: int) -> Che
 
 
 def topic_findings(name: str, present: Mapping[str, str], wanted: Mapping[str, str]) -> list[tuple[Verdict, str, str]]:
-    """Return how a topic's settings differ from what a run needs; retention is asked about with the rows. Pure."""
+    """Return how a topic's settings differ from what a run needs; retention is checked with the rows. Pure."""
     found = []
     compacted = "compact" in wanted["cleanup.policy"]
     policy = present.get("cleanup.policy", "delete")
@@ -255,7 +255,7 @@ def check_retention(kafka: Mapping[str, Any], account: str, estimate: Estimate |
     admin = _admin(kafka)
     if estimate is None:
         return warn(
-            "kafka_retention", "not known how many rows there will be", "mend what keeps the rows from being counted"
+            "kafka_retention", "not known how many rows there will be", "fix what keeps the rows from being counted"
         )
     facts: dict[str, Any] = {"topics_bytes": estimate.topics_bytes}
     try:
@@ -269,7 +269,7 @@ def check_retention(kafka: Mapping[str, Any], account: str, estimate: Estimate |
     summary = (
         f"the backlog is kept until it is consumed; up to {bytes_text(needed)} of disk over {len(metadata.brokers)}"
         f" brokers for {kafka_admin.BACKLOG_RETENTION_MS // kafka_admin.DAY_MS} days (Kafka"
-        " does not tell how much is free)"
+        " does not report free space)"
     )
     kept = _offsets_kept_min(admin, next(iter(metadata.brokers)))
     facts["offsets_kept_minutes"] = kept

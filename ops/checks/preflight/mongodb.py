@@ -1,4 +1,4 @@
-"""I/O: what the customer data platform's MongoDB says."""
+"""I/O: the checks of the customer data platform's MongoDB."""
 
 import json
 import time
@@ -85,7 +85,7 @@ def check_schema(database: Any) -> Check:
 
 
 def check_indexes(database: Any) -> Check:
-    """Return whether every index is there as it was defined: somebody may have dropped or rebuilt one since."""
+    """Return whether every index exists as defined: one may have been dropped or rebuilt since."""
     wrong = wrong_indexes(database)
     facts = {"wrong": [summary for summary, _ in wrong]}
     if len(wrong) > NAMED_MAX:
@@ -157,16 +157,16 @@ def wrong_indexes(database: Any) -> list[tuple[str, Index]]:
 
 
 def check_permissions(database: Any) -> Check:
-    """Return whether the user may do what the roles of a run do, as far as the server tells."""
+    """Return whether the user may do what the roles of a run do, as far as the server reports it."""
     try:
         info = database.command("connectionStatus", showPrivileges=True)["authInfo"]
     except OperationFailure as error:
-        return ok("mongodb_permissions", f"the server does not tell (code {error.code})")
+        return ok("mongodb_permissions", f"the server does not report them (code {error.code})")
     users = [f"{user['user']}@{user['db']}" for user in info.get("authenticatedUsers", ())]
     if not users:
         return warn(
             "mongodb_permissions",
-            "the server asks nobody who they are: everyone may do everything",
+            "the server does not authenticate: every client may do everything",
             "in production a user with readWrite on this database",
             users=[],
         )
@@ -264,10 +264,8 @@ def check_coverage(database: Any, dsn: str, mapping: SourceMapping, account: str
     """Return how many of the CRM persons in scope are contacts: by the very guard that a trigger has to pass."""
     try:
         found = coverage.measure(database, dsn, mapping, account, date_range_start=start)
-    except OperationFailure as error:  # it asks by index, and by nothing else
-        return fail(
-            "contacts_coverage", f"the indexes it asks by are missing (code {error.code})", "crm-replay migrate up"
-        )
+    except OperationFailure as error:  # it queries by index only
+        return fail("contacts_coverage", f"its indexes are missing (code {error.code})", "crm-replay migrate up")
     rows = f"{'all' if found.complete else 'a sample of'} {found.rows:,} rows"
     summary = f"{found.found:,} of {found.persons:,} CRM persons ({found.pct:.2f} %) in {rows} are contacts"
     facts = found.as_dict()
@@ -311,14 +309,14 @@ def check_space(database: Any, estimate: Estimate | None) -> Check:
     """Return whether what the replay writes fits the disk that MongoDB is on."""
     if estimate is None:
         return warn(
-            "mongodb_space", "not known how many rows there will be", "mend what keeps the rows from being counted"
+            "mongodb_space", "not known how many rows there will be", "fix what keeps the rows from being counted"
         )
     stats = database.command("dbStats")
     total, used = stats.get("fsTotalSize"), stats.get("fsUsedSize")
     facts = {"documents_bytes": estimate.documents_bytes, "disk_bytes": total, "disk_used_bytes": used}
     needed = bytes_text(estimate.documents_bytes)
     if not total or used is None:
-        return ok("mongodb_space", f"up to {needed}; the server does not tell how much is free", **facts)
+        return ok("mongodb_space", f"up to {needed}; the server does not report free space", **facts)
     free = total - used
     if estimate.documents_bytes * SPACE_FACTOR > free:
         return warn(

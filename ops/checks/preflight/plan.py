@@ -1,4 +1,4 @@
-"""Pure: what `EXPLAIN (ANALYZE, FORMAT JSON)` says of the page query, and the index that is missing."""
+"""Pure: the plan of the page query by `EXPLAIN (ANALYZE, FORMAT JSON)`, and the missing index."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class PagePlan:
 
 
 def page_plan(explained: Sequence[Mapping[str, Any]]) -> PagePlan:
-    """Return what the answer to EXPLAIN says."""
+    """Return the plan from the answer to EXPLAIN."""
     top = explained[0]["Plan"]
     seq = scanned = sorted_rows = 0
     by_id = False

@@ -1,4 +1,4 @@
-"""I/O: what the CRM's PostgreSQL says. Every session is the reader's own, read-only by the server's setting.
+"""I/O: the checks of the CRM's PostgreSQL. Every session is the reader's own, read-only by the server's setting.
 
 The one exception is the attempt to write: it has to be made without that setting, or it would prove nothing about the
 role. It updates no row, in a transaction that is rolled back.
@@ -84,7 +84,7 @@ class Scope:
 
 
 def check_reachable(dsn: str) -> Check:
-    """Return whether we are let in, and by what server."""
+    """Return whether the server accepts the connection, and its version."""
     with connect(dsn) as db:
         version = db.info.server_version
         encrypted = _one(db, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") or False
@@ -101,7 +101,7 @@ def check_reachable(dsn: str) -> Check:
 
 
 def check_read_only(dsn: str, mapping: SourceMapping, *, is_ours: bool = False) -> Check:
-    """Return whether this DSN can write: its privileges are asked for, and a write is really tried.
+    """Return whether this DSN can write: its privileges are queried, and a write is attempted.
 
     `is_ours`: it is the embedded server, whose only user may do everything.
     """
@@ -164,7 +164,7 @@ def _try_to_write(db: psycopg.Connection[Any], table: tuple[str, str]) -> str | 
 
 
 def check_mapping(dsn: str, mapping: SourceMapping, account: str) -> Check:
-    """Return whether tables, columns, their types and the account are as the source mapping says."""
+    """Return whether tables, columns, their types and the account match the source mapping."""
     with connect(dsn) as db:
         resolve(db, mapping, account)
         check_references(db, mapping)
@@ -250,7 +250,7 @@ def _of_a_part(table: Table, seen: Visible, rows: int | None, known: int | None)
 def _seen_and_known(db: Connection, table: Table, seen: Visible) -> tuple[int | None, int | None]:
     """Return how many rows the role sees of a table, and how many the statistics of the tables behind it know of.
 
-    None for what cannot be told: a count that takes too long, tables without statistics. Of a view's tables the largest
+    None where that is unknown: a count that takes too long, tables without statistics. Of a view's tables the largest
     counts; partitions and children count with their parent.
     """
     known = _one(
@@ -281,7 +281,7 @@ def _seen_and_known(db: Connection, table: Table, seen: Visible) -> tuple[int | 
 
 
 def _common_types(db: Connection, table: tuple[str, str]) -> list[str]:
-    """Return the auditable types that the last ANALYZE saw most; empty if nobody has counted."""
+    """Return the auditable types that the last ANALYZE saw most; empty without statistics."""
     query = (
         "SELECT most_common_vals::text::text[] FROM pg_stats"
         " WHERE schemaname = %(schema)s AND tablename = %(table)s AND attname = 'auditable_type'"
@@ -295,7 +295,7 @@ def read_scope(
     """Return the account's rows in scope, counted window by window."""
     with connect(dsn) as db:
         source = resolve(db, mapping, account)
-        with answering("asking for the newest id"):
+        with answering("querying the newest id"):
             _, top, _ = db.execute(source.query("horizon")).fetchall()[0]
         table_rows = _one(
             db,
@@ -437,7 +437,7 @@ def check_replica(dsn: str) -> Check:
         try:
             lag_s = replica_lag(db)
         except LagUnknownError as error:
-            return ok("source_replica", f"a replica; this server does not tell how far it is behind ({error})", **facts)
+            return ok("source_replica", f"a replica; this server does not report its lag ({error})", **facts)
     facts["lag_s"] = lag_s
     if lag_s is None or lag_s > REPLICA_LAG_WARN_S:
         behind = "an unknown time" if lag_s is None else duration_text(lag_s)
@@ -541,7 +541,7 @@ def check_late_commits(dsn: str, mapping: SourceMapping, account: str) -> Check:
 
 
 def check_clock(dsn: str) -> Check:
-    """Return how far this host's clock and the source's are apart, as far as the round trip lets it be told."""
+    """Return how far this host's clock and the source's are apart, to the precision of the round trip."""
     with connect(dsn) as db:
         _one(db, "SELECT 1")
         asked_at = time.time()
@@ -604,11 +604,11 @@ def _is_local(dsn: str) -> bool:
 
 
 def _row(db: AnyConnection, query: Any, values: dict[str, Any] | None = None) -> tuple[Any, ...]:
-    with answering("asking the source"):
+    with answering("querying the source"):
         return db.execute(query, values).fetchall()[0]
 
 
 def _one(db: AnyConnection, query: Any, values: dict[str, Any] | None = None) -> Any:
-    with answering("asking the source"):
+    with answering("querying the source"):
         rows = db.execute(query, values).fetchall()
     return rows[0][0] if rows else None

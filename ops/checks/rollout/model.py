@@ -1,4 +1,4 @@
-"""Pure: what a rollout's report says, from jobs, flags, preflights and the plan. The time arrives as `now`."""
+"""Pure: a rollout's report, from jobs, flags, preflights and the plan. The time arrives as `now`."""
 
 import math
 from collections import Counter
@@ -13,7 +13,7 @@ from schemas.vocabulary import JobStatus
 RUN_TIME_MAX = timedelta(hours=24)  # the contract's, for the largest account; the due time of a run without a plan
 LATE_SHARE = 0.25  # of the time it was given: so much later is at risk, more is off track
 STALLED_AFTER = timedelta(minutes=15)  # without a row more, or a sign of a runner
-TOO_EARLY = timedelta(minutes=2)  # a run's first minutes are start-up, and say nothing of its rate
+TOO_EARLY = timedelta(minutes=2)  # a run's first minutes are start-up, and do not show its rate
 HORIZON = timedelta(days=3650)  # what would be over later has no date: something has to change first
 FORECAST_DAYS = 14  # the rate of the last days on which anything was done, as far back as this
 
@@ -87,7 +87,7 @@ class Line:
 
     @property
     def rows_left(self) -> int | None:
-        """Rows that have no bin yet; None if nobody has counted them."""
+        """Rows that have no bin yet; None if they have not been counted."""
         return None if self.rows_total is None else max(0, self.rows_total - self.rows_done)
 
 
@@ -102,7 +102,7 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """When the known rows will be done, and on what that rests; `day` None: it cannot be told."""
+    """When the known rows will be done, with the basis; `day` None: unknown."""
 
     day: date | None
     rows_per_day: float
@@ -131,7 +131,7 @@ class Rollout:
 
     @property
     def uncounted(self) -> int:
-        """Accounts whose rows nobody has counted yet."""
+        """Accounts whose rows have not been counted yet."""
         return sum(line.rows_total is None for line in self.lines)
 
 
@@ -203,7 +203,7 @@ def _running(account: Account, run: Run, now: datetime) -> tuple[State, str, dat
     )
 
 
-# Who mends what a preflight finds, by the beginning of the check's name; the first that fits.
+# The team that fixes a preflight's finding, by the beginning of the check's name; the first that fits.
 TURNS = (
     ("contacts", "contact migration"),
     ("source", "CRM database"),
@@ -216,14 +216,14 @@ OPERATIONS, PRODUCT, NOBODY = "operations", "product", "nobody"
 
 
 def gate_of(account: Account, state: State) -> Gate:
-    """Return what an account that is not completed waits for, and whose turn it is."""
+    """Return what an account that is not completed waits for, and the team that is next."""
     run, name = account.run, quote(account.company_sso_id)
     if run is not None and run.status is JobStatus.IN_PROGRESS:
         if not run.has_runner:
             return Gate("runner", OPERATIONS, "start a runner: crm-replay runner")
         if state is State.OFF_TRACK:
             return Gate("pace", OPERATIONS, f"see why it is late: crm-replay status --account {name}")
-        return Gate("run", NOBODY, "the run is going on")
+        return Gate("run", NOBODY, "the run is in progress")
     if run is not None and run.status is JobStatus.HALTED:
         return Gate("halted", OPERATIONS, f"see the cause, then crm-replay resume --account {name}")
     if run is not None and run.status is JobStatus.FAILED:
@@ -232,21 +232,21 @@ def gate_of(account: Account, state: State) -> Gate:
         return Gate("preflight", OPERATIONS, f"crm-replay preflight --account {name}")
     if account.preflight.failed:
         turns = dict.fromkeys(turn_of(check) for check in account.preflight.failed)
-        return Gate("preflight", ", ".join(turns), f"mend {', '.join(account.preflight.failed)}, then preflight again")
+        return Gate("preflight", ", ".join(turns), f"fix {', '.join(account.preflight.failed)}, then preflight again")
     if not account.flag:
         return Gate("flag", PRODUCT, f"crm-replay flag --account {name} on")
     return Gate("trigger", OPERATIONS, f"crm-replay trigger --account {name}")
 
 
 def turn_of(check: str) -> str:
-    """Return who mends what a failed check of the preflight names."""
+    """Return the team that fixes a failed check of the preflight."""
     return next((turn for prefix, turn in TURNS if check.startswith(prefix)), OPERATIONS)
 
 
 def burn_up(accounts: Sequence[Account], now: datetime) -> tuple[Day, ...]:
     """Return the rows done and known of at the end of each day, from the first job's day to today.
 
-    A run's rows count on the day on which it ended; those of one that is going on, today; known from its first day.
+    A run's rows count on the day on which it ended; those of one in progress, today; known from its first day.
     """
     done: Counter[date] = Counter()
     known: Counter[date] = Counter()

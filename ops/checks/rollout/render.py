@@ -13,7 +13,7 @@ TITLES = {
     State.ON_TRACK: "On track",
     State.BACKLOG: "Backlog",
     State.COMPLETED: "Completed",
-}  # in the order in which somebody has to look at them
+}  # in the order of urgency
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 260, 70, 30, 12, 12
 COLUMNS = ("account", "state", "rows", "done", "left", "due", "whose turn", "next")
 

@@ -39,7 +39,7 @@ from sink.database import Documents, connect
 from sink.indexes import LEGACY_LOGS, UNIQUE_EXTERNAL_ID
 
 PAGE_ROWS = 1_000
-REPAIR_MAX = 1_000_000  # gaps of each side that one call repairs; the next one goes on
+REPAIR_MAX = 1_000_000  # gaps of each side that one call repairs; the next call continues
 CLAUSES_MAX = 200  # ranges of one query for legacy documents
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 US = 1_000_000
@@ -82,7 +82,7 @@ class Finding(NamedTuple):
 
 @dataclass
 class Report:
-    """What the seam of an account looks like."""
+    """The handover of an account."""
 
     company_sso_id: str
     contacts: int = 0
@@ -122,7 +122,7 @@ class Report:
 
 
 class ContactLookups:
-    """What the rules ask here: contacts. Who acted and what things are called decides no ownership."""
+    """The rules' lookups here: contacts only. Actors and names do not decide ownership."""
 
     def __init__(self, company_sso_id: str, found: FoundContacts) -> None:
         """`found` are all contacts of the account."""
@@ -314,7 +314,7 @@ class SeamChecker:
 
 
 def check_seam(account: str, options: SeamOptions, connections: Connections, view: RunView) -> Report:
-    """Return what the seam of an account looks like. Raises BadInputError, or ReplayError for an outage."""
+    """Return the state of an account's handover. Raises BadInputError, or ReplayError for an outage."""
     encode_account(account)  # raises for what is no account
     connections.require("crm_audit_database_url", "mongodb_url")
     mapping = load(options.mapping_path or None)

@@ -8,7 +8,7 @@ What was proved equal is sealed: as long as nothing it follows from has changed,
     seals                      what was proved, by which fingerprints; pure but for where they are kept
     gather                     I/O: what has to be known before a row is read
     segments, workers          I/O: one worker's segments; the processes
-    copy, topics               I/O: documents that no segment finds; what the account's topics say
+    copy, topics               I/O: documents that no segment finds; the account's topics
     check                      the whole, in order
     naming, http_strays        for the end of a run: ids named, documents that came by HTTP
 """

@@ -40,7 +40,7 @@ from sink.progress import RunTotals
 from sink.rollback import documents_of
 
 CHUNK_IDS_MIN, CHUNK_IDS_MAX = 2_000, 256_000
-CHUNKS_MAX = 200  # of an account that is not huge: the progress shown moves, and nobody waits long for the last one
+CHUNKS_MAX = 200  # of an account that is not huge: keeps the progress moving, and the last chunk short
 JOBS_MAX = 1_000  # of an account; documents of older ones are found one by one
 
 
@@ -67,7 +67,7 @@ class _Checked:
     seals: dict[int, Seal]
 
     def is_part(self, rows: int) -> bool:
-        """Whether the run was over another number of rows than there are, so that its counts say nothing of them."""
+        """Whether the run was over another number of rows than there are, so that its counts do not apply to them."""
         return rows not in (self.job.records_total, self.accounted)
 
 
@@ -75,10 +75,10 @@ def verify_account(account: str, options: VerifyOptions, connections: Connection
     """Return how the account's documents compare with its source rows up to the job's top.
 
     Raises BadInputError if there is nothing to compare or a server or the mapping is not as it should be, ReplayError
-    for an outage on the way. Changes nothing but the seals, which say what has been proved.
+    for an outage on the way. Changes nothing but the seals of what has been proved.
     """
     began = time.monotonic()
-    AccountTopics.of(account)  # refuses an id that can name no topics, before anybody is asked about it
+    AccountTopics.of(account)  # refuses an id that can name no topics, before any server is queried
     connections.require("crm_audit_database_url", "kafka_bootstrap_servers", "mongodb_url")
     kafka = connections.kafka()
     kafka_admin.client(kafka)
@@ -111,10 +111,10 @@ def verify_account(account: str, options: VerifyOptions, connections: Connection
                 f"{report.documents - tally.tagged:,} documents of the account belong to no row: looking for them"
             )
             _add_strays(report, work, database, options.named_max)
-        _tell_owners(report, database)
+        _name_owners(report, database)
         _check_counts(report, known)
         report.offsets = topics.unhandled(kafka, job, codec)
-        _trace(report, known, connections, codec, view)
+        _locate(report, known, connections, codec, view)
     except PyMongoError as error:
         raise ReplayError(
             f"MongoDB does not answer ({type(error).__name__})", "verify again when it is back"
@@ -217,8 +217,8 @@ def _add_strays(report: Report, work: Work, database: Any, named_max: int) -> No
         checker.close()
 
 
-def _tell_owners(report: Report, database: Any) -> None:
-    """Say of the named documents whose customers they stand at, where that is not an account's own."""
+def _name_owners(report: Report, database: Any) -> None:
+    """Add to the named documents whose customers they belong to, where those are not the account's own."""
     named = [finding for finding in report.tally.findings if finding.customer_id]
     owners = copy.owners_of(database, report.company_sso_id, {finding.customer_id for finding in named})
     for finding in named:
@@ -227,7 +227,7 @@ def _tell_owners(report: Report, database: Any) -> None:
 
 
 def _check_counts(report: Report, known: _Checked) -> None:
-    """Hold the sinks' counts and the job document's against what the rows say."""
+    """Compare the sinks' counts and the job document's with the rows."""
     job, tally = known.job, report.tally
     if known.is_part(tally.rows):
         report.notes.append(
@@ -243,15 +243,15 @@ def _check_counts(report: Report, known: _Checked) -> None:
         report.notes.append(f"the run itself counted {summary}; rows have been replayed since")
 
 
-def _trace(report: Report, known: _Checked, connections: Connections, codec: Codec, view: RunView) -> None:
-    """Say of the named rows without a document how far they came."""
+def _locate(report: Report, known: _Checked, connections: Connections, codec: Codec, view: RunView) -> None:
+    """Add to the named rows without a document how far they came."""
     named = [f for f in report.tally.findings if f.kind in (Kind.MISSING, Kind.DEAD_LETTER_LOST) and f.audit_id]
-    tracer = topics.Tracer(
+    lookup = topics.RowLookup(
         connections.kafka(),
         known.job,
         codec,
         whole_topic=known.is_part(report.tally.rows),
     )
-    seen = tracer.trace([finding.audit_id for finding in named if finding.audit_id], view.note)
+    seen = lookup.find([finding.audit_id for finding in named if finding.audit_id], view.note)
     for finding in named:
         finding.why = "; ".join(filter(None, (finding.why, seen.get(finding.audit_id or 0))))

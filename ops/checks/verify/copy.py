@@ -102,7 +102,7 @@ def _why_stray(audit_id: int | None, top: int, rows: Mapping[int, Expected]) -> 
 
 
 def owners_of(database: Any, company_sso_id: str, customer_ids: Iterable[str]) -> dict[str, str]:
-    """Return what is to be said of customers that are no contacts of this account, as far as it can be told."""
+    """Return a reason for each customer that is no contact of this account, as far as it is known."""
     suspects = set(customer_ids)
     if not suspects:
         return {}

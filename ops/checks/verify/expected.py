@@ -18,7 +18,7 @@ def expected_of(event: AuditEvent, transformer: Transformer, lookups: Lookups) -
     try:
         result = transformer.to_bson(event, lookups)
     except UnreadableTopicError:
-        raise  # of a reference table: it says nothing of the row
+        raise  # of a reference table: it is not about the row
     except Exception:  # the processors dead-letter a defect of a rule, and so must be expected here
         return DeadLetterCause.TRANSFORM_FAILED
     if isinstance(result, bytes):

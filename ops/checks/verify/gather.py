@@ -67,7 +67,7 @@ def work_without_directory(
     codec: Codec,
     named_max: int,
 ) -> Work:
-    """Return what tells whether rows become documents, where it does not matter who acted: no directory is queried."""
+    """Return the work that decides whether rows become documents; actors do not matter, so no directory is queried."""
     without_directory = connections.model_copy(update={"user_directory_url": ""})
     with connect(connections.crm_audit_database_url) as db:
         source = resolve(db, mapping, job.company_sso_id)

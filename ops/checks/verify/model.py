@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-NAMED_MAX = 100  # findings of a kind that are named unless the operator asks for more
+NAMED_MAX = 100  # findings of a kind that are named unless the operator requests more
 REPAIR_MAX = 100_000  # rows that a repair replays one by one; beyond it, rerun the account
 
 
@@ -17,7 +17,7 @@ class Kind(StrEnum):
     MISSING = "missing"  # the row should have become a document, and there is none
     EXTRA = "extra"  # a document of the replay that no source row accounts for
     DIFFERENT = "different"  # the document is not what the row becomes
-    DEAD_LETTER_LOST = "dead_letter_lost"  # the row cannot become a document, and no dead letter says so
+    DEAD_LETTER_LOST = "dead_letter_lost"  # the row cannot become a document, and has no dead letter
 
 
 @dataclass(slots=True)
@@ -129,7 +129,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class CountMismatch:
-    """A count of the job that is not what its rows say."""
+    """A count of the job that differs from its rows'."""
 
     name: str
     job: int
@@ -163,12 +163,12 @@ class Report:
     deleted: int | None = None  # by a repair before this check
     replayed: int | None = None
     mapping_path: str = ""
-    planned: dict[str, Any] | None = None  # what a repair would do, where that was asked
+    planned: dict[str, Any] | None = None  # what a repair would do, in a dry run
     completed: bool = False  # the job had failed or was halted, and this proof has completed it
 
     @property
     def equal(self) -> bool:
-        """Whether the copy is what the source says, and nothing claims otherwise."""
+        """Whether the copy matches the source, and no count differs."""
         return not (self.tally.found or self.counts or self.offsets)
 
     def as_dict(self, now_us: int) -> dict[str, Any]:
@@ -222,7 +222,7 @@ class Counted:
 
 
 def count_mismatches(tally: Tally, run: Counted, since: Counted | None) -> list[CountMismatch]:
-    """Return where the counts of the account's run are not what its rows say.
+    """Return where the counts of the account's run differ from its rows.
 
     `since` is what later replays of chosen rows have counted. Such a row may have been counted by the run as well or
     not (that may be why it was chosen), so each of them makes the answer wider by one; so does a row whose dead letter

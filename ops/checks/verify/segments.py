@@ -1,8 +1,8 @@
 """One worker's part: source rows of an id segment, transformed again, against the documents of the same segment.
 
-A segment is a stretch of audit ids. Its documents are found without their content: the `_id` of a document that the
+A segment is a range of audit ids. Its documents are found without their content: the `_id` of a document that the
 replay wrote begins with the run and ends with the audit id (sink.documents), so those of a segment are one range of the
-primary key for each run that has documents. What is not there is looked for by external_id, in the unique index.
+primary key for each run that has documents. Missing ones are looked up by external_id, in the unique index.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ class Work:
 
 @dataclass(slots=True)
 class _Segment:
-    """The rows of a stretch of ids, as they have to end."""
+    """The rows of an id range, with their expected outcomes."""
 
     bodies: dict[int, bytes] = field(default_factory=dict)  # audit id -> the document without its length
     skipped: dict[int, SkipReason] = field(default_factory=dict)
@@ -208,7 +208,7 @@ class SegmentChecker:
         return False
 
     def _answers(self, acting: Iterable[int]) -> str:
-        """Return the fingerprint of what the directory says of these users; "" if none is asked."""
+        """Return the fingerprint of the directory's answers for these users; "" if none is queried."""
         if self._directory is None:
             return ""
         users = sorted(acting)
@@ -247,7 +247,7 @@ class SegmentChecker:
         counts = self._directory.counts
         if counts.failed or counts.not_asked:
             raise ServiceUnreachableError(
-                "the user directory does not answer, so who acted cannot be told",
+                "the user directory does not answer, so the actors are unknown",
                 "check USER_DIRECTORY_URL, then verify again",
             )
 
@@ -289,7 +289,7 @@ class SegmentChecker:
         return self._raw({"_id": span}, "_id_")
 
     def _raw(self, query: dict[str, Any], index: str) -> Iterable[bytes]:
-        """Return batches of documents as the server keeps them; pymongo's types say they were decoded."""
+        """Return batches of documents as the server keeps them; pymongo's types claim that they are decoded."""
         found: Any = self._logs.find_raw_batches(query, batch_size=BATCH_DOCUMENTS, hint=index)
         return cast("Iterable[bytes]", found)
 
@@ -393,7 +393,7 @@ class SegmentChecker:
 
 def extra(document: dict[str, Any], audit_id: int | None, why: str) -> Finding:
     """Return the finding that a document is one too many."""
-    stamp = document.get("timestamp")  # whatever somebody has written there
+    stamp = document.get("timestamp")  # of any type
     at_us = int(stamp.timestamp() * 1_000_000) if isinstance(stamp, datetime) else None
     return Finding(
         Kind.EXTRA,
