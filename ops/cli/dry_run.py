@@ -33,9 +33,9 @@ def dry_run(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
 ) -> None:
-    """Read and transform the account's rows as a replay would, write nothing, and say what would come of it.
+    """Read and transform the account's rows as a replay would, without writing, and report the outcomes.
 
-    Exit code 0. 1: so many rows fail that a job would halt. 2: the call or its surroundings are wrong.
+    Exit code 0. 1: so many rows fail that a job would halt. 2: the call or its environment is wrong.
     """
     from ops.checks.dry_run.run import DryRunOptions, dry_run_account  # all clients: not for --help
 

@@ -18,7 +18,7 @@ WHAT = {
     Outcome.PATCHED: "patched",
     Outcome.COMPLETE: "nothing was missing",
     Outcome.ENRICH_AMBIGUOUS: "enrich_ambiguous: several documents fit",
-    Outcome.CONFLICT: "the document says something else",
+    Outcome.CONFLICT: "the document has another value",
     Outcome.REFUSED: "refused by MongoDB",
     Outcome.NO_DOCUMENT: "without a document",
     Outcome.NO_CONTACT: "without a contact",
@@ -32,7 +32,7 @@ def enrich(
     window_s: Annotated[
         float | None,
         typer.Option(
-            help="Seconds by which a live log's time may differ from its row's; left out: as the mapping says.",
+            help="Seconds by which a live log's time may differ from its row's; default: as in the mapping.",
             show_default=False,
         ),
     ] = None,

@@ -22,13 +22,13 @@ def explain(
     account: Account,
     mapping: JobMapping = "",
     feed: Annotated[
-        str, typer.Option(help="Tell also what the live feed of this name has made of it.", show_default=False)
+        str, typer.Option(help="Show also the row's outcomes in the live feed of this name.", show_default=False)
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Tell what became of a source row and why: key, offsets, the rule that decided, document, dead letters.
+    """Show the lineage of a source row: key, offsets, the rule that decided, document, dead letters.
 
-    Exit code 0: the lineage could be told, a server that did not answer is named in it. 2: the call is wrong.
+    Exit code 0: the lineage is shown; it names servers that did not respond. 2: the call is wrong.
     """
     if not (audit_id.isascii() and audit_id.isdigit() and len(audit_id) <= 19 and 0 < int(audit_id) <= AUDIT_ID_MAX):
         raise BadInputError(f"{audit_id} is no audit id", f"give one number, 1 to {AUDIT_ID_MAX}")
@@ -45,5 +45,5 @@ def explain(
         typer.echo(line)
     if not feed and SkipReason.POST_SYNC_LIVE_FEED.value in verdict(lineage):
         typer.echo(
-            f"what the live feed has made of it: crm-replay explain {audit_id} --account {account} --feed {LIVE_FEED}"
+            f"its outcome in the live feed: crm-replay explain {audit_id} --account {account} --feed {LIVE_FEED}"
         )

@@ -22,7 +22,7 @@ def generate(
     dsn: Annotated[str, typer.Option(help="A PostgreSQL for test data; CRM_AUDIT_DATABASE_URL if left out.")] = "",
     schema: Annotated[str, typer.Option(help="Where its tables go.")] = "crm",
     shape: Annotated[str, typer.Option(help="crm: rows of all kinds; peer: small flat rows only.")] = "crm",
-    recreate: Annotated[bool, typer.Option("--recreate", help="Make it anew even if it is there.")] = False,
+    recreate: Annotated[bool, typer.Option("--recreate", help="Recreate it even if it exists.")] = False,
     contacts: Annotated[bool, typer.Option("--contacts", help="Make its persons contacts in MongoDB, too.")] = False,
 ) -> None:
     """Generate a CRM with its audit history in PostgreSQL; does nothing if the same one is there."""

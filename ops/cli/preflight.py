@@ -32,9 +32,9 @@ def preflight(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that one check may take.")] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
 ) -> None:
-    """Ask everything that has to be known before a replay: servers, rights, indexes, contacts, room. Writes nothing.
+    """Check every precondition of a replay: servers, rights, indexes, contacts, disk space. Writes nothing.
 
-    Exit code 0: nothing has failed, warnings may be there. 1: something has. 2: the call is wrong.
+    Exit code 0: no check has failed, there may be warnings. 1: one has. 2: the call is wrong.
     """
     from ops.checks.preflight.run import PreflightOptions, preflight_account  # all clients: not for --help
 

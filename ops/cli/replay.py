@@ -43,15 +43,15 @@ def run(
         bool | None,
         typer.Option(
             "--enrich/--no-enrich",
-            help="Enrich its association logs, whatever the mapping says; --enrich --json: a second line.",
+            help="Enrich its association logs, overriding the mapping; --enrich --json: a second line.",
             show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replay one account: every role of its job on this host, until the ledger is closed. Also goes on after a kill.
+    """Replay one account: every role of its job on this host, until the ledger is closed. Resumes after a kill.
 
-    Done on an operator's word: the account's migration flag and its contacts' coverage are not asked for, as they are
+    The operator decides: the account's migration flag and its contacts' coverage are not checked, as they are
     by `crm-replay trigger` and over HTTP.
     """
     from ops.runner.options import RunOptions
@@ -85,9 +85,9 @@ def resume(
     """
     require_bound(failure_bound, reason)
     if detach:
-        from ops.cli import requests as ask
+        from ops.cli import requests
 
-        ask.resume_detached(account, failure_bound=failure_bound, reason=reason, as_json=as_json)
+        requests.resume_detached(account, failure_bound=failure_bound, reason=reason, as_json=as_json)
         return
     from ops.runner.options import RunOptions
 
@@ -121,9 +121,9 @@ def rerun(
     if detach:
         if since is not None or audit_ids:
             raise BadInputError("a part of the source is replayed here and now", "leave out --detach")
-        from ops.cli import requests as ask
+        from ops.cli import requests
 
-        ask.rerun_detached(account, as_json=as_json)
+        requests.rerun_detached(account, as_json=as_json)
         return
     from ops.runner import replay as runner
     from ops.runner.options import RunOptions
@@ -216,7 +216,7 @@ def _plain(value: Any) -> Any:
 
 
 def produce(account: Account) -> None:
-    """Run the snapshot of the account's job in progress; it goes on from its saved cursor."""
+    """Run the snapshot of the account's job in progress; it resumes from its saved cursor."""
     encode_account(account)
     _join(account, "producer")
 
@@ -248,7 +248,7 @@ def _join(account: str, module: str, feed: str = "") -> None:
         state = "not started" if job is None else job.status.value
         raise BadInputError(f"no job of {account} is in progress ({state})", f"crm-replay run --account {account}")
     addresses = connections.environment()
-    # It ends with the run: the next one sets its groups' offsets, and must find nobody in them.
+    # It ends with the run: the next one sets its groups' offsets, and must find them without members.
     environment = child_environment(
         **addresses, CRM_REPLAY_JOB=job.replay_job().model_dump_json(), CRM_REPLAY_EXIT_AT_END="true"
     )

@@ -137,7 +137,7 @@ def purge(
             help="Also delete what has been handled on the account's replay and outcomes topics, of every person.",
         ),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Skip the confirmation.")] = False,
     output: Output = "",
 ) -> None:
     """Remove what is kept about the person, and print the certificate (JSON) of what was found and removed.
@@ -153,7 +153,9 @@ def purge(
         if yes:
             return
         if not sys.stdin.isatty():
-            raise BadInputError("this removes the person's history, and nobody can be asked", "give --yes")
+            raise BadInputError(
+                "this removes the person's history, and there is no terminal to confirm it", "give --yes"
+            )
         if typer.prompt("This cannot be taken back. Type the person's id", err=True).strip() != person.strip():
             raise BadInputError("that is not the person", "nothing was removed")
 

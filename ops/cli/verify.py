@@ -33,9 +33,9 @@ def verify(
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --repair: say what it would do, and do nothing.")
+        bool, typer.Option("--dry-run", help="With --repair: show what it would do, and do nothing.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="With --repair: do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --repair: skip the confirmation.")] = False,
     delete_max_pct: Annotated[
         float,
         typer.Option(
@@ -61,7 +61,7 @@ def verify(
 
     A job that had failed or was halted, and whose copy is whole after --repair, is completed with the proof's counts.
 
-    Exit code 0: equal. 1: not equal, or an outage. 2: the call or its surroundings are wrong, or a repair was refused.
+    Exit code 0: equal. 1: not equal, or an outage. 2: the call or its environment is wrong, or a repair was refused.
     """
     from ops.checks.verify.check import VerifyOptions, verify_account  # the clients of all packages: not for --help
     from ops.repair.run import close, end_dead, is_whole, plan_of
@@ -145,7 +145,7 @@ def print_report(console: Console, report: Report) -> None:
     for failed in tally.failures:
         console.print(f"failed: row {failed.audit_id} ({failed.cause})", highlight=False, markup=False)
     for count_ in report.counts:
-        console.print(f"counted wrong: {count_.name}: the job has {count_.job:,}, its rows say {count_.truth:,}")
+        console.print(f"counted wrong: {count_.name}: the job has {count_.job:,}, its rows {count_.truth:,}")
     for unhandled in report.offsets:
         committed = "nothing" if unhandled.committed < 0 else f"{unhandled.committed:,}"
         console.print(
@@ -174,7 +174,7 @@ def _line(finding: dict[str, object]) -> str:
 
 
 def age_text(seconds: int) -> str:
-    """Return an age as people say it: `3 d`, `5 h`, `12 min`, `40 s`."""
+    """Return an age for people: `3 d`, `5 h`, `12 min`, `40 s`."""
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds // size:,} {unit}"
