@@ -1,4 +1,4 @@
-"""What is said of an account's job, to services, to the customer's browser, and to operators."""
+"""The status of an account's job, for services, for the customer's browser, and for operators."""
 
 import datetime as dt
 from typing import Any
