@@ -1,6 +1,6 @@
 """`crm-replay bench --stage accounts`: what a small account costs, where there are many of them.
 
-A real `crm-replay runner` replays generated accounts of some hundred rows, asked for as over HTTP: so many one after
+A real `crm-replay runner` replays generated accounts of some hundred rows, requested as over HTTP: so many one after
 another, then ten at once. What is measured is a customer's wait and the host's work, and that neither grows with the
 number of accounts that Kafka and MongoDB know already: the first tenth of them is compared with the last.
 """

@@ -60,7 +60,7 @@ def children(pid: int) -> list[int]:
 class Meter:
     """Samples processes and one counter in a thread of its own, from `start` to `stop`.
 
-    `pids` gives name -> process id, asked anew at every sample (processes come and go). A server's live children
+    `pids` gives name -> process id, called at every sample (processes come and go). A server's live children
     (PostgreSQL's backends) count as its own.
     """
 
@@ -119,7 +119,7 @@ class Meter:
             self._sample(first=False)
 
     def _sample(self, *, first: bool) -> None:
-        with contextlib.suppress(Exception):  # a counter that cannot be asked now is asked again
+        with contextlib.suppress(Exception):  # a counter that cannot be read now is read at the next sample
             self.samples.append((time.monotonic() - self._started, self.counter()))
         pids = self.pids()
         if self.samples and time.monotonic() >= self._memory_due:

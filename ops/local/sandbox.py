@@ -1,6 +1,6 @@
-"""A place of one's own on the servers: databases that nobody else uses, for the demo and the benchmark.
+"""Separate databases on the servers, for the demo and the benchmark.
 
-Servers that the environment names are a CRM's and a platform's: nothing is made on them unless that was asked for. What
+Servers that the environment names are a CRM's and a platform's: nothing is created on them unless requested. What
 is loaded and deleted here lives on the embedded servers, in a PostgreSQL and a MongoDB database of the sandbox's name,
 and in topics of the accounts made for it.
 """
@@ -30,7 +30,7 @@ from sink.database import connect
 def servers(say: Any, *, of_environment: bool = False) -> Iterator[Connections]:
     """Give the servers' addresses; starts the embedded ones that are missing, and stops those again that it started.
 
-    Inside, this process and its children have no server of the environment, unless `of_environment` says so.
+    Inside, this process and its children have no server of the environment, unless `of_environment` is set.
     """
     with contextlib.nullcontext() if of_environment else _without_the_environments(say):
         before = services.endpoints() or services.Endpoints()

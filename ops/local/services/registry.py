@@ -16,7 +16,7 @@ from schemas.errors import BadInputError
 
 HEAP_MIB = 256
 CONFLUENT_PATH = "/apis/ccompat/v7"
-OWN_PATH = "/apis/registry/v2"  # what Apicurio's own converter asks
+OWN_PATH = "/apis/registry/v2"  # the API of Apicurio's own converter
 
 
 class RegistryServer(Server):
@@ -53,7 +53,7 @@ class RegistryServer(Server):
         )
 
     def problem(self, ports: Mapping[str, int]) -> str | None:
-        """Ask for its subjects, as a client would."""
+        """Query its subjects, as a client would."""
         if not loopback.accepts(ports["registry"]):
             return "its port is closed"
         import httpx  # as in `debezium`
