@@ -209,4 +209,4 @@ class Codec:
 
 def _require_type(found: type, wanted: type) -> None:
     if found is not wanted:
-        raise UndecodableRecordError(f"a {found.__name__} stands where a {wanted.__name__} belongs")
+        raise UndecodableRecordError(f"found a {found.__name__} instead of a {wanted.__name__}")

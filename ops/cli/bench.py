@@ -37,7 +37,7 @@ def bench(
         typer.Option(envvar="CRM_REPLAY_BENCH_VERSUS", help="Directory of another pipeline, to be measured as well."),
     ] = None,
     my_servers: Annotated[
-        bool, typer.Option("--my-servers", help="Make databases and topics on the servers that the environment names.")
+        bool, typer.Option("--my-servers", help="Create databases and topics on the servers from the environment.")
     ] = False,
 ) -> None:
     """Measure each stage alone and the whole; a JSON line each on standard output, a table on standard error."""

@@ -39,7 +39,7 @@ def check(
     from ops.checks.nightly.run import CheckOptions, check_accounts  # the clients of all packages: not for --help
 
     if junit and not Path(junit).absolute().parent.is_dir():
-        raise BadInputError(f"there is no directory for {junit}", "name a file in one that is there")
+        raise BadInputError(f"there is no directory for {junit}", "name a file in an existing one")
     for one in account or ():
         encode_account(one)
     options = CheckOptions(

@@ -70,7 +70,7 @@ def show(console: Console, *, audits: int, seed: int) -> None:
                 )
             ]
             _show_documents(console, database, largest)
-            console.print("\nThe same account again: everything is there already.", style="bold")
+            console.print("\nThe same account again: all documents exist already.", style="bold")
             mapping = str(sample_crm.mapping_path(sample_crm.SAMPLE_YAML))
             again = _replay(console, sample_crm.SAMPLE_YAML, mapping, connections)
     _judge(results, again)
@@ -78,7 +78,7 @@ def show(console: Console, *, audits: int, seed: int) -> None:
     console.print(
         f"\n[bold green]The demo went well[/]: {rows:,} audits of three accounts, "
         f"each in exactly one bin; the second run inserted {again.ledger.migrated}. "
-        f"{time.monotonic() - began:.0f} s in all, nothing is left running.",
+        f"{time.monotonic() - began:.0f} s in all, no process is left running.",
         highlight=False,
     )
     console.print(f"Data and logs: {host.home()}. Look around: crm-replay services up", highlight=False)

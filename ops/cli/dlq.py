@@ -181,7 +181,7 @@ def show(
     finally:
         view.close()
     if found is None:
-        raise BadInputError(f"Kafka has just let offset {chosen.letter.offset} go", "list the dead letters again")
+        raise BadInputError(f"Kafka has just deleted offset {chosen.letter.offset}", "list the dead letters again")
     answer = chosen.as_dict() | {
         "other_offsets": others,
         "retries": [attempt_of(one, chosen.letter.audit_id) for one in retries],
@@ -273,7 +273,7 @@ def retry(
     feed: Feed = "",
     cause: Cause = "",
     audit_ids: Annotated[
-        str, typer.Option(help="Only these: 17,18,20-25, or @FILE; left out: all that wait.", show_default=False)
+        str, typer.Option(help="Only these: 17,18,20-25, or @FILE; default: all that wait.", show_default=False)
     ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be retried, and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help=f"Also rows that have failed {RETRIES_MAX} retries.")] = False,
@@ -401,9 +401,9 @@ def _retry_feed(
     else:
         typer.echo(f"{len(sent.places):,} records were sent onto {feed.topic} again")
         if bare := len(sent.places) - sent.whole:
-            typer.echo(f"{bare:,} of them without headers: Kafka has let the records go, and letters keep none")
+            typer.echo(f"{bare:,} of them without headers: Kafka has deleted the records, and letters keep none")
         if not_sent:
-            typer.echo(f"not sent, for nothing keeps their records: dead letters {', '.join(map(str, not_sent))}")
+            typer.echo(f"not sent, as their records are not kept: dead letters {', '.join(map(str, not_sent))}")
         for each in sent.failed:
             typer.echo(f"failed again: {each.cause} ({printable(each.detail)}), dead letter {each.offset}")
         if not sent.passed:

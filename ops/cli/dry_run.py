@@ -21,9 +21,7 @@ def dry_run(
     mapping: Annotated[
         str, typer.Option(help="Source mapping file; left out: the sample CRM's.", show_default=False)
     ] = "",
-    limit: Annotated[
-        int, typer.Option(min=0, help="Look at so many rows only, spread over all ids; 0: at every row.")
-    ] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Sample so many rows, spread over all ids; 0: every row.")] = 0,
     date_range_start: Annotated[
         datetime | None, typer.Option(help="Leave out rows created before this (UTC).", show_default=False)
     ] = None,

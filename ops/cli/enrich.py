@@ -17,7 +17,7 @@ from sink.match_key import DELETED_REFERENCE, Outcome
 WHAT = {
     Outcome.PATCHED: "patched",
     Outcome.COMPLETE: "nothing was missing",
-    Outcome.ENRICH_AMBIGUOUS: "enrich_ambiguous: several documents fit",
+    Outcome.ENRICH_AMBIGUOUS: "enrich_ambiguous: several documents match",
     Outcome.CONFLICT: "the document has another value",
     Outcome.REFUSED: "refused by MongoDB",
     Outcome.NO_DOCUMENT: "without a document",

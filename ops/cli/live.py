@@ -24,9 +24,10 @@ def live(
     topic: Annotated[str, typer.Option(help="Where the changes of audits arrive.")] = LIVE_TOPIC,
     mapping: Mapping = "",
     account: Annotated[
-        str, typer.Option(help="Whose the audits table is, if the mapping names no account column.", show_default=False)
+        str,
+        typer.Option(help="The audits table's account, if the mapping names no account column.", show_default=False),
     ] = "",
-    partitions: Annotated[int, typer.Option(min=1, max=1024, help="Of the topic, if it is not there yet.")] = 4,
+    partitions: Annotated[int, typer.Option(min=1, max=1024, help="Of the topic, if it does not exist yet.")] = 4,
     processors: Annotated[int, typer.Option(min=0, max=64)] = 1,
     sinks: Annotated[int, typer.Option(min=0, max=64)] = 1,
     visibility_delay: Annotated[
@@ -36,7 +37,7 @@ def live(
         float, typer.Option(min=0, help="Seconds between publications of users and names; 0: only at the start.")
     ] = 60.0,
     names: Annotated[bool, typer.Option(help="Publish the names of deals, companies, ... for the rules.")] = True,
-    status: Annotated[bool, typer.Option("--status", help="Start nothing; show what the feed has done.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Only show the feed's counts.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --status: answer in JSON.")] = False,
 ) -> None:
     """Run the live feed: the replay's topology over the live topic, until it is stopped (Ctrl-C, SIGTERM)."""

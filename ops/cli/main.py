@@ -119,7 +119,7 @@ def _whole(
 
 
 def reference(
-    directory: Annotated[Path, typer.Argument(help="Where the pages go.")] = Path("docs/reference"),
+    directory: Annotated[Path, typer.Argument(help="Directory of the pages.")] = Path("docs/reference"),
 ) -> None:
     """Write the pages of the reference from the code."""
     from typer.main import get_command

@@ -87,7 +87,7 @@ def print_report(console: Console, report: Report) -> None:
     if failed:
         console.print(f"do not start: {', '.join(failed)}", style="bold red", highlight=False, soft_wrap=True)
     else:
-        worth = f"; {warned} warnings are worth a look" if warned else ""
+        worth = f"; {warned} warnings need attention" if warned else ""
         console.print(f"ready: nothing has failed{worth}", style="bold green", highlight=False, soft_wrap=True)
 
 

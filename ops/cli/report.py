@@ -24,7 +24,7 @@ class Format(StrEnum):
 
 def report(
     plan: Annotated[
-        str, typer.Option(help="CSV of the accounts to come: company_sso_id,due (the day can be left out).")
+        str, typer.Option(help="CSV of the planned accounts: company_sso_id,due (the day is optional).")
     ] = "",
     as_format: Annotated[Format, typer.Option("--format", help="How it is written.")] = Format.MARKDOWN,
     output: Annotated[str, typer.Option(help="Write it into this file.", show_default=False)] = "",

@@ -23,7 +23,7 @@ def runner(
     sinks: Annotated[int, typer.Option(min=1, max=64, help="A job's.")] = 1,
     mapping: Annotated[
         str,
-        typer.Option(help="Source mapping file on this host; left out: where the job names it.", show_default=False),
+        typer.Option(help="Source mapping file on this host; default: the job's.", show_default=False),
     ] = "",
     rows_per_s: Annotated[
         float, typer.Option(min=0, help="Read from the CRM at most, by all jobs of this host; 0: no bound.")

@@ -96,7 +96,7 @@ def fill(report: "Report", mapping_path: str, feed: str, connections: Connection
             publisher.flush()
         finally:
             publisher.close()
-        view.note(f"{given.get('live', 0):,} rows sent to {topic}; the live feed writes them when it comes to them")
+        view.note(f"{given.get('live', 0):,} rows sent to {topic}; the live feed writes them when it reaches them")
     if report.gaps_replay_ids:
         options = RunOptions(mapping_path=mapping_path, home=host.home())
         given["replay"] = run_selected(account, report.gaps_replay_ids, options, connections, view).ledger.source_rows

@@ -23,9 +23,7 @@ app = typer.Typer(
 
 Account = Annotated[str, typer.Option(help="The account's company_sso_id.", show_default=False)]
 PersonId = Annotated[str, typer.Option("--person", help="The CRM's id of the person.", show_default=False)]
-Mapping = Annotated[
-    str, typer.Option(help="Source mapping file; left out: where the account's job found it.", show_default=False)
-]
+Mapping = Annotated[str, typer.Option(help="Source mapping file; default: the account's job's.", show_default=False)]
 Output = Annotated[str, typer.Option(help="Write into this file.", show_default=False)]
 
 

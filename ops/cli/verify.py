@@ -112,8 +112,8 @@ def _confirm(what: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise BadInputError(f"this would {what}, and there is no terminal to confirm it at", "give --yes")
-    typer.confirm(f"This will {what}. Go ahead?", abort=True, err=True)
+        raise BadInputError(f"this would {what}, and there is no terminal to confirm it", "give --yes")
+    typer.confirm(f"This will {what}. Continue?", abort=True, err=True)
 
 
 def print_report(console: Console, report: Report) -> None:

@@ -66,14 +66,14 @@ class JobView(_Answer):
     records_attempted: int = Field(0, description="migrated, skipped and failed")
     records_duplicate: int = Field(0, description="of the skipped: logs in place from earlier runs")
     records_repaired: int = Field(0, description="of migrated and skipped: rows that had failed before")
-    records_late: int = Field(0, description="of the attempted: found by the second look at the id holes")
+    records_late: int = Field(0, description="of the attempted: found when the gaps were read again")
     actors_fell_back: int = Field(0, description="of the migrated: logs whose actor is the deleted user")
     documents: int | None = Field(None, description="of the replay in MongoDB, when they were counted last")
     documents_at: AwareDatetime | None = None
     skips_by_reason: dict[str, int]
     failures_by_cause: dict[str, int]
     accuracy_pct: float | None
-    enrichment: EnrichmentView | None = Field(None, description="of association logs; null: not come to yet")
+    enrichment: EnrichmentView | None = Field(None, description="of association logs; null: not reached yet")
     partitions: int
     last_audit_id: int
     top_audit_id: int
@@ -173,7 +173,7 @@ class TaskView(_Answer):
     requested_at: AwareDatetime
     started_at: AwareDatetime | None
     finished_at: AwareDatetime | None
-    progress: dict[str, Any] = Field(description="done, total, text: what is known of it while it runs; else {}")
+    progress: dict[str, Any] = Field(description="done, total, text: its progress while it runs; else {}")
     result: dict[str, Any] | None = Field(
         description=(
             "when done, what the command prints with --json. preflight: {ok, checks: [{name, verdict, found, to_do}]}; "
@@ -271,7 +271,7 @@ class LetterPage(_Answer):
     causes: dict[str, int] = Field(description="of all letters, of any cause")
     letters: list[LetterView]
     next_cursor: str | None
-    truncated: bool = Field(description="the topic holds more than is looked at here; see crm-replay dlq list")
+    truncated: bool = Field(description="the topic holds more than is read here; see crm-replay dlq list")
 
 
 class LetterDetail(LetterView):

@@ -30,11 +30,11 @@ class EnrichmentView(BaseModel):
     association_rows: int = Field(0, description="rows that link or unlink records, or win, resolve or complete one")
     patched: int = 0
     already_complete: int = 0
-    ambiguous: int = Field(0, description="several documents fit the row, nothing is patched")
+    ambiguous: int = Field(0, description="several documents match the row, none is patched")
     referent_gone: int = Field(0, description="rows that name a record which the CRM no longer has")
     outcomes: dict[str, int] = Field(default_factory=dict, description="association rows by outcome")
     audit_ids: dict[str, list[int]] = Field(
-        default_factory=dict, description="the first rows of the outcomes to look at"
+        default_factory=dict, description="the first rows of each outcome that needs attention"
     )
     error: str | None = Field(None, description="why it is pending")
 
@@ -83,7 +83,7 @@ def in_words(view: EnrichmentView | None, company_sso_id: str) -> str:
         return f"enrichment {view.state.value}{why}; crm-replay enrich --account {company_sso_id} finishes it"
     text = f"association logs: {view.patched:,} enriched, {view.already_complete:,} complete already"
     text += f", {view.ambiguous:,} ambiguous" if view.ambiguous else ""
-    return text + (f"; {view.referent_gone:,} name a record that is gone" if view.referent_gone else "")
+    return text + (f"; {view.referent_gone:,} name a deleted record" if view.referent_gone else "")
 
 
 def finish_pending(database: Any, job: Job, counts: Mapping[str, Any]) -> None:

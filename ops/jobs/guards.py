@@ -104,7 +104,7 @@ def why_not(action: Action, company_sso_id: str, status: JobStatus | None, *, fl
         )
     if status is JobStatus.ROLLED_BACK:
         return Refusal(
-            RespCode.ILLEGAL_TRANSITION, f"{company_sso_id} has been rolled back", "there is nothing to look at"
+            RespCode.ILLEGAL_TRANSITION, f"{company_sso_id} has been rolled back", "there is nothing to check"
         )
     return None
 

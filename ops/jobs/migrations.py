@@ -277,7 +277,7 @@ def _why(error: OperationFailure, migration: Migration) -> ReplayError:
     if error.code == DUPLICATE_KEY:
         names = ", ".join(f"{index.name} of {index.collection}" for index in migration.indexes if index.unique)
         return MigrationRefusedError(
-            f"documents that are there already break a unique index ({names})",
+            f"existing documents violate a unique index ({names})",
             "remove the duplicates, then migrate again",
         )
     return MigrationRefusedError(
@@ -354,8 +354,8 @@ def _refuse_unfit(database: Any) -> None:
             raise MigrationRefusedError(f"{name} is a {kind}, not a collection", "name another database")
         if options.get("collation"):
             raise MigrationRefusedError(
-                f"{name} was made with a collation ({options['collation'].get('locale')}), by which accounts whose ids"
-                " differ can be taken for one",
+                f"{name} has a collation ({options['collation'].get('locale')}), by which different account ids"
+                " can be equal",
                 "copy its documents into a collection without a collation, and give that its name",
             )
         if options.get("capped"):
@@ -437,7 +437,7 @@ class _Lock:
     def check(self) -> None:
         """Raise MigrationLockedError if the lock has gone to another process."""
         if self._lost or self._records.find_one({"_id": LOCK, "owner": self._owner}) is None:
-            raise MigrationLockedError("the migration lock was lost to another process", "look at its result first")
+            raise MigrationLockedError("the migration lock was lost to another process", "check its result first")
 
     def release(self) -> None:
         """Give the lock back; the last trace of a database without any step applied goes with it."""

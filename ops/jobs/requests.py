@@ -275,7 +275,7 @@ def _require_job(control: Control, action: Action, company_sso_id: str) -> Job:
 
 def _raced(company_sso_id: str) -> RequestRefusedError:
     return RequestRefusedError(
-        Refusal(RespCode.JOB_ALREADY_RUNNING, f"another request for {company_sso_id} was first", "look at its job")
+        Refusal(RespCode.JOB_ALREADY_RUNNING, f"another request for {company_sso_id} was first", "check its job")
     )
 
 

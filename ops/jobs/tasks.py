@@ -132,7 +132,7 @@ class TaskStore:
         for candidate in waiting.sort("requested_at", 1).limit(LOOK_AT_MAX):
             key = {"_id": candidate["_id"], **free}
             if candidate["attempts"] >= ATTEMPTS_MAX:
-                fields = _ended(TaskStatus.FAILED, {}, f"{ATTEMPTS_MAX} runners have died of it, or lost it")
+                fields = _ended(TaskStatus.FAILED, {}, f"{ATTEMPTS_MAX} runners have died during it, or lost it")
                 self._tasks.update_one(key, {"$set": fields})
                 continue
             claimed = self._tasks.find_one_and_update(

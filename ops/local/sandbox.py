@@ -51,7 +51,7 @@ def _without_the_environments(say: Any) -> Iterator[None]:
         name: os.environ.pop(name) for name in (*names, *(name + FILE_SUFFIX for name in names)) if name in os.environ
     }
     if ignored := [name for name, value in taken.items() if value and own.get(name) != value]:
-        say(f"not used, nothing is made on servers of yours: {', '.join(ignored)}")
+        say(f"not used, nothing is created on your servers: {', '.join(ignored)}")
     try:
         yield
     finally:
@@ -69,7 +69,7 @@ def own_databases(connections: Connections, name: str) -> Connections:
                 )
     except psycopg.OperationalError as error:
         raise ServiceUnreachableError(
-            f"PostgreSQL does not let us make the database {name} ({str(error).strip().splitlines()[0]})",
+            f"PostgreSQL refuses to create the database {name} ({str(error).strip().splitlines()[0]})",
             "check CRM_AUDIT_DATABASE_URL, or unset it for the embedded server",
         ) from error
     own = make_conninfo(dsn, dbname=name)

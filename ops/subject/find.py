@@ -121,7 +121,7 @@ def on_topic(kafka: Mapping[str, Any], topic: str, person: Person, codec: Codec,
     keys = {person.person_id.encode(), *person.referent_keys}
     for number, record in enumerate(keyed_records(kafka, topic), start=1):
         if number % PROGRESS_EVERY_RECORDS == 0:
-            view.note(f"{topic}: {number:,} records looked at")
+            view.note(f"{topic}: {number:,} records read")
         if record.value is None:
             if record.key is not None:
                 found.last_is_value.discard(record.key)

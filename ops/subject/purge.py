@@ -174,7 +174,7 @@ def _tell(
             certificate.notes.append(f"the CRM could not be queried: {error.what}")
         else:
             certificate.notes.append(
-                f"the CRM has {rows:,} audit rows of the person's own record; nothing is ever written there"
+                f"the CRM has {rows:,} audit rows of the person's own record; this software never writes to it"
             )
     native = find.native_documents(database, person, customers)
     if native is None or native:

@@ -351,7 +351,7 @@ def check_enrichment(job: Job) -> Check:
         return ok("enrichment", state)
     return warn(
         "enrichment",
-        f"{view.state.value}: {view.error or 'its runner has died'}",
+        f"{view.state.value}: {view.error or 'its runner has ended'}",
         f"crm-replay enrich --account {job.company_sso_id} finishes it",
         state=view.state.value,
     )

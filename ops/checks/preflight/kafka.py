@@ -143,7 +143,7 @@ def check_permissions(kafka: Mapping[str, Any], account: str, partitions: int) -
         return warn(
             "kafka_permissions",
             f"Kafka has not found a coordinator within {COORDINATOR_MAX_S:.0f} s for {', '.join(unknown)}",
-            "a new cluster makes __consumer_offsets at the first question: check again; if it stays so, compare"
+            "a new cluster creates __consumer_offsets at the first request: check again; if it stays so, compare"
             " offsets.topic.replication.factor with the number of brokers",
             **facts,
         )
@@ -214,7 +214,7 @@ def check_topics(kafka: Mapping[str, Any], account: str, partitions: int) -> Che
             )
         if count < len(shape) and name in (topics.replay, topics.outcomes):
             findings.append((Verdict.OK, f"{name} keeps its {len(shape)} partitions", ""))
-    return join("kafka_topics", findings, f"{seen} topics are there, set as a run needs them", there=seen)
+    return join("kafka_topics", findings, f"{seen} topics exist, configured as a run needs them", there=seen)
 
 
 def topic_findings(name: str, present: Mapping[str, str], wanted: Mapping[str, str]) -> list[tuple[Verdict, str, str]]:

@@ -250,7 +250,7 @@ def check_contacts(database: Any, account: str) -> Check:
             (
                 Verdict.WARN,
                 f"{found.mapped_missing:,} entries of crm_contact_id_map name a customer who is no contact",
-                "see what became of those customers",
+                "check those customers",
             )
         )
     by_map = f", {found.mapped:,} of them by crm_contact_id_map" if found.mapped else ""
@@ -293,7 +293,7 @@ def check_job(database: Any, account: str) -> Check:
             "job", f"{summary} ({job.error or 'no reason given'})", f"crm-replay resume --account {account}", **facts
         )
     if job.status is JobStatus.COMPLETED:
-        return warn("job", f"{summary}: what is there already will be skipped as a duplicate", "", **facts)
+        return warn("job", f"{summary}: existing documents will be skipped as duplicates", "", **facts)
     return ok("job", summary, **facts)
 
 

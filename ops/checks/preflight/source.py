@@ -132,7 +132,7 @@ def check_read_only(dsn: str, mapping: SourceMapping, *, is_ours: bool = False) 
             return warn(name, f"{found} (the embedded server's only user)", f"in production {to_do}", **facts)
         return fail(name, found, to_do, **facts)
     if standby:
-        return ok(name, f"a standby: it takes no write from anybody ({refused})", **facts)
+        return ok(name, f"a standby: it accepts no writes ({refused})", **facts)
     if is_super or granted:
         could = "is a superuser" if is_super else f"has {all_rights}"
         return warn(name, f"writes are refused ({refused}), but role {role} {could}", to_do, **facts)
@@ -216,7 +216,7 @@ def check_visibility(dsn: str, mapping: SourceMapping) -> Check:
         for table in tables_read(mapping):
             seen = visible(db, table)
             if seen is None:
-                findings.append((Verdict.WARN, f"{table} is not there, so nothing is known of it", ""))
+                findings.append((Verdict.WARN, f"{table} is not there, so its visibility is unknown", ""))
                 continue
             facts[str(table)] = {
                 "kind": seen.kind,
@@ -239,7 +239,7 @@ def _of_a_part(table: Table, seen: Visible, rows: int | None, known: int | None)
         compared, fewer = "how many rows that hides cannot be known", False
     else:
         fewer = rows < SEEN_MIN * known
-        compared = f"it shows {rows:,} rows, the statistics of what is behind it know of about {known:,}"
+        compared = f"it shows {rows:,} rows, the statistics of the tables behind it have about {known:,}"
     summary = f"{may_be_part(table, seen)}; {compared}"
     if seen.row_security:
         to_do = "have the policies checked; better a role with BYPASSRLS"
@@ -432,7 +432,7 @@ def check_replica(dsn: str) -> Check:
     with connect(dsn) as db:
         standby, feedback, delay = _row(db, query)
         if not standby:
-            return ok("source_replica", "the primary itself: nothing to lag", standby=False)
+            return ok("source_replica", "the primary itself: no lag", standby=False)
         facts = {"standby": True, "hot_standby_feedback": feedback, "max_standby_streaming_delay": delay}
         try:
             lag_s = replica_lag(db)
@@ -499,7 +499,7 @@ def check_transactions(dsn: str) -> Check:
         return warn(
             "source_transactions",
             f"{behind:,} transactions are open or newer than an open one; this role may not see whose",
-            "GRANT pg_read_all_stats TO it, or have a look in pg_stat_activity",
+            "GRANT pg_read_all_stats TO it, or see pg_stat_activity",
             **facts,
         )
     summary = f"the oldest is {duration_text(rows[0][1])} old" if rows else "none is open"

@@ -181,7 +181,7 @@ def _running(account: Account, run: Run, now: datetime) -> tuple[State, str, dat
     if not run.has_runner:
         return State.AT_RISK, "waits for a runner", None
     if now - run.updated_at > STALLED_AFTER:
-        return State.OFF_TRACK, f"nothing has moved since {run.updated_at:%Y-%m-%d %H:%M} UTC", None
+        return State.OFF_TRACK, f"no progress since {run.updated_at:%Y-%m-%d %H:%M} UTC", None
     elapsed = now - run.started_at
     if run.rows_done <= 0 or elapsed < TOO_EARLY:
         return State.ON_TRACK, "has just begun", None
@@ -277,11 +277,11 @@ def forecast(days: Sequence[Day], rows_left: int, now: datetime) -> Forecast:
         return Forecast(now.date() if days else None, 0.0, "every row that has been counted is done")
     window = days[-FORECAST_DAYS:]
     if not window or window[-1].done == 0:
-        return Forecast(None, 0.0, "no run has ended yet, so there is no pace to go by")
+        return Forecast(None, 0.0, "no run has ended yet, so the pace is unknown")
     before = days[-FORECAST_DAYS - 1].done if len(days) > FORECAST_DAYS else 0
     rows = window[-1].done - before
     if rows <= 0:
-        return Forecast(None, 0.0, f"nothing was done in the last {len(window)} days")
+        return Forecast(None, 0.0, f"no row was done in the last {len(window)} days")
     a_day = rows / len(window)
     basis = f"{rows:,} rows in the last {len(window)} day{'s' if len(window) > 1 else ''}, idle ones included"
     days_left = math.ceil(rows_left / a_day)

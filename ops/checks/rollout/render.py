@@ -58,7 +58,7 @@ def forecast_text(found: Rollout) -> str:
     if forecast.day is None:
         return f"No forecast: {forecast.basis}{uncounted}."
     if found.rows_left == 0:
-        return f"Nothing is left: {forecast.basis}{uncounted}."
+        return f"No rows are left: {forecast.basis}{uncounted}."
     return f"Done by {forecast.day} at {forecast.rows_per_day:,.0f} rows a day ({forecast.basis}){uncounted}."
 
 

@@ -101,11 +101,10 @@ def verify_account(account: str, options: VerifyOptions, connections: Connection
         SealStore(database, account).drop_others(work.basis)
         if tally.unsealed:
             report.notes.append(
-                f"MongoDB does not let us write {SEALS}: the next verify transforms {tally.unsealed:,} rows again that"
-                " it could have known to be unchanged"
+                f"MongoDB refuses to write {SEALS}: the next verify transforms {tally.unsealed:,} unchanged rows again"
             )
         if job.status is not JobStatus.COMPLETED:
-            report.notes.append(f"the job was {job.status}: rows that it did not come to are missing")
+            report.notes.append(f"the job was {job.status}: rows that it did not reach are missing")
         if report.documents != tally.tagged:
             view.note(
                 f"{report.documents - tally.tagged:,} documents of the account belong to no row: looking for them"

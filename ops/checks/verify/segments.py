@@ -378,7 +378,7 @@ class SegmentChecker:
                 tally.logs -= 1
                 tally.fail(audit_id, cause, named_max)
                 continue
-            why = "its document stands under another company_sso_id" if audit_id in elsewhere else ""
+            why = "its document has another company_sso_id" if audit_id in elsewhere else ""
             tally.note(Finding(Kind.MISSING, audit_id, created_at[audit_id], why), named_max)
         for audit_id, refused in segment.refused.items():
             if audit_id in old:

@@ -289,7 +289,7 @@ class _Start:
             if self.server.problem(known) is None:
                 return True
             if time.monotonic() > deadline:
-                self._around.say(f"{self._service.value}: does not answer any more; it is started anew")
+                self._around.say(f"{self._service.value}: does not respond any more; it is restarted")
                 return False
             self._stop_if_cancelled()
             time.sleep(_PROBE_AGAIN_S)

@@ -510,7 +510,7 @@ def test_row_level_security_fails_unless_it_is_stated_that_it_hides_nothing_and_
         stated = make_conninfo(dsn, options="-c row_security=on")
         check = source.check_visibility(stated, mapping)
         assert (check.verdict, check.facts["hidden.audits"]["rows_seen"]) == (Verdict.FAIL, 20)
-        assert "it shows 20 rows, the statistics of what is behind it know of about 50" in check.found
+        assert "it shows 20 rows, the statistics of the tables behind it have about 50" in check.found
         with psycopg.connect(place.crm_audit_database_url, autocommit=True) as db:
             db.execute("ALTER POLICY two_of_five ON hidden.audits USING (true)")
         check = source.check_visibility(stated, mapping)
