@@ -321,7 +321,7 @@ def test_a_job_has_one_owner_until_it_is_released(store: JobStore) -> None:
     assert claimed is not None
     assert (claimed.job_id, claimed.owner, claimed.fence) == (job.job_id, "second", 2)
     assert claimed.lease_until > claimed.heartbeat_at >= job.heartbeat_at
-    with pytest.raises(LeaseLostError, match="in the hands of second"):
+    with pytest.raises(LeaseLostError, match="owned by second"):
         store.renew(job)
 
 
