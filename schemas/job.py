@@ -1,4 +1,4 @@
-"""What every process of one replay run has to agree on; the runner hands it over as JSON (`CRM_REPLAY_JOB`)."""
+"""The job as every process of one replay run gets it from the runner: JSON in `CRM_REPLAY_JOB`."""
 
 from datetime import UTC, datetime
 

@@ -1,7 +1,7 @@
-"""Pure: addresses and messages without the passwords that they may carry. The one place that knows how those look.
+"""Pure: addresses and messages without the passwords that they may carry. The only place that recognises them.
 
-Every `ReplayError` has its text from `without_secrets`, and so has every line of a log (`schemas.process.logs`); what
-shows an address on purpose shows it by `shown`.
+Every `ReplayError` has its text from `without_secrets`, and so has every line of a log (`schemas.process.logs`); code
+that shows an address on purpose uses `shown`.
 """
 
 import re

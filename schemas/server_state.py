@@ -2,8 +2,8 @@
 
 A replica set refuses a whole command while it is no primary's. A mongos answers for several shards: the error of one
 that is away comes as a write error of each document that belongs there, beside those of the documents themselves. Both
-are an outage: write again, commit nothing. What is not here is the document's own, unknown codes too: a document must
-not hold up all that is behind it, and too many failures halt a job.
+are an outage: write again, commit nothing. A code that is not listed is the document's own, unknown ones too: a
+document must not block all later ones, and too many failures halt a job.
 
 Source: `error_codes.yml` of MongoDB 8.2 (its categories are the groups below), the drivers' specifications of retryable
 writes and of server discovery, and what two hosted services add.

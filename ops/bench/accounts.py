@@ -1,8 +1,8 @@
-"""`crm-replay bench --stage accounts`: what a small account costs, where there are many of them.
+"""`crm-replay bench --stage accounts`: the cost of a small account among many.
 
 A real `crm-replay runner` replays generated accounts of some hundred rows, requested as over HTTP: so many one after
-another, then ten at once. What is measured is a customer's wait and the host's work, and that neither grows with the
-number of accounts that Kafka and MongoDB know already: the first tenth of them is compared with the last.
+another, then ten at once. It measures a customer's wait and the host's work, and whether either grows with the
+number of accounts in Kafka and MongoDB: the first tenth of them is compared with the last.
 """
 
 import resource

@@ -1,7 +1,7 @@
 """`python -m ops.bench.load URL`: requests a status at a steady rate and prints the latencies.
 
-The rate is kept whatever the server does, and an answer is timed from the moment at which its request was due: a server
-that stalls is not flattered by a client that waits for it.
+The rate does not depend on the server, and latency is measured from the moment at which a request was due (no
+coordinated omission).
 """
 
 import argparse

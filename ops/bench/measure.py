@@ -1,4 +1,4 @@
-"""What processes cost, from /proc (Linux): CPU seconds and peak memory, children included, sampled while they live."""
+"""The cost of processes, from /proc (Linux): CPU seconds and peak memory, children included, by sampling."""
 
 import contextlib
 import os

@@ -8,17 +8,17 @@ Every stage is the real process on the real servers, with topics and collections
 - `table_load`: a compacted topic of contacts -> a worker's table;
 - `transform`: the rules alone, in this process, no server;
 - `end_to_end`: all of it at once, from the first process's start to the last end marker at the sink;
-- `enrich`: the ids and names of its association logs, taken away and added again, in associations a second;
-- `verify`: the check of what `end_to_end` has left, and its cost as a share of the replay's; then `verify_again`, the
-  same check of what has not changed since;
-- `limits`: what servers and clients do at most on the same rows (`bench_limits`);
+- `enrich`: the ids and names of its association logs, removed and added again, in associations a second;
+- `verify`: the check of the result of `end_to_end`, and its cost as a share of the replay's; then `verify_again`, the
+  same check of unchanged data;
+- `limits`: the maximum rates of servers and clients on the same rows (`bench_limits`);
 - `accounts`: many small accounts, by a runner, one after another and ten at once (`bench_accounts`); only if named.
 
 `--versus` runs another pipeline on the same rows (`bench_versus`).
 
 `rows_per_s` is rows over wall time, process start included (of `end_to_end` their libraries are loaded by then, as in
-a real run: once, and not counted); `steady_rows_per_s` the slope between 20 and 90 % of the rows, which a longer run
-would have. Processes are new for every measurement, servers only for the first: `warm` tells them apart. Compare
+a real run: once, and not counted); `steady_rows_per_s` the slope between 20 and 90 % of the rows, the rate of a longer
+run. Processes are started for every measurement, servers only for the first: `warm` tells them apart. Compare
 within one run on one machine, by ratios.
 """
 

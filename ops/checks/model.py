@@ -1,4 +1,4 @@
-"""Pure: a check and its verdict, in the words that preflight, dry run and nightly check share."""
+"""Pure: a check and its verdict, shared by preflight, dry run and nightly check."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

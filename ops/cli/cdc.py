@@ -1,4 +1,4 @@
-"""`crm-replay cdc`: register, look at and remove the Debezium connector that feeds the live topic."""
+"""`crm-replay cdc`: register, show and remove the Debezium connector that feeds the live topic."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`crm-replay demo`: two CRMs, real servers, and what becomes of their audits, from nothing to the ledger."""
+"""`crm-replay demo`: two CRMs on real servers, replayed from an empty database to the ledger."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""`crm-replay dlq`: the account's dead letters listed, shown, and their rows sent through the topology again."""
+"""`crm-replay dlq`: dead letters listed, shown and retried."""
 
 import json
 import sys

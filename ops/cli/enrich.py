@@ -1,4 +1,4 @@
-"""`crm-replay enrich`: ids and names that an account's association logs lack."""
+"""`crm-replay enrich`: adds missing ids and names to an account's association logs."""
 
 import json
 from typing import Annotated

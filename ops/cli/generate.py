@@ -1,4 +1,4 @@
-"""`crm-replay generate`: fill a database with a CRM."""
+"""`crm-replay generate`: generate a CRM in a database."""
 
 import time
 from collections.abc import Iterable

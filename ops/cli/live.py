@@ -1,4 +1,4 @@
-"""`crm-replay live`: the live feed on this host, and what it has done."""
+"""`crm-replay live`: the live feed on this host, and its counts."""
 
 import json
 from typing import Annotated

@@ -1,6 +1,6 @@
-"""`crm-replay`: start anything, look at anything. A table of commands, and where each of them is.
+"""`crm-replay`: the table of commands, and where each of them is.
 
-Only the command that is called is imported: a worker's start or a status must not wait for what others need. The image
+Only the called command is imported: a worker's start or a status must not wait for the imports of others. The image
 has neither `ops.local` nor `ops.bench`: there, the commands that need them are not in the table.
 """
 

@@ -1,4 +1,4 @@
-"""Options that several commands have, and how a moment that was typed is meant."""
+"""Options that several commands share, and the parsing of times."""
 
 from datetime import UTC, datetime
 from typing import Annotated

@@ -2,10 +2,10 @@
 
 In this order: a request id; CORS; authentication (closed by default: a guarded prefix requires a login
 whether there is such a route or not); whether a foreign page sent it; its size and type. Then the application, and on
-the way out: security headers, one access log line without personal data, the counters. Whatever is raised becomes the
-error envelope; a stack trace goes to the log, never outside.
+the way out: security headers, one access log line without personal data, the counters. Every exception becomes the
+error envelope; its traceback goes to the log, never to the client.
 
-A page of the console lives with this policy: scripts, styles, images and connections of its own origin only, nothing
+The console's pages have this policy: scripts, styles, images and connections of its own origin only, nothing
 inline. Styles made in scripts are constructed style sheets (`adoptedStyleSheets`), which the policy allows.
 """
 

@@ -1,4 +1,4 @@
-"""What the control plane counts; `/metrics` serves it. Labels are bounded: route templates, never paths."""
+"""The control plane's own metrics, at `/metrics`. Labels are bounded: route templates, never paths."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 

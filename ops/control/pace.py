@@ -1,4 +1,4 @@
-"""Pure: how fast a job goes, from what was counted and when."""
+"""Pure: a job's rate, from its counts over time."""
 
 from collections import deque
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The endpoints for services and for the customer's browser; and whether this process is well."""
+"""The endpoints for services and for the customer's browser; health and readiness."""
 
 import asyncio
 from typing import Annotated, Any

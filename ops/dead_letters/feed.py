@@ -2,7 +2,7 @@
 
 A feed has no job that could read a row again, but its records still exist: each is sent unchanged, with its headers
 if Kafka still keeps it at its place, else as its dead letter has it. The feed itself decides again, and the unique
-index takes what was written after all.
+index absorbs what had been written.
 
 Order of effects of a retry: the attempt is noted, then the records are sent, then their new places are noted. Dying in
 between leaves an attempt without places: its letters still wait, and the next retry sends them again.

@@ -1,6 +1,6 @@
-"""Dead letters as they are on their topic, and what has become of their rows since.
+"""Dead letters as they are on their topic, and the present state of their rows.
 
-A dead letter stays on its topic whatever becomes of its row later; what has become of it is looked up each time.
+A dead letter stays on its topic when its row is repaired later; the row's state is looked up each time.
 """
 
 from collections.abc import Mapping, Sequence

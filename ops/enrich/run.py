@@ -3,9 +3,9 @@
 The rows come from PostgreSQL and not from the outcomes topic: the source keeps them indefinitely, and only it has the
 rows of the live feed's documents, which a replay skips (DECISIONS.md, decision 21). Every row that the account's
 association logs come from is read once, upwards; in batches, a few of them at a time, its names are looked up and its
-document is patched (sink.enricher). How far it is stands in `crm_replay_enrichments`, saved after each batch in their
-order. Dying between a patch and the save, what was in flight is done again: what was added is then found complete.
-Which rows a run goes through, and when it gives up: ops.runner.enrichment.
+document is patched (sink.enricher). Its progress is in `crm_replay_enrichments`, saved after each batch in their
+order. After a death between a patch and the save, the batches in flight are repeated, and their rows found complete.
+The rows of a run, and when it gives up: ops.runner.enrichment.
 """
 
 import datetime as dt

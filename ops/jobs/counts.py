@@ -1,6 +1,6 @@
 """Pure: the one model of a job's counts that every surface shows: command line, HTTP, console, metrics, ledger.
 
-It is made from one reading of the job's document, whose counts are written together, so what is shown adds up at every
+It is made from one read of the job's document, whose counts are written together, so its sums hold at every
 moment: `attempted = migrated + skipped + failed`, and `attempted = total` once the run is complete. The other numbers
 are of rows that are in those bins already.
 """

@@ -1,7 +1,7 @@
 """I/O of the contact guard: the distinct CRM persons in the source's scope, and which of them the platform knows.
 
-The ids up to the newest are cut into equal id ranges, read a page at a time in turn, so that whatever ends the reading
-leaves a sample from the whole history. An account of up to ROWS_MAX rows is read completely.
+The ids up to the newest are cut into equal id ranges, read a page at a time in turn, so that reading can stop
+at any point with a sample of the whole history. An account of up to ROWS_MAX rows is read completely.
 """
 
 import time

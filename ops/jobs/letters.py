@@ -1,4 +1,4 @@
-"""Pure: dead letters as people read them, what has become of their rows, and which of those a retry replays."""
+"""Pure: dead letters for display, the state of their rows, and which of those a retry replays."""
 
 import json
 import re

@@ -1,7 +1,7 @@
-"""Collections and indexes, made and unmade in numbered steps, recorded in `crm_replay_migrations`.
+"""Collections and indexes, created and dropped in numbered steps, recorded in `crm_replay_migrations`.
 
 A step records what it is going to create before it does, so an interrupted one is resumed, and `down` undoes
-exactly what `up` did: an index or a collection that was there before stays, and so does every document of the customer.
+exactly what `up` did: an index or a collection that existed before stays, and so does every document of the customer.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What an operator does to a job besides running it: halt it, run it again, roll it back."""
+"""An operator's actions on a job besides running it: halt, rerun, roll back."""
 
 import time
 from collections.abc import Callable

@@ -1,11 +1,11 @@
 """The one place that triggers, halts, resumes, reruns or rolls back a job, for every caller.
 
 HTTP, the command line and the console call these functions and nothing below them, so that guards, refusals and the
-audit log are the same for all. Nothing here does the work: a runner (`crm-replay runner`) finds it in the database. A
+audit log are the same for all. They only record requests: a runner (`crm-replay runner`) executes them. A
 roll back is the exception, it deletes at once; as a task it is a runner's work too.
 
-What every function may raise besides its refusals: BadInputError for what is no account id or no account of the CRM
-(400), ServiceUnreachableError, ReplayError or pymongo's errors for an outage (503).
+What every function may raise besides its refusals: BadInputError for an invalid or unknown account (400),
+ServiceUnreachableError, ReplayError or pymongo's errors for an outage (503).
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""Job documents in MongoDB. Every change is one conditional update, so two processes cannot both make it.
+"""Job documents in MongoDB. Every change is one conditional update, so only one process can make it.
 
 A runner works on a job under a lease: it is the job's owner, renews the lease while it lives, and holds a number, the
 fence, that rises with every claim. Its writes are accepted only under its own number, so one that was frozen beyond

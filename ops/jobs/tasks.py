@@ -1,7 +1,7 @@
 """Work that a runner does on request and that is not a job: a verification, a preflight, a retry, a roll back.
 
-`crm_replay_tasks` holds one document each. Of a kind, an account has one queued or running; the database enforces it.
-A runner that has claimed a task renews its lease; when it stops renewing, another restarts the task,
+`crm_replay_tasks` holds one document each. An account has at most one of a kind queued or running; the database
+enforces it. A runner that has claimed a task renews its lease; when it stops renewing, another restarts the task,
 so every kind has to be repeatable. Leases count by the server's clock.
 """
 

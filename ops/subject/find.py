@@ -1,4 +1,4 @@
-"""I/O: everything kept about a person. Reads only; joins no group and commits nothing."""
+"""I/O: finds all data of a person. Read-only; joins no group and commits nothing."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """I/O: the purge of one person, in an order that is repeatable after a failure at any point.
 
-1. tombstones on the reference topics: from here on a rerun finds no contact, so nothing that is deleted comes back;
+1. tombstones on the reference topics: from here on a rerun finds no contact, so nothing that is deleted is restored;
 2. the documents, in batches;
 3. the backlog, if requested: everything that has been processed on the replay and outcomes topics is deleted, of every
    person: Kafka can only truncate a topic that is not compacted;

@@ -6,8 +6,8 @@
     lanes        one thread a server: one that hangs costs its own checks only
     run          all checks, in order
 
-Nothing is written anywhere. The one attempt is an UPDATE of no row in a transaction that is rolled back: it shows that
-the role may not, and changes nothing where it may.
+It writes nothing. The one attempt is an UPDATE of no row in a transaction that is rolled back: it shows whether
+the role may write.
 """
 
 from ops.checks.model import Check, Verdict

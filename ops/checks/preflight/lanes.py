@@ -1,4 +1,4 @@
-"""One thread a server: its checks one after the other, each within its time. A server that hangs hides no other's."""
+"""One thread a server: its checks in sequence, each with a time limit. A server that hangs delays only its own."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Pure: the report that an account's checks make."""
+"""Pure: the report of an account's checks."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""All checks of one account: a lane for each server, then what needs answers of more than one of them."""
+"""All checks of one account: a lane for each server, then the checks that need results of several."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Pure: the report as Markdown, as one HTML page with its chart inside, and as JSON."""
+"""Pure: the report as Markdown, as one HTML page with an inline chart, and as JSON."""
 
 from collections.abc import Sequence
 from html import escape

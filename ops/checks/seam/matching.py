@@ -2,8 +2,8 @@
 
 A legacy document has no external_id, so it is identified by the match key: customer, category, action, linked entity,
 and a timestamp near the row's. Several rows can have one key within the tolerance (a deal saved twice in a second).
-Each document stands for one row: those that nothing else accounts for choose first, nearest in time first; what is left
-over duplicates an existing document, which is an overlap.
+Each document matches one row: rows without another document are matched first, nearest in time first; a document that
+is left over is an overlap.
 """
 
 from collections import OrderedDict, defaultdict

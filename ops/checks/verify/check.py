@@ -1,6 +1,6 @@
-"""The check from its first question to its report. It keeps what it has proved, and changes nothing else.
+"""The check, from its first query to its report. It saves seals, and changes nothing else.
 
-The order is that of what may have threads: dead letters and tables are read and their clients closed, then the workers
+The order follows from forking: dead letters and tables are read and their clients closed, then the workers
 are forked, and only then this process opens clients that it keeps.
 """
 

@@ -1,4 +1,4 @@
-"""The account's documents beyond those that segments find: counted, the strays named, the wrong ones deleted."""
+"""The account's documents beyond those that segments find: counted, extra ones named, wrong ones deleted."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice

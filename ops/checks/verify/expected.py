@@ -1,4 +1,4 @@
-"""Pure: what a source row has to end as, by the very code of the producer and the processors."""
+"""Pure: the expected outcome of a source row, by the code of the producer and the processors."""
 
 from processors.encoding import documents
 from processors.encoding.transform import Transformer

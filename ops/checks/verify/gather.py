@@ -1,4 +1,4 @@
-"""I/O: what a check has to know before it reads a row. Every client of Kafka that is opened here is closed again."""
+"""I/O: the inputs of a check, before it reads a row. Every client of Kafka that is opened here is closed again."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Pure: what a check finds, counted and named, and how the parts of it add up."""
+"""Pure: the findings of a check, counted and named, and their sums."""
 
 from array import array
 from collections import Counter

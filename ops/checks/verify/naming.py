@@ -1,4 +1,4 @@
-"""Names ids where a run's end has found that the documents of an id range are not those of its rows."""
+"""Names the ids of a range in which a run's end has found that documents and rows differ."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""Every setting on one page, made from the models that read them."""
+"""Every setting on one page, generated from the models that read them."""
 
 from collections.abc import Iterator
 

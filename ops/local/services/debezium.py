@@ -2,7 +2,7 @@
 
 Connectors, their offsets and states are in three compacted topics of Kafka. A worker that is killed therefore resumes
 after the last offsets it had committed there, and sends later records again; the activity logs' unique
-index takes that. `ops/feed/connector.py` registers the connector.
+index absorbs them. `ops/feed/connector.py` registers the connector.
 """
 
 import os

@@ -1,7 +1,7 @@
 """The cache of downloaded tools: each is installed once per user, whole or not at all.
 
-A tool is filled into a directory beside its place and renamed there as the last step, under a file lock. So a directory
-that is there is complete, two checkouts can install at once, and whatever a killed process left is swept by the next.
+A tool is unpacked into a temporary directory and renamed as the last step, under a file lock. So an existing directory
+is complete, two checkouts can install at once, and the next process removes the remains of a killed one.
 """
 
 import contextlib

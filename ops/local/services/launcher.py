@@ -2,8 +2,8 @@
 
 usage: python -I -S launcher.py '{"argv": [...], "process_file": ..., "log": ..., "cwd": ..., "uid": ..., "gid": ...}'
 
-The server's own process writes its id and start mark down *before* it becomes the server. So whatever kills the
-starter, and whenever, no server runs that the next `up` or `down` does not know of.
+The server's own process records its id and start mark *before* it becomes the server. So even if the starter is killed
+at any point, the next `up` or `down` knows of every running server.
 """
 
 import json

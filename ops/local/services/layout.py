@@ -1,4 +1,4 @@
-"""Names and places: the three servers and their companions, and where their data, logs and process ids are."""
+"""Names and paths of the three servers and their companions: data, logs and process ids."""
 
 from dataclasses import dataclass
 from enum import StrEnum

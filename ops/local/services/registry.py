@@ -1,7 +1,7 @@
 """Apicurio's schema registry: one process that speaks Confluent's interface, its schemas in a file of its home.
 
-Nothing of ours needs it: it is for trying a Kafka Connect that writes Avro, and for records framed with a registry's
-ids, both of which the tests do.
+The product does not need it: tests use it for a Kafka Connect that writes Avro, and for records framed with a
+registry's ids.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """The servers together: started in parallel, known by files, ended in parallel.
 
-What is on file is written in the order that makes a crash harmless: a server's process id before it runs, that it is
-ready once it has answered. A process that is on file as running but not as ready was left by an `up` that died: the
+Files are written in an order that makes a crash harmless: a server's process id before it runs, its readiness once it
+has responded. A process that is recorded as running but not as ready was left by an `up` that died: the
 next `up` ends it and starts another.
 """
 

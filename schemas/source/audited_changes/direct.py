@@ -1,8 +1,8 @@
-"""The short way through YAML: the forms that Psych writes for most rows, line by line, three to ten times faster.
+"""The fast reader of YAML: the forms that Psych writes for most rows, line by line, three to ten times faster.
 
 It never guesses. It takes a document only if every line has a form it knows; anything else (anchors outside of times,
 refused tags, flow collections, unusual keys, characters that YAML gives a meaning) is None, and `nodes` reads it.
-Whatever it does return is what `nodes` returns: tests/unit/schemas shows it on every sample row and on generated ones.
+A result always equals that of `nodes`: tests/unit/schemas shows it on every sample row and on generated ones.
 """
 
 import re

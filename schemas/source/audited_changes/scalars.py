@@ -1,6 +1,6 @@
 """Plain YAML scalars as Psych reads them (Ruby's YAML), not as YAML 1.1 or PyYAML do, and how values are written.
 
-Values come out as the activity log holds them: None, bool, int (64 bits), float and str; what JSON has no word for is
+Values come out as the activity log holds them: None, bool, int (64 bits), float and str; values without a JSON type are
 text or a small object, exactly as `ops/local/sample/README.md` lists it:
 
 | Ruby | here |
