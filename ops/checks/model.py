@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Verdict(StrEnum):
-    """What a check comes to. Printed and stored: add values, never rename one."""
+    """The verdict of a check. Printed and stored: add values, never rename one."""
 
     OK = "ok"
     WARN = "warn"  # the replay works; the operator should know before it starts

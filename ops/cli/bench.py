@@ -87,7 +87,7 @@ def print_comparison(console: Console, lines: Iterable[Mapping[str, Any]]) -> No
 
 
 def print_rates(console: Console, measured: "Sequence[Measured]") -> None:
-    """Print a line for each stage, over its repeats; nothing if no stage has a rate."""
+    """Print a line for each stage, over its repeats; no line if no stage has a rate."""
     if not measured:
         return
     table = Table(title="rows/s, min / median / max")

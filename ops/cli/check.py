@@ -34,7 +34,7 @@ def check(
 ) -> None:
     """Check the copy of every account with a finished job: samples, indexes, orphans, dead letters, late rows.
 
-    Exit code 0: nothing has failed. 1: something has. 2: the call or its environment is wrong.
+    Exit code 0: no check has failed. 1: one has. 2: the call or its environment is wrong.
     """
     from ops.checks.nightly.run import CheckOptions, check_accounts  # the clients of all packages: not for --help
 

@@ -32,14 +32,14 @@ def demo(
     audits: Annotated[int, typer.Option(min=1, help="Audits of the generated CRM, over all its accounts.")] = 100_000,
     seed: Annotated[int, typer.Option(help="The same seed gives the same CRM.")] = 1,
 ) -> None:
-    """Load two CRMs into real servers, replay, show what came of it, and leave nothing running."""
+    """Load two CRMs into real servers, replay them, show the results, and stop the servers."""
     show(Console(), audits=audits, seed=seed)
 
 
 def show(console: Console, *, audits: int, seed: int) -> None:
     """Load the sample CRM and a generated one, replay both sample accounts and the largest generated one, show it all.
 
-    Then replay a sample account again: nothing may be inserted. Raises ReplayError for a ledger out of balance.
+    Then replay a sample account again: no document may be inserted. Raises ReplayError for a ledger out of balance.
     """
 
     def say(text: str) -> None:

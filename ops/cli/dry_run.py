@@ -61,7 +61,7 @@ def print_report(console: Console, report: Report) -> None:
     table = counts_table(f"Dry run of {report.company_sso_id}")
     table.add_row("rows in scope", f"{report.rows_in_scope:,}", style="bold")
     if report.sampled:
-        table.add_row("rows looked at", f"{tally.rows:,}")
+        table.add_row("rows read", f"{tally.rows:,}")
     table.add_row("would become logs", f"{tally.logs_total:,}")
     for name, count in sorted(tally.logs.items()):
         table.add_row(f"  {name}", f"{count:,}")

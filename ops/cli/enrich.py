@@ -39,7 +39,7 @@ def enrich(
     mapping: JobMapping = "",
     as_json: AsJson = False,
 ) -> None:
-    """Add ids and names that the account's association logs lack, from the source; nothing that is there changes.
+    """Add missing ids and names to the account's association logs, from the source; existing values do not change.
 
     A run does this for its own rows; this does it again, for all there are, and finishes what a run could not.
     Repeatable at any time, also after a kill. Live logs without external_id are found by customer, action and time.

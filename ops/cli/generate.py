@@ -25,7 +25,7 @@ def generate(
     recreate: Annotated[bool, typer.Option("--recreate", help="Recreate it even if it exists.")] = False,
     contacts: Annotated[bool, typer.Option("--contacts", help="Make its persons contacts in MongoDB, too.")] = False,
 ) -> None:
-    """Generate a CRM with its audit history in PostgreSQL; does nothing if the same one is there."""
+    """Generate a CRM with its audit history in PostgreSQL; does nothing if the same one exists."""
     connections = host.connections()
     if not dsn:
         connections.require("crm_audit_database_url")
@@ -39,7 +39,7 @@ def generate(
     out = Console(soft_wrap=True, highlight=False)
     out.print(
         f"{made.audits:,} audits in {schema}.audits: "
-        + (f"made in {took:.1f} s" if made.made else "there already, nothing to do")
+        + (f"made in {took:.1f} s" if made.made else "exists already, nothing to do")
     )
     seeded = _seed_contacts(connections, dsn, schema, made.accounts) if contacts else {}
     for account, rows in made.accounts.items():

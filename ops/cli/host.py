@@ -22,7 +22,7 @@ class HostSettings(BaseSettings):
 
 
 def home() -> Path:
-    """Return `CRM_REPLAY_HOME`, else `.crm-replay` in the current directory, as an absolute path. Makes nothing."""
+    """Return `CRM_REPLAY_HOME`, else `.crm-replay` in the current directory, as an absolute path. Creates nothing."""
     return HostSettings().home.expanduser().absolute()
 
 

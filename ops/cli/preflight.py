@@ -54,7 +54,7 @@ def preflight(
 
     def progress(done: int, top: int) -> None:
         nonlocal said_at
-        if time.monotonic() - said_at >= PLAIN_LINE_EVERY_S:  # a count of few rows is over before anybody wonders
+        if time.monotonic() - said_at >= PLAIN_LINE_EVERY_S:  # a count of few rows ends before it matters
             said_at = time.monotonic()
             view.note(f"counting the rows in scope: at id {done:,} of {top:,}")
 
@@ -88,7 +88,7 @@ def print_report(console: Console, report: Report) -> None:
         console.print(f"do not start: {', '.join(failed)}", style="bold red", highlight=False, soft_wrap=True)
     else:
         worth = f"; {warned} warnings need attention" if warned else ""
-        console.print(f"ready: nothing has failed{worth}", style="bold green", highlight=False, soft_wrap=True)
+        console.print(f"ready: no check has failed{worth}", style="bold green", highlight=False, soft_wrap=True)
 
 
 def _escaped(text: str) -> str:

@@ -78,7 +78,7 @@ def resume(
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a job that was halted or has failed, when the cause is gone: here, or with --detach by a runner.
+    """Resume a job that was halted or has failed, once the cause is fixed: here, or with --detach by a runner.
 
     Failures count over the job's whole life: a job that too many failures halted halts again unless their rows have
     been repaired (crm-replay dlq retry), or --failure-bound allows for them.
@@ -151,9 +151,9 @@ def _run(account: str, options: Any, *, as_json: bool) -> None:
 def _finish(replay: Callable[[Any, Connections, RunView], Any], account: str, options: Any, *, as_json: bool) -> None:
     """Run a replay, show its ledger, and raise ReplayError if that is out of balance.
 
-    Its workers' libraries are loaded while the runner looks at the source and publishes the references.
+    Its workers' libraries are loaded while the runner surveys the source and publishes the references.
     """
-    from ops.runner.worker_metrics import gathering  # for who runs something
+    from ops.runner.worker_metrics import gathering  # only for commands that run workers
 
     view = view_for(Console(stderr=True))
     with forked() as forks, gathering("runner", options.home):

@@ -30,7 +30,7 @@ def report(
     output: Annotated[str, typer.Option(help="Write it into this file.", show_default=False)] = "",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Report the rollout: accounts by state, rows done and left, burn-up, forecast, gates and whose turn it is."""
+    """Report the rollout: accounts by state, rows done and left, burn-up, forecast, gates and the team that is next."""
     from pymongo.errors import PyMongoError
 
     from ops.checks.rollout.read import read_accounts, read_plan

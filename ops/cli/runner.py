@@ -46,7 +46,7 @@ def runner(
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if daemon.stop.is_set():
-            os._exit(128 + number)  # the children see that we are gone, and stop by themselves
+            os._exit(128 + number)  # the children notice our end, and stop
         daemon.stop.set()
 
     with forked(("ops.runner.daemon", "ops.runner.replay", "ops.runner.enrichment", *WORKERS)) as daemon.forks:

@@ -65,7 +65,7 @@ def seam(
 def fill(report: "Report", mapping_path: str, feed: str, connections: Connections, view: RunView) -> dict[str, int]:
     """Give every gap to the side that owns it; return how many rows each side was given.
 
-    The replay's are replayed now; the live feed's are on its topic, and written once it has come to them.
+    The replay's are replayed now; the live feed's are on its topic, and written once it reaches them.
     """
     from ops.checks.seam.check import rows_of
     from ops.feed.feed import feed_of

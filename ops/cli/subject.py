@@ -69,7 +69,7 @@ def _place(account: str, person_id: str, mapping_path: str) -> Iterator[_Place]:
 
 @app.command("export")
 def export(account: Account, person: PersonId, mapping: Mapping = "", output: Output = "") -> None:
-    """Write everything kept about the person as JSON lines. They hold personal data, on purpose."""
+    """Write all data of the person as JSON lines. They hold personal data, on purpose."""
     view = view_for(Console(stderr=True))
     lines = 0
     try:
@@ -118,7 +118,7 @@ def _writer(output: str) -> Iterator[Any]:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             yield stream
     except FileExistsError as error:
-        raise BadInputError(f"{output} is there already", "name a file that is not") from error
+        raise BadInputError(f"{output} exists already", "name a new file") from error
     except OSError as error:
         raise BadInputError(f"{output}: {error.strerror}", "name a file that can be written with --output") from error
 
@@ -140,7 +140,7 @@ def purge(
 ) -> None:
     """Remove what is kept about the person, and print the certificate (JSON) of what was found and removed.
 
-    Exit code 0: done, whatever is left only waits for its retention. 1: something could not be removed. 2: bad call.
+    Exit code 0: done, remaining data only wait for their retention. 1: some could not be removed. 2: bad call.
     """
     from ops.subject.purge import purge_person
 

@@ -166,7 +166,7 @@ def print_report(console: Console, report: Report) -> None:
 
 def _line(finding: dict[str, object]) -> str:
     """Return a finding in one line."""
-    name = f"row {finding['audit_id']}" if finding["audit_id"] is not None else "no row of ours"
+    name = f"row {finding['audit_id']}" if finding["audit_id"] is not None else "no row of the account"
     document = f", document {finding['document_id']} ({finding['external_id']})" if "document_id" in finding else ""
     age_s = finding["age_s"]
     age = f", {age_text(age_s)} old" if isinstance(age_s, int) else ""

@@ -41,7 +41,7 @@ POLL_EVERY_S = 0.5
 
 
 class Position(NamedTuple):
-    """Where a record stands on the feed's topic."""
+    """A record's position on the feed's topic."""
 
     partition: int
     offset: int
@@ -57,7 +57,7 @@ class Sending:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What has become of a retry: the letters' offsets, the new places, and whether the feed has passed these."""
+    """The state of a retry: the letters' offsets, the new places, and whether the feed has passed these."""
 
     places: Mapping[int, Position]
     whole: int  # of them with their headers
@@ -205,7 +205,7 @@ def _send(
     with closing(Consumer({**config, "enable.partition.eof": True})) as consumer:
         for letter in letters:
             at = Position(letter.source_partition, letter.source_offset)
-            # In another run the topic was another one: what stands at the place now is not what failed.
+            # In another run the topic was another one: the record at the place now is not the one that failed.
             found = _record_at(consumer, held, feed.topic, at) if letter.run == feed.run else None
             if found is not None:
                 key, value, headers = found.key(), found.value(), found.headers() or []
@@ -226,7 +226,7 @@ def _send(
 
 
 def _is_whole(letter: DeadLetter, codec: Codec) -> bool:
-    """Return whether a letter has the feed's own record: neither cut nor left out, and not what became of it."""
+    """Return whether a letter has the feed's own record: neither cut nor left out, and not its outcome."""
     if not letter.payload or len(letter.payload) >= PAYLOAD_BYTES_MAX:
         return False
     try:

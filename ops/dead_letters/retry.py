@@ -79,7 +79,7 @@ def retry_rows(
 def outcomes_of(
     job: Any, audit_ids: Sequence[int], account: str, topics: Topics, database: Any, view: RunView
 ) -> dict[int, Outcome]:
-    """Return what each row has ended as in a job's run: migrated, skipped or failed, with the reason; else `gone`."""
+    """Return each row's outcome in a job's run: migrated, skipped or failed, with the reason; else `gone`."""
     names = AccountTopics.of(account)
     outcomes: dict[int, Outcome] = {}
     begin = topics.offsets_at(names.outcomes, job.started_at)

@@ -54,8 +54,8 @@ from sink.match_key import DELETED_REFERENCE, Association, Outcome
 BATCH_ROWS = 500  # association rows of a batch
 IN_FLIGHT = 3  # batches: enough that neither the server nor this process waits for the other
 PAGE_ROWS = 5_000
-SAVE_EVERY_S = 2.0  # also where there is nothing to patch: an account may have few association rows
-SILENT_S = 30.0  # an enrichment that has saved nothing for so long has died; a slow page may take as long
+SAVE_EVERY_S = 2.0  # also without anything to patch: an account may have few association rows
+SILENT_S = 30.0  # an enrichment that has not saved for so long is dead; a slow page may take as long
 NAMES_MAX = 100_000  # kept; rows of one record come close together
 NAMED_MAX = 20  # rows of an outcome that are named
 WAIT_S = 0.5  # for a page or a batch, between two checks for a stop request
@@ -101,8 +101,8 @@ class Enrichment:
     rows: int = 0  # read: those that can be association rows, as far as the source can select them
     rows_total: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
-    deleted_references: int = 0  # rows whose names include that of a record that is gone
-    audit_ids: dict[str, list[int]] = field(default_factory=dict)  # the first rows of outcomes to look at
+    deleted_references: int = 0  # rows with the name of a deleted record
+    audit_ids: dict[str, list[int]] = field(default_factory=dict)  # the first rows of outcomes that need attention
     dry_run: bool = False
     resumed: bool = False
     seconds: float = 0.0  # of this process
@@ -295,7 +295,7 @@ class Cursor:
         return begun
 
     def save(self, state: Enrichment, *, finished: bool = False) -> None:
-        """Save how far it is. Raises EnrichmentLostError if another process has begun since."""
+        """Save the progress. Raises EnrichmentLostError if another process has begun since."""
         times: Document = {"updated_at": True, **({"finished_at": True} if finished else {})}
         update = {"$set": self._fields(state), "$currentDate": times}
         mine = {"_id": state.company_sso_id, "run": self._run}
@@ -326,7 +326,7 @@ class Cursor:
 
 @dataclass(slots=True)
 class _Batch:
-    """Rows that have been read and not yet patched, and how far the source is read with them."""
+    """Rows that have been read and not yet patched, and the source's position after them."""
 
     logs: list[tuple[int, AssociationLog]] = field(default_factory=list)
     without: list[tuple[int, Outcome]] = field(default_factory=list)
@@ -335,7 +335,7 @@ class _Batch:
 
 
 def enrich_account(account: str, options: EnrichOptions, connections: Connections, view: RunView) -> Enrichment:
-    """Enrich the account's association logs and return what came of it.
+    """Enrich the account's association logs and return the result.
 
     Resumes an interrupted enrichment. Raises BadInputError before anything is changed, ReplayError for an outage:
     the same command resumes.
@@ -367,7 +367,7 @@ def _mapping_of(account: str, options: EnrichOptions, job: Job | None) -> Source
     if job is None:
         return mapping
     if job.status is JobStatus.IN_PROGRESS:
-        raise BadInputError(f"a run of {account} is in progress", "enrich when it is over")
+        raise BadInputError(f"a run of {account} is in progress", "enrich when it has ended")
     if job.mapping_sha256 and job.mapping_sha256 != digest(mapping):
         raise BadInputError(
             f"the source mapping {options.mapping_path or job.mapping_path or '(default)'} is not the one that"
@@ -393,7 +393,7 @@ class Run:
     """One enrichment: this thread decides and saves, others read ahead and patch, up to `IN_FLIGHT` batches at once.
 
     Batches are counted and saved in their order, each when it and all before it are written: so the cursor is never
-    ahead of a document, and whatever dies, what is done again is at most what was in flight.
+    ahead of a document, and after any failure at most the batches in flight are repeated.
     """
 
     def __init__(
@@ -616,7 +616,7 @@ class Run:
             batch.without.append((event.audit_id, Outcome.NO_CONTACT))
 
     def _patch(self, batch: _Batch, turn: Callable[[], object] | None) -> tuple[list[Outcome], int]:
-        """Patch a batch's documents; return its rows' outcomes, and how many rows name a record that is gone.
+        """Patch a batch's documents; return its rows' outcomes, and how many rows name a deleted record.
 
         `turn` waits for the batch before this one, None if that is done.
         """

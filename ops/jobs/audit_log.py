@@ -14,7 +14,7 @@ from schemas.collections import AUDIT_LOG
 from sink.database import Document, Documents
 
 OK = "ok"
-BEGUN = "begun"  # of what cannot be taken back: noted before it is done, and again with what came of it
+BEGUN = "begun"  # of irreversible actions: recorded before, and again with the result
 ENTRIES_MAX = 1_000
 DETAIL_CHARACTERS_MAX = 2_000  # of one text in it
 

@@ -87,7 +87,7 @@ def in_words(view: EnrichmentView | None, company_sso_id: str) -> str:
 
 
 def finish_pending(database: Any, job: Job, counts: Mapping[str, Any]) -> None:
-    """Note that a command has finished what the job's run had given up; nothing happens if it is at another run."""
+    """Record that a command has finished what the job's run had given up; no effect if it is at another run."""
     jobs: Documents = database[JOBS]
     unfinished = [EnrichmentState.PENDING.value, EnrichmentState.RUNNING.value]
     jobs.update_one(

@@ -153,7 +153,7 @@ class Coverage:
     From a sample of `rows` rows where the source has more than are read; `complete`: these were all of them.
     """
 
-    rows: int  # looked at
+    rows: int  # read
     persons: int  # distinct, named by these rows
     found: int  # of the persons: contacts of the account, or in its id map
     complete: bool

@@ -45,7 +45,7 @@ def ids_of(company_sso_id: str) -> dict[str, ObjectId]:
 
 
 def count(database: Any, company_sso_id: str) -> int:
-    """Return how many documents of the account came by HTTP and are there; a range of the primary key."""
+    """Return how many documents of the account came by HTTP and exist; a range of the primary key."""
     logs: Documents = database[ACTIVITY_LOGS]
     query = {"_id": ids_of(company_sso_id), "company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}
     return logs.count_documents(query, hint=PRIMARY_KEY_INDEX)
@@ -62,7 +62,7 @@ def are_known(database: Any, company_sso_id: str) -> bool:
 def note(
     database: Any, counts: Mapping[str, Mapping[str, int]], *, who: str, request_id: str, outcome: str = audit_log.OK
 ) -> None:
-    """Write to the audit log who has sent documents of which accounts, and what became of them."""
+    """Write to the audit log who has sent documents of which accounts, and their results."""
     for company_sso_id, detail in counts.items():
         audit_log.append(
             database, ACTION, company_sso_id, who=who, outcome=outcome, request_id=request_id, detail=detail

@@ -19,7 +19,7 @@ from schemas.vocabulary import DeadLetterCause
 
 RETRIES_MAX = 3  # of a row that has failed each time; more only with --force
 HEX_BYTES_MAX = 256
-UNREADABLE = "unreadable"  # what stands on the topic is no dead letter
+UNREADABLE = "unreadable"  # the record on the topic is no dead letter
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Outcome = tuple[str, str]  # migrated, skipped, failed or gone; reason or cause
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -62,7 +62,7 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A dead letter and what has become of it."""
+    """A dead letter and its state."""
 
     letter: Letter
     state: State

@@ -84,7 +84,7 @@ class MigrationLockedError(ReplayError):
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One step. `own` collections hold nothing of the customer's, so `down` drops them with their documents."""
+    """One step. `own` collections hold no data of the customer, so `down` drops them with their documents."""
 
     version: int
     name: str
@@ -149,7 +149,7 @@ def status(database: Any) -> list[MigrationStatus]:
 
 
 def require_current(database: Any, *, older_will_do: bool = False) -> None:
-    """Return if this release and the database's schema fit each other; changes nothing.
+    """Return if this release and the database's schema match; changes nothing.
 
     Raises MigrationRefusedError for an older schema (unless that will do, as for a command that only looks at what is
     there), for one that a migration has left half-way, for a newer one, and for a collection that mixes up accounts or
@@ -238,7 +238,7 @@ def _is_applied(record: Mapping[str, Any] | None) -> bool:
 
 
 def _apply(database: Any, migration: Migration, begun: Mapping[str, Any] | None) -> None:
-    """Make what the step needs. `begun` is the record of an attempt that died: what it noted counts as made by us."""
+    """Create what the step needs. `begun` is the record of an interrupted attempt: what it lists counts as ours."""
     records: Documents = database[APPLIED_MIGRATIONS]
     existing = set(database.list_collection_names())
     noted_collections = set((begun or {}).get("collections", ()))
@@ -366,7 +366,7 @@ def _refuse_unfit(database: Any) -> None:
 
 
 def _refuse_clash(database: Any, index: Index) -> None:
-    """Raise MigrationRefusedError if another index stands under this name or over the same keys."""
+    """Raise MigrationRefusedError if another index has this name or the same keys."""
     keys = [(key, ASCENDING) for key in index.keys]
     for found in _list_indexes(database, index.collection):
         same_keys = list(found["key"].items()) == keys
@@ -396,7 +396,7 @@ class _Lock:
         self._renewer = threading.Thread(target=self._renew, name="migration-lock", daemon=True)
 
     def acquire(self, wait_s: float) -> None:
-        """Take the lock, that of an owner who has died as soon as it has expired, or raise MigrationLockedError."""
+        """Take the lock, that of a dead owner once it has expired, or raise MigrationLockedError."""
         give_up_at = time.monotonic() + wait_s
         while not self._take():
             left_s = give_up_at - time.monotonic()

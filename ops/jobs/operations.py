@@ -94,7 +94,7 @@ def rollback(
 
     An account without a job may have documents that came by HTTP; they go, too. The job is marked first: dying half-way
     leaves documents of a job that is rolled back, and the next call removes them, and returns the number of the whole
-    roll back, also beside another call. How far it is stands in the job document. With `to_be_answered` the number is
+    roll back, also concurrently. Its progress is in the job document. With `to_be_answered` the number is
     returned again until `JobStore.note_rollback_answered`: an answer can be lost. Raises NoSuchJobError;
     RollbackRefusedError while a job is in progress or its processes are being ended, also if one begins meanwhile.
     """
@@ -126,7 +126,7 @@ def rollback(
             )
 
     removed = documents.rollback(database, company_sso_id, on_batch=still_ours) + done_before
-    removed = max(removed, whole)  # another call beside this one has removed the others
+    removed = max(removed, whole)  # a concurrent call has removed the others
     store.note_rollback(job, removed=removed, remaining=0, by=by, finished=True, unanswered=to_be_answered)
     return removed
 

@@ -296,7 +296,7 @@ def _noted(
     request_id: str,
     detail: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    """Write what came of a request to the audit log. Gives the detail to add to.
+    """Write a request's result to the audit log. Yields the detail to add to.
 
     What another process has changed meanwhile, and what the table of transitions forbids, becomes a refusal.
     """

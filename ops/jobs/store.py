@@ -46,7 +46,7 @@ class JobChangedError(ReplayError):
 
 
 class LeaseLostError(JobChangedError):
-    """Another runner has taken the job over; whatever this one still runs has to end."""
+    """Another runner has taken the job over; this one has to stop its processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class JobStore:
         return job_of(created or {})
 
     def rerun(self, job_id: str, new: NewJob, *, begin_offsets: Sequence[int] = (), owner: str | None = None) -> Job:
-        """Begin the next run of a job that is over or halted, with counts of its own, and return it.
+        """Begin the next run of a finished or halted job, with counts of its own, and return it.
 
         It is its owner's, or waits for a runner if none is named.
         """
@@ -296,7 +296,7 @@ class JobStore:
         return self._set(job, {"out_of_scope_by_type": dict(by_type)})
 
     def note_enrichment(self, job: Job, fields: Mapping[str, Any]) -> Job:
-        """Note how far the enrichment of the job's run is; return the job."""
+        """Save the progress of the run's enrichment; return the job."""
         return self._set(job, {"enrichment": dict(fields)})
 
     def note_http_documents(self, job: Job, fields: Mapping[str, Any] | None) -> Job:
@@ -306,7 +306,7 @@ class JobStore:
     def note_rollback(
         self, job: Job, *, removed: int, remaining: int, by: str, finished: bool = False, unanswered: bool = False
     ) -> None:
-        """Note how far the deletion of the account's documents is; `unanswered`: the caller has yet to be sent that."""
+        """Save the progress of the documents' deletion; `unanswered`: the caller has not been sent the number yet."""
         now = _now()
         fields = {"removed": removed, "remaining": remaining, "by": by, "updated_at": now, "unanswered": unanswered}
         fields["finished_at"] = now if finished else None
@@ -328,7 +328,7 @@ class JobStore:
     def claim_next(self, owner: str, leave_out: Collection[str] = ()) -> Job | None:
         """Return the job in progress that has waited longest, now this owner's; None if there is none to be had.
 
-        One that was given back with a pause, or whose owner has fallen silent, waits until that time is over.
+        One that was released with a pause, or whose owner has not renewed, waits until that time has passed.
         """
         free = {"status": JobStatus.IN_PROGRESS.value, "$expr": {"$lt": [_LEASE_UNTIL, "$$NOW"]}}
         if leave_out:
@@ -428,9 +428,9 @@ class JobStore:
         return self._set(job, fields, error={"$cond": [halted, {"$literal": why_halted}, "$error"]})
 
     def _late_rows(self, job: Job) -> int:
-        """Return how many rows the second look at the run's gaps has found; the cursor of that look has counted them.
+        """Return how many rows were found when the run's gaps were read again, as that cursor has counted them.
 
-        A partial replay reads nothing but chosen ids in that way, which is no second look.
+        A partial replay reads all of its chosen ids as gaps, so they are not late.
         """
         if job.partial:
             return 0
@@ -663,7 +663,7 @@ def _run_fields(new: NewJob, run: int, begin_offsets: Sequence[int], now: dt.dat
 
 
 def _survey_fields(new: NewJob) -> Document:
-    """Return what is known of the source when it has been looked at."""
+    """Return the fields that the survey of the source has found."""
     return {
         "top_audit_id": new.top_audit_id,
         "snapshot_xmax": new.snapshot_xmax,

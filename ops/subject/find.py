@@ -67,7 +67,7 @@ def contacts_of(database: Any, person: Person) -> tuple[int, int, set[str]]:
 
 
 def documents_of(database: Any, person: Person, customers: set[str]) -> Iterator[dict[str, Any]]:
-    """Yield the person's activity logs that were made from the CRM's audits, of the replay and of the live feed."""
+    """Yield the person's activity logs that come from the CRM's audits, of the replay and of the live feed."""
     return documents.find(database, person.company_sso_id, person.person_id, customers)
 
 

@@ -50,7 +50,7 @@ def purge_person(
     confirm: Confirm,
     truncate_backlog: bool = False,
 ) -> Certificate:
-    """Remove what is kept about the person and return the certificate; again: finds and removes nothing more.
+    """Remove the person's data and return the certificate; idempotent.
 
     Raises BadInputError while a job of the account is in progress: its processes still write.
     """

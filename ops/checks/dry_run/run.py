@@ -57,7 +57,7 @@ AWARE: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
 
 @dataclass(frozen=True, slots=True)
 class DryRunOptions:
-    """What a dry run looks at and shows."""
+    """What a dry run reads and shows."""
 
     mapping_path: str = ""
     limit: int = 0  # rows, spread over all ids; 0: all of them
@@ -67,7 +67,7 @@ class DryRunOptions:
 
 
 def dry_run_account(account: str, options: DryRunOptions, connections: Connections, view: RunView) -> Report:
-    """Return what a replay of the account would come to now. Writes nothing, and needs no Kafka.
+    """Return the results that a replay of the account would have now. Writes nothing, and needs no Kafka.
 
     Raises BadInputError for what a run would refuse too (mapping, account, servers), ReplayError for an outage.
     """
@@ -122,7 +122,7 @@ def dry_run_account(account: str, options: DryRunOptions, connections: Connectio
 
 
 def _row_bytes_max(account: str, connections: Connections) -> int:
-    """Return how many bytes a row may have: by its topic if that is there, else as the topic would be made."""
+    """Return how many bytes a row may have: by its topic if it exists, else as the topic would be created."""
     would_be = max(
         RECORD_OVERHEAD_BYTES, min(kafka_admin.RECORD_BYTES_MAX, MESSAGE_BYTES_LIMIT) - RECORD_OVERHEAD_BYTES
     )
@@ -193,7 +193,7 @@ class _DryRun:
         self._loop.close()
 
     def counts(self) -> dict[str, int]:
-        """Return what the rules have counted beside the outcomes."""
+        """Return the rules' other counts, besides the outcomes."""
         return self._transformer.counts.as_dict()
 
     def notes(self, without_created_at: int, directory_url: str) -> list[str]:
@@ -202,7 +202,7 @@ class _DryRun:
         if without_created_at:
             notes.append(f"{without_created_at:,} rows have no created_at: they are in no date range and not read")
         if not self._has_index:
-            notes.append("activity_logs has no index by external_id yet, so nothing was looked up there")
+            notes.append("activity_logs has no index by external_id yet, so documents were not looked up")
         if not directory_url:
             notes.append("USER_DIRECTORY_URL is not set, so every actor who is a user falls back")
         elif self._directory is not None and self._directory.counts.failed:
@@ -263,7 +263,7 @@ class _DryRun:
             self.examples.failed.setdefault(cause.value, []).append(shown)
 
     def _why(self, event: AuditEvent) -> str:
-        """Return the rules' own words about a row they refuse; they hold nothing of its content."""
+        """Return the rules' own reason for a refusal; it has no content of the row."""
         try:
             result = self._transformer.transform(event, self._lookups)
         except Exception as error:  # a defect of a rule, which a worker dead-letters too

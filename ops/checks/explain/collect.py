@@ -76,7 +76,7 @@ class _Collector:
         self._down: dict[str, str] = {}  # server -> why
         self._topics: Any = None  # a Topics; like the database, there once `_open` has reached it
         self._database: Any = None
-        # What one part finds out for the next; None where it could not be looked at.
+        # Findings of one part for the next; None where it was unavailable.
         self._job: Job | None = None
         self._mapping: SourceMapping = load(None)
         self._row: Row | None = None

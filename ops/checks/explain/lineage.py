@@ -51,7 +51,7 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the source, as far as it may be looked at."""
+    """A row of the source, as far as it may be read."""
 
     exists: bool
     auditable_type: str = ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ops.checks.model import Check, Verdict, worst
 
-PLATFORM = "platform"  # the name under which checks stand that are no account's
+PLATFORM = "platform"  # the name for checks that are not of an account
 
 
 @dataclass(slots=True)
@@ -35,11 +35,11 @@ class Results:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing has failed: a deployment may go ahead."""
+        """Whether no check has failed: a deployment may proceed."""
         return all(result.verdict is not Verdict.FAIL for result in self.results)
 
     def counted(self, verdict: Verdict) -> int:
-        """Return how many checks have come to a verdict."""
+        """Return how many checks have a verdict."""
         return sum(check.verdict is verdict for result in self.results for check in result.checks)
 
     def as_dict(self) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _accounts(database: Any, options: CheckOptions) -> list[str]:
 
 
 def _finished(database: Any, account: str) -> Job | None:
-    """Return the account's last job, if it is over and has left a copy."""
+    """Return the account's last job, if it has ended and has left a copy."""
     job = JobStore(database).latest(account)
     return job if job is not None and job.status in (JobStatus.COMPLETED, JobStatus.FAILED) else None
 
@@ -139,7 +139,7 @@ def _check_account(
 
 
 def check_job(job: Job, database: Any) -> Check:
-    """Return whether the job has ended well, and whether as many documents are there as it left behind."""
+    """Return whether the job has ended well, and whether the documents that it has left still exist."""
     summary = f"run {job.run} is {job.status}"
     if job.status is not JobStatus.COMPLETED:
         to_do = f"crm-replay verify --account {job.company_sso_id}"
@@ -262,7 +262,7 @@ def check_sample(job: Job, work: Work, options: CheckOptions, connections: Conne
 
 
 def check_late_rows(job: Job, work: list[Work], database: Any) -> Check:
-    """Return whether rows stand now at ids that had none when the run looked last, and should have become documents."""
+    """Return whether there are rows now at ids that had none when the run last read them, and lack their documents."""
     if not work:
         raise ReplayError("the source or the topics could not be read", "see the check of the sample")
     known = work[0]
@@ -292,7 +292,7 @@ def check_late_rows(job: Job, work: list[Work], database: Any) -> Check:
 
 
 def _rows_in(gaps: list[tuple[int, int]], work: Work) -> Iterator[int]:
-    """Yield the ids in scope that stand in the gaps now, `LATE_ROWS_MAX` at most."""
+    """Yield the ids in scope that are in the gaps now, `LATE_ROWS_MAX` at most."""
     seen = 0
     cursor = gaps[0][0] - 1
     with closing(AuditReader(work.connections.crm_audit_database_url, work.source, EARLIEST, work.limits)) as reader:

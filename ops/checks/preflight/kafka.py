@@ -79,7 +79,7 @@ def check_reachable(kafka: Mapping[str, Any]) -> Check:
 
 
 def check_names(kafka: Mapping[str, Any], account: str) -> Check:
-    """Return whether the account's topic names are legal and no other topic stands in their way."""
+    """Return whether the account's topic names are legal and no other topic conflicts with them."""
     topics = AccountTopics.of(account)  # raises for an account that cannot be named
     names = {topics.replay, topics.outcomes, topics.dead_letters, *topics.references}
     existing = set(_admin(kafka).list_topics(timeout=TIMEOUT_S).topics)
@@ -100,7 +100,7 @@ def check_names(kafka: Mapping[str, Any], account: str) -> Check:
 
 
 def check_permissions(kafka: Mapping[str, Any], account: str, partitions: int) -> Check:
-    """Return whether we may make what is missing, and use what is there; nothing is made."""
+    """Return whether we may create missing topics, and use existing ones; none is created."""
     topics, admin = AccountTopics.of(account), _admin(kafka)
     metadata = admin.list_topics(timeout=TIMEOUT_S)
     wanted = kafka_admin.topic_settings(topics, partitions)
@@ -174,7 +174,7 @@ def _rights_lacking_on_groups(admin: AdminClient, groups: Iterable[str]) -> tupl
                     lacking.append(f"group {group}: DESCRIBE")
                 elif code == KafkaError._TIMED_OUT or code in kafka_admin.COORDINATOR_MOVES:  # noqa: SLF001
                     left.append(group)
-                continue  # Kafka 4 answers with another error of a group that is not there yet
+                continue  # Kafka 4 has another error for a group that does not exist yet
             except TimeoutError:  # the client's own time is not over when the request's is
                 left.append(group)
                 continue
@@ -186,7 +186,7 @@ def _rights_lacking_on_groups(admin: AdminClient, groups: Iterable[str]) -> tupl
 
 
 def check_topics(kafka: Mapping[str, Any], account: str, partitions: int) -> Check:
-    """Return whether the topics that are there already are such as a run needs."""
+    """Return whether the existing topics are configured as a run needs them."""
     topics, admin = AccountTopics.of(account), _admin(kafka)
     metadata = admin.list_topics(timeout=TIMEOUT_S)
     findings: list[tuple[Verdict, str, str]] = []

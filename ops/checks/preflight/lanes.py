@@ -34,7 +34,7 @@ class Lane:
 
 
 def run_lanes(lanes: Sequence[Lane], *, clock: Callable[[], float] = time.monotonic) -> list[Check]:
-    """Return every check of every lane, in order. Nothing raises and nothing outlasts its time.
+    """Return every check of every lane, in order. No check raises or outlasts its time limit.
 
     A thread that hangs is left behind; it ends with the process.
     """

@@ -96,7 +96,7 @@ def check_indexes(database: Any) -> Check:
     if wrong:
         to_do = "; ".join(dict.fromkeys(_create_command(index) for _, index in wrong))
         return fail("mongodb_indexes", "; ".join(facts["wrong"]), to_do, **facts)
-    summary = f"all {len(INDEXES)} are there"
+    summary = f"all {len(INDEXES)} exist"
     return join("mongodb_indexes", _harmful_indexes(database), summary, indexes=[index.name for index in INDEXES])
 
 
@@ -126,13 +126,13 @@ def _harmful_indexes(database: Any) -> list[tuple[Verdict, str, str]]:
 
 
 def _create_command(index: Index) -> str:
-    """Return what makes an index in MongoDB's shell; of one that stands in its way, what drops that first."""
+    """Return the command that creates an index in MongoDB's shell; it drops a conflicting one first."""
     keys, options = json.dumps(dict.fromkeys(index.keys, ASCENDING)), json.dumps(index.options())
     return f"db.{index.collection}.createIndex({keys}, {options}), another of its name dropped before"
 
 
 def wrong_indexes(database: Any) -> list[tuple[str, Index]]:
-    """Return what is wrong with the indexes, a phrase and the index; empty if all are there as they should be."""
+    """Return what is wrong with the indexes, a phrase and the index; empty if all exist as defined."""
     wrong = []
     for collection in dict.fromkeys(index.collection for index in INDEXES):
         try:
@@ -197,7 +197,7 @@ def missing_actions(privileges: Any, database: str) -> list[str]:
 
 
 def check_contacts(database: Any, account: str) -> Check:
-    """Return how many CRM persons the account's contacts stand for, and what is odd about them."""
+    """Return how many CRM persons the account's contacts represent, and their defects."""
     found = find_contacts(database, account)
     facts = {
         "persons": len(found.by_person),
@@ -254,7 +254,7 @@ def check_contacts(database: Any, account: str) -> Check:
             )
         )
     by_map = f", {found.mapped:,} of them by crm_contact_id_map" if found.mapped else ""
-    summary = f"contacts stand for {len(found.by_person):,} CRM persons{by_map}"
+    summary = f"contacts represent {len(found.by_person):,} CRM persons{by_map}"
     if findings:
         findings.append((Verdict.OK, summary, ""))
     return join("contacts", findings, summary, **facts)

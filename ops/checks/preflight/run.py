@@ -53,7 +53,7 @@ def preflight_account(
     connections: Connections,
     progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
 ) -> Report:
-    """Return every check of the account. Writes nothing anywhere, and never takes longer than its time-outs.
+    """Return every check of the account. Writes nothing, and never takes longer than its time-outs.
 
     Raises BadInputError only for what makes every check pointless: an illegal account, a mapping file that is none, a
     setting that is wrong.

@@ -64,7 +64,7 @@ WRITES = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
 AnyConnection = Connection | psycopg.Connection[Any]
 SAMPLE_PLACES = 4
 SEEN_TIMEOUT_S = 20.0  # for a count of all rows of a table that may show a part only
-SEEN_MIN = 0.9  # of the rows that the statistics know of; ANALYZE looks at a sample
+SEEN_MIN = 0.9  # of the rows in the statistics; ANALYZE reads a sample
 TYPES_NAMED_MAX = 10
 SAMPLE_PAGE_ROWS = 500
 GRANT = (
@@ -203,7 +203,7 @@ def check_mapping(dsn: str, mapping: SourceMapping, account: str) -> Check:
         )
     facts = {"tables": [".".join(t) for t in tables_of(mapping)], "audited_changes": shape}
     facts |= {"types_not_in_scope": unread, "types_without_category": unmapped, "id_sets_missing": unset}
-    summary = f"{len(mapping.scope)} types in scope; tables and columns are there; audited_changes is {shape}"
+    summary = f"{len(mapping.scope)} types in scope; tables and columns exist; audited_changes is {shape}"
     return join("source_mapping", findings, summary, **facts)
 
 
@@ -216,7 +216,7 @@ def check_visibility(dsn: str, mapping: SourceMapping) -> Check:
         for table in tables_read(mapping):
             seen = visible(db, table)
             if seen is None:
-                findings.append((Verdict.WARN, f"{table} is not there, so its visibility is unknown", ""))
+                findings.append((Verdict.WARN, f"{table} does not exist, so its visibility is unknown", ""))
                 continue
             facts[str(table)] = {
                 "kind": seen.kind,
@@ -311,7 +311,7 @@ def read_scope(
 
 
 def check_scope(scope: Scope, start: datetime | None) -> Check:
-    """Return MIN, MAX and COUNT in scope, and what is beside it; pure."""
+    """Return MIN, MAX and COUNT in scope, and the rows out of it; pure."""
     rows = scope.rows
     others = dict(sorted(rows.out_of_scope_by_type.items(), key=lambda item: (-item[1], item[0])))
     facts = {
@@ -592,7 +592,7 @@ def tables_of(mapping: SourceMapping) -> list[tuple[str, str]]:
 
 
 def _bare(dsn: str) -> str:
-    """Return the DSN with nothing added that would make the session read-only."""
+    """Return the DSN without the options that make the session read-only."""
     defaults = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "crm-replay preflight"}
     parts: dict[str, Any] = {**defaults, **conninfo_to_dict(dsn)}
     return make_conninfo(**parts)

@@ -15,11 +15,11 @@ LATE_SHARE = 0.25  # of the time it was given: so much later is at risk, more is
 STALLED_AFTER = timedelta(minutes=15)  # without a row more, or a sign of a runner
 TOO_EARLY = timedelta(minutes=2)  # a run's first minutes are start-up, and do not show its rate
 HORIZON = timedelta(days=3650)  # what would be over later has no date: something has to change first
-FORECAST_DAYS = 14  # the rate of the last days on which anything was done, as far back as this
+FORECAST_DAYS = 14  # the rate of the last days with progress, within this many days
 
 
 class State(StrEnum):
-    """Where an account stands in the rollout. Printed and stored: add values, never rename one."""
+    """The state of an account in the rollout. Printed and stored: add values, never rename one."""
 
     BACKLOG = "backlog"  # no run yet, or rolled back
     ON_TRACK = "on_track"
@@ -65,7 +65,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What stands between an account and its next step, and who has to act."""
+    """What blocks an account's next step, and the team that has to act."""
 
     name: str
     turn: str
@@ -157,7 +157,7 @@ def line_of(account: Account, now: datetime) -> Line:
 
 
 def state_of(account: Account, now: datetime) -> tuple[State, str, datetime | None]:
-    """Return where the account stands, why, and when its run will be, or was, over."""
+    """Return the account's state, why, and the end of its run, estimated or actual."""
     run = account.run
     overdue = account.due is not None and now.date() > account.due
     if run is None or run.status is JobStatus.ROLLED_BACK:

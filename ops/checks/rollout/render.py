@@ -125,7 +125,7 @@ p.forecast { font-weight: 600; }
 
 
 def html(found: Rollout) -> str:
-    """Return the report as one page that needs nothing else: no script, no font, no picture from anywhere."""
+    """Return the report as one self-contained page: no script, no font, no external picture."""
     states = "".join(
         f'<tr><th scope="row">{title}</th><td class="n">{found.counts.get(state, 0):,}</td></tr>'
         for state, title in TITLES.items()

@@ -47,12 +47,12 @@ US = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class SeamOptions:
-    """What is looked at, and how closely."""
+    """The window and the tolerances of the check."""
 
     mapping_path: str = ""
     window_s: float = 86_400.0  # of rows, on either side of a contact's watermark; 0: all of them
     tolerance_s: float = 2.0  # between a row and its legacy document
-    settle_s: float = 60.0  # younger rows may still be on their way
+    settle_s: float = 60.0  # younger rows may still be in transit
     named_max: int = 100
 
 
@@ -189,7 +189,7 @@ class SeamChecker:
             self._compare(rows)
 
     def _owned(self, event: AuditEvent) -> _Row | None:
-        """Return the row with the side that has to write it; None if none has to, or if it is not looked at."""
+        """Return the row with the side that has to write it; None if none has to, or if it is outside of the window."""
         report = self.report
         trail: list[Answer] = []
         decision = self._rules.decide(event, self._lookups, trail=trail)
@@ -286,7 +286,7 @@ class SeamChecker:
         return {audit_id: document["_id"] for audit_id, document in found}
 
     def _legacy(self, rows: Sequence[Expected]) -> Iterator[Legacy]:
-        """Yield the documents without external_id that may stand for one of the rows."""
+        """Yield the documents without external_id that may match one of the rows."""
         wanted = ranges(rows, self._tolerance_ms)
         for at in range(0, len(wanted), CLAUSES_MAX):
             clauses = [

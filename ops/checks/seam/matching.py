@@ -39,7 +39,7 @@ class Legacy(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Legacy documents by the row they stand for."""
+    """Legacy documents by the row that they match."""
 
     by_row: dict[int, Any]  # audit id -> document id
 
@@ -53,7 +53,7 @@ class Matcher:
         self._taken: OrderedDict[Any, None] = OrderedDict()
 
     def match(self, rows: Sequence[Expected], documents: Iterable[Legacy]) -> Matched:
-        """Return the documents that stand for rows of this page, one a row at most and one row each."""
+        """Return the documents that match rows of this page, one a row at most and one row each."""
         by_key: dict[tuple[str, str, str], list[Legacy]] = defaultdict(list)
         for document in documents:
             if document.document_id not in self._taken:

@@ -51,7 +51,7 @@ class VerifyOptions:
     workers: int = 0  # 0: one a core
     named_max: int = NAMED_MAX
     mapping_path: str = ""  # "": that of the job
-    from_scratch: bool = False  # no seal is looked at; what is proved is sealed all the same
+    from_scratch: bool = False  # no seal is used; proved chunks are sealed as usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,8 @@ class _Checked:
 def verify_account(account: str, options: VerifyOptions, connections: Connections, view: RunView) -> Report:
     """Return how the account's documents compare with its source rows up to the job's top.
 
-    Raises BadInputError if there is nothing to compare or a server or the mapping is not as it should be, ReplayError
-    for an outage on the way. Changes nothing but the seals of what has been proved.
+    Raises BadInputError if there is nothing to compare or a server or the mapping is wrong, ReplayError
+    for an outage. Changes nothing but the seals of what has been proved.
     """
     began = time.monotonic()
     AccountTopics.of(account)  # refuses an id that can name no topics, before any server is queried
@@ -137,7 +137,7 @@ def _known(account: str, options: VerifyOptions, connections: Connections) -> _C
             state = "has never been replayed" if job is None else "has been rolled back"
             raise BadInputError(f"{account} {state}, there is no copy to verify", f"crm-replay run --account {account}")
         if job.status is JobStatus.IN_PROGRESS:
-            raise BadInputError(f"a run of {account} is in progress", "verify when it is over")
+            raise BadInputError(f"a run of {account} is in progress", "verify when it has ended")
         mapping = load(options.mapping_path or job.mapping_path or None)
         if job.mapping_sha256 and digest(mapping) != job.mapping_sha256:
             raise BadInputError(
@@ -188,7 +188,7 @@ def _sealed(work: Work, seals: Mapping[int, Seal]) -> Work:
 def _chunks(db: Any, source: AuditSource, top: int) -> Iterator[Chunk]:
     """Yield the ids up to `top` in chunks without a gap between them; where no row is, a chunk reaches on.
 
-    They end where they ended the last time, as long as the same rows are there: so their seals are found again.
+    They end where they ended the last time while the rows are the same: so their seals are found again.
     """
     first = first_behind(db, source, 0, top)
     ids = chunk_ids(top - first)

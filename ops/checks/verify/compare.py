@@ -50,7 +50,7 @@ def documents(batch: bytes) -> Iterator[dict[str, Any]]:
 
 
 def decode(document: bytes) -> dict[str, Any]:
-    """Return a stored document, whatever dates and texts are in it."""
+    """Return a stored document, with any dates and texts."""
     return bson.decode(document, TOLERANT)
 
 

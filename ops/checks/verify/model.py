@@ -25,7 +25,7 @@ class Finding:
     """One row or document that is not as it should be. Holds no value of either, but ids."""
 
     kind: Kind
-    audit_id: int | None  # None: the document's external_id is none of ours
+    audit_id: int | None  # None: the document's external_id is not ours
     at_us: int | None  # the row's created_at, else the document's timestamp; microseconds since 1970
     why: str = ""
     fields: tuple[str, ...] = ()  # that differ
@@ -64,7 +64,7 @@ class Tally:
     before_cutoff: int = 0  # rows that the last run did not have to read
     matched: int = 0  # documents that are byte for byte, or field for field, what their row becomes
     enriched: int = 0  # of them, with metadata that was added later
-    tagged: int = 0  # documents of the replay that were looked at
+    tagged: int = 0  # documents of the replay that were read
     retried: int = 0  # rows with both a dead letter and a document: a retry has brought it
     unchanged: int = 0  # rows whose chunk is sealed, and all of it as it was when it was proved (seals)
     unsealed: int = 0  # rows whose chunk was proved equal, but MongoDB does not let us keep that
@@ -148,7 +148,7 @@ class Unhandled:
 
 @dataclass(slots=True)
 class Report:
-    """What a check has come to."""
+    """The result of a check."""
 
     company_sso_id: str
     job_id: str

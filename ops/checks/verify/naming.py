@@ -17,9 +17,9 @@ from schemas.process.connections import Connections
 from schemas.source.mapping import SourceMapping
 
 NAMED_MAX = 20  # of each kind; verify names the rest
-RANGES_MAX = 4  # that are looked at row by row: each may hold a sixty-fourth of the account
+RANGES_MAX = 4  # that are compared row by row: each may hold a sixty-fourth of the account
 JOBS_MAX = 1_000
-CHOSEN_MAX = 10_000  # of chosen rows, that are looked at one by one
+CHOSEN_MAX = 10_000  # of chosen rows, that are compared one by one
 
 
 def named(
@@ -33,7 +33,7 @@ def named(
 ) -> str:
     """Return rows without their document and documents without a row, as the beginning of a list; "" if none is found.
 
-    `ranges` are ids in (low, high]; where only `chosen` rows were replayed, those of them are looked at. Raises
+    `ranges` are ids in (low, high]; where only `chosen` rows were replayed, those of them are compared. Raises
     ReplayError, Kafka's or pymongo's errors for an outage.
     """
     account, top = job.company_sso_id, job.top_audit_id

@@ -41,7 +41,7 @@ _COUNTERS: Final = ("skipped", "failed")
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The fingerprints of one chunk; where they are the same, so is what it comes to."""
+    """The fingerprints of one chunk; equal ones mean an equal result."""
 
     basis: str  # `basis_of` all chunks
     rows: str  # of the source
@@ -73,7 +73,7 @@ class Seal:
         without: Iterable[int] = (),
         acting: Iterable[int] = (),
     ) -> Self:
-        """Return the seal of a chunk that came to `tally`, with nothing found in it."""
+        """Return the seal of a chunk with the result `tally`, which has no findings."""
         return cls(
             low,
             high,
@@ -86,7 +86,7 @@ class Seal:
         )
 
     def tally(self) -> Tally:
-        """Return what the chunk comes to."""
+        """Return the chunk's result."""
         counters = {name: Counter(counts) for name, counts in self.counters.items()}
         return Tally(**self.counts, **counters, failures=list(self.failures), unchanged=self.counts["rows"])  # type: ignore[arg-type]
 
@@ -147,7 +147,7 @@ def basis_of(
     tables: Mapping[str, TableRows],
     settings: Mapping[str, Any],
 ) -> str:
-    """Return the fingerprint of what all chunks of an account share; `settings` is anything else that decides."""
+    """Return the fingerprint of what all chunks of an account share; `settings` are all other inputs."""
     parts = {
         "company_sso_id": company_sso_id,
         "code": code_fingerprint(),
@@ -180,7 +180,7 @@ def _sources(folder: Traversable, name: str) -> Iterable[tuple[str, bytes]]:
 
 
 def table_fingerprint(rows: TableRows) -> str:
-    """Return the fingerprint of a table's rows, in whatever order they were read."""
+    """Return the fingerprint of a table's rows, in any order."""
     hashed = sha256()
     for key in sorted(rows):
         value = rows[key]

@@ -66,7 +66,7 @@ class Work:
     dead_letters: dict[int, str]  # audit id -> cause
     dead_letters_expired: bool  # the topic may have let some go
     named_max: int
-    basis: str = ""  # of the seals; "": none are looked at, none are made
+    basis: str = ""  # of the seals; "": none are used, none are made
     seals: Mapping[int, Seal] = field(default_factory=dict)  # by the id below their first
 
 
@@ -120,7 +120,7 @@ class SegmentChecker:
         self._loop.close()
 
     def check(self, chunk: Chunk) -> Tally:
-        """Return what the rows and documents of a chunk come to."""
+        """Return the result of a chunk's rows and documents."""
         if not self._work.basis:
             return self._prove(chunk)
         # Before the rows are read: were it after, a row altered in between would be sealed without having been proved.
@@ -160,7 +160,7 @@ class SegmentChecker:
     # ---- seals
 
     def _is_intact(self, seal: Seal, rows: str | None) -> bool:
-        """Return whether all that the chunk was proved by is as it was; what costs least is looked at first."""
+        """Return whether all inputs of the chunk's proof are unchanged; the cheapest are compared first."""
         low, high, proved = seal.low, seal.high, seal.evidence
         return (
             (proved.basis, proved.rows) == (self._work.basis, rows)
@@ -321,7 +321,7 @@ class SegmentChecker:
             tally.note(extra(document, audit_id, why), self._work.named_max)
 
     def _judge(self, audit_id: int, body: bytes, document: dict[str, Any], segment: _Segment, tally: Tally) -> None:
-        """Decide about the document that stands for a row."""
+        """Compare the document of a row."""
         fields, enriched = differences(expected_document(body), document)
         if not fields:
             tally.matched += 1
@@ -407,7 +407,7 @@ def extra(document: dict[str, Any], audit_id: int | None, why: str) -> Finding:
 
 
 def why_extra(reason: SkipReason | DeadLetterCause | None) -> str:
-    """Return why no document should stand for a row that ends so; None: there is no such row."""
+    """Return why a row with this outcome should have no document; None: there is no such row."""
     if reason is None:
         return "no source row of the account in scope has this id"
     if isinstance(reason, SkipReason):

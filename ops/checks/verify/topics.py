@@ -1,6 +1,6 @@
 """The account's topics: dead letters, where missing rows were last seen, unprocessed records.
 
-Everything is read by plain consumers that join no group and commit nothing.
+They are read by plain consumers that join no group and commit nothing.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -52,7 +52,7 @@ def dead_letters(kafka: Mapping[str, Any], topics: AccountTopics, codec: Codec, 
 def unhandled(kafka: Mapping[str, Any], job: Job, codec: Codec) -> list[Unhandled]:
     """Return the partitions of which a group of the account has not committed every row.
 
-    Markers may be left: a run is over when the first end marker has passed, and a producer that was started again after
+    Markers may be left: a run has ended when the first end marker has passed, and a producer that was restarted after
     its end has published another.
     """
     topics = AccountTopics.of(job.company_sso_id)
@@ -61,7 +61,7 @@ def unhandled(kafka: Mapping[str, Any], job: Job, codec: Codec) -> list[Unhandle
         held = spans(kafka, topic)
         committed = dict(enumerate(kafka_admin.committed_offsets(kafka, group, topic, len(held))))
         behind = {p: offset for p, offset in committed.items() if max(offset, held[p].low) < held[p].end}
-        # From where a group has committed nothing on, everything is left; the others' rest is looked at.
+        # Where a group has committed nothing, all records are left; of the others, the rest is read.
         with_rows = {partition for partition, offset in behind.items() if offset < 0}
         rest = {p: behind.get(p, span.end) for p, span in held.items() if p not in with_rows}
         looked_at = behind.keys() - with_rows
@@ -74,7 +74,7 @@ def unhandled(kafka: Mapping[str, Any], job: Job, codec: Codec) -> list[Unhandle
 def _with_rows(
     kafka: Mapping[str, Any], topic: str, begin: Mapping[int, int], partitions: Set[int], codec: Codec
 ) -> set[int]:
-    """Return those of the partitions on which anything but markers stands from `begin` on."""
+    """Return those of the partitions with records other than markers from `begin` on."""
     found: set[int] = set()
     for read in records(kafka, topic, begin):
         try:

@@ -17,7 +17,7 @@ Alert rules: `ops/prometheus/rules.yml`; dashboards: `ops/grafana/`.
 SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("Producer", metrics.PRODUCER),
     ("Processors", metrics.PROCESSORS),
-    ("Processors of a live feed, beside those", metrics.LIVE),
+    ("Processors of a live feed, in addition", metrics.LIVE),
     ("Sink", metrics.SINK),
     ("Jobs, from the control plane", metrics.JOBS),
     ("Enrichments, from the control plane", metrics.ENRICHMENTS),
