@@ -1,6 +1,6 @@
-"""`crm-replay bench --stage limits`: what servers and their clients do at most, on the rows that were just replayed.
+"""`crm-replay bench --stage limits`: the maximum rates of servers and clients, on the rows just replayed.
 
-Nothing is transformed, keyed, counted or made safe to repeat here: these are the distances that are left.
+Without transformation, keys, counts and idempotence: the upper bounds of the stages.
 
 - `copy_to_stdout`: PostgreSQL's COPY of the account's rows;
 - `bare_consume`, `bare_produce`: the replay topic's records, read by one client, and written again to another topic;

@@ -1,4 +1,4 @@
-"""What processes cost, from /proc (Linux): CPU seconds and peak memory, children included, sampled while they live."""
+"""The cost of processes, from /proc (Linux): CPU seconds and peak memory, children included, by sampling."""
 
 import contextlib
 import os
@@ -73,7 +73,7 @@ def workers_of(pid: int) -> dict[str, int]:
 class Meter:
     """Samples processes and one counter in a thread of its own, from `start` to `stop`.
 
-    `pids` gives name -> process id, asked anew at every sample (processes come and go). A server's live children
+    `pids` gives name -> process id, called at every sample (processes come and go). A server's live children
     (PostgreSQL's backends) count as its own.
     """
 
@@ -132,7 +132,7 @@ class Meter:
             self._sample(first=False)
 
     def _sample(self, *, first: bool) -> None:
-        with contextlib.suppress(Exception):  # a counter that cannot be asked now is asked again
+        with contextlib.suppress(Exception):  # a counter that cannot be read now is read at the next sample
             self.samples.append((time.monotonic() - self._started, self.counter()))
         pids = self.pids()
         if self.samples and time.monotonic() >= self._memory_due:

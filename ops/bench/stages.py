@@ -8,18 +8,18 @@ Every stage is the real process on the real servers, with topics and collections
 - `table_load`: a compacted topic of contacts -> a worker's table;
 - `transform`: the rules alone, in this process, no server;
 - `end_to_end`: all of it at once, from the first process's start to the last end marker at the sink;
-- `enrich`: the ids and names of its association logs, taken away and added again, in associations a second;
-- `verify`: the check of what `end_to_end` has left, and its cost as a share of the replay's; then `verify_again`, the
-  same check of what has not changed since;
-- `limits`: what servers and clients do at most on the same rows (`limits.py`);
+- `enrich`: the ids and names of its association logs, removed and added again, in associations a second;
+- `verify`: the check of the result of `end_to_end`, and its cost as a share of the replay's; then `verify_again`, the
+  same check of unchanged data;
+- `limits`: the maximum rates of servers and clients on the same rows (`limits.py`);
 - `accounts`: many small accounts, by a runner, one after another and ten at once (`accounts.py`); only if named;
 - `live`: how long after its cause the live feed's document can be read (`live.py`); only if named.
 
 `--versus` runs another pipeline on the same rows (`versus.py`).
 
 `rows_per_s` is rows over wall time, process start included (of `end_to_end` their libraries are loaded by then, as in
-a real run: once, and not counted); `steady_rows_per_s` the slope between 20 and 90 % of the rows, which a longer run
-would have. Processes are new for every measurement, servers only for the first: `warm` says which it was. Compare
+a real run: once, and not counted); `steady_rows_per_s` the slope between 20 and 90 % of the rows, the rate of a longer
+run. Processes are started for every measurement, servers only for the first: `warm` tells them apart. Compare
 within one run on one machine, by ratios.
 """
 
@@ -85,7 +85,7 @@ class Measured:
     steady_rows_per_s: float | None
     costs: Mapping[str, Cost]
     growth_mib: Mapping[str, float] = field(default_factory=dict)  # of each process that lives on to 90 % of the rows
-    more: Mapping[str, object] = field(default_factory=dict)  # what is to be said beside
+    more: Mapping[str, object] = field(default_factory=dict)  # further fields
 
     @property
     def cpu_s(self) -> float:
@@ -214,7 +214,7 @@ class Bench:
                 accounted[0] = done
 
             def note(self, text: str) -> None:
-                """Say nothing: a line takes time."""
+                """Discard the text: a line takes time."""
 
         meter = Meter(lambda: {**self.server_pids, **workers_of(os.getpid())}, lambda: accounted[0]).start()
         result = run_account(self.account, self.options, self.connections, View())
@@ -254,7 +254,7 @@ class Bench:
         report = verify_account(self.account, VerifyOptions(from_scratch=not again), self.connections, PlainView())
         seconds = meter.stop()
         if again and report.tally.unchanged != report.tally.rows:
-            raise ReplayError("rows that nobody has changed were transformed again", "report this")
+            raise ReplayError("unchanged rows were transformed again", "report this")
         if not report.equal:
             raise ReplayError("the check of the replay finds it wrong", f"crm-replay verify --account {self.account}")
         measured = Measured("verify_again" if again else "verify", replay.rows, seconds, None, meter.costs())

@@ -1,7 +1,7 @@
-"""What a command finds on this host: where the servers are, and the directory for logs and data.
+"""A command's environment on this host: addresses of servers, and the directory for logs and data.
 
 Production names its servers in the environment. On a developer's machine the embedded ones fill the gaps, if
-`ops.local` is installed. The image does not have it: there is no other place where a production command imports it.
+`ops.local` is installed. The image does not have it: no other module of a production command imports it.
 """
 
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ class HostSettings(BaseSettings):
 
 
 def home() -> Path:
-    """Return `CRM_REPLAY_HOME`, else `.crm-replay` in the current directory, as an absolute path. Makes nothing."""
+    """Return `CRM_REPLAY_HOME`, else `.crm-replay` in the current directory, as an absolute path. Creates nothing."""
     return HostSettings().home.expanduser().absolute()
 
 

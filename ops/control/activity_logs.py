@@ -1,8 +1,8 @@
-"""Activity logs that come by HTTP, a few at a time: what one looks like, and writing them like the sink does.
+"""Activity logs that come by HTTP, a few at a time: their model, and writing them as the sink does.
 
-They are the replay's documents by another way: same shape, same unique index, same `source_tag`, so that a roll back
-removes them and a verification knows them by their `external_id`. Sending them again inserts nothing. Each call is in
-the audit log, an entry an account (ops.jobs.http_documents).
+They are the replay's documents from another source: same shape, same unique index, same `source_tag`, so that a roll
+back removes them and a verification recognises them by their `external_id`. Repeating a request inserts nothing. Each
+call is in the audit log, an entry an account (ops.jobs.http_documents).
 """
 
 import datetime as dt

@@ -1,4 +1,4 @@
-"""Who is asking: Basic credentials of services and operators, and session tokens of the customer's browser."""
+"""Authentication: Basic credentials of services and operators, and session tokens of the customer's browser."""
 
 import asyncio
 import base64
@@ -55,7 +55,7 @@ class BasicCredentials:
         """Return the user whose password it is, or None."""
         user_digest, password_digest = _digest(user), _digest(password)
         found = None
-        for name, known_user, known_password in self._known:  # all of them: an early end would tell which one it was
+        for name, known_user, known_password in self._known:  # all of them: an early end would reveal which one it was
             same_user = hmac.compare_digest(known_user, user_digest)
             same_password = hmac.compare_digest(known_password, password_digest)
             if same_user & same_password:
@@ -84,7 +84,7 @@ def basic_of(header: bytes) -> tuple[str, str] | None:
 
 @dataclass(frozen=True, slots=True)
 class BrowserSession:
-    """What a verified session token says."""
+    """The claims of a verified session token."""
 
     company_sso_id: str
     permissions: frozenset[str]
@@ -102,13 +102,13 @@ class SessionTokens:
     """Verifies session tokens: signature, algorithm, `exp`, `nbf`, `iss`, `aud`; reads tenant and permissions."""
 
     def __init__(self, settings: ControlSettings, keys: Keys) -> None:
-        """`settings` say which algorithms, issuer, audience and claims."""
+        """`settings` give algorithms, issuer, audience and names of claims."""
         self._settings = settings
         self._algorithms = frozenset(settings.algorithms)
         self._keys = keys
 
     async def session_of(self, token: str) -> BrowserSession:
-        """Return what the token says; raises InvalidTokenError or KeysUnavailableError."""
+        """Return the token's claims; raises InvalidTokenError or KeysUnavailableError."""
         if len(token) > TOKEN_LENGTH_MAX:
             raise InvalidTokenError("the session token is too long")
         try:
@@ -192,18 +192,18 @@ class PublicKeys:
         """Return the keys that fit, the named one alone if there is one of that name."""
         now = self._clock()
         if now - self._loaded_at > self._cache_s and not (self._keys is not None and self._loading.locked()):
-            await self._reload(now)  # one request pays for it; those beside it go on with the keys on hand
+            await self._reload(now)  # one request waits for it; concurrent ones use the cached keys
         found = self._fitting(key_id, algorithm)
         if not found:  # the publisher may have a new key; a forged name costs one request now and then
             await self._reload(now)
             found = self._fitting(key_id, algorithm)
         return found
 
-    async def _reload(self, asked_at: float) -> None:
-        """Load the set again unless somebody just did, or it was tried a moment ago."""
+    async def _reload(self, requested_at: float) -> None:
+        """Load the set again unless another request just did, or it was tried a moment ago."""
         async with self._loading:
             now = self._clock()
-            if self._tried_at < asked_at and now - self._tried_at >= self._refetch_min_s:
+            if self._tried_at < requested_at and now - self._tried_at >= self._refetch_min_s:
                 self._tried_at = now
                 try:
                     self._keys = keys_in(await self._load())
@@ -258,7 +258,7 @@ class JwksFile:
     """Reads the key set from a file."""
 
     def __init__(self, path: str) -> None:
-        """`path` is looked at again as often as PublicKeys asks."""
+        """`path` is checked whenever PublicKeys reloads."""
         self._path = Path(path)
 
     async def __call__(self) -> bytes:

@@ -23,7 +23,7 @@ HEADER_BYTES_MAX = 64 * 1024
 
 
 class ControlServer(uvicorn.Server):
-    """uvicorn, which tells the application first that it is going to stop: an event stream never ends by itself."""
+    """uvicorn that stops the application first: an event stream never ends by itself."""
 
     def __init__(self, config: uvicorn.Config, app: ControlApp) -> None:
         """`app` is also the one in `config`."""
@@ -94,8 +94,8 @@ def serve(connections: Connections, host: str = "", port: int | None = None) -> 
         ) from None
     bound_host, bound_port = bound.getsockname()[:2]
     print(f"control plane at {scheme}://{bound_host}:{bound_port}/console/", file=sys.stderr, flush=True)  # noqa: T201
-    # uvicorn stops at SIGTERM and then sends it to itself once more, for whoever had a handler before: being told to
-    # stop is no failure, so that the exit code is 0.
+    # uvicorn stops at SIGTERM and then sends it to itself again, for an earlier handler. A stop
+    # on request is no failure, so the exit code is 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
     server.run(sockets=[bound])
 

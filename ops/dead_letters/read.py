@@ -1,6 +1,6 @@
-"""Dead letters as they are on their topic, and what has become of their rows since.
+"""Dead letters as they are on their topic, and the present state of their rows.
 
-A dead letter stays on its topic whatever becomes of its row later; what has become of it is looked up each time.
+A dead letter stays on its topic when its row is repaired later; the row's state is looked up each time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,7 +72,7 @@ def resolved_rows(
 def _skipped_later(
     failed_in: Mapping[int, int], account: str, topics: Topics, database: Any, view: RunView
 ) -> dict[int, str]:
-    """Return the rows that a run after their last failure has skipped, as its outcomes say."""
+    """Return the rows that a run after their last failure has skipped, by its outcomes."""
     later = [job for job in JobStore(database).jobs(account, JOBS_MAX) if job.run > min(failed_in.values())]
     if not later:
         return {}
@@ -126,7 +126,7 @@ class Place:
 
     @property
     def whose(self) -> dict[str, str]:
-        """What an answer in JSON says of it."""
+        """Its fields in a JSON answer."""
         return {"feed": self.feed.feed} if self.feed is not None else {"company_sso_id": self.account}
 
     def listed(self, view: RunView) -> list[Listed]:

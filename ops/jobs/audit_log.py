@@ -1,4 +1,4 @@
-"""Who asked for what, when, and what came of it: `crm_replay_audit_log`. Appended to; nothing here changes an entry."""
+"""The audit log of requests and their results, in `crm_replay_audit_log`. Append-only."""
 
 import datetime as dt
 import getpass
@@ -14,7 +14,7 @@ from schemas.collections import AUDIT_LOG
 from sink.database import Document, Documents
 
 OK = "ok"
-BEGUN = "begun"  # of what cannot be taken back: noted before it is done, and again with what came of it
+BEGUN = "begun"  # of irreversible actions: recorded before, and again with the result
 ENTRIES_MAX = 1_000
 DETAIL_CHARACTERS_MAX = 2_000  # of one text in it
 
@@ -73,7 +73,7 @@ def has(database: Any, company_sso_id: str, action: str) -> bool:
 
 
 def on_this_host() -> str:
-    """Return who works at a command line here, as an entry says it."""
+    """Return the operator of this command line, as entries name them."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # no such user id, as in some containers

@@ -20,7 +20,7 @@ from sink.indexes import COMPANY_SOURCE_TAG, UNIQUE_EXTERNAL_ID
 LOOK_UP_MAX = 1_000  # external ids of a query whose documents come one by one
 SEGMENT_IDS = 10_000  # external ids of a query that counts, or whose documents come as raw batches
 RAW_DOCUMENTS = 20_000  # read at once
-# In a document of nothing else: only a whole text of the one form that we write is an id.
+# The whole text has to have the form that we write.
 _ID_IN_RAW = re.compile(
     rb"\x02external_id\x00.{4}%b(0|-?[1-9]\d{0,18})\x00\x00(?!\x00)" % EXTERNAL_ID_PREFIX.encode(), re.DOTALL
 )
@@ -76,7 +76,7 @@ def count_since(database: Database[Document], company_sso_id: str, cutoff: dt.da
 def identities_of(
     database: Database[Document], company_sso_id: str, audit_ids: Sequence[int], shift: int
 ) -> Identities:
-    """Return which of these rows have a document of ours. `shift` says how wide the id ranges are (`sink.identity`)."""
+    """Return which of these rows have a document of ours. `shift` is the width of the id ranges (`sink.identity`)."""
     found: Identities = {}
     for query in _segments(company_sso_id, audit_ids):
         found = _identities(database, query, UNIQUE_EXTERNAL_ID.name, shift, found)

@@ -1,4 +1,4 @@
-"""The migration flag of each account, in `crm_replay_flags`; off unless somebody has turned it on."""
+"""The migration flag of each account, in `crm_replay_flags`; off by default."""
 
 import datetime as dt
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from sink.database import Document, Documents
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """Whether the account may be migrated; who changed that last and when (aware UTC), None if nobody ever has."""
+    """Whether the account may be migrated; author and time (aware UTC) of the last change, None if never changed."""
 
     company_sso_id: str
     enabled: bool = False
@@ -28,7 +28,7 @@ def read(database: Any, company_sso_id: str) -> Flag:
 
 
 def read_all(database: Any, limit: int = 10_000) -> list[Flag]:
-    """Return the flags that somebody has set once, on or off, by account id."""
+    """Return the flags that have ever been set, on or off, by account id."""
     return [_flag(found) for found in _flags(database).find().sort("_id", 1).limit(limit)]
 
 

@@ -1,8 +1,8 @@
-"""Documents that came by `POST /private/activity_logs/migrate`: how they are known, and whose they are (decision 61).
+"""Documents that came by `POST /private/activity_logs/migrate`: their identity and their account (decision 61).
 
-They are the account's replay's: they have its tag, its roll back removes them, also where there is no job, and its runs
-meet them as duplicates. But no run has counted one whose row it does not have; such documents are named and set apart,
-by the nightly check and by each run, and are no fault of the run. Their `_id` tells them from all others: it begins
+They belong to the account's replay: they have its tag, its roll back removes them, also without a job, and its runs
+count them as duplicates. No run has counted one whose row it does not have; such documents are reported separately,
+by the nightly check and by each run, and do not fail the run. Their `_id` identifies them: it begins
 with a number of the account's own above every run's, where a run's documents have their run (decision 7).
 """
 
@@ -45,7 +45,7 @@ def ids_of(company_sso_id: str) -> dict[str, ObjectId]:
 
 
 def count(database: Any, company_sso_id: str) -> int:
-    """Return how many documents of the account came by HTTP and are there; a range of the primary key."""
+    """Return how many documents of the account came by HTTP and exist; a range of the primary key."""
     logs: Documents = database[ACTIVITY_LOGS]
     query = {"_id": ids_of(company_sso_id), "company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}
     return logs.count_documents(query, hint=PRIMARY_KEY_INDEX)
@@ -62,7 +62,7 @@ def are_known(database: Any, company_sso_id: str) -> bool:
 def note(
     database: Any, counts: Mapping[str, Mapping[str, int]], *, who: str, request_id: str, outcome: str = audit_log.OK
 ) -> None:
-    """Write to the audit log who has sent documents of which accounts, and what became of them."""
+    """Write to the audit log who has sent documents of which accounts, and their results."""
     for company_sso_id, detail in counts.items():
         audit_log.append(
             database, ACTION, company_sso_id, who=who, outcome=outcome, request_id=request_id, detail=detail
@@ -77,7 +77,7 @@ def in_words(fields: Mapping[str, Any] | None, company_sso_id: str) -> str:
     more = ", …" if fields["without_row"] > len(fields["named"]) else ""
     return (
         f"{fields['without_row']:,} documents came by HTTP and belong to no row of this run ({ids}{more});"
-        f" crm-replay verify --account {company_sso_id} says why, --repair deletes them"
+        f" crm-replay verify --account {company_sso_id} shows the reasons, --repair deletes them"
     )
 
 

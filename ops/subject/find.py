@@ -1,4 +1,4 @@
-"""I/O: everything kept about a person. Reads only; joins no group and commits nothing."""
+"""I/O: finds all data of a person. Read-only; joins no group and commits nothing."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ def contacts_of(database: Any, person: Person) -> tuple[int, int, set[str]]:
 
 
 def documents_of(database: Any, person: Person, customers: set[str]) -> Iterator[dict[str, Any]]:
-    """Yield the person's activity logs that were made from the CRM's audits, of the replay and of the live feed."""
+    """Yield the person's activity logs that come from the CRM's audits, of the replay and of the live feed."""
     return documents.find(database, person.company_sso_id, person.person_id, customers)
 
 
@@ -121,7 +121,7 @@ def on_topic(kafka: Mapping[str, Any], topic: str, person: Person, codec: Codec,
     keys = {person.person_id.encode(), *person.referent_keys}
     for number, record in enumerate(keyed_records(kafka, topic), start=1):
         if number % PROGRESS_EVERY_RECORDS == 0:
-            view.note(f"{topic}: {number:,} records looked at")
+            view.note(f"{topic}: {number:,} records read")
         if record.value is None:
             if record.key is not None:
                 found.last_is_value.discard(record.key)

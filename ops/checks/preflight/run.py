@@ -1,4 +1,4 @@
-"""All checks of one account: a lane for each server, then what needs answers of more than one of them."""
+"""All checks of one account: a lane for each server, then the checks that need results of several."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -53,7 +53,7 @@ def preflight_account(
     connections: Connections,
     progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
 ) -> Report:
-    """Return every check of the account. Writes nothing anywhere, and never takes longer than its time-outs.
+    """Return every check of the account. Writes nothing, and never takes longer than its time-outs.
 
     Raises BadInputError only for what makes every check pointless: an illegal account, a mapping file that is none, a
     setting that is wrong.
@@ -74,11 +74,11 @@ def preflight_account(
     expected = _estimate(found)
     lost = {check.name: check.found for check in checks if check.verdict is Verdict.FAIL}
 
-    def late(server: str, name: str, needs: Sequence[str], ask: Callable[[], Check], timeout_s: float) -> Lane:
-        """Return the lane of a check that needs what others have found; not asked if one of those has failed."""
+    def late(server: str, name: str, needs: Sequence[str], check: Callable[[], Check], timeout_s: float) -> Lane:
+        """Return the lane of a check that needs what others have found; skipped if one of those has failed."""
         why = next((lost[needed] for needed in needs if needed in lost), None)
-        asked = ask if why is None else lambda: fail(name, f"not looked at: {why}", "")
-        return Lane(server, [Step(name, asked, timeout_s)])
+        guarded = check if why is None else lambda: fail(name, f"not checked: {why}", "")
+        return Lane(server, [Step(name, guarded, timeout_s)])
 
     checks += run_lanes(
         [
@@ -244,7 +244,7 @@ def _estimate(found: _Found) -> Estimate | None:
 def check_estimate(expected: Estimate | None) -> Check:
     """Return how long the replay takes and how much it writes; pure."""
     if expected is None:
-        return warn("estimate", "not known how many rows there will be", "mend what keeps the rows from being counted")
+        return warn("estimate", "not known how many rows there will be", "fix what keeps the rows from being counted")
     if expected.seconds > DAY_S:
         return warn(
             "estimate",

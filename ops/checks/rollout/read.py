@@ -59,7 +59,7 @@ def run_of(job: Job, totals: RunTotals, now: datetime) -> Run:
 
 
 def _last_preflight(tasks: list[Task]) -> Preflight | None:
-    """Return the last preflight that is over; pure."""
+    """Return the last finished preflight; pure."""
     for task in tasks:
         if task.kind is TaskKind.PREFLIGHT and task.status is TaskStatus.DONE and task.result and task.finished_at:
             checks = task.result.get("checks", ())

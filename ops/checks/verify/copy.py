@@ -1,4 +1,4 @@
-"""The account's documents beyond those that segments find: counted, the strays named, the wrong ones deleted."""
+"""The account's documents beyond those that segments find: counted, extra ones named, wrong ones deleted."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -102,12 +102,12 @@ def _why_stray(audit_id: int | None, top: int, rows: Mapping[int, Expected]) -> 
 
 
 def owners_of(database: Any, company_sso_id: str, customer_ids: Iterable[str]) -> dict[str, str]:
-    """Return what is to be said of customers that are no contacts of this account, as far as it can be told."""
+    """Return a reason for each customer that is no contact of this account, as far as it is known."""
     suspects = set(customer_ids)
     if not suspects:
         return {}
     suspects -= {customer for _, customer in find_contacts(database, company_sso_id).by_person.values()}
-    said = dict.fromkeys(suspects, "its customer is no contact of this account")
+    reasons = dict.fromkeys(suspects, "its customer is no contact of this account")
     keys = [*suspects, *(ObjectId(customer) for customer in suspects if _is_object_id(customer))]
     for query in ({"_id": {"$in": keys}}, {"customer_id": {"$in": keys}}):
         try:
@@ -121,10 +121,10 @@ def owners_of(database: Any, company_sso_id: str, customer_ids: Iterable[str]) -
             for contact in found:
                 for customer in (str(contact.get("customer_id")), str(contact["_id"])):
                     if customer in suspects:
-                        said[customer] = f"its customer is a contact of account {contact.get('company_sso_id')}"
+                        reasons[customer] = f"its customer is a contact of account {contact.get('company_sso_id')}"
         except PyMongoError:
             continue
-    return said
+    return reasons
 
 
 def delete(database: Any, company_sso_id: str, ids: Sequence[Any]) -> int:

@@ -1,4 +1,4 @@
-"""I/O: what a check has to know before it reads a row. Every client of Kafka that is opened here is closed again."""
+"""I/O: the inputs of a check, before it reads a row. Every client of Kafka that is opened here is closed again."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -67,7 +67,7 @@ def work_without_directory(
     codec: Codec,
     named_max: int,
 ) -> Work:
-    """Return what tells whether rows become documents, where it does not matter who acted: no directory is queried."""
+    """Return the work that decides whether rows become documents; actors do not matter, so no directory is queried."""
     without_directory = connections.model_copy(update={"user_directory_url": ""})
     with connect(connections.crm_audit_database_url) as db:
         source = resolve(db, mapping, job.company_sso_id)

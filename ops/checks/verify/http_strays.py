@@ -1,4 +1,4 @@
-"""Documents that came by HTTP and that no row of a run accounts for: named, and set apart from the run's own."""
+"""Documents that came by HTTP and that no row of a run accounts for: named, and counted apart from the run's own."""
 
 from collections.abc import Collection, Iterator
 from contextlib import closing

@@ -1,7 +1,7 @@
 """The history of a CRM as rows of `audits`, in id order: a stream that depends on nothing but its plan.
 
 Accounts work side by side. A web request or job of one of them changes one record or a few; records are created, move
-through their states, get linked and are destroyed, and each row says what the gem would have written at that time.
+through their states, get linked and are destroyed, and each row is what the gem would have written at that time.
 Memory: the records' ids and names (about 12 bytes each), and the state of the few thousand that are being worked on.
 """
 

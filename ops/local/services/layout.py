@@ -1,4 +1,4 @@
-"""Names and places: the three servers and their companions, and where their data, logs and process ids are."""
+"""Names and paths of the three servers and their companions: data, logs and process ids."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,7 +35,7 @@ class Service(StrEnum):
 
 
 class Extra(StrEnum):
-    """Servers beside them, started only when asked for by name."""
+    """Servers beside them, started only when requested by name."""
 
     DEBEZIUM = "debezium"  # Kafka Connect with the PostgreSQL connector; it needs Kafka
     REGISTRY = "registry"  # a schema registry, for a Kafka Connect that writes Avro
@@ -62,7 +62,7 @@ _EXTRA_VARIABLES = {Extra.DEBEZIUM: "KAFKA_CONNECT_URL", Extra.REGISTRY: "SCHEMA
 
 
 class ServiceSettings(BaseSettings):
-    """What the environment says about the embedded servers; build it with `load`."""
+    """The environment's settings of the embedded servers; build it with `load`."""
 
     model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_", env_ignore_empty=True, extra="ignore")
 
@@ -107,7 +107,7 @@ class ServiceSettings(BaseSettings):
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The directory of one set of servers. Nothing is created by asking where something is."""
+    """The directory of one set of servers. Its paths are computed without creating anything."""
 
     path: Path
 
@@ -150,5 +150,5 @@ class Home:
 
     @property
     def short_id(self) -> str:
-        """Return a few characters that tell this home from another one."""
+        """Return a few characters that identify this home."""
         return sha256(str(self.path).encode()).hexdigest()[:12]

@@ -1,7 +1,7 @@
 """PostgreSQL with logical decoding on, for the loopback address only, without passwords.
 
 It refuses to run as root. Root's server therefore runs as `postgres` or `nobody`, and if that user cannot reach the
-home directory (a checkout below /root) its data lives in /var/lib/crm-replay instead; `up` says so. What was committed
+home directory (a checkout below /root) its data lives in /var/lib/crm-replay instead; `up` reports it. Committed data
 survives a kill and a power cut.
 """
 
@@ -82,7 +82,7 @@ class PostgresServer(Server):
         return Command(argv, cwd=self._data.path, env=environment(LC_ALL="C"), user=self._user)
 
     def problem(self, ports: Mapping[str, int]) -> str | None:
-        """Ask it for its data directory, which must be ours."""
+        """Check its data directory, which must be ours."""
         if not loopback.accepts(ports["postgres"]):
             return "its port is closed"
         try:
@@ -160,8 +160,8 @@ class PostgresServer(Server):
         making = ["-D", str(data), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
         answer = _run(self._user, [str(self._bin / "initdb"), *making], cwd=data)
         if answer.returncode != 0:
-            said = " | ".join(line for line in answer.stderr.splitlines() if line.strip())[-500:]
-            raise BadInputError(f"PostgreSQL could not make its data directory {data}: {said}", "see the message")
+            summary = " | ".join(line for line in answer.stderr.splitlines() if line.strip())[-500:]
+            raise BadInputError(f"PostgreSQL could not make its data directory {data}: {summary}", "see the message")
         self._data.complete(str(major))  # which flushes it, once
 
     def _clear_stale_lock(self) -> None:
@@ -219,7 +219,7 @@ def _run(user: User | None, argv: Sequence[str], *, cwd: Path) -> "subprocess.Co
 
 
 def _reaches(user: User, directory: Path, *, program: str | None = None) -> bool:
-    """Whether the user can enter the directory, and run `program` in it: tried, as access lists have a say too."""
+    """Whether the user can enter the directory, and run `program` in it: tried, because of access lists."""
     script = 'cd "$1" && { [ -z "$2" ] || [ -x "./$2" ]; }'
     return _run(user, ["/bin/sh", "-c", script, "sh", str(directory), program or ""], cwd=Path("/")).returncode == 0
 

@@ -1,4 +1,4 @@
-"""What the servers have in common: how one is prepared, started, asked for its health, and ended."""
+"""What the servers have in common: how one is prepared, started, checked and ended."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from ops.local.services.layout import AnyService, Home, ServiceSettings
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a server is given: where it lives, what the user wants, where its programs come from, whom to tell."""
+    """A server's environment: its directory, the settings, the tools, the callback for progress."""
 
     home: Home
     settings: ServiceSettings
@@ -76,7 +76,7 @@ class DataDirectory:
         self._marker = marker
 
     def made_by(self) -> str | None:
-        """Return what made it, as told to `complete`; None if it is not there or only half there."""
+        """Return what created it, as passed to `complete`; None if it is absent or incomplete."""
         try:
             found = json.loads(self._marker.read_text())
         except (OSError, ValueError):
@@ -89,7 +89,7 @@ class DataDirectory:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def complete(self, made_by: str) -> None:
-        """Say that it is whole, and what made it. Moved to another place it does not count any more."""
+        """Mark it as complete, with what created it. The mark is void at another path."""
         flush(self.path)  # the marker must not survive a power cut that its directory did not survive
         partial = self._marker.with_suffix(".partial")
         partial.write_text(json.dumps({"made_by": made_by, "path": str(self.path)}))

@@ -24,8 +24,8 @@ from pathlib import Path
 from ops.local.services.fetching import ToolCache
 from schemas.errors import BadInputError
 
-JAVA_MAJOR_MIN = 17  # Kafka 4's brokers ask for it
-NODE_MAJOR_MIN = 20  # the engine's package says so
+JAVA_MAJOR_MIN = 17  # Kafka 4's brokers require it
+NODE_MAJOR_MIN = 20  # required by the engine's package
 POSTGRES_MAJOR_MIN = 13  # pg_snapshot_xmin came with it
 GLIBC_MIN = (2, 38)  # the engine is linked against it
 NEWER_LIBC_SUITES = {"debian": "trixie", "ubuntu": "noble"}  # glibc 2.41 and 2.39, on the user's own mirror
@@ -49,7 +49,7 @@ def _digest(*files: Path) -> str:
 
 
 def _first_number(argv: Sequence[str | Path]) -> int | None:
-    """Return the first number in what a program says of its version; None if it does not run."""
+    """Return the first number in a program's version output; None if it does not run."""
     try:
         answer = subprocess.run(  # noqa: S603 - a program found on PATH or fetched by us
             [str(part) for part in argv], capture_output=True, text=True, timeout=30, check=False
@@ -62,7 +62,7 @@ def _first_number(argv: Sequence[str | Path]) -> int | None:
 
 @remembered
 def java_major(java: Path) -> int | None:
-    """Return a Java's major version; None if it does not run (macOS has a `java` that only says where to get one)."""
+    """Return a Java's major version; None if it does not run (macOS has a `java` that only prints where to get one)."""
     return _first_number([java, "-version"])
 
 
@@ -204,7 +204,7 @@ def _maven_jars(
 def _maven_environment(java: Path) -> dict[str, str]:
     """Return Maven's environment: it runs on the machine's own Java if there is one, of whatever version, else on ours.
 
-    Ours does not know the certificates that an administrator has added to the machine's, so it is told of them.
+    Ours does not know the certificates that an administrator has added to the machine's, so they are passed to it.
     """
     if shutil.which("java") or os.environ.get("JAVA_HOME"):
         return dict(os.environ)

@@ -102,6 +102,6 @@ def test_an_export_is_the_callers_alone_from_its_first_moment(tmp_path: Path, mo
     elsewhere = tmp_path / "elsewhere"
     (tmp_path / "link").symlink_to(elsewhere)
     for taken in (output, tmp_path / "link"):
-        with pytest.raises(BadInputError, match="is there already"), _writer(str(taken)):
+        with pytest.raises(BadInputError, match="exists already"), _writer(str(taken)):
             pass
     assert not elsewhere.exists()

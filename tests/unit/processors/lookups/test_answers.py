@@ -65,7 +65,7 @@ def test_an_undecodable_row_is_no_row_that_is_absent() -> None:
     found = TableLookups(rows, CODEC, ACCOUNT)
     with pytest.raises(UnreadableTopicError, match=r"User with the key 1 .*publishes the references again"):
         found.user(1)
-    with pytest.raises(UnreadableTopicError, match="a Referent stands where a Contact belongs"):
+    with pytest.raises(UnreadableTopicError, match="found a Referent instead of a Contact"):
         found.contact("1")
 
 
