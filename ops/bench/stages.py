@@ -249,7 +249,7 @@ class Bench:
         return Measured("enrich", patched, result.seconds, None, meter.costs())
 
     def verify(self, replay: Measured, *, again: bool = False) -> Measured:
-        """Verify what `end_to_end` has left; nothing may be wrong with it. `again`: it has been proved before."""
+        """Verify the result of `end_to_end`, which has to be equal. `again`: it has been proved before."""
         meter = Meter(lambda: {**self.server_pids, "verify": os.getpid()}).start()
         report = verify_account(self.account, VerifyOptions(from_scratch=not again), self.connections, PlainView())
         seconds = meter.stop()

@@ -36,14 +36,14 @@ _RFC3339 = re.compile(
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 FAR = dt.datetime(9999, 12, 30, tzinfo=dt.UTC)  # a time zone away from where Python's times end
 
-# Control characters are in no id. `schemas.topics` leaves out a few more; for those there is nothing to be found.
+# Control characters are in no id. `schemas.topics` leaves out a few more; those find no document.
 AccountId = Annotated[
     str, Field(min_length=1, max_length=ACCOUNT_LENGTH_MAX, pattern=r"^[^\x00-\x1f\x7f]+$", description="the tenant")
 ]
 
 
 def _can_be_replayed(value: str) -> str:
-    """Return the account's id; raises ValueError for one that no command takes, so that nothing could take it back."""
+    """Return the account's id; raises ValueError for one that no command accepts: it could not be rolled back."""
     try:
         encode_account(value)
     except BadInputError as error:
@@ -119,7 +119,7 @@ class UserActor(_Part):
 
 
 class OtherActor(_Part):
-    """The system, or a user who is gone."""
+    """The system, or a deleted user."""
 
     type: Literal["deleted_user", "system"]
     id: None = None
@@ -127,7 +127,7 @@ class OtherActor(_Part):
 
 
 class Change(_Part):
-    """One column: what it was and what it became; `null` where there was nothing."""
+    """One column: former and new value; `null` where there was none."""
 
     field: Name
     label: Text
@@ -208,7 +208,7 @@ def document_of(record: ActivityLogRecord) -> dict[str, Any]:
 
 
 def write(database: Any, records: Sequence[ActivityLogRecord], *, by: str = "", request_id: str = "") -> MigrateAnswer:
-    """Insert what is new in one unordered bulk write. Safe to repeat: what is there already is skipped.
+    """Insert what is new in one unordered bulk write. Safe to repeat: existing documents are skipped.
 
     The audit log has who sent them, also where the answer is unknown: then pymongo's errors or the writer's
     NotAnsweredError are raised, and they are to be sent again.

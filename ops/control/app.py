@@ -166,7 +166,7 @@ def _problem(error: Mapping[str, Any]) -> str:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     resp_code = OF_STATUS.get(error.status_code, RespCode.INTERNAL_ERROR)
-    message = {404: "there is nothing here", 405: "that method is not for this address"}.get(
+    message = {404: "there is no such endpoint", 405: "the endpoint does not support this method"}.get(
         error.status_code, str(error.detail)
     )
     return _envelope(request, ApiError(error.status_code, resp_code, message, headers=error.headers))

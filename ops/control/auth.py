@@ -34,18 +34,18 @@ _CURVES = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521"}
 
 
 class InvalidTokenError(Exception):
-    """The session token is not to be believed; the text is for the client and names no detail of ours."""
+    """The session token is not valid; the text is for the client and has no internal details."""
 
 
 class KeysUnavailableError(Exception):
-    """No key to verify with could be had: nothing is known of the token."""
+    """No key for verification is available: the token is neither valid nor invalid."""
 
 
 # ---- Basic -----------------------------------------------------------------------------------------------------------
 
 
 class BasicCredentials:
-    """Checks a user and password. Every check costs the same, whatever is wrong and wherever it differs."""
+    """Checks a user and password. Constant time: every check costs the same, whatever differs."""
 
     def __init__(self, credentials: Iterable[tuple[str, str]]) -> None:
         """A user may be there twice, with the old and the new password."""
@@ -116,7 +116,7 @@ class SessionTokens:
         except jwt.InvalidTokenError:
             raise InvalidTokenError("the session token is not a signed JWT") from None
         algorithm, key_id = header.get("alg"), header.get("kid")
-        # The header is the attacker's to write: it chooses among what the settings allow, and nothing else.
+        # An attacker can write the header: it only chooses among the algorithms of the settings.
         if not isinstance(algorithm, str) or algorithm not in self._algorithms or "crit" in header:
             raise InvalidTokenError("the session token is not signed in a way that is accepted")
         candidates = await self._keys.candidates(key_id if isinstance(key_id, str) else None, algorithm)
@@ -289,7 +289,7 @@ class JwksUrl:
 
 
 def tokens_of(settings: ControlSettings) -> SessionTokens | None:
-    """Return what verifies session tokens, or None if there is nothing to verify them with."""
+    """Return the verifier of session tokens, or None without keys."""
     if not settings.tokens_configured:
         return None
     if shared := settings.jwt_shared_key.get_secret_value():

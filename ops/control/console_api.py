@@ -17,7 +17,7 @@ path: they may hold any printable character.
     POST /console/api/halt         AccountRequest                        -> 200 ActionDone (job)
     POST /console/api/resume       ResumeRequest                         -> 200 ActionDone (job)
     POST /console/api/rerun        AccountRequest                        -> 200 ActionDone (job)
-    POST /console/api/rollback     RollbackRequest                       -> 200 RollbackDone, when all is gone
+    POST /console/api/rollback     RollbackRequest                       -> 200 RollbackDone, when all are deleted
     POST /console/api/verify       AccountRequest                        -> 202 ActionDone (task)
     POST /console/api/preflight    AccountRequest                        -> 202 ActionDone (task)
     POST /console/api/dlq-retry    RetryRequest                          -> 202 ActionDone (task)
@@ -95,7 +95,7 @@ def console_routes(backend: Backend, rollbacks: Rollbacks, events: Events, versi
 def _add_reading(router: APIRouter, backend: Backend, state: ConsoleState, version: str) -> None:
     @router.get("/session", response_model=Session, responses=errors())
     async def session(request: Request) -> Response:
-        """Return who is signed in."""
+        """Return the signed-in user."""
         return _answer(Session(user=request.state.user, version=version, now=dt.datetime.now(dt.UTC)))
 
     @router.get("/accounts", response_model=AccountList, responses=errors())
@@ -261,7 +261,7 @@ def _add_actions(router: APIRouter, backend: Backend, rollbacks: Rollbacks) -> N
         return json_response(done.model_dump(mode="json"), 202)
 
     task("verify", TaskKind.VERIFY, "Have a runner prove the account's copy, document by document.")
-    task("preflight", TaskKind.PREFLIGHT, "Have a runner check everything that a migration needs.")
+    task("preflight", TaskKind.PREFLIGHT, "Have a runner check the preconditions of a migration.")
 
     @router.post("/dlq-retry", status_code=202, response_model=ActionDone, responses=errors(403, 404, 409, body=True))
     async def dlq_retry(request: Request, command: RetryRequest) -> Response:
@@ -275,12 +275,12 @@ def _add_actions(router: APIRouter, backend: Backend, rollbacks: Rollbacks) -> N
 
     @router.post("/rollback", response_model=RollbackDone, responses=errors(403, 404, 409, 500, body=True))
     async def rollback(request: Request, command: RollbackRequest) -> Response:
-        """Delete what the replay has written for the account; answers when all of it is gone."""
+        """Delete what the replay has written for the account; answers when all of it is deleted."""
         if command.confirm != command.company_sso_id:
             raise ApiError(
                 409,
                 RespCode.CONFIRMATION_MISMATCH,
-                "what was typed is not the account; nothing was deleted",
+                "the confirmation is not the account; nothing was deleted",
                 errors=[("confirm", "type the account's id")],
             )
         removed = await rollbacks.roll_back(

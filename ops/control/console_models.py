@@ -133,7 +133,7 @@ class StageName(StrEnum):
 class Stage(_Answer):
     """A box in the picture of the flow: how much it has done, and how much waits in front of it.
 
-    producer: rows read from the source of `total`, nothing waits. processors: records of the replay topic. sink:
+    producer: rows read from the source of `total`, without lag. processors: records of the replay topic. sink:
     records of the outcomes topic. dead_letters: `done` is null, `waiting` the letters that the topic holds, resolved
     ones among them.
     """
@@ -146,7 +146,7 @@ class Stage(_Answer):
 
 
 class Action(_Answer):
-    """What can be done to the account now; `why_not` is what to show beside a disabled button."""
+    """An action on the account and whether it is allowed now; `why_not` is shown for a disabled button."""
 
     name: Literal["trigger", "halt", "resume", "rerun", "rollback", "verify", "preflight", "dlq-retry"]
     allowed: bool
@@ -203,8 +203,8 @@ class AccountDetail(_Answer):
     history: list[JobView] = Field(description="all jobs, the last started first, 20 at most")
     pace: Pace | None = Field(description="null unless a job is in progress")
     stages: list[Stage] = Field(description="one of each name, in the order of the flow; [] if there never was a job")
-    preflight: TaskView | None = Field(description="the last that is over")
-    verification: TaskView | None = Field(description="the last that is over")
+    preflight: TaskView | None = Field(description="the last finished one")
+    verification: TaskView | None = Field(description="the last finished one")
     tasks: list[TaskView] = Field(description="queued or running")
     rollback: Rollback | None
     actions: list[Action]
@@ -218,7 +218,7 @@ class AccountsChanged(_Answer):
 
 
 class AuditEntry(_Answer):
-    """Who did what, when, and what came of it."""
+    """An entry of the audit log: who, what, when, and the result."""
 
     at: AwareDatetime
     who: str
@@ -263,7 +263,7 @@ class LetterView(_Answer):
 
 
 class LetterPage(_Answer):
-    """Dead letters, the newest first. `total`, `states` and `causes` are of those that are looked at."""
+    """Dead letters, the newest first. `total`, `states` and `causes` are of those that are read."""
 
     company_sso_id: str
     total: int = Field(description="of this cause, or of all without a cause")
@@ -362,7 +362,7 @@ class ActionDone(_Answer):
 
 
 class RollbackDone(_Answer):
-    """All of it is gone."""
+    """All documents are deleted."""
 
     company_sso_id: str
     records_removed: int

@@ -49,7 +49,7 @@ from sink.database import Document, Documents
 HISTORY_MAX = 20
 TASKS_MAX = 50
 ACCOUNTS_MAX = 10_000  # with a job or a flag; a console for more needs a search of its own
-LETTERS_MAX = 2_000  # the newest so many of an account are looked at
+LETTERS_MAX = 2_000  # the newest so many of an account are read
 LETTERS_FRESH_S = 5.0
 RESTING_FRESH_S = 10.0  # of the lag of an account of which no job is in progress
 ROWS_FRESH_S = 0.9
@@ -88,7 +88,7 @@ class ConsoleState:
         return self._accounts.rows()
 
     def account(self, account: str) -> AccountDetail:
-        """Return all that is shown of an account, whether there is anything or not."""
+        """Return all that is shown of an account, also of an unknown one."""
         now = _now()
         history = self._backend.store.jobs(account, HISTORY_MAX)
         job = _latest(history) or (self._backend.store.latest(account) if len(history) == HISTORY_MAX else None)

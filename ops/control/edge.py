@@ -85,7 +85,7 @@ class Edge:
         self._token_failures = FailureLimit(settings.auth_failures_max, window_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request; everything that is no HTTP request passes as it is."""
+        """Serve a request; other protocols pass unchanged."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -192,7 +192,7 @@ class Edge:
         )
 
     def limited(self, receive: Receive) -> Receive:
-        """Return a `receive` that counts what comes; over the limit it raises what becomes a 413."""
+        """Return a `receive` that counts bytes; over the limit it raises the error of a 413."""
         received = 0
 
         async def counted() -> Message:
@@ -200,7 +200,7 @@ class Edge:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._settings.body_bytes_max:
-                # Of Starlette's kind: FastAPI takes anything else that is raised here for a broken body.
+                # A Starlette exception: FastAPI treats any other one that is raised here as a broken body.
                 raise HTTPException(413, self.too_large().message, {"connection": "close"})
             return message
 

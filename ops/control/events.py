@@ -1,7 +1,7 @@
 """The console's live events: one poll a second of each watched account, shared by all of its subscribers.
 
 A client is sent the newest state and never a queue of old ones, so a slow one costs no memory. The id of an event is a
-digest of what it describes: a client that reconnects and has missed nothing is sent nothing, whichever process answers.
+digest of what it describes: a client that reconnects and has missed nothing gets nothing, from any process.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ class Events:
             watch.wake()
 
     def join(self, name: str, look: Callable[[], Awaitable[State]]) -> Client:
-        """Return a client of what has that name, which is looked at from now on until `leave`.
+        """Subscribe a client to the watch of that name, which is polled until `leave`.
 
         Raises ApiError over the limit of clients.
         """
@@ -184,7 +184,7 @@ class Events:
 
 
 class EventStream(StreamingResponse):
-    """The answer to one client, who has left when it is over: also if it was over before it began."""
+    """The answer to one client, which is unsubscribed at its end: also if it ends before it begins."""
 
     def __init__(self, stream: AsyncIterator[bytes], left: Callable[[], None]) -> None:
         """`left` is called in any case."""

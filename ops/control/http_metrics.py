@@ -12,7 +12,7 @@ class HttpMetrics:
     """The counters of one application; a registry of its own, so that two in a process do not meet."""
 
     def __init__(self) -> None:
-        """`registry` is there for those who add to it."""
+        """`registry` is public, for further collectors."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "crm_control_requests",

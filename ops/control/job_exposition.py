@@ -24,7 +24,7 @@ from sink.database import Document
 
 FRESH_S = 2.0
 JOBS_READ_MAX = 4 * ACCOUNTS_MAX  # the last started; accounts beyond them have not moved for long
-LETTERS_FRESH_S = 30.0  # of an account: its dead letters are read and compared with what became of their rows
+LETTERS_FRESH_S = 30.0  # of an account: its dead letters are read and compared with the state of their rows
 LETTERS_ACCOUNTS_MAX = 50  # the last changed
 RESTING_LAG_FRESH_S = 30.0  # of a job that is not in progress
 KAFKA_BUDGET_S = 2.0  # of one scrape; with the query in flight, it stays below the time-out of a scrape
@@ -114,7 +114,7 @@ class JobMetrics:
             return known[1]
         try:
             count = self._state.letters_page(account, None, None, 1).states[State.WAITING.value]
-        except ReplayError:  # Kafka has gone meanwhile
+        except ReplayError:  # Kafka has become unavailable
             return known[1] if known else 0
         self._waiting[account] = (time.monotonic(), count)
         return count

@@ -41,7 +41,7 @@ class Rollbacks:
     ) -> int:
         """Return how many documents the account's roll back has removed; begins one, or joins the one that runs.
 
-        `gone` returns whether the client has hung up: then the number is kept for the next request. Raises ApiError.
+        `gone` returns whether the client has disconnected: then the number is kept for the next one. Raises ApiError.
         A client that goes away ends its own waiting only.
         """
         task = self._running.get(company_sso_id)

@@ -73,7 +73,7 @@ class MigrationStarted(BaseModel):
 
 
 class RolledBack(BaseModel):
-    """The account's replayed documents are gone."""
+    """The account's replayed documents are deleted."""
 
     records_removed: int = Field(
         description="by this roll back, interrupted requests for it included; 0 when there was nothing left"
@@ -116,7 +116,7 @@ def private_routes(backend: Backend, rollbacks: Rollbacks) -> APIRouter:
 
     @router.post("/crm_migration/rollback", response_model=RolledBack, responses=errors(404, 409, 500, body=True))
     async def roll_back(request: Request, account: Account) -> Response:
-        """Delete what the replay has written for the account, also by `migrate`, and answer when all of it is gone.
+        """Delete what the replay has written for the account, also by `migrate`, and answer when all of it is deleted.
 
         Takes about a second for 20,000 documents, so an account of millions outlasts a gateway. The work continues when
         the client disconnects; a repeated request joins it, or returns the number that no client has received. After
@@ -161,7 +161,7 @@ def browser_routes(backend: Backend, settings: ControlSettings) -> APIRouter:
             list[str] | None, Query(description="may be given, and must be the session's")
         ] = None,
     ) -> Response:
-        """Return how far the import of the session's own account is.
+        """Return the progress of the import of the session's own account.
 
         401 without a valid session. 403 PERMISSION_DENIED without the permission `customers_customers_view`, or
         FOREIGN_ACCOUNT if the request names another account.

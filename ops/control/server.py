@@ -39,7 +39,7 @@ class ControlServer(uvicorn.Server):
         await super().startup(sockets)
 
     async def shutdown(self, sockets: Any = None) -> None:
-        """Stop: no new requests, those under way end, within the time the settings give."""
+        """Stop: no new requests; running ones end, within the time of the settings."""
         self._control_app.stop()
         await super().shutdown(sockets)
 

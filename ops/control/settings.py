@@ -100,7 +100,7 @@ class ControlSettings(EnvironmentSettings):
             raise BadInputError(
                 f"{PREFIX}JWT_SHARED_KEY is too short", f"it needs {SHARED_KEY_BYTES_MIN} bytes or more"
             )
-        # A public key that is taken for a shared one lets anybody sign: the two families are never mixed.
+        # A public key used as a shared one would let any client sign: the two families are never mixed.
         allowed = SYMMETRIC if shared else ASYMMETRIC
         for algorithm in self.algorithms:
             if algorithm not in allowed:

@@ -184,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name of the method it replaces
-        """Log nothing: the URLs have emails in them."""
+        """Log no request: the URLs have emails in them."""
 
 
 def read_emails(path: str) -> list[str]:

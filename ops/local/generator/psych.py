@@ -59,7 +59,7 @@ _BEGINS_UNLIKE_A_WORD = re.compile(r"^[^\w][^\"]*$", re.MULTILINE)
 
 
 class Plain(str):
-    """Text that is written as it stands, unquoted: a date, a timestamp, an enum's number."""
+    """Text that is written unchanged and unquoted: a date, a timestamp, an enum's number."""
 
     __slots__ = ()
 

@@ -115,7 +115,7 @@ class DebeziumServer(Server):
         return [("org.apache.kafka.connect.cli.ConnectDistributed", str(self._root / "connect.properties"))]
 
     def delete_data(self) -> None:
-        """Remove nothing: its data is Kafka's."""
+        """Do nothing: its data is in Kafka."""
 
     def _render(self, port: int) -> str:
         own = f"crm.connect.{self._around.home.short_id}"

@@ -110,7 +110,7 @@ def start(command: Command, *, process_file: Path, log: Path) -> Process:
 
 
 def stop(process: Process, *, number: signal.Signals = signal.SIGTERM, timeout_s: float) -> bool:
-    """End the process and return once it is gone; False if it had to be killed after `timeout_s`."""
+    """End the process and return once it has ended; False if it had to be killed after `timeout_s`."""
     if _signal(process, number, timeout_s):
         return True
     _signal(process, signal.SIGKILL, timeout_s=30.0)

@@ -91,7 +91,7 @@ class ToolCache:
         self.cancel = cancel
 
     def path(self, name: str, what: str, fill: Callable[[Path], None]) -> Path:
-        """Return the directory of tool `name`, filled by `fill` if it is not there yet.
+        """Return the directory of tool `name`, filled by `fill` if it does not exist yet.
 
         `name` has to contain everything that decides the content: version, platform, digest of a pinned list.
         """

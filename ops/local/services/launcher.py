@@ -18,7 +18,7 @@ def start_mark(pid: int) -> str | None:
     """Return the identity of this process among those with the same id; None if it has ended (a zombie has).
 
     On Linux the boot and the clock tick it was forked in: `exec` changes neither. A process that is killed ends thread
-    by thread, and until the last one is gone it has its ports and its files: it has not ended before.
+    by thread, and until the last one has ended it holds its ports and its files.
     """
     if sys.platform != "linux":
         return _start_mark_by_ps(pid)

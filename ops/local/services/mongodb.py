@@ -74,7 +74,7 @@ class MongoServer(Server):
         return f"mongodb://{loopback.HOST}:{ports['mongodb']}/?directConnection=true&journal=true"
 
     def welcome(self, ports: Mapping[str, int]) -> None:  # noqa: ARG002 - the same for all servers
-        """Note that the data directory is whole: the engine made it, and has answered."""
+        """Mark the data directory as complete: the engine has created it, and has responded."""
         if self._data.made_by() is None:
             self._data.complete(self._modules.parent.name)
 

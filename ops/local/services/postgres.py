@@ -50,7 +50,7 @@ class PostgresServer(Server):
 
     service = Service.POSTGRES
     port_names = ("postgres",)
-    stop_signal = signal.SIGINT  # "fast": SIGTERM would wait until the last client has gone by itself
+    stop_signal = signal.SIGINT  # "fast": SIGTERM would wait until the last client disconnects
 
     def __init__(self, around: Surroundings) -> None:
         """Nothing is looked for or created yet."""
@@ -98,7 +98,7 @@ class PostgresServer(Server):
         return _dsn(ports["postgres"], DATABASE)
 
     def welcome(self, ports: Mapping[str, int]) -> None:
-        """Create the database `crm` if it is not there."""
+        """Create the database `crm` if it does not exist."""
         with psycopg.connect(_dsn(ports["postgres"], "postgres"), autocommit=True) as db:
             if db.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
                 db.execute(f"CREATE DATABASE {DATABASE}")
@@ -108,7 +108,7 @@ class PostgresServer(Server):
         return [("-D", str(place / "data")) for place in (self._root, self._outside())]
 
     def delete_data(self) -> None:
-        """Remove the cluster, and what was put outside the home for it."""
+        """Remove the cluster, and its files outside of the home."""
         for place in (self._root, self._outside()):
             DataDirectory(place / "data", self._root / "data.json").wipe()
         shutil.rmtree(self._outside(), ignore_errors=True)
@@ -120,7 +120,7 @@ class PostgresServer(Server):
         outside = self._outside()
         outside.mkdir(parents=True, exist_ok=True)
         for directory in (outside.parent, outside):
-            directory.chmod(0o755)  # whatever our umask is
+            directory.chmod(0o755)  # with any umask
         if not _reaches(self._user, outside):
             raise BadInputError(
                 f"PostgreSQL does not run as root, and its user {self._user.name} can enter neither {self._root} nor "

@@ -73,7 +73,7 @@ class RegistryServer(Server):
         return [(self._database_option(), "-jar")]
 
     def delete_data(self) -> None:
-        """Remove nothing: its file is in its directory, which goes as a whole."""
+        """Do nothing: its file is in its directory, which is removed as a whole."""
 
     def _database_option(self) -> str:
         return f"-Dquarkus.datasource.jdbc.url=jdbc:h2:file:{self._root / 'schemas'}"

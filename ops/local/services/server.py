@@ -41,7 +41,7 @@ class Server(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Find or fetch its programs and make its data directory; nothing of it runs yet."""
+        """Find or fetch its programs and create its data directory; no process runs yet."""
 
     @abstractmethod
     def command(self, ports: Mapping[str, int]) -> Command:
@@ -68,7 +68,7 @@ class Server(ABC):
 
 
 class DataDirectory:
-    """A directory that counts only once it is complete: a marker beside it is written last and removed first."""
+    """A directory that is used only once complete: a marker file beside it is written last and removed first."""
 
     def __init__(self, path: Path, marker: Path) -> None:
         """Nothing is created here."""
@@ -84,7 +84,7 @@ class DataDirectory:
         return str(found.get("made_by")) if found.get("path") == str(self.path) and self.path.is_dir() else None
 
     def wipe(self) -> None:
-        """Remove what is there; make it with `make` afterwards."""
+        """Remove it; create it with `make` afterwards."""
         self._marker.unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 

@@ -111,7 +111,7 @@ def connections(home: Path | None = None) -> Connections:
 
 
 def _look_around(place: Home, say: Say = _quiet) -> Surroundings:
-    """Return surroundings for questions and stops: nothing is fetched in them."""
+    """Return surroundings for queries and stops: they fetch nothing."""
     tools = ToolCache(place.path, logs=place.logs, say=say, cancel=threading.Event())
     return Surroundings(place, ServiceSettings.load(), tools, say)
 

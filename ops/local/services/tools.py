@@ -44,7 +44,7 @@ _NO_ENGINE = "set MONGODB_URL to a server of yours, or use Docker: docker compos
 
 
 def _digest(*files: Path) -> str:
-    """Return a few characters that change with the files, for the name of what is made from them."""
+    """Return a few characters that change with the files, for the name of what is built from them."""
     return sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:10]
 
 
@@ -172,7 +172,7 @@ def _maven_jars(
 ) -> Path:
     """Return the directory which has, `within`, the jars of `<name>.pom.xml`; its version is `artifact`'s.
 
-    `complete` is called with the directory of the jars once they are there.
+    `complete` is called with the directory of the jars once they exist.
     """
     variable = _VARIABLE_OF.get(name, "KAFKA_CONNECT_URL")
     pom = _HERE / f"{name}.pom.xml"
@@ -202,7 +202,7 @@ def _maven_jars(
 
 
 def _maven_environment(java: Path) -> dict[str, str]:
-    """Return Maven's environment: it runs on the machine's own Java if there is one, of whatever version, else on ours.
+    """Return Maven's environment: it runs on the machine's own Java if there is one, of any version, else on ours.
 
     Ours does not know the certificates that an administrator has added to the machine's, so they are passed to it.
     """
