@@ -1,19 +1,19 @@
 """What the live feed makes of a record before any rule looks at it."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import orjson
 import pytest
 
+from processors.batches import SourceRecord
+from processors.feed.accounts import ACCOUNT_AGAIN_S, ACCOUNT_WAIT_S, Patience
 from processors.feed.change_events import ChangeDecoder
-from processors.feed.worker import ACCOUNT_AGAIN_S, ACCOUNT_WAIT_S, LiveTransformer, Patience
-from processors.metrics import ProcessorMetrics
+from processors.feed.decoding import FeedDecoder
 from schemas.codec import Codec
 from schemas.records import AuditEvent
 from schemas.source import mapping
 from schemas.source.mapping import SourceMapping
 from tests.unit.processors.feed.test_change_events import ROW
-from tests.unit.processors.test_batches import JOB
 
 DEFAULT = mapping.load(None).model_dump(by_alias=True)
 RENAMED = SourceMapping.model_validate(DEFAULT | {"aliases": {"Person": "Crm::Person", "Deal": "Crm::Deal"}})
@@ -35,11 +35,8 @@ def of_the_crm() -> bytes:
 
 @pytest.mark.parametrize("value", [of_our_schema, of_the_crm])
 def test_a_row_under_a_former_name_is_called_by_the_name_now(value: Any) -> None:
-    transformer = LiveTransformer(
-        JOB, Codec(), None, None, ProcessorMetrics(),
-        changes=ChangeDecoder(RENAMED, company_sso_id="acme"), named_now=RENAMED.named_now,
-    )  # fmt: skip
-    (event,) = transformer.decode([Record(b"k", value())])  # type: ignore[list-item]
+    decoder = FeedDecoder(Codec(), ChangeDecoder(RENAMED, company_sso_id="acme"), RENAMED.named_now)
+    event = decoder.decode(cast("SourceRecord", Record(b"k", value())))
     assert isinstance(event, AuditEvent)
     assert (event.auditable_type, event.associated_type) == ("Crm::Deal", "Crm::Person")
 
