@@ -61,18 +61,17 @@ class RowState(TableState):  # type: ignore[misc]
 class ReferenceTable(faust.GlobalTable):  # type: ignore[misc]
     """A compacted topic of the producer's as a table of records by key."""
 
-    get: Callable[[bytes], Any]
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what Faust passes."""
         super().__init__(*args, **kwargs)
-        self.get = self.data.data.get
+        self._records: DecodedRows[Any] = self.data.data  # of the store
+        self.get = self._records.get  # `table[key]` of Faust's costs 2 µs, a row's whole transformation 25
         self.app.monitor.tables[self.name] = RowState(self)
 
     @property
     def rejects(self) -> int:
         """Return how many of the records read must not be used."""
-        return int(self.data.data.rejects)
+        return self._records.rejects
 
     def on_key_set(self, key: Any, value: Any) -> None:  # noqa: ARG002
         """Refuse: the row would go to the producer's topic. Raises TypeError."""

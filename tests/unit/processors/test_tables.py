@@ -12,6 +12,7 @@ from processors.app import ReplayApp
 from processors.lookups.answers import TableLookups, of_account
 from processors.lookups.tables import ReferenceTables
 from processors.tables import declare
+from processors.worker import serve
 from schemas.errors import ServiceUnreachableError
 from schemas.records import Contact
 from tests.unit.processors.lookups.test_answers import ACCOUNT, CODEC, contact
@@ -49,6 +50,12 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> type[Reader]:
     return Own
 
 
+async def wait_for(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not is_so():
+            await asyncio.sleep(0.01)
+
+
 def on_app(scenario: Callable[[ReplayApp], Awaitable[None]]) -> None:
     async def main() -> None:
         app = replay_app(exit_at_end=False)
@@ -59,7 +66,7 @@ def on_app(scenario: Callable[[ReplayApp], Awaitable[None]]) -> None:
         try:
             await scenario(app)
         finally:
-            await asyncio.wait_for(app.tables.stop(), 10)
+            await asyncio.wait_for(app.tables.stop(), 5)
             app.consumer._thread.thread_loop.close()
 
     asyncio.run(main())
@@ -141,25 +148,27 @@ def test_tables_start_before_anything_that_consumes() -> None:
     on_app(scenario)
 
 
-def test_a_start_ends_with_the_load_and_a_stop_ends_the_load(reader: type[Reader]) -> None:
+def test_a_worker_that_is_told_to_stop_while_it_loads_ends_without_joining_its_group(reader: type[Reader]) -> None:
     async def scenario(app: ReplayApp) -> None:
         reader.goes_on.clear()
-        starting = asyncio.create_task(app.tables.start())
-        await asyncio.sleep(0.05)
-        assert not starting.done()
-        starting.cancel()
-        await asyncio.wait_for(app.tables.stop(), 5)
+        stop = asyncio.Event()
+        serving = asyncio.create_task(serve(app, stop))
+        await wait_for(lambda: app.tables._loading is not None)
+        stop.set()
+        await asyncio.wait_for(serving, 5)
         assert app.tables._loading.done()
+        assert not app.consumer.started
         assert len(app.tables["contacts"]) == 0
 
     on_app(scenario)
 
 
-def test_a_load_that_fails_fails_the_start(reader: type[Reader]) -> None:
+def test_a_load_that_fails_ends_the_worker_with_its_own_error(reader: type[Reader]) -> None:
     async def scenario(app: ReplayApp) -> None:
         reader.fails = True
         with pytest.raises(ServiceUnreachableError):
-            await app.tables.start()
+            await serve(app, asyncio.Event())
+        assert not app.consumer.started
 
     on_app(scenario)
 
