@@ -24,7 +24,7 @@ from ops.jobs.documents import rows_with_document
 from ops.kafka import admin as kafka_admin
 from ops.progress import RunView
 from processors.encoding.transform import Transformer
-from processors.lookups.answers import TableLookups
+from processors.lookups.answers import TableLookups, decoded
 from processors.lookups.directory import UserDirectory
 from processors.rules.decide import Refused
 from producer.audits import AuditReader, connect, resolve
@@ -181,7 +181,7 @@ class _DryRun:
         self._person = person
         url = connections.user_directory_url
         self._directory = UserDirectory(url, account) if url else None
-        self._lookups = TableLookups(tables, codec, account, self._directory)
+        self._lookups = TableLookups(decoded(tables, codec, account), self._directory)
         self._loop = asyncio.new_event_loop()
         self._database = database
         self._has_index = UNIQUE_EXTERNAL_ID.name in _index_names(database[ACTIVITY_LOGS])

@@ -28,7 +28,7 @@ from ops.kafka import admin as kafka_admin
 from ops.kafka.rows import Topics, partition_of
 from ops.progress import RunView
 from processors.encoding.transform import Transformer
-from processors.lookups.answers import TableLookups
+from processors.lookups.answers import TableLookups, decoded
 from processors.lookups.directory import UserDirectory
 from processors.lookups.tables import ReferenceTables
 from producer.audits import EPOCH_2000_US, UNDECODABLE, AuditReader, Limits, answering, connect, resolve
@@ -348,7 +348,7 @@ class _Collector:
             tables.close()
         url = self._connections.user_directory_url
         directory = UserDirectory(url, self._account) if url else None
-        lookups = TableLookups(tables.rows, self._topics.codec, self._account, directory)
+        lookups = TableLookups(decoded(tables.rows, self._topics.codec, self._account), directory)
         if directory is not None and event.user_id:
 
             async def fetch() -> None:
