@@ -9,15 +9,13 @@ import sys
 import time
 from functools import partial
 
-from pymongo.database import Database
-
 from schemas.errors import ReplayError, ServiceUnreachableError, worker_exit_code
 from schemas.process import logs, tracing
 from schemas.process.connections import Connections
 from schemas.process.exposition import serving
+from schemas.process.mongodb import Database, connect
 from schemas.process.registry import codec_for
 from sink.consumer import Sink
-from sink.database import Document, connect
 from sink.effects import Seam, straight
 from sink.feed import sink as live
 from sink.replay import replay_parts
@@ -27,7 +25,7 @@ CONNECT_EVERY_S = 1.0
 GC_THRESHOLD = 50_000  # a batch makes some ten thousand objects, none of them in cycles
 
 
-def connect_patiently(connections: Connections, patience_s: float) -> Database[Document]:
+def connect_patiently(connections: Connections, patience_s: float) -> Database:
     """Return the database; a sink that is started again in the middle of an outage waits for its end."""
     deadline = time.monotonic() + patience_s
     while True:

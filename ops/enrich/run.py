@@ -42,11 +42,11 @@ from schemas.codec import Codec
 from schemas.collections import ACTIVITY_LOGS, ENRICHMENTS
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database, Document, Documents
+from schemas.process.mongodb import connect as connect_mongodb
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source.mapping import WINDOW_S_MAX, SourceMapping, load
 from schemas.vocabulary import JobStatus
-from sink.database import Document, Documents
-from sink.database import connect as connect_mongodb
 from sink.enricher import Enricher
 from sink.indexes import ENRICHED_ACTIONS, ENRICHED_CATEGORIES
 from sink.match_key import DELETED_REFERENCE, Association, Outcome
@@ -402,7 +402,7 @@ class Run:
         scope: Scope,
         options: EnrichOptions,
         connections: Connections,
-        database: Any,
+        database: Database,
         mapping: SourceMapping,
         view: RunView,
         *,

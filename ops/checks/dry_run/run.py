@@ -38,14 +38,14 @@ from schemas.codec import Codec
 from schemas.collections import ACTIVITY_LOGS, JOBS
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database, Documents
+from schemas.process.mongodb import connect as connect_mongodb
 from schemas.process.registry import codec_for
 from schemas.records import AuditEvent
 from schemas.source.mapping import load
 from schemas.source.person import person_candidates
 from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause, JobStatus, SkipReason
-from sink.database import Documents
-from sink.database import connect as connect_mongodb
 from sink.indexes import UNIQUE_EXTERNAL_ID
 
 PLACES = 20  # of a sample: rows of every age
@@ -151,7 +151,7 @@ def _pages(reader: AuditReader, low: int, top: int, rows: int, wanted: int) -> I
         owed = max(0, left)
 
 
-def _finished_runs(database: Any) -> Iterator[tuple[int, datetime, datetime | None]]:
+def _finished_runs(database: Database) -> Iterator[tuple[int, datetime, datetime | None]]:
     """Yield rows, start and end of completed runs, the newest first; also where no migration has been applied yet."""
     jobs = database[JOBS].find({"status": JobStatus.COMPLETED.value}).sort("started_at", -1).limit(JOBS_LOOKED_AT)
     for job in jobs:
@@ -169,7 +169,7 @@ class _DryRun:
         transformer: Transformer,
         tables: dict[str, dict[bytes, bytes]],
         codec: Codec,
-        database: Any,
+        database: Database,
         person: Any,
     ) -> None:
         self.tally = Tally()

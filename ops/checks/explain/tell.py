@@ -39,12 +39,13 @@ from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.identity import SOURCE_TAG, external_id_of
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
+from schemas.process.mongodb import connect as connect_mongodb
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from schemas.source.mapping import SourceMapping, load
 from schemas.source.person import record_key
 from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause, SkipReason
-from sink.database import connect as connect_mongodb
 
 LOAD_TIMEOUT_S = 900.0
 JOBS_MAX = 1_000
@@ -75,7 +76,7 @@ class _Teller:
         self._feed = feed
         self._down: dict[str, str] = {}  # server -> why
         self._topics: Any = None  # a Topics; like the database, there once `_open` has reached it
-        self._database: Any = None
+        self._database: Database | None = None
         # What one part finds out for the next; None where it could not be looked at.
         self._job: Job | None = None
         self._mapping: SourceMapping = load(None)
@@ -150,7 +151,7 @@ class _Teller:
             self.story.looked_at.add(server)
 
     def _tell_job(self) -> None:
-
+        assert self._database is not None
         store = JobStore(self._database)
         job = self._job = store.latest(self._account)
         if job is None:
@@ -383,6 +384,7 @@ class _Teller:
         self.story.tell("outcome", {"topic": topic, "records": records}, *(lines or [f"none on {topic} {since}"]))
 
     def _tell_document(self) -> None:
+        assert self._database is not None
         logs = self._database.get_collection(ACTIVITY_LOGS, codec_options=TOLERANT)
         external_id = external_id_of(self._id)
         found = logs.find_one({"company_sso_id": self._account, "external_id": external_id})
@@ -445,6 +447,7 @@ class _Teller:
 
     def _tell_feed(self) -> None:
         """Tell what a live feed has made of the row. A feed is of one CRM database, so the id alone names the row."""
+        assert self._database is not None
         feed = feed_of(self._database, self._feed)
         if self._row is not None and not self._row.ours and self._row.exists:
             return  # another account's: nothing is told of it
