@@ -19,7 +19,7 @@ from sink.consumer import Sink
 from sink.effects import Seam, straight
 from sink.feed import sink as live
 from sink.replay import replay_parts
-from sink.settings import load_settings
+from sink.settings import SinkSettings
 
 CONNECT_EVERY_S = 1.0
 GC_THRESHOLD = 50_000  # a batch makes some ten thousand objects, none of them in cycles
@@ -42,7 +42,7 @@ def main(seam: Seam = straight) -> int:
     """Run a sink until it ends; return the exit code."""
     try:
         logs.configure("sink")
-        settings = live.load_settings() if live.is_wanted() else load_settings()
+        settings = (live.LiveSinkSettings if live.is_wanted() else SinkSettings).load()
         job = settings.job
         logs.bind(account=job.company_sso_id, job_id=job.job_id, run=job.run)
         connections = Connections()

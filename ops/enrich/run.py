@@ -35,7 +35,7 @@ from producer.audits import AuditReader, AuditSource, Connection, Limits, RowKin
 from producer.cursor import EARLIEST, Gap
 from producer.messages import Page
 from producer.references import NameReader, find_contacts
-from producer.settings import settings_from_environment
+from producer.settings import ProducerSettings
 from producer.survey import count
 from producer.throttle import Pacer, Throttle
 from schemas.codec import Codec
@@ -460,7 +460,7 @@ class Run:
                 ThreadPoolExecutor(IN_FLIGHT + 2, "enrich") as self._threads,  # besides, the next page and the count
             ):
                 self._pacer = Pacer(
-                    Throttle(settings_from_environment().throttle()),
+                    Throttle(ProducerSettings.load().throttle()),
                     lambda: _lag_of(reader),
                     time.monotonic,
                     time.sleep,

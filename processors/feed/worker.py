@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, Json
 
 from processors.app import BeforeAck, ReplayApp, RunHandler, add_agent, build_app, of_run
 from processors.batches import KEY_BYTES_MAX, Decoded, RunTransformer, SourceRecord, Undecodable
@@ -65,7 +65,7 @@ FLUSH_TIMEOUT_S = 2.0
 class LiveSettings(ProcessorSettings):
     """What a worker of a live feed reads from its environment; every name has the prefix CRM_REPLAY_."""
 
-    job: LiveFeed = Field(description="the feed, as JSON")
+    job: Json[LiveFeed] = Field(description="the feed, as JSON")
 
 
 def is_wanted() -> bool:

@@ -31,7 +31,7 @@ from producer.audits import AuditReader, connect, resolve
 from producer.cursor import EARLIEST
 from producer.messages import Page
 from producer.references import read_tables
-from producer.settings import settings_from_environment
+from producer.settings import ProducerSettings
 from producer.survey import survey
 from producer.topics import MESSAGE_BYTES_LIMIT, RECORD_OVERHEAD_BYTES, message_bytes_max
 from schemas.codec import Codec
@@ -77,7 +77,7 @@ def dry_run_account(account: str, options: DryRunOptions, connections: Connectio
     codec = codec_for("")  # what it makes, it reads: no topic and no registry is needed
     dsn = connections.crm_audit_database_url
     found = survey(dsn, mapping, account, date_range_start=options.date_range_start)
-    limits = settings_from_environment().limits(_row_bytes_max(account, connections))
+    limits = ProducerSettings.load().limits(_row_bytes_max(account, connections))
     database = connect_mongodb(connections, app_name="crm-replay-dry-run")
     try:
         tables = read_tables(dsn, mapping, account, mongo=database, codec=codec)

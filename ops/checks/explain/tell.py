@@ -33,7 +33,7 @@ from processors.lookups.directory import UserDirectory
 from processors.lookups.tables import ReferenceTables
 from producer.audits import EPOCH_2000_US, UNDECODABLE, AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
-from producer.settings import settings_from_environment
+from producer.settings import ProducerSettings
 from producer.topics import message_bytes_max
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
@@ -227,9 +227,7 @@ class _Teller:
         )
         limits = Limits()
         if self._topics is not None and self._topics.spans(self._names.replay):
-            limits = settings_from_environment().limits(
-                message_bytes_max(self._connections.kafka(), self._names.replay)
-            )
+            limits = ProducerSettings.load().limits(message_bytes_max(self._connections.kafka(), self._names.replay))
         # The reader of the replay itself, only that it takes a row of this very type, mapped or not.
         with closing(AuditReader(dsn, replace(source, scope=(auditable_type,)), EARLIEST, limits)) as reader:
             page = reader.late_page_after(self._id - 1, [(self._id, self._id)], 0)

@@ -14,7 +14,7 @@ from ops.checks.preflight import changes, directory, kafka, mongodb, source
 from ops.checks.preflight.lanes import Lane, Step, run_lanes
 from ops.checks.preflight.model import Report
 from ops.jobs import coverage
-from producer.settings import settings_from_environment
+from producer.settings import ProducerSettings
 from producer.topics import MESSAGE_BYTES_LIMIT
 from schemas.process.connections import Connections
 from schemas.process.mongodb import Database, connect
@@ -61,7 +61,7 @@ def preflight_account(
     began = time.monotonic()
     AccountTopics.of(account)
     mapping = load(options.mapping_path or None)
-    limits = settings_from_environment().limits(MESSAGE_BYTES_LIMIT)
+    limits = ProducerSettings.load().limits(MESSAGE_BYTES_LIMIT)
     found = _Found()
     checks = run_lanes(
         [
