@@ -38,10 +38,10 @@ from schemas.collections import ACTIVITY_LOGS, CONTACTS, FEEDS, PROGRESS
 from schemas.errors import ReplayError
 from schemas.identity import external_id_of
 from schemas.process.connections import Connections
+from schemas.process.mongodb import connect
 from schemas.process.registry import codec_for
 from schemas.records import AuditEvent
 from schemas.source.mapping import load
-from sink.database import connect
 from sink.indexes import UNIQUE_EXTERNAL_ID
 
 NAME = "crm_replay_bench_live"

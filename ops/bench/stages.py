@@ -57,11 +57,11 @@ from producer.survey import survey
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import connect
 from schemas.process.registry import codec_for
 from schemas.records import Contact
 from schemas.source.mapping import load
 from schemas.topics import AccountTopics
-from sink.database import connect
 from sink.match_key import Outcome
 
 NAME = "crm_replay_bench"

@@ -9,7 +9,7 @@ makes the second a duplicate.
 import time
 from collections.abc import Sequence
 
-from pydantic import Field
+from pydantic import Field, Json
 
 from processors.app import Parts, Surroundings
 from processors.batches import SourceRecord
@@ -39,7 +39,7 @@ TOPIC_REPLACED_TO_DO = (
 class LiveSettings(ProcessorSettings):
     """What a worker of a live feed reads from its environment; every name has the prefix CRM_REPLAY_."""
 
-    job: LiveFeed = Field(description="the feed, as JSON")
+    job: Json[LiveFeed] = Field(description="the feed, as JSON")
 
 
 class NoHighWater(HighWater):

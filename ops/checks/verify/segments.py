@@ -31,9 +31,9 @@ from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import ServiceUnreachableError
 from schemas.identity import EXTERNAL_ID_PREFIX, SOURCE_TAG, external_id_of, replay_id
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Documents, connect
 from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import DeadLetterCause, SkipReason
-from sink.database import Documents, connect
 from sink.indexes import UNIQUE_EXTERNAL_ID
 
 PAGE_ROWS = 2_000
