@@ -26,9 +26,9 @@ from ops.progress import generating
 from ops.runner.processes import child_environment
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import connect
 from schemas.source.mapping import load
 from schemas.vocabulary import JobStatus
-from sink.database import connect
 
 NAME = "crm_replay_bench_accounts"
 AT_ONCE = 10

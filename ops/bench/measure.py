@@ -56,6 +56,19 @@ def children(pid: int) -> list[int]:
     return []
 
 
+def workers_of(pid: int) -> dict[str, int]:
+    """Return module -> pid of a process's children that run one of our packages."""
+    found: dict[str, int] = {}
+    for child in children(pid):
+        try:
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if b"-m" in words:
+            found[words[words.index(b"-m") + 1].decode()] = child
+    return found
+
+
 @dataclass
 class Meter:
     """Samples processes and one counter in a thread of its own, from `start` to `stop`.

@@ -23,7 +23,7 @@ import psycopg
 from schemas.collections import CONTACTS
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
-from sink.database import connect
+from schemas.process.mongodb import connect
 
 ACCOUNT = "versus"
 PERSONS = range(50_000, 90_000)  # whom the peer's rows name

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterable
 from contextlib import closing
-from typing import Annotated, Any
+from typing import Annotated
 
 import psycopg
 import typer
@@ -23,7 +23,7 @@ from ops.runner.replay import run_account
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
-from sink.database import connect
+from schemas.process.mongodb import Database, connect
 
 NAME = "crm_replay_demo"
 
@@ -103,7 +103,7 @@ def _replay(console: Console, account: str, mapping: str, connections: Connectio
     return result
 
 
-def _show_documents(console: Console, database: Any, account: str) -> None:
+def _show_documents(console: Console, database: Database, account: str) -> None:
     console.print(f"\nA few of the activity logs of {account}:", style="bold", highlight=False)
     for category in ("contact", "deal", "task"):
         found = database[ACTIVITY_LOGS].find_one({"company_sso_id": account, "category": category})

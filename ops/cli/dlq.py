@@ -42,10 +42,10 @@ from ops.kafka.rows import Topics
 from ops.progress import RunView, view_for
 from schemas.errors import BadInputError, ReplayError
 from schemas.job import LiveFeed
+from schemas.process.mongodb import connect
 from schemas.records import DeadLetter
 from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause, ExitCode
-from sink.database import connect
 
 SHOWN_CHARACTERS_MAX = 20_000  # of one field of a payload, on a terminal; --json has all of it
 _CAUSES = frozenset(DeadLetterCause)

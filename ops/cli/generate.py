@@ -12,7 +12,7 @@ from ops.local.generator import Plan, generate_crm
 from ops.local.sample.contacts import seed_contacts
 from ops.progress import generating
 from schemas.process.connections import Connections
-from sink.database import connect
+from schemas.process.mongodb import connect
 
 
 def generate(

@@ -8,15 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.process.connections import Connections
+from schemas.process.environment import Settings
 
 
-class HostSettings(BaseSettings):
+class HostSettings(Settings):
     """Where a command writes; `ops.local.services` reads the same variable for its servers' data."""
-
-    model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_", env_ignore_empty=True, extra="ignore")
 
     home: Path = Field(Path(".crm-replay"), description="logs and data of the processes on this host")
 

@@ -15,8 +15,8 @@ from ops.progress import view_for
 from ops.runner.worker_metrics import gathering
 from schemas.errors import ServiceUnreachableError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import connect
 from schemas.topics import LIVE_FEED, LIVE_TOPIC
-from sink.database import connect
 
 
 def live(

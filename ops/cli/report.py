@@ -35,7 +35,7 @@ def report(
 
     from ops.checks.rollout.read import read_accounts, read_plan
     from ops.jobs import migrations
-    from sink.database import connect
+    from schemas.process.mongodb import connect
 
     planned = read_plan(plan) if plan else {}
     now = datetime.now(UTC)

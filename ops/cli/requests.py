@@ -21,8 +21,8 @@ from ops.jobs.jobs import Job
 from ops.jobs.requests import Control
 from ops.progress import view_for
 from schemas.errors import BadInputError, ReplayError
+from schemas.process.mongodb import connect
 from schemas.topics import encode_account
-from sink.database import connect
 from sink.rollback import documents_of
 
 Account = Annotated[str, typer.Option(help="The account's company_sso_id.", show_default=False)]

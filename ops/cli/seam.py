@@ -73,10 +73,10 @@ def fill(report: "Report", mapping_path: str, feed: str, connections: Connection
     from ops.runner.replay import run_selected
     from producer.publisher import Publisher
     from producer.topics import message_bytes_max
+    from schemas.process.mongodb import connect
     from schemas.process.registry import codec_for
     from schemas.source.mapping import load
     from schemas.source.person import record_key
-    from sink.database import connect
 
     given: dict[str, int] = {}
     account = report.company_sso_id

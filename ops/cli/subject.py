@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from pymongo.errors import PyMongoError
@@ -16,6 +16,9 @@ from ops.cli import host
 from ops.progress import RunView, view_for
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.logs import is_utf8
+
+if TYPE_CHECKING:
+    from schemas.process.mongodb import Database
 
 app = typer.Typer(
     help="What is kept about one CRM person: exported, or purged with a certificate.", no_args_is_help=True
@@ -34,7 +37,7 @@ class _Place:
     person: Any
     mapping: Any
     connections: Any
-    database: Any
+    database: "Database"
     codec: Any
 
 
@@ -45,10 +48,10 @@ def _place(account: str, person_id: str, mapping_path: str) -> Iterator[_Place]:
     from ops.jobs.store import JobStore
     from ops.kafka import admin as kafka_admin
     from ops.subject.model import Person
+    from schemas.process.mongodb import connect
     from schemas.process.registry import codec_for
     from schemas.source.mapping import load
     from schemas.topics import AccountTopics
-    from sink.database import connect
 
     AccountTopics.of(account)
     connections = host.connections()

@@ -21,6 +21,7 @@ from processors.encoding.documents import encode, is_too_large
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError
 from schemas.identity import AUDIT_ID_MAX, EXTERNAL_ID_PREFIX, SOURCE_TAG, audit_id_of
+from schemas.process.mongodb import Database
 from schemas.topics import ACCOUNT_LENGTH_MAX, encode_account
 from schemas.vocabulary import SkipReason
 from sink.documents import is_sound
@@ -207,7 +208,9 @@ def document_of(record: ActivityLogRecord) -> dict[str, Any]:
     return document
 
 
-def write(database: Any, records: Sequence[ActivityLogRecord], *, by: str = "", request_id: str = "") -> MigrateAnswer:
+def write(
+    database: Database, records: Sequence[ActivityLogRecord], *, by: str = "", request_id: str = ""
+) -> MigrateAnswer:
     """Insert what is new in one unordered bulk write. Safe to repeat: existing documents are skipped.
 
     The audit log has who sent them, also where the answer is unknown: then pymongo's errors or the writer's
@@ -228,7 +231,7 @@ def write(database: Any, records: Sequence[ActivityLogRecord], *, by: str = "", 
     return answer
 
 
-def _write(database: Any, records: Sequence[ActivityLogRecord]) -> MigrateAnswer:
+def _write(database: Database, records: Sequence[ActivityLogRecord]) -> MigrateAnswer:
     encoded = [encode(document_of(record)) for record in records]
     # The writer takes only what a server can hold; the body's limit makes the first a rarity.
     unfit = {at for at, document in enumerate(encoded) if is_too_large(document) or not is_sound(document)}

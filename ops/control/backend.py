@@ -29,8 +29,8 @@ from ops.jobs.store import JobStore
 from ops.kafka.lag import LagReader
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import open_database
 from schemas.server_state import is_outage
-from sink.database import open_database
 from sink.writer import NotAnsweredError
 
 T = TypeVar("T")

@@ -40,11 +40,11 @@ from ops.kafka.topics import records, spans
 from schemas.codec import Codec
 from schemas.collections import CHECKPOINTS, JOBS, RETRIES
 from schemas.errors import UndecodableRecordError
+from schemas.process.mongodb import Document, Documents
 from schemas.process.registry import codec_for
 from schemas.records import DeadLetter
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
-from sink.database import Document, Documents
 
 HISTORY_MAX = 20
 TASKS_MAX = 50

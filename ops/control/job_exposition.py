@@ -19,8 +19,8 @@ from ops.kafka.lag import Lag
 from schemas.collections import ENRICHMENTS
 from schemas.errors import ReplayError
 from schemas.process.metrics import ACCOUNTS_MAX, Value
+from schemas.process.mongodb import Document
 from schemas.vocabulary import JobStatus
-from sink.database import Document
 
 FRESH_S = 2.0
 JOBS_READ_MAX = 4 * ACCOUNTS_MAX  # the last started; accounts beyond them have not moved for long

@@ -23,6 +23,7 @@ from ops.jobs import migrations, requests
 from schemas.collections import JOBS
 from schemas.errors import ReplayError
 from schemas.process.exposition import Collected
+from schemas.process.mongodb import Database
 from schemas.vocabulary import JobStatus
 
 READY_TIMEOUT_S = 3.0
@@ -240,7 +241,7 @@ def own_routes(backend: Backend, metrics: HttpMetrics) -> APIRouter:
     return router
 
 
-def count_jobs(database: Any) -> dict[str, int]:
+def count_jobs(database: Database) -> dict[str, int]:
     """Return how many jobs are in each status; replays of chosen rows are left out."""
     groups = database[JOBS].aggregate(
         [{"$match": {"partial": {"$ne": True}}}, {"$group": {"_id": "$status", "jobs": {"$sum": 1}}}]

@@ -11,7 +11,7 @@ import uvicorn
 
 from ops.control.app import ControlApp
 from ops.control.backend import Backend
-from ops.control.settings import ControlSettings, load_settings
+from ops.control.settings import ControlSettings
 from schemas.errors import BadInputError, ReplayError
 from schemas.process import logs
 from schemas.process.connections import Connections
@@ -81,8 +81,7 @@ def serve(connections: Connections, host: str = "", port: int | None = None) -> 
 
     Raises BadInputError for settings that are no use, or an address that is taken.
     """
-    given: dict[str, object] = {} if port is None else {"port": port}
-    settings = load_settings(**given, **({"host": host} if host else {}))
+    settings = ControlSettings.load(host=host or None, port=port)
     logs.configure("control", environ={**os.environ, logs.LEVEL_VARIABLE: settings.log_level.upper()})
     server = server_of(settings, connections)
     scheme = "https" if settings.tls_certificate_path else "http"

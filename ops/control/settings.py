@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import SettingsConfigDict, SettingsError
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from schemas.errors import BadInputError
 from schemas.process.environment import EnvironmentSettings
@@ -19,7 +19,7 @@ SYMMETRIC = ("HS256", "HS384", "HS512")
 class ControlSettings(EnvironmentSettings):
     """The settings of `crm-replay control`, besides the servers' addresses (schemas.process.connections)."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8090, ge=0, le=65535, description="0: a free one, named on standard error")
@@ -154,15 +154,3 @@ class ControlSettings(EnvironmentSettings):
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def load_settings(**given: object) -> ControlSettings:
-    """Return the settings in the environment, `given` before them; raises BadInputError naming what is wrong."""
-    try:
-        return ControlSettings(**given)  # type: ignore[arg-type]
-    except SettingsError as error:
-        raise BadInputError(f"the environment cannot be read ({error})", "see ops/control/settings.py") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = PREFIX + ".".join(str(part) for part in first["loc"]).upper()
-        raise BadInputError(f"{name}: {first['msg']}", "see ops/control/settings.py") from error

@@ -32,6 +32,7 @@ from schemas.codec import Codec
 from schemas.collections import PROGRESS, RETRIES
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.job import LiveFeed
+from schemas.process.mongodb import Database
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from sink.feed.decoding import account_in
 from sink.feed.progress import totals_by_account
@@ -65,7 +66,9 @@ class Sent:
     failed: list[Letter]  # those that have failed again
 
 
-def judged(letters: Sequence[Letter], feed: LiveFeed, topics: Topics, database: Any, view: RunView) -> list[Listed]:
+def judged(
+    letters: Sequence[Letter], feed: LiveFeed, topics: Topics, database: Database, view: RunView
+) -> list[Listed]:
     """Return the feed's letters with their states.
 
     Resolved is a row that has a document of one of the feed's accounts, or that was skipped behind the failure; and a
@@ -97,7 +100,7 @@ def judged(letters: Sequence[Letter], feed: LiveFeed, topics: Topics, database: 
     ]
 
 
-def attempts_of(database: Any, feed: str) -> list[dict[str, Any]]:
+def attempts_of(database: Database, feed: str) -> list[dict[str, Any]]:
     """Return the feed's retries in the order in which they began."""
     return list(database[RETRIES].find({"feed": feed}).sort([("started_at", 1), ("_id", 1)]))
 
@@ -143,7 +146,7 @@ def send_again(
     letters: Sequence[Letter],
     reason: str,
     topics: Topics,
-    database: Any,
+    database: Database,
     read_letters: Callable[[], list[Letter]],
     payload_of: Callable[[int], DeadLetter | None],
     wait_s: float,

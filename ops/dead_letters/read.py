@@ -18,6 +18,7 @@ from schemas.collections import RETRIES
 from schemas.errors import UnknownSchemaError, UnreadableTopicError
 from schemas.job import LiveFeed
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
 from schemas.records import SkippedRecord
 from schemas.topics import AccountTopics
 
@@ -49,7 +50,7 @@ def read_letter(topics: Topics, names: AccountTopics, offset: int) -> tuple[Lett
 
 
 def resolved_rows(
-    letters: Sequence[Letter], account: str, topics: Topics, database: Any, view: RunView
+    letters: Sequence[Letter], account: str, topics: Topics, database: Database, view: RunView
 ) -> dict[int, str]:
     """Return why rows need no retry any more, as far as that can be proven, by their audit ids.
 
@@ -70,7 +71,7 @@ def resolved_rows(
 
 
 def _skipped_later(
-    failed_in: Mapping[int, int], account: str, topics: Topics, database: Any, view: RunView
+    failed_in: Mapping[int, int], account: str, topics: Topics, database: Database, view: RunView
 ) -> dict[int, str]:
     """Return the rows that a run after their last failure has skipped, by its outcomes."""
     later = [job for job in JobStore(database).jobs(account, JOBS_MAX) if job.run > min(failed_in.values())]
@@ -86,7 +87,7 @@ def _skipped_later(
     return skipped
 
 
-def attempts_of(database: Any, account: str, audit_id: int | None = None) -> list[dict[str, Any]]:
+def attempts_of(database: Database, account: str, audit_id: int | None = None) -> list[dict[str, Any]]:
     """Return the account's retries in the order in which they began; of one row or of all."""
     query: dict[str, Any] = {"company_sso_id": account}
     if audit_id is not None:
@@ -116,7 +117,7 @@ class Place:
     account: str  # "": it is a feed
     feed: LiveFeed | None
     topics: Topics
-    database: Any
+    database: Database
     connections: Connections
 
     @property

@@ -19,6 +19,7 @@ from ops.kafka.rows import Topics
 from ops.progress import RunView
 from schemas.collections import RETRIES
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.process.mongodb import Database
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from schemas.topics import AccountTopics
 
@@ -27,7 +28,7 @@ def retry_rows(
     account: str,
     audit_ids: Sequence[int],
     reason: str,
-    database: Any,
+    database: Database,
     topics: Topics,
     replay: Callable[[Sequence[int]], Any],
     view: RunView,
@@ -77,7 +78,7 @@ def retry_rows(
 
 
 def outcomes_of(
-    job: Any, audit_ids: Sequence[int], account: str, topics: Topics, database: Any, view: RunView
+    job: Any, audit_ids: Sequence[int], account: str, topics: Topics, database: Database, view: RunView
 ) -> dict[int, Outcome]:
     """Return each row's outcome in a job's run: migrated, skipped or failed, with the reason; else `gone`."""
     names = AccountTopics.of(account)

@@ -35,18 +35,18 @@ from producer.audits import AuditReader, AuditSource, Connection, Limits, RowKin
 from producer.cursor import EARLIEST, Gap
 from producer.messages import Page
 from producer.references import NameReader, find_contacts
-from producer.settings import settings_from_environment
+from producer.settings import ProducerSettings
 from producer.survey import count
 from producer.throttle import Pacer, Throttle
 from schemas.codec import Codec
 from schemas.collections import ACTIVITY_LOGS, ENRICHMENTS
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database, Document, Documents
+from schemas.process.mongodb import connect as connect_mongodb
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source.mapping import WINDOW_S_MAX, SourceMapping, load
 from schemas.vocabulary import JobStatus
-from sink.database import Document, Documents
-from sink.database import connect as connect_mongodb
 from sink.enricher import Enricher
 from sink.indexes import ENRICHED_ACTIONS, ENRICHED_CATEGORIES
 from sink.match_key import DELETED_REFERENCE, Association, Outcome
@@ -402,7 +402,7 @@ class Run:
         scope: Scope,
         options: EnrichOptions,
         connections: Connections,
-        database: Any,
+        database: Database,
         mapping: SourceMapping,
         view: RunView,
         *,
@@ -460,7 +460,7 @@ class Run:
                 ThreadPoolExecutor(IN_FLIGHT + 2, "enrich") as self._threads,  # besides, the next page and the count
             ):
                 self._pacer = Pacer(
-                    Throttle(settings_from_environment().throttle()),
+                    Throttle(ProducerSettings.load().throttle()),
                     lambda: _lag_of(reader),
                     time.monotonic,
                     time.sleep,

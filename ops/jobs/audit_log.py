@@ -11,7 +11,7 @@ from bson.codec_options import CodecOptions
 from pymongo import DESCENDING
 
 from schemas.collections import AUDIT_LOG
-from sink.database import Document, Documents
+from schemas.process.mongodb import Database, Document, Documents
 
 OK = "ok"
 BEGUN = "begun"  # of irreversible actions: recorded before, and again with the result
@@ -33,7 +33,7 @@ class Entry:
 
 
 def append(
-    database: Any,
+    database: Database,
     action: str,
     company_sso_id: str,
     *,
@@ -60,14 +60,14 @@ def append(
     return entry
 
 
-def entries(database: Any, company_sso_id: str | None = None, limit: int = 100) -> list[Entry]:
+def entries(database: Database, company_sso_id: str | None = None, limit: int = 100) -> list[Entry]:
     """Return the newest entries first; of one account or of all."""
     query = {} if company_sso_id is None else {"company_sso_id": company_sso_id}
     found = _log(database).find(query, {"_id": 0}).sort("at", DESCENDING).limit(min(limit, ENTRIES_MAX))
     return [Entry(**document) for document in found]
 
 
-def has(database: Any, company_sso_id: str, action: str) -> bool:
+def has(database: Database, company_sso_id: str, action: str) -> bool:
     """Return whether the account has an entry of this action."""
     return _log(database).find_one({"company_sso_id": company_sso_id, "action": action}, {"_id": 1}) is not None
 
@@ -81,7 +81,7 @@ def on_this_host() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _log(database: Any) -> Documents:
+def _log(database: Database) -> Documents:
     aware: CodecOptions[Document] = CodecOptions(tz_aware=True)
     log: Documents = database.get_collection(AUDIT_LOG, codec_options=aware)
     return log

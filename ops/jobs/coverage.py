@@ -18,6 +18,7 @@ from producer.audits import AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
 from schemas import stored
 from schemas.collections import CONTACT_ID_MAP, CONTACTS
+from schemas.process.mongodb import Database
 from schemas.records import AuditEvent
 from schemas.source.contact_rules import person_key, person_of, spellings
 from schemas.source.mapping import SourceMapping
@@ -43,7 +44,12 @@ class Persons:
 
 
 def measure(
-    database: Any, dsn: str, mapping: SourceMapping, company_sso_id: str, *, date_range_start: datetime | None = None
+    database: Database,
+    dsn: str,
+    mapping: SourceMapping,
+    company_sso_id: str,
+    *,
+    date_range_start: datetime | None = None,
 ) -> Coverage:
     """Return how many of the account's CRM persons are contacts of the platform. Reads only.
 
@@ -116,7 +122,7 @@ def id_ranges(first: int, top: int, count: int = ID_RANGES) -> list[tuple[int, i
     return [cut[at] for number in range(2**width) if (at := int(f"{number:0{width}b}"[::-1], 2)) < len(cut)]
 
 
-def known_persons(database: Any, company_sso_id: str, person_ids: Collection[str]) -> set[str]:
+def known_persons(database: Database, company_sso_id: str, person_ids: Collection[str]) -> set[str]:
     """Return those of the persons that are contacts of the account, or in its id map; answered by the indexes alone."""
     known: set[str] = set()
     for segment in _segments(tuple(person_ids), IDS_A_QUERY):

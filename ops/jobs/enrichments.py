@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 
 from ops.jobs.jobs import Job
 from schemas.collections import JOBS
+from schemas.process.mongodb import Database, Documents
 from schemas.vocabulary import JobStatus
-from sink.database import Documents
 from sink.match_key import Outcome
 
 
@@ -86,7 +86,7 @@ def in_words(view: EnrichmentView | None, company_sso_id: str) -> str:
     return text + (f"; {view.referent_gone:,} name a deleted record" if view.referent_gone else "")
 
 
-def finish_pending(database: Any, job: Job, counts: Mapping[str, Any]) -> None:
+def finish_pending(database: Database, job: Job, counts: Mapping[str, Any]) -> None:
     """Record that a command has finished what the job's run had given up; no effect if it is at another run."""
     jobs: Documents = database[JOBS]
     unfinished = [EnrichmentState.PENDING.value, EnrichmentState.RUNNING.value]

@@ -17,7 +17,7 @@ from ops.jobs import audit_log
 from ops.jobs.store import RUN_MAX
 from schemas.collections import ACTIVITY_LOGS
 from schemas.identity import AUDIT_ID_BYTES, RUN_BYTES, SOURCE_TAG
-from sink.database import Documents
+from schemas.process.mongodb import Database, Documents
 from sink.documents import PRIMARY_KEY_INDEX
 from sink.indexes import COMPANY_SOURCE_TAG
 
@@ -44,14 +44,14 @@ def ids_of(company_sso_id: str) -> dict[str, ObjectId]:
     }
 
 
-def count(database: Any, company_sso_id: str) -> int:
+def count(database: Database, company_sso_id: str) -> int:
     """Return how many documents of the account came by HTTP and exist; a range of the primary key."""
     logs: Documents = database[ACTIVITY_LOGS]
     query = {"_id": ids_of(company_sso_id), "company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}
     return logs.count_documents(query, hint=PRIMARY_KEY_INDEX)
 
 
-def are_known(database: Any, company_sso_id: str) -> bool:
+def are_known(database: Database, company_sso_id: str) -> bool:
     """Return whether documents of the replay are or were there that no job has to account for."""
     logs: Documents = database[ACTIVITY_LOGS]
     tagged = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}
@@ -60,7 +60,12 @@ def are_known(database: Any, company_sso_id: str) -> bool:
 
 
 def note(
-    database: Any, counts: Mapping[str, Mapping[str, int]], *, who: str, request_id: str, outcome: str = audit_log.OK
+    database: Database,
+    counts: Mapping[str, Mapping[str, int]],
+    *,
+    who: str,
+    request_id: str,
+    outcome: str = audit_log.OK,
 ) -> None:
     """Write to the audit log who has sent documents of which accounts, and their results."""
     for company_sso_id, detail in counts.items():

@@ -36,8 +36,8 @@ from schemas.collections import (
     TASKS,
 )
 from schemas.errors import BadInputError, ReplayError
+from schemas.process.mongodb import Database, Document, Documents
 from schemas.vocabulary import JobStatus
-from sink.database import Document, Documents
 from sink.indexes import (
     AUDIT_LOG_BY_COMPANY,
     AUDIT_LOG_BY_TIME,
@@ -137,7 +137,7 @@ class MigrationStatus:
     applied_at: dt.datetime | None
 
 
-def status(database: Any) -> list[MigrationStatus]:
+def status(database: Database) -> list[MigrationStatus]:
     """Return every step in order, those of a newer release included."""
     records = _records(database)
     known = {migration.version: migration.name for migration in MIGRATIONS}
@@ -148,7 +148,7 @@ def status(database: Any) -> list[MigrationStatus]:
     ]
 
 
-def require_current(database: Any, *, older_will_do: bool = False) -> None:
+def require_current(database: Database, *, older_will_do: bool = False) -> None:
     """Return if this release and the database's schema match; changes nothing.
 
     Raises MigrationRefusedError for an older schema (unless that will do, as for a command that only looks at what is
@@ -167,7 +167,7 @@ def require_current(database: Any, *, older_will_do: bool = False) -> None:
         )
 
 
-def up(database: Any, to: int | None = None, *, wait_s: float = 0.0) -> list[int]:
+def up(database: Database, to: int | None = None, *, wait_s: float = 0.0) -> list[int]:
     """Apply what is missing up to version `to` (None: all) and return the versions applied now.
 
     `wait_s`: how long to wait for another process that is migrating. Raises MigrationRefusedError for a newer schema, a
@@ -190,7 +190,7 @@ def up(database: Any, to: int | None = None, *, wait_s: float = 0.0) -> list[int
     return applied
 
 
-def down(database: Any, to: int = 0, *, wait_s: float = 0.0) -> list[int]:
+def down(database: Database, to: int = 0, *, wait_s: float = 0.0) -> list[int]:
     """Undo every step above version `to`, the newest first, and return the versions undone.
 
     Drops what `up` made: its indexes; our own collections with their documents; a customer's collection only if it is
@@ -218,11 +218,11 @@ def _checked(version: int | None, default: int) -> int:
     return version
 
 
-def _records(database: Any) -> dict[int, Document]:
+def _records(database: Database) -> dict[int, Document]:
     return {r["_id"]: r for r in database[APPLIED_MIGRATIONS].find({"_id": {"$type": "number"}})}
 
 
-def _not_newer(database: Any) -> dict[int, Document]:
+def _not_newer(database: Database) -> dict[int, Document]:
     """Return the records of applied steps; raises MigrationRefusedError if this release does not know one of them."""
     records = _records(database)
     newest = max(records, default=0)
@@ -237,7 +237,7 @@ def _is_applied(record: Mapping[str, Any] | None) -> bool:
     return record is not None and record.get("state") == "applied"
 
 
-def _apply(database: Any, migration: Migration, begun: Mapping[str, Any] | None) -> None:
+def _apply(database: Database, migration: Migration, begun: Mapping[str, Any] | None) -> None:
     """Create what the step needs. `begun` is the record of an interrupted attempt: what it lists counts as ours."""
     records: Documents = database[APPLIED_MIGRATIONS]
     existing = set(database.list_collection_names())
@@ -285,7 +285,7 @@ def _why(error: OperationFailure, migration: Migration) -> ReplayError:
     )
 
 
-def _revert(database: Any, migration: Migration, record: Mapping[str, Any]) -> None:
+def _revert(database: Database, migration: Migration, record: Mapping[str, Any]) -> None:
     records: Documents = database[APPLIED_MIGRATIONS]
     # Dying after this line: the step no longer counts as applied, and its record still has what is left to undo.
     records.update_one({"_id": migration.version}, {"$set": {"state": "reverting", "applied_at": None}})
@@ -293,7 +293,7 @@ def _revert(database: Any, migration: Migration, record: Mapping[str, Any]) -> N
     records.delete_one({"_id": migration.version})
 
 
-def _undo(database: Any, migration: Migration, record: Mapping[str, Any]) -> None:
+def _undo(database: Database, migration: Migration, record: Mapping[str, Any]) -> None:
     """Drop the indexes and collections that the record has as ours."""
     for collection, name in record.get("indexes", ()):
         with _ignoring(INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND):
@@ -303,7 +303,7 @@ def _undo(database: Any, migration: Migration, record: Mapping[str, Any]) -> Non
             database.drop_collection(collection)
 
 
-def _create_collection(database: Any, name: str) -> None:
+def _create_collection(database: Database, name: str) -> None:
     with _ignoring(NAMESPACE_EXISTS):
         database.command("create", name)
 
@@ -317,7 +317,7 @@ def _ignoring(*codes: int) -> Iterator[None]:
             raise
 
 
-def _find_index(database: Any, index: Index) -> Mapping[str, Any] | None:
+def _find_index(database: Database, index: Index) -> Mapping[str, Any] | None:
     """Return the index of this name as the server has it, or None."""
     for found in _list_indexes(database, index.collection):
         if found["name"] == index.name:
@@ -325,7 +325,7 @@ def _find_index(database: Any, index: Index) -> Mapping[str, Any] | None:
     return None
 
 
-def _list_indexes(database: Any, collection: str) -> Sequence[Mapping[str, Any]]:
+def _list_indexes(database: Database, collection: str) -> Sequence[Mapping[str, Any]]:
     try:
         return list(database[collection].list_indexes())
     except OperationFailure as error:
@@ -334,7 +334,7 @@ def _list_indexes(database: Any, collection: str) -> Sequence[Mapping[str, Any]]
         return []
 
 
-def _refuse_unfit(database: Any) -> None:
+def _refuse_unfit(database: Database) -> None:
     """Raise MigrationRefusedError for a collection that an account's documents are not safe in.
 
     A query without a collation, and an index made without one, take the collection's: where that ignores case, one
@@ -365,7 +365,7 @@ def _refuse_unfit(database: Any) -> None:
             )
 
 
-def _refuse_clash(database: Any, index: Index) -> None:
+def _refuse_clash(database: Database, index: Index) -> None:
     """Raise MigrationRefusedError if another index has this name or the same keys."""
     keys = [(key, ASCENDING) for key in index.keys]
     for found in _list_indexes(database, index.collection):
@@ -452,7 +452,7 @@ class _Lock:
 
 
 @contextlib.contextmanager
-def _locked(database: Any, wait_s: float) -> Iterator[_Lock]:
+def _locked(database: Database, wait_s: float) -> Iterator[_Lock]:
     lock = _Lock(database[APPLIED_MIGRATIONS], uuid.uuid4().hex)
     lock.acquire(wait_s)
     try:

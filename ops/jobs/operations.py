@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any
 
 from ops.jobs import http_documents
 from ops.jobs.jobs import Job, refusal
@@ -11,6 +10,7 @@ from ops.jobs.store import JobStore, LeaseLostError, NewJob
 from ops.kafka import admin as kafka_admin
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
 from schemas.source.mapping import SourceMapping
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
@@ -83,7 +83,7 @@ def next_run_of(job: Job) -> NewJob:
 
 
 def rollback(
-    database: Any,
+    database: Database,
     company_sso_id: str,
     on_batch: Callable[[int], None] = lambda _: None,
     *,
@@ -131,7 +131,9 @@ def rollback(
     return removed
 
 
-def _rollback_without_job(store: JobStore, database: Any, company_sso_id: str, on_batch: Callable[[int], None]) -> int:
+def _rollback_without_job(
+    store: JobStore, database: Database, company_sso_id: str, on_batch: Callable[[int], None]
+) -> int:
     def still_without(removed: int) -> None:
         on_batch(removed)
         if store.latest(company_sso_id) is not None:

@@ -23,6 +23,7 @@ from ops.jobs.store import JobAlreadyRunningError, JobChangedError, JobStore, Ne
 from ops.jobs.tasks import Task, TaskAlreadyQueuedError, TaskKind, TaskStore
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
 from schemas.source.mapping import load
 from schemas.topics import AccountTopics
 from schemas.vocabulary import ExitCode, JobStatus
@@ -56,7 +57,7 @@ class RequestRefusedError(ReplayError):
 class Control:
     """What the control plane works with. `database` is migrated; `mapping_path` "" is the sample CRM's mapping."""
 
-    database: Any
+    database: Database
     connections: Connections
     mapping_path: str = ""
     partitions: int = 4

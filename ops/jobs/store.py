@@ -19,8 +19,8 @@ from pymongo.errors import DuplicateKeyError
 from ops.jobs.jobs import FINISHED, LEASE_S, NEVER, IllegalTransitionError, Job, Ledger, accuracy_of, refusal
 from schemas.collections import CHECKPOINTS, COUNTERS, JOBS, PROGRESS
 from schemas.errors import ReplayError
+from schemas.process.mongodb import Database, Document, Documents
 from schemas.vocabulary import JobStatus
-from sink.database import Document, Documents
 from sink.failure_rate import halt_reason
 from sink.identity import Identities, shift_of, with_ids
 from sink.indexes import ONE_FOLLOWS, ONE_RUNNING_JOB
@@ -74,7 +74,7 @@ class NewJob:
 class JobStore:
     """The jobs of all accounts."""
 
-    def __init__(self, database: Any) -> None:
+    def __init__(self, database: Database) -> None:
         """`database` is the customer data platform's; its migrations have been applied."""
         aware: CodecOptions[Document] = CodecOptions(tz_aware=True)
         self._jobs: Documents = database.get_collection(JOBS, codec_options=aware)

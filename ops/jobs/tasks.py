@@ -18,7 +18,7 @@ from pymongo.errors import DuplicateKeyError
 
 from schemas.collections import TASKS
 from schemas.errors import ReplayError
-from sink.database import Document, Documents
+from schemas.process.mongodb import Database, Document, Documents
 from sink.indexes import ONE_ACTIVE_TASK
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -76,7 +76,7 @@ class Task:
 class TaskStore:
     """The tasks of all accounts."""
 
-    def __init__(self, database: Any) -> None:
+    def __init__(self, database: Database) -> None:
         """`database` is the customer data platform's; its migrations have been applied."""
         aware: CodecOptions[Document] = CodecOptions(tz_aware=True)
         self._tasks: Documents = database.get_collection(TASKS, codec_options=aware)

@@ -22,8 +22,8 @@ from schemas.collections import ACTIVITY_LOGS, JOBS
 from schemas.errors import ServiceUnreachableError
 from schemas.process.connections import Connections
 from schemas.process.environment import FILE_SUFFIX
+from schemas.process.mongodb import connect
 from schemas.topics import AccountTopics
-from sink.database import connect
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from schemas.collections import CONTACT_ID_MAP, CONTACTS
 from schemas.errors import BadInputError, ReplayError
 from schemas.identity import SOURCE_TAG
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
 from schemas.source.mapping import SourceMapping
 from schemas.topics import LIVE_TOPIC, AccountTopics
 from schemas.vocabulary import JobStatus
@@ -43,7 +44,7 @@ def purge_person(
     person: Person,
     mapping: SourceMapping,
     connections: Connections,
-    database: Any,
+    database: Database,
     codec: Codec,
     view: RunView,
     *,
@@ -158,7 +159,7 @@ def _tell(
     person: Person,
     mapping: SourceMapping,
     connections: Connections,
-    database: Any,
+    database: Database,
     customers: set[str],
     admin: AdminClient,
 ) -> None:

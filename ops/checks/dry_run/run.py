@@ -24,28 +24,28 @@ from ops.jobs.documents import rows_with_document
 from ops.kafka import admin as kafka_admin
 from ops.progress import RunView
 from processors.encoding.transform import Transformer
-from processors.lookups.answers import TableLookups
+from processors.lookups.answers import TableLookups, decoded
 from processors.lookups.directory import UserDirectory
 from processors.rules.decide import Refused
 from producer.audits import AuditReader, connect, resolve
 from producer.cursor import EARLIEST
 from producer.messages import Page
 from producer.references import read_tables
-from producer.settings import settings_from_environment
+from producer.settings import ProducerSettings
 from producer.survey import survey
 from producer.topics import MESSAGE_BYTES_LIMIT, RECORD_OVERHEAD_BYTES, message_bytes_max
 from schemas.codec import Codec
 from schemas.collections import ACTIVITY_LOGS, JOBS
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database, Documents
+from schemas.process.mongodb import connect as connect_mongodb
 from schemas.process.registry import codec_for
 from schemas.records import AuditEvent
 from schemas.source.mapping import load
 from schemas.source.person import person_candidates
 from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause, JobStatus, SkipReason
-from sink.database import Documents
-from sink.database import connect as connect_mongodb
 from sink.indexes import UNIQUE_EXTERNAL_ID
 
 PLACES = 20  # of a sample: rows of every age
@@ -77,7 +77,7 @@ def dry_run_account(account: str, options: DryRunOptions, connections: Connectio
     codec = codec_for("")  # what it makes, it reads: no topic and no registry is needed
     dsn = connections.crm_audit_database_url
     found = survey(dsn, mapping, account, date_range_start=options.date_range_start)
-    limits = settings_from_environment().limits(_row_bytes_max(account, connections))
+    limits = ProducerSettings.load().limits(_row_bytes_max(account, connections))
     database = connect_mongodb(connections, app_name="crm-replay-dry-run")
     try:
         tables = read_tables(dsn, mapping, account, mongo=database, codec=codec)
@@ -151,7 +151,7 @@ def _pages(reader: AuditReader, low: int, top: int, rows: int, wanted: int) -> I
         owed = max(0, left)
 
 
-def _finished_runs(database: Any) -> Iterator[tuple[int, datetime, datetime | None]]:
+def _finished_runs(database: Database) -> Iterator[tuple[int, datetime, datetime | None]]:
     """Yield rows, start and end of completed runs, the newest first; also where no migration has been applied yet."""
     jobs = database[JOBS].find({"status": JobStatus.COMPLETED.value}).sort("started_at", -1).limit(JOBS_LOOKED_AT)
     for job in jobs:
@@ -169,7 +169,7 @@ class _DryRun:
         transformer: Transformer,
         tables: dict[str, dict[bytes, bytes]],
         codec: Codec,
-        database: Any,
+        database: Database,
         person: Any,
     ) -> None:
         self.tally = Tally()
@@ -181,7 +181,7 @@ class _DryRun:
         self._person = person
         url = connections.user_directory_url
         self._directory = UserDirectory(url, account) if url else None
-        self._lookups = TableLookups(tables, codec, account, self._directory)
+        self._lookups = TableLookups(decoded(tables, codec, account), self._directory)
         self._loop = asyncio.new_event_loop()
         self._database = database
         self._has_index = UNIQUE_EXTERNAL_ID.name in _index_names(database[ACTIVITY_LOGS])

@@ -28,23 +28,24 @@ from ops.kafka import admin as kafka_admin
 from ops.kafka.rows import Topics, partition_of
 from ops.progress import RunView
 from processors.encoding.transform import Transformer
-from processors.lookups.answers import TableLookups
+from processors.lookups.answers import TableLookups, decoded
 from processors.lookups.directory import UserDirectory
 from processors.lookups.tables import ReferenceTables
 from producer.audits import EPOCH_2000_US, UNDECODABLE, AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
-from producer.settings import settings_from_environment
+from producer.settings import ProducerSettings
 from producer.topics import message_bytes_max
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.identity import SOURCE_TAG, external_id_of
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
+from schemas.process.mongodb import connect as connect_mongodb
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from schemas.source.mapping import SourceMapping, load
 from schemas.source.person import record_key
 from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause, SkipReason
-from sink.database import connect as connect_mongodb
 
 LOAD_TIMEOUT_S = 900.0
 JOBS_MAX = 1_000
@@ -75,7 +76,7 @@ class _Collector:
         self._feed = feed
         self._down: dict[str, str] = {}  # server -> why
         self._topics: Any = None  # a Topics; like the database, there once `_open` has reached it
-        self._database: Any = None
+        self._database: Database | None = None
         # Findings of one part for the next; None where it was unavailable.
         self._job: Job | None = None
         self._mapping: SourceMapping = load(None)
@@ -150,6 +151,7 @@ class _Collector:
             self.lineage.looked_at.add(server)
 
     def _collect_job(self) -> None:
+        assert self._database is not None
         store = JobStore(self._database)
         job = self._job = store.latest(self._account)
         if job is None:
@@ -225,9 +227,7 @@ class _Collector:
         )
         limits = Limits()
         if self._topics is not None and self._topics.spans(self._names.replay):
-            limits = settings_from_environment().limits(
-                message_bytes_max(self._connections.kafka(), self._names.replay)
-            )
+            limits = ProducerSettings.load().limits(message_bytes_max(self._connections.kafka(), self._names.replay))
         # The replay's own reader, with the row's type in scope, mapped or not.
         with closing(AuditReader(dsn, replace(source, scope=(auditable_type,)), EARLIEST, limits)) as reader:
             page = reader.late_page_after(self._id - 1, [(self._id, self._id)], 0)
@@ -348,7 +348,7 @@ class _Collector:
             tables.close()
         url = self._connections.user_directory_url
         directory = UserDirectory(url, self._account) if url else None
-        lookups = TableLookups(tables.rows, self._topics.codec, self._account, directory)
+        lookups = TableLookups(decoded(tables.rows, self._topics.codec, self._account), directory)
         if directory is not None and event.user_id:
 
             async def fetch() -> None:
@@ -383,6 +383,7 @@ class _Collector:
         self.lineage.add("outcome", {"topic": topic, "records": records}, *(lines or [f"none on {topic} {since}"]))
 
     def _collect_document(self) -> None:
+        assert self._database is not None
         logs = self._database.get_collection(ACTIVITY_LOGS, codec_options=TOLERANT)
         external_id = external_id_of(self._id)
         found = logs.find_one({"company_sso_id": self._account, "external_id": external_id})
@@ -445,6 +446,7 @@ class _Collector:
 
     def _collect_feed(self) -> None:
         """Collect the row's outcomes in a live feed. A feed is of one CRM database, so the id alone names the row."""
+        assert self._database is not None
         feed = feed_of(self._database, self._feed)
         if self._row is not None and not self._row.ours and self._row.exists:
             return  # another account's: nothing of it is shown

@@ -40,11 +40,11 @@ from schemas.collections import ACTIVITY_LOGS, CONTACTS, JOBS
 from schemas.errors import BadInputError, ReplayError
 from schemas.identity import SOURCE_TAG, replay_id
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database, Documents
+from schemas.process.mongodb import connect as connect_mongodb
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
-from sink.database import Documents
-from sink.database import connect as connect_mongodb
 from sink.indexes import COMPANY_SOURCE_TAG, CONTACT_BY_CUSTOMER
 from sink.rollback import documents_of
 
@@ -90,13 +90,13 @@ def check_accounts(options: CheckOptions, connections: Connections, view: RunVie
     return Results(results, options.seed, time.monotonic() - began)
 
 
-def _accounts(database: Any, options: CheckOptions) -> list[str]:
+def _accounts(database: Database, options: CheckOptions) -> list[str]:
     if options.accounts:
         return list(options.accounts)
     return sorted(str(account) for account in database[JOBS].distinct("company_sso_id"))
 
 
-def _finished(database: Any, account: str) -> Job | None:
+def _finished(database: Database, account: str) -> Job | None:
     """Return the account's last job, if it has ended and has left a copy."""
     job = JobStore(database).latest(account)
     return job if job is not None and job.status in (JobStatus.COMPLETED, JobStatus.FAILED) else None
@@ -115,7 +115,7 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
 
 
 def _check_account(
-    job: Job, options: CheckOptions, connections: Connections, database: Any, view: RunView
+    job: Job, options: CheckOptions, connections: Connections, database: Database, view: RunView
 ) -> AccountResult:
     began = time.monotonic()
     result = AccountResult(job.company_sso_id)
@@ -138,7 +138,7 @@ def _check_account(
     return result
 
 
-def check_job(job: Job, database: Any) -> Check:
+def check_job(job: Job, database: Database) -> Check:
     """Return whether the job has ended well, and whether the documents that it has left still exist."""
     summary = f"run {job.run} is {job.status}"
     if job.status is not JobStatus.COMPLETED:
@@ -173,7 +173,7 @@ def check_job(job: Job, database: Any) -> Check:
     return ok("job", f"{summary}, {documents:,} documents{on_purpose}", **facts)
 
 
-def _purged_since(job: Job, database: Any) -> int:
+def _purged_since(job: Job, database: Database) -> int:
     """Return how many documents of the replay were removed for single persons since the run began."""
     return sum(
         int(entry.detail.get("removed", {}).get("documents_of_the_replay", 0))
@@ -183,7 +183,7 @@ def _purged_since(job: Job, database: Any) -> int:
 
 
 def check_dead_letters(
-    job: Job, options: CheckOptions, connections: Connections, database: Any, view: RunView
+    job: Job, options: CheckOptions, connections: Connections, database: Database, view: RunView
 ) -> Check:
     """Return how many dead letters wait for another try."""
     account = job.company_sso_id
@@ -201,7 +201,7 @@ def check_dead_letters(
     return ok("dead_letters", "none waits", **facts)
 
 
-def _work(job: Job, connections: Connections, database: Any) -> Work:
+def _work(job: Job, connections: Connections, database: Database) -> Work:
     """Return what a segment's check has to know; the tables are those that the account's run was made with."""
     account, kafka = job.company_sso_id, connections.kafka()
     mapping = _mapping_of(job)
@@ -261,7 +261,7 @@ def check_sample(job: Job, work: Work, options: CheckOptions, connections: Conne
     return ok("sample", summary, **facts)
 
 
-def check_late_rows(job: Job, work: list[Work], database: Any) -> Check:
+def check_late_rows(job: Job, work: list[Work], database: Database) -> Check:
     """Return whether there are rows now at ids that had none when the run last read them, and lack their documents."""
     if not work:
         raise ReplayError("the source or the topics could not be read", "see the check of the sample")
@@ -305,7 +305,7 @@ def _rows_in(gaps: list[tuple[int, int]], work: Work) -> Iterator[int]:
             cursor = page.end
 
 
-def check_orphan_accounts(database: Any) -> Check:
+def check_orphan_accounts(database: Database) -> Check:
     """Return which accounts have documents of the replay but no job that accounts for them; one index step each."""
     logs: Documents = database[ACTIVITY_LOGS]
     with_jobs = set(database[JOBS].distinct("company_sso_id", {"status": {"$ne": JobStatus.ROLLED_BACK.value}}))
@@ -357,7 +357,7 @@ def check_enrichment(job: Job) -> Check:
     )
 
 
-def check_http_documents(job: Job, work: list[Work], database: Any) -> Check:
+def check_http_documents(job: Job, work: list[Work], database: Database) -> Check:
     """Return which of the account's documents came by HTTP and belong to no row."""
     there = http_documents.count(database, job.company_sso_id)
     if not there:
@@ -377,7 +377,7 @@ def check_http_documents(job: Job, work: list[Work], database: Any) -> Check:
     return ok("http_documents", f"{there:,} came by HTTP, each belongs to a row", **facts)
 
 
-def check_orphan_documents(job: Job, options: CheckOptions, database: Any) -> Check:
+def check_orphan_documents(job: Job, options: CheckOptions, database: Database) -> Check:
     """Return whether the customers of some documents are still contacts of the account."""
     customers = _sampled_customers(job, options, database)
     known = _known_customers(database, job.company_sso_id, customers)
@@ -394,7 +394,7 @@ def check_orphan_documents(job: Job, options: CheckOptions, database: Any) -> Ch
     return ok("orphan_documents", f"{summary}, all are contacts", **facts)
 
 
-def _sampled_customers(job: Job, options: CheckOptions, database: Any) -> "Counter[str]":
+def _sampled_customers(job: Job, options: CheckOptions, database: Database) -> "Counter[str]":
     """Return the customers of some documents of the run, with how many documents each has among them."""
     logs: Documents = database[ACTIVITY_LOGS]
     customers: Counter[str] = Counter()
@@ -415,7 +415,7 @@ def _sampled_customers(job: Job, options: CheckOptions, database: Any) -> "Count
     return customers
 
 
-def _known_customers(database: Any, account: str, customers: Iterable[str]) -> set[str]:
+def _known_customers(database: Database, account: str, customers: Iterable[str]) -> set[str]:
     """Return those of the customers that are contacts of the account, by customer_id or by _id."""
     wanted = set(customers)
     forms = [form for customer in wanted for form in _forms(customer)]

@@ -17,6 +17,7 @@ from ops.jobs.guards import COVERAGE_MIN_PCT
 from ops.jobs.store import JobStore
 from producer.references import find_contacts, named
 from schemas.collections import ACTIVITY_LOGS, CONTACTS, ENRICHMENTS, JOBS, PROGRESS
+from schemas.process.mongodb import Database
 from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import JobStatus
 from sink.indexes import INDEXES, Index
@@ -35,7 +36,7 @@ ACTIONS = {
 }
 
 
-def check_reachable(database: Any) -> Check:
+def check_reachable(database: Database) -> Check:
     """Return of what version the server is, and whether a write is safe once it is answered."""
     hello = database.command("hello")
     version = database.client.server_info()["version"]
@@ -66,7 +67,7 @@ def check_reachable(database: Any) -> Check:
     return ok("mongodb_reachable", summary, **facts)
 
 
-def check_clock(database: Any) -> Check:
+def check_clock(database: Database) -> Check:
     """Return how far this host's clock and MongoDB's are apart."""
     asked_at = time.time()
     theirs = database.command("serverStatus", metrics=0, tcmalloc=0)["localTime"]
@@ -75,7 +76,7 @@ def check_clock(database: Any) -> Check:
     return clock_check("mongodb_clock", "MongoDB", theirs.timestamp(), asked_at, answered_at)
 
 
-def check_schema(database: Any) -> Check:
+def check_schema(database: Database) -> Check:
     """Return whether the migrations have been applied, and none of a newer release."""
     try:
         migrations.require_current(database)
@@ -84,7 +85,7 @@ def check_schema(database: Any) -> Check:
     return ok("mongodb_schema", f"schema version {migrations.NEWEST}", version=migrations.NEWEST)
 
 
-def check_indexes(database: Any) -> Check:
+def check_indexes(database: Database) -> Check:
     """Return whether every index exists as defined: one may have been dropped or rebuilt since."""
     wrong = wrong_indexes(database)
     facts = {"wrong": [summary for summary, _ in wrong]}
@@ -100,7 +101,7 @@ def check_indexes(database: Any) -> Check:
     return join("mongodb_indexes", _harmful_indexes(database), summary, indexes=[index.name for index in INDEXES])
 
 
-def _harmful_indexes(database: Any) -> list[tuple[Verdict, str, str]]:
+def _harmful_indexes(database: Database) -> list[tuple[Verdict, str, str]]:
     """Return what the platform's own indexes would do to the documents of a replay."""
     ours = {index.name for index in INDEXES}
     findings: list[tuple[Verdict, str, str]] = []
@@ -131,7 +132,7 @@ def _create_command(index: Index) -> str:
     return f"db.{index.collection}.createIndex({keys}, {options}), another of its name dropped before"
 
 
-def wrong_indexes(database: Any) -> list[tuple[str, Index]]:
+def wrong_indexes(database: Database) -> list[tuple[str, Index]]:
     """Return what is wrong with the indexes, a phrase and the index; empty if all exist as defined."""
     wrong = []
     for collection in dict.fromkeys(index.collection for index in INDEXES):
@@ -156,7 +157,7 @@ def wrong_indexes(database: Any) -> list[tuple[str, Index]]:
     return wrong
 
 
-def check_permissions(database: Any) -> Check:
+def check_permissions(database: Database) -> Check:
     """Return whether the user may do what the roles of a run do, as far as the server reports it."""
     try:
         info = database.command("connectionStatus", showPrivileges=True)["authInfo"]
@@ -196,7 +197,7 @@ def missing_actions(privileges: Any, database: str) -> list[str]:
     return missing
 
 
-def check_contacts(database: Any, account: str) -> Check:
+def check_contacts(database: Database, account: str) -> Check:
     """Return how many CRM persons the account's contacts represent, and their defects."""
     found = find_contacts(database, account)
     facts = {
@@ -260,7 +261,7 @@ def check_contacts(database: Any, account: str) -> Check:
     return join("contacts", findings, summary, **facts)
 
 
-def check_coverage(database: Any, dsn: str, mapping: SourceMapping, account: str, start: datetime | None) -> Check:
+def check_coverage(database: Database, dsn: str, mapping: SourceMapping, account: str, start: datetime | None) -> Check:
     """Return how many of the CRM persons in scope are contacts: by the very guard that a trigger has to pass."""
     try:
         found = coverage.measure(database, dsn, mapping, account, date_range_start=start)
@@ -279,7 +280,7 @@ def check_coverage(database: Any, dsn: str, mapping: SourceMapping, account: str
     )
 
 
-def check_job(database: Any, account: str) -> Check:
+def check_job(database: Database, account: str) -> Check:
     """Return what the account's last job allows."""
     job = JobStore(database).latest(account)
     if job is None:
@@ -297,7 +298,7 @@ def check_job(database: Any, account: str) -> Check:
     return ok("job", summary, **facts)
 
 
-def rate_of_runs(database: Any) -> Rate:
+def rate_of_runs(database: Database) -> Rate:
     """Return how fast the newest finished run of any account was, or the assumed rate."""
     jobs = JobStore(database).jobs(limit=RUNS_LOOKED_AT)
     return rate_of(
@@ -305,7 +306,7 @@ def rate_of_runs(database: Any) -> Rate:
     )
 
 
-def check_space(database: Any, estimate: Estimate | None) -> Check:
+def check_space(database: Database, estimate: Estimate | None) -> Check:
     """Return whether what the replay writes fits the disk that MongoDB is on."""
     if estimate is None:
         return warn(

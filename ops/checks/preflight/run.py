@@ -14,12 +14,12 @@ from ops.checks.preflight import changes, directory, kafka, mongodb, source
 from ops.checks.preflight.lanes import Lane, Step, run_lanes
 from ops.checks.preflight.model import Report
 from ops.jobs import coverage
-from producer.settings import settings_from_environment
+from producer.settings import ProducerSettings
 from producer.topics import MESSAGE_BYTES_LIMIT
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database, connect
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
-from sink.database import connect
 
 TIMEOUT_S = 30.0
 COUNT_TIMEOUT_S = 1_800.0  # 15 million rows take about a minute; a source that is busy takes its time
@@ -61,7 +61,7 @@ def preflight_account(
     began = time.monotonic()
     AccountTopics.of(account)
     mapping = load(options.mapping_path or None)
-    limits = settings_from_environment().limits(MESSAGE_BYTES_LIMIT)
+    limits = ProducerSettings.load().limits(MESSAGE_BYTES_LIMIT)
     found = _Found()
     checks = run_lanes(
         [
@@ -187,10 +187,10 @@ def _kafka_lane(account: str, options: PreflightOptions, connections: Connection
 def _mongodb_lane(account: str, options: PreflightOptions, connections: Connections, found: _Found) -> Lane:
     timeout_s = options.timeout_s
 
-    def asked(ask: Callable[[Any], Check]) -> Callable[[], Check]:
+    def asked(ask: Callable[[Database], Check]) -> Callable[[], Check]:
         return lambda: _with_database(connections, ask)
 
-    def schema(database: Any) -> Check:
+    def schema(database: Database) -> Check:
         found.rate = mongodb.rate_of_runs(database)
         return mongodb.check_schema(database)
 
@@ -255,7 +255,7 @@ def check_estimate(expected: Estimate | None) -> Check:
     return ok("estimate", expected.text(), **expected.facts())
 
 
-def _with_database(connections: Connections, ask: Callable[[Any], Check]) -> Check:
+def _with_database(connections: Connections, ask: Callable[[Database], Check]) -> Check:
     database = connect(connections, app_name="crm-replay-preflight")
     try:
         return ask(database)

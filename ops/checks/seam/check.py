@@ -31,11 +31,11 @@ from schemas import stored
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database, Documents, connect
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source.contact_rules import microseconds
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import encode_account
-from sink.database import Documents, connect
 from sink.indexes import LEGACY_LOGS, UNIQUE_EXTERNAL_ID
 
 PAGE_ROWS = 1_000
@@ -161,7 +161,7 @@ class SeamChecker:
         account: str,
         mapping: SourceMapping,
         found: FoundContacts,
-        database: Any,
+        database: Database,
         options: SeamOptions,
         now_us: int,
     ) -> None:
@@ -344,7 +344,7 @@ def check_seam(account: str, options: SeamOptions, connections: Connections, vie
         database.client.close()
 
 
-def _require_indexes(database: Any) -> None:
+def _require_indexes(database: Database) -> None:
     present = database[ACTIVITY_LOGS].index_information()
     if missing := {UNIQUE_EXTERNAL_ID.name, LEGACY_LOGS.name} - set(present):
         raise BadInputError(f"activity_logs lacks the index {', '.join(sorted(missing))}", "crm-replay migrate up")

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pymongo.errors import PyMongoError
 
@@ -25,17 +24,18 @@ from ops.jobs.operations import digest
 from ops.jobs.store import JobStore
 from ops.kafka import admin as kafka_admin
 from ops.progress import RunView
-from producer.audits import AuditSource, connect, resolve
+from producer.audits import AuditSource, Connection, connect, resolve
 from producer.survey import first_behind, require_ids
 from schemas.codec import Codec
 from schemas.collections import SEALS
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
+from schemas.process.mongodb import connect as connect_mongodb
 from schemas.process.registry import codec_for
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus, SkipReason
-from sink.database import connect as connect_mongodb
 from sink.progress import RunTotals
 from sink.rollback import documents_of
 
@@ -185,7 +185,7 @@ def _sealed(work: Work, seals: Mapping[int, Seal]) -> Work:
     return replace(work, basis=basis_of(work.company_sso_id, work.mapping, work.tables, settings), seals=seals)
 
 
-def _chunks(db: Any, source: AuditSource, top: int) -> Iterator[Chunk]:
+def _chunks(db: Connection, source: AuditSource, top: int) -> Iterator[Chunk]:
     """Yield the ids up to `top` in chunks without a gap between them; where no row is, a chunk reaches on.
 
     They end where they ended the last time while the rows are the same: so their seals are found again.
@@ -207,7 +207,7 @@ def chunk_ids(span: int) -> int:
     return ids
 
 
-def _add_strays(report: Report, work: Work, database: Any, named_max: int) -> None:
+def _add_strays(report: Report, work: Work, database: Database, named_max: int) -> None:
     checker = SegmentChecker(work)
     try:
         for finding in copy.strays(database, work.company_sso_id, work.runs, report.top_audit_id, checker):
@@ -216,7 +216,7 @@ def _add_strays(report: Report, work: Work, database: Any, named_max: int) -> No
         checker.close()
 
 
-def _name_owners(report: Report, database: Any) -> None:
+def _name_owners(report: Report, database: Database) -> None:
     """Add to the named documents whose customers they belong to, where those are not the account's own."""
     named = [finding for finding in report.tally.findings if finding.customer_id]
     owners = copy.owners_of(database, report.company_sso_id, {finding.customer_id for finding in named})

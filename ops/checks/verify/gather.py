@@ -10,7 +10,7 @@ from ops.kafka import admin as kafka_admin
 from ops.kafka.topics import spans
 from processors.lookups.tables import ReferenceTables
 from producer.audits import AuditSource, connect, resolve
-from producer.settings import settings_from_environment
+from producer.settings import ProducerSettings
 from producer.topics import message_bytes_max
 from schemas.codec import Codec
 from schemas.process.connections import Connections
@@ -41,7 +41,7 @@ def work_of(
         tables.close()
     held = spans(kafka, names.dead_letters)
     kept_for = timedelta(milliseconds=kafka_admin.DEAD_LETTER_RETENTION_MS)
-    limits = settings_from_environment().limits(message_bytes_max(kafka, names.replay))
+    limits = ProducerSettings.load().limits(message_bytes_max(kafka, names.replay))
     return Work(
         connections=connections,
         codec=codec,

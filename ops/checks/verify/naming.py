@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Any
 
 from ops.checks.verify import copy
 from ops.checks.verify.gather import work_without_directory
@@ -14,6 +13,7 @@ from ops.jobs.store import JobStore
 from schemas.codec import Codec
 from schemas.identity import external_id_of
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
 from schemas.source.mapping import SourceMapping
 
 NAMED_MAX = 20  # of each kind; verify names the rest
@@ -24,7 +24,7 @@ CHOSEN_MAX = 10_000  # of chosen rows, that are compared one by one
 
 def named(
     job: Job,
-    database: Any,
+    database: Database,
     mapping: SourceMapping,
     codec: Codec,
     connections: Connections,
@@ -54,7 +54,7 @@ def named(
     return _in_words(tally)
 
 
-def _among(database: Any, account: str, audit_ids: Sequence[int], checker: SegmentChecker) -> Iterator[Finding]:
+def _among(database: Database, account: str, audit_ids: Sequence[int], checker: SegmentChecker) -> Iterator[Finding]:
     """Yield which of these rows lack their document, or have one that they should not have."""
     there = rows_with_document(database, account, audit_ids, tagged=True)
     expected = checker.rows_of(audit_ids)

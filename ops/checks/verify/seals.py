@@ -26,8 +26,8 @@ from ops.checks.verify.model import Failed, Tally
 from ops.jobs.operations import digest
 from processors.lookups.tables import TableRows
 from schemas.collections import SEALS
+from schemas.process.mongodb import Database, Documents
 from schemas.source.mapping import SourceMapping
-from sink.database import Documents
 
 # Whatever can decide what a row becomes, and how that is compared. A change to any file makes every seal void.
 CODE = ("schemas", "producer", "processors", "ops.checks.verify")
@@ -215,7 +215,7 @@ def answers_fingerprint(answers: Iterable[tuple[int, str | None]]) -> str:
 class SealStore:
     """The seals of one account in MongoDB."""
 
-    def __init__(self, database: Any, company_sso_id: str) -> None:
+    def __init__(self, database: Database, company_sso_id: str) -> None:
         """`database` is the platform's."""
         self._seals: Documents = database[SEALS]
         self._company_sso_id = company_sso_id

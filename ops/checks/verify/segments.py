@@ -20,7 +20,7 @@ from ops.checks.verify.lookups import KeptLookups
 from ops.checks.verify.model import Finding, Kind, Tally
 from ops.checks.verify.seals import ACTING_MAX, WITHOUT_MAX, Evidence, Letters, Seal, SealStore, answers_fingerprint
 from processors.encoding.transform import Transformer
-from processors.lookups.answers import TableLookups
+from processors.lookups.answers import TableLookups, decoded
 from processors.lookups.directory import UserDirectory
 from processors.lookups.tables import TableRows
 from producer.audits import AuditReader, AuditSource, Limits
@@ -31,9 +31,9 @@ from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import ServiceUnreachableError
 from schemas.identity import EXTERNAL_ID_PREFIX, SOURCE_TAG, external_id_of, replay_id
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Documents, connect
 from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import DeadLetterCause, SkipReason
-from sink.database import Documents, connect
 from sink.indexes import UNIQUE_EXTERNAL_ID
 
 PAGE_ROWS = 2_000
@@ -105,7 +105,7 @@ class SegmentChecker:
         url = work.connections.user_directory_url
         self._directory = UserDirectory(url, work.company_sso_id) if url else None
         self._loop = asyncio.new_event_loop()
-        self._tables = TableLookups(work.tables, work.codec, work.company_sso_id, self._directory)
+        self._tables = TableLookups(decoded(work.tables, work.codec, work.company_sso_id), self._directory)
         self._lookups = KeptLookups(self._tables)
         self._seals = SealStore(self._database, work.company_sso_id)
         self._letters = Letters(work.dead_letters)

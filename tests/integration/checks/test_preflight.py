@@ -32,9 +32,9 @@ from ops.local.sample_crm import SAMPLE_YAML, load_sample, mapping_path
 from producer.audits import Limits
 from producer.survey import count_in_scope
 from schemas.process.connections import Connections
+from schemas.process.mongodb import connect
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
-from sink.database import connect
 from tests.integration.producer import crm
 from tests.support.programs import Program
 

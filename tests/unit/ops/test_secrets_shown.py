@@ -10,7 +10,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-import sink.database
+import schemas.process.mongodb
 from ops.cli import main as cli
 from ops.cli import services as services_cli
 from ops.cli.subject import _writer
@@ -44,7 +44,7 @@ MONGODB_UNENCODED = f"mongodb://user:{SECRET}/x@127.0.0.1/cdp"
         lambda: connect(f"host=127.0.0.1 port=1 password='{SECRET} x' sslpassword={SECRET}"),
         lambda: connect(DSN_UNENCODED),
         lambda: connect(f"postgresql://user:%zz{SECRET}@h/db"),
-        lambda: sink.database.open_database(Connections(mongodb_url=MONGODB_UNENCODED)),
+        lambda: schemas.process.mongodb.open_database(Connections(mongodb_url=MONGODB_UNENCODED)),
         lambda: mongo.database(Connections(mongodb_url=MONGODB_UNENCODED)),
         lambda: mongo.database(Connections(mongodb_url=f"mongodb://user:{SECRET}@h:{SECRET}/")),
     ],
