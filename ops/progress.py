@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on: a progress bar on a terminal, plain lines elsewhere."""
+"""The progress of a run: a progress bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -39,7 +39,7 @@ class RateMeter:
 
 
 def eta_text(rows_left: int, rate: float) -> str:
-    """Return the time left as `1:02:03`, or `-` while there is no rate to tell it from."""
+    """Return the time left as `1:02:03`, or `-` while there is no rate yet."""
     if rate <= 0:
         return "-"
     seconds = round(rows_left / rate)
@@ -50,10 +50,10 @@ class RunView(Protocol):
     """Where a run reports to."""
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Print one line."""
 
     def progress(self, done: int, total: int, skipped: dict[str, int], failed: int) -> None:
-        """Show how far it is; called a few times a second."""
+        """Show the progress; called a few times a second."""
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -68,11 +68,11 @@ class PlainView:
         self._said_at = now if now is not None else time.monotonic()
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Print one line."""
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     def progress(self, done: int, total: int, skipped: dict[str, int], failed: int) -> None:
-        """Say a line every few seconds."""
+        """Print a line every few seconds."""
         now = time.monotonic()
         rate = self._meter.add(now, done)
         if now - self._said_at >= PLAIN_LINE_EVERY_S or (done >= total > 0 and self._said_at < now - 0.5):
@@ -106,7 +106,7 @@ class TerminalView:
         )
 
     def note(self, text: str) -> None:
-        """Say one line above the bar."""
+        """Print one line above the bar."""
         self._console.print(text, highlight=False, markup=False)  # it may name anything: a path, an _id
 
     def progress(self, done: int, total: int, skipped: dict[str, int], failed: int) -> None:

@@ -54,7 +54,7 @@ LATE_S = 1.0  # the 99th percentile that a rate has to stay under, to be one tha
 KEPT_SHARE = 0.95  # of the rate that was wanted
 STEPS = 3  # halvings of the last doubling, in the search for the highest such rate
 GIVE_UP_S = 120.0  # after the last event: its document is missing
-LOOK_UP_MAX = 1_000  # documents asked for at once
+LOOK_UP_MAX = 1_000  # documents per query
 WRITERS = 8  # connections that commit rows
 STARTED_WITHIN_S = 180.0
 PARTITIONS = 4
@@ -109,7 +109,7 @@ class Watcher:
         self.due[audit_id] = since
 
     def run(self) -> None:
-        """Poll until told to stop and every document was found. Raises ReplayError for one that does not come."""
+        """Poll until stopped and every document was found. Raises ReplayError for a missing one."""
         database = connect(self.connections, app_name="crm-replay-bench")
         logs = database[ACTIVITY_LOGS]
         last_found = time.monotonic()
