@@ -42,9 +42,11 @@ class Waits(Deadline):
 
 
 def test_a_wait_ends_with_the_deadline_and_there_is_none_behind_it() -> None:
-    deadline = Deadline(0.05)
     began = time.monotonic()
+    deadline = Deadline(0.05)
     assert deadline.wait(60.0)
+    while deadline.wait(60.0):
+        pass
     assert 0.05 <= time.monotonic() - began < 30.0
     assert (deadline.passed, deadline.left_s, deadline.wait(60.0)) == (True, 0.0, False)
 
