@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from rich.console import Console
@@ -19,23 +18,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ops.rate import RateMeter
+
 PLAIN_LINE_EVERY_S = 5.0
 RATE_WINDOW_S = 10.0  # the rate shown is that of the last seconds: it follows a stall at once
-
-
-@dataclass
-class RateMeter:
-    """Rows per second over the last `RATE_WINDOW_S`, from (time, rows) samples."""
-
-    samples: list[tuple[float, int]] = field(default_factory=list)
-
-    def add(self, now_s: float, rows: int) -> float:
-        """Return the rate now; 0.0 before there are two samples."""
-        self.samples.append((now_s, rows))
-        while len(self.samples) > 2 and now_s - self.samples[1][0] >= RATE_WINDOW_S:
-            self.samples.pop(0)
-        (first_s, first), (last_s, last) = self.samples[0], self.samples[-1]
-        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
 
 
 def eta_text(rows_left: int, rate: float) -> str:
@@ -64,7 +50,7 @@ class PlainView:
 
     def __init__(self, now: float | None = None) -> None:
         """Lines go to standard error, so that standard output stays the result's."""
-        self._meter = RateMeter()
+        self._meter = RateMeter(RATE_WINDOW_S)
         self._said_at = now if now is not None else time.monotonic()
 
     def note(self, text: str) -> None:
@@ -92,7 +78,7 @@ class TerminalView:
     def __init__(self, console: Console) -> None:
         """Draw on `console`."""
         self._console = console
-        self._meter = RateMeter()
+        self._meter = RateMeter(RATE_WINDOW_S)
         self._task: TaskID | None = None
         self._bar = Progress(
             SpinnerColumn("line" if console.options.ascii_only else "dots"),

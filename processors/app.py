@@ -36,7 +36,6 @@ RUNS_ON_THEIR_WAY_MAX = 2
 RUNS_BUFFERED_MAX = 4  # fetched and waiting: bounds memory, and what a rebalance throws away
 FETCH_BYTES_MAX = 2 * 1024 * 1024  # of a partition, as they are on the wire
 HEARTBEAT_MAX_S = 1.5  # how soon the others notice that somebody joins or leaves
-LEAVE_TIMEOUT_S = 10.0
 
 BeforeAck = Callable[[Run], None]
 Prepare = Callable[[Sequence[SourceRecord], Sequence[Any]], Awaitable[Sequence[Any]]]

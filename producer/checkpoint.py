@@ -1,7 +1,6 @@
 """The resume cursor: one document per job, run and id range in `crm_replay_checkpoints`. It writes nothing else."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from schemas.collections import CHECKPOINTS
 from schemas.errors import ReplayError, ServiceUnreachableError
 from schemas.process.client_errors import kind_of
 from schemas.process.mongodb import Database, Document
+from schemas.process.waiting import Deadline, retrying
 
 logger = logging.getLogger(__name__)
 
@@ -102,23 +102,21 @@ class Checkpoint:
             del document["gaps"]  # they may be thousands, and change seldom
         # Where a higher number stands, nothing matches, and the insert that follows meets the `_id`.
         key = {"_id": document.pop("_id"), "$or": [{"fence": {"$lte": self._fence}}, {"fence": None}]}
-        give_up_at = time.monotonic() + self._outage_max_s
-        pause_s = 0.1
-        while True:
-            try:
-                with answering("saving the cursor"):
-                    self._collection.update_one(key, {"$set": document}, upsert=True)
-                break
-            except DuplicateKeyError:
-                raise FencedError(
-                    f"another runner has taken over the job (this is number {self._fence})", "this process ends"
-                ) from None
-            except ServiceUnreachableError as error:
-                if time.monotonic() > give_up_at:
-                    raise ReplayError(error.what, error.to_do) from error
-                logger.warning("%s; trying again", error.what)
-                time.sleep(pause_s)
-                pause_s = min(5.0, pause_s * 2)
+
+        def save() -> None:
+            with answering("saving the cursor"):
+                self._collection.update_one(key, {"$set": document}, upsert=True)
+
+        def passes(error: ServiceUnreachableError) -> bool:
+            logger.warning("%s; trying again", error.what)
+            return True
+
+        try:
+            retrying(save, ServiceUnreachableError, Deadline(self._outage_max_s), 0.1, 5.0, passes=passes)
+        except DuplicateKeyError:
+            raise FencedError(
+                f"another runner has taken over the job (this is number {self._fence})", "this process ends"
+            ) from None
         self._gaps_saved[range_.id_range] = range_.gaps
 
 

@@ -18,10 +18,10 @@ from producer.checkpoint import Saves
 from producer.cursor import IdRange, advance, all_gaps, begin, next_number, note_gaps
 from producer.messages import Encoded, Encoder, Page
 from producer.metrics import Counters
-from producer.parallel import Stopped
 from producer.publisher import Publishes, now_us
 from schemas.errors import ReplayError
 from schemas.process.tracing import OFF, Traces, Work
+from schemas.process.waiting import StoppedError
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Snapshot:
         self._asked_s = 0.0  # how long the last page took to read
 
     def read(self, range_: IdRange) -> IdRange:
-        """Publish the rest of a range; return it, done. Raises Stopped between pages, when asked to."""
+        """Publish the rest of a range; return it, done. Raises StoppedError between pages, when asked to."""
         if range_.done:
             return range_
         range_ = begin(range_, self._bounds.id_window)
@@ -114,14 +114,14 @@ class Snapshot:
             self.counters.count(page, encoded)
             self.counters.saved(range_.id_range, range_.cursor)
             if self._stop() and not range_.done:
-                raise Stopped
+                raise StoppedError
         return range_
 
     def read_late_rows(self, ranges: Sequence[IdRange]) -> IdRange | None:
         """Look at the gaps of all ranges again once nobody can fill them any more; return the late range, done.
 
         None if there is nothing to look at. Raises ReplayError if transactions older than the job stay open for longer
-        than the bound, Stopped when asked to.
+        than the bound, StoppedError when asked to.
         """
         gaps = all_gaps(range_ for range_ in ranges if not range_.late)
         if not gaps:
@@ -134,7 +134,7 @@ class Snapshot:
             self._checkpoint.save(late)
         while not late.done:
             if self._stop():
-                raise Stopped
+                raise StoppedError
             work = self._traces.begin("late page", **{"crm_replay.id_range": late.id_range})
             with work.step("read"):
                 page = self._reader.late_page_after(late.cursor, gaps, late.id_range)
@@ -154,13 +154,13 @@ class Snapshot:
     def wait_for_horizon(self) -> None:
         """Return once every transaction that was open when the job started has ended.
 
-        Raises ReplayError when that takes longer than the bound, Stopped when asked to.
+        Raises ReplayError when that takes longer than the bound, StoppedError when asked to.
         """
         started = logged = time.monotonic()
         while not self._ask_for_horizon():
             now = time.monotonic()
             if self._stop():
-                raise Stopped
+                raise StoppedError
             if now - started >= self._bounds.horizon_wait_s:
                 holders = self._reader.oldest_transactions()
                 raise ReplayError(

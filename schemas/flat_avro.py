@@ -44,11 +44,6 @@ _ZIGZAG = tuple((byte >> 1) ^ -(byte & 1) for byte in range(128))
 _BEHIND = tuple(1 + (byte >> 1) if not byte & 1 else 2**63 for byte in range(128))  # none is negative
 
 
-def is_flat(schema: Mapping[str, Any]) -> bool:
-    """Return whether every field of a record's schema is of a plain type."""
-    return all(isinstance(field["type"], str) and field["type"] in _KINDS for field in schema["fields"])
-
-
 def compile_encoder(schema: Mapping[str, Any], header: bytes) -> Encode:
     """Return a function from a record (a tuple in the schema's order) to `header` and its Avro encoding."""
     names = _names(schema)

@@ -4,9 +4,7 @@
 
 import gc
 import logging
-import signal
 import sys
-import time
 from functools import partial
 
 from schemas.errors import ReplayError, ServiceUnreachableError, worker_exit_code
@@ -15,6 +13,7 @@ from schemas.process.connections import Connections
 from schemas.process.exposition import serving
 from schemas.process.mongodb import Database, connect
 from schemas.process.registry import codec_for
+from schemas.process.waiting import Deadline, retrying, stop_on_signals
 from sink.consumer import Sink
 from sink.effects import Seam, straight
 from sink.feed import sink as live
@@ -27,15 +26,18 @@ GC_THRESHOLD = 50_000  # a batch makes some ten thousand objects, none of them i
 
 def connect_patiently(connections: Connections, patience_s: float) -> Database:
     """Return the database; a sink that is started again in the middle of an outage waits for its end."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            return connect(connections, app_name="crm-replay-sink")
-        except ServiceUnreachableError as error:
-            if time.monotonic() >= deadline:
-                raise
-            logging.getLogger("sink").warning("%s; trying again", error.what)
-            time.sleep(CONNECT_EVERY_S)
+
+    def passes(error: ServiceUnreachableError) -> bool:
+        logging.getLogger("sink").warning("%s; trying again", error.what)
+        return True
+
+    return retrying(
+        partial(connect, connections, app_name="crm-replay-sink"),
+        ServiceUnreachableError,
+        Deadline(patience_s),
+        CONNECT_EVERY_S,
+        passes=passes,
+    )
 
 
 def main(seam: Seam = straight) -> int:
@@ -55,12 +57,10 @@ def main(seam: Seam = straight) -> int:
                 partial(live.feed_parts, settings.job) if isinstance(settings, live.LiveSinkSettings) else replay_parts
             )
             sink = Sink(settings, kafka, database, codec, parts, seam=seam, traces=traces)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: sink.stop())
             gc.freeze()  # what the imports made stays: the collector need not look at it with every batch
             gc.set_threshold(GC_THRESHOLD)
             about = {"account": job.company_sso_id, "job_id": job.job_id, "run": str(job.run)}
-            with serving("sink", sink.metrics.values, about=about):
+            with stop_on_signals(sink.stopping), serving("sink", sink.metrics.values, about=about):
                 sink.run()
         finally:
             database.client.close()

@@ -24,6 +24,7 @@ from schemas.job import ReplayJob
 from schemas.process.mongodb import Database, Document, Documents
 from schemas.process.topic_watch import KafkaQuestions, Positions, TopicWatch
 from schemas.process.tracing import OFF, Traces, Work, context_of
+from schemas.process.waiting import StoppedError
 from schemas.records import DeadLetter
 from sink.accounting import Accounting
 from sink.counting import Decided
@@ -35,7 +36,7 @@ from sink.group import Group
 from sink.indexes import UNIQUE_EXTERNAL_ID
 from sink.metrics import SinkMetrics
 from sink.settings import SinkSettings
-from sink.waiting import StoppedError, Waiting
+from sink.waiting import Waiting
 from sink.writer import write_batch
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ class Sink:
         self._seam = seam
         self._traces = traces
         self._waiting = Waiting(self.metrics)
+        self.stopping = self._waiting.stopping  # to be set: the loop then ends after the batch in hand
         hello: Document = database.client.admin.command("hello")
         document_bytes_max = int(hello.get("maxBsonObjectSize", 16 * 1024 * 1024))
         self._parts = parts(
@@ -138,10 +140,6 @@ class Sink:
         self._resting: Positions | None = None  # where it is, while it has nothing in hand and asks for records
         self._kafka = kafka
         self._group = Group(settings, kafka, self._waiting, self.metrics, seam)
-
-    def stop(self) -> None:
-        """Ask the loop to end after the batch in hand; safe in a signal handler."""
-        self._waiting.stop()
 
     def run(self) -> None:
         """Sink until asked to stop, or until the run has ended if that was asked for.
@@ -162,7 +160,7 @@ class Sink:
             self._require_unique_index()
             gate.check(at_once=True)
             self._group.join(finish=self._drain, forget=self._forget)
-            while not self._waiting.stop_requested:
+            while not self.stopping.is_set():
                 self._waiting.raise_trouble()
                 batch = self._parts.identity.batch(self._gather(), now_us())
                 if self._contexts:
@@ -176,7 +174,7 @@ class Sink:
         except StoppedError:
             log.info("stopped while a server did not answer; the batch in hand comes again")
         finally:
-            self._waiting.stop()  # ends the waiting of a batch that is still in flight; it comes again
+            self.stopping.set()  # ends the waiting of a batch that is still in flight; it comes again
             self._writers.shutdown()
             self._in_flight.clear()
             self._group.close()
@@ -259,7 +257,7 @@ class Sink:
             if self._gathered:
                 self._record_bytes = max(1, size // len(self._gathered))
                 deadline = deadline or time.monotonic() + self._settings.sink_linger_ms / 1000
-            if self._waiting.stop_requested or (not polled and (not deadline or time.monotonic() >= deadline)):
+            if self.stopping.is_set() or (not polled and (not deadline or time.monotonic() >= deadline)):
                 break
         gathered, self._gathered = self._gathered, []
         return gathered
@@ -313,7 +311,7 @@ class Sink:
             "Kafka",
             lambda: self._seam(
                 Effect.DELIVER_DEAD_LETTERS,
-                lambda: self._dead_letters.deliver(dead_letters, lambda: not self._waiting.stop_requested),
+                lambda: self._dead_letters.deliver(dead_letters, lambda: not self.stopping.is_set()),
             ),
         )
         self.metrics.dead_letters += len(dead_letters)

@@ -1,9 +1,7 @@
 """`crm-replay runner`."""
 
 import os
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -13,6 +11,7 @@ from ops.runner.daemon import Daemon, Limits
 from ops.runner.forkserver import WORKERS, forked
 from ops.runner.processes import require_writable
 from ops.runner.worker_metrics import gathering
+from schemas.process.waiting import stop_on_signals
 from schemas.source.mapping import load
 
 
@@ -43,14 +42,9 @@ def runner(
     path = str(Path(mapping).resolve()) if mapping else ""
     require_writable(host.home())
     daemon = Daemon(host.connections(), Limits(jobs, tasks, processors, sinks, path, host.home()))
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        if daemon.stop.is_set():
-            os._exit(128 + number)  # the children notice our end, and stop
-        daemon.stop.set()
-
-    with forked(("ops.runner.daemon", "ops.runner.replay", "ops.runner.enrichment", *WORKERS)) as daemon.forks:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, on_signal)
-        with gathering("runner", daemon.limits.home):
-            daemon.run(until_idle=until_idle)
+    with (
+        forked(("ops.runner.daemon", "ops.runner.replay", "ops.runner.enrichment", *WORKERS)) as daemon.forks,
+        stop_on_signals(daemon.stop, second_ends=True),  # children notice our end, and stop
+        gathering("runner", daemon.limits.home),
+    ):
+        daemon.run(until_idle=until_idle)

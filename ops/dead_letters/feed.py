@@ -10,10 +10,9 @@ between leaves an attempt without places: its letters still wait, and the next r
 
 import getpass
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -33,6 +32,7 @@ from schemas.collections import PROGRESS, RETRIES
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.job import LiveFeed
 from schemas.process.mongodb import Database
+from schemas.process.waiting import Deadline
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from sink.feed.decoding import account_in
 from sink.feed.progress import totals_by_account
@@ -255,7 +255,7 @@ def _wait_passed(feed: LiveFeed, topics: Topics, places: Iterable[Position], wai
     ends: dict[int, int] = {}
     for at in places:
         ends[at.partition] = max(ends.get(at.partition, 0), at.offset + 1)
-    names, deadline = feed.topics, time.monotonic() + wait_s
+    names, deadline = feed.topics, Deadline(wait_s)
 
     def passed() -> bool:
         done = kafka_admin.committed_offsets(topics.kafka, names.processors_group, names.replay, feed.partitions)
@@ -266,14 +266,11 @@ def _wait_passed(feed: LiveFeed, topics: Topics, places: Iterable[Position], wai
         return all(written[partition] >= made[partition] for partition in ends)
 
     while True:
-        try:
+        with suppress(KafkaException):  # an outage, or a group that moves: retried until the deadline
             if passed():
                 return True
-        except KafkaException:
-            pass  # an outage, or a rebalance: retried until the deadline
-        if time.monotonic() >= deadline:
+        if not deadline.wait(POLL_EVERY_S):
             return False
-        time.sleep(POLL_EVERY_S)
 
 
 def outcomes_in_feed(

@@ -17,10 +17,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
@@ -48,6 +47,7 @@ from schemas.process.exposition import of_children
 from schemas.process.mongodb import Database, connect
 from schemas.process.registry import codec_for
 from schemas.process.topic_watch import TopicReplacedError
+from schemas.process.waiting import Deadline, retrying, stop_on_signals
 from schemas.source.mapping import load
 from schemas.topics import LIVE_FEED, LIVE_TOPIC
 from schemas.vocabulary import ExitCode
@@ -170,16 +170,18 @@ def prepare(options: LiveOptions, connections: Connections, database: Database) 
 
 def _topic_id(admin: AdminClient, topic: str) -> str:
     """Return Kafka's own id of a topic: one that was deleted and made again has another."""
-    deadline = time.monotonic() + ANSWER_TIMEOUT_S
-    while True:
-        try:
-            return str(admin.describe_topics(TopicCollection([topic]))[topic].result(ANSWER_TIMEOUT_S).topic_id)
-        except KafkaException as error:  # one made a moment ago may not be known to every broker yet
-            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART or time.monotonic() > deadline:
-                raise ServiceUnreachableError(
-                    f"Kafka does not describe {topic} ({error.args[0].str()})", "look at the brokers and permissions"
-                ) from error
-            time.sleep(POLL_EVERY_S)
+    try:
+        return retrying(
+            lambda: str(admin.describe_topics(TopicCollection([topic]))[topic].result(ANSWER_TIMEOUT_S).topic_id),
+            KafkaException,
+            Deadline(ANSWER_TIMEOUT_S),
+            POLL_EVERY_S,  # one made a moment ago may not be known to every broker yet
+            passes=lambda error: error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART,
+        )
+    except KafkaException as error:
+        raise ServiceUnreachableError(
+            f"Kafka does not describe {topic} ({error.args[0].str()})", "look at the brokers and permissions"
+        ) from error
 
 
 def _run_of(database: Database, feed: LiveFeed, topic_id: str) -> int:
@@ -209,19 +211,13 @@ def _commit_beginnings(kafka: Mapping[str, Any], group: str, topic: str, partiti
     A group without a committed offset must never meet a worker (decision 2). `afresh`: what is committed belongs to a
     topic of the same name that is gone.
     """
-    deadline = time.monotonic() + COORDINATOR_TIMEOUT_S
-    while True:
-        try:
-            _commit_beginnings_once(kafka, group, topic, partitions, afresh=afresh)
-        except KafkaException as error:  # the group's coordinator moves, or loads what it has to know
-            if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > deadline:
-                raise ServiceUnreachableError(
-                    f"Kafka does not say where group {group} is ({error.args[0].str()})",
-                    "look at the brokers and permissions",
-                ) from error
-            time.sleep(POLL_EVERY_S)
-        else:
-            return
+    once = partial(_commit_beginnings_once, kafka, group, topic, partitions, afresh=afresh)
+    try:
+        kafka_admin.coordinated(once, COORDINATOR_TIMEOUT_S)
+    except KafkaException as error:
+        raise ServiceUnreachableError(
+            f"Kafka does not say where group {group} is ({error.args[0].str()})", "look at the brokers and permissions"
+        ) from error
 
 
 def _commit_beginnings_once(kafka: Mapping[str, Any], group: str, topic: str, partitions: int, *, afresh: bool) -> None:
@@ -277,7 +273,7 @@ def run_feed(options: LiveOptions, connections: Connections, view: RunView) -> N
     database = connect(connections, app_name="crm-replay-live")
     try:
         feed: LiveFeed | None = prepare(options, connections, database)
-        with _stop_on_signals() as stop:
+        with stop_on_signals() as stop:
             while feed is not None:
                 try:
                     _run_prepared(feed, options, connections, database, view, stop)
@@ -381,8 +377,8 @@ def _drain(supervisor: Supervisor, feed: LiveFeed, connections: Connections, sto
     for process in processors:
         process.finishes = True
         process.signal(signal.SIGTERM)
-    deadline = time.monotonic() + DRAIN_MAX_S
-    while time.monotonic() < deadline and not stop.wait(POLL_EVERY_S):
+    deadline = Deadline(DRAIN_MAX_S)
+    while not deadline.passed and not stop.wait(POLL_EVERY_S):
         try:
             supervisor.check()
             if not any(process.running for process in processors) and not _lag(
@@ -509,19 +505,3 @@ def line_of(status: LiveStatus) -> str:
         f"lag {status.processors_lag:,} + {status.sink_lag:,}",
     ]
     return f"feed {status.feed.feed}: " + ", ".join(parts)
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """Give an event that SIGINT and SIGTERM set."""
-    stop = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -4,7 +4,6 @@ The ids up to the newest are cut into equal id ranges, read a page at a time in 
 at any point with a sample of the whole history. An account of up to ROWS_MAX rows is read completely.
 """
 
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from producer.cursor import EARLIEST
 from schemas import stored
 from schemas.collections import CONTACT_ID_MAP, CONTACTS
 from schemas.process.mongodb import Database
+from schemas.process.waiting import Deadline
 from schemas.records import AuditEvent
 from schemas.source.contact_rules import person_key, person_of, spellings
 from schemas.source.mapping import SourceMapping
@@ -78,14 +78,14 @@ def persons_in_scope(
             _, top, _ = db.execute(source.query("horizon")).fetchall()[0]
     persons: dict[str, None] = {}
     rows = 0
-    give_up_at = time.monotonic() + READ_MAX_S
+    deadline = Deadline(READ_MAX_S)
     left = id_ranges(0, max(top, 0))
     limits = Limits(statement_timeout_s=STATEMENT_TIMEOUT_S)
     with closing(AuditReader(dsn, source, date_range_start or EARLIEST, limits)) as reader:
         while left:
             further = []
             for cursor, last in left:
-                if rows >= ROWS_MAX or len(persons) >= PERSONS_MAX or time.monotonic() > give_up_at:
+                if rows >= ROWS_MAX or len(persons) >= PERSONS_MAX or deadline.passed:
                     return Persons(rows, tuple(persons), complete=False)
                 page = reader.page_after(cursor, last, 0, (), look_for_gaps=False)
                 rows += len(page.events)

@@ -9,7 +9,6 @@ import datetime as dt
 import os
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from schemas.collections import (
 )
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.mongodb import Database, Document, Documents
+from schemas.process.waiting import Deadline
 from schemas.vocabulary import JobStatus
 from sink.indexes import (
     AUDIT_LOG_BY_COMPANY,
@@ -397,15 +397,13 @@ class _Lock:
 
     def acquire(self, wait_s: float) -> None:
         """Take the lock, that of a dead owner once it has expired, or raise MigrationLockedError."""
-        give_up_at = time.monotonic() + wait_s
+        deadline = Deadline(wait_s)
         while not self._take():
-            left_s = give_up_at - time.monotonic()
-            if left_s <= 0:
+            if not deadline.wait(LOCK_POLL_S):
                 raise MigrationLockedError(
                     f"another process is migrating this database{self._held_by()}",
                     f"wait; a dead one's lock expires in {LOCK_EXPIRY_S:.0f} s",
                 )
-            time.sleep(min(LOCK_POLL_S, left_s))
         self._renewer.start()
 
     def _take(self) -> bool:

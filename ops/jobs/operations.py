@@ -1,6 +1,5 @@
 """An operator's actions on a job besides running it: halt, rerun, roll back."""
 
-import time
 from collections.abc import Callable
 from hashlib import sha256
 
@@ -11,6 +10,7 @@ from ops.kafka import admin as kafka_admin
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
 from schemas.process.mongodb import Database
+from schemas.process.waiting import Deadline, retrying
 from schemas.source.mapping import SourceMapping
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
@@ -147,22 +147,23 @@ def _rollback_without_job(
 
 def _mark_rolled_back(store: JobStore, company_sso_id: str) -> Job:
     """Return the account's job, rolled back; waits for a runner that is ending its processes: they write until then."""
-    give_up_at = time.monotonic() + STOPPING_MAX_S
-    while True:
+
+    def mark() -> Job:
         job = _latest(store, company_sso_id)
         if job.status is JobStatus.ROLLED_BACK:
             return job
         why_not = refusal(job.status, JobStatus.ROLLED_BACK)
         if why_not:
             raise RollbackRefusedError(f"the job of {company_sso_id} is {job.status}", why_not)
-        try:
-            return store.transition(job.job_id, job.status, JobStatus.ROLLED_BACK, only_if_free=True)
-        except LeaseLostError as error:
-            if time.monotonic() > give_up_at:
-                raise RollbackRefusedError(
-                    f"the runner of {company_sso_id} ({job.owner}) has not ended its processes yet", "try again"
-                ) from error
-            time.sleep(STOPPING_POLL_S)
+        return store.transition(job.job_id, job.status, JobStatus.ROLLED_BACK, only_if_free=True)
+
+    try:
+        return retrying(mark, LeaseLostError, Deadline(STOPPING_MAX_S), STOPPING_POLL_S)
+    except LeaseLostError as error:
+        raise RollbackRefusedError(
+            f"the runner of {company_sso_id} ({_latest(store, company_sso_id).owner}) has not ended its processes yet",
+            "try again",
+        ) from error
 
 
 def _latest(store: JobStore, company_sso_id: str) -> Job:

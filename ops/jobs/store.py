@@ -287,10 +287,6 @@ class JobStore:
         fields = {"begin_offsets": list(begin_offsets), "partitions": partitions or job.partitions}
         return self._set(job, fields)
 
-    def set_records_total(self, job: Job, records_total: int) -> Job:
-        """Note how many source rows are in scope; return the job."""
-        return self._set(job, {"records_total": records_total})
-
     def note_out_of_scope(self, job: Job, by_type: Mapping[str, int]) -> Job:
         """Note how many rows are of types that are not read; return the job."""
         return self._set(job, {"out_of_scope_by_type": dict(by_type)})

@@ -31,6 +31,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from schemas.codec import Codec
 from schemas.errors import ReplayError, ServiceUnreachableError, UndecodableRecordError, UnreadableTopicError
+from schemas.process.waiting import Deadline
 from schemas.records import Contact, Record, Referent, User
 
 log = logging.getLogger(__name__)
@@ -197,7 +198,7 @@ class ReferenceTables:
         return {(partition.topic, partition.partition) for partition in every}
 
     def _partitions(self, consumer: Consumer, topic: str) -> list[int]:
-        deadline = time.monotonic() + NEW_TOPIC_TIMEOUT_S
+        deadline = Deadline(NEW_TOPIC_TIMEOUT_S)
         while True:
             try:
                 metadata = consumer.list_topics(topic, timeout=ANSWER_TIMEOUT_S).topics[topic]
@@ -208,11 +209,10 @@ class ReferenceTables:
                 ) from error
             if metadata.error is None and metadata.partitions:
                 return list(metadata.partitions)
-            if time.monotonic() > deadline:
+            if not deadline.wait(POLL_S):
                 raise TablesNotLoadedError(
                     f"topic {topic} does not exist", "publish the reference topics first: crm-replay produce"
                 )
-            time.sleep(POLL_S)
 
     def _apply(self, messages: list[Message], left: set[tuple[str, int]]) -> None:
         """Take over rows; a partition that has been read to its end leaves `left`."""

@@ -1,6 +1,5 @@
 """Whether `audited_changes` can be read: a sample from the whole history, read as a run reads it."""
 
-import time
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ from ops.checks.model import Check, fail, ok, warn
 from ops.jobs.coverage import id_ranges
 from producer.audits import AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
+from schemas.process.waiting import Deadline
 from schemas.source.audited_changes import Unreadable, read
 from schemas.source.mapping import SourceMapping
 
@@ -49,14 +49,14 @@ def _read(dsn: str, mapping: SourceMapping, account: str, limits: Limits) -> _Sa
         with answering("querying the newest id"):
             smallest, top, _ = db.execute(source.query("horizon")).fetchall()[0]
     sample = _Sample()
-    give_up_at = time.monotonic() + READ_MAX_S
+    deadline = Deadline(READ_MAX_S)
     left = id_ranges(min(0, smallest - 1), top, ID_RANGES)
     small = Limits(PAGE_ROWS, limits.id_window, limits.statement_timeout_s, limits.row_bytes_max)
     with closing(AuditReader(dsn, source, EARLIEST, small)) as reader:
         while left:
             further = []
             for cursor, last in left:
-                if sample.rows >= ROWS_MAX or time.monotonic() > give_up_at:
+                if sample.rows >= ROWS_MAX or deadline.passed:
                     return sample
                 page = reader.page_after(cursor, last, 0, (), look_for_gaps=False)
                 for event in page.events:

@@ -2,7 +2,6 @@
 
 import logging
 import re
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from ops.checks.model import Check, Verdict, bytes_text, fail, join, ok, warn
 from ops.kafka import admin as kafka_admin
 from producer.topics import MESSAGE_BYTES_LIMIT
 from schemas.errors import BadInputError
+from schemas.process.waiting import Deadline
 from schemas.topics import AccountTopics
 
 TIMEOUT_S = kafka_admin.ANSWER_TIMEOUT_S
@@ -159,7 +159,7 @@ def _rights_lacking_on_groups(admin: AdminClient, groups: Iterable[str]) -> tupl
     """
     lacking: list[str] = []
     left = list(groups)
-    give_up_at = time.monotonic() + COORDINATOR_MAX_S
+    deadline = Deadline(COORDINATOR_MAX_S)
     while True:
         pending, left = left, []
         answers = admin.describe_consumer_groups(
@@ -180,9 +180,8 @@ def _rights_lacking_on_groups(admin: AdminClient, groups: Iterable[str]) -> tupl
                 continue
             if allowed and AclOperation.READ not in allowed:
                 lacking.append(f"group {group}: READ")
-        if not left or time.monotonic() >= give_up_at:
+        if not left or not deadline.wait(kafka_admin.COORDINATOR_POLL_S):
             return lacking, left
-        time.sleep(kafka_admin.COORDINATOR_POLL_S)
 
 
 def check_topics(kafka: Mapping[str, Any], account: str, partitions: int) -> Check:

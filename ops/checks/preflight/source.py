@@ -66,7 +66,6 @@ SAMPLE_PLACES = 4
 SEEN_TIMEOUT_S = 20.0  # for a count of all rows of a table that may show a part only
 SEEN_MIN = 0.9  # of the rows in the statistics; ANALYZE reads a sample
 TYPES_NAMED_MAX = 10
-SAMPLE_PAGE_ROWS = 500
 GRANT = (
     "give a role that may only read: CREATE ROLE crm_replay LOGIN PASSWORD '…'; GRANT USAGE ON SCHEMA {schema} TO"
     " crm_replay; GRANT SELECT ON {tables} TO crm_replay"

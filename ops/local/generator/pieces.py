@@ -326,7 +326,6 @@ class Pieces:
         self.ticket_names = [
             f"{t.one(('Keluhan', 'Error: ', '[WA]', 'Tanya'))} {t.one(TOPICS)} {i}" for i in range(NAMES)
         ]
-        self.first_name_items = [self.item("first_name", name) for name in self.first_names]
         self.last_name_items = [self.item("last_name", name) for name in self.last_names]
         self.deal_name_items = [self.item("name", name) for name in self.deal_names]
         self.person_names = [

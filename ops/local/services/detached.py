@@ -12,7 +12,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 from ops.local.services import launcher
 from ops.local.services.launcher import start_mark
 from schemas.errors import BadInputError
+from schemas.process.waiting import Deadline
 
 LOG_LINES_SHOWN = 4
 LOG_BYTES_MAX = 8 << 20  # a longer log is put aside at the next start; one older log is kept
@@ -125,7 +125,7 @@ def _signal(process: Process, number: signal.Signals, timeout_s: float) -> bool:
         return True
     except OSError:
         handle = None  # a kernel before 5.3
-    deadline = time.monotonic() + timeout_s
+    deadline = Deadline(timeout_s)
     try:
         if not process.alive:  # checked after the handle is open: from here on the id cannot be reused unnoticed
             return True
@@ -138,8 +138,8 @@ def _signal(process: Process, number: signal.Signals, timeout_s: float) -> bool:
             poll = select.poll()
             poll.register(handle, select.POLLIN)  # readable once it has ended
             return bool(poll.poll(timeout_s * 1000))
-        while process.alive and time.monotonic() < deadline:
-            time.sleep(_LOOK_AGAIN_S)
+        while process.alive and deadline.wait(_LOOK_AGAIN_S):
+            pass
         return not process.alive
     finally:
         if handle is not None:

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from ops.local.services.detached import Command, User
 from ops.local.services.layout import Service
 from ops.local.services.server import DataDirectory, Server, Surroundings, environment
 from schemas.errors import BadInputError
+from schemas.process.waiting import Deadline
 
 DATABASE = "crm"
 SUPERUSER = "postgres"
@@ -174,9 +174,9 @@ class PostgresServer(Server):
         lock = self._data.path / "postmaster.pid"
         if not lock.exists():
             return
-        deadline = time.monotonic() + _BACKENDS_END_S
+        deadline = Deadline(_BACKENDS_END_S)
         while any(_processes_in(self._data.path)):
-            if time.monotonic() > deadline or self._around.tools.cancel.wait(0.05):
+            if deadline.passed or self._around.tools.cancel.wait(0.05):
                 raise BadInputError(
                     f"processes of an earlier PostgreSQL still work in {self._data.path}",
                     f"end these process ids: {', '.join(map(str, _processes_in(self._data.path)))}",

@@ -29,6 +29,7 @@ from ops.local.services.registry import RegistryServer
 from ops.local.services.server import Server, Surroundings
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
+from schemas.process.waiting import Deadline
 from schemas.secrets import shown
 
 _KINDS: Mapping[AnyService, type[Server]] = {
@@ -284,15 +285,14 @@ class _Start:
                 f"{self._service.value} runs on port {known[self.server.port_names[0]]}, not on {wanted}",
                 "stop it first: crm-replay services down",
             )
-        deadline = time.monotonic() + _STILL_THERE_S
+        deadline = Deadline(_STILL_THERE_S)
         while process.alive:
             if self.server.problem(known) is None:
                 return True
-            if time.monotonic() > deadline:
+            self._stop_if_cancelled()
+            if not deadline.wait(_PROBE_AGAIN_S):
                 self._around.say(f"{self._service.value}: does not respond any more; it is restarted")
                 return False
-            self._stop_if_cancelled()
-            time.sleep(_PROBE_AGAIN_S)
         return False
 
     def _choose_ports(self) -> dict[str, int]:
@@ -304,7 +304,7 @@ class _Start:
     def _wait(self, process: Process, known: dict[str, int], log: Path, log_start: int, *, last_try: bool) -> bool:
         """Return True once it answers, False if its port was taken and another one can be tried."""
         timeout_s = self._around.settings.start_timeout_s
-        deadline = time.monotonic() + timeout_s
+        deadline = Deadline(timeout_s)
         name = self._service.value
         while True:
             if not process.alive:
@@ -318,14 +318,13 @@ class _Start:
             problem = self.server.problem(known)
             if problem is None and process.alive:
                 return True
-            if time.monotonic() > deadline:
+            self._stop_if_cancelled()
+            if not deadline.wait(_PROBE_AGAIN_S):
                 summary = detached.last_lines(log, since_byte=log_start)
                 raise BadInputError(
                     f"{name} did not answer within {timeout_s:.0f} s ({problem}); its log ends: {summary}",
                     f"all of its log: {log}; CRM_REPLAY_START_TIMEOUT_S gives it longer",
                 )
-            self._stop_if_cancelled()
-            time.sleep(_PROBE_AGAIN_S)
 
     def _stop_if_cancelled(self) -> None:
         if self._around.tools.cancel.is_set():

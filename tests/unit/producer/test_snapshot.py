@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from producer import snapshot as module
 from producer.cursor import Gap, IdRange, clip, in_gaps, next_number
 from producer.messages import Encoder, Page
-from producer.parallel import Stopped, ranges_of_run, split_for
+from producer.parallel import ranges_of_run, split_for
 from producer.publisher import Keyed
 from producer.snapshot import Bounds, Snapshot
 from schemas.codec import Codec
 from schemas.errors import CursorDidNotAdvanceError, ReplayError
 from schemas.process.tracing import Headers
+from schemas.process.waiting import StoppedError
 from schemas.records import AuditEvent
 
 CODEC = Codec()
@@ -261,7 +262,7 @@ def test_stopping_ends_after_a_confirmed_page_and_the_next_start_goes_on() -> No
     encoder = Encoder(CODEC, lambda event: str(event.audit_id), "t", 1, 10_000)
     reader, bounds = FakeReader(world, 3, 7), Bounds(20, 0, 7, 60)
     snapshot = Snapshot(reader, encoder, FakePublisher(world), world, bounds, stop=lambda: len(world.topic) >= 6)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         snapshot.read(ranges_of_run(world, 0, 20)[0])
     assert world.saved[0].cursor == world.topic[-1][1].audit_id < 20
     attempt(world)

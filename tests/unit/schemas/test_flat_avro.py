@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from schemas import flat_avro
 from schemas.codec import Codec, schema_of
 from schemas.errors import UndecodableRecordError
-from schemas.records import RECORD_TYPES, AuditEvent, Record, SkippedRecord, User
+from schemas.records import RECORD_TYPES, Record, SkippedRecord, User
 from tests.unit.schemas.values import records, unhurried
 
 SCHEMAS = {record_type: fastavro.parse_schema(schema_of(record_type)) for record_type in RECORD_TYPES}
@@ -25,11 +25,6 @@ def by_library(record: Record) -> bytes:
     out = io.BytesIO()
     fastavro.schemaless_writer(out, SCHEMAS[type(record)], record._asdict())
     return out.getvalue()
-
-
-@pytest.mark.parametrize("record_type", RECORD_TYPES)
-def test_every_schema_is_flat(record_type: type[Record]) -> None:
-    assert flat_avro.is_flat(schema_of(record_type))
 
 
 @unhurried
@@ -115,9 +110,3 @@ def test_changed_bytes_give_a_record_that_the_library_reads_too_or_an_error(reco
 def test_impossible_lengths_and_texts_are_refused(body: bytes) -> None:
     with pytest.raises((EOFError, IndexError, ValueError)):
         DECODE[SkippedRecord](body)
-
-
-def test_a_record_that_is_not_flat_is_told() -> None:
-    schema = schema_of(AuditEvent)
-    union = {**schema, "fields": [*schema["fields"], {"name": "more", "type": ["null", "string"]}]}
-    assert not flat_avro.is_flat(union)
