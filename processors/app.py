@@ -20,7 +20,7 @@ from processors.batching import Run, RunApp, Stretch
 from processors.lookups.answers import TableLookups
 from processors.lookups.tables import HighWater, ReferenceTables
 from processors.metrics import ProcessorMetrics
-from processors.outcomes import Delivery, OutcomeProducer
+from processors.outcomes import Delivery, Message, OutcomeProducer
 from processors.settings import ProcessorSettings
 from schemas.process.connections import Connections
 from schemas.process.tracing import OFF, UNTRACED, Piece, Traces, Work, pieces_of
@@ -34,6 +34,12 @@ HEARTBEAT_MAX_S = 1.5  # how soon the others notice that somebody joins or leave
 LEAVE_TIMEOUT_S = 10.0
 
 BeforeAck = Callable[[Run], None]
+Batched = Callable[[Sequence[Message]], Sequence[Message]]
+
+
+def each_alone(outcomes: Sequence[Message]) -> Sequence[Message]:
+    """Return outcomes as they are: each is a record."""
+    return outcomes
 
 
 class ReplayApp(RunApp):
@@ -81,8 +87,12 @@ class RunHandler:
         metrics: ProcessorMetrics,
         before_ack: BeforeAck | None = None,
         traces: Traces = OFF,
+        batched: Batched = each_alone,
     ) -> None:
-        """`before_ack` sees each run after its outcomes are confirmed and before it is acknowledged (tests)."""
+        """`before_ack` sees each run after its outcomes are confirmed and before it is acknowledged (tests).
+
+        `batched` makes of a run's outcomes the records that are sent.
+        """
         self._app = app
         self._transformer = transformer
         self._lookups = lookups
@@ -91,6 +101,7 @@ class RunHandler:
         self._metrics = metrics
         self._before_ack = before_ack
         self._traces = traces
+        self._batched = batched
         self._settling: deque[asyncio.Task[None]] = deque()
 
     async def handle(self, event: Any) -> None:
@@ -122,7 +133,7 @@ class RunHandler:
             if work.followed:
                 deliveries = [self._send_piece(run, decoded, piece, high, work) for piece in pieces]
             else:
-                messages = self._transformer.outcomes(run.records, decoded, run.partition, high)
+                messages = self._batched(self._transformer.outcomes(run.records, decoded, run.partition, high))
                 deliveries = [self._producer.send(messages, len(messages), run.partition)]
         self._metrics.transform_s += time.perf_counter() - began
         self._metrics.runs += 1
@@ -139,7 +150,7 @@ class RunHandler:
     def _send_piece(self, run: Run, decoded: Sequence[Decoded], piece: Piece, high: HighWater, work: Work) -> Delivery:
         """Send the outcomes of a traced run's records that came with the same trace context; it goes on with them."""
         part = slice(piece.begin, piece.end)
-        messages = self._transformer.outcomes(run.records[part], decoded[part], run.partition, high)
+        messages = self._batched(self._transformer.outcomes(run.records[part], decoded[part], run.partition, high))
         return self._producer.send(messages, len(messages), run.partition, work.headers_after(piece.context))
 
     async def _prefetch(self, decoded: Sequence[Decoded]) -> None:
