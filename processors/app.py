@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 RUNS_ON_THEIR_WAY_MAX = 2
 RUNS_BUFFERED_MAX = 4  # fetched and waiting: bounds memory, and what a rebalance throws away
+FETCH_BYTES_MIN = 256 * 1024  # a fetch waits for so much, and FETCH_WAIT_MS at most
 FETCH_BYTES_MAX = 2 * 1024 * 1024  # of a partition, as they are on the wire
 HEARTBEAT_MAX_S = 1.5  # how soon the others notice that somebody joins or leaves
 LEAVE_TIMEOUT_S = 10.0
@@ -221,6 +222,7 @@ def build_app(
     connections: Connections,
     metrics: ProcessorMetrics,
     app_class: type[ReplayApp] = ReplayApp,
+    fetch_bytes_min: int = FETCH_BYTES_MIN,
 ) -> ReplayApp:
     """Return the account's app without its agent; inside a running event loop."""
     job = settings.job
@@ -231,6 +233,7 @@ def build_app(
         exit_at_end=settings.exit_at_end,
         run_records_max=settings.run_records_max,
         run_bytes_max=settings.run_bytes_max,
+        fetch_bytes_min=fetch_bytes_min,
         broker=kafka_url(connections.kafka_bootstrap_servers),
         broker_credentials=credentials(connections),
         consumer_group_instance_id=settings.worker,
