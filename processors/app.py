@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 RUNS_ON_THEIR_WAY_MAX = 2
 RUNS_BUFFERED_MAX = 4  # fetched and waiting: bounds memory, and what a rebalance throws away
-FETCH_BYTES_MIN = 256 * 1024  # a fetch waits for so much, and FETCH_WAIT_MS at most
+FETCH_BYTES_MIN = 256 * 1024  # of all partitions: a run costs the worker and the broker a millisecond, however small
 FETCH_BYTES_MAX = 2 * 1024 * 1024  # of a partition, as they are on the wire
 HEARTBEAT_MAX_S = 1.5  # how soon the others notice that somebody joins or leaves
 LEAVE_TIMEOUT_S = 10.0

@@ -43,7 +43,8 @@ from schemas.errors import ReplayError
 
 RUN_CODEC = "run"
 FETCH_TIMEOUT_S = 1.0
-FETCH_WAIT_MS = 50  # for a fetch to fill; what is there by then is delivered
+FETCH_WAIT_MS = 200  # for a fetch to fill; what is there by then is delivered
+FLOOD_RECORDS = 500  # that one fetch returns: more come, and the next one may wait for them
 COMMITTED_TIMEOUT_S = 30.0  # well below the request timeout at which Faust would go on without an answer
 
 
@@ -160,9 +161,7 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         """
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"
-        if self.app.fetch_bytes_min > 1:
-            consumer._fetch_min_bytes = self.app.fetch_bytes_min
-            consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
     async def seek_to_committed(self) -> Mapping[Any, int]:
@@ -225,6 +224,8 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     ) -> Mapping[Any, Fetched]:
         """Return what was fetched by partition, each with the positions it spans."""
         records = await super()._fetch_records(consumer, active_partitions, timeout=timeout, max_records=max_records)
+        is_flood = sum(map(len, records.values())) >= FLOOD_RECORDS
+        consumer._fetcher._fetch_min_bytes = self.app.fetch_bytes_min if is_flood else 1
         fetched = {}
         for tp, of_partition in records.items():  # no await since aiokafka moved the positions
             state = consumer._subscription.subscription.assignment.state_value(tp)
@@ -454,7 +455,7 @@ class RunApp(faust.App):  # type: ignore[misc]
     ) -> None:
         """Take Faust's arguments, and the bounds of a run.
 
-        `fetch_bytes_min` is what a fetch waits for, FETCH_WAIT_MS at most; 1: it waits for nothing but a record.
+        `fetch_bytes_min` is what a fetch waits for while records come by the hundred, FETCH_WAIT_MS at most.
         """
         self.run_records_max = run_records_max
         self.run_bytes_max = run_bytes_max

@@ -15,7 +15,7 @@ class ProducerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_", env_ignore_empty=True, extra="ignore")
 
     page_rows: int = Field(500, ge=1, le=100_000, description="rows a page")
-    lot_rows: int = Field(
+    checkpoint_rows: int = Field(
         2_000,
         ge=1,
         le=100_000,
