@@ -25,7 +25,7 @@ from producer.cursor import next_number, share_out
 from producer.messages import Encoder
 from producer.parallel import Stopped, end_with_parent, ranges_of_run, read_in_children, split_for
 from producer.publisher import Publisher
-from producer.settings import job_from, settings_from_environment
+from producer.settings import RunSettings
 from producer.snapshot import Bounds, Snapshot
 from producer.throttle import Pacer, Throttle
 from producer.topics import check_topic, message_bytes_max
@@ -45,9 +45,9 @@ GC_THRESHOLD = 100_000  # objects more than were freed; a page of 500 rows has a
 
 def run(only: frozenset[int]) -> None:
     """Read and end the run; or read only these id ranges, for a parent that does the rest."""
-    job = job_from(os.environ.get("CRM_REPLAY_JOB"))
+    settings = RunSettings.load()
+    job = settings.job
     logs.bind(account=job.company_sso_id, job_id=job.job_id, run=job.run)
-    settings = settings_from_environment()
     connections = Connections()
     connections.require("crm_audit_database_url", "kafka_bootstrap_servers", "mongodb_url")
     signals: list[int] = []

@@ -5,24 +5,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 from pymongo import UpdateOne, WriteConcern
-from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from producer.cursor import Gap, IdRange
 from schemas.collections import CHECKPOINTS
 from schemas.errors import ReplayError, ServiceUnreachableError
 from schemas.process.client_errors import kind_of
+from schemas.process.mongodb import Database, Document
 
 logger = logging.getLogger(__name__)
 
 FIRST_FENCE = 1
 # More than a process can begin: it splits for 64 readers at most, and begins one late range.
 NUMBERS_TAKEN = 130
-
-Document = dict[str, Any]
 
 
 class FencedError(ReplayError):
@@ -46,7 +44,7 @@ class Checkpoint:
 
     def __init__(
         self,
-        database: Database[Document],
+        database: Database,
         job_id: str,
         run: int,
         fence: int = 0,

@@ -9,25 +9,23 @@ import sys
 import time
 from functools import partial
 
-from pymongo.database import Database
-
 from schemas.errors import ReplayError, ServiceUnreachableError, worker_exit_code
 from schemas.process import logs, tracing
 from schemas.process.connections import Connections
 from schemas.process.exposition import serving
+from schemas.process.mongodb import Database, connect
 from schemas.process.registry import codec_for
 from sink.consumer import Sink
-from sink.database import Document, connect
 from sink.effects import Seam, straight
 from sink.feed import sink as live
 from sink.replay import replay_parts
-from sink.settings import load_settings
+from sink.settings import SinkSettings
 
 CONNECT_EVERY_S = 1.0
 GC_THRESHOLD = 50_000  # a batch makes some ten thousand objects, none of them in cycles
 
 
-def connect_patiently(connections: Connections, patience_s: float) -> Database[Document]:
+def connect_patiently(connections: Connections, patience_s: float) -> Database:
     """Return the database; a sink that is started again in the middle of an outage waits for its end."""
     deadline = time.monotonic() + patience_s
     while True:
@@ -44,7 +42,7 @@ def main(seam: Seam = straight) -> int:
     """Run a sink until it ends; return the exit code."""
     try:
         logs.configure("sink")
-        settings = live.load_settings() if live.is_wanted() else load_settings()
+        settings = (live.LiveSinkSettings if live.is_wanted() else SinkSettings).load()
         job = settings.job
         logs.bind(account=job.company_sso_id, job_id=job.job_id, run=job.run)
         connections = Connections()

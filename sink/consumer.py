@@ -21,12 +21,12 @@ from schemas.codec import Codec
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError
 from schemas.job import ReplayJob
+from schemas.process.mongodb import Database, Document, Documents
 from schemas.process.topic_watch import KafkaQuestions, Positions, TopicWatch
 from schemas.process.tracing import OFF, Traces, Work, context_of
 from schemas.records import DeadLetter
 from sink.accounting import Accounting
 from sink.counting import Decided
-from sink.database import Document, Documents
 from sink.dead_letters import DeadLetterTopic, now_us
 from sink.decoding import Batch, Taken
 from sink.documents import BatchOutcome
@@ -75,7 +75,7 @@ class Surroundings:
     """What the loop and its parts have in common."""
 
     settings: SinkSettings
-    database: Any
+    database: Database
     codec: Codec
     seam: Seam
     metrics: SinkMetrics
@@ -108,7 +108,7 @@ class Sink:
         self,
         settings: SinkSettings,
         kafka: dict[str, Any],
-        database: Any,
+        database: Database,
         codec: Codec,
         parts: Callable[[Surroundings], Parts],
         *,

@@ -8,8 +8,8 @@ from typing import Any
 from pymongo import UpdateOne
 from pymongo.errors import DuplicateKeyError
 
+from schemas.process.mongodb import Document, Documents
 from sink.counting import DUPLICATE, NO_OFFSET, PartitionProgress
-from sink.database import Document, Documents
 from sink.identity import Identities, added
 from sink.job_counts import RunTotals as RunTotals
 

@@ -23,16 +23,16 @@ def runner(
     sinks: Annotated[int, typer.Option(min=1, max=64, help="A job's.")] = 1,
     mapping: Annotated[
         str,
-        typer.Option(help="Source mapping file on this host; left out: where the job names it.", show_default=False),
+        typer.Option(help="Source mapping file on this host; default: the job's.", show_default=False),
     ] = "",
     rows_per_s: Annotated[
         float, typer.Option(min=0, help="Read from the CRM at most, by all jobs of this host; 0: no bound.")
     ] = 0.0,
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when there is nothing left to do.")] = False,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no work is left.")] = False,
 ) -> None:
-    """Do what is asked for over HTTP, in the console and by `crm-replay trigger`: claims jobs and tasks, runs them.
+    """Execute what is requested over HTTP, in the console and by `crm-replay trigger`: claims and runs jobs and tasks.
 
-    Any number of runners on any hosts. SIGTERM lets go of everything, so that others take over at once. Each job gets
+    Any number of runners on any hosts. SIGTERM releases everything, so that others take over at once. Each job gets
     an equal part of --rows-per-s; it also slows down while a replica lags or pages are slow
     (CRM_REPLAY_SOURCE_REPLICA_LAG_MAX_S, CRM_REPLAY_SOURCE_QUERY_MAX_S).
     """
@@ -46,7 +46,7 @@ def runner(
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if daemon.stop.is_set():
-            os._exit(128 + number)  # the children see that we are gone, and stop by themselves
+            os._exit(128 + number)  # the children notice our end, and stop
         daemon.stop.set()
 
     with forked(("ops.runner.daemon", "ops.runner.replay", "ops.runner.enrichment", *WORKERS)) as daemon.forks:

@@ -123,7 +123,7 @@ def _as_dict(found: ServiceStatus) -> dict[str, object]:
 
 @app.command(name="status")
 def status_command(home: Home = None, as_json: AsJson = False) -> None:
-    """Ask each server whether it answers. Exit code 0: all do (one of the environment is not asked); 1: not all."""
+    """Check each server. Exit code 0: all respond (one of the environment is not checked); 1: not all."""
     with _one_line():
         found = status(home)
     if as_json:

@@ -57,7 +57,7 @@ class FieldError(BaseModel):
 
 
 class Meta(BaseModel):
-    """What support asks for first; some refusals add what a program may want to know, such as `coverage_pct`."""
+    """What support needs first; some refusals add data for programs, such as `coverage_pct`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -75,7 +75,7 @@ class ErrorEnvelope(BaseModel):
 
 
 class ApiError(Exception):
-    """An answer that is not a success; what it says is shown to the client."""
+    """An answer that is not a success; its text is shown to the client."""
 
     def __init__(
         self,

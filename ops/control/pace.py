@@ -1,4 +1,4 @@
-"""Pure: how fast a job goes, from what was counted and when."""
+"""Pure: a job's rate, from its counts over time."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ JOBS_MAX = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Rows a second over the window, and how long the rest takes; None where nothing can be said yet."""
+    """Rows a second over the window, and how long the rest takes; None where unknown yet."""
 
     rows_per_s: float | None
     eta_s: float | None
@@ -24,7 +24,7 @@ class PaceKeeper:
     _samples: dict[tuple[str, int], deque[tuple[float, int]]] = field(default_factory=dict)
 
     def note(self, job_id: str, run: int, accounted: int, now: float) -> None:
-        """Remember a count. What another run had is forgotten, and so is the job not heard of for longest."""
+        """Remember a count. What another run had is forgotten, and so is the job updated longest ago."""
         key = (job_id, run)
         samples = self._samples.pop(key, None)
         if samples is None:

@@ -45,12 +45,12 @@ from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.job import LiveFeed
 from schemas.process.connections import Connections
 from schemas.process.exposition import of_children
+from schemas.process.mongodb import Database, connect
 from schemas.process.registry import codec_for
 from schemas.process.topic_watch import TopicReplacedError
 from schemas.source.mapping import load
 from schemas.topics import LIVE_FEED, LIVE_TOPIC
 from schemas.vocabulary import ExitCode
-from sink.database import connect
 from sink.feed.progress import totals_by_account
 from sink.progress import RunTotals
 
@@ -117,7 +117,7 @@ class LiveStatus:
         }
 
 
-def prepare(options: LiveOptions, connections: Connections, database: Any) -> LiveFeed:
+def prepare(options: LiveOptions, connections: Connections, database: Database) -> LiveFeed:
     """Return the feed with everything there that its first worker needs. May be repeated, also while it runs.
 
     Raises BadInputError or ServiceUnreachableError before anything is changed.
@@ -182,7 +182,7 @@ def _topic_id(admin: AdminClient, topic: str) -> str:
             time.sleep(POLL_EVERY_S)
 
 
-def _run_of(database: Any, feed: LiveFeed, topic_id: str) -> int:
+def _run_of(database: Database, feed: LiveFeed, topic_id: str) -> int:
     """Return the feed's run: a new one if it never ran, or if its topic is not the one it has read."""
     feeds = database[FEEDS]
     found = feeds.find_one({"_id": feed.feed})
@@ -199,7 +199,7 @@ def _run_of(database: Any, feed: LiveFeed, topic_id: str) -> int:
             {"_id": feed.feed, "topic_id": found["topic_id"]},
             {"$set": {"topic_id": topic_id, "run": JobStore(database).next_run()}},
         )
-        return int(feeds.find_one({"_id": feed.feed})["run"])
+        found = feeds.find_one({"_id": feed.feed}) or found  # of another host, if it was first
     return int(found["run"])
 
 
@@ -233,7 +233,7 @@ def _commit_beginnings_once(kafka: Mapping[str, Any], group: str, topic: str, pa
     kafka_admin.commit_offsets(kafka, group, topic, begin)
 
 
-def feed_of(database: Any, name: str) -> LiveFeed:
+def feed_of(database: Database, name: str) -> LiveFeed:
     """Return a feed that was prepared. Raises BadInputError if there is none."""
     found = database[FEEDS].find_one({"_id": name})
     if found is None or "partitions" not in found:
@@ -292,7 +292,12 @@ def run_feed(options: LiveOptions, connections: Connections, view: RunView) -> N
 
 
 def _run_prepared(
-    feed: LiveFeed, options: LiveOptions, connections: Connections, database: Any, view: RunView, stop: threading.Event
+    feed: LiveFeed,
+    options: LiveOptions,
+    connections: Connections,
+    database: Database,
+    view: RunView,
+    stop: threading.Event,
 ) -> None:
     """Run the feed until `stop`. Raises TopicReplacedError when its topics are not those it was prepared for."""
     over = threading.Event()
@@ -311,7 +316,7 @@ def _run_prepared(
 
 
 def _prepare_again(
-    options: LiveOptions, connections: Connections, database: Any, view: RunView, stop: threading.Event
+    options: LiveOptions, connections: Connections, database: Database, view: RunView, stop: threading.Event
 ) -> LiveFeed | None:
     """Return the feed prepared for the topics that are there now; None if told to stop before that was possible.
 
@@ -339,7 +344,7 @@ def _watch(
     supervisor: Supervisor,
     feed: LiveFeed,
     connections: Connections,
-    database: Any,
+    database: Database,
     view: RunView,
     stop: threading.Event,
 ) -> None:
@@ -470,7 +475,7 @@ class Refresher:
                 self._view.note(f"users and names could not be refreshed ({said})")
 
 
-def status_of(feed: LiveFeed, connections: Connections, database: Any) -> LiveStatus:
+def status_of(feed: LiveFeed, connections: Connections, database: Database) -> LiveStatus:
     """Return the feed's counts over all its runs, and its lag. Raises what the clients raise."""
     kafka, topics = connections.kafka(), feed.topics
     return LiveStatus(

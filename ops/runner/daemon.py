@@ -43,7 +43,7 @@ from ops.runner.options import RunOptions
 from ops.runner.processes import child_environment, python_module
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
-from sink.database import open_database
+from schemas.process.mongodb import Database, open_database
 
 POLL_EVERY_S = 0.5  # for work: two small queries by index
 LOOK_EVERY_S = 0.05  # at the children, which asks nobody else
@@ -123,7 +123,7 @@ class Daemon:
     tasks: dict[str, TaskChild] = field(default_factory=dict)
     forks: ForkServer | None = None  # has loaded what a child and its workers need
     ready: list[Child] = field(default_factory=list)
-    database: Any = None
+    database: Database = field(init=False)
     outage: str = ""
 
     def run(self, *, until_idle: bool = False) -> None:
@@ -528,7 +528,7 @@ def _child(runner: Any, forks: ForkServer | None) -> int:
     return 0
 
 
-def _end_partial(job: Job, connections: Connections, database: Any, view: RunView) -> None:
+def _end_partial(job: Job, connections: Connections, database: Database, view: RunView) -> None:
     """End a replay of chosen rows whose runner has died: which rows are left, only its command knew."""
     try:
         topics = Topics(connections.kafka(), connections.schema_registry_url)

@@ -29,6 +29,7 @@ from producer.cursor import EARLIEST, Gap
 from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
 from schemas.server_state import NOT_LET_IN, is_outage
 from schemas.source.mapping import SourceMapping
 from schemas.topics import AccountTopics
@@ -48,7 +49,7 @@ class Place:
     """What a run's enrichment works with."""
 
     connections: Connections
-    database: Any
+    database: Database
     store: JobStore
     mapping: SourceMapping
     codec: Codec

@@ -397,7 +397,7 @@ def _prepare(
         begin_offsets = stretch.published_at or markers.begin(
             kafka, topics.replay, partitions, job_id=job.job_id, run=job.run, codec=around.codec
         )
-        job = store.plan_stretch(job, begin_offsets, outcomes_end, partitions)
+        job = store.plan_offsets(job, begin_offsets, outcomes_end, partitions)
     # Nobody works for this run before its begin offsets are on file. What is planned is not changed any more, so a
     # runner that wakes up here after its job was taken over sets a group back to its beginning at worst: a repetition.
     kafka_admin.commit_offsets(kafka, topics.sink_group, topics.outcomes, job.planned_outcomes)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pymongo import InsertOne, UpdateOne
 from pymongo.errors import BulkWriteError
 
+from schemas.process.mongodb import Document, Documents
 from schemas.records import DeadLetter
 from sink.counting import Advance, Bin, Decided, PartitionProgress
-from sink.database import Document, Documents
 from sink.decoding import Source
 from sink.documents import DUPLICATE_KEY
 from sink.feed.decoding import LiveDecoder

@@ -131,7 +131,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "ops.checks.rollout": (*JOBS, "ops.checks"),
     "ops.local": (*FIVE, "ops.kafka"),
-    "ops.bench": (*JOBS, "ops.enrich", "ops.checks", "ops.checks.verify", "ops.runner", "ops.local"),
+    "ops.bench": (*JOBS, "ops.enrich", "ops.checks", "ops.checks.verify", "ops.runner", "ops.feed", "ops.local"),
 }
 ROOMS["ops.cli"] = tuple(ROOMS)  # everything; and nothing imports it
 

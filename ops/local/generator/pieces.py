@@ -64,7 +64,7 @@ JSON_TEXT = '{"utm_source": "ig", "score": 3, "tags": ["a", "b"]}'
 
 @dataclass(frozen=True, slots=True)
 class Era:
-    """A stretch of years in which one version of the gem wrote the rows."""
+    """The years in which one version of the gem wrote the rows."""
 
     gem: str
     nil: str  # how its libyaml writes nil
@@ -72,7 +72,7 @@ class Era:
     enum_names: bool  # enums as names, else as the database's values
     redacts_creates: bool
     redacts_every_update: bool  # every redacted column is in every update of a person, changed or not
-    psych: str  # what the sample rows of this era say of their writer
+    psych: str  # the writer that the sample rows of this era name
 
 
 ERAS = (

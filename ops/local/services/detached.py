@@ -23,13 +23,13 @@ from schemas.errors import BadInputError
 
 LOG_LINES_SHOWN = 4
 LOG_BYTES_MAX = 8 << 20  # a longer log is put aside at the next start; one older log is kept
-_STACK_FRAME = re.compile(r"\s+(at |\.\.\. \d+ more)")  # of Java and Node: the line above them says what it was
+_STACK_FRAME = re.compile(r"\s+(at |\.\.\. \d+ more)")  # of Java and Node: the line above them has the error
 _LOOK_AGAIN_S = 0.05  # only where the system has no pidfd to wait on
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One running or ended process, told from any other one that had or will have its id."""
+    """One running or ended process, distinguished from any other process with the same id, past or future."""
 
     pid: int
     mark: str
@@ -110,7 +110,7 @@ def start(command: Command, *, process_file: Path, log: Path) -> Process:
 
 
 def stop(process: Process, *, number: signal.Signals = signal.SIGTERM, timeout_s: float) -> bool:
-    """End the process and return once it is gone; False if it had to be killed after `timeout_s`."""
+    """End the process and return once it has ended; False if it had to be killed after `timeout_s`."""
     if _signal(process, number, timeout_s):
         return True
     _signal(process, signal.SIGKILL, timeout_s=30.0)
@@ -127,7 +127,7 @@ def _signal(process: Process, number: signal.Signals, timeout_s: float) -> bool:
         handle = None  # a kernel before 5.3
     deadline = time.monotonic() + timeout_s
     try:
-        if not process.alive:  # asked after the handle is open: from here on the id cannot change its owner unnoticed
+        if not process.alive:  # checked after the handle is open: from here on the id cannot be reused unnoticed
             return True
         with contextlib.suppress(ProcessLookupError):
             if handle is not None:
