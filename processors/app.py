@@ -39,6 +39,12 @@ HEARTBEAT_MAX_S = 1.5  # how soon the others notice that somebody joins or leave
 
 BeforeAck = Callable[[Run], None]
 Prepare = Callable[[Sequence[SourceRecord], Sequence[Any]], Awaitable[Sequence[Any]]]
+Batched = Callable[[Sequence[Message]], Sequence[Message]]
+
+
+def each_alone(outcomes: Sequence[Message]) -> Sequence[Message]:
+    """Return outcomes as they are: each is a record."""
+    return outcomes
 
 
 class RecordTransformer(Protocol):
@@ -76,6 +82,8 @@ class Parts:
     topic_replaced_to_do: str  # for the operator
     topic_id: str = ""  # Kafka's id of the topic that is meant; "": the one that is there at the start
     begins_traces: bool = False  # a run that came without a trace may begin one
+    batched: Batched = each_alone  # returns the records that are sent for a run's outcomes
+    fetch_bytes_min: int = 1  # RunApp.fetch_bytes_min
 
 
 class ReplayApp(RunApp):
@@ -178,7 +186,8 @@ class RunHandler:
             if work.followed:
                 deliveries = [self._send_piece(run, decoded, piece, high, work) for piece in pieces]
             else:
-                messages = self._transformer.outcomes(run.records, decoded, run.partition, high)
+                outcomes = self._transformer.outcomes(run.records, decoded, run.partition, high)
+                messages = self._parts.batched(outcomes)
                 deliveries = [self._producer.send(messages, len(messages), run.partition)]
         self._metrics.transform_s += time.perf_counter() - began
         self._metrics.runs += 1
@@ -198,7 +207,8 @@ class RunHandler:
     def _send_piece(self, run: Run, decoded: Sequence[Any], piece: Piece, high: HighWater, work: Work) -> Delivery:
         """Send the outcomes of a traced run's records that came with the same trace context; it goes on with them."""
         part = slice(piece.begin, piece.end)
-        messages = self._transformer.outcomes(run.records[part], decoded[part], run.partition, high)
+        outcomes = self._transformer.outcomes(run.records[part], decoded[part], run.partition, high)
+        messages = self._parts.batched(outcomes)
         return self._producer.send(messages, len(messages), run.partition, work.headers_after(piece.context))
 
     async def _settle(

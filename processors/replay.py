@@ -10,9 +10,12 @@ from processors.encoding.transform import Transformer
 from processors.lookups.answers import TableLookups, of_account
 from processors.lookups.directory import UserDirectory
 from processors.lookups.tables import HighWater
+from processors.outcomes import OutcomeBatches
 from processors.tables import declare
 from schemas.process.topic_watch import RUN_AGAIN
 from schemas.source import mapping
+
+FETCH_BYTES_MIN = 256 * 1024  # of all partitions: a run costs the worker and the broker a millisecond, however small
 
 
 def replay_parts(around: Surroundings) -> Parts:
@@ -44,4 +47,6 @@ def replay_parts(around: Surroundings) -> Parts:
         counts,
         directory.aclose,
         topic_replaced_to_do=RUN_AGAIN,
+        batched=OutcomeBatches(around.codec),
+        fetch_bytes_min=FETCH_BYTES_MIN,
     )

@@ -51,6 +51,7 @@ async def run_worker(
     app = build_app(settings, connections, codec, metrics)
     made = parts(Surroundings(app, settings, connections, codec, metrics))
     app.high_water = made.high_water
+    app.fetch_bytes_min = made.fetch_bytes_min
     producer = OutcomeProducer(connections.kafka(), job.topics.outcomes, settings.delivery_timeout_s)
     add_agent(app, job.topics.replay, RunHandler(app, made, producer, metrics, before_ack, traces))
     watch = TopicWatch(

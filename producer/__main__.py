@@ -77,7 +77,7 @@ def run(only: frozenset[int], stop: threading.Event) -> None:
             Encoder(codec, partial(record_key, rule=mapping.person), topic, job.run, record_bytes),
             publisher,
             checkpoint,
-            Bounds(job.top_audit_id, job.snapshot_xmax, settings.id_window, settings.horizon_wait_s),
+            Bounds(job.top_audit_id, job.snapshot_xmax, settings.horizon_wait_s, settings.checkpoint_rows),
             stop=stop.is_set,
             pause=Pacer(
                 Throttle(settings.throttle()),

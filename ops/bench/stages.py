@@ -192,6 +192,15 @@ class Bench:
         at_first = sum(kafka_admin.end_offsets(self.kafka, topic, partitions))
         return lambda: sum(kafka_admin.end_offsets(self.kafka, topic, partitions)) - at_first
 
+    def handled(self, job: Job) -> Callable[[], int]:
+        """Return a function that gives the number of the job's records that the processors have committed."""
+        group, topic, at_first = (
+            self.topics.processors_group,
+            self.topics.replay,
+            sum(job.begin_offsets) + job.partitions,
+        )
+        return lambda: sum(kafka_admin.committed_offsets(self.kafka, group, topic, job.partitions)) - at_first
+
     def stages_alone(self, wanted: Iterable[str]) -> Iterator[Measured]:
         """Yield producer, processor and sink, each fed by what the one before it has left."""
         last = max((ON_SERVERS.index(s) for s in wanted if s in ON_SERVERS), default=-1)
@@ -200,7 +209,7 @@ class Bench:
         job = self.prepared_job()
         yield self.process("producer", "producer", job, self.records_on(self.topics.replay, job.partitions))
         if last >= 1:
-            yield self.process("processor", "processors", job, self.records_on(self.topics.outcomes, job.partitions))
+            yield self.process("processor", "processors", job, self.handled(job))
         if last >= 2:
             yield self.process("sink", "sink", job, lambda: self.store.aggregate_progress(job).accounted)
 

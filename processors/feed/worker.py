@@ -40,6 +40,7 @@ class LiveSettings(ProcessorSettings):
     """What a worker of a live feed reads from its environment; every name has the prefix CRM_REPLAY_."""
 
     job: Json[LiveFeed] = Field(description="the feed, as JSON")
+    run_records_max: int = Field(1000, ge=1, le=100_000, description="records that are handled and committed together")
 
 
 class NoHighWater(HighWater):
