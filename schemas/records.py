@@ -66,12 +66,18 @@ class DeadLetter(NamedTuple):
 
 
 class SnapshotMarker(NamedTuple):
-    """First (`begin`) or last (`end`) record of a job's stretch of a partition."""
+    """First (`begin`) or last (`end`) record of a run on a partition."""
 
     edge: str
     job_id: str
     source_offset: int
     run: int
+
+
+class OutcomeBatch(NamedTuple):
+    """Outcomes that follow one another on a partition, key and framed value of each; see `Codec.outcomes`."""
+
+    outcomes: tuple[tuple[bytes, bytes], ...]
 
 
 class Contact(NamedTuple):
@@ -100,7 +106,9 @@ class Referent(NamedTuple):
     name: str
 
 
-Record = AuditEvent | ActivityLog | SkippedRecord | DeadLetter | SnapshotMarker | Contact | User | Referent
+Record = (
+    AuditEvent | ActivityLog | SkippedRecord | DeadLetter | SnapshotMarker | OutcomeBatch | Contact | User | Referent
+)
 Outcome = ActivityLog | SkippedRecord | DeadLetter
 RECORD_TYPES: tuple[type[Record], ...] = (
     AuditEvent,
@@ -108,6 +116,7 @@ RECORD_TYPES: tuple[type[Record], ...] = (
     SkippedRecord,
     DeadLetter,
     SnapshotMarker,
+    OutcomeBatch,
     Contact,
     User,
     Referent,

@@ -21,12 +21,13 @@ from schemas.codec import Codec
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError
 from schemas.job import ReplayJob
+from schemas.process.mongodb import Database, Document, Documents
 from schemas.process.topic_watch import KafkaQuestions, Positions, TopicWatch
 from schemas.process.tracing import OFF, Traces, Work, context_of
+from schemas.process.waiting import StoppedError
 from schemas.records import DeadLetter
 from sink.accounting import Accounting
 from sink.counting import Decided
-from sink.database import Document, Documents
 from sink.dead_letters import DeadLetterTopic, now_us
 from sink.decoding import Batch, Taken
 from sink.documents import BatchOutcome
@@ -35,7 +36,7 @@ from sink.group import Group
 from sink.indexes import UNIQUE_EXTERNAL_ID
 from sink.metrics import SinkMetrics
 from sink.settings import SinkSettings
-from sink.waiting import StoppedError, Waiting
+from sink.waiting import Waiting
 from sink.writer import write_batch
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Surroundings:
     """What the loop and its parts have in common."""
 
     settings: SinkSettings
-    database: Any
+    database: Database
     codec: Codec
     seam: Seam
     metrics: SinkMetrics
@@ -108,7 +109,7 @@ class Sink:
         self,
         settings: SinkSettings,
         kafka: dict[str, Any],
-        database: Any,
+        database: Database,
         codec: Codec,
         parts: Callable[[Surroundings], Parts],
         *,
@@ -123,6 +124,7 @@ class Sink:
         self._seam = seam
         self._traces = traces
         self._waiting = Waiting(self.metrics)
+        self.stopping = self._waiting.stopping  # to be set: the loop then ends after the batch in hand
         hello: Document = database.client.admin.command("hello")
         document_bytes_max = int(hello.get("maxBsonObjectSize", 16 * 1024 * 1024))
         self._parts = parts(
@@ -136,12 +138,10 @@ class Sink:
         self._gathered: list[Taken] = []
         self._record_bytes = FIRST_RECORD_BYTES_GUESS
         self._resting: Positions | None = None  # where it is, while it has nothing in hand and asks for records
+        self._outcomes_a_record = 1  # the most that were met
+        self._codec = codec
         self._kafka = kafka
         self._group = Group(settings, kafka, self._waiting, self.metrics, seam)
-
-    def stop(self) -> None:
-        """Ask the loop to end after the batch in hand; safe in a signal handler."""
-        self._waiting.stop()
 
     def run(self) -> None:
         """Sink until asked to stop, or until the run has ended if that was asked for.
@@ -162,7 +162,7 @@ class Sink:
             self._require_unique_index()
             gate.check(at_once=True)
             self._group.join(finish=self._drain, forget=self._forget)
-            while not self._waiting.stop_requested:
+            while not self.stopping.is_set():
                 self._waiting.raise_trouble()
                 batch = self._parts.identity.batch(self._gather(), now_us())
                 if self._contexts:
@@ -176,7 +176,7 @@ class Sink:
         except StoppedError:
             log.info("stopped while a server did not answer; the batch in hand comes again")
         finally:
-            self._waiting.stop()  # ends the waiting of a batch that is still in flight; it comes again
+            self.stopping.set()  # ends the waiting of a batch that is still in flight; it comes again
             self._writers.shutdown()
             self._in_flight.clear()
             self._group.close()
@@ -233,15 +233,20 @@ class Sink:
     # --- a batch ---
 
     def _gather(self) -> list[Taken]:
-        """Return up to a batch of records, bounded by count and bytes; empty after an idle moment."""
+        """Return a batch of outcomes, bounded by count and bytes; empty after an idle moment.
+
+        All outcomes of a record are in one batch, also where they exceed a bound: what has no source offset is known as
+        counted by the record's.
+        """
         self._gathered = []
         self._contexts = {}
-        size = 0
+        records = size = 0
         deadline = 0.0
         while len(self._gathered) < self._settings.sink_batch_records and size < self._settings.sink_batch_bytes:
             # Ask for what fits by the size of the records so far, so that large ones overshoot by one poll only.
             room = (self._settings.sink_batch_bytes - size) // self._record_bytes + 1
-            wanted = min(room, self._settings.sink_batch_records - len(self._gathered))
+            left = (self._settings.sink_batch_records - len(self._gathered)) // self._outcomes_a_record
+            wanted = max(1, min(room, left))
             idle_s = POLL_IN_FLIGHT_S if self._in_flight else POLL_IDLE_S
             wait_s = max(0.0, deadline - time.monotonic()) if deadline else idle_s
             if not deadline:
@@ -253,16 +258,25 @@ class Sink:
             if self._traces.on:
                 self._note_contexts(polled)
             for message in polled:
-                taken = _taken(message)
-                size += len(taken.value)
-                self._gathered.append(taken)
-            if self._gathered:
-                self._record_bytes = max(1, size // len(self._gathered))
+                outcomes = self._taken(message)
+                self._outcomes_a_record = max(self._outcomes_a_record, len(outcomes))
+                size += sum(len(taken.value) for taken in outcomes)
+                self._gathered += outcomes
+            records += len(polled)
+            if records:
+                self._record_bytes = max(1, size // records)
                 deadline = deadline or time.monotonic() + self._settings.sink_linger_ms / 1000
-            if self._waiting.stop_requested or (not polled and (not deadline or time.monotonic() >= deadline)):
+            if self.stopping.is_set() or (not polled and (not deadline or time.monotonic() >= deadline)):
                 break
         gathered, self._gathered = self._gathered, []
         return gathered
+
+    def _taken(self, message: Message) -> list[Taken]:
+        """Return the outcomes in a message; a null value (a tombstone) is taken as empty bytes: no record."""
+        partition, offset = message.partition(), message.offset()
+        outcomes = self._codec.outcomes(message.key() or b"", message.value() or b"")
+        # Partition and offset are there, for it is no error; key and value are bytes, for nothing deserializes them.
+        return [Taken(partition, offset, key, value) for key, value in outcomes]  # type: ignore[arg-type]
 
     def _note_contexts(self, polled: Iterable[Message]) -> None:
         """Note the trace contexts that records came with, and their partitions."""
@@ -313,7 +327,7 @@ class Sink:
             "Kafka",
             lambda: self._seam(
                 Effect.DELIVER_DEAD_LETTERS,
-                lambda: self._dead_letters.deliver(dead_letters, lambda: not self._waiting.stop_requested),
+                lambda: self._dead_letters.deliver(dead_letters, lambda: not self.stopping.is_set()),
             ),
         )
         self.metrics.dead_letters += len(dead_letters)
@@ -328,9 +342,3 @@ def _of_outcome(outcome: BatchOutcome, dead_letters: int) -> dict[str, int]:
         "crm_replay.failed": len(outcome.failed),
         "crm_replay.dead_letters": dead_letters,
     }
-
-
-def _taken(message: Message) -> Taken:
-    """Return the record in a message; a null value (a tombstone) is taken as empty bytes, which decode to no record."""
-    # Key and value are bytes, for nothing deserializes them; partition and offset are there, for it is no error.
-    return Taken(message.partition(), message.offset(), message.key() or b"", message.value() or b"")  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 What is measured is what the processors run for a row: from the event's bytes to its outcome's. Where the core is not
 compiled, that is the plain way, which every row takes; the share is of those that take it where the core is compiled.
 
-Rates are per second of CPU time of this process, so that other work on the machine does not spoil them.
+Rates are per second of CPU time of this process, so that other load on the machine does not distort them.
 """
 
 import json
