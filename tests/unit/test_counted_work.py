@@ -61,11 +61,11 @@ class Work(NamedTuple):
 LIMITS = {
     ("peer", "producer"): Work(540, 25),
     ("peer", "processor"): Work(2670, 78),
-    ("peer", "core"): Work(7180, 253),
+    ("peer", "core"): Work(7320, 262),
     ("peer", "sink"): Work(560, 20),
     ("crm", "producer"): Work(571, 26),
     ("crm", "processor"): Work(2560, 74),
-    ("crm", "core"): Work(6250, 229),
+    ("crm", "core"): Work(6400, 240),
     ("crm", "sink"): Work(553, 20),
 }
 

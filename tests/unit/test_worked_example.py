@@ -78,14 +78,18 @@ def test_without_the_rule_the_row_becomes_something_else(golden: tuple[str, str]
 def test_with_it_the_golden_case_passes(copy: Path, golden: tuple[str, str]) -> None:
     case = str(json.loads(golden[0])["id"])
     said = in_copy(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/golden/test_transform.py", "-k", case)
-    assert "1 passed" in said
+    assert "2 passed" in said
 
 
 def test_explain_tells_of_it_without_an_edit(copy: Path, golden: tuple[str, str]) -> None:
     assert "('rehearsal', 'skip', 'load test True')" in in_copy(copy, "-c", EXPLAINED, golden[0])
 
 
-def test_it_is_two_edits_of_the_product() -> None:
+def test_it_is_three_edits_of_the_product() -> None:
     (diff,) = blocks("diff")
     edited = re.findall(r"^\+\+\+ b/(\S+)$", diff, re.MULTILINE)
-    assert sorted(edited) == ["processors/rules/decide.py", "processors/rules/rehearsals.py"]
+    assert sorted(edited) == [
+        "processors/encoding/core.py",
+        "processors/rules/decide.py",
+        "processors/rules/rehearsals.py",
+    ]
