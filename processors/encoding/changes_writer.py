@@ -65,6 +65,8 @@ _ZERO: Final = 48
 _ONE: Final = 49
 _NINE: Final = 57
 _COLON: Final = 58
+_BACKSLASH: Final = 92
+_NUMBER_SIGN: Final = 35
 
 _ROOTS: Final[frozenset[bytes]] = frozenset(root.encode() for root in ROOTS)
 _EMPTY_ROOTS: Final[frozenset[bytes]] = frozenset(root.encode() for root in EMPTY_ROOTS)
@@ -191,7 +193,7 @@ class ChangesWriter:
         at: i64 = 1
         while at < end:
             line = lines[at]
-            colon: i64 = line.find(b":")
+            colon = _find(line, 0, _COLON)
             if colon > 0:
                 column = self._named(line[:colon])
                 if column is not None and column.is_plain:
@@ -245,7 +247,7 @@ class ChangesWriter:
         at: i64 = 1
         while at < end:
             line = lines[at]
-            colon: i64 = line.find(b":")
+            colon = _find(line, 0, _COLON)
             if colon > 0:
                 column = self._named(line[:colon])
                 if column is not None and column.is_plain:
@@ -463,20 +465,21 @@ class ChangesWriter:
                 write_instant(w, name, line, begin)
                 return True
         elif 97 <= first <= 122 or 65 <= first <= 90:
-            last = line[end - 1]
-            if size > _WORD_LENGTH_MAX and last != _SPACE and last != _COLON:
-                text = line[begin:]
-                if b": " not in text and b" #" not in text:
-                    self._kind = TEXT
-                    write_text(w, name, text)
-                    return True
-                return False
+            if size > _WORD_LENGTH_MAX and _is_plain_text(line, begin):
+                self._kind = TEXT
+                write_text(w, name, line[begin:])
+                return True
         elif first == _QUOTE:
-            if size > 2 and line.find(b"'", int(begin + 1)) == end - 1:
+            if size > 2 and _find(line, begin + 1, _QUOTE) == end - 1:
                 self._kind = TEXT
                 write_text(w, name, line[begin + 1 : end - 1])
                 return True
-        elif first == _DOUBLE_QUOTE and size > 2 and line.find(b'"', int(begin + 1)) == end - 1 and b"\\" not in line:
+        elif (
+            first == _DOUBLE_QUOTE
+            and size > 2
+            and _find(line, begin + 1, _DOUBLE_QUOTE) == end - 1
+            and _find(line, begin, _BACKSLASH) < 0
+        ):
             self._kind = TEXT
             write_text(w, name, line[begin + 1 : end - 1])
             return True
@@ -598,6 +601,29 @@ def _is_plain(text: bytes) -> bool:
     if text.isascii():
         return len(text.translate(_AS_THEY_ARE, _CONTROLS)) == len(text)
     return is_plain(text.decode().split("\n"))
+
+
+def _find(line: bytes, at: i64, wanted: i64) -> i64:
+    """Return where a byte stands, from `at` on; -1 if it does not. A loop in C costs less than a call of a method."""
+    end: i64 = len(line)
+    while at < end:
+        if line[at] == wanted:
+            return at
+        at += 1
+    return -1
+
+
+def _is_plain_text(line: bytes, at: i64) -> bool:
+    """Return whether nothing from `at` on ends a plain scalar: no colon or number sign that YAML gives a meaning."""
+    end: i64 = len(line)
+    before: i64 = 0
+    while at < end:
+        byte: i64 = line[at]
+        if (byte == _SPACE and before == _COLON) or (byte == _NUMBER_SIGN and before == _SPACE):
+            return False
+        before = byte
+        at += 1
+    return before != _COLON and before != _SPACE
 
 
 def is_instant(text: bytes) -> bool:
