@@ -68,6 +68,8 @@ def test_a_batch_knows_its_documents_bins_and_next_offsets() -> None:
         Bin.ENDED,
     ]
     assert batch.next_offsets == {0: 5, 1: 1}
+    assert batch.next_source_offsets == {0: 10, 1: 5}
+    assert DECODER.batch(taken(log(1), b"poison"), 5).next_source_offsets == {}
     assert [source.record.audit_id for source in batch.sources] == [1, 3, 4]
     assert [bson.decode(document)["a"] for document in batch.documents] == [1, 1, 1]
 
