@@ -9,8 +9,10 @@ from bson import ObjectId
 from ops.checks.explain.lineage import Lineage, Row, candidates, out_of_scope, run_of, steps, text_lines, verdict
 from ops.checks.verify.expected import expected_of
 from ops.kafka.rows import murmur2, partition_of
+from processors.encoding.rows import RowEncoder
 from processors.encoding.transform import Transformer
 from producer.cursor import EARLIEST
+from schemas.codec import Codec
 from schemas.identity import replay_id
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source.mapping import load
@@ -72,7 +74,7 @@ def event(
 def test_the_rule_that_decides_is_the_transformations_own(row, rule, verdict_, ends):
     last = steps(row, MAPPING, ACCOUNT, KNOWN)[-1]
     assert (last.rule, last.verdict) == (rule, verdict_)
-    expected = expected_of(row, Transformer(MAPPING, ACCOUNT), KNOWN)
+    expected = expected_of(row, RowEncoder(Transformer(MAPPING, ACCOUNT), KNOWN, Codec()))
     if ends is bytes:
         assert isinstance(expected, bytes)
     else:

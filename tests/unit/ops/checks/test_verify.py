@@ -121,12 +121,12 @@ def test_what_python_cannot_hold_is_decoded_all_the_same() -> None:
 
 
 class Rules:
-    """Stands in for the transformer."""
+    """Stands in for what encodes rows."""
 
     def __init__(self, result: object) -> None:
         self.result = result
 
-    def to_bson(self, _event: object, _lookups: object) -> object:
+    def document(self, _event: object) -> object:
         if isinstance(self.result, Exception):
             raise self.result
         return bson.encode(self.result.document) if isinstance(self.result, Transformed) else self.result
@@ -144,7 +144,7 @@ class Rules:
     ],
 )
 def test_a_row_is_expected_to_end_as_the_processors_end_it(result, expected) -> None:
-    assert expected_of(None, Rules(result), None) == expected  # type: ignore[arg-type]
+    assert expected_of(None, Rules(result)) == expected  # type: ignore[arg-type]
 
 
 def test_kept_lookups_ask_once() -> None:

@@ -106,7 +106,7 @@ def test_the_program_is_known_by_the_files_that_decide_what_a_row_becomes(monkey
     names = {name for package in seals.CODE for name, _ in seals._sources(seals.files(package), package)}
     assert {
         "processors/rules/decide.py",
-        "processors/encoding/written_changes.py",
+        "processors/encoding/changes_writer.py",
         "producer/audits.py",
         "producer/row.sql",
         "schemas/source/audited_changes/direct.py",
