@@ -12,6 +12,7 @@ import pytest
 from pymongo.database import Database
 
 from ops.local import sandbox, services
+from ops.local.generator import Plan, generate_crm
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import load_sample, mapping_path
 from schemas.process.connections import Connections
@@ -93,3 +94,30 @@ def sample_crm(crm: Crm) -> Crm:
 
 def mapping_of(account: str) -> str:
     return str(mapping_path(account))
+
+
+def generated(crm: Crm, audits: int) -> str:
+    """Load a generated CRM and return its largest account."""
+    accounts = generate_crm(crm.dsn, Plan(audits, 3, 7)).accounts
+    largest = max(accounts, key=lambda account: accounts[account])
+    seed_contacts(crm.database, crm.dsn, accounts=[largest])
+    return largest
+
+
+CATEGORIES, ACTIONS = ["deal", "company", "ticket", "task"], ["link", "unlink", "won", "resolved", "completed"]
+
+
+ASSOCIATIONS = {"category": {"$in": CATEGORIES}, "action": {"$in": ACTIONS}}
+
+
+def everything(crm: Crm) -> list[dict[str, Any]]:
+    return list(crm.database["activity_logs"].find().sort("_id", 1))
+
+
+def without_links(crm: Crm, account: str) -> list[dict[str, Any]]:
+    """Take from the account's association logs what the replay had written of their links; return them as they were."""
+    logs = crm.database["activity_logs"]
+    before = list(logs.find({"company_sso_id": account, **ASSOCIATIONS}).sort("_id", 1))
+    gone = {f"metadata.{key}": 1 for log in before for key in log["metadata"] if key not in ("request_id", "version")}
+    logs.update_many({"company_sso_id": account, **ASSOCIATIONS}, {"$unset": gone})
+    return before

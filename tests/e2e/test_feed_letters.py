@@ -12,9 +12,7 @@ from ops.kafka import admin as kafka_admin
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
 from tests.e2e.conftest import Crm, mapping_of
-from tests.e2e.feed import Feed, feed_on
-from tests.e2e.test_debezium import records_on
-from tests.e2e.test_live import change, now_us
+from tests.e2e.feed import Feed, change, feed_on, now_us, records_on
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 

@@ -12,8 +12,7 @@ from ops.jobs.jobs import progress_pct
 from ops.jobs.store import JobStore
 from ops.local.generator import GENERATED_MAPPING
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
-from tests.e2e.conftest import Crm, mapping_of
-from tests.e2e.test_run import generated
+from tests.e2e.conftest import Crm, generated, mapping_of
 
 
 def test_a_halted_job_stops_its_workers_and_resumes_to_the_same_end(crm):

@@ -18,7 +18,6 @@ from ops.jobs.store import JobStore, NewJob
 from ops.kafka import admin as kafka_admin
 from ops.local import sandbox
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm
-from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from ops.progress import PlainView
 from ops.runner.options import RunOptions
@@ -27,7 +26,7 @@ from producer.survey import UnreplayableIdsError
 from schemas.collections import JOBS
 from schemas.source.mapping import load
 from schemas.topics import AccountTopics
-from tests.e2e.conftest import Crm, mapping_of
+from tests.e2e.conftest import Crm, generated, mapping_of
 from tests.support.waiting import wait_until
 
 
@@ -92,14 +91,6 @@ def test_accounts_that_share_person_ids_do_not_meet(sample_crm):
     }
     for account, customers in of_account.items():
         assert {log["customer_id"] for log in sample_crm.logs(account)} <= customers
-
-
-def generated(crm: Crm, audits: int) -> str:
-    """Load a generated CRM and return its largest account."""
-    accounts = generate_crm(crm.dsn, Plan(audits, 3, 7)).accounts
-    largest = max(accounts, key=lambda account: accounts[account])
-    seed_contacts(crm.database, crm.dsn, accounts=[largest])
-    return largest
 
 
 def test_a_run_whose_runner_and_workers_are_killed_is_taken_up_and_equals_an_uninterrupted_one(crm):

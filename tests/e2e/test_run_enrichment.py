@@ -22,8 +22,7 @@ from ops.runner.options import RunOptions, RunResult
 from ops.runner.replay import run_account
 from schemas.errors import ServiceUnreachableError
 from schemas.vocabulary import JobStatus
-from tests.e2e.conftest import Crm, mapping_of
-from tests.e2e.test_enrich import everything, without_links
+from tests.e2e.conftest import Crm, everything, mapping_of, without_links
 
 pytestmark = pytest.mark.services
 MAPPING = mapping_of(SAMPLE_YAML)

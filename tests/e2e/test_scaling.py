@@ -20,9 +20,8 @@ from ops.jobs.store import JobStore
 from ops.kafka import admin as kafka_admin
 from ops.local.generator import GENERATED_MAPPING
 from schemas.topics import AccountTopics
-from tests.e2e.conftest import Crm
-from tests.e2e.test_kills import workers_of
-from tests.e2e.test_run import generated
+from tests.e2e.conftest import Crm, generated
+from tests.e2e.failures import workers_of
 from tests.fixtures.faults import Faults
 from tests.support.waiting import wait_until
 

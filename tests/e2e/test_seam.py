@@ -29,9 +29,8 @@ from producer.references import find_contacts
 from schemas.source.mapping import load
 from schemas.source.person import person_candidates
 from tests.e2e.conftest import Crm
-from tests.e2e.failures import reading
+from tests.e2e.failures import reading, workers_of
 from tests.e2e.feed import Feed, feed_on
-from tests.e2e.test_kills import workers_of
 from tests.e2e.writing_crm import Journal, Writers
 from tests.fixtures.faults import Faults
 from tests.support.waiting import wait_until

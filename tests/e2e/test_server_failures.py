@@ -23,10 +23,8 @@ from ops.kafka import admin as kafka_admin
 from ops.local.generator import GENERATED_MAPPING
 from ops.local.services import Service
 from schemas.topics import AccountTopics
-from tests.e2e.conftest import Crm
-from tests.e2e.failures import Servers, SlowProxy, reading
-from tests.e2e.test_kills import workers_of
-from tests.e2e.test_run import generated
+from tests.e2e.conftest import Crm, generated
+from tests.e2e.failures import Servers, SlowProxy, reading, workers_of
 from tests.fixtures.faults import Faults
 from tests.fixtures.services import private_home
 from tests.support.waiting import wait_until

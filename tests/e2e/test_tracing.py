@@ -12,11 +12,10 @@ from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from schemas.process.tracing import context_of
 from schemas.topics import AccountTopics
 from tests.e2e.conftest import Crm, mapping_of
-from tests.e2e.feed import feed_on
-from tests.e2e.test_live import ONE, SYNCED, add_contact, row, us
-from tests.e2e.test_log_privacy import personal_values
+from tests.e2e.feed import ONE, SYNCED, add_contact, feed_on, row, us
 from tests.fixtures.otlp import ReceivedSpan, receiver
 from tests.fixtures.services import _free_port
+from tests.support.personal import personal_values
 
 # Every attribute that there is: none can hold what a row says.
 ATTRIBUTES = {

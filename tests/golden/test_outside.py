@@ -11,7 +11,7 @@ from processors.encoding import documents
 from processors.encoding.transform import Transformed, Transformer
 from schemas.source import mapping
 from schemas.source.audited_changes import Columns, Unreadable, read
-from tests.unit.ops.cli.test_transform import run
+from tests.support.transform_command import run
 
 HERE = Path(__file__).parent / "outside"
 EXPECTED = [json.loads(line) for line in (HERE / "expected.jsonl").read_text("utf-8").split("\n")[:-1]]

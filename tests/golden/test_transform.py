@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.ops.cli.test_transform import run
+from tests.support.transform_command import run
 
 HERE = Path(__file__).parent / "transform"
 SAMPLE = Path(__file__).parents[2] / "ops" / "local" / "sample"

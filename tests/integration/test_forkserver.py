@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_processes import alive
+from tests.support.programs import alive
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is none")

@@ -10,19 +10,12 @@ import pytest
 
 from ops.runner import processes
 from ops.runner.processes import ProcessGaveUpError, Supervised, Supervisor, child_environment
+from tests.support.programs import alive
 from tests.support.waiting import wait_until
 
 
 def python(name: str, code: str, tmp_path: Path, **options: object) -> Supervised:
     return Supervised(name, [sys.executable, "-c", code], child_environment(), tmp_path / f"{name}.log", **options)
-
-
-def alive(pid: int) -> bool:
-    """Alive and not a zombie that its new parent has not collected yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_process_that_finishes_is_reported_once_and_not_started_again(tmp_path):

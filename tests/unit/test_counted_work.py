@@ -29,8 +29,8 @@ from schemas.source.person import record_key
 from sink.counting import PartitionProgress, advance
 from sink.decoding import Decoder, Taken
 from sink.documents import BatchOutcome
-from tests.unit.processors.encoding.test_to_bson import generated
-from tests.unit.processors.rules.test_transform import Anyone
+from tests.support.generator import audits
+from tests.support.lookups import Anyone
 
 ROWS = 600
 ROWS_BEFORE = 3_000
@@ -152,7 +152,9 @@ def steps() -> dict[str, Steps]:
     histories = {"peer": PlainHistory, "crm": History}
     found = {}
     for shape, history in histories.items():
-        rows = [row._replace(company_sso_id="A") for row in generated(history(Plan(ROWS + ROWS_BEFORE, 1, 1, shape)))]
+        rows = [
+            row.event._replace(company_sso_id="A") for row in audits(history(Plan(ROWS + ROWS_BEFORE, 1, 1, shape)))
+        ]
         found[shape] = Steps(rows[-ROWS:], rows[:-ROWS])
     return found
 

@@ -13,7 +13,7 @@ from ops.checks.file_rows import FileLookups, event_of
 from ops.cli.transform import outcome_line
 from processors.encoding.transform import Transformer
 from schemas.source import mapping
-from tests.unit.test_imports import PACKAGES, ROOT
+from tests.support.sources import PACKAGES, ROOT
 
 HEADING = "### A worked example\n"
 EXPLAINED = """

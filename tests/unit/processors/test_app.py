@@ -1,123 +1,16 @@
 """The handler of runs: in order, acknowledged after the confirmation, and never if anything went wrong."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 from faust import types
 
-from processors.app import RUNS_ON_THEIR_WAY_MAX, ReplayApp, RunHandler, kafka_url
-from processors.batches import RunTransformer
-from processors.batching import Run, Stretch
-from processors.lookups.answers import TableLookups
-from processors.lookups.tables import HighWater, ReferenceTables
+from processors.app import RUNS_ON_THEIR_WAY_MAX, ReplayApp, kafka_url
+from processors.batching import Stretch
+from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
-from processors.outcomes import OutcomeNotDeliveredError, OutcomeProducer
-
-TP = SimpleNamespace(topic="replay", partition=0)
-
-
-class FakeProducer:
-    """Deliveries are confirmed when the test says so."""
-
-    def __init__(self) -> None:
-        self.sent: list[int] = []
-        self.confirmations: list[asyncio.Event] = []
-        self.refuse: set[int] = set()
-
-    def send(self, messages: Sequence[Any], count: int, partition: int) -> int:
-        assert (count, partition) == (len(messages), 0)
-        self.sent.append(len(messages))
-        self.confirmations.append(asyncio.Event())
-        return len(self.sent) - 1
-
-    async def confirmed(self, delivery: int) -> None:
-        await self.confirmations[delivery].wait()
-        if delivery in self.refuse:
-            raise OutcomeNotDeliveredError("refused")
-
-
-class FakeTransformer:
-    def decode(self, records: Sequence[Any]) -> list[Any]:
-        return list(records)
-
-    def outcomes(self, records: Sequence[Any], _decoded: Any, _partition: int, high: HighWater) -> list[Any]:
-        for record in records:
-            high.is_republished(0, record)
-        return [(b"", b"")] * len(records)
-
-
-class FakeApp:
-    def __init__(self) -> None:
-        self.high_waters: dict[Stretch, HighWater] = {}
-        self.crashes: list[BaseException] = []
-        self.ends_checked = 0
-        self.crashed = asyncio.Event()
-
-    def check_end(self) -> None:
-        self.ends_checked += 1
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        return asyncio.get_running_loop()
-
-    async def crash(self, error: BaseException) -> None:
-        self.crashes.append(error)
-        self.crashed.set()
-
-
-class Event:
-    def __init__(self, run: Run, acked: list[int]) -> None:
-        self.value = run
-        self._acked = acked
-
-    def ack(self) -> bool:
-        self._acked.append(self.value.begin)
-        return True
-
-
-class Bench:
-    def __init__(self) -> None:
-        self.app = FakeApp()
-        self.producer = FakeProducer()
-        self.stretch = Stretch(1, "", 1)
-        self.app.high_waters[self.stretch] = HighWater(1)
-        self.acked: list[int] = []
-        self.seen: list[int] = []
-        self.tables_fail = False
-        self.handler = RunHandler(
-            cast("ReplayApp", self.app),
-            cast("RunTransformer", FakeTransformer()),
-            cast("TableLookups", SimpleNamespace(prefetch_users=self._prefetch)),
-            cast("ReferenceTables", SimpleNamespace(check=self._check)),
-            cast("OutcomeProducer", self.producer),
-            ProcessorMetrics(),
-            lambda run: self.seen.append(run.begin),
-        )
-
-    async def _prefetch(self, _users: Any) -> None:
-        await asyncio.sleep(0)
-
-    def _check(self) -> None:
-        if self.tables_fail:
-            raise OutcomeNotDeliveredError("the tables are gone")
-
-    def event(self, begin: int, stretch: Stretch | None = None) -> Event:
-        records = [begin, begin + 1]
-        return Event(Run(TP, records, begin, begin + 2, stretch or self.stretch), self.acked)
-
-    async def settle(self) -> None:
-        for _ in range(10):
-            await asyncio.sleep(0)
-
-
-def run(scenario: Callable[[Bench], Awaitable[None]]) -> None:
-    async def main() -> None:
-        await scenario(Bench())
-
-    asyncio.run(main())
+from processors.outcomes import OutcomeNotDeliveredError
+from tests.support.bench import Bench, run
 
 
 def test_runs_are_acknowledged_in_order_whatever_the_order_of_the_confirmations() -> None:

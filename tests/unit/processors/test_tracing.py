@@ -12,8 +12,8 @@ from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import Delivery, OutcomeProducer
 from schemas.process.tracing import Headers, context_of
-from tests.unit.processors.test_app import TP, Bench, Event
-from tests.unit.schemas.process.test_tracing import PAGE, Here, context
+from tests.support.bench import TP, Bench, Event
+from tests.support.tracing import PAGE, Here, context
 
 FIRST, SECOND = context(1, 11), context(2, 21)
 

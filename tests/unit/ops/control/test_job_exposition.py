@@ -12,7 +12,7 @@ from ops.control.job_exposition import KAFKA_AWAY_S, KAFKA_BUDGET_S, KAFKA_KNOWN
 from ops.kafka.lag import ANSWER_TIMEOUT_S, Lag
 from schemas.process.metrics import Value
 from schemas.vocabulary import JobStatus
-from tests.unit.ops.control.test_job_metrics import found, job
+from tests.support.jobs import found, job
 
 
 class Collection:

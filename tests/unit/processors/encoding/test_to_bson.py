@@ -3,8 +3,6 @@
 Rows share their transformers: what one row has left in a cache must mean the same to every row after it.
 """
 
-from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -18,9 +16,10 @@ from processors.encoding.transform import Transformed, Transformer
 from schemas.records import AuditEvent
 from schemas.source import mapping
 from tests.fuzz.audited_changes import texts
-from tests.unit.processors.rules.test_transform import ROW, Anyone, Lookups
+from tests.support.factories import event
+from tests.support.generator import audits
+from tests.support.lookups import ROW, Anyone, Lookups
 from tests.unit.schemas.sample import rows
-from tests.unit.schemas.source.test_person import event
 from tests.unit.schemas.values import unhurried
 
 DEFAULT = mapping.load(None)
@@ -87,9 +86,9 @@ def test_mutated_texts(monkeypatch: pytest.MonkeyPatch, rules: mapping.SourceMap
 @pytest.mark.parametrize("history", [History, PlainHistory])
 def test_generated_rows(history: type[History]) -> None:
     both, anyone = Both(DEFAULT), Anyone()
-    assert sum(both.assert_equal(row, anyone) for row in generated(history(Plan(1_500, 1, 5)))) > 1_200
+    assert sum(both.assert_equal(row.event, anyone) for row in audits(history(Plan(1_500, 1, 5)))) > 1_200
     live = Both(DEFAULT, live=True)
-    assert not any(live.assert_equal(row, anyone) for row in generated(history(Plan(300, 1, 6))))
+    assert not any(live.assert_equal(row.event, anyone) for row in audits(history(Plan(300, 1, 6))))
 
 
 def _time(first: str, second: str) -> str:
@@ -286,34 +285,3 @@ def test_typed_elements_are_what_bson_makes_of_them(value: int, text: str) -> No
     assert bson_parts.integer_element(b"n", value) == documents.encode({"n": value})[4:-1]
     assert bson_parts.integer_writer(b"n")(value) == bson_parts.integer_element(b"n", value)
     assert bson_parts.text_element(b"t", text) == documents.encode({"t": text})[4:-1]
-
-
-def generated(history: History) -> Iterator[AuditEvent]:
-    """Yield the rows of a generated CRM, with the comments that name persons."""
-    for text, _ in history.chunks():
-        for line in text.decode().split("\n")[:-1]:
-            fields = [_unescaped(field) for field in line.split("\t")]
-            id_, of, type_, linked, linked_type, user, user_type, name, action, changes, version, comment = fields[:12]
-            yield event(
-                audit_id=int(id_),
-                created_at=int(datetime.fromisoformat(f"{fields[14]}+00:00").timestamp()) * 1_000_000,
-                auditable_type=type_,
-                auditable_id=int(of or 0),
-                associated_type=linked_type,
-                associated_id=int(linked or 0),
-                user_type=user_type,
-                user_id=int(user or 0),
-                username=name,
-                action=action,
-                audited_changes=changes,
-                version=int(version or 0),
-                comment=comment,
-                request_uuid=fields[13],
-            )
-
-
-def _unescaped(field: str) -> str:
-    """Return a field of COPY's text; NULL is empty."""
-    if field == "\\N":
-        return ""
-    return field.replace("\\\\", "\0").replace("\\n", "\n").replace("\\t", "\t").replace("\0", "\\")

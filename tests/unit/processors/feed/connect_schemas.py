@@ -6,6 +6,7 @@ The Avro side follows the rules that converters share: an optional type is a uni
 
 import json
 from base64 import b64decode
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
@@ -59,3 +60,22 @@ def _value(value: Any, schema: dict[str, Any]) -> Any:
     if value is not None and schema["type"] == "struct":
         return {field["field"]: _value(value[field["field"]], field) for field in schema["fields"]}
     return b64decode(value) if value is not None and schema["type"] == "bytes" else value
+
+
+ROW: Mapping[str, Any] = {
+    "id": 17,
+    "auditable_type": "Crm::Deal",
+    "auditable_id": 7,
+    "associated_type": None,
+    "associated_id": None,
+    "user_type": "User",
+    "user_id": 3,
+    "username": None,
+    "action": "update",
+    "audited_changes": "---\nname:\n- a\n- b\n",
+    "version": 2,
+    "comment": None,
+    "remote_address": "192.0.2.1",
+    "request_uuid": "8f14e45f-ceea-467f-a8f5-5f1a3f0c7a10",
+    "created_at": 1_700_000_000_123_456,
+}

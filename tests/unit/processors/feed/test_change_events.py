@@ -16,7 +16,7 @@ from schemas.errors import MappingError, ServiceUnreachableError
 from schemas.records import AuditEvent, DeadLetter
 from schemas.source.mapping import SourceMapping, load, parse
 from schemas.vocabulary import ChangeRefusal
-from tests.unit.processors.feed.connect_schemas import as_avro
+from tests.unit.processors.feed.connect_schemas import ROW, as_avro
 
 RECORDED = Path(__file__).parents[3] / "golden" / "change_events" / "debezium-3.7.jsonl"
 MAPPING = load(None)
@@ -26,23 +26,6 @@ source: {account: {column: account_id, query: "SELECT id FROM a WHERE company_ss
 scope: [Crm::Deal]
 categories: {Crm::Deal: {category: deal}}
 """
-ROW: Mapping[str, Any] = {
-    "id": 17,
-    "auditable_type": "Crm::Deal",
-    "auditable_id": 7,
-    "associated_type": None,
-    "associated_id": None,
-    "user_type": "User",
-    "user_id": 3,
-    "username": None,
-    "action": "update",
-    "audited_changes": "---\nname:\n- a\n- b\n",
-    "version": 2,
-    "comment": None,
-    "remote_address": "192.0.2.1",
-    "request_uuid": "8f14e45f-ceea-467f-a8f5-5f1a3f0c7a10",
-    "created_at": 1_700_000_000_123_456,
-}
 EVENT = AuditEvent(
     17, 0, 1_700_000_000_123_456, "Crm::Deal", 7, "", 0, "User", 3, "", "update", "---\nname:\n- a\n- b\n", False, 2,
     "", "8f14e45f-ceea-467f-a8f5-5f1a3f0c7a10", ACCOUNT,

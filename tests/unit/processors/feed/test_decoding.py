@@ -12,8 +12,8 @@ from schemas.codec import Codec
 from schemas.records import AuditEvent
 from schemas.source import mapping
 from schemas.source.mapping import SourceMapping
-from tests.unit.processors.feed.test_change_events import ROW
-from tests.unit.processors.test_batches import JOB
+from tests.support.factories import JOB
+from tests.unit.processors.feed.connect_schemas import ROW
 
 DEFAULT = mapping.load(None).model_dump(by_alias=True)
 RENAMED = SourceMapping.model_validate(DEFAULT | {"aliases": {"Person": "Crm::Person", "Deal": "Crm::Deal"}})

@@ -21,7 +21,7 @@ from schemas.source import mapping
 from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import FellBack, SkipReason
 from sink.indexes import ENRICHED_ACTIONS, ENRICHED_CATEGORIES
-from tests.unit.schemas.source.test_person import event
+from tests.support.factories import event
 
 MAPPING = mapping.load(None)
 RULES = category_rules(MAPPING)

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,53 +13,22 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from schemas.errors import BadInputError
 from schemas.process import logs, spans, tracing
-from schemas.process.spans import Recorded
 from schemas.process.tracing import OFF, SPANS_MAX, UNTRACED, Headers, TracingSettings, context_of, pieces_of
 from tests.fixtures.otlp import receiver
-from tests.unit.test_imports import IMPORTS
+from tests.support.sources import IMPORTS
+from tests.support.tracing import PAGE, Here, context
 
 PREFIX = "CRM_REPLAY_TRACING_"
-PAGE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NOT_DRAWN = PAGE[:-1] + b"0"
-
-
-class Kept(SpanExporter):
-    """Keeps what was to be sent."""
-
-    def __init__(self) -> None:
-        self.spans: list[ReadableSpan] = []
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self.spans += spans
-        return SpanExportResult.SUCCESS
-
-
-class Here:
-    """The traces of a process, and what they were."""
-
-    def __init__(self, ratio: float = 1.0) -> None:
-        self._kept = Kept()
-        about = {"crm_replay.account": "acme"}
-        self.traces = Recorded("sink", TracingSettings(sample_ratio=ratio), about, self._kept)
-
-    def spans(self) -> list[ReadableSpan]:
-        """Return all spans, sent: nothing can be recorded after this."""
-        self.traces.close()
-        return self._kept.spans
 
 
 @pytest.fixture
 def here(monkeypatch) -> Here:
     monkeypatch.setenv("CRM_REPLAY_WORKER", "host-sink-0")
     return Here()
-
-
-def context(trace: int, span: int) -> bytes:
-    return f"00-{trace:032x}-{span:016x}-01".encode()
 
 
 def the_context(headers: Headers | None) -> bytes:
