@@ -8,7 +8,7 @@ from typing import Any
 
 from playwright.sync_api import Page
 
-from tests.fixtures.browser import WEB, Asked, NewPage, PageServer, Reply, file_reply
+from tests.fixtures.browser import WEB, Asked, NewPage, PageServer, Reply, file_route
 
 STATUS = "/v1/crm_migration/status"
 INTERVAL_MS = 15_000
@@ -34,7 +34,7 @@ class StatusServer:
         self.hold: threading.Event | None = None
         server.routes[STATUS] = self._status
         for path in sorted((WEB / "embed").glob("*.js")):
-            server.routes[f"/assets/{path.name}"] = lambda _asked, path=path: file_reply(path)
+            server.routes[f"/assets/{path.name}"] = file_route(path)
 
     def page(self, html: str, path: str = "/", **headers: str) -> str:
         """Serve a page; return its address."""

@@ -3,7 +3,7 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,16 @@ from schemas.process.connections import Connections
 from tests.support.programs import Program
 
 
+def connections_of(environment: Mapping[str, Any]) -> Connections:
+    return Connections(**{name.lower(): value for name, value in environment.items()})
+
+
 @dataclass
 class Crm:
     """Where a test's run takes place."""
 
     environment: dict[str, str]
-    database: Database[dict[str, Any]]
+    database: Any  # a pymongo Database
     home: Path
 
     @property
@@ -33,7 +37,7 @@ class Crm:
 
     @property
     def connections(self) -> Connections:
-        return Connections(**{name.lower(): value for name, value in self.environment.items()})
+        return connections_of(self.environment)
 
     def start(self, *words: str, **environment: str) -> Program:
         """Start `crm-replay <words>`."""

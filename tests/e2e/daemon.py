@@ -51,7 +51,7 @@ def asked_for(crm: Crm, account: str) -> dict[str, Any]:
     for person in persons:
         if person not in known:
             contact = {"company_sso_id": account, "customer_id": f"c{person}", "crm_data": {"id": int(person)}}
-            crm.database["contacts"].insert_one({**contact, "created_at": born["created_at"]})  # type: ignore[index]
+            crm.database["contacts"].insert_one({**contact, "created_at": born["created_at"]})
     flags.write(crm.database, account, True, "a test")
     done = crm.call("trigger", "--account", account, "--mapping", mapping_of(account), "--json")
     assert done.returncode == 0, done.stderr

@@ -150,7 +150,7 @@ def dead_letters_of(feed: Feed) -> list[Any]:
     topic = feed.feed.topics.dead_letters
     config = {**feed.crm.connections.kafka(), "group.id": f"{topic}.read", "enable.partition.eof": True}
     consumer = Consumer(config)
-    letters = []
+    letters: list[Any] = []
     try:
         consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
         while True:

@@ -77,7 +77,9 @@ def counted(crm: Crm, account: str) -> dict[str, Any]:
     return job
 
 
-def test_a_mended_row_is_migrated_by_a_retry_and_one_that_fails_each_time_is_left_out(sample_crm, account):
+def test_a_mended_row_is_migrated_by_a_retry_and_one_that_fails_each_time_is_left_out(
+    sample_crm: Crm, account: str
+) -> None:
     whole = {
         audit_id: change(sample_crm, audit_id, "audited_changes", f"--- [{SECRET}") for audit_id in (MENDED, UNREADABLE)
     }
@@ -141,7 +143,9 @@ def test_a_mended_row_is_migrated_by_a_retry_and_one_that_fails_each_time_is_lef
     assert len(sample_crm.logs(account)) == job["records_migrated"] + 2
 
 
-def test_a_later_run_that_skips_the_row_resolves_it_and_so_does_a_retry_that_does(sample_crm, account):
+def test_a_later_run_that_skips_the_row_resolves_it_and_so_does_a_retry_that_does(
+    sample_crm: Crm, account: str
+) -> None:
     for audit_id in (MENDED, UNREADABLE):
         change(sample_crm, audit_id, "audited_changes", "--- [never closed")
     job = sample_crm.run(account, "--mapping", MAPPING)
@@ -162,7 +166,7 @@ def test_a_later_run_that_skips_the_row_resolves_it_and_so_does_a_retry_that_doe
     assert listed(sample_crm, account)["states"]["resolved"] == 2
 
 
-def test_bytes_that_are_no_row_are_listed_and_shown_and_cannot_be_retried(sample_crm, account):
+def test_bytes_that_are_no_row_are_listed_and_shown_and_cannot_be_retried(sample_crm: Crm, account: str) -> None:
     topics, store = AccountTopics.of(account), JobStore(sample_crm.database)
     producer = Producer(sample_crm.connections.kafka())
     foreign = AuditEvent(
@@ -201,19 +205,20 @@ def test_bytes_that_are_no_row_are_listed_and_shown_and_cannot_be_retried(sample
     assert sample_crm.database["crm_replay_retries"].count_documents({}) == 0
 
 
-def test_an_account_without_dead_letters_has_none_and_wrong_calls_are_refused(sample_crm, account):
+def test_an_account_without_dead_letters_has_none_and_wrong_calls_are_refused(sample_crm: Crm, account: str) -> None:
     for words in (("list",), ("show", "0"), ("retry", "--reason", "a test", "--yes")):
         done = sample_crm.call("dlq", *words, "--account", account)
         assert (done.returncode, done.stdout.strip()) == (0, "no dead letters"), done.stderr
     assert listed(sample_crm, account)["dead_letters"] == []
-    for words, says in (
+    wrong: tuple[tuple[tuple[str, ...], str], ...] = (
         (("list", "--cause", "bad_luck"), "bad_luck is no cause"),
         (("show",), "name one dead letter"),
         (("show", "0", "--audit-id", "7"), "name one dead letter"),
         (("retry", "--reason", " "), "--reason is empty"),
         (("retry", "--reason", "a test", "--audit-ids", "x"), "x is no audit id"),
-    ):
-        done = sample_crm.call("dlq", *words, "--account", account)
+    )
+    for call, says in wrong:
+        done = sample_crm.call("dlq", *call, "--account", account)
         assert done.returncode == 2, done.stdout
         assert says in done.stderr
     down = sample_crm.call("dlq", "list", "--account", account, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9")

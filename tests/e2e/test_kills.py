@@ -14,6 +14,7 @@ import pytest
 from ops.local.generator import GENERATED_MAPPING
 from tests.e2e.conftest import Crm, generated
 from tests.e2e.failures import workers_of
+from tests.fixtures.faults import Faults
 
 ROUNDS = int(os.environ.get("CRM_REPLAY_KILL_ROUNDS", "1"))
 SEED = int(os.environ.get("CRM_REPLAY_KILL_SEED", "1"))
@@ -49,7 +50,7 @@ def tortured_run(crm: Crm, account: str, dice: random.Random) -> tuple[dict[str,
 
 @pytest.mark.slow
 @pytest.mark.timeout(300 + 200 * ROUNDS)
-def test_runs_whose_workers_are_killed_end_like_an_uninterrupted_one(crm, record_faults):
+def test_runs_whose_workers_are_killed_end_like_an_uninterrupted_one(crm: Crm, record_faults: Faults) -> None:
     account = generated(crm, AUDITS)
     uninterrupted = crm.run(account, "--mapping", GENERATED_MAPPING)
     expected = crm.logs(account)

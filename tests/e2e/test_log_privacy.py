@@ -14,7 +14,7 @@ MAPPING = mapping_of(SAMPLE_YAML)
 POISON = 1200021
 
 
-def test_no_line_of_any_log_at_any_level_says_anything_of_a_person(sample_crm: Crm):
+def test_no_line_of_any_log_at_any_level_says_anything_of_a_person(sample_crm: Crm) -> None:
     values = personal_values()
     assert len(values) > 50
     with psycopg.connect(sample_crm.dsn, autocommit=True) as db:
@@ -54,7 +54,7 @@ def test_no_line_of_any_log_at_any_level_says_anything_of_a_person(sample_crm: C
     assert all(json.loads(line)["account"] == SAMPLE_YAML for line in Path(logs[-1]).read_text().splitlines()[1:])
 
 
-def test_the_search_finds_what_it_looks_for():
+def test_the_search_finds_what_it_looks_for() -> None:
     values = personal_values()
     assert {"Siti Nurhaliza binti Hassan", "siti.nurhaliza@contoh.co.id", "Lestari Kusumawardhani"} <= values
     assert "+6281234567890" in values

@@ -15,7 +15,7 @@ from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from tests.e2e.conftest import Crm, generated, mapping_of
 
 
-def test_a_halted_job_stops_its_workers_and_resumes_to_the_same_end(crm):
+def test_a_halted_job_stops_its_workers_and_resumes_to_the_same_end(crm: Crm) -> None:
     account = generated(crm, 24_000)
     with crm.start("run", "--account", account, "--mapping", GENERATED_MAPPING) as runner:
         deadline = time.monotonic() + 60
@@ -51,7 +51,7 @@ def status_of(crm: Crm, account: str) -> dict[str, Any]:
     return job
 
 
-def test_a_job_that_halts_itself_adds_up_and_its_rows_are_retried_and_it_resumes_to_a_whole_copy(crm):
+def test_a_job_that_halts_itself_adds_up_and_its_rows_are_retried_and_it_resumes_to_a_whole_copy(crm: Crm) -> None:
     account = generated(crm, 6_000)
     with psycopg.connect(crm.dsn, autocommit=True) as db:
         db.execute("CREATE TABLE kept AS SELECT id, audited_changes FROM crm.audits WHERE id % 2 = 0")
@@ -88,7 +88,7 @@ def test_a_job_that_halts_itself_adds_up_and_its_rows_are_retried_and_it_resumes
     assert status["actors_fell_back"] == written.count(status["run"].to_bytes(4, "big")) > 0
 
 
-def test_a_row_that_is_committed_late_is_counted_and_said(sample_crm):
+def test_a_row_that_is_committed_late_is_counted_and_said(sample_crm: Crm) -> None:
     late, like = 1200038, 1200008  # an id that no row has
     with psycopg.connect(sample_crm.dsn) as writing:
         assert writing.execute("SELECT 1 FROM audits WHERE id = %s", (late,)).fetchone() is None
@@ -112,7 +112,7 @@ def test_a_row_that_is_committed_late_is_counted_and_said(sample_crm):
     assert "records_late" in shown
 
 
-def test_rolling_back_removes_the_replays_documents_alone_and_a_new_run_brings_them_back(sample_crm):
+def test_rolling_back_removes_the_replays_documents_alone_and_a_new_run_brings_them_back(sample_crm: Crm) -> None:
     live = {"company_sso_id": SAMPLE_YAML, "customer_id": "someone", "category": "note", "external_id": "crm_audit:1"}
     sample_crm.database["activity_logs"].insert_one(dict(live))
     sample_crm.run(SAMPLE_JSONB, "--mapping", mapping_of(SAMPLE_JSONB))
@@ -142,14 +142,14 @@ def test_rolling_back_removes_the_replays_documents_alone_and_a_new_run_brings_t
     assert sample_crm.logs(SAMPLE_YAML) == ours
 
 
-def test_what_has_no_job_cannot_be_halted_or_rolled_back(crm):
+def test_what_has_no_job_cannot_be_halted_or_rolled_back(crm: Crm) -> None:
     for words in (("halt",), ("rollback", "--yes")):
         done = crm.call(*words, "--account", "nobody")
         assert done.returncode == 2
         assert "nobody has no job" in done.stderr
 
 
-def test_a_rerun_reads_the_topics_again_and_inserts_nothing_a_lost_document_comes_back(sample_crm):
+def test_a_rerun_reads_the_topics_again_and_inserts_nothing_a_lost_document_comes_back(sample_crm: Crm) -> None:
     account, mapping = SAMPLE_YAML, mapping_of(SAMPLE_YAML)
     first = sample_crm.run(account, "--mapping", mapping)
     logs = sample_crm.logs(account)
@@ -188,7 +188,7 @@ def test_a_rerun_reads_the_topics_again_and_inserts_nothing_a_lost_document_come
     assert (last["records_migrated"], last["records_total"], last["accuracy_pct"]) == (0, 326, 100.0)
 
 
-def test_a_rerun_without_a_run_and_wrong_ids_are_refused(sample_crm):
+def test_a_rerun_without_a_run_and_wrong_ids_are_refused(sample_crm: Crm) -> None:
     for words, says in (
         ((), "has never been replayed"),
         (("--audit-ids", "7,x"), "x is no audit id"),

@@ -7,6 +7,7 @@ import signal
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -31,7 +32,9 @@ from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize(("account", "rows"), [(SAMPLE_YAML, 326), (SAMPLE_JSONB, 202)])
-def test_every_row_of_the_sample_ends_in_exactly_one_bin_and_a_second_run_inserts_nothing(sample_crm, account, rows):
+def test_every_row_of_the_sample_ends_in_exactly_one_bin_and_a_second_run_inserts_nothing(
+    sample_crm: Crm, account: Any, rows: int
+) -> None:
     first = sample_crm.run(account, "--mapping", mapping_of(account))
     assert first["status"] == "completed"
     assert first["records_total"] == rows
@@ -51,7 +54,7 @@ def test_every_row_of_the_sample_ends_in_exactly_one_bin_and_a_second_run_insert
     assert sample_crm.logs(account) == logs
 
 
-def test_every_row_has_a_bin_whatever_its_created_at_and_types_out_of_scope_are_counted(sample_crm):
+def test_every_row_has_a_bin_whatever_its_created_at_and_types_out_of_scope_are_counted(sample_crm: Crm) -> None:
     odd = (None, "-infinity", "0044-03-15 12:00:00 BC", "infinity", "12026-01-01 00:00:00")
     with psycopg.connect(sample_crm.dsn) as db:
         top = db.execute("SELECT max(id) FROM audits").fetchone()[0]
@@ -80,7 +83,7 @@ def test_every_row_has_a_bin_whatever_its_created_at_and_types_out_of_scope_are_
     assert "created_at is NULL" in explained.stdout, explained.stdout + explained.stderr
 
 
-def test_accounts_that_share_person_ids_do_not_meet(sample_crm):
+def test_accounts_that_share_person_ids_do_not_meet(sample_crm: Crm) -> None:
     sample_crm.run(SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
     before = sample_crm.logs(SAMPLE_YAML)
     sample_crm.run(SAMPLE_JSONB, "--mapping", mapping_of(SAMPLE_JSONB))
@@ -93,7 +96,7 @@ def test_accounts_that_share_person_ids_do_not_meet(sample_crm):
         assert {log["customer_id"] for log in sample_crm.logs(account)} <= customers
 
 
-def test_a_run_whose_runner_and_workers_are_killed_is_taken_up_and_equals_an_uninterrupted_one(crm):
+def test_a_run_whose_runner_and_workers_are_killed_is_taken_up_and_equals_an_uninterrupted_one(crm: Crm) -> None:
     account = generated(crm, 24_000)
     uninterrupted = crm.run(account, "--mapping", GENERATED_MAPPING)
     expected = crm.logs(account)
@@ -127,7 +130,7 @@ def test_a_run_whose_runner_and_workers_are_killed_is_taken_up_and_equals_an_uni
     assert crm.logs(account) == expected
 
 
-def test_an_interrupted_run_stops_its_workers_and_goes_on_at_once(crm):
+def test_an_interrupted_run_stops_its_workers_and_goes_on_at_once(crm: Crm) -> None:
     account = generated(crm, 24_000)
     with crm.start("run", "--account", account, "--mapping", GENERATED_MAPPING) as runner:
         deadline = time.monotonic() + 60
@@ -143,7 +146,7 @@ def test_an_interrupted_run_stops_its_workers_and_goes_on_at_once(crm):
     assert resumed["records_migrated"] == len(crm.logs(account))
 
 
-def test_status_tells_how_the_job_ended(sample_crm):
+def test_status_tells_how_the_job_ended(sample_crm: Crm) -> None:
     account = SAMPLE_JSONB
     unknown = json.loads(sample_crm.call("status", "--account", account, "--json").stdout)
     assert unknown == {"company_sso_id": account, "status": "not_started"}
@@ -166,7 +169,7 @@ def refused(crm: Crm, *words: str, says: str, **environment: str) -> None:
     assert crm.database["activity_logs"].count_documents({}) == 0
 
 
-def test_a_server_that_is_not_there_is_named(sample_crm):
+def test_a_server_that_is_not_there_is_named(sample_crm: Crm) -> None:
     run = ("run", "--account", SAMPLE_YAML)
     refused(sample_crm, *run, says="Kafka at 127.0.0.1:9", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9")
     refused(sample_crm, *run, says="MongoDB does not answer", MONGODB_URL="mongodb://127.0.0.1:9")
@@ -174,7 +177,7 @@ def test_a_server_that_is_not_there_is_named(sample_crm):
     refused(sample_crm, *run, says="PostgreSQL database crm at 127.0.0.1:9", CRM_AUDIT_DATABASE_URL=nowhere)
 
 
-def test_a_missing_table_or_column_is_named(sample_crm, tmp_path):
+def test_a_missing_table_or_column_is_named(sample_crm: Crm, tmp_path: Path) -> None:
     with psycopg.connect(sample_crm.dsn, autocommit=True) as db:
         db.execute("ALTER TABLE jsonb_variant.audits DROP COLUMN comment")
     jsonb = ("run", "--account", SAMPLE_JSONB, "--mapping", mapping_of(SAMPLE_JSONB))
@@ -184,7 +187,7 @@ def test_a_missing_table_or_column_is_named(sample_crm, tmp_path):
     refused(sample_crm, "run", "--account", "a", "--mapping", str(other), says="no table public.audit_log")
 
 
-def test_a_wrong_mapping_file_is_named_with_key_and_line(sample_crm, tmp_path):
+def test_a_wrong_mapping_file_is_named_with_key_and_line(sample_crm: Crm, tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("scope: [Crm::Deal]\ncategories:\n  Crm::Deal: {categorie: deal}\n")
     run = ("run", "--account", "a", "--mapping")
@@ -192,13 +195,13 @@ def test_a_wrong_mapping_file_is_named_with_key_and_line(sample_crm, tmp_path):
     refused(sample_crm, *run, str(tmp_path / "none.yaml"), says="none.yaml")
 
 
-def test_an_unknown_account_is_named(crm):
+def test_an_unknown_account_is_named(crm: Crm) -> None:
     generate_crm(crm.dsn, Plan(500, 2, 7))
     refused(crm, "run", "--account", "nobody", "--mapping", GENERATED_MAPPING, says="the CRM has no account nobody")
     refused(crm, "run", "--account", "", "--mapping", GENERATED_MAPPING, says="is not a company_sso_id")
 
 
-def test_ids_below_one_are_refused_however_a_replay_is_begun(sample_crm):
+def test_ids_below_one_are_refused_however_a_replay_is_begun(sample_crm: Crm) -> None:
     run = ("run", "--account", SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
     with psycopg.connect(sample_crm.dsn, autocommit=True) as db:
         db.execute("UPDATE audits SET id = id - 2147483648 WHERE id = 1200006")
@@ -210,10 +213,12 @@ def test_ids_below_one_are_refused_however_a_replay_is_begun(sample_crm):
         now, mapping = dt.datetime.now(dt.UTC), operations.digest(load(None))
         waiting = store.create(NewJob(SAMPLE_YAML, 2, 0, 0, now, mapping_sha256=mapping, prepared=False))
         claimed = store.claim(waiting.job_id, "a runner")
+        assert claimed is not None
         with pytest.raises(UnreplayableIdsError):
             run_claimed(claimed, RunOptions(home=sample_crm.home), sample_crm.connections, PlainView())
         job = store.get(waiting.job_id)
-        assert (job.status, job.owner, says in job.error) == ("failed", None, True)
+        assert job is not None
+        assert (job.status, job.owner, says in str(job.error)) == ("failed", None, True)
         sample_crm.database[JOBS].delete_many({})
         db.execute("UPDATE audits SET id = id + 2147483648 WHERE id < 1")
         sample_crm.run(*run[2:])
@@ -223,7 +228,7 @@ def test_ids_below_one_are_refused_however_a_replay_is_begun(sample_crm):
         assert (done.returncode, says in done.stderr) == (2, True), done.stderr
 
 
-def test_rows_that_the_role_cannot_see_are_refused(sample_crm):
+def test_rows_that_the_role_cannot_see_are_refused(sample_crm: Crm) -> None:
     role = f"role_{sample_crm.database.name[-10:]}"
     with psycopg.connect(sample_crm.dsn, autocommit=True) as db:
         db.execute(f"CREATE ROLE {role} LOGIN")
@@ -239,7 +244,7 @@ def test_rows_that_the_role_cannot_see_are_refused(sample_crm):
             db.execute(f"DROP ROLE {role}")
 
 
-def test_a_database_without_its_indexes_is_refused(sample_crm):
+def test_a_database_without_its_indexes_is_refused(sample_crm: Crm) -> None:
     assert sample_crm.call("migrate", "down").returncode == 0
     done = sample_crm.call("run", "--account", SAMPLE_YAML)
     assert done.returncode == 2
@@ -247,7 +252,7 @@ def test_a_database_without_its_indexes_is_refused(sample_crm):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_row_too_large_for_its_topic_is_one_failure_and_the_rest_goes_on(sample_crm):
+def test_a_row_too_large_for_its_topic_is_one_failure_and_the_rest_goes_on(sample_crm: Crm) -> None:
     with psycopg.connect(sample_crm.dsn, autocommit=True) as db:
         db.execute("UPDATE audits SET audited_changes = repeat('x', 21000000) WHERE id = 1200006")
     job = sample_crm.run(SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
@@ -258,7 +263,7 @@ def test_a_row_too_large_for_its_topic_is_one_failure_and_the_rest_goes_on(sampl
     assert job["accuracy_pct"] == documents * 10_000 // (documents + 1) / 100  # the row should have become one
 
 
-def test_a_topic_that_would_lose_the_backlog_is_refused(sample_crm):
+def test_a_topic_that_would_lose_the_backlog_is_refused(sample_crm: Crm) -> None:
     topics = AccountTopics.of(SAMPLE_YAML)
     admin = kafka_admin.client(sample_crm.connections.kafka())
     kafka_admin.ensure_topics(admin, topics, 2)

@@ -12,7 +12,7 @@ import pytest
 
 from ops.checks.nightly.run import check_enrichment
 from ops.checks.preflight import Verdict
-from ops.enrich.run import EnrichOptions, enrich_account
+from ops.enrich.run import EnrichOptions, Run, enrich_account
 from ops.jobs.store import JobStore
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
@@ -130,7 +130,7 @@ def test_a_run_enriches_its_rows_whatever_dies(
             tries.append(self)
             raise ServiceUnreachableError("cannot connect to PostgreSQL database crm", "check it")
 
-        patched.setattr(enrichment.Run, "enrich", away)
+        patched.setattr(Run, "enrich", away)
         result = run_here(crm, patched)
     assert len(tries) == 2
     assert (result.job.status, result.job.accuracy_pct, result.job.error) == ("completed", 100.0, None)
@@ -153,9 +153,9 @@ def test_a_run_enriches_its_rows_whatever_dies(
     # Halted in the middle of it: the job stays halted, and a resume is a resume.
     without_links(crm, SAMPLE_YAML)
     with monkeypatch.context() as patched:
-        enrich = enrichment.Run.enrich
+        enrich = Run.enrich
 
-        def halted_meanwhile(self: enrichment.Run) -> Any:
+        def halted_meanwhile(self: Run) -> Any:
             store = JobStore(crm.database)
             job = store.latest(SAMPLE_YAML)
             assert job is not None
@@ -163,7 +163,7 @@ def test_a_run_enriches_its_rows_whatever_dies(
             return enrich(self)
 
         patched.setattr(enrichment, "SAVE_EVERY_S", 0.0)
-        patched.setattr(enrichment.Run, "enrich", halted_meanwhile)
+        patched.setattr(Run, "enrich", halted_meanwhile)
         with pytest.raises(HaltedError, match="halted by a test"):
             run_here(crm, patched)
     assert job_of(crm)["status"] == "halted"

@@ -7,7 +7,6 @@ leaves is not waited for shows in its session: it would last longer than the tes
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +22,7 @@ from schemas.topics import AccountTopics
 from tests.e2e.conftest import Crm, generated
 from tests.e2e.failures import workers_of
 from tests.fixtures.faults import Faults
+from tests.support.programs import Program
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -115,9 +115,9 @@ def test_workers_join_and_leave_a_run_and_nothing_is_lost(crm: Crm, record_fault
     groups = {"processors": Group(admin, topics.processors_group), "sinks": Group(admin, topics.sink_group)}
     written = crm.database["activity_logs"].estimated_document_count
     words = ("run", "--account", account, "--mapping", GENERATED_MAPPING, "--json", "--partitions", str(PARTITIONS))
-    joined: list[subprocess.Popen[str]] = []
+    joined: list[Program] = []
 
-    def join(**environment: str) -> list[subprocess.Popen[str]]:
+    def join(**environment: str) -> list[Program]:
         """Start a processor and a sink, as on another host."""
         both = [crm.start(role, "--account", account, **environment) for role in ("process", "sink")]
         joined.extend(both)

@@ -54,10 +54,13 @@ def account_of(crm: Crm) -> tuple[str, int, list[int]]:
     accounts = generate_crm(crm.dsn, Plan(AUDITS, 2, 7)).accounts
     account = max(accounts, key=lambda name: accounts[name])
     with closing(connect(crm.dsn)) as db:
-        row = db.execute("SELECT id FROM crm.accounts WHERE company_sso_id = %s", (account,)).fetchone()
+        row = db.execute(
+            "SELECT id FROM crm.accounts WHERE company_sso_id = %(account)s", {"account": account}
+        ).fetchone()
         assert row is not None
         persons = db.execute(
-            "SELECT id FROM crm.crm_people WHERE account_id = %s ORDER BY id LIMIT %s", (row[0], PERSONS)
+            "SELECT id FROM crm.crm_people WHERE account_id = %(account)s ORDER BY id LIMIT %(persons)s",
+            {"account": row[0], "persons": PERSONS},
         ).fetchall()
     return account, row[0], [person for (person,) in persons]
 

@@ -199,7 +199,7 @@ def test_a_slow_mongodb_makes_the_run_slower_and_not_bigger(replayed: Replayed, 
 def set_message_bytes_max(run: Replayed, topic: str, bytes_max: int) -> None:
     entry = ConfigEntry("max.message.bytes", str(bytes_max), incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-    admin = AdminClient(run.kafka)  # to be kept until it has answered
+    admin = AdminClient({**run.kafka})  # to be kept until it has answered
     admin.incremental_alter_configs([resource])[resource].result(10)
 
 

@@ -65,7 +65,7 @@ def headers_of(message: Message) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.timeout(300)
-def test_a_page_is_followed_from_its_read_to_the_bulk_write_and_the_run_beside_it_is_not(sample_crm):
+def test_a_page_is_followed_from_its_read_to_the_bulk_write_and_the_run_beside_it_is_not(sample_crm: Crm) -> None:
     with receiver() as collector:
         replay(
             sample_crm,

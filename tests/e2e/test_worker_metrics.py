@@ -13,7 +13,7 @@ from tests.fixtures.services import _free_port
 
 
 @pytest.mark.slow
-def test_a_runners_port_tells_the_metrics_of_all_its_workers_and_forgets_those_that_have_ended(sample_crm: Crm):
+def test_a_runners_port_tells_the_metrics_of_all_its_workers_and_forgets_those_that_have_ended(sample_crm: Crm) -> None:
     port = _free_port()
     asked_for(sample_crm, SAMPLE_YAML)
     seen: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))  # metric -> role -> workers

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -86,7 +87,7 @@ class Writers:
     def start(self, writers: int, contacts_per_s: float) -> None:
         """Write from now on."""
         tasks: list[Callable[[], None]] = [
-            lambda n=n: self._write(random.Random(f"{self._seed}/{n}")) for n in range(writers)
+            partial(self._write, random.Random(f"{self._seed}/{n}")) for n in range(writers)
         ]
         self._writing = [self._thread(task) for task in tasks]
         self._threads = [*self._writing]

@@ -221,7 +221,8 @@ def test_contacts_cover_an_account_but_for_less_than_a_hundredth(database_dsn: s
     assert counts.keys() == {"sample-yaml", "sample-jsonb", "crm-1", "crm-2", "crm-3", "crm-4", "crm-5"}
     with psycopg.connect(database_dsn) as db:
         people = db.execute("SELECT account_id, array_agg(id) FROM crm.crm_people GROUP BY 1").fetchall()
-        destroyed = dict(db.execute("SELECT id, merged_into_id FROM crm.crm_deleted_people").fetchall())
+        gone = "SELECT id, merged_into_id FROM crm.crm_deleted_people"
+        destroyed: dict[int, int | None] = dict(db.execute(gone).fetchall())
     for account, ids in people:
         name = f"crm-{account}"
         contacts = list(mongo_database["contacts"].find({"company_sso_id": name}))

@@ -77,7 +77,7 @@ class Program(subprocess.Popen[Any]):
         told = os.read(self._status, NUMBER.size)
         os.close(self._status)
         if not told:
-            raise ChildProcessError(f"the process that forked {self.args} has ended")
+            raise ChildProcessError(f"the process that forked {self.args!r} has ended")
         return self.pid, NUMBER.unpack(told)[0]
 
 

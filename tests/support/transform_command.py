@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import typer
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from ops.cli.transform import transform_rows
 from schemas.errors import BadInputError

@@ -407,9 +407,9 @@ def test_a_sane_request_id_is_kept(served: Served, given: str) -> None:
     assert served.client.get("/healthz", headers={"x-request-id": given}).headers["x-request-id"] == given
 
 
-@pytest.mark.parametrize("given", ["", "x" * 129, "a b", 'a"b', "<script>", "ü".encode()])
-def test_a_request_id_that_is_not_is_replaced(served: Served, given: str | bytes) -> None:
-    made = served.client.get("/healthz", headers={"x-request-id": given}).headers["x-request-id"]  # type: ignore[dict-item]
+@pytest.mark.parametrize("given", [b"", b"x" * 129, b"a b", b'a"b', b"<script>", "ü".encode()])
+def test_a_request_id_that_is_not_is_replaced(served: Served, given: bytes) -> None:
+    made = served.client.get("/healthz", headers={b"x-request-id": given}).headers["x-request-id"]
     assert len(made) == 32
 
 

@@ -23,9 +23,11 @@ from ops.jobs import audit_log, flags, http_documents, migrations, operations
 from ops.jobs.jobs import Job
 from ops.jobs.operations import RollbackRefusedError
 from ops.jobs.store import JobStore, NewJob
+from processors.encoding.documents import encode
 from schemas.identity import replay_id
 from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus
+from sink import rollback as documents
 from sink.progress import RunTotals
 from tests.integration.control.http_server import Served, account, refused, serving
 from tests.integration.producer.crm import add_audits, make_audits
@@ -303,10 +305,9 @@ def test_a_roll_back_that_cannot_remove_everything_says_so(
     def stuck(*_args: Any, **_kwargs: Any) -> int:
         raise RollbackFailedError("5 documents are still there", "roll back again")
 
-    from ops.jobs import operations
     from sink.rollback import RollbackFailedError
 
-    monkeypatch.setattr(operations.documents, "rollback", stuck)
+    monkeypatch.setattr(documents, "rollback", stuck)
     refused(served.client.post(f"{ROUTE}/rollback", json={"company_sso_id": company}), 500, "ROLLBACK_FAILED")
 
 
@@ -317,10 +318,9 @@ def test_asking_again_joins_the_roll_back_that_runs(
     company = account()
     make_job(database, company, JobStatus.COMPLETED)
     served.client.post("/private/activity_logs/migrate", json={"records": [log_of(company, n) for n in range(1, 8)]})
-    from ops.jobs import operations
 
-    removing, let_go, calls = threading.Event(), threading.Event(), []
-    real = operations.documents.rollback
+    removing, let_go, calls = threading.Event(), threading.Event(), list[Any]()
+    real = documents.rollback
 
     def slow(*args: Any, **kwargs: Any) -> int:
         calls.append(args)
@@ -328,7 +328,7 @@ def test_asking_again_joins_the_roll_back_that_runs(
         assert let_go.wait(60)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(operations.documents, "rollback", slow)
+    monkeypatch.setattr(documents, "rollback", slow)
 
     def ask(timeout: float) -> Any:
         with served.bare(auth=served.client.auth) as client:
@@ -354,16 +354,15 @@ def test_a_roll_back_whose_answer_no_client_received_answers_with_the_whole_numb
     company = account()
     make_job(database, company, JobStatus.COMPLETED)
     served.client.post("/private/activity_logs/migrate", json={"records": [log_of(company, n) for n in range(1, 8)]})
-    from ops.jobs import operations
 
-    removing, let_go, real = threading.Event(), threading.Event(), operations.documents.rollback
+    removing, let_go, real = threading.Event(), threading.Event(), documents.rollback
 
     def slow(*args: Any, **kwargs: Any) -> int:
         removing.set()
         assert let_go.wait(60)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(operations.documents, "rollback", slow)
+    monkeypatch.setattr(documents, "rollback", slow)
     body = {"company_sso_id": company}
     with served.bare(auth=served.client.auth) as client, pytest.raises(httpx.ReadTimeout):
         client.post(f"{ROUTE}/rollback", json=body, timeout=httpx.Timeout(60.0, read=0.5))
@@ -526,10 +525,9 @@ def test_a_record_that_the_server_refuses_fails_alone(
     """Keys with NUL and numbers beyond 64 bits are stored as the processors store them; bad BSON fails by itself."""
     company = account()
     odd = log_of(company, 5, metadata={"nul\0key": 2**70})
-    real = activity_logs.encode
 
     def broken_second(document: dict[str, Any]) -> bytes:
-        encoded = real(document)
+        encoded = encode(document)
         return encoded[:-8] + b"\xff\xff\xff\xff\xff\xff\xff\0" if document["external_id"] == "crm_audit:6" else encoded
 
     monkeypatch.setattr(activity_logs, "encode", broken_second)

@@ -47,7 +47,7 @@ def raw_documents(database: Any) -> dict[str, list[bytes]]:
 
 def natives() -> list[dict[str, Any]]:
     """Return live logs of every BSON type, as a platform that knows nothing of us has them."""
-    values = (
+    values: tuple[Any, ...] = (
         1, bson.Int64(1), 1.5, float("nan"), -0.0, "text \u2028 \U0001f600", "", None, True, b"\0\xff",
         bson.Binary(b"x", 4), bson.Decimal128("1.10"), bson.Decimal128("1.1"), bson.ObjectId(b"native-logs1"),
         bson.Regex("a.b", "i"), bson.Timestamp(1, 2), bson.MinKey(), bson.MaxKey(), bson.Code("x()", {"y": 1}),

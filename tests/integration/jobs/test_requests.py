@@ -10,7 +10,7 @@ import psycopg
 import pymongo
 import pytest
 
-from ops.jobs import audit_log, coverage, flags, guards, migrations, requests
+from ops.jobs import audit_log, coverage, flags, guards, migrations, operations, requests
 from ops.jobs.requests import Control, RequestRefusedError
 from ops.jobs.store import JobStore
 from ops.jobs.tasks import TaskKind, TaskLostError, TaskStatus, TaskStore
@@ -20,6 +20,7 @@ from schemas.errors import BadInputError
 from schemas.process.connections import Connections
 from schemas.source.mapping import load
 from schemas.vocabulary import JobStatus
+from sink import rollback as documents
 from sink.indexes import CONTACT_BY_CRM_ID, CONTACT_ID_MAP_UNIQUE
 
 pytestmark = pytest.mark.services
@@ -238,7 +239,7 @@ def test_an_interrupted_roll_back_ends_with_the_number_of_the_whole(control: Con
     requests.halt(control, ACCOUNT, by="ann")
     ours = {"company_sso_id": ACCOUNT, "source_tag": "crm_migration"}
     control.database["activity_logs"].insert_many([{**ours, "external_id": f"crm_audit:{n}"} for n in range(12)])
-    real = requests.operations.documents.rollback
+    real = documents.rollback
 
     class Killed(BaseException):
         pass
@@ -250,7 +251,7 @@ def test_an_interrupted_roll_back_ends_with_the_number_of_the_whole(control: Con
         return real(*args, **kwargs, batch_documents=5)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(requests.operations.documents, "rollback", in_fives)
+        patched.setattr(documents, "rollback", in_fives)
         with pytest.raises(Killed):
             requests.rollback(control, ACCOUNT, by="ann", on_batch=killed)
         seen: list[int] = []
@@ -286,10 +287,10 @@ def test_a_roll_back_waits_for_the_halted_runner_to_end_its_processes(
     job = store.claim(requests.trigger(control, ACCOUNT, triggered_by="ann").job_id, "runner 1")
     assert job is not None
     requests.halt(control, ACCOUNT, by="ann")
-    monkeypatch.setattr(requests.operations, "STOPPING_MAX_S", 0.3)
+    monkeypatch.setattr(operations, "STOPPING_MAX_S", 0.3)
     assert refused(requests.rollback, control, ACCOUNT, by="ann") == ("JOB_ALREADY_RUNNING", 409)
     assert (store.get(job.job_id) or job).status is JobStatus.HALTED
-    monkeypatch.setattr(requests.operations, "STOPPING_MAX_S", 30.0)
+    monkeypatch.setattr(operations, "STOPPING_MAX_S", 30.0)
     removed: list[int] = []
     waiting = threading.Thread(target=lambda: removed.append(requests.rollback(control, ACCOUNT, by="ann")))
     waiting.start()

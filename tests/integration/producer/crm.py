@@ -197,7 +197,7 @@ def everything_on(bootstrap: str, topic: str) -> list[tuple[int, bytes | None, b
                 if message.error():
                     unread.discard(message.partition())
                 else:
-                    found.append((message.partition(), message.key(), message.value()))
+                    found.append((message.partition() or 0, message.key(), message.value()))
     finally:
         consumer.close()
     return found

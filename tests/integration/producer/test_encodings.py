@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from producer.audits import AuditReader, Limits
 from producer.messages import Page
+from schemas.codec import Codec
 from schemas.records import AuditEvent
 from tests.integration.producer import crm
 from tests.integration.producer.conftest import MakeJob
@@ -129,4 +130,4 @@ def test_such_a_row_is_a_dead_letter_and_the_run_goes_to_its_end(
     assert sorted(event.audit_id for event in here.events()) == [1, 2, 4, 5, 6, 8, 9, 10]
     letters = {letter.audit_id: letter for letter in here.dead_letters()}
     assert {id_: letter.cause for id_, letter in letters.items()} == dict.fromkeys((3, 7), "undecodable_record")
-    assert isinstance(crm.Codec().decode(letters[3].payload), AuditEvent)
+    assert isinstance(Codec().decode(letters[3].payload), AuditEvent)

@@ -101,7 +101,7 @@ def test_a_query_that_is_cancelled_or_cut_off_is_asked_again(
 def test_a_session_that_is_ended_before_its_first_answer_is_opened_again(
     database_dsn: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle, ended = Connection._ask_back, []
+    settle, ended = Connection._ask_back, list[Any]()
 
     def interrupted(self: Connection, db: psycopg.Connection[Any], settings: Any) -> None:
         if len(ended) < 2:

@@ -153,7 +153,7 @@ def test_referents_are_the_accounts_own_where_the_table_can_tell(make_job: MakeJ
 def test_a_begin_marker_is_the_first_record_of_every_partition(make_job: MakeJob) -> None:
     here = make_job(partitions=4)
     kafka, topic = {"bootstrap.servers": here.kafka}, here.job.topics.replay
-    mark = {"job_id": "job1", "run": 7, "codec": Codec()}
+    mark: dict[str, Any] = {"job_id": "job1", "run": 7, "codec": Codec()}
     assert markers.begin(kafka, topic, 4, **mark) == (0, 0, 0, 0)
     assert markers.begin(kafka, topic, 4, **mark) == (1, 1, 1, 1)
     assert markers.end(kafka, topic, 4, **mark) == (2, 2, 2, 2)

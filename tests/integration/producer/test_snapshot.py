@@ -51,6 +51,10 @@ def saved_rows(mongo: Any) -> int:
     return sum(document["rows"] for document in mongo[CHECKPOINTS].find())
 
 
+def wait_saved(mongo: Any, rows: int) -> None:
+    wait_until(lambda: saved_rows(mongo) >= rows, "rows are saved")
+
+
 @pytest.mark.parametrize(
     ("name", "schema", "rows"),
     [("audits_yaml", "public", crm.YAML_ROWS), ("audits_jsonb", "jsonb_variant", crm.JSONB_ROWS)],
@@ -176,7 +180,7 @@ def test_after_a_sigkill_nothing_is_missing_and_repetitions_are_recognised(
     crm.add_audits(here.dsn, range(1, 20_001))
     for milestone in (2_000, 9_000):
         process = here.start(CRM_REPLAY_PAGE_ROWS="100")
-        wait_until(lambda at=milestone: saved_rows(mongo_database) >= at, "rows are saved")
+        wait_saved(mongo_database, milestone)
         process.kill()
         process.communicate()
         assert saved_rows(mongo_database) < 20_000, "killed too late to show anything"
@@ -196,7 +200,7 @@ def test_sigterm_stops_after_the_page_and_the_next_start_repeats_nothing(
     crm.make_audits(here.dsn)
     crm.add_audits(here.dsn, range(1, 20_001))
     process = here.start(CRM_REPLAY_PAGE_ROWS="50")
-    wait_until(lambda: saved_rows(mongo_database) >= 1_000, "rows are saved")
+    wait_saved(mongo_database, 1_000)
     process.terminate()
     _, said = process.communicate(timeout=30)
     assert process.returncode == ExitCode.STOPPED, said
@@ -222,7 +226,7 @@ def test_the_number_of_ranges_may_change_with_every_start(make_job: MakeJob, mon
     ):
         process = here.start(CRM_REPLAY_ID_RANGES=readers, **small)
         children = psutil.Process(process.pid)
-        wait_until(lambda at=milestone: saved_rows(mongo_database) >= at, "rows are saved")
+        wait_saved(mongo_database, milestone)
         readers_started = children.children()
         process.send_signal(how)
         process.communicate(timeout=30)
@@ -290,7 +294,7 @@ def test_a_row_that_commits_after_a_sigkill_is_not_taken_for_a_repetition(
             top, xmax = db.execute(resolve(db, load_without_referents(), "x").query("horizon")).fetchall()[0][1:]
         here = here.with_job(top_audit_id=top, snapshot_xmax=xmax)
         process = here.start(CRM_REPLAY_PAGE_ROWS="50")
-        wait_until(lambda: saved_rows(mongo_database) >= 1_000, "rows are saved")
+        wait_saved(mongo_database, 1_000)
         process.kill()
         process.communicate()
         slow.commit()
@@ -363,7 +367,7 @@ def test_a_connection_that_is_cut_is_opened_again(make_job: MakeJob, mongo_datab
     cuts = 0
     with psycopg.connect(here.dsn, autocommit=True) as db:
         for milestone in (1_000, 5_000, 9_000):
-            wait_until(lambda at=milestone: saved_rows(mongo_database) >= at, "rows are saved")
+            wait_saved(mongo_database, milestone)
             ended = db.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND application_name = 'crm-replay'"
@@ -447,7 +451,7 @@ def test_a_failed_reader_ends_the_others_and_the_whole(make_job: MakeJob, mongo_
     crm.make_audits(here.dsn)
     crm.add_audits(here.dsn, range(1, 20_001))
     process = here.start(CRM_REPLAY_ID_RANGES="2", CRM_REPLAY_PAGE_ROWS="50", CRM_REPLAY_ID_WINDOW="1000")
-    wait_until(lambda: saved_rows(mongo_database) >= 500, "rows are saved")
+    wait_saved(mongo_database, 500)
     children: list[psutil.Process] = psutil.Process(process.pid).children()
     assert len(children) == 2
     children[0].kill()

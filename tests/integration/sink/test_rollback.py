@@ -12,8 +12,8 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure
 
 from ops.jobs import migrations
+from schemas.collections import ACTIVITY_LOGS
 from schemas.identity import SOURCE_TAG
-from sink import rollback as module
 from sink.indexes import COMPANY_SOURCE_TAG, UNIQUE_EXTERNAL_ID
 from sink.purge import purge
 from sink.rollback import EXACTLY, RollbackFailedError, documents_of, rollback
@@ -127,7 +127,7 @@ def test_what_goes_is_found_counted_and_deleted_by_index(database: Any) -> None:
             self._explain("count", {"query": query, "hint": hint})
             return self._logs.count_documents(query, hint=hint)
 
-    stand_in = {module.ACTIVITY_LOGS: Explaining(database["activity_logs"])}
+    stand_in = {ACTIVITY_LOGS: Explaining(database["activity_logs"])}
     assert documents_of(stand_in, "a") == OURS
     assert rollback(stand_in, "a", batch_documents=1_000) == OURS
     assert [name for name, _ in explained] == ["count", "find", "delete", "find", "delete", "find", "delete", "find"]
@@ -152,7 +152,7 @@ def test_documents_that_a_server_does_not_delete_are_an_error_and_no_endless_loo
             return self._logs.delete_many({**query, "_id": "nobody"}, hint=hint)
 
     with pytest.raises(RollbackFailedError, match="still there"):
-        rollback({module.ACTIVITY_LOGS: Stubborn(database["activity_logs"])}, "a")
+        rollback({ACTIVITY_LOGS: Stubborn(database["activity_logs"])}, "a")
     assert documents_of(database, "a") == OURS
 
 

@@ -15,12 +15,11 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from pymongo.errors import AutoReconnect
 
 from schemas.errors import BadInputError
-from schemas.identity import replay_id
+from schemas.identity import ID_BYTES, replay_id
 from schemas.process.topic_watch import TopicReplacedError
-from schemas.records import AuditEvent
+from schemas.records import AuditEvent, Record
 from schemas.vocabulary import DeadLetterCause
 from sink.dead_letters import DeadLetterTopic
-from sink.documents import ID_BYTES
 from sink.effects import Effect
 from sink.group import OutcomesLostError
 from sink.halting import HaltedError, JobGate
@@ -73,7 +72,7 @@ def test_a_document_is_stored_byte_for_byte_behind_its_id(account: Account) -> N
 
 
 def test_the_same_outcomes_again_insert_nothing_and_count_nothing(account: Account) -> None:
-    records = [account.log(1), account.skip(2), account.log(3), account.dead_letter(4)]
+    records: list[Record] = [account.log(1), account.skip(2), account.log(3), account.dead_letter(4)]
     account.publish([*records, *records, account.end()])
     sink = account.run_sink(sink_batch_records=4)
     assert sink.metrics.inserted == 2

@@ -38,7 +38,7 @@ def test_bytes_and_records_are_the_librarys(record: Record) -> None:
     data = ENCODE[type(record)](record)
     assert data == by_library(record)
     read = fastavro.schemaless_reader(io.BytesIO(data), SCHEMAS[type(record)])
-    assert DECODE[type(record)](data) == record == type(record)(**read)  # type: ignore[arg-type]
+    assert DECODE[type(record)](data) == record == type(record)(**read)
     assert type(DECODE[type(record)](data)) is type(record)
 
 
@@ -100,7 +100,7 @@ def test_changed_bytes_give_a_record_that_the_library_reads_too_or_an_error(reco
         expected = fastavro.schemaless_reader(source, SCHEMAS[type(record)])
     except Exception as error:
         raise AssertionError(f"read what the library refuses ({error})") from error
-    assert read == type(record)(**expected)  # type: ignore[arg-type]
+    assert read == type(record)(**expected)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from schemas.codec import Codec
 from schemas.errors import UnreadableTopicError
 from schemas.job import ReplayJob
-from schemas.records import RECORD_TYPES, ActivityLog, DeadLetter, SkippedRecord, SnapshotMarker
+from schemas.records import RECORD_TYPES, ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker
 from sink.counting import Bin
 from sink.decoding import Decoder, Taken
 from sink.documents import BatchOutcome, Refusal
@@ -100,7 +100,11 @@ def test_a_document_over_the_limit_is_never_sent() -> None:
 
 
 def test_a_record_whose_id_no_row_can_have_is_a_foreign_dead_letter() -> None:
-    records = (ActivityLog(-1, 0, 1, 7, DOCUMENT), ActivityLog(0, 0, 1, 7, DOCUMENT), SkippedRecord(-5, 0, 1, 7, "why"))
+    records: tuple[Record, ...] = (
+        ActivityLog(-1, 0, 1, 7, DOCUMENT),
+        ActivityLog(0, 0, 1, 7, DOCUMENT),
+        SkippedRecord(-5, 0, 1, 7, "why"),
+    )
     batch = DECODER.batch(taken(*map(CODEC.encode, records)), 5)
     assert batch.documents == []
     assert [(record.bin, record.reason) for record in batch.decided[0]] == [(Bin.FOREIGN, "undecodable_record")] * 3

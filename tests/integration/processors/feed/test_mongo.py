@@ -12,8 +12,9 @@ from bson.datetime_ms import DatetimeMS
 from pymongo.errors import DuplicateKeyError
 
 from ops.jobs import coverage, migrations
-from processors.feed.mongo import MongoContacts, spellings
+from processors.feed.mongo import MongoContacts
 from producer.references import find_contacts
+from schemas.source.contact_rules import spellings
 
 ACCOUNTS = ("acme", "other")
 PERSONS = 60

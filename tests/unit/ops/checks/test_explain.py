@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from bson import ObjectId
@@ -69,7 +70,7 @@ def event(
         (event(), "changes", "pass", bytes),
     ],
 )
-def test_the_rule_that_decides_is_the_transformations_own(row, rule, verdict_, ends):
+def test_the_rule_that_decides_is_the_transformations_own(row: Any, rule: str, verdict_: str, ends: Any) -> None:
     last = steps(row, MAPPING, ACCOUNT, KNOWN)[-1]
     assert (last.rule, last.verdict) == (rule, verdict_)
     expected = expected_of(row, Transformer(MAPPING, ACCOUNT), KNOWN)
@@ -80,7 +81,7 @@ def test_the_rule_that_decides_is_the_transformations_own(row, rule, verdict_, e
         assert ends.value in last.values.values()
 
 
-def test_the_steps_name_what_was_compared():
+def test_the_steps_name_what_was_compared() -> None:
     found = steps(event(comment='{"crm_person_id": 11}'), MAPPING, ACCOUNT, KNOWN)
     assert [step.rule for step in found] == ["scope", "contact", "watermark", "changes"]
     assert (
@@ -92,7 +93,7 @@ def test_the_steps_name_what_was_compared():
     assert "Budi" not in " ".join(step.text for step in found)
 
 
-def test_a_status_that_was_reached_is_said():
+def test_a_status_that_was_reached_is_said() -> None:
     rule = MAPPING.categories["Crm::Deal"].status
     assert rule is not None
     won = MAPPING.id_sets[rule.id_set][0]
@@ -107,7 +108,7 @@ def test_a_status_that_was_reached_is_said():
     assert steps(row, MAPPING, ACCOUNT, KNOWN)[-1].text.endswith(": deal/update")
 
 
-def test_persons_are_in_the_order_tried_each_with_its_place():
+def test_persons_are_in_the_order_tried_each_with_its_place() -> None:
     row = event(
         "---\ncrm_person_id:\n- 12\n- 13\n",
         action="update",
@@ -148,17 +149,17 @@ def row(**changed: object) -> Row:
         (Row(exists=False), 7, "no row with this id"),
     ],
 )
-def test_why_a_row_is_not_read_is_told(found, audit_id, says):
+def test_why_a_row_is_not_read_is_told(found: Any, audit_id: int, says: str) -> None:
     why = "; ".join(out_of_scope(found, audit_id, MAPPING, Job()))
     assert (says in why) if says else (why == "")
 
 
-def test_a_job_without_a_date_range_reads_rows_whatever_their_created_at():
+def test_a_job_without_a_date_range_reads_rows_whatever_their_created_at() -> None:
     for created_at_us in (None, -(2**63), 2**63 - 1):
         assert out_of_scope(row(created_at_us=created_at_us), 7, MAPPING, Job(reads_from=EARLIEST)) == []
 
 
-def test_without_a_job_no_bound_is_known():
+def test_without_a_job_no_bound_is_known() -> None:
     assert out_of_scope(row(), 10**9, MAPPING, None) == []
 
 
@@ -195,11 +196,11 @@ def story(**facts: object) -> Story:
         ({}, "too little could be looked at"),
     ],
 )
-def test_the_end_of_the_story(facts, says):
+def test_the_end_of_the_story(facts: dict[str, Any], says: str) -> None:
     assert says in verdict(story(**facts))
 
 
-def test_a_part_that_could_not_be_looked_at_is_told_in_its_place():
+def test_a_part_that_could_not_be_looked_at_is_told_in_its_place() -> None:
     found = story()
     found.tell("source", {"exists": True}, "one", "two")
     found.not_looked_at["published"] = "Kafka is down"
@@ -214,7 +215,7 @@ def test_a_part_that_could_not_be_looked_at_is_told_in_its_place():
     assert shown["published"] is None
 
 
-def test_the_run_is_read_from_an_id_of_our_making_alone():
+def test_the_run_is_read_from_an_id_of_our_making_alone() -> None:
     assert run_of(ObjectId(replay_id(1_795_260_184, 7)), 7) == 1_795_260_184
     assert run_of(ObjectId(replay_id(1_795_260_184, 7)), 8) is None
     assert run_of("somebody's own", 7) is None
@@ -231,6 +232,6 @@ def test_the_run_is_read_from_an_id_of_our_making_alone():
         (b"abc", 479470107),
     ],
 )
-def test_keys_are_shared_out_as_kafka_does(key, hashed):
+def test_keys_are_shared_out_as_kafka_does(key: bytes, hashed: int) -> None:
     assert murmur2(key) == hashed % 2**32
     assert partition_of(key, 4) == (hashed & 0x7FFFFFFF) % 4

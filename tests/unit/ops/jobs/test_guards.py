@@ -10,7 +10,7 @@ from schemas.vocabulary import JobStatus
 
 STATES: tuple[JobStatus | None, ...] = (None, *JobStatus)
 # Every pair of action and state that is refused, by the code of the refusal; what is not named is allowed.
-REFUSED = {
+REFUSED: dict[RespCode, set[tuple[Action, str | None]]] = {
     RespCode.JOB_NOT_FOUND: {
         (Action.HALT, None), (Action.RESUME, None), (Action.RERUN, None), (Action.ROLLBACK, None),
         (Action.VERIFY, None), (Action.DLQ_RETRY, None),

@@ -244,7 +244,7 @@ def test_persons_are_skewed(rows: list[Audit]) -> None:
 
 
 def test_comments_name_the_person_in_most_rows_and_fail_in_a_few(rows: list[Audit]) -> None:
-    forms = Counter()
+    forms: Counter[str] = Counter()
     for row in rows:
         if row.comment is None:
             forms["none"] += 1
@@ -263,7 +263,7 @@ def test_comments_name_the_person_in_most_rows_and_fail_in_a_few(rows: list[Audi
 def test_all_kinds_of_actors_act(history: tuple[History, list[Audit]]) -> None:
     made, rows = history
     users = {user.id: user for user in made.users}
-    kinds = Counter()
+    kinds: Counter[str] = Counter()
     for row in rows:
         if row.user_type == "User":
             user = users.get(row.user_id or 0)

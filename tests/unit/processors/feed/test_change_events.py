@@ -33,7 +33,7 @@ EVENT = AuditEvent(
 
 
 def decoder(mapping: SourceMapping = MAPPING, **more: Any) -> ChangeDecoder:
-    return ChangeDecoder(mapping, **({"company_sso_id": ACCOUNT} if mapping is MAPPING else {}), **more)
+    return ChangeDecoder(mapping, **{**({"company_sso_id": ACCOUNT} if mapping is MAPPING else {}), **more})
 
 
 def decode(value: Any, headers: Headers = None) -> AuditEvent | Refused | None:

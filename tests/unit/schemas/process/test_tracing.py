@@ -26,7 +26,7 @@ NOT_DRAWN = PAGE[:-1] + b"0"
 
 
 @pytest.fixture
-def here(monkeypatch) -> Here:
+def here(monkeypatch: pytest.MonkeyPatch) -> Here:
     monkeypatch.setenv("CRM_REPLAY_WORKER", "host-sink-0")
     return Here()
 
@@ -44,7 +44,7 @@ def parent_of(span: ReadableSpan) -> str:
 # ---- off -------------------------------------------------------------------------------------------------------------
 
 
-def test_tracing_is_off_unless_asked_for(monkeypatch):
+def test_tracing_is_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     assert tracing.start("sink", account="acme") is OFF
     monkeypatch.setenv(f"{PREFIX}SAMPLE_RATIO", "0")
@@ -58,7 +58,7 @@ def test_tracing_is_off_unless_asked_for(monkeypatch):
     OFF.close()
 
 
-def test_with_tracing_off_the_processes_do_not_import_opentelemetry():
+def test_with_tracing_off_the_processes_do_not_import_opentelemetry() -> None:
     code = """
 import sys
 import producer.__main__, processors.__main__, processors.feed.worker, sink.__main__
@@ -75,7 +75,7 @@ assert "opentelemetry.sdk.trace" in sys.modules
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_one_module_knows_opentelemetry():
+def test_one_module_knows_opentelemetry() -> None:
     assert [module for module, names in IMPORTS.items() if any(n.startswith("opentelemetry") for n in names)] == [
         "schemas.process.spans"
     ]
@@ -95,7 +95,7 @@ def test_one_module_knows_opentelemetry():
         ("ENDPOINT", "collector:4317", "no URL of HTTP"),
     ],
 )
-def test_a_wrong_setting_is_named(monkeypatch, name, value, says):
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:
     monkeypatch.setenv(PREFIX + name, value)
     with pytest.raises(BadInputError, match=says) as caught:
         tracing.start("sink")
@@ -111,11 +111,11 @@ def test_a_wrong_setting_is_named(monkeypatch, name, value, says):
         ("https://gate.example/otlp/v1/traces", "https://gate.example/otlp/v1/traces"),
     ],
 )
-def test_the_endpoint_is_a_base_address(endpoint, url):
+def test_the_endpoint_is_a_base_address(endpoint: str, url: str | None) -> None:
     assert TracingSettings(endpoint=endpoint).url == url
 
 
-def test_opentelemetrys_own_variables_are_heard(monkeypatch):
+def test_opentelemetrys_own_variables_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     with receiver() as collector:
         monkeypatch.setenv(f"{PREFIX}SAMPLE_RATIO", "1")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
@@ -142,7 +142,9 @@ def test_opentelemetrys_own_variables_are_heard(monkeypatch):
     assert span.process == "producer"
 
 
-def test_a_collector_that_is_away_costs_its_spans_and_a_line_of_the_log(monkeypatch, caplog):
+def test_a_collector_that_is_away_costs_its_spans_and_a_line_of_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(spans, "CLOSE_S", 0.5)
     monkeypatch.setenv(f"{PREFIX}SAMPLE_RATIO", "1")
     monkeypatch.setenv(f"{PREFIX}ENDPOINT", "http://127.0.0.1:9")
@@ -169,7 +171,7 @@ def test_a_collector_that_is_away_costs_its_spans_and_a_line_of_the_log(monkeypa
 # ---- who is traced ---------------------------------------------------------------------------------------------------
 
 
-def test_the_lot_falls_on_about_as_many_pages_as_were_asked_for():
+def test_the_lot_falls_on_about_as_many_pages_as_were_asked_for() -> None:
     here = Here(ratio=0.25)
     works = [here.traces.begin("page") for _ in range(2_000)]
     drawn = [work for work in works if work.followed]
@@ -180,7 +182,7 @@ def test_the_lot_falls_on_about_as_many_pages_as_were_asked_for():
     assert len({span.context.trace_id for span in here.spans() if span.context}) == len(drawn)
 
 
-def test_what_follows_a_drawn_page_is_followed_whatever_this_processs_own_ratio(here):
+def test_what_follows_a_drawn_page_is_followed_whatever_this_processs_own_ratio(here: Here) -> None:
     rarely = Here(ratio=1e-9)
     assert rarely.traces.begin("page") is UNTRACED
     work = rarely.traces.follow("run", [PAGE])
@@ -204,7 +206,7 @@ def test_what_follows_a_drawn_page_is_followed_whatever_this_processs_own_ratio(
         b"\xff" * 55,
     ],
 )
-def test_a_context_that_says_nothing_is_not_followed(here, nothing):
+def test_a_context_that_says_nothing_is_not_followed(here: Here, nothing: Any) -> None:
     assert here.traces.follow("run", [nothing]) is UNTRACED
     work = here.traces.follow("run", [nothing, PAGE])
     assert work.headers_after(nothing) is None
@@ -212,7 +214,7 @@ def test_a_context_that_says_nothing_is_not_followed(here, nothing):
     assert len(here.spans()) == 1
 
 
-def test_work_for_several_pages_is_a_span_in_each_of_their_traces(here):
+def test_work_for_several_pages_is_a_span_in_each_of_their_traces(here: Here) -> None:
     work = here.traces.follow("batch", [context(1, 11), context(2, 21), context(1, 12), context(1, 11)], rows=7)
     with work.step("bulk write", collection="activity_logs"):
         pass
@@ -230,7 +232,7 @@ def test_work_for_several_pages_is_a_span_in_each_of_their_traces(here):
         assert span.attributes == {"collection": "activity_logs"}
 
 
-def test_work_for_more_pages_than_spans_max_leaves_out_the_rest(here):
+def test_work_for_more_pages_than_spans_max_leaves_out_the_rest(here: Here) -> None:
     contexts = [context(number, number) for number in range(1, SPANS_MAX + 3)]
     work = here.traces.follow("batch", contexts)
     assert [work.headers_after(each) is None for each in contexts] == [False] * SPANS_MAX + [True] * 2
@@ -241,7 +243,7 @@ def test_work_for_more_pages_than_spans_max_leaves_out_the_rest(here):
 # ---- what is said ----------------------------------------------------------------------------------------------------
 
 
-def test_what_ends_in_an_error_says_which_kind_and_nothing_more(here):
+def test_what_ends_in_an_error_says_which_kind_and_nothing_more(here: Here) -> None:
     work = here.traces.begin("page")
     with pytest.raises(ValueError, match="siti"), work.step("encode"):
         raise ValueError("siti@contoh.co.id is no address")
@@ -252,13 +254,13 @@ def test_what_ends_in_an_error_says_which_kind_and_nothing_more(here):
     assert not any(span.events or span.status.description or "rows" in (span.attributes or {}) for span in found)
 
 
-def test_work_that_does_not_end_is_not_sent(here):
+def test_work_that_does_not_end_is_not_sent(here: Here) -> None:
     with here.traces.begin("page").step("read"):
         pass
     assert here.spans() == []
 
 
-def test_steps_lie_within_their_work_in_their_order(here):
+def test_steps_lie_within_their_work_in_their_order(here: Here) -> None:
     work = here.traces.begin("page")
     for name in ("read", "encode", "publish"):
         with work.step(name):
@@ -273,7 +275,7 @@ def test_steps_lie_within_their_work_in_their_order(here):
     assert inner[-1][1] <= times["page"][1]
 
 
-def test_what_is_logged_in_a_step_has_the_traces_id(here):
+def test_what_is_logged_in_a_step_has_the_traces_id(here: Here) -> None:
     handler = logging.getLogger("schemas.test_tracing")
     work = here.traces.follow("run", [PAGE])
     said: list[dict[str, Any]] = []
@@ -303,7 +305,7 @@ def test_what_is_logged_in_a_step_has_the_traces_id(here):
 
 
 @given(st.lists(st.sampled_from([b"", PAGE, NOT_DRAWN])))
-def test_pieces_are_all_records_in_their_order_and_neighbours_differ(contexts):
+def test_pieces_are_all_records_in_their_order_and_neighbours_differ(contexts: list[bytes]) -> None:
     headers = [[("other", b"1"), ("traceparent", each)] if each else None for each in contexts]
     pieces = pieces_of(headers)
     assert [piece.context for piece in pieces for _ in range(piece.begin, piece.end)] == contexts
