@@ -17,6 +17,7 @@ from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import load_sample, mapping_path
 from schemas.process.connections import Connections
 from tests.support.programs import Program
+from tests.support.waiting import wait_until
 
 
 def connections_of(environment: Mapping[str, Any]) -> Connections:
@@ -63,6 +64,11 @@ class Crm:
         assert done.returncode == 0, done.stderr
         job: dict[str, Any] = json.loads(done.stdout)
         return job
+
+    def wait_written(self, documents: int) -> None:
+        """Return once so many activity logs are there."""
+        logs = self.database["activity_logs"]
+        wait_until(lambda: logs.estimated_document_count() >= documents, f"{documents} logs are written")
 
     def logs(self, account: str) -> list[dict[str, Any]]:
         """Return the account's activity logs in the order of their external ids, without `_id`."""

@@ -3,15 +3,16 @@
 import json
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from ops.jobs import coverage, flags
 from schemas.source.mapping import load
 from tests.e2e.conftest import Crm, mapping_of
+from tests.support.waiting import wait_until
 
+T = TypeVar("T")
 PATIENCE_S = 240.0
 
 
@@ -21,14 +22,9 @@ SLOW = {"CRM_REPLAY_PAGE_ROWS": "10", "CRM_REPLAY_SOURCE_ROWS_PER_S": "25"}  # 3
 JOBS = "crm_activity_log_migration_jobs"
 
 
-def wait_for(what: str, condition: Callable[[], Any]) -> Any:
+def wait_for(what: str, condition: Callable[[], T | None]) -> T:
     """Return the condition's first true value."""
-    give_up_at = time.monotonic() + PATIENCE_S
-    while True:
-        if found := condition():
-            return found
-        assert time.monotonic() < give_up_at, what
-        time.sleep(0.05)
+    return wait_until(condition, what, PATIENCE_S)
 
 
 @contextmanager

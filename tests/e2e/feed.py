@@ -25,6 +25,7 @@ from schemas.source.mapping import load
 from schemas.source.person import record_key
 from tests.e2e.conftest import Crm
 from tests.e2e.failures import reading
+from tests.support.factories import event
 from tests.support.waiting import wait_until
 
 DRAINED_WITHIN_S = 240.0
@@ -184,13 +185,9 @@ def now_us() -> int:
 
 def row(audit_id: int, account: str, person: int, created_at: int, **values: Any) -> AuditEvent:
     """Return a person's update."""
-    fields: dict[str, Any] = {
-        "audit_id": audit_id, "id_range": 0, "created_at": created_at, "auditable_type": "Crm::Person",
-        "auditable_id": person, "associated_type": "", "associated_id": 0, "user_type": "", "user_id": 0,
-        "username": "", "action": "update", "audited_changes": "---\nfirst_name:\n- A\n- B\n",
-        "changes_are_json": False, "version": 2, "comment": "", "request_uuid": "", "company_sso_id": account,
-    }  # fmt: skip
-    return AuditEvent(**{**fields, **values})
+    of = {"audit_id": audit_id, "company_sso_id": account, "auditable_id": person, "created_at": created_at}
+    update = {"auditable_type": "Crm::Person", "audited_changes": "---\nfirst_name:\n- A\n- B\n", "version": 2}
+    return event(**{**of, **update, **values})
 
 
 def change(operation: str, audit_id: int, person: int, created_at: int) -> bytes:

@@ -1,7 +1,6 @@
 """Dead letters on real servers: listed, shown, and their rows sent through the topology again."""
 
 import json
-import time
 import uuid
 from typing import Any
 
@@ -13,9 +12,10 @@ from ops.jobs.letters import RETRIES_MAX
 from ops.jobs.store import JobStore
 from ops.local.sample_crm import SAMPLE_YAML
 from schemas.codec import Codec
-from schemas.records import AuditEvent
 from schemas.topics import AccountTopics
 from tests.e2e.conftest import Crm, mapping_of
+from tests.support.factories import event
+from tests.support.waiting import wait_until
 
 MAPPING = mapping_of(SAMPLE_YAML)
 MENDED, UNREADABLE = 1200008, 1200021  # rows of one person whom the platform knows
@@ -169,15 +169,11 @@ def test_a_later_run_that_skips_the_row_resolves_it_and_so_does_a_retry_that_doe
 def test_bytes_that_are_no_row_are_listed_and_shown_and_cannot_be_retried(sample_crm: Crm, account: str) -> None:
     topics, store = AccountTopics.of(account), JobStore(sample_crm.database)
     producer = Producer(sample_crm.connections.kafka())
-    foreign = AuditEvent(
-        MENDED, 0, 0, "Crm::Person", 50001, "", 0, "", 0, "", "create", "", False, 1, "", "", "another account"
-    )
+    person = {"auditable_type": "Crm::Person", "auditable_id": 50001}
+    foreign = event(audit_id=MENDED, action="create", company_sso_id="another account", **person)
     with sample_crm.start("run", "--account", account, "--mapping", MAPPING, "--json") as runner:
-        deadline = time.monotonic() + 60
-        while (job := store.latest(account)) is None or not job.begin_offsets:
-            assert time.monotonic() < deadline
-            assert runner.poll() is None
-            time.sleep(0.005)
+        wait_until(lambda: (job := store.latest(account)) is not None and job.begin_offsets, "the run has begun")
+        assert runner.poll() is None
         # The snapshot's process is only just being started; these come before its first row.
         producer.produce(topics.replay, GARBAGE, b"50001", 0)
         producer.produce(topics.replay, Codec().encode(foreign), b"50001", 0)

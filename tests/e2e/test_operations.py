@@ -1,7 +1,6 @@
 """Halting, resuming and rolling back, from the command line."""
 
 import json
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,15 +12,13 @@ from ops.jobs.store import JobStore
 from ops.local.generator import GENERATED_MAPPING
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from tests.e2e.conftest import Crm, generated, mapping_of
+from tests.support.waiting import wait_until
 
 
 def test_a_halted_job_stops_its_workers_and_resumes_to_the_same_end(crm: Crm) -> None:
     account = generated(crm, 24_000)
     with crm.start("run", "--account", account, "--mapping", GENERATED_MAPPING) as runner:
-        deadline = time.monotonic() + 60
-        while crm.database["activity_logs"].estimated_document_count() < 100:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        crm.wait_written(100)
         operations.halt(JobStore(crm.database), account, "the CRM is slow today")
         _, err = runner.communicate(timeout=60)
     assert runner.returncode == 1
@@ -98,10 +95,7 @@ def test_a_row_that_is_committed_late_is_counted_and_said(sample_crm: Crm) -> No
         words = ("--account", SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
         with sample_crm.start("run", *words, "--json") as runner:
             read = sample_crm.database["crm_replay_checkpoints"]
-            deadline = time.monotonic() + 120
-            while read.count_documents({"done": True, "late": False}) == 0:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            wait_until(lambda: read.count_documents({"done": True, "late": False}), "the range is read", 120)
             writing.commit()
             out, err = runner.communicate(timeout=120)
     assert runner.returncode == 0, err

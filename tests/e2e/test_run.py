@@ -4,7 +4,6 @@ import datetime as dt
 import json
 import os
 import signal
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -104,11 +103,8 @@ def test_a_run_whose_runner_and_workers_are_killed_is_taken_up_and_equals_an_uni
     crm.database["crm_activity_log_migration_jobs"].delete_many({})
 
     with crm.start("run", "--account", account, "--mapping", GENERATED_MAPPING) as runner:
-        deadline = time.monotonic() + 60
-        while crm.database["activity_logs"].estimated_document_count() < 500:
-            assert time.monotonic() < deadline
-            assert runner.poll() is None
-            time.sleep(0.02)
+        crm.wait_written(500)
+        assert runner.poll() is None
         workers = [int(pid) for pid in Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split()]
         assert len(workers) >= 2
         for pid in (runner.pid, *workers):
@@ -120,10 +116,8 @@ def test_a_run_whose_runner_and_workers_are_killed_is_taken_up_and_equals_an_uni
     too_early = crm.call("run", "--account", account, "--mapping", GENERATED_MAPPING)
     assert too_early.returncode == 1
     assert "is in progress" in too_early.stderr
-    deadline = time.monotonic() + 60
-    while crm.database[JOBS].find_one({})["lease_until"].replace(tzinfo=dt.UTC) > dt.datetime.now(dt.UTC):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)  # until a silent runner is taken for dead
+    until = crm.database[JOBS].find_one({})["lease_until"].replace(tzinfo=dt.UTC)
+    wait_until(lambda: dt.datetime.now(dt.UTC) >= until, "a silent runner is taken for dead")
     resumed = crm.run(account, "--mapping", GENERATED_MAPPING)
     same = ("records_total", "records_migrated", "records_skipped", "records_failed", "skips_by_reason", "accuracy_pct")
     assert {key: resumed[key] for key in same} == {key: uninterrupted[key] for key in same}
@@ -133,10 +127,7 @@ def test_a_run_whose_runner_and_workers_are_killed_is_taken_up_and_equals_an_uni
 def test_an_interrupted_run_stops_its_workers_and_goes_on_at_once(crm: Crm) -> None:
     account = generated(crm, 24_000)
     with crm.start("run", "--account", account, "--mapping", GENERATED_MAPPING) as runner:
-        deadline = time.monotonic() + 60
-        while crm.database["activity_logs"].estimated_document_count() < 100:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        crm.wait_written(100)
         runner.send_signal(signal.SIGINT)
         _, err = runner.communicate(timeout=60)
     assert runner.returncode == 130

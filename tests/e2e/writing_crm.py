@@ -15,6 +15,7 @@ from psycopg import sql
 from pymongo.database import Database
 
 from schemas.records import AuditEvent
+from tests.support.factories import event
 
 SCHEMA = "crm"
 ROWS_A_TRANSACTION_MAX = 4
@@ -164,26 +165,11 @@ class Writers:
         ).fetchone()
         assert found is not None
         created_at = int(now.timestamp()) * 1_000_000 + now.microsecond
-        event = AuditEvent(
-            found[0],
-            0,
-            created_at,
-            kind,
-            record,
-            "",
-            0,
-            "",
-            0,
-            "",
-            action,
-            changes,
-            False,
-            1,
-            comment,
-            "",
-            self._account,
-        )
-        return event, person
+        written = event(
+            audit_id=found[0], created_at=created_at, auditable_type=kind, auditable_id=record, action=action,
+            audited_changes=changes, comment=comment, company_sso_id=self._account,
+        )  # fmt: skip
+        return written, person
 
     def _sync(self, dice: random.Random, per_s: float) -> None:
         """Make persons contacts at random moments; each can be read some time after its created_at."""

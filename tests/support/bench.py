@@ -1,7 +1,7 @@
 """The Faust application's agent with a producer and a transformer of the test's own."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -108,10 +108,3 @@ class Bench:
     async def settle(self) -> None:
         for _ in range(10):
             await asyncio.sleep(0)
-
-
-def run(scenario: Callable[[Bench], Awaitable[None]]) -> None:
-    async def main() -> None:
-        await scenario(Bench())
-
-    asyncio.run(main())

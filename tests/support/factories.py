@@ -10,16 +10,15 @@ EMPTY = AuditEvent(1, 0, 0, "Crm::Deal", 7, "", 0, "", 0, "", "update", "", Fals
 
 
 def event(**fields: Any) -> AuditEvent:
+    """Return an update of a deal that nobody made, with these fields."""
     return EMPTY._replace(**fields)
 
 
-JOB = ReplayJob(
-    company_sso_id="account-1",
-    job_id="job-1",
-    run=9,
-    partitions=2,
-    top_audit_id=1,
-    snapshot_xmax=1,
-    cutoff=datetime(2020, 1, 1, tzinfo=UTC),
-    mapping_path="",
-)
+def replay_job(**given: Any) -> ReplayJob:
+    """Return a job of 2 partitions; the fields that are not given are of no account."""
+    fields = {"company_sso_id": "account-1", "job_id": "job-1", "run": 9, "partitions": 2, "top_audit_id": 1,
+              "snapshot_xmax": 1, "cutoff": datetime(2020, 1, 1, tzinfo=UTC), "mapping_path": ""}  # fmt: skip
+    return ReplayJob(**{**fields, **given})
+
+
+JOB = replay_job()

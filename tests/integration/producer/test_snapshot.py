@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import yaml
 
+from ops.checks.file_rows import event_of
 from producer.audits import AuditReader, Limits, connect, resolve
 from schemas.collections import CHECKPOINTS
 from schemas.process.logs import last_event
@@ -70,24 +71,8 @@ def test_every_row_of_the_sample_arrives_once_and_byte_for_byte(
     events = here.events()
     assert len(events) == rows
     assert {event.audit_id: event for event in events} == {
-        id_: AuditEvent(
-            audit_id=id_,
-            id_range=0,
-            created_at=micros(row["created_at"]),
-            auditable_type=row["auditable_type"],
-            auditable_id=row["auditable_id"],
-            associated_type=row["associated_type"] or "",
-            associated_id=row["associated_id"] or 0,
-            user_type=row["user_type"] or "",
-            user_id=row["user_id"] or 0,
-            username=row["username"] or "",
-            action=row["action"],
-            audited_changes=row["audited_changes"] or "",
-            changes_are_json=name == "audits_jsonb",
-            version=row["version"] or 0,
-            comment=row["comment"] or "",
-            request_uuid=row["request_uuid"] or "",
-            company_sso_id=here.job.company_sso_id,
+        id_: event_of(row, name)._replace(
+            changes_are_json=name == "audits_jsonb", company_sso_id=here.job.company_sso_id
         )
         for id_, row in stored.items()
     }

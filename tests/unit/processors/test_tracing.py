@@ -14,6 +14,7 @@ from processors.outcomes import Delivery, OutcomeProducer
 from schemas.process.tracing import Headers, context_of
 from tests.support.bench import TP, Bench, Event
 from tests.support.tracing import PAGE, Here, context
+from tests.support.waiting import in_loop
 
 FIRST, SECOND = context(1, 11), context(2, 21)
 
@@ -48,22 +49,20 @@ class Sent:
         assert delivery.done
 
 
-def handled(here: Here, records: Sequence[Record]) -> list[tuple[int, bytes]]:
-    async def scenario() -> list[tuple[int, bytes]]:
-        bench = Bench()
-        sent = Sent()
-        lookups: Any = SimpleNamespace(prefetch_users=lambda _: asyncio.sleep(0))
-        app, transformer, tables = cast("Any", bench.app), cast("Any", OneToOne()), cast("Any", bench)
-        tables.check = bench._check
-        producer = cast("OutcomeProducer", sent)
-        handler = RunHandler(app, transformer, lookups, tables, producer, ProcessorMetrics(), None, here.traces)
-        event = Event(Run(TP, records, 1, 1 + len(records), bench.stretch), bench.acked)
-        await handler.handle(event)
-        await bench.settle()
-        assert bench.acked == [1]
-        return sent.outcomes
-
-    return asyncio.run(scenario())
+@in_loop
+async def handled(here: Here, records: Sequence[Record]) -> list[tuple[int, bytes]]:
+    bench = Bench()
+    sent = Sent()
+    lookups: Any = SimpleNamespace(prefetch_users=lambda _: asyncio.sleep(0))
+    app, transformer, tables = cast("Any", bench.app), cast("Any", OneToOne()), cast("Any", bench)
+    tables.check = bench._check
+    producer = cast("OutcomeProducer", sent)
+    handler = RunHandler(app, transformer, lookups, tables, producer, ProcessorMetrics(), None, here.traces)
+    event = Event(Run(TP, records, 1, 1 + len(records), bench.stretch), bench.acked)
+    await handler.handle(event)
+    await bench.settle()
+    assert bench.acked == [1]
+    return sent.outcomes
 
 
 def test_each_outcome_goes_on_with_the_trace_of_its_record() -> None:

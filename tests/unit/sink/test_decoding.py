@@ -1,7 +1,5 @@
 """Bytes of the outcomes topic -> bins."""
 
-import datetime as dt
-
 import bson
 import pytest
 from hypothesis import given
@@ -9,22 +7,13 @@ from hypothesis import strategies as st
 
 from schemas.codec import Codec
 from schemas.errors import UnreadableTopicError
-from schemas.job import ReplayJob
 from schemas.records import RECORD_TYPES, ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker
 from sink.counting import Bin
 from sink.decoding import Decoder, Taken
 from sink.documents import BatchOutcome, Refusal
+from tests.support.factories import replay_job
 
-JOB = ReplayJob(
-    company_sso_id="acc",
-    job_id="j",
-    run=7,
-    partitions=2,
-    top_audit_id=100,
-    snapshot_xmax=0,
-    cutoff=dt.datetime(2020, 1, 1, tzinfo=dt.UTC),
-    mapping_path="",
-)
+JOB = replay_job(company_sso_id="acc", job_id="j", run=7, top_audit_id=100)
 CODEC = Codec()
 DECODER = Decoder(JOB, CODEC, 1000)
 DOCUMENT = bson.encode({"company_sso_id": "acc", "a": 1})

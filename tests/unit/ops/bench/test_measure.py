@@ -8,6 +8,7 @@ import time
 import pytest
 
 from ops.bench.measure import Meter, children, cpu_seconds, peak_mib, resident_mib
+from tests.support.waiting import wait_until
 
 BURN = """
 import time
@@ -22,10 +23,7 @@ def test_cpu_and_memory_of_a_child_are_seen_while_it_lives() -> None:
     with subprocess.Popen([sys.executable, "-c", BURN], stdin=subprocess.PIPE) as child:
         assert child.stdin is not None
         meter = Meter(lambda: {"child": child.pid}).start()
-        deadline = time.monotonic() + 30
-        while cpu_seconds(child.pid) < 0.3:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: cpu_seconds(child.pid) >= 0.3, "the child has worked")
         assert child.pid in children(os.getpid())
         meter.stop()
         child.stdin.close()

@@ -13,9 +13,10 @@ from ops.kafka.rows import murmur2, partition_of
 from processors.encoding.transform import Transformer
 from producer.cursor import EARLIEST
 from schemas.identity import replay_id
-from schemas.records import AuditEvent, Contact, Referent, User
+from schemas.records import AuditEvent, Contact
 from schemas.source.mapping import load
 from schemas.vocabulary import DeadLetterCause, SkipReason
+from tests.support.lookups import Nothing
 
 ACCOUNT = "acme"
 MAPPING = load(None)
@@ -24,7 +25,7 @@ BEFORE, AFTER = SYNCED - 1, SYNCED
 MOMENT = 1_600_000_000_000_000
 
 
-class Platform:
+class Platform(Nothing):
     """Contacts in memory."""
 
     def __init__(self, *contacts: Contact) -> None:
@@ -32,15 +33,6 @@ class Platform:
 
     def contact(self, person_id: str) -> Contact | None:
         return self._contacts.get(person_id)
-
-    def user(self, _user_id: int) -> User | None:
-        return None
-
-    def sso_id(self, _email: str) -> str | None:
-        return None
-
-    def referent(self, _type: str, _id: int) -> Referent | None:
-        return None
 
 
 KNOWN = Platform(Contact(ACCOUNT, "9", "cus-9", SYNCED), Contact("other", "10", "cus-10", SYNCED))

@@ -4,7 +4,6 @@ import logging
 import subprocess
 import sys
 import threading
-import time
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +19,7 @@ from schemas.process.tracing import OFF, SPANS_MAX, UNTRACED, Headers, TracingSe
 from tests.fixtures.otlp import receiver
 from tests.support.sources import IMPORTS
 from tests.support.tracing import PAGE, Here, context
+from tests.support.waiting import wait_until
 
 PREFIX = "CRM_REPLAY_TRACING_"
 NOT_DRAWN = PAGE[:-1] + b"0"
@@ -157,10 +157,7 @@ def test_a_collector_that_is_away_costs_its_spans_and_a_line_of_the_log(
             assert work.headers is not None
             work.end()
         traces.close()
-        deadline = time.monotonic() + 30
-        while not (said := [record for record in caplog.records if record.name.startswith("opentelemetry")]):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        said = wait_until(lambda: [r for r in caplog.records if r.name.startswith("opentelemetry")], "it is logged")
     assert len(said) == 1
     # What it leaves behind draws lots for its pauses: hypothesis, in a test after this, would take them for its own.
     for thread in {*threading.enumerate()} - threads:
