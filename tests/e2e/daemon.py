@@ -1,6 +1,5 @@
 """The daemon of a test's own, and how its jobs stand."""
 
-import json
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -49,9 +48,7 @@ def asked_for(crm: Crm, account: str) -> dict[str, Any]:
             contact = {"company_sso_id": account, "customer_id": f"c{person}", "crm_data": {"id": int(person)}}
             crm.database["contacts"].insert_one({**contact, "created_at": born["created_at"]})
     flags.write(crm.database, account, True, "a test")
-    done = crm.call("trigger", "--account", account, "--mapping", mapping_of(account), "--json")
-    assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
+    answer: dict[str, Any] = crm.json("trigger", "--account", account, "--mapping", mapping_of(account))
     return answer
 
 

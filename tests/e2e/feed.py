@@ -25,7 +25,7 @@ from schemas.source.mapping import load
 from schemas.source.person import record_key
 from tests.e2e.conftest import Crm
 from tests.e2e.failures import reading
-from tests.support.factories import event
+from tests.support import factories
 from tests.support.waiting import wait_until
 
 DRAINED_WITHIN_S = 240.0
@@ -187,7 +187,7 @@ def row(audit_id: int, account: str, person: int, created_at: int, **values: Any
     """Return a person's update."""
     of = {"audit_id": audit_id, "company_sso_id": account, "auditable_id": person, "created_at": created_at}
     update = {"auditable_type": "Crm::Person", "audited_changes": "---\nfirst_name:\n- A\n- B\n", "version": 2}
-    return event(**{**of, **update, **values})
+    return factories.event(**{**of, **update, **values})
 
 
 def change(operation: str, audit_id: int, person: int, created_at: int) -> bytes:

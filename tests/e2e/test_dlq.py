@@ -1,11 +1,9 @@
 """Dead letters on real servers: listed, shown, and their rows sent through the topology again."""
 
 import json
-import uuid
 from typing import Any
 
 import psycopg
-import pytest
 from confluent_kafka import Producer
 
 from ops.jobs.letters import RETRIES_MAX
@@ -29,45 +27,24 @@ def change(crm: Crm, audit_id: int, column: str, value: str) -> str:
     with psycopg.connect(crm.dsn, autocommit=True) as db:
         before = db.execute(f"SELECT {column} FROM audits WHERE id = %s", (audit_id,)).fetchone()
         db.execute(f"UPDATE audits SET {column} = %s WHERE id = %s", (value, audit_id))
-    assert before is not None
     return str(before[0])
 
 
-@pytest.fixture
-def account(sample_crm: Crm) -> str:
-    """Give the sample account under a name of its own: a topic that was just deleted has no leader for a while."""
-    name = f"{SAMPLE_YAML}-{uuid.uuid4().hex[:8]}"
-    for collection in ("contacts", "crm_contact_id_map"):
-        sample_crm.database[collection].update_many({"company_sso_id": SAMPLE_YAML}, {"$set": {"company_sso_id": name}})
-    return name
+def listed(crm: Crm, account: str, *words: str) -> Any:
+    return crm.json("dlq", "list", "--account", account, *words)
 
 
-def listed(crm: Crm, account: str, *words: str) -> dict[str, Any]:
-    done = crm.call("dlq", "list", "--account", account, "--json", *words)
-    assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+def shown(crm: Crm, account: str, *words: str) -> Any:
+    return crm.json("dlq", "show", "--account", account, *words)
 
 
-def shown(crm: Crm, account: str, *words: str) -> dict[str, Any]:
-    done = crm.call("dlq", "show", "--account", account, "--json", *words)
-    assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
-
-
-def retried(crm: Crm, account: str, *words: str, code: int = 0) -> dict[str, Any]:
-    done = crm.call("dlq", "retry", "--account", account, "--reason", "a test", "--yes", "--json", *words)
-    assert done.returncode == code, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+def retried(crm: Crm, account: str, *words: str, code: int = 0) -> Any:
+    return crm.json("dlq", "retry", "--account", account, "--reason", "a test", "--yes", *words, code=code)
 
 
 def counted(crm: Crm, account: str) -> dict[str, Any]:
     """Return the counts in the account's status, after a look whether they add up."""
-    done = crm.call("status", "--account", account, "--json")
-    assert done.returncode == 0, done.stderr
-    job: dict[str, Any] = json.loads(done.stdout)
+    job = crm.status(account)
     assert job["records_total"] == job["records_attempted"]
     assert job["records_attempted"] == job["records_migrated"] + job["records_skipped"] + job["records_failed"]
     assert job["records_skipped"] == sum(job["skips_by_reason"].values())
@@ -114,7 +91,6 @@ def test_a_mended_row_is_migrated_by_a_retry_and_one_that_fails_each_time_is_lef
     assert status["records_migrated"] == job["records_migrated"] + 1
     assert (status["failures_by_cause"], status["records_repaired"]) == ({"undecodable_changes": 1}, 1)
     attempt = retries.find_one({})
-    assert attempt is not None
     assert (attempt["reason"], attempt["outcome"], attempt["job_id"]) == ("a test", "done", again["job_id"])
     assert attempt["outcomes"] == again["outcomes"]
     after = {(each["audit_id"], each["run"]): each for each in listed(sample_crm, account)["dead_letters"]}

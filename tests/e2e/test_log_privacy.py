@@ -19,7 +19,6 @@ def test_no_line_of_any_log_at_any_level_says_anything_of_a_person(sample_crm: C
     assert len(values) > 50
     with psycopg.connect(sample_crm.dsn, autocommit=True) as db:
         whole = db.execute("SELECT audited_changes FROM audits WHERE id = %s", (POISON,)).fetchone()
-        assert whole is not None
         broken = f"--- [Siti Nurhaliza binti Hassan, siti.nurhaliza@contoh.co.id, {whole[0]}"
         db.execute("UPDATE audits SET audited_changes = %s WHERE id = %s", (broken, POISON))
     # A server that refuses a document says which value it refused.

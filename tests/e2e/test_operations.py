@@ -24,23 +24,21 @@ def test_a_halted_job_stops_its_workers_and_resumes_to_the_same_end(crm: Crm) ->
     assert runner.returncode == 1
     assert "the CRM is slow today" in err
     written = crm.database["activity_logs"].count_documents({})
-    status = json.loads(crm.call("status", "--account", account, "--json").stdout)
+    status = crm.status(account)
     assert (status["status"], status["error"]) == ("halted", "the CRM is slow today")
     assert status["records_migrated"] <= written
 
     refused = crm.call("run", "--account", account, "--mapping", GENERATED_MAPPING)
     assert refused.returncode == 2
     assert "crm-replay resume" in refused.stderr
-    resumed = crm.call("resume", "--account", account, "--mapping", GENERATED_MAPPING, "--json")
-    assert resumed.returncode == 0, resumed.stderr
-    job = json.loads(resumed.stdout)
+    job = crm.json("resume", "--account", account, "--mapping", GENERATED_MAPPING)
     assert (job["status"], job["documents"]) == ("completed", job["records_migrated"])
     assert job["records_migrated"] == len(crm.logs(account)) > written
 
 
 def status_of(crm: Crm, account: str) -> dict[str, Any]:
     """Return the account's status, after a look whether its counts add up."""
-    job: dict[str, Any] = json.loads(crm.call("status", "--account", account, "--json").stdout)
+    job: dict[str, Any] = crm.status(account)
     assert job["records_attempted"] == job["records_migrated"] + job["records_skipped"] + job["records_failed"]
     assert job["records_skipped"] == sum(job["skips_by_reason"].values())
     assert job["records_failed"] == sum(job["failures_by_cause"].values())
@@ -72,11 +70,10 @@ def test_a_job_that_halts_itself_adds_up_and_its_rows_are_retried_and_it_resumes
     assert (status["status"], status["records_failed"], status["records_repaired"]) == ("halted", 0, failed)
     assert status["records_attempted"] == seen
     assert status["error"].startswith(f"0 of {seen} records are failed")
-    resumed = crm.call("resume", *words, "--json")
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = crm.json("resume", *words)
     status = status_of(crm, account)
     assert (status["status"], status["error"], status["accuracy_pct"]) == ("completed", None, 100.0)
-    assert status["records_attempted"] == status["records_total"] == json.loads(resumed.stdout)["records_total"]
+    assert status["records_attempted"] == status["records_total"] == resumed["records_total"]
     # The retry has moved the groups, so the history was read from the beginning: what was there is a duplicate.
     assert status["documents"] == status["records_migrated"] + status["records_duplicate"] == len(crm.logs(account))
     assert status["records_failed"] == 0
@@ -116,8 +113,7 @@ def test_rolling_back_removes_the_replays_documents_alone_and_a_new_run_brings_t
     unsure = sample_crm.call("rollback", "--account", SAMPLE_YAML)
     assert unsure.returncode != 0
     assert sample_crm.logs(SAMPLE_YAML) == ours
-    done = sample_crm.call("rollback", "--account", SAMPLE_YAML, "--yes", "--json")
-    assert json.loads(done.stdout) == {"records_removed": len(ours) - 1}
+    assert sample_crm.json("rollback", "--account", SAMPLE_YAML, "--yes") == {"records_removed": len(ours) - 1}
     for account in (SAMPLE_YAML, "never-replayed"):
         resumed = sample_crm.call("resume", "--account", account, "--mapping", mapping_of(SAMPLE_YAML))
         assert resumed.returncode == 2
@@ -128,8 +124,7 @@ def test_rolling_back_removes_the_replays_documents_alone_and_a_new_run_brings_t
     assert (status["status"], status["records_migrated"], status["documents"]) == ("rolled_back", 0, 0)
     assert (status["progress_pct"], status["accuracy_pct"]) == (0.0, None)
     assert status["rollback"] == {"removed": len(ours) - 1, "remaining": 0}
-    again = sample_crm.call("rollback", "--account", SAMPLE_YAML, "--yes", "--json")
-    assert json.loads(again.stdout) == {"records_removed": 0}
+    assert sample_crm.json("rollback", "--account", SAMPLE_YAML, "--yes") == {"records_removed": 0}
 
     back = sample_crm.run(SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
     assert back["records_migrated"] == len(ours) - 1
@@ -148,11 +143,8 @@ def test_a_rerun_reads_the_topics_again_and_inserts_nothing_a_lost_document_come
     first = sample_crm.run(account, "--mapping", mapping)
     logs = sample_crm.logs(account)
 
-    def rerun(*words: str) -> dict[str, Any]:
-        done = sample_crm.call("rerun", "--account", account, "--mapping", mapping, "--json", *words)
-        assert done.returncode == 0, done.stderr
-        job: dict[str, Any] = json.loads(done.stdout)
-        return job
+    def rerun(*words: str) -> Any:
+        return sample_crm.json("rerun", "--account", account, "--mapping", mapping, *words)
 
     again = rerun()
     assert again["job_id"] == first["job_id"]
@@ -176,7 +168,7 @@ def test_a_rerun_reads_the_topics_again_and_inserts_nothing_a_lost_document_come
     assert recent["accuracy_pct"] == 100.0
 
     # Replays of a part leave the account's own job as it was, and a rerun passes over what they published.
-    status = json.loads(sample_crm.call("status", "--account", account, "--json").stdout)
+    status = sample_crm.status(account)
     assert (status["job_id"], status["run"], status["status"]) == (again["job_id"], again["run"], "completed")
     last = rerun()
     assert (last["records_migrated"], last["records_total"], last["accuracy_pct"]) == (0, 326, 100.0)

@@ -139,10 +139,10 @@ def test_an_interrupted_run_stops_its_workers_and_goes_on_at_once(crm: Crm) -> N
 
 def test_status_tells_how_the_job_ended(sample_crm: Crm) -> None:
     account = SAMPLE_JSONB
-    unknown = json.loads(sample_crm.call("status", "--account", account, "--json").stdout)
+    unknown = sample_crm.status(account)
     assert unknown == {"company_sso_id": account, "status": "not_started"}
     job = sample_crm.run(account, "--mapping", mapping_of(account))
-    shown = json.loads(sample_crm.call("status", "--account", account, "--json").stdout)
+    shown = sample_crm.status(account)
     assert shown == {key: value for key, value in job.items() if key != "seconds"}
 
 
@@ -208,7 +208,6 @@ def test_ids_below_one_are_refused_however_a_replay_is_begun(sample_crm: Crm) ->
         with pytest.raises(UnreplayableIdsError):
             run_claimed(claimed, RunOptions(home=sample_crm.home), sample_crm.connections, PlainView())
         job = store.get(waiting.job_id)
-        assert job is not None
         assert (job.status, job.owner, says in str(job.error)) == ("failed", None, True)
         sample_crm.database[JOBS].delete_many({})
         db.execute("UPDATE audits SET id = id + 2147483648 WHERE id < 1")

@@ -105,7 +105,7 @@ def test_a_run_enriches_its_rows_whatever_dies(
     assert 0 < enriched["already_complete"] <= 15  # the batches in flight: patched, and not yet counted
     assert everything(crm) == whole
     assert (resumed["records_migrated"], resumed["records_skipped"]) == (0, first["records_total"])
-    status = json.loads(crm.call("status", "--account", SAMPLE_YAML, "--json").stdout)
+    status = crm.status(SAMPLE_YAML)
     assert status["enrichment"] == enriched
     assert crm.call("verify", "--account", SAMPLE_YAML, "--mapping", MAPPING).returncode == 0
 
@@ -134,7 +134,7 @@ def test_a_run_enriches_its_rows_whatever_dies(
         result = run_here(crm, patched)
     assert len(tries) == 2
     assert (result.job.status, result.job.accuracy_pct, result.job.error) == ("completed", 100.0, None)
-    status = json.loads(crm.call("status", "--account", SAMPLE_YAML, "--json").stdout)
+    status = crm.status(SAMPLE_YAML)
     assert status["enrichment"]["state"] == "pending"
     assert "cannot connect to PostgreSQL" in status["enrichment"]["error"]
     assert result.job.enrichment is not None
@@ -158,7 +158,6 @@ def test_a_run_enriches_its_rows_whatever_dies(
         def halted_meanwhile(self: Run) -> Any:
             store = JobStore(crm.database)
             job = store.latest(SAMPLE_YAML)
-            assert job is not None
             store.transition(job.job_id, job.status, JobStatus.HALTED, "halted by a test")
             return enrich(self)
 

@@ -101,7 +101,6 @@ class Replayed:
 
     def finish(self, runner: subprocess.Popen[str], said: list[str]) -> tuple[dict[str, Any], int]:
         """Return the job once it is completed, and how often it had to be taken up again."""
-        assert runner.stdout is not None
         out, taken_up = runner.stdout.read(), 0
         if runner.wait(RUN_TIMEOUT_S) != 0:
             # A run may give up, if it says so in one line and the same command goes on.

@@ -57,17 +57,6 @@ def only_finding(report: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return dict(finding)
 
 
-def add_row(crm: Crm, audit_id: int, changes: str, created_at: str = "2023-01-15 10:00:00") -> None:
-    """Add a row about a person whom the platform knows."""
-    with psycopg.connect(crm.dsn, autocommit=True) as db:
-        db.execute(
-            "INSERT INTO audits (id, auditable_type, auditable_id, action, audited_changes, version, created_at)"
-            " SELECT %s, auditable_type, auditable_id, 'update', %s, 99, %s FROM audits"
-            " WHERE auditable_type = 'Crm::Person' AND auditable_id = 50001 LIMIT 1",
-            (audit_id, changes, created_at),
-        )
-
-
 @pytest.fixture(autouse=True)
 def names_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Name the accounts anew: topics are the cluster's, and a name that was just deleted has no leader for a while."""
@@ -87,7 +76,7 @@ def named(sample_crm: Crm) -> Crm:
 @pytest.fixture
 def copied(named: Crm) -> Crm:
     """Give the account replayed; one more row of it ended as a dead letter."""
-    add_row(named, UNREADABLE, "--- [never closed")
+    named.add_row(UNREADABLE, "--- [never closed")
     named.run(ACCOUNT, "--mapping", MAPPING)
     return named
 
@@ -102,7 +91,7 @@ def test_each_planted_defect_is_named_and_a_repair_mends_them_all(copied: Crm) -
 
     # What happens beside a replay and is none of it: the live feed's document of a row that the live feed owns, a row
     # that was written since, and what the enricher adds.
-    add_row(copied, LATE, "---\nlead_score:\n- 1\n- 2\n")
+    copied.add_row(LATE, "---\nlead_score:\n- 1\n- 2\n")
     post_sync = {"company_sso_id": ACCOUNT, "customer_id": "someone", "external_id": "crm_audit:1200282"}
     logs.insert_one(dict(post_sync))
     logs.update_one({"_id": enriched["_id"]}, {"$set": {"metadata.linked_name": "PT Maju"}})
@@ -194,7 +183,7 @@ def test_what_was_proved_is_not_transformed_again_until_anything_it_follows_from
         assert only_finding(verify(crm), "different")["audit_id"] == row
         db.execute(altered, (changes, row))
         appeared = 1_200_001_000_000 - 7
-        add_row(crm, appeared, "---\nlead_score:\n- 1\n- 2\n")
+        crm.add_row(appeared, "---\nlead_score:\n- 1\n- 2\n")
         assert only_finding(verify(crm), "missing")["audit_id"] == appeared
         db.execute("DELETE FROM audits WHERE id = %s", (appeared,))
     doubled = {**some, "_id": ObjectId(replay_id(run, row + 1_000_000)), "external_id": "crm_audit:77"}

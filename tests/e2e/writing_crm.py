@@ -82,7 +82,6 @@ class Writers:
         self._threads: list[threading.Thread] = []
         with psycopg.connect(dsn, autocommit=True) as db:
             top = db.execute(f"SELECT max(id) FROM {SCHEMA}.audits").fetchone()
-            assert top is not None
             db.execute(sql.SQL("CREATE SEQUENCE crm.audits_live START {}").format(sql.Literal(top[0] + 1)))
 
     def start(self, writers: int, contacts_per_s: float) -> None:

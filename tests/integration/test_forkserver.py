@@ -76,7 +76,6 @@ class Owner:
 
     def said(self) -> Any:
         """Return the next line that it prints, which is JSON."""
-        assert self.process.stdout is not None
         return json.loads(self.process.stdout.readline())
 
 

@@ -2,19 +2,14 @@
 
 import datetime as dt
 import threading
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
-import psycopg
-import pymongo
 import pytest
 from bson import ObjectId
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 from pymongo.errors import AutoReconnect
 
 from ops.control import activity_logs
@@ -28,6 +23,7 @@ from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus
 from sink import rollback as documents
 from sink.progress import RunTotals
+from tests.fixtures.services import mongo_scratch, postgres_database
 from tests.integration.control.http_server import Served, account, refused, serving
 from tests.integration.producer.crm import add_audits, make_audits
 from tests.support.waiting import wait_until
@@ -39,26 +35,18 @@ AFTER_ALL_ROWS = "2200-01-01T00:00:00Z"  # a beginning with no rows behind it: n
 
 @pytest.fixture(scope="module")
 def database(mongodb_url: str) -> Iterator[Any]:
-    client: Any = pymongo.MongoClient(mongodb_url, tz_aware=True)
-    name = f"http_{uuid.uuid4().hex[:8]}"
-    migrations.up(client[name])
-    yield client[name]
-    client.drop_database(name)
-    client.close()
+    with mongo_scratch(mongodb_url) as database:
+        migrations.up(database)
+        yield database
 
 
 @pytest.fixture(scope="module")
 def source(postgres_dsn: str) -> Iterator[str]:
     """A CRM with three rows of a person who is nobody's contact."""
-    name = f"http_{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(postgres_dsn, autocommit=True) as db:
-        db.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    dsn = make_conninfo(postgres_dsn, dbname=name)
-    make_audits(dsn)
-    add_audits(dsn, (1, 2, 3), auditable_type="Crm::Person", auditable_id=77)
-    yield dsn
-    with psycopg.connect(postgres_dsn, autocommit=True) as db:
-        db.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with postgres_database(postgres_dsn) as dsn:
+        make_audits(dsn)
+        add_audits(dsn, (1, 2, 3), auditable_type="Crm::Person", auditable_id=77)
+        yield dsn
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +85,6 @@ def test_a_migration_is_started_and_its_job_says_who_asked(served: Served, datab
     )
     assert answer.status_code == 201
     job = JobStore(database).latest(company)
-    assert job is not None
     assert answer.json() == {"job_id": job.job_id, "status": "in_progress"}
     assert job.triggered_by == "a-service"
     assert job.date_range_start == dt.datetime(2200, 1, 1, tzinfo=dt.UTC)
@@ -206,7 +193,6 @@ def test_the_status_has_progress_counts_and_once_validated_the_accuracy(served: 
 
     assert status() == {"status": "in_progress", "progress_pct": 50.0, **counts}
     job = store.save_totals(job, totals, accuracy_pct=98.88, documents=91)
-    assert job.documents_at is not None
     counted = {"documents": 91, "documents_at": job.documents_at.isoformat().replace("+00:00", "Z")}
     assert status() == {"status": "in_progress", "progress_pct": 50.0, **counts, **counted, "accuracy_pct": 98.88}
 
@@ -250,7 +236,6 @@ def test_a_roll_back_removes_the_accounts_documents_and_then_none(served: Served
     assert [left.get("native") for left in database["activity_logs"].find({"company_sso_id": company})] == [True]
     assert list(database["activity_logs"].find({"company_sso_id": other}).sort("_id")) == before
     job = JobStore(database).latest(company)
-    assert job is not None
     assert job.status is JobStatus.ROLLED_BACK
 
 
@@ -370,14 +355,10 @@ def test_a_roll_back_whose_answer_no_client_received_answers_with_the_whole_numb
     let_go.set()
     in_progress(served, 0)
     job = JobStore(database).latest(company)
-    assert job is not None
-    assert job.rollback is not None
     assert job.rollback["finished_at"] is not None
     answers = [served.client.post(f"{ROUTE}/rollback", json=body).json() for _ in range(2)]
     assert answers == [{"records_removed": 7}, {"records_removed": 0}]
     job = JobStore(database).latest(company)
-    assert job is not None
-    assert job.rollback is not None
     assert job.rollback["removed"] == 7  # what was removed stays on file
 
 

@@ -263,7 +263,6 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over_when_it_expires(
     mongodb_url: str, mongo_database: Any
 ) -> None:
     with start(HOLD, mongodb_url, mongo_database.name, 4) as holder:
-        assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(MigrationLockedError, match=f"pid {holder.pid} on .+; a dead one's lock expires"):
             up(mongo_database)
@@ -276,11 +275,9 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over_when_it_expires(
 
 def test_the_lock_of_a_process_that_lives_is_renewed(mongodb_url: str, mongo_database: Any) -> None:
     with start(HOLD, mongodb_url, mongo_database.name, 3) as holder:
-        assert holder.stdout is not None
         holder.stdout.readline()
         records = mongo_database[APPLIED_MIGRATIONS]
         first = records.find_one({"_id": "lock"})
-        assert first is not None
         query = {"_id": "lock", "expires_at": {"$gt": first["expires_at"]}}
         now = wait_until(lambda: records.find_one(query), "the lock is renewed")
         assert now["owner"] == first["owner"]

@@ -1,12 +1,10 @@
 """Requests about jobs, as HTTP, command line and console make them, on a real PostgreSQL and MongoDB."""
 
 import threading
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import psycopg
 import pymongo
 import pytest
 
@@ -22,6 +20,7 @@ from schemas.source.mapping import load
 from schemas.vocabulary import JobStatus
 from sink import rollback as documents
 from sink.indexes import CONTACT_BY_CRM_ID, CONTACT_ID_MAP_UNIQUE
+from tests.fixtures.services import postgres_database
 
 pytestmark = pytest.mark.services
 ACCOUNT = SAMPLE_YAML
@@ -31,14 +30,9 @@ MAPPING = str(mapping_path(ACCOUNT))
 @pytest.fixture(scope="module")
 def crm_dsn(postgres_dsn: str) -> Iterator[str]:
     """The sample CRM, for all tests here: none of them changes it."""
-    name = f"test_{uuid.uuid4().hex[:10]}"
-    with psycopg.connect(postgres_dsn, autocommit=True) as db:
-        db.execute(f"CREATE DATABASE {name}")
-    dsn = psycopg.conninfo.make_conninfo(postgres_dsn, dbname=name)
-    load_sample(dsn)
-    yield dsn
-    with psycopg.connect(postgres_dsn, autocommit=True) as db:
-        db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with postgres_database(postgres_dsn) as dsn:
+        load_sample(dsn)
+        yield dsn
 
 
 @pytest.fixture
@@ -212,9 +206,7 @@ def test_a_job_is_halted_resumed_and_rolled_back_and_refuses_what_its_state_forb
     assert seen == [7]
     assert logs.count_documents({}) == 1
     rolled_back = store.get(job.job_id)
-    assert rolled_back is not None
     assert rolled_back.status is JobStatus.ROLLED_BACK
-    assert rolled_back.rollback is not None
     assert (rolled_back.rollback["removed"], rolled_back.rollback["remaining"], rolled_back.rollback["by"]) == (
         7, 0, "ann",
     )  # fmt: skip
@@ -262,8 +254,6 @@ def test_an_interrupted_roll_back_ends_with_the_number_of_the_whole(control: Con
     control.database["crm_activity_log_migration_jobs"].update_one({}, {"$set": {"rollback.unanswered": True}})
     assert [requests.rollback(control, ACCOUNT, by="bob") for _ in range(2)] == [12, 0]
     rolled_back = store.get(job.job_id)
-    assert rolled_back is not None
-    assert rolled_back.rollback is not None
     assert (rolled_back.rollback["removed"], rolled_back.rollback["remaining"], rolled_back.documents) == (12, 0, 0)
 
 
@@ -326,17 +316,14 @@ def test_of_a_kind_an_account_has_one_task_and_a_silent_runner_loses_it(control:
     assert (store.get(verify.task_id) or second).progress == {"done": 1, "total": 2, "text": "$dollar"}
     store.finish(taken_over, {"equal": True})
     done = store.get(verify.task_id)
-    assert done is not None
     assert (done.status, done.result, done.error) == (TaskStatus.DONE, {"equal": True}, None)
     store.give_back(first)
     given_back = store.get(preflight.task_id)
-    assert given_back is not None
     assert (given_back.status, given_back.attempts) == (TaskStatus.QUEUED, 0)
     for _ in range(3):
         assert store.claim_next("runner 3", -1) is not None
     assert store.claim_next("runner 3", -1) is None  # three runners have died of it
     failed = store.get(preflight.task_id)
-    assert failed is not None
     assert failed.status is TaskStatus.FAILED
     assert "3 runners" in (failed.error or "")
     assert [task.task_id for task in store.tasks(ACCOUNT)] == [verify.task_id, preflight.task_id]

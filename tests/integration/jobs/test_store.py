@@ -234,7 +234,6 @@ def test_a_roll_back_leaves_no_count_of_rows_that_are_in_no_bin(store: JobStore,
     store.note_rollback(gone, removed=0, remaining=900, by="x")
     store.note_rollback(gone, removed=900, remaining=0, by="x", finished=True)
     present = store.get(job.job_id)
-    assert present is not None
     assert (present.documents, present.records_migrated) == (0, 0)
 
 
@@ -318,7 +317,6 @@ def test_a_job_has_one_owner_until_it_is_released(store: JobStore) -> None:
     store.renew(job)
     store.release(job)
     claimed = store.claim_next("second")
-    assert claimed is not None
     assert (claimed.job_id, claimed.owner, claimed.fence) == (job.job_id, "second", 2)
     assert claimed.lease_until > claimed.heartbeat_at >= job.heartbeat_at
     with pytest.raises(LeaseLostError, match="in the hands of second"):
@@ -330,7 +328,6 @@ def test_a_halted_job_keeps_its_reason_whatever_ends_its_runner(store: JobStore)
     store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.HALTED, "the CRM is being migrated")
     store.release(job, attempts=1, error="the run was interrupted")
     released = store.get(job.job_id)
-    assert released is not None
     assert (released.status, released.owner, released.error) == (JobStatus.HALTED, None, "the CRM is being migrated")
 
 
@@ -372,11 +369,9 @@ def test_a_job_given_back_with_a_pause_is_not_claimed_by_chance_but_by_name(stor
     store.release(job, pause_s=600, attempts=2, error="Kafka does not answer")
     assert store.claim_next("second") is None
     waiting = store.get(job.job_id)
-    assert waiting is not None
     assert (waiting.owner, waiting.attempts, waiting.error) == (None, 2, "Kafka does not answer")
     assert waiting.waiting(dt.datetime.now(dt.UTC))
     claimed = store.claim(job.job_id, "second")
-    assert claimed is not None
     assert not claimed.waiting(dt.datetime.now(dt.UTC))
 
 
@@ -419,11 +414,9 @@ def test_a_job_whose_copy_was_proved_is_completed_with_the_proofs_counts(store: 
     store.release(job)
     store.complete_proved(halted, ledger, {"write_refused": 10})
     done = store.get(job.job_id)
-    assert done is not None
     assert (done.status, done.error, done.progress_pct) == (JobStatus.COMPLETED, None, 100.0)
     assert (done.records_total, done.records_migrated, done.records_skipped, done.records_failed) == (900, 800, 90, 10)
     assert (done.skips_by_reason, done.failures_by_cause) == (ledger.skipped, {"write_refused": 10})
-    assert done.proof is not None
     assert (done.proof["at"], done.proof["run"]) == (done.finished_at, job.run)
     with pytest.raises(JobChangedError):
         store.complete_proved(halted, ledger, {})

@@ -1,20 +1,18 @@
 """Databases whose bytes are not all text: a row that cannot be decoded costs that row, and no other."""
 
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from producer.audits import AuditReader, Limits
 from producer.messages import Page
 from schemas.codec import Codec
 from schemas.records import AuditEvent
+from tests.fixtures.services import postgres_database
 from tests.integration.producer import crm
 from tests.integration.producer.conftest import MakeJob
 from tests.integration.producer.crm import source_of
@@ -28,22 +26,15 @@ LIMITS = Limits(row_bytes_max=200_000)
 @pytest.fixture
 def make_database(postgres_dsn: str) -> Iterator[MakeDatabase]:
     """Return `make(encoding) -> dsn` of a database with an empty audits table."""
-    made = []
+    with ExitStack() as stack:
 
-    def make(encoding: str) -> str:
-        name = f"test_{uuid.uuid4().hex[:10]}"
-        with psycopg.connect(postgres_dsn, autocommit=True) as db:
-            query = "CREATE DATABASE {} ENCODING {} TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
-            db.execute(sql.SQL(query).format(sql.Identifier(name), sql.Literal(encoding)))
-        made.append(name)
-        dsn = make_conninfo(postgres_dsn, dbname=name)
-        crm.make_audits(dsn)
-        return dsn
+        def make(encoding: str) -> str:
+            options = f"ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+            dsn = stack.enter_context(postgres_database(postgres_dsn, options))
+            crm.make_audits(dsn)
+            return dsn
 
-    yield make
-    with psycopg.connect(postgres_dsn, autocommit=True) as db:
-        for name in made:
-            db.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        yield make
 
 
 def put(dsn: str, id_: int, column: str, text: bytes) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime as dt
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +17,8 @@ from pymongo.errors import AutoReconnect
 from ops.jobs import migrations
 from sink.enricher import STATEMENT_BYTES_MAX, Enricher
 from sink.match_key import Association, Outcome
+from tests.fixtures.services import mongo_scratch
+from tests.support.plans import stages
 
 pytestmark = pytest.mark.services
 T0 = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
@@ -55,14 +56,9 @@ def log_of(row: Association, *, live: bool = False, shift_ms: int = 0, **metadat
 
 @pytest.fixture(scope="module")
 def migrated(mongodb_url: str) -> Iterator[Any]:
-    import pymongo
-
-    client: Any = pymongo.MongoClient(mongodb_url, tz_aware=True)
-    database = client[f"test_{uuid.uuid4().hex[:10]}"]
-    migrations.up(database)
-    yield database
-    client.drop_database(database.name)
-    client.close()
+    with mongo_scratch(mongodb_url) as database:
+        migrations.up(database)
+        yield database
 
 
 @pytest.fixture
@@ -303,13 +299,6 @@ def test_an_outage_is_raised_and_the_batch_can_be_patched_again(logs: Any) -> No
 
 
 # ---- by index, in few commands
-
-
-def stages(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    found = [plan]
-    for inner in [plan[name] for name in ("inputStage",) if name in plan] + plan.get("inputStages", []):
-        found += stages(inner)
-    return found
 
 
 def test_a_batch_is_a_handful_of_commands_each_by_an_index(logs: Any) -> None:

@@ -17,6 +17,7 @@ from schemas.identity import SOURCE_TAG
 from sink.indexes import COMPANY_SOURCE_TAG, UNIQUE_EXTERNAL_ID
 from sink.purge import purge
 from sink.rollback import EXACTLY, RollbackFailedError, documents_of, rollback
+from tests.support.plans import stages
 
 pytestmark = pytest.mark.services
 OURS = 2_300
@@ -89,14 +90,6 @@ def test_a_rollback_that_is_killed_goes_on_where_it_was(mongodb_url: str, databa
     assert documents_of(database, "a") == OURS - 500
     assert rollback(database, "a") == OURS - 500
     assert left(database) == others
-
-
-def stages(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the stages of a plan from the outermost in."""
-    found = [plan]
-    for inner in [plan[name] for name in ("inputStage",) if name in plan] + plan.get("inputStages", []):
-        found += stages(inner)
-    return found
 
 
 def test_what_goes_is_found_counted_and_deleted_by_index(database: Any) -> None:

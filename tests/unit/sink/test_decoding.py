@@ -73,7 +73,6 @@ def test_the_servers_answer_moves_only_the_records_it_names() -> None:
     ]
     assert [(record.bin, record.reason) for record in decided[1]] == [(Bin.SKIPPED, "duplicate_external_id")]
     letter = decided[0][1].dead_letter
-    assert letter is not None
     assert (letter.audit_id, letter.source_topic, letter.detail) == (2, JOB.topics.replay, "code 121: no")
     assert (letter.payload, letter.key, letter.failed_at) == (log(2), b"key", 6)
 

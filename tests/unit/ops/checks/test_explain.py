@@ -87,7 +87,6 @@ def test_the_steps_name_what_was_compared() -> None:
 
 def test_a_status_that_was_reached_is_said() -> None:
     rule = MAPPING.categories["Crm::Deal"].status
-    assert rule is not None
     won = MAPPING.id_sets[rule.id_set][0]
     row = event(
         f"---\n{rule.column}:\n- 0\n- {won}\n", type_="Crm::Deal", action="update", comment='{"crm_person_id":9}'

@@ -315,7 +315,6 @@ def test_a_repair_deletes_a_handful_or_a_small_share_and_no_more() -> None:
     plan = plan_of(to_repair(100, extra=4, different=6, missing=50), DELETE_MAX_PCT)
     assert (plan.documents_to_delete, plan.rows_to_replay, plan.refused) == (10, 56, None)
     refused = plan_of(to_repair(100, extra=11), DELETE_MAX_PCT).refused
-    assert refused is not None
     assert "11 of the 100 documents of acme" in refused[0]
     assert "--delete-max-pct" in refused[1]
     assert plan_of(to_repair(100, extra=11), 11.0).refused is None
@@ -326,7 +325,6 @@ def test_a_repair_deletes_a_handful_or_a_small_share_and_no_more() -> None:
 
 def test_rows_that_are_too_many_to_replay_one_by_one_are_refused() -> None:
     refused = plan_of(to_repair(10, missing=REPAIR_MAX + 1), 100.0).refused
-    assert refused is not None
     assert "crm-replay rerun" in refused[1]
 
 
