@@ -21,6 +21,23 @@ from schemas.process.connections import Connections
 from tests.support.programs import Program
 from tests.support.waiting import wait_until
 
+# The beginning of a script: an enricher that is killed once it has patched five batches.
+DIES_AT_ITS_FIFTH_BATCH = """
+import os, signal, sys
+from sink.enricher import Enricher
+
+patch, batches = Enricher.patch, []
+
+def patch_and_die(self, rows, *turn):
+    outcomes = patch(self, rows, *turn)
+    batches.append(len(rows))
+    if len(batches) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return outcomes
+
+Enricher.patch = patch_and_die
+"""
+
 
 def connections_of(environment: Mapping[str, Any]) -> Connections:
     return Connections(**{name.lower(): value for name, value in environment.items()})

@@ -19,27 +19,15 @@ from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
 from schemas.errors import BadInputError, ReplayError
 from sink.enricher import Enricher
-from tests.e2e.conftest import Crm, everything, mapping_of, without_links
+from tests.e2e.conftest import DIES_AT_ITS_FIFTH_BATCH, Crm, everything, mapping_of, without_links
 
 pytestmark = pytest.mark.services
 LINKS = ("crm_person_id", "linked_entity_type", "linked_entity_id", "linked_entity_name")
-KILLED = """
-import os, signal, sys
+KILLED = f"""{DIES_AT_ITS_FIFTH_BATCH}
 from ops.enrich import run as enrich
 from ops.local import services
 from ops.progress import PlainView
-from sink.enricher import Enricher
 
-patch, batches = Enricher.patch, []
-
-def patch_and_die(self, rows, *turn):
-    outcomes = patch(self, rows, *turn)
-    batches.append(len(rows))
-    if len(batches) == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return outcomes
-
-Enricher.patch = patch_and_die
 options = enrich.EnrichOptions(mapping_path=sys.argv[2], batch_rows=5)
 enrich.enrich_account(sys.argv[1], options, services.connections(), PlainView())
 """

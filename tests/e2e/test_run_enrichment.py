@@ -22,12 +22,11 @@ from ops.runner.options import RunOptions, RunResult
 from ops.runner.replay import run_account
 from schemas.errors import ServiceUnreachableError
 from schemas.vocabulary import JobStatus
-from tests.e2e.conftest import Crm, everything, mapping_of, without_links
+from tests.e2e.conftest import DIES_AT_ITS_FIFTH_BATCH, Crm, everything, mapping_of, without_links
 
 pytestmark = pytest.mark.services
 MAPPING = mapping_of(SAMPLE_YAML)
-KILLED = """
-import os, signal, sys
+KILLED = f"""{DIES_AT_ITS_FIFTH_BATCH}
 from functools import partial
 from pathlib import Path
 from ops.enrich import run as enrich
@@ -36,18 +35,6 @@ from ops.runner import enrichment as run_enrichment
 from ops.runner.options import RunOptions
 from ops.runner.replay import run_account
 from ops.progress import PlainView
-from sink.enricher import Enricher
-
-patch, batches = Enricher.patch, []
-
-def patch_and_die(self, rows, *turn):
-    outcomes = patch(self, rows, *turn)
-    batches.append(len(rows))
-    if len(batches) == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return outcomes
-
-Enricher.patch = patch_and_die
 run_enrichment.EnrichOptions = partial(enrich.EnrichOptions, batch_rows=5)
 options = RunOptions(mapping_path=sys.argv[2], home=Path(os.environ["CRM_REPLAY_HOME"]))
 run_account(sys.argv[1], options, services.connections(), PlainView())

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
@@ -29,3 +30,12 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
         return asyncio.run(test(*args, **kwargs))
 
     return run
+
+
+def at_once(count: int, work: Callable[[int], object]) -> None:
+    """Have so many threads work at the same time, each with its number; return when all have ended."""
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

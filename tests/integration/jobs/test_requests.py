@@ -21,6 +21,7 @@ from schemas.vocabulary import JobStatus
 from sink import rollback as documents
 from sink.indexes import CONTACT_BY_CRM_ID, CONTACT_ID_MAP_UNIQUE
 from tests.fixtures.services import postgres_database
+from tests.support.waiting import at_once
 
 pytestmark = pytest.mark.services
 ACCOUNT = SAMPLE_YAML
@@ -147,11 +148,7 @@ def test_fifty_at_once_make_one_job(control: Control, mongodb_url: str) -> None:
         except RequestRefusedError as error:
             outcomes.append(error.resp_code.value)
 
-    threads = [threading.Thread(target=trigger, args=(number,)) for number in range(50)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(50, trigger)
     for client in clients:
         client.close()
     assert Counter(outcomes) == {"made": 1, "JOB_ALREADY_RUNNING": 49}

@@ -18,7 +18,7 @@ from schemas.vocabulary import JobStatus
 from sink.counting import PartitionProgress
 from sink.job_counts import Move
 from sink.progress import Progress, RunTotals
-from tests.support.waiting import wait_until
+from tests.support.waiting import at_once, wait_until
 
 pytestmark = pytest.mark.services
 CUTOFF = dt.datetime(2023, 4, 5, 6, 7, 8, 123456, tzinfo=dt.UTC)
@@ -95,11 +95,7 @@ def test_of_many_at_once_one_creates_the_job(store: JobStore) -> None:
         with contextlib.suppress(JobAlreadyRunningError):
             made.append(store.create(NEW))
 
-    threads = [threading.Thread(target=create) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(8, lambda _: create())
     assert len(made) == 1
 
 
@@ -109,11 +105,7 @@ def test_runs_rise_and_are_unique_also_when_drawn_at_once(store: JobStore) -> No
     def draw() -> None:
         runs.extend(store.next_run() for _ in range(25))
 
-    threads = [threading.Thread(target=draw) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(4, lambda _: draw())
     assert len(set(runs)) == 100
     assert store.next_run() > max(runs)
     assert 1_700_000_000 < min(runs) < max(runs) < 2**31
@@ -386,11 +378,7 @@ def test_the_job_that_has_waited_longest_is_claimed_first_and_each_by_one(store:
         while (job := store.claim_next(owner)) is not None:
             claimed.append(job.job_id)
 
-    threads = [threading.Thread(target=claim, args=(f"runner {number}",)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(4, lambda number: claim(f"runner {number}"))
     assert sorted(claimed) == sorted(job.job_id for job in jobs if job is not jobs[3])
 
 

@@ -10,7 +10,7 @@ import pytest
 from ops.local.services.fetching import CancelledError, ToolCache, locked
 from ops.local.services.launcher import start_mark
 from schemas.errors import BadInputError
-from tests.support.waiting import wait_until
+from tests.support.waiting import at_once, wait_until
 
 
 @pytest.fixture
@@ -66,11 +66,7 @@ def test_two_at_once_fill_once_and_the_second_says_that_it_waits(cache: ToolCach
             waits.set()
 
     cache.say = say
-    threads = [threading.Thread(target=cache.path, args=("tool", "the tool", slow)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(2, lambda _: cache.path("tool", "the tool", slow))
     assert filled == 1
     assert (cache.directory / "tool" / "tool").exists()
 
