@@ -317,7 +317,7 @@ class Sink:
         self._parts.accounting.save(counted)
 
         # Dying before this line: the batch comes again, is written again without effect, and counts nothing.
-        self._group.commit(batch.next_offsets)
+        self._group.commit(batch.next_offsets, batch.next_source_offsets)
         return len(dead_letters)
 
     def _deliver(self, dead_letters: Sequence[DeadLetter]) -> None:

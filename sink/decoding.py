@@ -60,6 +60,12 @@ class Batch:
         """What is to be committed of each partition once everything else is done."""
         return {partition: records[-1].offset + 1 for partition, records in self.decided.items()}
 
+    @property
+    def next_source_offsets(self) -> dict[int, int]:
+        """By partition, the offset after the last record of the replay topic whose outcome is in the batch."""
+        last = {partition: records[-1].source_offset for partition, records in self.decided.items()}
+        return {partition: offset + 1 for partition, offset in last.items() if offset != NO_OFFSET}
+
 
 class Decoder:
     """Decodes the outcomes of one run."""

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -148,10 +148,15 @@ class Group:
             }
         return self._positions
 
-    def commit(self, next_offsets: dict[int, int]) -> None:
-        """Commit, by partition, the offset of the next record; what another sink has by now is left to it."""
+    def commit(self, next_offsets: Mapping[int, int], next_source_offsets: Mapping[int, int]) -> None:
+        """Commit, by partition, the offset of the next record; what another sink has by now is left to it.
+
+        Where the next outcome's record stands on the replay topic, if that is known, is the metadata: a record of
+        outcomes has many rows, and by this the lag is told in rows (ops.kafka.lag).
+        """
         offsets = [
-            TopicPartition(self._topics.outcomes, partition, offset) for partition, offset in next_offsets.items()
+            TopicPartition(self._topics.outcomes, partition, offset, str(next_source_offsets.get(partition, "")))
+            for partition, offset in next_offsets.items()
         ]
 
         def commit() -> None:

@@ -133,9 +133,9 @@ class StageName(StrEnum):
 class Stage(_Answer):
     """A box in the picture of the flow: how much it has done, and how much waits in front of it.
 
-    producer: rows read from the source of `total`, without lag. processors: records of the replay topic. sink:
-    records of the outcomes topic. dead_letters: `done` is null, `waiting` the letters that the topic holds, resolved
-    ones among them.
+    producer: rows read from the source of `total`, without lag. processors: records of the replay topic. sink: those of
+    them whose outcomes are not counted yet. dead_letters: `done` is null, `waiting` the letters that the topic holds,
+    resolved ones among them.
     """
 
     name: StageName

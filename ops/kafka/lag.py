@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
@@ -23,11 +23,29 @@ LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """Records that wait in front of each stage, markers among them; None where Kafka has not said."""
+    """What waits in front of each stage; None where Kafka has not said."""
 
-    processors: int | None = None
-    sink: int | None = None
+    processors: int | None = None  # records of the replay topic: rows and markers
+    sink: int | None = None  # of those, what has outcomes that are not counted yet
     dead_letters: int | None = None  # that the topic holds
+
+
+class Committed(NamedTuple):
+    """What a group has committed for a partition."""
+
+    offset: int
+    metadata: str
+
+
+def rows_waiting(records: int, sink: Committed, processors: Committed | None) -> int:
+    """Return how many rows the records of a partition hold that wait for the sink: records can hold many.
+
+    By the sink's metadata (sink.group), as far as the processors have committed, which is a second ago at most; without
+    metadata, as of an older release, a record is taken for a row.
+    """
+    if not records or processors is None or not (sink.metadata.isascii() and sink.metadata.isdigit()):
+        return records
+    return max(records, processors.offset - int(sink.metadata))
 
 
 class LagReader:
@@ -76,13 +94,14 @@ class LagReader:
         wanted = [TopicPartition(topic, partition) for topic, found in committed.items() for partition in found]
         ends = self._admin.list_offsets(dict.fromkeys((*wanted, letters), LATEST), request_timeout=ANSWER_TIMEOUT_S)
         waiting: dict[str, int | None] = {}
+        handled = committed.get(topics.replay, {})
         for topic, found in committed.items():
-            lags = [
-                None if (end := _offset(ends, topic, partition)) is None else max(0, end - offset)
-                for partition, offset in found.items()
-            ]
-            known = [lag for lag in lags if lag is not None]
-            waiting[topic] = sum(known) if found and len(known) == len(lags) else None
+            records = {
+                p: max(0, end - of.offset) for p, of in found.items() if (end := _offset(ends, topic, p)) is not None
+            }
+            if topic == topics.outcomes:
+                records = {p: rows_waiting(count, found[p], handled.get(p)) for p, count in records.items()}
+            waiting[topic] = sum(records.values()) if found and len(records) == len(found) else None
         low, high = _first_offset(first), _offset(ends, letters.topic, letters.partition)
         return Lag(
             waiting.get(topics.replay),
@@ -90,8 +109,8 @@ class LagReader:
             None if low is None or high is None else max(0, high - low),
         )
 
-    def _committed(self, group: str, topic: str) -> dict[int, int] | None:
-        """Return the committed offset by partition of those that have one; None if Kafka does not say.
+    def _committed(self, group: str, topic: str) -> dict[int, Committed] | None:
+        """Return what is committed by partition of those that have an offset; None if Kafka does not say.
 
         Asked by a consumer, which joins nothing: librdkafka's admin client ends the process with a segmentation fault
         where a broker answers `list_consumer_group_offsets` with "not coordinator", as a new cluster does at first, and
@@ -106,7 +125,11 @@ class LagReader:
                 answers = consumer.committed(wanted, timeout=ANSWER_TIMEOUT_S)
         except KafkaException:
             return None
-        return {tp.partition: tp.offset for tp in answers if tp.error is None and tp.offset >= 0}
+        return {
+            tp.partition: Committed(tp.offset, tp.metadata or "")
+            for tp in answers
+            if tp.error is None and tp.offset >= 0
+        }
 
 
 def _offset(futures: Mapping[TopicPartition, Any], topic: str, partition: int) -> int | None:

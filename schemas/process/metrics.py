@@ -113,7 +113,9 @@ JOBS = (
     _gauge("job_failed_rows", "Failed rows by cause", "account", "cause"),
     _gauge("job_updated_timestamp_seconds", "When the job's counts changed last", "account"),
     _gauge("job_heartbeat_timestamp_seconds", "When the job's runner was heard of last", "account"),
-    _gauge("lag_records", "Records that a stage has yet to take, of running jobs", "account", "stage"),
+    _gauge(
+        "lag_records", "Records of the replay topic that have yet to pass a stage, of running jobs", "account", "stage"
+    ),
     _gauge("dead_letters_waiting", "Dead letters whose rows have not become anything else since", "account"),
 )
 ENRICHMENTS = (

@@ -8,7 +8,6 @@ again, or measure what it costs (`crm-replay bench`), and raise the limit in the
 
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -24,30 +23,21 @@ from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
 from producer.messages import Encoder, Page
 from schemas.codec import Codec
-from schemas.job import ReplayJob
 from schemas.records import ActivityLog, AuditEvent
 from schemas.source import mapping
 from schemas.source.person import record_key
 from sink.counting import PartitionProgress, advance
 from sink.decoding import Decoder, Taken
 from sink.documents import BatchOutcome
-from tests.unit.processors.encoding.test_rows import generated
-from tests.unit.processors.rules.test_transform import Anyone
+from tests.support.factories import replay_job
+from tests.support.generator import audits
+from tests.support.lookups import Anyone
 
 ROWS = 600
 ROWS_BEFORE = 3_000
 RULES = mapping.load(None)
 CODEC = Codec()
-JOB = ReplayJob(
-    company_sso_id="A",
-    job_id="job",
-    run=3,
-    partitions=1,
-    top_audit_id=2**40,
-    snapshot_xmax=1,
-    cutoff=datetime(2000, 1, 1, tzinfo=UTC),
-    mapping_path="",
-)
+JOB = replay_job(company_sso_id="A", run=3, partitions=1, top_audit_id=2**40)
 
 
 class Work(NamedTuple):
@@ -61,11 +51,11 @@ class Work(NamedTuple):
 LIMITS = {
     ("peer", "producer"): Work(540, 25),
     ("peer", "processor"): Work(2670, 78),
-    ("peer", "core"): Work(7320, 262),
+    ("peer", "core"): Work(9760, 264),
     ("peer", "sink"): Work(560, 20),
     ("crm", "producer"): Work(571, 26),
     ("crm", "processor"): Work(2560, 74),
-    ("crm", "core"): Work(6400, 240),
+    ("crm", "core"): Work(7500, 241),
     ("crm", "sink"): Work(553, 20),
 }
 
@@ -156,7 +146,9 @@ def steps() -> dict[str, Steps]:
     histories = {"peer": PlainHistory, "crm": History}
     found = {}
     for shape, history in histories.items():
-        rows = [row._replace(company_sso_id="A") for row in generated(history(Plan(ROWS + ROWS_BEFORE, 1, 1, shape)))]
+        rows = [
+            row.event._replace(company_sso_id="A") for row in audits(history(Plan(ROWS + ROWS_BEFORE, 1, 1, shape)))
+        ]
         found[shape] = Steps(rows[-ROWS:], rows[:-ROWS])
     return found
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from ops.kafka import admin as kafka_admin
@@ -51,3 +51,9 @@ def test_a_new_cluster_has_nothing_to_say_at_first_and_then_what_waits(empty_hom
     kafka_admin.commit_offsets(kafka, topics.processors_group, topics.replay, [3, 2])
     kafka_admin.commit_offsets(kafka, topics.sink_group, topics.outcomes, [0, 1])
     assert LagReader(kafka).of(account) == Lag(processors=4, sink=3, dead_letters=1)
+
+    # The sink says which row its next outcome is of: one record of outcomes waits for it, and those have two rows.
+    sink = Consumer({**kafka, "group.id": topics.sink_group, "enable.auto.commit": False})
+    sink.commit(offsets=[TopicPartition(topics.outcomes, 1, 3, "0")], asynchronous=False)
+    sink.close()
+    assert LagReader(kafka).of(account) == Lag(processors=4, sink=2, dead_letters=1)

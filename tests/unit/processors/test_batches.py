@@ -1,7 +1,6 @@
 """A run's records and the outcomes they become."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,21 +13,11 @@ from processors.metrics import ProcessorMetrics
 from processors.rules.decide import Refused, Skip
 from schemas.codec import Codec
 from schemas.errors import UnreadableTopicError
-from schemas.job import ReplayJob
 from schemas.records import RECORD_TYPES, ActivityLog, AuditEvent, DeadLetter, Outcome, SkippedRecord, SnapshotMarker
 from schemas.vocabulary import DeadLetterCause, SkipReason
+from tests.support.factories import JOB
 
 CODEC = Codec()
-JOB = ReplayJob(
-    company_sso_id="account-1",
-    job_id="job-1",
-    run=9,
-    partitions=2,
-    top_audit_id=1,
-    snapshot_xmax=1,
-    cutoff=datetime(2020, 1, 1, tzinfo=UTC),
-    mapping_path="",
-)
 EVENT = AuditEvent(5, 1, 1000, "Crm::Person", 1, "", 0, "User", 3, "", "update", "--- {}\n", False, 1, "", "")
 Transform = Callable[[AuditEvent], Transformed | Skip | Refused]
 

@@ -11,29 +11,14 @@ from schemas.records import AuditEvent, DeadLetter
 from schemas.source.mapping import PersonRule
 from schemas.source.person import record_key
 from schemas.vocabulary import DeadLetterCause
+from tests.support import factories
 
 CODEC = Codec()
 
 
 def event(audit_id: int, changes: str = "---\na: 1\n", comment: str = "") -> AuditEvent:
-    return AuditEvent(
-        audit_id,
-        2,
-        1_700_000_000_000_000,
-        "Crm::Deal",
-        5,
-        "",
-        0,
-        "User",
-        3,
-        "",
-        "update",
-        changes,
-        False,
-        1,
-        comment,
-        "r",
-    )
+    known = {"id_range": 2, "created_at": 1_700_000_000_000_000, "user_type": "User", "user_id": 3, "request_uuid": "r"}
+    return factories.event(audit_id=audit_id, audited_changes=changes, comment=comment, **known)
 
 
 def encoder(record_bytes_max: int = 100_000) -> Encoder:

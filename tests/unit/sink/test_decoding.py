@@ -1,7 +1,5 @@
 """Bytes of the outcomes topic -> bins."""
 
-import datetime as dt
-
 import bson
 import pytest
 from hypothesis import given
@@ -9,22 +7,13 @@ from hypothesis import strategies as st
 
 from schemas.codec import Codec
 from schemas.errors import UnreadableTopicError
-from schemas.job import ReplayJob
-from schemas.records import RECORD_TYPES, ActivityLog, DeadLetter, SkippedRecord, SnapshotMarker
+from schemas.records import RECORD_TYPES, ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker
 from sink.counting import Bin
 from sink.decoding import Decoder, Taken
 from sink.documents import BatchOutcome, Refusal
+from tests.support.factories import replay_job
 
-JOB = ReplayJob(
-    company_sso_id="acc",
-    job_id="j",
-    run=7,
-    partitions=2,
-    top_audit_id=100,
-    snapshot_xmax=0,
-    cutoff=dt.datetime(2020, 1, 1, tzinfo=dt.UTC),
-    mapping_path="",
-)
+JOB = replay_job(company_sso_id="acc", job_id="j", run=7, top_audit_id=100)
 CODEC = Codec()
 DECODER = Decoder(JOB, CODEC, 1000)
 DOCUMENT = bson.encode({"company_sso_id": "acc", "a": 1})
@@ -68,6 +57,8 @@ def test_a_batch_knows_its_documents_bins_and_next_offsets() -> None:
         Bin.ENDED,
     ]
     assert batch.next_offsets == {0: 5, 1: 1}
+    assert batch.next_source_offsets == {0: 10, 1: 5}
+    assert DECODER.batch(taken(log(1), b"poison"), 5).next_source_offsets == {}
     assert [source.record.audit_id for source in batch.sources] == [1, 3, 4]
     assert [bson.decode(document)["a"] for document in batch.documents] == [1, 1, 1]
 
@@ -84,7 +75,6 @@ def test_the_servers_answer_moves_only_the_records_it_names() -> None:
     ]
     assert [(record.bin, record.reason) for record in decided[1]] == [(Bin.SKIPPED, "duplicate_external_id")]
     letter = decided[0][1].dead_letter
-    assert letter is not None
     assert (letter.audit_id, letter.source_topic, letter.detail) == (2, JOB.topics.replay, "code 121: no")
     assert (letter.payload, letter.key, letter.failed_at) == (log(2), b"key", 6)
 
@@ -100,7 +90,11 @@ def test_a_document_over_the_limit_is_never_sent() -> None:
 
 
 def test_a_record_whose_id_no_row_can_have_is_a_foreign_dead_letter() -> None:
-    records = (ActivityLog(-1, 0, 1, 7, DOCUMENT), ActivityLog(0, 0, 1, 7, DOCUMENT), SkippedRecord(-5, 0, 1, 7, "why"))
+    records: tuple[Record, ...] = (
+        ActivityLog(-1, 0, 1, 7, DOCUMENT),
+        ActivityLog(0, 0, 1, 7, DOCUMENT),
+        SkippedRecord(-5, 0, 1, 7, "why"),
+    )
     batch = DECODER.batch(taken(*map(CODEC.encode, records)), 5)
     assert batch.documents == []
     assert [(record.bin, record.reason) for record in batch.decided[0]] == [(Bin.FOREIGN, "undecodable_record")] * 3

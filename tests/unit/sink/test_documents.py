@@ -6,10 +6,9 @@ from bson.raw_bson import RawBSONDocument
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.identity import replay_id
+from schemas.identity import ID_BYTES, replay_id
 from sink.documents import (
     DEPTH_MAX,
-    ID_BYTES,
     AccountCheck,
     BatchOutcome,
     IdMaker,

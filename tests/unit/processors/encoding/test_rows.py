@@ -3,8 +3,7 @@
 Rows share their encoders: what one row has left in a cache must mean the same to every row after it.
 """
 
-from collections.abc import Callable, Iterator
-from datetime import datetime
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,9 +20,10 @@ from schemas.codec import Codec
 from schemas.records import AuditEvent
 from schemas.source import mapping
 from tests.fuzz.audited_changes import texts
-from tests.unit.processors.rules.test_transform import ROW, Anyone, Lookups
+from tests.support.factories import event
+from tests.support.generator import audits
+from tests.support.lookups import ROW, Anyone, Lookups
 from tests.unit.schemas.sample import rows
-from tests.unit.schemas.source.test_person import event
 from tests.unit.schemas.values import unhurried
 
 CODEC = Codec()
@@ -100,7 +100,7 @@ def test_mutated_texts(monkeypatch: pytest.MonkeyPatch, rules: mapping.SourceMap
 @pytest.mark.parametrize("history", [History, PlainHistory])
 def test_generated_rows(history: type[History]) -> None:
     both = Both(DEFAULT)
-    events = list(generated(history(Plan(3_000, 1, 5))))
+    events = [row.event for row in audits(history(Plan(3_000, 1, 5)))]
     assert sum(map(both.assert_equal, events)) > 2_400
     assert sum(map(both.is_fast, events)) > 0.97 * len(events)
     for lookups in (Lookups(watermark=2**60), Lookups(watermark=events[1_500].created_at)):
@@ -315,34 +315,3 @@ def test_an_element_is_what_bson_makes_of_it(value: Any) -> None:
 def test_typed_elements_are_what_bson_makes_of_them(value: int, text: str) -> None:
     assert _elements(lambda w: bson_writing.write_integer(w, b"n\0", value)) == documents.encode({"n": value})[4:-1]
     assert _elements(lambda w: bson_writing.write_text(w, b"t\0", text.encode())) == documents.encode({"t": text})[4:-1]
-
-
-def generated(history: History) -> Iterator[AuditEvent]:
-    """Yield the rows of a generated CRM, with the comments that name persons."""
-    for text, _ in history.chunks():
-        for line in text.decode().split("\n")[:-1]:
-            fields = [_unescaped(field) for field in line.split("\t")]
-            id_, of, type_, linked, linked_type, user, user_type, name, action, changes, version, comment = fields[:12]
-            yield event(
-                audit_id=int(id_),
-                created_at=int(datetime.fromisoformat(f"{fields[14]}+00:00").timestamp()) * 1_000_000,
-                auditable_type=type_,
-                auditable_id=int(of or 0),
-                associated_type=linked_type,
-                associated_id=int(linked or 0),
-                user_type=user_type,
-                user_id=int(user or 0),
-                username=name,
-                action=action,
-                audited_changes=changes,
-                version=int(version or 0),
-                comment=comment,
-                request_uuid=fields[13],
-            )
-
-
-def _unescaped(field: str) -> str:
-    """Return a field of COPY's text; NULL is empty."""
-    if field == "\\N":
-        return ""
-    return field.replace("\\\\", "\0").replace("\\n", "\n").replace("\\t", "\t").replace("\0", "\\")

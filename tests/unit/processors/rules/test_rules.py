@@ -23,7 +23,7 @@ from schemas.source import mapping
 from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import FellBack, SkipReason
 from sink.indexes import ENRICHED_ACTIONS, ENRICHED_CATEGORIES
-from tests.unit.schemas.source.test_person import event
+from tests.support.factories import event
 
 MAPPING = mapping.load(None)
 RULES = category_rules(MAPPING)
@@ -192,7 +192,6 @@ class Contacts:
 def test_persons_are_tried_until_one_has_a_contact() -> None:
     lookups = Contacts(Contact("A", "2", "customer-2", 0), Contact("A", "3", "customer-3", 0))
     found = resolve(("1", "2", "3"), "A", lookups)
-    assert found is not None
     assert (found[0], found[1].customer_id) == ("2", "customer-2")
     assert lookups.asked == ["1", "2"]
     assert resolve(("1", "9"), "A", lookups) is None
