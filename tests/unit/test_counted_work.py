@@ -22,6 +22,7 @@ from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
 from producer.messages import Encoder, Page
 from schemas.codec import Codec
+from schemas.compiled import COMPILED, hot_paths
 from schemas.job import ReplayJob
 from schemas.records import ActivityLog, AuditEvent
 from schemas.source import mapping
@@ -31,6 +32,11 @@ from sink.decoding import Decoder, Taken
 from sink.documents import BatchOutcome
 from tests.unit.processors.encoding.test_to_bson import generated
 from tests.unit.processors.rules.test_transform import Anyone
+
+pytestmark = [
+    pytest.mark.hot_paths,
+    pytest.mark.skipif(hot_paths() == COMPILED, reason="compiled code has no instructions to count"),
+]
 
 ROWS = 600
 ROWS_BEFORE = 3_000
