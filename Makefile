@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Installed, with the hot paths compiled of these sources where a C compiler is.
-BUILT := $(VENV)/.built
-HOT_PATHS := setup.py schemas/compiled.py schemas/compiled.txt $(shell cat schemas/compiled.txt)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Compiles the hot paths too, where a C compiler is.
+INSTALL_SELF := $(INSTALL) --no-deps --no-build-isolation -e .
 
 # How often `make soak` does what; `make soak CRM_REPLAY_KILL_ROUNDS=200` goes on for hours.
 CRM_REPLAY_KILL_ROUNDS ?= 20
@@ -23,17 +23,15 @@ TEST_PROCESSES ?= $(if $(KAFKA_BOOTSTRAP_SERVERS)$(MONGODB_URL)$(CRM_AUDIT_DATAB
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-setup: $(BUILT) ## make .venv with the command .venv/bin/crm-replay
+setup: $(STAMP) ## make .venv with the command .venv/bin/crm-replay; compile what is not, or has been edited since
+	@if $(BIN)/python -c 'import sys; from schemas import compiled; sys.exit(not compiled.is_due())'; then $(INSTALL_SELF); fi
 	@$(BIN)/python -c 'from schemas import compiled; print("hot paths:", compiled.hot_paths())'
 
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	@touch $@
-
-$(BUILT): $(STAMP) $(HOT_PATHS)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL_SELF)
 	@touch $@
 
 demo: setup ## start the embedded servers, load two CRMs, replay, show the ledger, stop everything

@@ -23,6 +23,7 @@ from types import ModuleType
 
 VARIABLE = "CRM_REPLAY_COMPILED"
 COMPILED = "compiled"
+NO_COMPILER = "no C compiler: install gcc and Python's headers"
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 SUFFIX = EXTENSION_SUFFIXES[0]
@@ -54,15 +55,19 @@ def built() -> list[Path]:
 @cache
 def hot_paths() -> str:
     """Return in which form this process uses the modules: `compiled`, or `interpreted` and in brackets why."""
-    why = _why_interpreted()
+    why = f"{VARIABLE}=0" if os.environ.get(VARIABLE) == "0" else _unusable()
     return f"interpreted ({why})" if why else COMPILED
 
 
-def _why_interpreted() -> str:
-    if os.environ.get(VARIABLE, "") == "0":
-        return f"{VARIABLE}=0"
+def is_due() -> bool:
+    """Return whether an installation would compile them: they are not, or of other sources, and a compiler is there."""
+    return bool(_unusable()) and _has_compiler()
+
+
+def _unusable() -> str:
+    """Return why what is built cannot be used; "" if it can."""
     if not built():
-        return "not built yet: make setup" if _has_compiler() else "no C compiler: install gcc and Python's headers"
+        return "not built: pip install -v -e . tells why" if _has_compiler() else NO_COMPILER
     library = f"{library_name()}__mypyc"
     extensions = [extension_of(source) for source in MODULES.values()]
     of_these_sources = HERE.joinpath(library + SUFFIX).exists() and all(
