@@ -20,7 +20,7 @@ from processors.batching import Run, RunApp, Stretch
 from processors.lookups.answers import TableLookups
 from processors.lookups.tables import HighWater, ReferenceTables
 from processors.metrics import ProcessorMetrics
-from processors.outcomes import Delivery, OutcomeProducer
+from processors.outcomes import Delivery, Message, OutcomeProducer
 from processors.settings import ProcessorSettings
 from schemas.process.connections import Connections
 from schemas.process.tracing import OFF, UNTRACED, Piece, Traces, Work, pieces_of
@@ -29,11 +29,18 @@ log = logging.getLogger(__name__)
 
 RUNS_ON_THEIR_WAY_MAX = 2
 RUNS_BUFFERED_MAX = 4  # fetched and waiting: bounds memory, and what a rebalance throws away
+FETCH_BYTES_MIN = 256 * 1024  # a fetch waits for so much, and FETCH_WAIT_MS at most
 FETCH_BYTES_MAX = 2 * 1024 * 1024  # of a partition, as they are on the wire
 HEARTBEAT_MAX_S = 1.5  # how soon the others notice that somebody joins or leaves
 LEAVE_TIMEOUT_S = 10.0
 
 BeforeAck = Callable[[Run], None]
+Batched = Callable[[Sequence[Message]], Sequence[Message]]
+
+
+def each_alone(outcomes: Sequence[Message]) -> Sequence[Message]:
+    """Return outcomes as they are: each is a record."""
+    return outcomes
 
 
 class ReplayApp(RunApp):
@@ -81,8 +88,12 @@ class RunHandler:
         metrics: ProcessorMetrics,
         before_ack: BeforeAck | None = None,
         traces: Traces = OFF,
+        batched: Batched = each_alone,
     ) -> None:
-        """`before_ack` sees each run after its outcomes are confirmed and before it is acknowledged (tests)."""
+        """`before_ack` sees each run after its outcomes are confirmed and before it is acknowledged (tests).
+
+        `batched` makes of a run's outcomes the records that are sent.
+        """
         self._app = app
         self._transformer = transformer
         self._lookups = lookups
@@ -91,6 +102,7 @@ class RunHandler:
         self._metrics = metrics
         self._before_ack = before_ack
         self._traces = traces
+        self._batched = batched
         self._settling: deque[asyncio.Task[None]] = deque()
 
     async def handle(self, event: Any) -> None:
@@ -122,7 +134,7 @@ class RunHandler:
             if work.followed:
                 deliveries = [self._send_piece(run, decoded, piece, high, work) for piece in pieces]
             else:
-                messages = self._transformer.outcomes(run.records, decoded, run.partition, high)
+                messages = self._batched(self._transformer.outcomes(run.records, decoded, run.partition, high))
                 deliveries = [self._producer.send(messages, len(messages), run.partition)]
         self._metrics.transform_s += time.perf_counter() - began
         self._metrics.runs += 1
@@ -139,7 +151,7 @@ class RunHandler:
     def _send_piece(self, run: Run, decoded: Sequence[Decoded], piece: Piece, high: HighWater, work: Work) -> Delivery:
         """Send the outcomes of a traced run's records that came with the same trace context; it goes on with them."""
         part = slice(piece.begin, piece.end)
-        messages = self._transformer.outcomes(run.records[part], decoded[part], run.partition, high)
+        messages = self._batched(self._transformer.outcomes(run.records[part], decoded[part], run.partition, high))
         return self._producer.send(messages, len(messages), run.partition, work.headers_after(piece.context))
 
     async def _prefetch(self, decoded: Sequence[Decoded]) -> None:
@@ -210,6 +222,7 @@ def build_app(
     connections: Connections,
     metrics: ProcessorMetrics,
     app_class: type[ReplayApp] = ReplayApp,
+    fetch_bytes_min: int = FETCH_BYTES_MIN,
 ) -> ReplayApp:
     """Return the account's app without its agent; inside a running event loop."""
     job = settings.job
@@ -220,6 +233,7 @@ def build_app(
         exit_at_end=settings.exit_at_end,
         run_records_max=settings.run_records_max,
         run_bytes_max=settings.run_bytes_max,
+        fetch_bytes_min=fetch_bytes_min,
         broker=kafka_url(connections.kafka_bootstrap_servers),
         broker_credentials=credentials(connections),
         consumer_group_instance_id=settings.worker,

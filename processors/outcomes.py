@@ -8,18 +8,47 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from schemas.codec import Codec
 from schemas.errors import ReplayError
 from schemas.process.tracing import Headers
+from schemas.records import OutcomeBatch
 
+OUTCOMES_A_BATCH_MAX = 500  # more saves the broker nothing that can be measured
+BATCH_BYTES_MAX = 512 * 1024  # of keys and values; what is larger on its own is no part of a batch
 MESSAGE_BYTES_MAX = 20 * 1024 * 1024  # as the topic allows: a 16 MiB document and its envelope
 POLL_S = 0.1
 Message = tuple[bytes, bytes]  # key and value
+
+
+class OutcomeBatches:
+    """Pure: puts a run's outcomes together, so that the broker, the sink and every other client handle few records."""
+
+    def __init__(self, codec: Codec) -> None:
+        """`codec` frames the batches as it frames the outcomes."""
+        self._encode = codec.encoder(OutcomeBatch)
+
+    def __call__(self, messages: Sequence[Message]) -> list[Message]:
+        """Return outcomes of one partition as records in the same order; one that stays alone is what it was."""
+        records: list[Message] = []
+        begin = size = 0
+        for at, (key, value) in enumerate(messages):
+            bytes_ = len(key) + len(value)
+            if at - begin >= OUTCOMES_A_BATCH_MAX or (at > begin and size + bytes_ > BATCH_BYTES_MAX):
+                records.append(self._record(messages[begin:at]))
+                begin, size = at, 0
+            size += bytes_
+        if begin < len(messages):
+            records.append(self._record(messages[begin:]))
+        return records
+
+    def _record(self, part: Sequence[Message]) -> Message:
+        return part[0] if len(part) == 1 else (b"", self._encode((part,)))
 
 
 class OutcomeNotDeliveredError(ReplayError):

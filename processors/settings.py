@@ -28,7 +28,7 @@ class ProcessorSettings(BaseSettings):
         max_length=200,
     )
     exit_at_end: bool = Field(False, description="end once the end markers of all assigned partitions have passed")
-    run_records_max: int = Field(1000, ge=1, le=100_000, description="records that are handled and committed together")
+    run_records_max: int = Field(4000, ge=1, le=100_000, description="records that are handled and committed together")
     run_bytes_max: int = Field(4 * 1024 * 1024, ge=1, description="of keys and values of a run")
     # Kafka's own lower bound, group.min.session.timeout.ms: a killed worker that is not started again loses its
     # partitions after this long; one that is started again has them back at once.

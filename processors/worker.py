@@ -14,7 +14,7 @@ from processors.encoding.transform import Transformed
 from processors.lookups.answers import Directory, TableLookups
 from processors.lookups.tables import ReferenceTables
 from processors.metrics import ProcessorMetrics
-from processors.outcomes import OutcomeProducer
+from processors.outcomes import OutcomeBatches, OutcomeProducer
 from processors.rules.decide import Refused, Skip
 from processors.settings import ProcessorSettings
 from schemas.errors import ReplayError
@@ -79,7 +79,8 @@ async def run_worker(
         lookups = TableLookups(tables.rows, codec, job.company_sso_id, directory)
         app = build_app(settings, connections, metrics)
         transformer = RunTransformer(job, codec, transform_with(lookups), encode_document, metrics)
-        handler = RunHandler(app, transformer, lookups, tables, producer, metrics, before_ack, traces)
+        batched = OutcomeBatches(codec)
+        handler = RunHandler(app, transformer, lookups, tables, producer, metrics, before_ack, traces, batched)
         add_agent(app, job.topics.replay, handler)
 
         def gather() -> None:

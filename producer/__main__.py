@@ -83,7 +83,7 @@ def run(only: frozenset[int]) -> None:
             Encoder(codec, partial(record_key, rule=mapping.person), topic, job.run, record_bytes),
             publisher,
             checkpoint,
-            Bounds(job.top_audit_id, job.snapshot_xmax, settings.id_window, settings.horizon_wait_s),
+            Bounds(job.top_audit_id, job.snapshot_xmax, settings.horizon_wait_s, settings.lot_rows),
             stop=lambda: bool(signals),
             pause=Pacer(
                 Throttle(settings.throttle()),

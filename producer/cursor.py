@@ -49,20 +49,22 @@ def cutoff(date_range_start: datetime | None, earliest_row: datetime | None, now
     return earliest_row if earliest_row is not None else now
 
 
-def advance(range_: IdRange, page_end: int, rows: int, window: int) -> IdRange:
+def advance(range_: IdRange, page_end: int, rows: int) -> IdRange:
     """Return the range after a page that has scanned up to `page_end` and of which `rows` were published.
 
-    `window` is the most ids that the next page may publish. Raises CursorDidNotAdvanceError.
+    Raises CursorDidNotAdvanceError.
     """
     if not range_.cursor < page_end <= range_.last:
         raise CursorDidNotAdvanceError(range_.cursor, page_end)
-    reach = max(range_.reach, min(range_.last, page_end + window))
-    return replace(range_, cursor=page_end, rows=range_.rows + rows, reach=reach)
+    return replace(range_, cursor=page_end, rows=range_.rows + rows)
 
 
-def begin(range_: IdRange, window: int) -> IdRange:
-    """Return the range as it has to be saved before its first page is published."""
-    return replace(range_, reach=max(range_.reach, min(range_.last, range_.cursor + window)))
+def announce(range_: IdRange, ahead: IdRange) -> IdRange:
+    """Return a range as it has to be saved before what lies between it and `ahead` is published.
+
+    `ahead` is what it will be after that.
+    """
+    return replace(range_, reach=max(range_.reach, ahead.cursor), gaps=ahead.gaps, gaps_to=ahead.gaps_to)
 
 
 def note_gaps(range_: IdRange, found: Iterable[Gap], scanned_to: int) -> IdRange:

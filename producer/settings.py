@@ -14,7 +14,13 @@ class ProducerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_", env_ignore_empty=True, extra="ignore")
 
-    page_rows: int = Field(500, ge=1, le=100_000, description="rows a page; the cursor is saved after each")
+    page_rows: int = Field(500, ge=1, le=100_000, description="rows a page")
+    lot_rows: int = Field(
+        2_000,
+        ge=1,
+        le=100_000,
+        description="rows, in whole pages, after which the cursor is saved: a death repeats them",
+    )
     id_window: int = Field(50_000, ge=1_000, description="ids a page may scan, whoever they belong to")
     id_ranges: int = Field(1, ge=1, le=64, description="how many id ranges are read in parallel, a process each")
     statement_timeout_s: float = Field(60.0, gt=0, description="PostgreSQL's time limit for one query")

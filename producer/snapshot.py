@@ -1,4 +1,8 @@
-"""The loop: read, publish, flush, advance, save. In this order; beside each step stands what a death there costs.
+"""The loop: read, save, publish, flush. In this order; beside each step stands what a death there costs.
+
+Pages are published some at a time (a lot), and the next lot is read and encoded while the brokers confirm the last one.
+One save between the two says that the last one is confirmed, and what the next one is about to publish; a death repeats
+one lot at most.
 
 Ids are not committed in the order in which they are given out. So an id that has no row yet, a gap, is noted while a
 transaction that was open when the job started may still fill it, and again in the newest stretch. The gap is saved
@@ -9,13 +13,14 @@ middle of ids that were published before, and everybody downstream would take it
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from producer.audits import Reader
 from producer.checkpoint import Saves
-from producer.cursor import IdRange, advance, all_gaps, begin, next_number, note_gaps
+from producer.cursor import IdRange, advance, all_gaps, announce, next_number, note_gaps
 from producer.messages import Encoded, Encoder, Page
 from producer.metrics import Counters
 from producer.parallel import Stopped
@@ -29,6 +34,9 @@ NEWEST_IDS = 10_000  # below the top: a transaction may have drawn an id and not
 GAPS_NOTED_MAX = 5_000  # the checkpoint carries them all; more have to wait for the horizon
 HORIZON_POLL_S = 0.5
 HORIZON_LOG_S = 10.0
+# A lot ends with the page that reaches one of these bounds, or the one in the settings.
+LOT_BYTES = 8 * 1024 * 1024  # of keys and values: two lots are in memory
+LOT_S = 1.0  # of reading: where the source is slow, what it gives is not held back
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +45,8 @@ class Bounds:
 
     top: int  # newest id when the job started
     xmax: int  # transactions below it, if they had an id when the job started, may still commit ids up to `top`
-    id_window: int
     horizon_wait_s: float
+    lot_rows: int  # about: a lot is whole pages
 
 
 class Prepared(NamedTuple):
@@ -78,44 +86,62 @@ class Snapshot:
         self._horizon_passed = False
         self._asked_at = float("-inf")
         self._asked_s = 0.0  # how long the last page took to read
+        self._last_rows = 0  # and how many rows it has
 
     def read(self, range_: IdRange) -> IdRange:
-        """Publish the rest of a range; return it, done. Raises Stopped between pages, when asked to."""
-        if range_.done:
-            return range_
-        range_ = begin(range_, self._bounds.id_window)
-        self._checkpoint.save(range_)
-        ahead: Prepared | None = None
+        """Publish the rest of a range; return it, done. Raises Stopped between lots, when asked to."""
+        published: list[Prepared] = []  # and perhaps not confirmed yet
+        behind = range_  # what the range is once they are
         while not range_.done:
-            if self._too_many_gaps(range_):
-                self.wait_for_horizon()
-            page, encoded, work = ahead or self._prepare(range_)
-            noted = note_gaps(range_, page.gaps, page.end)
-            # Before any row beside the gaps is published. And each page is saved for once between its reading and its
-            # publishing (one that was read ahead has been, with the cursor before it): if another runner has taken over
-            # and noted a gap where this page has a row by now, it is the other's to publish.
-            if ahead is None or noted.gaps != range_.gaps:
-                range_ = noted
-                self._checkpoint.save(range_)
-            with work.step("publish"):
-                self._publisher.publish(encoded.records, work.headers)
-            # The next page is read and encoded while the brokers confirm this one. It is not published before that.
-            following = replace(range_, cursor=page.end)
-            ahead = None
-            if not (following.done or self._too_many_gaps(range_)):
-                self._pause(len(encoded.records), self._asked_s)
-                ahead = self._prepare(following)
-            with work.step("confirm"):
+            pages: list[Prepared] = []
+            ahead = behind
+            if not (behind.done or self._too_many_gaps(behind)):
+                pages, ahead = self._read_lot(behind, pause_first=bool(published))
+            with _step(published, "confirm"):
                 self._publisher.flush()  # raises if any delivery failed; the cursor stays
-            range_ = advance(range_, page.end, len(encoded.records), self._bounds.id_window)
-            with work.step("save cursor"):
-                self._checkpoint.save(range_)  # dying before this line publishes the page again, under the same number
-            work.end(**_of_page(page, encoded))
-            self.counters.count(page, encoded)
+            range_ = announce(behind, ahead)
+            with _step(published, "save cursor"):
+                # Dying before this line publishes the last lot again, under the same number. It also stands between the
+                # reading of the next lot and its publishing: if another runner has taken over, and noted a gap where a
+                # row was read by now, it raises, and the row is the other's to publish.
+                self._checkpoint.save(range_)
+            for page, encoded, work in published:
+                work.end(**_of_page(page, encoded))
+                self.counters.count(page, encoded)
             self.counters.saved(range_.id_range, range_.cursor)
             if self._stop() and not range_.done:
                 raise Stopped
+            if not (pages or range_.done):
+                self.wait_for_horizon()  # nothing is on its way, and there are too many gaps to go on
+            for _, encoded, work in pages:
+                with work.step("publish"):
+                    self._publisher.publish(encoded.records, work.headers)
+            published, behind = pages, ahead
         return range_
+
+    def _read_lot(self, range_: IdRange, *, pause_first: bool) -> tuple[list[Prepared], IdRange]:
+        """Return the next pages, encoded, and the range behind them, with their gaps.
+
+        The source is given its pause between two pages, `pause_first` before the first one, too.
+        """
+        lot: list[Prepared] = []
+        rows = size = 0
+        began = time.monotonic()
+        while True:
+            if lot or pause_first:
+                self._pause(self._last_rows, self._asked_s)
+            prepared = self._prepare(range_)
+            page, records = prepared.page, prepared.encoded.records
+            range_ = advance(note_gaps(range_, page.gaps, page.end), page.end, len(records))
+            lot.append(prepared)
+            self._last_rows = len(records)
+            rows += len(records)
+            size += sum(len(key) + len(value) for key, value in records)
+            if rows >= self._bounds.lot_rows or size >= LOT_BYTES or time.monotonic() - began >= LOT_S:
+                break
+            if range_.done or self._too_many_gaps(range_) or self._stop():
+                break
+        return lot, range_
 
     def read_late_rows(self, ranges: Sequence[IdRange]) -> IdRange | None:
         """Look at the gaps of all ranges again once nobody can fill them any more; return the late range, done.
@@ -143,7 +169,7 @@ class Snapshot:
             with work.step("publish and confirm"):
                 self._publisher.publish(encoded.records, work.headers)
                 self._publisher.flush()
-            late = advance(late, page.end, len(encoded.records), self._bounds.id_window)
+            late = advance(late, page.end, len(encoded.records))
             with work.step("save cursor"):
                 self._checkpoint.save(late)
             work.end(**_of_page(page, encoded))
@@ -203,6 +229,14 @@ class Snapshot:
             self._horizon_passed = self._reader.horizon_passed(self._bounds.xmax)
             self._asked_at = time.monotonic()
         return self._horizon_passed
+
+
+def _step(pages: Iterable[Prepared], name: str) -> ExitStack:
+    """Return a step that is one of each of the pages."""
+    steps = ExitStack()
+    for _, _, work in pages:
+        steps.enter_context(work.step(name))
+    return steps
 
 
 def _of_page(page: Page, encoded: Encoded) -> dict[str, int]:

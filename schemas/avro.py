@@ -1,10 +1,10 @@
-"""Avro's binary encoding of records of plain fields: varints, texts, bytes and booleans, one after the other.
+"""Avro's binary encoding of records without unions and maps, whose only arrays are of pairs of bytes.
 
 Pure, and compiled where a C compiler is (`schemas/compiled.py`). Equal to fastavro on every record;
 tests/unit/schemas/test_avro.py shows it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from librt.strings import BytesWriter
@@ -15,6 +15,7 @@ NUMBER: Final = 0
 TEXT: Final = 1
 BYTES: Final = 2
 BOOLEAN: Final = 3
+PAIRS: Final = 4
 KINDS: Final = {"long": NUMBER, "int": NUMBER, "string": TEXT, "bytes": BYTES, "boolean": BOOLEAN}
 POSITIVE: Final = 2**63 - 1
 TRUE: Final = b"\x01"
@@ -25,11 +26,17 @@ SMALL: Final = [bytes([n << 1] if n < 64 else [n << 1 & 127 | 128, n >> 6]) for 
 
 
 def kinds_of(schema: Mapping[str, Any]) -> bytes:
-    """Return the kind of each of a record's fields, a byte a field. Raises ValueError for a type that is not plain."""
-    types = [field["type"] for field in schema["fields"]]
-    if not all(isinstance(name, str) and name in KINDS for name in types):
-        raise ValueError(f"a record of other types than {', '.join(KINDS)}")
-    return bytes([KINDS[name] for name in types])
+    """Return the kind of each of a record's fields, a byte a field. Raises ValueError for a type that has none."""
+    return bytes([_kind(field["type"]) for field in schema["fields"]])
+
+
+def _kind(avro_type: Any) -> int:
+    if isinstance(avro_type, str) and avro_type in KINDS:
+        return KINDS[avro_type]
+    items = avro_type.get("items") if isinstance(avro_type, dict) else None
+    if isinstance(items, dict) and [part["type"] for part in items["fields"]] == ["bytes", "bytes"]:
+        return PAIRS
+    raise ValueError(f"another type than {', '.join(KINDS)} and pairs of bytes")
 
 
 def write_varint(out: BytesWriter, number: i64) -> None:
@@ -52,6 +59,16 @@ def write_bytes(out: BytesWriter, data: bytes) -> None:
     else:
         write_varint(out, size)
     out.write(data)
+
+
+def write_pairs(out: BytesWriter, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+    """Write an array of records that have two fields of bytes: one block, and the empty one that ends it."""
+    if pairs:
+        write_varint(out, len(pairs))
+        for key, value in pairs:
+            write_bytes(out, key)
+            write_bytes(out, value)
+    out.append(u8(0))
 
 
 def varint(number: int) -> bytes:
@@ -96,9 +113,81 @@ class RecordEncoder:
             elif kind == BYTES:
                 data: bytes = record[place]
                 write_bytes(out, data)
+            elif kind == PAIRS:
+                write_pairs(out, record[place])
             else:
                 out.write(TRUE if record[place] else FALSE)
             place += 1
+
+
+class Reader:
+    """Reads values one after the other.
+
+    Raises EOFError, IndexError or ValueError for anything that is none.
+    """
+
+    def __init__(self, data: bytes, at: i64) -> None:
+        """`at` is where the first value begins."""
+        self._data = data
+        self.at: i64 = at
+
+    def _bits(self) -> i64:
+        """Return what a varint holds, in zigzag."""
+        data = self._data
+        at: i64 = self.at
+        byte: i64 = data[at]
+        at += 1
+        bits: i64 = byte & 127
+        shift: i64 = 7
+        while byte >= 128:
+            byte = data[at]
+            at += 1
+            if shift == 63 and byte > 1:  # the tenth byte has room for one bit
+                raise ValueError("a number of more than 64 bits")
+            bits |= (byte & 127) << shift
+            shift += 7
+        self.at = at
+        return bits
+
+    def number(self) -> i64:
+        """Return a number."""
+        bits = self._bits()
+        return ((bits >> 1) & POSITIVE) ^ -(bits & 1)
+
+    def boolean(self) -> bool:
+        """Return a boolean."""
+        byte: i64 = self._data[self.at]
+        if byte > 1:
+            raise ValueError("a boolean that is neither 0 nor 1")
+        self.at += 1
+        return byte == 1
+
+    def raw(self) -> bytes:
+        """Return bytes."""
+        bits = self._bits()
+        if bits & 1 != 0:
+            raise EOFError("a negative length")
+        begin: i64 = self.at
+        size: i64 = (bits >> 1) & POSITIVE
+        if size > len(self._data) - begin:
+            raise EOFError("a value reaches beyond the record")
+        self.at = begin + size
+        return self._data[begin : begin + size]
+
+    def pairs(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Return the pairs of an array, in however many blocks."""
+        found: list[tuple[bytes, bytes]] = []
+        while True:
+            bits = self._bits()
+            if bits & 1 != 0:
+                raise ValueError("a block that names its size: nobody here writes one")
+            if bits == 0:
+                return tuple(found)
+            left: i64 = (bits >> 1) & POSITIVE
+            while left > 0:
+                key = self.raw()
+                found.append((key, self.raw()))
+                left -= 1
 
 
 class RecordDecoder:
@@ -117,38 +206,21 @@ class RecordDecoder:
         """
         values: list[Any] = []
         kinds = self._kinds
-        end: i64 = len(data)
-        at: i64 = self._header_bytes
+        reader = Reader(data, self._header_bytes)
         place: i64 = 0
         while place < len(kinds):
             kind: i64 = kinds[place]
-            place += 1
-            byte: i64 = data[at]
-            at += 1
-            if kind == BOOLEAN:
-                if byte > 1:
-                    raise ValueError("a boolean that is neither 0 nor 1")
-                values.append(byte == 1)
-                continue
-            bits: i64 = byte & 127
-            shift: i64 = 7
-            while byte >= 128:
-                byte = data[at]
-                at += 1
-                if shift == 63 and byte > 1:  # the tenth byte has room for one bit
-                    raise ValueError("a number of more than 64 bits")
-                bits |= (byte & 127) << shift
-                shift += 7
             if kind == NUMBER:
-                values.append(((bits >> 1) & POSITIVE) ^ -(bits & 1))
-                continue
-            if bits & 1 != 0:
-                raise EOFError("a negative length")
-            size: i64 = (bits >> 1) & POSITIVE
-            if size > end - at:
-                raise EOFError("a value reaches beyond the record")
-            values.append(data[at : at + size].decode() if kind == TEXT else data[at : at + size])
-            at += size
-        if at != end:
-            raise ValueError(f"{end - at} bytes follow a complete record")
+                values.append(reader.number())
+            elif kind == TEXT:
+                values.append(reader.raw().decode())
+            elif kind == BYTES:
+                values.append(reader.raw())
+            elif kind == PAIRS:
+                values.append(reader.pairs())
+            else:
+                values.append(reader.boolean())
+            place += 1
+        if reader.at != len(data):
+            raise ValueError(f"{len(data) - reader.at} bytes follow a complete record")
         return tuple.__new__(self._record_type, values)

@@ -7,7 +7,7 @@ in both frames: a codec writes one of them and reads both.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from io import BytesIO
@@ -18,9 +18,10 @@ from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from schemas import avro
 from schemas.errors import UndecodableRecordError, UnknownSchemaError
-from schemas.records import RECORD_TYPES, Record
+from schemas.records import RECORD_TYPES, OutcomeBatch, Record
 
 R = TypeVar("R", bound=Record)
+K = TypeVar("K", bound=bytes | None)
 
 SINGLE_OBJECT_MARKER = b"\xc3\x01"
 SINGLE_OBJECT_HEADER_BYTES = 10
@@ -144,6 +145,31 @@ class Codec:
             raise UndecodableRecordError(
                 f"{len(data)} bytes are no {record_type.__name__} ({type(error).__name__})"
             ) from error
+
+    def outcomes(self, key: K, value: bytes) -> Sequence[tuple[K | bytes, bytes]]:
+        """Return key and value of each outcome in a record of an outcomes topic: of a batch's, or the record's own.
+
+        Every reader of such a topic begins with this. What is no whole batch is returned as it came, and decoding it
+        says why. Raises ServiceUnreachableError if the registry that would know the frame is down.
+        """
+        alone = ((key, value),)
+        try:
+            record_type, decode = self._decoders.get(value[: self._header_bytes]) or self._decoder_of(
+                value[: header_bytes(value)]
+            )
+        except UnknownSchemaError:  # its outcomes have such frames, too: the reader has to meet each of them
+            batch = self.read_body(OutcomeBatch, value)
+            if batch is None or any(not framed.startswith(CONFLUENT_MARKER) for _, framed in batch.outcomes):
+                return alone
+            return batch.outcomes or alone
+        except UndecodableRecordError:
+            return alone
+        if record_type is not OutcomeBatch:
+            return alone
+        try:
+            return cast("OutcomeBatch", decode(value)).outcomes or alone
+        except (EOFError, IndexError, ValueError):
+            return alone
 
     def _decoder_of(self, header: bytes) -> tuple[type[Record], Decode]:
         """Return record type and decoder of a frame that this codec does not write."""

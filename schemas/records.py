@@ -74,6 +74,12 @@ class SnapshotMarker(NamedTuple):
     run: int
 
 
+class OutcomeBatch(NamedTuple):
+    """Outcomes that follow one another on a partition, key and framed value of each; see `Codec.outcomes`."""
+
+    outcomes: tuple[tuple[bytes, bytes], ...]
+
+
 class Contact(NamedTuple):
     """A CDP contact by CRM person id; `created_at` is its watermark."""
 
@@ -100,7 +106,9 @@ class Referent(NamedTuple):
     name: str
 
 
-Record = AuditEvent | ActivityLog | SkippedRecord | DeadLetter | SnapshotMarker | Contact | User | Referent
+Record = (
+    AuditEvent | ActivityLog | SkippedRecord | DeadLetter | SnapshotMarker | OutcomeBatch | Contact | User | Referent
+)
 Outcome = ActivityLog | SkippedRecord | DeadLetter
 RECORD_TYPES: tuple[type[Record], ...] = (
     AuditEvent,
@@ -108,6 +116,7 @@ RECORD_TYPES: tuple[type[Record], ...] = (
     SkippedRecord,
     DeadLetter,
     SnapshotMarker,
+    OutcomeBatch,
     Contact,
     User,
     Referent,

@@ -136,6 +136,8 @@ class Sink:
         self._gathered: list[Taken] = []
         self._record_bytes = FIRST_RECORD_BYTES_GUESS
         self._resting: Positions | None = None  # where it is, while it has nothing in hand and asks for records
+        self._outcomes_a_record = 1  # the most that were met
+        self._codec = codec
         self._kafka = kafka
         self._group = Group(settings, kafka, self._waiting, self.metrics, seam)
 
@@ -233,15 +235,20 @@ class Sink:
     # --- a batch ---
 
     def _gather(self) -> list[Taken]:
-        """Return up to a batch of records, bounded by count and bytes; empty after an idle moment."""
+        """Return a batch of outcomes, bounded by count and bytes; empty after an idle moment.
+
+        All outcomes of a record are in one batch, also where they exceed a bound: what has no source offset is known as
+        counted by the record's.
+        """
         self._gathered = []
         self._contexts = {}
-        size = 0
+        records = size = 0
         deadline = 0.0
         while len(self._gathered) < self._settings.sink_batch_records and size < self._settings.sink_batch_bytes:
             # Ask for what fits by the size of the records so far, so that large ones overshoot by one poll only.
             room = (self._settings.sink_batch_bytes - size) // self._record_bytes + 1
-            wanted = min(room, self._settings.sink_batch_records - len(self._gathered))
+            left = (self._settings.sink_batch_records - len(self._gathered)) // self._outcomes_a_record
+            wanted = max(1, min(room, left))
             idle_s = POLL_IN_FLIGHT_S if self._in_flight else POLL_IDLE_S
             wait_s = max(0.0, deadline - time.monotonic()) if deadline else idle_s
             if not deadline:
@@ -253,16 +260,25 @@ class Sink:
             if self._traces.on:
                 self._note_contexts(polled)
             for message in polled:
-                taken = _taken(message)
-                size += len(taken.value)
-                self._gathered.append(taken)
-            if self._gathered:
-                self._record_bytes = max(1, size // len(self._gathered))
+                outcomes = self._taken(message)
+                self._outcomes_a_record = max(self._outcomes_a_record, len(outcomes))
+                size += sum(len(taken.value) for taken in outcomes)
+                self._gathered += outcomes
+            records += len(polled)
+            if records:
+                self._record_bytes = max(1, size // records)
                 deadline = deadline or time.monotonic() + self._settings.sink_linger_ms / 1000
             if self._waiting.stop_requested or (not polled and (not deadline or time.monotonic() >= deadline)):
                 break
         gathered, self._gathered = self._gathered, []
         return gathered
+
+    def _taken(self, message: Message) -> list[Taken]:
+        """Return the outcomes in a message; a null value (a tombstone) is taken as empty bytes: no record."""
+        partition, offset = message.partition(), message.offset()
+        outcomes = self._codec.outcomes(message.key() or b"", message.value() or b"")
+        # Partition and offset are there, for it is no error; key and value are bytes, for nothing deserializes them.
+        return [Taken(partition, offset, key, value) for key, value in outcomes]  # type: ignore[arg-type]
 
     def _note_contexts(self, polled: Iterable[Message]) -> None:
         """Note the trace contexts that records came with, and their partitions."""
@@ -328,9 +344,3 @@ def _of_outcome(outcome: BatchOutcome, dead_letters: int) -> dict[str, int]:
         "crm_replay.failed": len(outcome.failed),
         "crm_replay.dead_letters": dead_letters,
     }
-
-
-def _taken(message: Message) -> Taken:
-    """Return the record in a message; a null value (a tombstone) is taken as empty bytes, which decode to no record."""
-    # Key and value are bytes, for nothing deserializes them; partition and offset are there, for it is no error.
-    return Taken(message.partition(), message.offset(), message.key() or b"", message.value() or b"")  # type: ignore[arg-type]

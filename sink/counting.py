@@ -85,7 +85,7 @@ def advance(progress: PartitionProgress, batch: Sequence[Decided], id_shift: int
     with_document: list[int] = []
     for record in batch:
         offset, from_offset, audit_id, id_range, into, reason, dead_letter = record
-        before, outcomes_offset = outcomes_offset, max(outcomes_offset, offset)
+        outcomes_offset = max(outcomes_offset, offset)
         if into is Bin.PASSED_OVER:
             continue
         if into is Bin.ENDED:
@@ -99,7 +99,7 @@ def advance(progress: PartitionProgress, batch: Sequence[Decided], id_shift: int
         elif from_offset >= 0:
             is_new = from_offset > source_offset
         else:
-            is_new = offset > before
+            is_new = offset > progress.outcomes_offset  # which all outcomes of a record have in common
         if from_offset > source_offset:
             source_offset = from_offset
         if not is_new:

@@ -23,10 +23,10 @@ _TYPE_DELETED_USER = b"\x02type\x00" + len(_DELETED_USER).to_bytes(4, "little") 
 
 
 class Taken(NamedTuple):
-    """A record as it came from the outcomes topic; a null value is taken as empty bytes."""
+    """An outcome as it came from the outcomes topic, alone or in a batch; a null value is taken as empty bytes."""
 
     partition: int
-    offset: int
+    offset: int  # of the record, which several may share
     key: bytes
     value: bytes
 

@@ -25,7 +25,7 @@ AboutRow = AuditEvent | ActivityLog | SkippedRecord | DeadLetter
 
 
 class Found(NamedTuple):
-    """A record about one of the rows that were looked for."""
+    """A record about one of the rows that were looked for; of an outcome in a batch, where the batch stands."""
 
     partition: int
     offset: int
@@ -95,7 +95,8 @@ def about_rows(read: Iterable[Read], topic: str, audit_ids: Iterable[int], codec
     """
     wanted = {zigzag(audit_id): audit_id for audit_id in audit_ids}
     lengths = sorted({len(encoded) for encoded in wanted})
-    for partition, offset, value in read if wanted else ():
+    outcomes = ((p, offset, each) for p, offset, value in read for _, each in codec.outcomes(None, value))
+    for partition, offset, value in outcomes if wanted else ():
         at = header_bytes(value)
         for length in lengths:
             audit_id = wanted.get(value[at : at + length])

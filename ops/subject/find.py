@@ -29,7 +29,7 @@ class OnTopic:
     """The records about a person on one topic."""
 
     topic: str
-    records: list[KeyedRead]
+    records: list[KeyedRead]  # one for each outcome of a batch, which all stand at its offset
     last_is_value: set[bytes]  # keys of them whose last record is no tombstone, so that a compaction keeps it
 
 
@@ -126,14 +126,15 @@ def on_topic(kafka: Mapping[str, Any], topic: str, person: Person, codec: Codec,
             if record.key is not None:
                 found.last_is_value.discard(record.key)
             continue
-        try:
-            about = is_about(person, record.key, record.value, codec)
-        except UnknownSchemaError as error:
-            raise UnreadableTopicError.at(topic, record.partition, record.offset, error) from error
-        if about:
-            found.records.append(record)
-            if record.key in keys:
-                found.last_is_value.add(record.key)
+        for key, value in codec.outcomes(record.key, record.value):
+            try:
+                about = is_about(person, key, value, codec)
+            except UnknownSchemaError as error:
+                raise UnreadableTopicError.at(topic, record.partition, record.offset, error) from error
+            if about:
+                found.records.append(record._replace(key=key, value=value))
+                if key in keys:
+                    found.last_is_value.add(key)
     return found
 
 

@@ -66,6 +66,7 @@ class LiveSettings(ProcessorSettings):
     """What a worker of a live feed reads from its environment; every name has the prefix CRM_REPLAY_."""
 
     job: LiveFeed = Field(description="the feed, as JSON")
+    run_records_max: int = Field(1000, ge=1, le=100_000, description="records that are handled and committed together")
 
 
 def is_wanted() -> bool:
@@ -413,7 +414,7 @@ async def run_live_worker(
         rules = Transformer(mapping, "", live=True)
         lookups = LiveLookups(tables.rows, codec, mapping.person, contacts, mongo, directory, rules.is_mapped)
         transform = AccountRules(rules, lookups.of).transform
-        app = build_app(settings, connections, metrics, LiveApp)
+        app = build_app(settings, connections, metrics, LiveApp, fetch_bytes_min=1)
         changes = ChangeDecoder(
             mapping,
             company_sso_id=feed.table_account,

@@ -127,9 +127,9 @@ def test_a_page_is_followed_from_its_read_to_the_bulk_write_and_the_run_beside_i
 
     replay(sample_crm, SAMPLE_JSONB)
     topics = AccountTopics.of(SAMPLE_JSONB)
-    for topic in (topics.replay, topics.outcomes):
+    for topic, records_min in ((topics.replay, 200), (topics.outcomes, 3)):
         untraced = records_of(sample_crm, topic)
-        assert len(untraced) > 200
+        assert len(untraced) > records_min
         assert not any(headers_of(message) for message in untraced)
 
 

@@ -77,15 +77,18 @@ def _with_rows(
     """Return those of the partitions on which anything but markers stands from `begin` on."""
     found: set[int] = set()
     for read in records(kafka, topic, begin):
-        try:
-            is_marker = isinstance(codec.decode(read.value), SnapshotMarker)
-        except UndecodableRecordError:
-            is_marker = False
-        if not is_marker:
+        if not all(_is_marker(value, codec) for _, value in codec.outcomes(None, read.value)):
             found.add(read.partition)
             if found >= partitions:
                 break
     return found
+
+
+def _is_marker(value: bytes, codec: Codec) -> bool:
+    try:
+        return isinstance(codec.decode(value), SnapshotMarker)
+    except UndecodableRecordError:
+        return False
 
 
 class Tracer:

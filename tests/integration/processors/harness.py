@@ -247,8 +247,12 @@ class JobOnKafka:
         return reached
 
     def outcomes(self) -> list[tuple[int, bytes, Outcome | SnapshotMarker]]:
-        """Return partition, key and record of everything on the outcomes topic."""
-        return [(p, key or b"", CODEC.decode(value or b"")) for p, key, value in self.read(self.topics.outcomes)]  # type: ignore[misc]
+        """Return partition, key and record of every outcome and end marker on the outcomes topic."""
+        return [
+            (partition, key, CODEC.decode(value))  # type: ignore[misc]
+            for partition, of_record, data in self.read(self.topics.outcomes)
+            for key, value in CODEC.outcomes(of_record or b"", data or b"")
+        ]
 
     def read(self, topic: str) -> list[tuple[int, bytes | None, bytes | None]]:
         """Return partition, key and value of every committed record of a topic."""

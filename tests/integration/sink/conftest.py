@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from ops.jobs import migrations
 from schemas.codec import Codec
 from schemas.job import ReplayJob
-from schemas.records import ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker
+from schemas.records import ActivityLog, DeadLetter, OutcomeBatch, Record, SkippedRecord, SnapshotMarker
 from schemas.vocabulary import MarkerEdge
 from sink.consumer import Sink
 from sink.effects import Seam, straight
@@ -74,11 +74,14 @@ class Account:
     def end(self) -> SnapshotMarker:
         return SnapshotMarker(MarkerEdge.END, self.job.job_id, 10_000_000, self.job.run)
 
-    def publish(self, records: Sequence[Record | bytes], partition: int = 0) -> None:
+    def publish(self, records: Sequence[Record | bytes], partition: int = 0, *, together: int = 1) -> None:
+        """Produce records of the outcomes topic; `together` outcomes, or what is left of them, are a record."""
+        values = [record if isinstance(record, bytes) else CODEC.encode(record) for record in records]
+        parts = [values[at : at + together] for at in range(0, len(values), together)]
+        batches = [CODEC.encode(OutcomeBatch(tuple((b"key", value) for value in part))) for part in parts]
         producer = Producer({**self.kafka, "linger.ms": 5, "message.max.bytes": 20_000_000})
         failures: list[Any] = []
-        for record in records:
-            value = record if isinstance(record, bytes) else CODEC.encode(record)
+        for value in values if together == 1 else batches:
             producer.produce(
                 self.job.topics.outcomes,
                 value,

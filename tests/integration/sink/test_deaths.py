@@ -34,13 +34,17 @@ def outcomes(account: Account, first: int, last: int) -> list[Record | bytes]:
 
 
 def prepare(account: Account) -> None:
-    """Some documents are there from an earlier run; one record per partition is poison."""
+    """Some documents are there from an earlier run; one outcome per partition is poison.
+
+    An older release has written the first outcomes, each as a record of its own.
+    """
     account.logs.insert_many([account.document(i) for i in range(10, ROWS + 1, 10)])
     for partition in range(account.job.partitions):
         mine = [
             record for i in range(1 + partition, ROWS + 1, account.job.partitions) for record in outcomes(account, i, i)
         ]
-        account.publish([*mine[:20], b"poison", *mine[20:], account.end()], partition)
+        account.publish(mine[:20], partition)
+        account.publish([*mine[20:31], b"poison", *mine[31:], account.end()], partition, together=7)
 
 
 def check(account: Account) -> None:
@@ -111,7 +115,7 @@ def test_a_zombie_that_wakes_in_the_middle_counts_nothing_twice(account: Account
     other = account.start_process(CRM_REPLAY_SINK_BATCH_RECORDS="7")
     wait_until(lambda: account.totals.accounted >= 14, "the other sink to begin")
     zombie.send_signal(signal.SIGCONT)
-    account.publish([*outcomes(account, 121, ROWS), account.end()])
+    account.publish([*outcomes(account, 121, ROWS), account.end()], together=9)
     assert [zombie.wait(60), other.wait(60)] == [0, 0]
     check(account)
 
@@ -148,9 +152,10 @@ def test_random_deaths_of_three_sinks_under_redelivery_change_nothing(
         at = 0
         while at < len(mine):
             end = min(len(mine), at + chance.randint(1, 300))
-            published += mine[at:end]
+            account.publish([*published, *mine[at:end]], partition, together=chance.randint(1, 30))
+            published = []
             at = end if chance.random() < 0.7 else chance.randint(at, end)
-        account.publish([*published, account.end()], partition)
+        account.publish([account.end()], partition)
 
     small = {"CRM_REPLAY_SINK_BATCH_RECORDS": "5", "CRM_REPLAY_SINK_LINGER_MS": "10"}
     sinks: list[Any] = []

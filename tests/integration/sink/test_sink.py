@@ -148,6 +148,30 @@ def test_poison_bytes_become_dead_letters_and_the_rest_goes_on(account: Account)
     assert (totals.migrated, totals.failed, totals.foreign) == (2, {}, {"undecodable_record": 5})
 
 
+def test_outcomes_in_batches_end_as_those_alone_do_whatever_is_among_them(account: Account) -> None:
+    account.logs.insert_one(account.document(2))
+    broken = account.log(4)._replace(document=b"\x05\0\0\0")
+    refused = account.log(5, changes=[{"from": 1}] * 3)  # ... by the server, as one of the batch
+    inside = bytearray(refused.document)
+    inside[inside.index(b"category") - 1] = 0x7E
+    refused = refused._replace(document=bytes(inside))
+    mixed = [account.log(1), account.log(2), account.skip(3), broken, refused, b"poison", account.dead_letter(6)]
+    account.publish([*mixed, account.log(7)], together=20)
+    account.publish([account.log(8), account.end()])
+    account.publish([*mixed, account.end()], together=3)  # a processor repeats some of it, cut in another way
+    sink = account.run_sink(sink_batch_records=2)  # no batch of the sink takes a record apart
+    assert account.external_ids() == ["crm_audit:1", "crm_audit:2", "crm_audit:7", "crm_audit:8"]
+    totals = account.totals
+    assert (totals.migrated, totals.skipped) == (3, {"contact_not_found": 1, "duplicate_external_id": 1})
+    assert totals.failed == {"undecodable_record": 1, "write_refused": 1, "undecodable_changes": 1}
+    letters = {(letter.cause, letter.source_topic, letter.source_offset): letter for letter in account.dead_letters()}
+    poison = letters["undecodable_record", account.job.topics.outcomes, 0]
+    assert (poison.payload, poison.key, poison.detail) == (b"poison", b"key", "unknown schema header 706f69736f6e")
+    assert letters["write_refused", account.job.topics.replay, 5].payload == CODEC.encode(refused)
+    assert letters["undecodable_record", account.job.topics.replay, 4].payload == CODEC.encode(broken)
+    assert sink.metrics.records >= len(mixed) + 3  # outcomes, and not records of the topic
+
+
 def test_documents_that_cannot_be_sent_are_dead_letters(account: Account) -> None:
     other = account.log(2, company_sso_id="somebody-else")
     broken = account.log(3)._replace(document=b"\x05\0\0\0")

@@ -27,14 +27,9 @@ class Record(NamedTuple):
     offset: int
     key: bytes | None = b"k"
     value: bytes | None = b"v"
-    topic: str = TOPIC
-    partition: int = 0
     timestamp: int = 0
     timestamp_type: int = 0
     headers: tuple[()] = ()
-    checksum: None = None
-    serialized_key_size: int = 1
-    serialized_value_size: int = 1
 
 
 # -- split

@@ -8,9 +8,19 @@ from typing import Any, cast
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from hypothesis import given
+from hypothesis import strategies as st
 
 from processors import outcomes
-from processors.outcomes import Delivery, OutcomeNotDeliveredError, OutcomeProducer
+from processors.outcomes import (
+    BATCH_BYTES_MAX,
+    OUTCOMES_A_BATCH_MAX,
+    Delivery,
+    OutcomeBatches,
+    OutcomeNotDeliveredError,
+    OutcomeProducer,
+)
+from schemas.codec import Codec
 
 REFUSED = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
 Report = Callable[[Any, Any], None]
@@ -142,3 +152,22 @@ def test_a_broker_that_confirms_nothing_ends_the_wait(producer: OutcomeProducer)
     delivery = producer.send([], 1, 0)  # a confirmation that never comes
     with pytest.raises(OutcomeNotDeliveredError, match="confirmed no outcome"):
         asyncio.run(producer.confirmed(delivery))
+
+
+@given(st.lists(st.sampled_from((0, 1, 400, BATCH_BYTES_MAX // 2, BATCH_BYTES_MAX, BATCH_BYTES_MAX + 1)), max_size=30))
+def test_outcomes_keep_their_order_in_batches_of_a_bounded_size(sizes: list[int]) -> None:
+    codec = Codec()
+    messages = [(b"%d" % number, bytes(size)) for number, size in enumerate(sizes)]
+    records = OutcomeBatches(codec)(messages)
+    assert [outcome for key, value in records for outcome in codec.outcomes(key, value)] == messages
+    for key, value in records:
+        parts = codec.outcomes(key, value)
+        assert len(parts) == 1 or sum(len(k) + len(v) for k, v in parts) <= BATCH_BYTES_MAX
+        assert (len(parts) == 1) == ((key, value) in messages)  # one that is alone is what it was
+
+
+def test_a_batch_has_so_many_outcomes_at_most_and_never_fewer_for_nothing() -> None:
+    codec = Codec()
+    records = OutcomeBatches(codec)([(b"k", b"value")] * (2 * OUTCOMES_A_BATCH_MAX + 3))
+    assert [len(codec.outcomes(key, value)) for key, value in records] == [OUTCOMES_A_BATCH_MAX] * 2 + [3]
+    assert OutcomeBatches(codec)([]) == []

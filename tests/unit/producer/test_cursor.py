@@ -9,7 +9,7 @@ from producer.cursor import (
     IdRange,
     advance,
     all_gaps,
-    begin,
+    announce,
     clip,
     cutoff,
     in_gaps,
@@ -38,16 +38,22 @@ def test_the_cutoff_is_the_asked_start_else_the_first_row_else_now() -> None:
 @pytest.mark.parametrize("page_end", [-1, 40, 101])
 def test_a_page_that_does_not_advance_or_leaves_its_range_is_an_error(page_end: int) -> None:
     with pytest.raises(CursorDidNotAdvanceError, match="past audit id 40"):
-        advance(a_range(cursor=40), page_end, 1, window=10)
+        advance(a_range(cursor=40), page_end, 1)
 
 
-def test_advancing_counts_rows_and_moves_what_may_be_published() -> None:
-    begun = begin(a_range(), window=30)
-    assert begun.reach == 30
-    page = advance(begun, 20, 5, window=30)
-    assert (page.cursor, page.rows, page.reach, page.done) == (20, 5, 50, False)
-    end = advance(page, 100, 2, window=30)
-    assert (end.rows, end.reach, end.done, end.left) == (7, 100, True, 0)
+def test_advancing_counts_rows() -> None:
+    page = advance(a_range(), 20, 5)
+    assert (page.cursor, page.rows, page.reach, page.done) == (20, 5, 0, False)
+    end = advance(page, 100, 2)
+    assert (end.rows, end.done, end.left) == (7, True, 0)
+
+
+def test_what_is_announced_is_no_part_of_a_tail_and_its_gaps_are_known() -> None:
+    confirmed = advance(a_range(), 20, 5)
+    announced = announce(confirmed, advance(note_gaps(confirmed, [(30, 31)], 50), 50, 9))
+    assert announced == a_range(cursor=20, rows=5, reach=50, gaps=((30, 31),), gaps_to=50)
+    assert split(announced, 1, [10, 30, 51, 70]) is not None
+    assert announce(a_range(reach=90), confirmed).reach == 90
 
 
 def test_a_gap_once_noted_stays_even_if_it_is_found_filled_later() -> None:

@@ -18,7 +18,7 @@ from schemas.codec import (
     single_object_header,
 )
 from schemas.errors import UndecodableRecordError, UnknownSchemaError
-from schemas.records import RECORD_TYPES, Record, Referent, SkippedRecord, SnapshotMarker
+from schemas.records import RECORD_TYPES, OutcomeBatch, Record, Referent, SkippedRecord, SnapshotMarker
 from tests.unit.schemas.values import records, unhurried
 
 CODEC = Codec()
@@ -33,6 +33,7 @@ HEADERS = {
     "skipped_record": "c301931bfc4b6a049f11",
     "dead_letter": "c30119e677cfdea249d1",
     "snapshot_marker": "c30121ac383403797c53",
+    "outcome_batch": "c301bec54b50e5013ad4",
     "contact": "c3013b66ea0565afdf48",
     "user": "c301f31650e95302d4c4",
     "referent": "c301353a6b4aecaf9e9e",
@@ -51,10 +52,17 @@ def crc_64_avro(data: bytes) -> int:
 
 
 def canonical_form(schema: Any) -> str:
-    """Return Avro's parsing canonical form of a record of primitives: full name, order of keys, nothing else."""
-    full_name = f"{schema['namespace']}.{schema['name']}"
-    fields = [{"name": field["name"], "type": field["type"]} for field in schema["fields"]]
-    return json.dumps({"name": full_name, "type": "record", "fields": fields}, separators=(",", ":"))
+    """Return Avro's parsing canonical form of a record: full names, order of keys, nothing else."""
+    return json.dumps(_canonical(schema, schema["namespace"]), separators=(",", ":"))
+
+
+def _canonical(schema: Any, namespace: str) -> Any:
+    if isinstance(schema, str):
+        return schema
+    if schema["type"] == "array":
+        return {"type": "array", "items": _canonical(schema["items"], namespace)}
+    fields = [{"name": field["name"], "type": _canonical(field["type"], namespace)} for field in schema["fields"]]
+    return {"name": f"{namespace}.{schema['name']}", "type": "record", "fields": fields}
 
 
 @pytest.mark.parametrize(
@@ -232,3 +240,44 @@ def test_the_message_says_nothing_of_the_content() -> None:
     with pytest.raises(UndecodableRecordError) as raised:
         CODEC.decode(data + b"!")
     assert "Siti" not in str(raised.value)
+
+
+ONE, OTHER = (b"1", CODEC.encode(SkippedRecord(1, 0, 1, 7, "why"))), (b"2", CODEC.encode(Referent("Crm::Deal", 1, "x")))
+
+
+@unhurried
+@given(st.lists(st.tuples(st.binary(max_size=300), records.map(CODEC.encode)), min_size=1, max_size=9))
+def test_a_batch_is_taken_apart_into_what_it_was_made_of(outcomes: list[tuple[bytes, bytes]]) -> None:
+    for codec in (CODEC, CONFLUENT):
+        batch = codec.encode(OutcomeBatch(tuple(outcomes)))
+        for reader in (codec, CONFLUENT):  # one that writes the other frame reads both
+            assert list(reader.outcomes(b"", batch)) == outcomes
+
+
+@unhurried
+@given(st.binary(max_size=20), records.filter(lambda record: not isinstance(record, OutcomeBatch)).map(CODEC.encode))
+def test_an_outcome_that_is_alone_is_returned_as_it_came(key: bytes, value: bytes) -> None:
+    assert list(CODEC.outcomes(key, value)) == [(key, value)]
+    assert list(CODEC.outcomes(None, value)) == [(None, value)]
+
+
+@unhurried
+@given(st.data())
+def test_what_is_no_whole_batch_is_one_record_that_cannot_be_decoded(data: st.DataObject) -> None:
+    batch = CODEC.encode(OutcomeBatch((ONE, OTHER)))
+    cut = batch[: data.draw(st.integers(0, len(batch) - 1))]
+    empty = CODEC.encode(OutcomeBatch(()))
+    for poison in (cut, batch + b"\0", empty, b"", b"\0" * 40, data.draw(st.binary(max_size=60))):
+        assert list(CODEC.outcomes(b"k", poison)) == [(b"k", poison)]
+    with pytest.raises(UndecodableRecordError):
+        CODEC.decode(cut)
+
+
+def test_a_batch_whose_frame_is_unknown_is_taken_apart_if_its_outcomes_have_such_frames() -> None:
+    ours = [(key, CONFLUENT.encode(CODEC.decode(value))) for key, value in (ONE, OTHER)]
+    assert list(CODEC.outcomes(b"", CONFLUENT.encode(OutcomeBatch(tuple(ours))))) == ours
+    for _, value in ours:
+        with pytest.raises(UnknownSchemaError):
+            CODEC.decode(value)
+    mixed = CONFLUENT.encode(OutcomeBatch((ours[0], ONE)))
+    assert list(CODEC.outcomes(b"k", mixed)) == [(b"k", mixed)]

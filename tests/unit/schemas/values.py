@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from schemas.codec import schema_of
-from schemas.records import RECORD_TYPES, Record
+from schemas.records import RECORD_TYPES, OutcomeBatch, Record
 
 # A busy machine must not fail a test that only took its time.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-# By the schema's primitive types, which are all that the schemas use: nullable unions cost too much.
+# By the schema's types: nullable unions cost too much, and the only arrays are of pairs of bytes.
 PRIMITIVES: dict[str, SearchStrategy[Any]] = {
     "long": st.integers(-(2**63), 2**63 - 1),
     "int": st.integers(-(2**31), 2**31 - 1),
@@ -24,14 +24,35 @@ PRIMITIVES: dict[str, SearchStrategy[Any]] = {
 }
 
 
+def values_of(avro_type: Any) -> SearchStrategy[Any]:
+    """Return a strategy for a field's values, as fastavro takes them."""
+    if isinstance(avro_type, str):
+        return PRIMITIVES[avro_type]
+    return st.lists(fields_of(avro_type["items"]), max_size=4)
+
+
 def fields_of(schema: dict[str, Any]) -> SearchStrategy[dict[str, Any]]:
     """Return a strategy for a record of any schema, as the dictionary fastavro takes."""
-    return st.fixed_dictionaries({field["name"]: PRIMITIVES[field["type"]] for field in schema["fields"]})
+    return st.fixed_dictionaries({field["name"]: values_of(field["type"]) for field in schema["fields"]})
+
+
+def record_from(record_type: type[Record], fields: dict[str, Any]) -> Record:
+    """Return the record with fastavro's fields."""
+    pairs = {name: tuple(tuple(pair.values()) for pair in of) for name, of in fields.items() if isinstance(of, list)}
+    return record_type(**{**fields, **pairs})
+
+
+def fields_from(record: Record) -> dict[str, Any]:
+    """Return a record's fields as fastavro takes them."""
+    fields = {**record._asdict()}
+    if isinstance(record, OutcomeBatch):
+        fields["outcomes"] = [{"key": key, "value": value} for key, value in record.outcomes]
+    return fields
 
 
 def records_of(record_type: type[Record]) -> SearchStrategy[Record]:
     """Return a strategy for one of our record types."""
-    return fields_of(schema_of(record_type)).map(lambda fields: record_type(**fields))
+    return fields_of(schema_of(record_type)).map(lambda fields: record_from(record_type, fields))
 
 
 records: SearchStrategy[Record] = st.sampled_from(RECORD_TYPES).flatmap(records_of)

@@ -45,6 +45,17 @@ def test_every_bin_is_counted() -> None:
     assert repeated == 0
 
 
+def test_outcomes_of_one_record_share_its_offset_and_are_each_counted_once() -> None:
+    poison = Decided(4, -1, 0, 0, Bin.FOREIGN, "poison", LETTER)
+    batch = [row(3, 1), row(4, 2)._replace(source_offset=1), poison, row(4, 3)._replace(source_offset=2), poison]
+    once = advance(PartitionProgress(), batch)
+    assert (once.progress.migrated, once.progress.foreign, once.progress.outcomes_offset) == (3, {"poison": 2}, 4)
+    assert len(once.dead_letters) == 2
+    again = advance(once.progress, batch[1:])
+    assert (again.repeated, again.dead_letters) == (4, ())
+    assert again.progress == replace(once.progress, version=2)
+
+
 def test_what_was_counted_is_not_changed_in_place() -> None:
     before = advance(PartitionProgress(), [row(0, 1, Bin.SKIPPED, "why")]).progress
     advance(before, [row(1, 2, Bin.SKIPPED, "why")])

@@ -8,7 +8,7 @@ from ops.checks.verify import topics
 from ops.checks.verify.topics import Tracer, dead_letters, unhandled
 from ops.kafka.topics import Read, Span
 from schemas.codec import Codec
-from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord, SnapshotMarker
+from schemas.records import ActivityLog, AuditEvent, DeadLetter, OutcomeBatch, Record, SkippedRecord, SnapshotMarker
 from schemas.topics import AccountTopics
 
 NAMES = AccountTopics.of("acme")
@@ -62,6 +62,10 @@ def event(audit_id: int) -> AuditEvent:
     return AuditEvent(audit_id, 0, 0, "Crm::Deal", 1, "", 0, "", 0, "", "update", "", False, 1, "", "", "acme")
 
 
+def batch(*outcomes: Record) -> OutcomeBatch:
+    return OutcomeBatch(tuple((b"key", Codec().encode(outcome)) for outcome in outcomes))
+
+
 MARKER = SnapshotMarker("end", "job", -1, RUN)
 
 
@@ -86,10 +90,9 @@ def test_a_row_is_followed_to_where_it_was_lost(kafka) -> None:
     kafka.put(
         NAMES.outcomes,
         0,
-        ActivityLog(1, 0, 1, RUN, b"x"),
-        SkippedRecord(2, 0, 2, RUN - 1, "of_an_earlier_run"),
-        SkippedRecord(300, 0, 3, RUN, "contact_not_found"),
+        batch(ActivityLog(1, 0, 1, RUN, b"x"), SkippedRecord(2, 0, 2, RUN - 1, "of_an_earlier_run")),
         b"junk",
+        SkippedRecord(300, 0, 3, RUN, "contact_not_found"),
     )
     told = Tracer({}, Job(), Codec(), whole_topic=False).trace([1, 2, 5, 300], lambda _: None)  # type: ignore[arg-type]
     assert told == {
@@ -112,10 +115,11 @@ def test_a_topic_that_has_let_records_go_proves_nothing(kafka) -> None:
 def test_a_group_must_have_committed_every_row_but_not_the_markers_behind_them(kafka) -> None:
     kafka.put(NAMES.replay, 0, MARKER, event(1), MARKER, MARKER)
     kafka.put(NAMES.replay, 1, MARKER, event(2), event(3), MARKER)
-    kafka.put(NAMES.outcomes, 0, SkippedRecord(1, 0, 1, RUN, "x"), MARKER)
+    kafka.put(NAMES.outcomes, 0, SkippedRecord(1, 0, 1, RUN, "x"), batch(MARKER, MARKER))
     kafka.put(NAMES.outcomes, 1, b"not a record")
-    kafka.committed = {NAMES.processors_group: [2, 2], NAMES.sink_group: [2, -1001]}
+    kafka.put(NAMES.outcomes, 2, batch(SkippedRecord(4, 0, 4, RUN, "x"), MARKER))
+    kafka.committed = {NAMES.processors_group: [2, 2], NAMES.sink_group: [1, -1001, 0]}
     left = [(u.group, u.partition, u.committed, u.end) for u in unhandled({}, Job(), Codec())]  # type: ignore[arg-type]
-    assert left == [(NAMES.processors_group, 1, 2, 4), (NAMES.sink_group, 1, -1001, 1)]
-    kafka.committed = {NAMES.processors_group: [4, 4], NAMES.sink_group: [2, 1]}
+    assert left == [(NAMES.processors_group, 1, 2, 4), (NAMES.sink_group, 1, -1001, 1), (NAMES.sink_group, 2, 0, 1)]
+    kafka.committed = {NAMES.processors_group: [4, 4], NAMES.sink_group: [2, 1, 1]}
     assert unhandled({}, Job(), Codec()) == []  # type: ignore[arg-type]
