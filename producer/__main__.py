@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from functools import partial
 from typing import Any
 
 import pymongo
@@ -21,6 +20,7 @@ import pymongo
 from producer import markers
 from producer.audits import AuditReader, connect, resolve
 from producer.checkpoint import Checkpoint
+from producer.core import RecordKeys
 from producer.cursor import next_number, share_out
 from producer.messages import Encoder
 from producer.parallel import Stopped, end_with_parent, ranges_of_run, read_in_children, split_for
@@ -35,7 +35,6 @@ from schemas.process.connections import Connections
 from schemas.process.exposition import PORT_VARIABLE, serving
 from schemas.process.registry import codec_for
 from schemas.source.mapping import load
-from schemas.source.person import record_key
 from schemas.vocabulary import ExitCode
 
 logger = logging.getLogger("producer")
@@ -80,7 +79,7 @@ def run(only: frozenset[int]) -> None:
             checkpoint.take_over()
         snapshot = Snapshot(
             reader,
-            Encoder(codec, partial(record_key, rule=mapping.person), topic, job.run, record_bytes),
+            Encoder(codec, RecordKeys(mapping.person).key, topic, job.run, record_bytes),
             publisher,
             checkpoint,
             Bounds(job.top_audit_id, job.snapshot_xmax, settings.horizon_wait_s, settings.lot_rows),

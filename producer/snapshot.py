@@ -136,7 +136,7 @@ class Snapshot:
             lot.append(prepared)
             self._last_rows = len(records)
             rows += len(records)
-            size += sum(len(key) + len(value) for key, value in records)
+            size += prepared.encoded.bytes
             if rows >= self._bounds.lot_rows or size >= LOT_BYTES or time.monotonic() - began >= LOT_S:
                 break
             if range_.done or self._too_many_gaps(range_) or self._stop():
