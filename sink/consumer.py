@@ -25,15 +25,15 @@ from schemas.process.topic_watch import KafkaQuestions, Positions, TopicWatch
 from schemas.process.tracing import OFF, Traces, Work, context_of
 from schemas.records import DeadLetter
 from sink.accounting import Accounting
-from sink.counting import Decided
 from sink.database import Document, Documents
 from sink.dead_letters import DeadLetterTopic, now_us
-from sink.decoding import Batch, Taken
+from sink.decoding import Batch
 from sink.documents import BatchOutcome
 from sink.effects import Effect, Seam, straight
 from sink.group import Group
 from sink.indexes import UNIQUE_EXTERNAL_ID
 from sink.metrics import SinkMetrics
+from sink.records import Decided, Taken
 from sink.settings import SinkSettings
 from sink.waiting import StoppedError, Waiting
 from sink.writer import write_batch

@@ -8,12 +8,12 @@ from pymongo import InsertOne, UpdateOne
 from pymongo.errors import BulkWriteError
 
 from schemas.records import DeadLetter
-from sink.counting import Advance, Bin, Decided, PartitionProgress
+from sink.counting import Advance, PartitionProgress
 from sink.database import Document, Documents
-from sink.decoding import Source
 from sink.documents import DUPLICATE_KEY
 from sink.feed.decoding import LiveDecoder
 from sink.progress import RunTotals, from_document, to_fields
+from sink.records import Bin, Decided, Source
 
 Key = tuple[int, str]  # partition and account; "" has what cannot be told to be anybody's
 

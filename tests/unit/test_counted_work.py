@@ -28,8 +28,9 @@ from schemas.job import ReplayJob
 from schemas.records import ActivityLog, AuditEvent
 from schemas.source import mapping
 from sink.counting import PartitionProgress, advance
-from sink.decoding import Decoder, Taken
+from sink.decoding import Decoder
 from sink.documents import BatchOutcome
+from sink.records import Taken
 from tests.unit.processors.encoding.test_to_bson import generated
 from tests.unit.processors.rules.test_transform import Anyone
 
@@ -61,7 +62,8 @@ class Work(NamedTuple):
     calls: int  # into C
 
 
-# Measured with CPython 3.11, interpreted (mypy_extensions' numbers are calls then), and rounded up by some 3 %. Another version has other instructions and other limits.
+# Measured with CPython 3.11 and rounded up by some 3 %. Another version has other instructions and other limits. What
+# is compiled is counted interpreted; the numbers of mypy_extensions are calls then.
 LIMITS = {
     ("peer", "producer"): Work(1510, 90),
     ("peer", "processor"): Work(3810, 138),

@@ -27,7 +27,7 @@ from schemas.errors import BadInputError, ReplayError
 from schemas.identity import replay_id
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, SkippedRecord
 from schemas.vocabulary import DeadLetterCause, SkipReason
-from sink.documents import IdMaker
+from sink.core import IdMaker
 
 DOCUMENT = {
     "company_sso_id": "acme",
