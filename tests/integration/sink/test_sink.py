@@ -15,12 +15,11 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from pymongo.errors import AutoReconnect
 
 from schemas.errors import BadInputError
-from schemas.identity import replay_id
+from schemas.identity import ID_BYTES, replay_id
 from schemas.process.topic_watch import TopicReplacedError
 from schemas.records import AuditEvent
 from schemas.vocabulary import DeadLetterCause
 from sink.dead_letters import DeadLetterTopic
-from sink.documents import ID_BYTES
 from sink.effects import Effect
 from sink.group import OutcomesLostError
 from sink.halting import HaltedError, JobGate
