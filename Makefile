@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Compiles the hot paths too, where a C compiler is.
 INSTALL_SELF := $(INSTALL) --no-deps --no-build-isolation -e .
 
-# How often `make soak` does what; `make soak CRM_REPLAY_KILL_ROUNDS=200` goes on for hours.
+# Rounds of `make soak`; `make soak CRM_REPLAY_KILL_ROUNDS=200` runs for hours.
 CRM_REPLAY_KILL_ROUNDS ?= 20
 CRM_REPLAY_SOAK_RUNS ?= 30
 CRM_REPLAY_FAILURE_ROUNDS ?= 10
@@ -59,7 +59,7 @@ check: setup ## the quick half: lint, types, tests that need no server
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/unit
 
-screenshots: setup ## docs/screenshots anew, as the browser tests see the pages
+screenshots: setup ## renew docs/screenshots from the pages of the browser tests
 	CRM_REPLAY_SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest tests/browser
 
 format: setup ## let ruff rewrite what it can

@@ -1,10 +1,9 @@
-"""What a person sees of a run while it goes on: a progress bar on a terminal, plain lines elsewhere."""
+"""The progress of a run: a progress bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from rich.console import Console
@@ -19,27 +18,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ops.rate import RateMeter
+
 PLAIN_LINE_EVERY_S = 5.0
 RATE_WINDOW_S = 10.0  # the rate shown is that of the last seconds: it follows a stall at once
 
 
-@dataclass
-class RateMeter:
-    """Rows per second over the last `RATE_WINDOW_S`, from (time, rows) samples."""
-
-    samples: list[tuple[float, int]] = field(default_factory=list)
-
-    def add(self, now_s: float, rows: int) -> float:
-        """Return the rate now; 0.0 before there are two samples."""
-        self.samples.append((now_s, rows))
-        while len(self.samples) > 2 and now_s - self.samples[1][0] >= RATE_WINDOW_S:
-            self.samples.pop(0)
-        (first_s, first), (last_s, last) = self.samples[0], self.samples[-1]
-        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
-
-
 def eta_text(rows_left: int, rate: float) -> str:
-    """Return the time left as `1:02:03`, or `-` while there is no rate to tell it from."""
+    """Return the time left as `1:02:03`, or `-` while there is no rate yet."""
     if rate <= 0:
         return "-"
     seconds = round(rows_left / rate)
@@ -50,10 +36,10 @@ class RunView(Protocol):
     """Where a run reports to."""
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Print one line."""
 
     def progress(self, done: int, total: int, skipped: dict[str, int], failed: int) -> None:
-        """Show how far it is; called a few times a second."""
+        """Show the progress; called a few times a second."""
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -64,15 +50,15 @@ class PlainView:
 
     def __init__(self, now: float | None = None) -> None:
         """Lines go to standard error, so that standard output stays the result's."""
-        self._meter = RateMeter()
+        self._meter = RateMeter(RATE_WINDOW_S)
         self._said_at = now if now is not None else time.monotonic()
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Print one line."""
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     def progress(self, done: int, total: int, skipped: dict[str, int], failed: int) -> None:
-        """Say a line every few seconds."""
+        """Print a line every few seconds."""
         now = time.monotonic()
         rate = self._meter.add(now, done)
         if now - self._said_at >= PLAIN_LINE_EVERY_S or (done >= total > 0 and self._said_at < now - 0.5):
@@ -92,7 +78,7 @@ class TerminalView:
     def __init__(self, console: Console) -> None:
         """Draw on `console`."""
         self._console = console
-        self._meter = RateMeter()
+        self._meter = RateMeter(RATE_WINDOW_S)
         self._task: TaskID | None = None
         self._bar = Progress(
             SpinnerColumn("line" if console.options.ascii_only else "dots"),
@@ -106,7 +92,7 @@ class TerminalView:
         )
 
     def note(self, text: str) -> None:
-        """Say one line above the bar."""
+        """Print one line above the bar."""
         self._console.print(text, highlight=False, markup=False)  # it may name anything: a path, an _id
 
     def progress(self, done: int, total: int, skipped: dict[str, int], failed: int) -> None:

@@ -3,43 +3,39 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 
-from processors.encoding import documents
-from processors.encoding.transform import Transformer
-from processors.lookups.answers import TableLookups
-from processors.lookups.directory import UserDirectory
+from processors.app import Parts, Surroundings
+from processors.replay import replay_parts
 from processors.settings import ProcessorSettings, connections
-from processors.worker import Transform, run_worker
+from processors.worker import run_worker
 from schemas.errors import ReplayError, worker_exit_code
-from schemas.process import logs
-from schemas.source import mapping
+from schemas.process import logs, tracing
 
 
 async def _run() -> None:
+    settings: ProcessorSettings
+    parts: Callable[[Surroundings], Parts]
+    about: dict[str, str | int]
     if os.environ.get("CRM_REPLAY_LIVE"):
-        from processors.feed.worker import LiveSettings, run_live_worker  # with MongoDB's client: not for a replay
+        from processors.feed.worker import LiveSettings, feed_parts  # with MongoDB's client: not for a replay
 
-        feed = LiveSettings.load()
-        logs.bind(feed=feed.job.feed, run=feed.job.run)
-        await run_live_worker(feed, connections())
-        return
-    settings = ProcessorSettings.load()
+        settings = LiveSettings.load()
+        parts = partial(feed_parts, settings.job)
+        about = {"feed": settings.job.feed, "run": settings.job.run}
+    else:
+        settings = ProcessorSettings.load()
+        parts = replay_parts
+        job = settings.job
+        about = {"account": job.company_sso_id, "job_id": job.job_id, "run": job.run}
     servers = connections()
-    job = settings.job
-    logs.bind(account=job.company_sso_id, job_id=job.job_id, run=job.run)
-    transformer = Transformer(mapping.load(job.mapping_path), job.company_sso_id)
-
-    def transform_with(lookups: TableLookups) -> Transform:
-        return lambda event: transformer.to_bson(event, lookups)
-
-    async with UserDirectory(servers.user_directory_url, job.company_sso_id) as directory:
-
-        def counts() -> dict[str, int]:
-            of_directory = {f"directory.{name}": count for name, count in directory.counts.as_dict().items()}
-            return {**transformer.counts.as_dict(), **of_directory}
-
-        known = directory if servers.user_directory_url else None
-        await run_worker(settings, servers, transform_with, documents.encode, known, counts)
+    logs.bind(**about)
+    traces = tracing.start("processors", **about)
+    try:
+        await run_worker(settings, servers, parts, traces=traces)
+    finally:
+        await asyncio.to_thread(traces.close)
 
 
 def main() -> int:

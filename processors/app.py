@@ -2,6 +2,9 @@
 
 A run is transformed and its outcomes are on their way while the confirmations of the run before are awaited; runs are
 acknowledged strictly in order, each after its own outcomes are confirmed.
+
+What a replay and a live feed do differently is handed in as `Parts`: `processors.replay` and `processors.feed.worker`
+make them, and declare the app's tables.
 """
 
 import asyncio
@@ -9,19 +12,21 @@ import logging
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import faust
 import mode
 
-from processors.batches import Decoded, RunTransformer, acting_users
+from processors.batches import SourceRecord
 from processors.batching import Run, RunApp, Stretch
-from processors.lookups.answers import TableLookups
-from processors.lookups.tables import HighWater, ReferenceTables
+from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import Delivery, Message, OutcomeProducer
 from processors.settings import ProcessorSettings
+from processors.tables import STORE, ReferenceTable, ReferenceTableManager, TablesFirst
+from schemas.codec import Codec
 from schemas.process.connections import Connections
 from schemas.process.tracing import OFF, UNTRACED, Piece, Traces, Work, pieces_of
 
@@ -29,12 +34,11 @@ log = logging.getLogger(__name__)
 
 RUNS_ON_THEIR_WAY_MAX = 2
 RUNS_BUFFERED_MAX = 4  # fetched and waiting: bounds memory, and what a rebalance throws away
-FETCH_BYTES_MIN = 256 * 1024  # a fetch waits for so much, and FETCH_WAIT_MS at most
 FETCH_BYTES_MAX = 2 * 1024 * 1024  # of a partition, as they are on the wire
 HEARTBEAT_MAX_S = 1.5  # how soon the others notice that somebody joins or leaves
-LEAVE_TIMEOUT_S = 10.0
 
 BeforeAck = Callable[[Run], None]
+Prepare = Callable[[Sequence[SourceRecord], Sequence[Any]], Awaitable[Sequence[Any]]]
 Batched = Callable[[Sequence[Message]], Sequence[Message]]
 
 
@@ -43,23 +47,79 @@ def each_alone(outcomes: Sequence[Message]) -> Sequence[Message]:
     return outcomes
 
 
+class RecordTransformer(Protocol):
+    """What records are, and which outcomes they have. Pure but for the clock that dates dead letters."""
+
+    def decode(self, records: Sequence[SourceRecord]) -> Sequence[Any]:
+        """Return what each record is, in order."""
+
+    def outcomes(
+        self, records: Sequence[SourceRecord], decoded: Sequence[Any], partition: int, high: HighWater
+    ) -> list[Message]:
+        """Return key and value of every outcome, in order; `high` has moved on to the end of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the loop and its parts have in common."""
+
+    app: "ReplayApp"
+    settings: ProcessorSettings
+    connections: Connections
+    codec: Codec
+    metrics: ProcessorMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a replay and a live feed do differently."""
+
+    transformer: RecordTransformer
+    prepare: Prepare  # has answered what a run's rows will ask and I/O has to fetch; returns what the records then are
+    high_water: Callable[[str], HighWater]  # of a partition, from the note at its committed offset
+    counts: Callable[[], dict[str, int]]  # what the parts count beside the outcomes
+    aclose: Callable[[], Awaitable[None]]
+    topic_replaced_to_do: str  # for the operator
+    topic_id: str = ""  # Kafka's id of the topic that is meant; "": the one that is there at the start
+    begins_traces: bool = False  # a run that came without a trace may begin one
+    batched: Batched = each_alone  # returns the records that are sent for a run's outcomes
+    fetch_bytes_min: int = 1  # RunApp.fetch_bytes_min
+
+
 class ReplayApp(RunApp):
     """Keeps what this worker knows of its partitions; ends by itself when told to stop at the end markers."""
 
+    BootStrategy = TablesFirst
+    high_water: Callable[[str], HighWater]  # of the parts
+
     def __init__(
-        self, *args: Any, metrics: ProcessorMetrics, run_number: int, exit_at_end: bool, **kwargs: Any
+        self,
+        *args: Any,
+        metrics: ProcessorMetrics,
+        exit_at_end: bool,
+        kafka: Mapping[str, Any],
+        codec: Codec,
+        load_timeout_s: float,
+        **kwargs: Any,
     ) -> None:
-        """`run_number` is the job's run: notes of other runs do not count."""
-        super().__init__(*args, **kwargs)
+        """`kafka` (confluent-kafka's configuration), `codec` and `load_timeout_s` are for the app's tables."""
+        self.kafka = kafka
+        self.codec = codec
+        self.load_timeout_s = load_timeout_s
+        super().__init__(*args, store=STORE, GlobalTable=ReferenceTable, TableManager=ReferenceTableManager, **kwargs)
         self.ended = asyncio.Event()
         self.high_waters: dict[Stretch, HighWater] = {}
         self._metrics = metrics
-        self._run_number = run_number
         self._exit_at_end = exit_at_end
+
+    async def on_stop(self) -> None:
+        """Stop the tables first of all services, as Faust does where they start last."""
+        await super().on_stop()
+        await self.tables.stop()
 
     async def on_stretches(self, stretches: Mapping[Any, Stretch]) -> None:
         """Take up the published high-water of each partition from where it was committed."""
-        self.high_waters = {stretch: HighWater(self._run_number, stretch.begin_note) for stretch in stretches.values()}
+        self.high_waters = {stretch: self.high_water(stretch.begin_note) for stretch in stretches.values()}
         self._metrics.rebalances += 1
         log.info(
             "assigned %s",
@@ -81,28 +141,20 @@ class RunHandler:
     def __init__(
         self,
         app: ReplayApp,
-        transformer: RunTransformer,
-        lookups: TableLookups,
-        tables: ReferenceTables,
+        parts: Parts,
         producer: OutcomeProducer,
         metrics: ProcessorMetrics,
         before_ack: BeforeAck | None = None,
         traces: Traces = OFF,
-        batched: Batched = each_alone,
     ) -> None:
-        """`before_ack` sees each run after its outcomes are confirmed and before it is acknowledged (tests).
-
-        `batched` makes of a run's outcomes the records that are sent.
-        """
+        """`before_ack` sees each run after its outcomes are confirmed and before it is acknowledged (tests)."""
         self._app = app
-        self._transformer = transformer
-        self._lookups = lookups
-        self._tables = tables
+        self._parts = parts
+        self._transformer = parts.transformer
         self._producer = producer
         self._metrics = metrics
         self._before_ack = before_ack
         self._traces = traces
-        self._batched = batched
         self._settling: deque[asyncio.Task[None]] = deque()
 
     async def handle(self, event: Any) -> None:
@@ -121,20 +173,21 @@ class RunHandler:
         if high is None:
             event.ack()  # of a former assignment: not handled, so this moves nothing; its new owner gets it again
             return
-        self._tables.check()
+        self._app.tables.check()
         pieces, work = self._traced(run) if self._traces.on else ((), UNTRACED)
         began = time.perf_counter()
         with work.step("decode"):
             decoded = self._transformer.decode(run.records)
         self._metrics.transform_s += time.perf_counter() - began
         with work.step("look up"):
-            await self._prefetch(decoded)
+            decoded = await self._parts.prepare(run.records, decoded)
         began = time.perf_counter()
         with work.step("transform"):
             if work.followed:
                 deliveries = [self._send_piece(run, decoded, piece, high, work) for piece in pieces]
             else:
-                messages = self._batched(self._transformer.outcomes(run.records, decoded, run.partition, high))
+                outcomes = self._transformer.outcomes(run.records, decoded, run.partition, high)
+                messages = self._parts.batched(outcomes)
                 deliveries = [self._producer.send(messages, len(messages), run.partition)]
         self._metrics.transform_s += time.perf_counter() - began
         self._metrics.runs += 1
@@ -146,17 +199,17 @@ class RunHandler:
     def _traced(self, run: Run) -> tuple[Sequence[Piece], Work]:
         """Return the run's records by the trace context they came with, and the work that goes on with it."""
         pieces = pieces_of(record.headers for record in run.records)
-        return pieces, self._traces.follow("run", [piece.context for piece in pieces], **of_run(run))
+        work = self._traces.follow("run", [piece.context for piece in pieces], **of_run(run))
+        if not work.followed and self._parts.begins_traces:
+            work = self._traces.begin("run", **of_run(run))
+        return pieces, work
 
-    def _send_piece(self, run: Run, decoded: Sequence[Decoded], piece: Piece, high: HighWater, work: Work) -> Delivery:
+    def _send_piece(self, run: Run, decoded: Sequence[Any], piece: Piece, high: HighWater, work: Work) -> Delivery:
         """Send the outcomes of a traced run's records that came with the same trace context; it goes on with them."""
         part = slice(piece.begin, piece.end)
-        messages = self._batched(self._transformer.outcomes(run.records[part], decoded[part], run.partition, high))
+        outcomes = self._transformer.outcomes(run.records[part], decoded[part], run.partition, high)
+        messages = self._parts.batched(outcomes)
         return self._producer.send(messages, len(messages), run.partition, work.headers_after(piece.context))
-
-    async def _prefetch(self, decoded: Sequence[Decoded]) -> None:
-        """Have answered what the run's rows will ask and I/O has to fetch."""
-        await self._lookups.prefetch_users(acting_users(decoded))
 
     async def _settle(
         self, event: Any, deliveries: Sequence[Delivery], note: str, before: asyncio.Task[None] | None, work: Work
@@ -218,22 +271,18 @@ def credentials(connections: Connections) -> "faust.auth.Credentials | None":
 
 
 def build_app(
-    settings: ProcessorSettings,
-    connections: Connections,
-    metrics: ProcessorMetrics,
-    app_class: type[ReplayApp] = ReplayApp,
-    fetch_bytes_min: int = FETCH_BYTES_MIN,
+    settings: ProcessorSettings, connections: Connections, codec: Codec, metrics: ProcessorMetrics
 ) -> ReplayApp:
-    """Return the account's app without its agent; inside a running event loop."""
-    job = settings.job
-    return app_class(
-        job.topics.processors_group,
+    """Return the account's app without its tables and agent; inside a running event loop."""
+    return ReplayApp(
+        settings.job.topics.processors_group,
         metrics=metrics,
-        run_number=job.run,
         exit_at_end=settings.exit_at_end,
+        kafka=connections.kafka(),
+        codec=codec,
+        load_timeout_s=settings.load_timeout_s,
         run_records_max=settings.run_records_max,
         run_bytes_max=settings.run_bytes_max,
-        fetch_bytes_min=fetch_bytes_min,
         broker=kafka_url(connections.kafka_bootstrap_servers),
         broker_credentials=credentials(connections),
         consumer_group_instance_id=settings.worker,

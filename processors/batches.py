@@ -49,28 +49,119 @@ class Undecodable:
     detail: str
 
 
+Transform = Callable[[AuditEvent], bytes | Transformed | Skip | Refused]
+EncodeDocument = Callable[[Any], bytes]
 Decoded = AuditEvent | SnapshotMarker | DeadLetter | Undecodable
 
 
-class RunTransformer:
-    """Turns runs into outcomes; one per process."""
+class OutcomeEncoder:
+    """Makes the outcome of a row or record, encoded and counted; one per process."""
 
     def __init__(
         self,
         job: ReplayJob,
         codec: Codec,
-        transform: Callable[[AuditEvent], bytes | Transformed | Skip | Refused],
-        encode_document: Callable[[Any], bytes],
+        transform: Transform,
+        encode_document: EncodeDocument,
         metrics: ProcessorMetrics,
     ) -> None:
         """`transform` returns a document as BSON or as what `encode_document` makes BSON of."""
-        self._job = job
+        self._run = job.run
         self._topic = job.topics.replay
-        self._accounts = ("", job.company_sso_id)  # the topic is one account's, so a row need not say it
         self._codec = codec
         self._encode_log = codec.encoder(ActivityLog)
         self._transform = transform
         self._encode_document = encode_document
+        self._metrics = metrics
+
+    def of_row(self, record: SourceRecord, event: AuditEvent, partition: int) -> bytes:
+        """Return the outcome of a row that the record holds: a log, a skip or a dead letter."""
+        try:
+            result = self._transform(event)
+        except UnreadableTopicError:
+            raise  # of a reference table: it says nothing of the row
+        except Exception:  # once more, for what a second look at the lookups can change
+            try:
+                result = self._transform(event)
+            except Exception as error:  # a defect of a rule costs one record, not the replay
+                detail = f"{type(error).__name__} in {_where(error)}"
+                return self.dead_letter(record, event, partition, DeadLetterCause.TRANSFORM_FAILED, detail)
+        if isinstance(result, bytes):
+            return self._log(record, event, partition, result)
+        if type(result) is Skip:
+            reason = str(result.reason)
+            self._metrics.skips[reason] += 1
+            return self._codec.encode(SkippedRecord(event.audit_id, event.id_range, record.offset, self._run, reason))
+        if type(result) is Refused:
+            return self.dead_letter(record, event, partition, result.cause, result.detail)
+        assert type(result) is Transformed
+        try:
+            document = self._encode_document(result.document)
+        except Exception as error:  # as above
+            detail = f"{type(error).__name__} while encoding the document"
+            return self.dead_letter(record, event, partition, DeadLetterCause.TRANSFORM_FAILED, detail)
+        return self._log(record, event, partition, document)
+
+    def _log(self, record: SourceRecord, event: AuditEvent, partition: int, document: bytes) -> bytes:
+        if len(document) > DOCUMENT_BYTES_MAX:
+            detail = f"{len(document)} bytes of BSON, MongoDB takes {DOCUMENT_BYTES_MAX}"
+            return self.dead_letter(record, event, partition, DeadLetterCause.DOCUMENT_TOO_LARGE, detail)
+        self._metrics.logs += 1
+        return self._encode_log((event.audit_id, event.id_range, record.offset, self._run, document))
+
+    def passed_on(self, record: SourceRecord, letter: DeadLetter, partition: int) -> bytes:
+        """Return a row that the snapshot could not publish as it is (too large, ...), with where its letter stands."""
+        self._metrics.dead_letters[countable(letter.cause)] += 1
+        return self._codec.encode(
+            letter._replace(
+                source_topic=self._topic, source_partition=partition, source_offset=record.offset, run=self._run
+            )
+        )
+
+    def dead_letter(
+        self, record: SourceRecord, event: AuditEvent | None, partition: int, cause: DeadLetterCause, detail: str
+    ) -> bytes:
+        """Return the dead letter of a record, with the row that it holds, if any."""
+        self._metrics.dead_letters[str(cause)] += 1
+        payload = record.value or b""
+        detail = detail[:DETAIL_CHARACTERS_MAX]
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            detail = f"{detail} (payload cut from {len(payload)} to {PAYLOAD_BYTES_MAX} bytes)"
+            payload = payload[:PAYLOAD_BYTES_MAX]
+        return self._codec.encode(
+            DeadLetter(
+                audit_id=event.audit_id if event else 0,
+                id_range=event.id_range if event else 0,
+                source_topic=self._topic,
+                source_partition=partition,
+                source_offset=record.offset,
+                run=self._run,
+                cause=str(cause),
+                detail=detail,
+                key=(record.key or b"")[:KEY_BYTES_MAX],
+                payload=payload,
+                failed_at=time.time_ns() // 1000,
+            )
+        )
+
+
+class RunTransformer:
+    """Turns runs of a replay into outcomes; one per process."""
+
+    def __init__(
+        self,
+        job: ReplayJob,
+        codec: Codec,
+        transform: Transform,
+        encode_document: EncodeDocument,
+        metrics: ProcessorMetrics,
+    ) -> None:
+        """`transform` and `encode_document` are `OutcomeEncoder`'s."""
+        self._job = job
+        self._topic = job.topics.replay
+        self._accounts = ("", job.company_sso_id)  # the topic is one account's, so a row need not say it
+        self._codec = codec
+        self._encoder = OutcomeEncoder(job, codec, transform, encode_document, metrics)
         self._metrics = metrics
 
     def decode(self, records: Sequence[SourceRecord]) -> list[Decoded]:
@@ -101,7 +192,7 @@ class RunTransformer:
         self, records: Sequence[SourceRecord], decoded: Sequence[Decoded], partition: int, high: HighWater
     ) -> list[Message]:
         """Return key and value of every outcome, in order; `high` has moved on to the end of the run."""
-        metrics = self._metrics
+        metrics, encoder = self._metrics, self._encoder
         messages: list[Message] = []
         for record, what in zip(records, decoded, strict=True):
             if high.ended and not isinstance(what, SnapshotMarker):
@@ -111,12 +202,12 @@ class RunTransformer:
                 if what.company_sso_id not in self._accounts:
                     # Before the high-water: an id of somebody else's must not make ours look published twice.
                     detail = "the row is another account's"
-                    value = self._dead_letter(record, what, partition, DeadLetterCause.WRONG_ACCOUNT, detail)
+                    value = encoder.dead_letter(record, what, partition, DeadLetterCause.WRONG_ACCOUNT, detail)
                 elif high.is_republished(what.id_range, what.audit_id):
                     metrics.republished += 1
                     continue
                 else:
-                    value = self._outcome(record, what, partition)
+                    value = encoder.of_row(record, what, partition)
             elif isinstance(what, SnapshotMarker):
                 metrics.markers += 1
                 if what.job_id != self._job.job_id or what.edge != MarkerEdge.END:
@@ -129,82 +220,12 @@ class RunTransformer:
                 if high.is_republished(what.id_range, what.audit_id):
                     metrics.republished += 1
                     continue
-                value = self._passed_on(record, what, partition)
+                value = encoder.passed_on(record, what, partition)
             else:
-                value = self._dead_letter(record, None, partition, DeadLetterCause.UNDECODABLE_RECORD, what.detail)
+                value = encoder.dead_letter(record, None, partition, DeadLetterCause.UNDECODABLE_RECORD, what.detail)
             messages.append(((record.key or b"")[:KEY_BYTES_MAX], value))
         metrics.records_in += len(records)
         return messages
-
-    def _outcome(self, record: SourceRecord, event: AuditEvent, partition: int) -> bytes:
-        try:
-            result = self._transform(event)
-        except UnreadableTopicError:
-            raise  # of a reference table: it says nothing of the row
-        except Exception:  # once more, for what a second look at the lookups can change
-            try:
-                result = self._transform(event)
-            except Exception as error:  # a defect of a rule costs one record, not the replay
-                detail = f"{type(error).__name__} in {_where(error)}"
-                return self._dead_letter(record, event, partition, DeadLetterCause.TRANSFORM_FAILED, detail)
-        if isinstance(result, bytes):
-            return self._log(record, event, partition, result)
-        if type(result) is Skip:
-            reason = str(result.reason)
-            self._metrics.skips[reason] += 1
-            return self._codec.encode(
-                SkippedRecord(event.audit_id, event.id_range, record.offset, self._job.run, reason)
-            )
-        if type(result) is Refused:
-            return self._dead_letter(record, event, partition, result.cause, result.detail)
-        assert type(result) is Transformed
-        try:
-            document = self._encode_document(result.document)
-        except Exception as error:  # as above
-            detail = f"{type(error).__name__} while encoding the document"
-            return self._dead_letter(record, event, partition, DeadLetterCause.TRANSFORM_FAILED, detail)
-        return self._log(record, event, partition, document)
-
-    def _log(self, record: SourceRecord, event: AuditEvent, partition: int, document: bytes) -> bytes:
-        if len(document) > DOCUMENT_BYTES_MAX:
-            detail = f"{len(document)} bytes of BSON, MongoDB takes {DOCUMENT_BYTES_MAX}"
-            return self._dead_letter(record, event, partition, DeadLetterCause.DOCUMENT_TOO_LARGE, detail)
-        self._metrics.logs += 1
-        return self._encode_log((event.audit_id, event.id_range, record.offset, self._job.run, document))
-
-    def _passed_on(self, record: SourceRecord, letter: DeadLetter, partition: int) -> bytes:
-        """Return a row that the snapshot could not publish as it is (too large, ...), with where its letter stands."""
-        self._metrics.dead_letters[countable(letter.cause)] += 1
-        return self._codec.encode(
-            letter._replace(
-                source_topic=self._topic, source_partition=partition, source_offset=record.offset, run=self._job.run
-            )
-        )
-
-    def _dead_letter(
-        self, record: SourceRecord, event: AuditEvent | None, partition: int, cause: DeadLetterCause, detail: str
-    ) -> bytes:
-        self._metrics.dead_letters[str(cause)] += 1
-        payload = record.value or b""
-        detail = detail[:DETAIL_CHARACTERS_MAX]
-        if len(payload) > PAYLOAD_BYTES_MAX:
-            detail = f"{detail} (payload cut from {len(payload)} to {PAYLOAD_BYTES_MAX} bytes)"
-            payload = payload[:PAYLOAD_BYTES_MAX]
-        return self._codec.encode(
-            DeadLetter(
-                audit_id=event.audit_id if event else 0,
-                id_range=event.id_range if event else 0,
-                source_topic=self._topic,
-                source_partition=partition,
-                source_offset=record.offset,
-                run=self._job.run,
-                cause=str(cause),
-                detail=detail,
-                key=(record.key or b"")[:KEY_BYTES_MAX],
-                payload=payload,
-                failed_at=time.time_ns() // 1000,
-            )
-        )
 
 
 def acting_users(decoded: Iterable[Decoded]) -> set[int]:

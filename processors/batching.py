@@ -1,4 +1,4 @@
-"""Faust with runs of records instead of single records. The only module that knows Faust's and aiokafka's insides.
+"""Faust with runs of records instead of single records. With `tables`, all that knows Faust's and aiokafka's insides.
 
 Faust makes two asyncio tasks, an event, two queue hops and an ack out of every record: 3,500 records/s. Here one Faust
 message is a *run*, the records fetched from one partition, up to a bound: the same groups, assignment, rebalancing,
@@ -33,7 +33,6 @@ from aiokafka.consumer import fetcher
 from aiokafka.errors import CommitFailedError, IllegalStateError, OffsetMetadataTooLargeError, OffsetOutOfRangeError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.serializers import codecs
-from faust.tables import TableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
@@ -43,7 +42,8 @@ from schemas.errors import ReplayError
 
 RUN_CODEC = "run"
 FETCH_TIMEOUT_S = 1.0
-FETCH_WAIT_MS = 50  # for a fetch to fill; what is there by then is delivered
+FETCH_WAIT_MS = 200  # for a fetch to fill; what is there by then is delivered
+FLOOD_RECORDS = 500  # that one fetch returns: more come, and the next one may wait for them
 COMMITTED_TIMEOUT_S = 30.0  # well below the request timeout at which Faust would go on without an answer
 
 
@@ -160,9 +160,7 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         """
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"
-        if self.app.fetch_bytes_min > 1:
-            consumer._fetch_min_bytes = self.app.fetch_bytes_min
-            consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
     async def seek_to_committed(self) -> Mapping[Any, int]:
@@ -225,6 +223,8 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     ) -> Mapping[Any, Fetched]:
         """Return what was fetched by partition, each with the positions it spans."""
         records = await super()._fetch_records(consumer, active_partitions, timeout=timeout, max_records=max_records)
+        is_flood = sum(map(len, records.values())) >= FLOOD_RECORDS
+        consumer._fetcher._fetch_min_bytes = self.app.fetch_bytes_min if is_flood else 1
         fetched = {}
         for tp, of_partition in records.items():  # no await since aiokafka moved the positions
             state = consumer._subscription.subscription.assignment.state_value(tp)
@@ -422,15 +422,6 @@ class RunTransport(driver.Transport):  # type: ignore[misc]
     Consumer: ClassVar[type[RunConsumer]] = RunConsumer
 
 
-class NoTables(TableManager):  # type: ignore[misc]
-    """Faust's table manager, for an app that has none: it starts without a pause of a second for them."""
-
-    async def on_start(self) -> None:
-        """Start what resumes the streams after a rebalance."""
-        await self._update_channels()
-        await self.recovery.start()
-
-
 class PassThrough(codecs.Codec):  # type: ignore[misc]
     """A run is a Python object already: there is nothing to decode."""
 
@@ -449,22 +440,16 @@ codecs.register(RUN_CODEC, PassThrough())
 class RunApp(faust.App):  # type: ignore[misc]
     """A Faust app whose topics deliver runs. It writes nothing to disk and creates no topics."""
 
-    def __init__(
-        self, *args: Any, run_records_max: int, run_bytes_max: int, fetch_bytes_min: int = 1, **kwargs: Any
-    ) -> None:
-        """Take Faust's arguments, and the bounds of a run.
+    fetch_bytes_min = 1  # what a fetch waits for while records come by the hundred, FETCH_WAIT_MS at most
 
-        `fetch_bytes_min` is what a fetch waits for, FETCH_WAIT_MS at most; 1: it waits for nothing but a record.
-        """
+    def __init__(self, *args: Any, run_records_max: int, run_bytes_max: int, **kwargs: Any) -> None:
+        """Take Faust's arguments, and the bounds of a run."""
         self.run_records_max = run_records_max
         self.run_bytes_max = run_bytes_max
-        self.fetch_bytes_min = fetch_bytes_min
         self.leaving = False  # set it before stopping the app to hand the partitions over at once
         super().__init__(
             *args,
-            store="memory://",
-            TableManager=NoTables,
-            table_standby_replicas=0,  # no Faust tables, so no need for its assignor either
+            table_standby_replicas=0,  # no table that Faust's assignor would have to see to
             web_enabled=False,
             topic_allow_declare=False,
             topic_disable_leader=True,

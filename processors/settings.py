@@ -2,26 +2,22 @@
 
 import os
 import socket
-from typing import Self
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import Field, Json
 
-from schemas.errors import BadInputError
 from schemas.job import ReplayJob
 from schemas.process.connections import Connections
+from schemas.process.environment import Settings
 
 
 def _unique_worker() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
-class ProcessorSettings(BaseSettings):
+class ProcessorSettings(Settings):
     """Bounds and times of one worker; every name has the prefix CRM_REPLAY_ in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_", env_ignore_empty=True, extra="ignore")
-
-    job: ReplayJob = Field(description="the job, as JSON")
+    job: Json[ReplayJob] = Field(description="the job, as JSON")
     worker: str = Field(
         default_factory=_unique_worker,
         description="name of this worker in its group; the same name after a restart gets the same partitions at once",
@@ -38,20 +34,6 @@ class ProcessorSettings(BaseSettings):
     metrics_interval_s: float = Field(30.0, gt=0)
     load_timeout_s: float = Field(900.0, gt=0, description="of the reference tables; longer ends the worker")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
-
-    @classmethod
-    def load(cls) -> Self:
-        """Read the environment; raises BadInputError naming the variable that is missing or wrong."""
-        try:
-            return cls()
-        except SettingsError as error:
-            raise BadInputError("CRM_REPLAY_JOB is not JSON", "crm-replay run sets it; see ReplayJob") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = [str(part) for part in first["loc"]]
-            name = f"CRM_REPLAY_{where[0].upper()}" if where else "CRM_REPLAY_*"
-            key = f" ({'.'.join(where[1:])})" if where[1:] else ""
-            raise BadInputError(f"{name}{key}: {first['msg']}", "crm-replay run sets it; see ReplayJob") from None
 
 
 def connections() -> Connections:

@@ -1,4 +1,4 @@
-"""One worker from its start to its end: tables, then the app, until a signal, the end markers, or a failure."""
+"""One worker from its start to its end: the app with its tables, until a signal, the end markers, or a failure."""
 
 import asyncio
 import gc
@@ -6,32 +6,24 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from processors.app import BeforeAck, ReplayApp, RunHandler, add_agent, build_app
-from processors.batches import RunTransformer
-from processors.encoding.transform import Transformed
-from processors.lookups.answers import Directory, TableLookups
-from processors.lookups.tables import ReferenceTables
+from processors.app import BeforeAck, Parts, ReplayApp, RunHandler, Surroundings, add_agent, build_app
 from processors.metrics import ProcessorMetrics
-from processors.outcomes import OutcomeBatches, OutcomeProducer
-from processors.rules.decide import Refused, Skip
+from processors.outcomes import OutcomeProducer
 from processors.settings import ProcessorSettings
 from schemas.errors import ReplayError
-from schemas.process import tracing
 from schemas.process.connections import Connections
 from schemas.process.exposition import serving
 from schemas.process.metrics import Value
 from schemas.process.registry import codec_for
-from schemas.process.topic_watch import RUN_AGAIN, KafkaQuestions, TopicWatch
-from schemas.records import AuditEvent
+from schemas.process.topic_watch import KafkaQuestions, TopicWatch
+from schemas.process.tracing import OFF, Traces
 
 log = logging.getLogger(__name__)
 
 GC_THRESHOLD = 50_000  # a run makes some thousand objects, none of them in cycles: look for those now and then
 STOP_TIMEOUT_S = 9.0  # with what follows well below the 15 s after which the supervisor kills
 FLUSH_TIMEOUT_S = 2.0
-Transform = Callable[[AuditEvent], bytes | Transformed | Skip | Refused]
 
 
 class WorkerFailedError(ReplayError):
@@ -41,16 +33,12 @@ class WorkerFailedError(ReplayError):
 async def run_worker(
     settings: ProcessorSettings,
     connections: Connections,
-    transform_with: Callable[[TableLookups], Transform],
-    encode_document: Callable[[Any], bytes],
-    directory: Directory | None = None,
-    counts: Callable[[], Mapping[str, int]] = dict,
+    parts: Callable[[Surroundings], Parts],
     before_ack: BeforeAck | None = None,
+    traces: Traces = OFF,
 ) -> None:
     """Return after SIGTERM, SIGINT or (if the settings say so) the last end marker, with everything committed.
 
-    `transform_with` makes the transformation of an event (processors.encoding.transform) from the lookups it may ask;
-    `counts` are its own, to be logged with the worker's.
     Raises ReplayError for everything that keeps the worker from going on.
     """
     stop = asyncio.Event()
@@ -58,59 +46,40 @@ async def run_worker(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     job = settings.job
-    traces = tracing.start("processors", account=job.company_sso_id, job_id=job.job_id, run=job.run)
     metrics = ProcessorMetrics()
     codec = codec_for(connections.schema_registry_url)
-    tables = ReferenceTables(
-        connections.kafka(),
-        {"contacts": job.topics.contacts, "users": job.topics.users, "referents": job.topics.referents},
-        codec,
-    )
+    app = build_app(settings, connections, codec, metrics)
+    made = parts(Surroundings(app, settings, connections, codec, metrics))
+    app.high_water = made.high_water
+    app.fetch_bytes_min = made.fetch_bytes_min
     producer = OutcomeProducer(connections.kafka(), job.topics.outcomes, settings.delivery_timeout_s)
+    add_agent(app, job.topics.replay, RunHandler(app, made, producer, metrics, before_ack, traces))
+    watch = TopicWatch(
+        KafkaQuestions(connections.kafka()),
+        job.topics.replay,
+        (job.topics.outcomes, *(table.changelog_topic_name for table in app.tables.values())),
+        topic_id=made.topic_id,
+        to_do=made.topic_replaced_to_do,
+        positions=app.resting_positions,
+    )
+
+    def gather() -> None:
+        metrics.table_load_s = app.tables.load_s
+        metrics.table_entries = {name: len(table) for name, table in app.tables.items()}
+        metrics.table_rejects = sum(table.rejects for table in app.tables.values())
+        metrics.transformation = made.counts()
+
     try:
-        loading = asyncio.create_task(asyncio.to_thread(tables.load, settings.load_timeout_s, stop.is_set))
-        if not await first(stop, loading):
-            return
-        metrics.table_load_s = tables.load_s
+        if made.topic_id:
+            await asyncio.to_thread(watch.check_now)  # before the offsets of a topic that is gone are met
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not look at it again
         gc.set_threshold(GC_THRESHOLD, 20, 50)
-        tables.follow()
-        lookups = TableLookups(tables.rows, codec, job.company_sso_id, directory)
-        app = build_app(settings, connections, metrics)
-        transformer = RunTransformer(job, codec, transform_with(lookups), encode_document, metrics)
-        batched = OutcomeBatches(codec)
-        handler = RunHandler(app, transformer, lookups, tables, producer, metrics, before_ack, traces, batched)
-        add_agent(app, job.topics.replay, handler)
-
-        def gather() -> None:
-            metrics.table_entries = tables.sizes()
-            metrics.table_rejects = lookups.rejects
-            metrics.transformation = dict(counts())
-
         about = {"account": job.company_sso_id, "job_id": job.job_id, "run": str(job.run)}
-        watch = TopicWatch(
-            KafkaQuestions(connections.kafka()),
-            job.topics.replay,
-            (job.topics.outcomes, *job.topics.references),
-            to_do=RUN_AGAIN,
-            positions=app.resting_positions,
-        )
         await serve_measured(app, stop, metrics, gather, settings.metrics_interval_s, about, watch)
     finally:
-        stop.set()  # a load that is still under way ends
         await asyncio.to_thread(producer.close, FLUSH_TIMEOUT_S)
-        await asyncio.to_thread(tables.close)
-        await asyncio.to_thread(traces.close)
-
-
-async def first(stop: asyncio.Event, loading: "asyncio.Task[None]") -> bool:
-    """Return True once `loading` has ended well, False if `stop` came first."""
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([stopping, loading], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    await loading  # a load ends soon after `stop`
-    return not stop.is_set()
+        await made.aclose()
 
 
 async def serve_measured(

@@ -1,21 +1,18 @@
 """`python -m producer`: the snapshot of one run, from its saved cursors to its end markers.
 
 Environment: CRM_REPLAY_JOB, `schemas.process.connections.Connections`, `producer.settings.ProducerSettings`.
-Exit codes: 0 done; 1 an outage or a defect, start again; 2 bad input; 3 stopped on request (SIGTERM, SIGINT), start
+Exit codes: 0 done; 1 an outage or a defect, start again; 2 bad input; 5 stopped on request (SIGTERM, SIGINT), start
 again to go on. Whatever ends it, also SIGKILL: start it again and it goes on from the saved cursors.
 """
 
 import gc
 import logging
 import os
-import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from typing import Any
-
-import pymongo
 
 from producer import markers
 from producer.audits import AuditReader, connect, resolve
@@ -23,9 +20,9 @@ from producer.checkpoint import Checkpoint
 from producer.core import RecordKeys
 from producer.cursor import next_number, share_out
 from producer.messages import Encoder
-from producer.parallel import Stopped, end_with_parent, ranges_of_run, read_in_children, split_for
+from producer.parallel import end_with_parent, ranges_of_run, read_in_children, split_for
 from producer.publisher import Publisher
-from producer.settings import job_from, settings_from_environment
+from producer.settings import RunSettings
 from producer.snapshot import Bounds, Snapshot
 from producer.throttle import Pacer, Throttle
 from producer.topics import check_topic, message_bytes_max
@@ -33,7 +30,9 @@ from schemas.errors import ReplayError, worker_exit_code
 from schemas.process import logs, tracing
 from schemas.process.connections import Connections
 from schemas.process.exposition import PORT_VARIABLE, serving
+from schemas.process.mongodb import open_database
 from schemas.process.registry import codec_for
+from schemas.process.waiting import StoppedError, stop_on_signals
 from schemas.source.mapping import load
 from schemas.vocabulary import ExitCode
 
@@ -42,16 +41,13 @@ logger = logging.getLogger("producer")
 GC_THRESHOLD = 100_000  # objects more than were freed; a page of 500 rows has about 2,000
 
 
-def run(only: frozenset[int]) -> None:
+def run(only: frozenset[int], stop: threading.Event) -> None:
     """Read and end the run; or read only these id ranges, for a parent that does the rest."""
-    job = job_from(os.environ.get("CRM_REPLAY_JOB"))
+    settings = RunSettings.load()
+    job = settings.job
     logs.bind(account=job.company_sso_id, job_id=job.job_id, run=job.run)
-    settings = settings_from_environment()
     connections = Connections()
     connections.require("crm_audit_database_url", "kafka_bootstrap_servers", "mongodb_url")
-    signals: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda caught, _: signals.append(caught))
     traces = tracing.start("producer", account=job.company_sso_id, job_id=job.job_id, run=job.run)
     kafka, topic = connections.kafka(), job.topics.replay
     check_topic(kafka, topic, job.partitions)
@@ -60,12 +56,10 @@ def run(only: frozenset[int]) -> None:
     mapping = load(job.mapping_path)
     with connect(connections.crm_audit_database_url, settings.statement_timeout_s) as db:
         source = resolve(db, mapping, job.company_sso_id)
-    mongo: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
-        connections.mongodb_url, serverSelectionTimeoutMS=5_000, tz_aware=True, appname="crm-replay producer"
-    )
+    database = open_database(connections, app_name="crm-replay producer")
     with (
         ExitStack() as open_,
-        mongo,
+        database.client,
         closing(
             AuditReader(
                 connections.crm_audit_database_url, source, job.cutoff, settings.limits(record_bytes), job.writers
@@ -74,7 +68,7 @@ def run(only: frozenset[int]) -> None:
         closing(Publisher(kafka, topic, record_bytes)) as publisher,
     ):
         open_.callback(traces.close)
-        checkpoint = Checkpoint(mongo[connections.mongodb_database], job.job_id, job.run, job.fence)
+        checkpoint = Checkpoint(database, job.job_id, job.run, job.fence)
         if not only:
             checkpoint.take_over()
         snapshot = Snapshot(
@@ -82,15 +76,15 @@ def run(only: frozenset[int]) -> None:
             Encoder(codec, RecordKeys(mapping.person).key, topic, job.run, record_bytes),
             publisher,
             checkpoint,
-            Bounds(job.top_audit_id, job.snapshot_xmax, settings.horizon_wait_s, settings.lot_rows),
-            stop=lambda: bool(signals),
+            Bounds(job.top_audit_id, job.snapshot_xmax, settings.horizon_wait_s, settings.checkpoint_rows),
+            stop=stop.is_set,
             pause=Pacer(
                 Throttle(settings.throttle()),
                 reader.replica_lag,
                 time.monotonic,
                 time.sleep,
                 logger.info,
-                stop=lambda: bool(signals),
+                stop=stop.is_set,
             ).after_page,
             traces=traces,
         )
@@ -113,7 +107,7 @@ def run(only: frozenset[int]) -> None:
         if len(lots) > 1:
             # The readers share the rate: each child reads its part of it from here.
             os.environ["CRM_REPLAY_SOURCE_ROWS_PER_S"] = str(settings.throttle(len(lots)).rows_per_s)
-            read_in_children(lots, stop=lambda: bool(signals))
+            read_in_children(lots, stop=stop.is_set)
         else:
             for range_ in ranges:
                 snapshot.read(range_)
@@ -137,8 +131,9 @@ def main() -> int:
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
     try:
-        run(only)
-    except Stopped:
+        with stop_on_signals() as stop:
+            run(only, stop)
+    except StoppedError:
         logger.info("stopped on request; start again to go on from the saved cursor")
         return ExitCode.STOPPED
     except ReplayError as error:

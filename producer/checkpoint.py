@@ -1,28 +1,26 @@
 """The resume cursor: one document per job, run and id range in `crm_replay_checkpoints`. It writes nothing else."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 from pymongo import UpdateOne, WriteConcern
-from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from producer.cursor import Gap, IdRange
 from schemas.collections import CHECKPOINTS
 from schemas.errors import ReplayError, ServiceUnreachableError
 from schemas.process.client_errors import kind_of
+from schemas.process.mongodb import Database, Document
+from schemas.process.waiting import Deadline, retrying
 
 logger = logging.getLogger(__name__)
 
 FIRST_FENCE = 1
 # More than a process can begin: it splits for 64 readers at most, and begins one late range.
 NUMBERS_TAKEN = 130
-
-Document = dict[str, Any]
 
 
 class FencedError(ReplayError):
@@ -46,7 +44,7 @@ class Checkpoint:
 
     def __init__(
         self,
-        database: Database[Document],
+        database: Database,
         job_id: str,
         run: int,
         fence: int = 0,
@@ -104,23 +102,21 @@ class Checkpoint:
             del document["gaps"]  # they may be thousands, and change seldom
         # Where a higher number stands, nothing matches, and the insert that follows meets the `_id`.
         key = {"_id": document.pop("_id"), "$or": [{"fence": {"$lte": self._fence}}, {"fence": None}]}
-        give_up_at = time.monotonic() + self._outage_max_s
-        pause_s = 0.1
-        while True:
-            try:
-                with answering("saving the cursor"):
-                    self._collection.update_one(key, {"$set": document}, upsert=True)
-                break
-            except DuplicateKeyError:
-                raise FencedError(
-                    f"another runner has taken over the job (this is number {self._fence})", "this process ends"
-                ) from None
-            except ServiceUnreachableError as error:
-                if time.monotonic() > give_up_at:
-                    raise ReplayError(error.what, error.to_do) from error
-                logger.warning("%s; trying again", error.what)
-                time.sleep(pause_s)
-                pause_s = min(5.0, pause_s * 2)
+
+        def save() -> None:
+            with answering("saving the cursor"):
+                self._collection.update_one(key, {"$set": document}, upsert=True)
+
+        def passes(error: ServiceUnreachableError) -> bool:
+            logger.warning("%s; trying again", error.what)
+            return True
+
+        try:
+            retrying(save, ServiceUnreachableError, Deadline(self._outage_max_s), 0.1, 5.0, passes=passes)
+        except DuplicateKeyError:
+            raise FencedError(
+                f"another runner has taken over the job (this is number {self._fence})", "this process ends"
+            ) from None
         self._gaps_saved[range_.id_range] = range_.gaps
 
 

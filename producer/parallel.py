@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from producer.checkpoint import Saves
 from producer.cursor import IdRange, reconcile, split
 from schemas.errors import BadInputError, ReplayError
+from schemas.process.waiting import StoppedError
 from schemas.vocabulary import ExitCode
 
 logger = logging.getLogger(__name__)
@@ -22,10 +23,6 @@ logger = logging.getLogger(__name__)
 CHILD_POLL_S = 0.2
 
 Spread = Callable[[], Sequence[int]]
-
-
-class Stopped(Exception):  # noqa: N818  (not an error: somebody asked for it)
-    """The snapshot was asked to stop; everything that was published is confirmed and saved."""
 
 
 def ranges_of_run(checkpoint: Saves, first: int, top: int) -> list[IdRange]:
@@ -66,8 +63,8 @@ def weight(range_: IdRange, bounds: Sequence[int]) -> tuple[int, int]:
 def read_in_children(lots: Sequence[Sequence[IdRange]], stop: Callable[[], bool]) -> None:
     """Read each lot of ranges in a child process; return when all are done.
 
-    Raises Stopped when asked to stop, and ReplayError or BadInputError if a child failed (it has said why); the other
-    children then stop after their page.
+    Raises StoppedError when asked to stop, and ReplayError or BadInputError if a child failed (it has said why); the
+    other children then stop after their page.
     """
     # The command is this very program; the numbers are our own.
     children = [
@@ -99,7 +96,7 @@ def read_in_children(lots: Sequence[Sequence[IdRange]], stop: Callable[[], bool]
         error = BadInputError if worst == ExitCode.BAD_INPUT else ReplayError
         raise error(f"a reader of an id range ended with code {worst}", "see what it said above, and start again")
     if any(codes):
-        raise Stopped
+        raise StoppedError
 
 
 def end_with_parent() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from confluent_kafka.admin import AdminClient
 from psycopg import sql
-from pymongo.database import Database
 
 from producer.audits import INTEGERS, Connection, answering, columns_of, connect, resolve
 from producer.checkpoint import answering as mongo_answering
@@ -21,6 +20,7 @@ from producer.topics import check_topics, message_bytes_max, messages_held, offs
 from schemas import stored
 from schemas.codec import Codec
 from schemas.collections import CONTACT_ID_MAP, CONTACTS
+from schemas.process.mongodb import Database
 from schemas.records import Contact, Referent, User
 from schemas.source.contact_rules import (
     CONTACT_FIELDS,
@@ -38,7 +38,6 @@ from schemas.source.contact_rules import (
 from schemas.source.mapping import SourceMapping
 from schemas.topics import ACCOUNT_KEY, AccountTopics
 
-Document = dict[str, Any]
 Progress = Callable[[str, int], None]  # "contacts", "users" or "referents"; records published so far
 
 FETCH_ROWS = 5_000
@@ -111,7 +110,7 @@ def publish(
     company_sso_id: str,
     *,
     kafka: Mapping[str, Any],
-    mongo: Database[Document],
+    mongo: Database,
     topics: AccountTopics,
     codec: Codec,
     statement_timeout_s: float = 60.0,
@@ -203,7 +202,7 @@ def read_tables(
     mapping: SourceMapping,
     company_sso_id: str,
     *,
-    mongo: Database[Document],
+    mongo: Database,
     codec: Codec,
     statement_timeout_s: float = 60.0,
 ) -> dict[str, dict[bytes, bytes]]:
@@ -223,7 +222,7 @@ def read_tables(
         return {table: {key.encode(): value for key, value in pairs} for table, pairs in records.items()}
 
 
-def find_contacts(mongo: Database[Document], company_sso_id: str) -> FoundContacts:
+def find_contacts(mongo: Database, company_sso_id: str) -> FoundContacts:
     """Return the account's contacts by CRM person id: those that carry it, then those that the id map names.
 
     Of several contacts with one CRM person id the oldest wins (then the smaller customer_id): its watermark leaves the

@@ -1,21 +1,18 @@
 """The snapshot's environment, besides `schemas.process.connections.Connections`."""
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, Json
 
 from producer.audits import Limits
 from producer.throttle import Bounds
-from schemas.errors import BadInputError
 from schemas.job import ReplayJob
+from schemas.process.environment import Settings
 
 
-class ProducerSettings(BaseSettings):
+class ProducerSettings(Settings):
     """How the snapshot reads and publishes; every value has a default that was measured."""
 
-    model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_", env_ignore_empty=True, extra="ignore")
-
     page_rows: int = Field(500, ge=1, le=100_000, description="rows a page")
-    lot_rows: int = Field(
+    checkpoint_rows: int = Field(
         2_000,
         ge=1,
         le=100_000,
@@ -44,25 +41,7 @@ class ProducerSettings(BaseSettings):
         return Limits(self.page_rows, self.id_window, self.statement_timeout_s, row_bytes_max)
 
 
-def job_from(text: str | None) -> ReplayJob:
-    """Return the job in CRM_REPLAY_JOB. Raises BadInputError."""
-    if not text:
-        raise BadInputError("CRM_REPLAY_JOB is not set", "start a replay with: crm-replay run --account ACCOUNT")
-    try:
-        return ReplayJob.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(the whole of it)"
-        raise BadInputError(
-            f"CRM_REPLAY_JOB, key {key}: {first['msg']}", "it is the JSON of schemas.job.ReplayJob"
-        ) from error
+class RunSettings(ProducerSettings):
+    """What the producer of a run is told besides."""
 
-
-def settings_from_environment() -> ProducerSettings:
-    """Return the settings. Raises BadInputError naming the first variable that is wrong."""
-    try:
-        return ProducerSettings()
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = f"CRM_REPLAY_{str(first['loc'][0]).upper()}"
-        raise BadInputError(f"{name}: {first['msg']}", "correct it, or unset it for the default") from error
+    job: Json[ReplayJob] = Field(description="the job as JSON")

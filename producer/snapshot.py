@@ -1,8 +1,8 @@
 """The loop: read, save, publish, flush. In this order; beside each step stands what a death there costs.
 
-Pages are published some at a time (a lot), and the next lot is read and encoded while the brokers confirm the last one.
-One save between the two says that the last one is confirmed, and what the next one is about to publish; a death repeats
-one lot at most.
+Pages are published some at a time (a chunk), and the next chunk is read and encoded while the brokers confirm the last
+one. One save between the two says that the last one is confirmed, and what the next one is about to publish; a death
+repeats one chunk at most.
 
 Ids are not committed in the order in which they are given out. So an id that has no row yet, a gap, is noted while a
 transaction that was open when the job started may still fill it, and again in the newest stretch. The gap is saved
@@ -23,10 +23,10 @@ from producer.checkpoint import Saves
 from producer.cursor import IdRange, advance, all_gaps, announce, next_number, note_gaps
 from producer.messages import Encoded, Encoder, Page
 from producer.metrics import Counters
-from producer.parallel import Stopped
 from producer.publisher import Publishes, now_us
 from schemas.errors import ReplayError
 from schemas.process.tracing import OFF, Traces, Work
+from schemas.process.waiting import StoppedError
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +34,9 @@ NEWEST_IDS = 10_000  # below the top: a transaction may have drawn an id and not
 GAPS_NOTED_MAX = 5_000  # the checkpoint carries them all; more have to wait for the horizon
 HORIZON_POLL_S = 0.5
 HORIZON_LOG_S = 10.0
-# A lot ends with the page that reaches one of these bounds, or the one in the settings.
-LOT_BYTES = 8 * 1024 * 1024  # of keys and values: two lots are in memory
-LOT_S = 1.0  # of reading: where the source is slow, what it gives is not held back
+# A chunk ends with the page that reaches one of these bounds, or the one in the settings.
+CHUNK_BYTES = 8 * 1024 * 1024  # of keys and values: two chunks are in memory
+CHUNK_S = 1.0  # of reading: where the source is slow, what it gives is not held back
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Bounds:
     top: int  # newest id when the job started
     xmax: int  # transactions below it, if they had an id when the job started, may still commit ids up to `top`
     horizon_wait_s: float
-    lot_rows: int  # about: a lot is whole pages
+    checkpoint_rows: int  # a chunk ends with the page that reaches them
 
 
 class Prepared(NamedTuple):
@@ -89,28 +89,29 @@ class Snapshot:
         self._last_rows = 0  # and how many rows it has
 
     def read(self, range_: IdRange) -> IdRange:
-        """Publish the rest of a range; return it, done. Raises Stopped between lots, when asked to."""
+        """Publish the rest of a range; return it, done. Raises StoppedError between chunks, when asked to."""
         published: list[Prepared] = []  # and perhaps not confirmed yet
         behind = range_  # what the range is once they are
         while not range_.done:
             pages: list[Prepared] = []
             ahead = behind
             if not (behind.done or self._too_many_gaps(behind)):
-                pages, ahead = self._read_lot(behind, pause_first=bool(published))
-            with _step(published, "confirm"):
-                self._publisher.flush()  # raises if any delivery failed; the cursor stays
+                pages, ahead = self._read_chunk(behind, pause_first=bool(published))
+            if published:
+                with _step(published, "confirm"):
+                    self._publisher.flush()  # raises if any delivery failed; the cursor stays
             range_ = announce(behind, ahead)
             with _step(published, "save cursor"):
-                # Dying before this line publishes the last lot again, under the same number. It also stands between the
-                # reading of the next lot and its publishing: if another runner has taken over, and noted a gap where a
-                # row was read by now, it raises, and the row is the other's to publish.
+                # Dying before this line publishes the last chunk again, under the same number. It also stands between
+                # the reading of the next chunk and its publishing: if another runner has taken over, and noted a gap
+                # where a row was read by now, it raises, and the row is the other's to publish.
                 self._checkpoint.save(range_)
             for page, encoded, work in published:
                 work.end(**_of_page(page, encoded))
                 self.counters.count(page, encoded)
             self.counters.saved(range_.id_range, range_.cursor)
             if self._stop() and not range_.done:
-                raise Stopped
+                raise StoppedError
             if not (pages or range_.done):
                 self.wait_for_horizon()  # nothing is on its way, and there are too many gaps to go on
             for _, encoded, work in pages:
@@ -119,35 +120,35 @@ class Snapshot:
             published, behind = pages, ahead
         return range_
 
-    def _read_lot(self, range_: IdRange, *, pause_first: bool) -> tuple[list[Prepared], IdRange]:
+    def _read_chunk(self, range_: IdRange, *, pause_first: bool) -> tuple[list[Prepared], IdRange]:
         """Return the next pages, encoded, and the range behind them, with their gaps.
 
         The source is given its pause between two pages, `pause_first` before the first one, too.
         """
-        lot: list[Prepared] = []
+        chunk: list[Prepared] = []
         rows = size = 0
         began = time.monotonic()
         while True:
-            if lot or pause_first:
+            if chunk or pause_first:
                 self._pause(self._last_rows, self._asked_s)
             prepared = self._prepare(range_)
             page, records = prepared.page, prepared.encoded.records
             range_ = advance(note_gaps(range_, page.gaps, page.end), page.end, len(records))
-            lot.append(prepared)
+            chunk.append(prepared)
             self._last_rows = len(records)
             rows += len(records)
             size += prepared.encoded.bytes
-            if rows >= self._bounds.lot_rows or size >= LOT_BYTES or time.monotonic() - began >= LOT_S:
+            if rows >= self._bounds.checkpoint_rows or size >= CHUNK_BYTES or time.monotonic() - began >= CHUNK_S:
                 break
             if range_.done or self._too_many_gaps(range_) or self._stop():
                 break
-        return lot, range_
+        return chunk, range_
 
     def read_late_rows(self, ranges: Sequence[IdRange]) -> IdRange | None:
         """Look at the gaps of all ranges again once nobody can fill them any more; return the late range, done.
 
         None if there is nothing to look at. Raises ReplayError if transactions older than the job stay open for longer
-        than the bound, Stopped when asked to.
+        than the bound, StoppedError when asked to.
         """
         gaps = all_gaps(range_ for range_ in ranges if not range_.late)
         if not gaps:
@@ -160,7 +161,7 @@ class Snapshot:
             self._checkpoint.save(late)
         while not late.done:
             if self._stop():
-                raise Stopped
+                raise StoppedError
             work = self._traces.begin("late page", **{"crm_replay.id_range": late.id_range})
             with work.step("read"):
                 page = self._reader.late_page_after(late.cursor, gaps, late.id_range)
@@ -180,13 +181,13 @@ class Snapshot:
     def wait_for_horizon(self) -> None:
         """Return once every transaction that was open when the job started has ended.
 
-        Raises ReplayError when that takes longer than the bound, Stopped when asked to.
+        Raises ReplayError when that takes longer than the bound, StoppedError when asked to.
         """
         started = logged = time.monotonic()
         while not self._ask_for_horizon():
             now = time.monotonic()
             if self._stop():
-                raise Stopped
+                raise StoppedError
             if now - started >= self._bounds.horizon_wait_s:
                 holders = self._reader.oldest_transactions()
                 raise ReplayError(

@@ -1,13 +1,16 @@
 """I/O: what Kafka says of topics: partition counts, offsets held, the largest record, the records held now."""
 
 import time
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.process.waiting import Deadline, retrying
+
+T = TypeVar("T")
 
 CHECK_TIMEOUT_S = 5.0
 LEADER_TIMEOUT_S = 15.0
@@ -90,17 +93,14 @@ def offsets_held(consumer: Consumer, topic: str, partitions: int) -> list[tuple[
 
     Waits for a leader where a topic has just been made. Raises KafkaException if there is none in time.
     """
-    deadline = time.monotonic() + LEADER_TIMEOUT_S
-    while True:
-        try:
-            return [
-                consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=CHECK_TIMEOUT_S)
-                for partition in range(partitions)
-            ]
-        except KafkaException as error:
-            if error.args[0].code() not in NO_LEADER or time.monotonic() > deadline:
-                raise
-            time.sleep(LEADER_POLL_S)
+
+    def ask() -> list[tuple[int, int]]:
+        return [
+            consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=CHECK_TIMEOUT_S)
+            for partition in range(partitions)
+        ]
+
+    return _led(ask)
 
 
 def offsets_held_by(admin: AdminClient, partitions: Mapping[str, int]) -> dict[str, list[tuple[int, int]]]:
@@ -109,30 +109,34 @@ def offsets_held_by(admin: AdminClient, partitions: Mapping[str, int]) -> dict[s
     Waits for leaders where a topic has just been made. Raises ServiceUnreachableError if there are none in time.
     """
     every = [TopicPartition(topic, number) for topic, count in partitions.items() for number in range(count)]
-    deadline = time.monotonic() + LEADER_TIMEOUT_S
-    while True:
-        try:
-            first, end = (
-                {
-                    (part.topic, part.partition): future.result().offset
-                    for part, future in admin.list_offsets(
-                        dict.fromkeys(every, spec), request_timeout=CHECK_TIMEOUT_S
-                    ).items()
-                }
-                for spec in (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
-            )
-        except KafkaException as error:
-            if error.args[0].code() not in NO_LEADER or time.monotonic() > deadline:
-                raise ServiceUnreachableError(
-                    f"Kafka does not tell the offsets of {every[0].topic} ({error.args[0].str()})",
-                    "check KAFKA_BOOTSTRAP_SERVERS",
-                ) from error
-            time.sleep(LEADER_POLL_S)
-        else:
-            return {
-                topic: [(first[topic, number], end[topic, number]) for number in range(count)]
-                for topic, count in partitions.items()
-            }
+
+    def ask(spec: OffsetSpec) -> dict[tuple[str, int], int]:
+        answers = admin.list_offsets(dict.fromkeys(every, spec), request_timeout=CHECK_TIMEOUT_S)
+        return {(part.topic, part.partition): future.result().offset for part, future in answers.items()}
+
+    try:
+        first = _led(lambda: ask(OffsetSpec.earliest()))  # type: ignore[no-untyped-call]
+        end = _led(lambda: ask(OffsetSpec.latest()))  # type: ignore[no-untyped-call]
+    except KafkaException as error:
+        raise ServiceUnreachableError(
+            f"Kafka does not tell the offsets of {every[0].topic} ({error.args[0].str()})",
+            "check KAFKA_BOOTSTRAP_SERVERS",
+        ) from error
+    return {
+        topic: [(first[topic, number], end[topic, number]) for number in range(count)]
+        for topic, count in partitions.items()
+    }
+
+
+def _led(ask: Callable[[], T]) -> T:
+    """Return the answer to a question; partitions of a topic that was just made have no leader for a moment."""
+    return retrying(
+        ask,
+        KafkaException,
+        Deadline(LEADER_TIMEOUT_S),
+        LEADER_POLL_S,
+        passes=lambda error: error.args[0].code() in NO_LEADER,
+    )
 
 
 def messages_held(

@@ -1,4 +1,4 @@
-"""The contract: what two processes must agree on. Pure, and imports nothing else of ours.
+"""The contract between processes. Pure, and imports nothing else of ours.
 
 source/   how a CRM's rows are read, pure
 process/  what every process does at its start

@@ -2,7 +2,7 @@
 
 A value on a topic is a short frame that names the writer's schema, then the record in Avro's binary encoding. The
 frame is Avro's single-object header (`C3 01` and the CRC-64-AVRO fingerprint), or, with a schema registry, Confluent's
-(`00` and a four-byte schema id). Either way its first bytes say which record it is, so one topic can carry several,
+(`00` and a four-byte schema id). Either way its first bytes identify the record type, so one topic can carry several,
 in both frames: a codec writes one of them and reads both.
 """
 
@@ -65,7 +65,7 @@ def _parsed(schema: str) -> Any:
 
 
 def read_avro(schema: str, data: bytes) -> Any:
-    """Return the value in bytes that somebody else has written with this Avro schema (JSON text), frame taken off.
+    """Return the value in bytes that another writer encoded with this Avro schema (JSON text), without frame.
 
     Raises ValueError, without any of the content, for bytes or a schema that cannot be read.
     """
@@ -90,7 +90,7 @@ class Codec:
     def __init__(self, schema_ids: Mapping[type[Record], int] | None = None, look_up: SchemaOf | None = None) -> None:
         """Frame for Confluent's registry if `schema_ids` gives its id of every record type, else as single objects.
 
-        `look_up` is asked about ids that are not among them, once each: a registry that was filled again has others.
+        `look_up` is called for ids that are not among them, once each: a registry that was filled again has others.
         """
         self._header_bytes = SINGLE_OBJECT_HEADER_BYTES if schema_ids is None else CONFLUENT_HEADER_BYTES
         self._look_up = look_up
@@ -130,7 +130,7 @@ class Codec:
         return self._encoders[record_type]
 
     def decode(self, data: bytes) -> Record:
-        """Return the record in `data`, which says itself which one it is, in either frame.
+        """Return the record in `data`, in either frame; the frame identifies its type.
 
         Raises UndecodableRecordError for anything that is not a complete record of a known schema; of these,
         UnknownSchemaError where the schema cannot be looked up, and ServiceUnreachableError if the registry is down.
@@ -183,7 +183,7 @@ class Codec:
             record_type, refused = self._looked_up(header)
             if record_type is not None:
                 return self._learn(header, record_type)
-            # A schema is registered before a record names it, so there is no sense in asking again.
+            # A schema is registered before a record names it, so a second lookup cannot succeed.
             if len(self._refused) >= REFUSED_MAX:  # ids in garbage: what is remembered of them has a bound
                 self._refused.clear()
             self._refused[header] = refused
@@ -221,7 +221,7 @@ class Codec:
     def read_body(self, record_type: type[R], data: bytes) -> R | None:
         """Return the record that `data` is, its frame left aside; None if what follows the frame is none of that type.
 
-        For a frame that cannot be looked up: a record of ours says of the settings what it does not say of itself.
+        For a frame that cannot be looked up: a record of ours proves that the settings are wrong, and not the value.
         """
         try:
             return cast("R", self._body_decoder(cast("type[Record]", record_type), header_bytes(data))(data))
@@ -241,4 +241,4 @@ def _decoder(record_type: type[Record], frame_bytes: int) -> Decode:
 
 def _require_type(found: type, wanted: type) -> None:
     if found is not wanted:
-        raise UndecodableRecordError(f"a {found.__name__} stands where a {wanted.__name__} belongs")
+        raise UndecodableRecordError(f"found a {found.__name__} instead of a {wanted.__name__}")

@@ -1,4 +1,4 @@
-"""Exceptions that carry what an operator asks for first. An ordinary outcome is a return value, never one of these.
+"""Exceptions, with the facts that an operator needs first. An ordinary outcome is a return value, never one of these.
 
     ReplayError                       the work went wrong, or a server refused
     ├── ServiceUnreachableError       an outage: the same call can succeed later
@@ -44,7 +44,7 @@ class ServiceUnreachableError(ReplayError):
 def worker_exit_code(error: ReplayError) -> int:
     """Return the exit code of a worker that ends with this error.
 
-    A server that does not answer is worth another start: whoever started the worker has reached it before.
+    A server that does not respond is worth a restart: the process that started the worker has reached it before.
     """
     return ExitCode.FAILED if isinstance(error, ServiceUnreachableError) else error.exit_code
 
@@ -54,10 +54,10 @@ class MappingError(BadInputError):
 
 
 class CursorDidNotAdvanceError(ReplayError):
-    """The snapshot would read the same page for ever."""
+    """The snapshot would read the same page indefinitely."""
 
     def __init__(self, cursor: int, page_end: int) -> None:
-        """`cursor` is where the page began, `page_end` what it says it has scanned up to."""
+        """`cursor` is where the page began, `page_end` the id up to which it reports to have scanned."""
         super().__init__(
             f"the cursor did not advance past audit id {cursor} (the page ended at {page_end})",
             "this is a defect of the reader; the cursor is kept, nothing is lost",
@@ -79,6 +79,6 @@ class UnreadableTopicError(BadInputError):
     def at(
         cls, topic: str, partition: int, offset: int, error: UndecodableRecordError, to_do: str = ""
     ) -> "UnreadableTopicError":
-        """Return it for the record at a place; `to_do` where the error itself does not say."""
+        """Return it for the record at a place; `to_do` where the error itself has none."""
         what = f"{topic}, partition {partition}, offset {offset} cannot be decoded: {error.what}"
         return cls(what, error.to_do or to_do)

@@ -1,8 +1,8 @@
-"""How a document of ours is known: its external id, its tag, its `_id`. Pure.
+"""How a document of ours is identified: its external id, its tag, its `_id`. Pure.
 
-The external id says which audit row a document stands for, of any writer: the unique index over it decides what is a
-duplicate. The `_id` says who wrote it, so that a record which Kafka delivers again meets its own `_id`, and is told
-apart from a document of another origin, which only meets the unique index. Both are stored: they never change.
+The external id names the audit row of a document, of any writer: the unique index over it decides what is a
+duplicate. The `_id` names its writer: a record which Kafka delivers again collides on its own `_id`, a document of
+another origin on the unique index only. Both are stored: they never change.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""What every process of one replay run has to agree on; the runner hands it over as JSON (`CRM_REPLAY_JOB`)."""
+"""The job as every process of one replay run gets it from the runner: JSON in `CRM_REPLAY_JOB`."""
 
 from datetime import UTC, datetime
 
@@ -21,7 +21,7 @@ class ReplayJob(BaseModel):
     writers: tuple[str, ...] = ()  # and by these virtual transactions, which had no transaction id when the job started
     cutoff: AwareDatetime  # rows created before it are not replayed; of the year 1: all are, dated or not
     mapping_path: str
-    fence: int = Field(0, ge=0)  # rises with every runner that takes the job up: cursors count under the highest only
+    fence: int = Field(0, ge=0)  # rises with every claim of the job: only cursors of the highest count
     begin_offsets: tuple[int, ...] = ()  # of the begin markers on the replay topic, by partition
 
     @property
@@ -33,7 +33,7 @@ class ReplayJob(BaseModel):
 class LiveFeed(ReplayJob):
     """What the processes of a live feed have to agree on: a job of many accounts without a beginning or an end.
 
-    `run` changes when the topic is made anew, for what is known by its offsets means nothing then.
+    `run` changes when the topic is recreated, because offsets of the former topic mean nothing then.
     """
 
     company_sso_id: str = ""
@@ -43,8 +43,8 @@ class LiveFeed(ReplayJob):
     cutoff: AwareDatetime = datetime(1970, 1, 1, tzinfo=UTC)
     feed: str = LIVE_FEED
     topic: str = LIVE_TOPIC
-    topic_id: str = ""  # Kafka's own: a topic that was deleted and made again has another one. "": not known
-    table_account: str = ""  # whose the audits are, if neither the mapping nor a record says so
+    topic_id: str = ""  # Kafka's own: a recreated topic has another one. "": not known
+    table_account: str = ""  # account of the audits, if neither the mapping nor a record names it
     visibility_delay_s: float = Field(10.0, ge=0, le=120)  # a contact can be read this long after its created_at
 
     @property

@@ -66,7 +66,7 @@ class DeadLetter(NamedTuple):
 
 
 class SnapshotMarker(NamedTuple):
-    """First (`begin`) or last (`end`) record of a job's stretch of a partition."""
+    """First (`begin`) or last (`end`) record of a run on a partition."""
 
     edge: str
     job_id: str

@@ -1,7 +1,7 @@
-"""Pure: addresses and messages without the passwords that they may carry. The one place that knows how those look.
+"""Pure: addresses and messages without the passwords that they may carry. The only place that recognises them.
 
-Every `ReplayError` has its text from `without_secrets`, and so has every line of a log (`schemas.process.logs`); what
-shows an address on purpose shows it by `shown`.
+Every `ReplayError` has its text from `without_secrets`, and so has every line of a log (`schemas.process.logs`); code
+that shows an address on purpose uses `shown`.
 """
 
 import re
@@ -29,7 +29,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
         r"\1[secret]",
     ),
 )  # fmt: skip
-# Of libpq's words those that say where, and who; a value is quoted or ends at a blank.
+# libpq's parameters that name server, database and user; a value is quoted or ends at a blank.
 _WORD = re.compile(r"(?:^|(?<=\s))(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)", re.DOTALL)
 _SHOWN_WORDS = frozenset(("host", "hostaddr", "port", "dbname", "user", "sslmode"))
 _PARAMETER = re.compile(r"\?[\w.-]+=")
@@ -54,7 +54,7 @@ def shown(address: str) -> str:
     scheme, is_url, rest = address.partition("://")
     if is_url:
         user_info, _, place = rest.rpartition("@")
-        if _PARAMETER.search(user_info):  # of a password in front, or a query with an @: which, nobody can tell
+        if _PARAMETER.search(user_info):  # of a password in front, or a query with an @: undecidable
             place = "…"
         return without_secrets(f"{scheme}://{place.partition('?')[0]}")
     words = list(_WORD.finditer(address))
@@ -67,7 +67,7 @@ def shown(address: str) -> str:
 
 
 def about(error: BaseException, address: str) -> str:
-    """Return what a parser says about an address, in one line, without the parts of it that it quotes."""
+    """Return a parser's message about an address, in one line, without the quoted parts of the address."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
     def hide(found: re.Match[str]) -> str:

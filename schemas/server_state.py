@@ -1,9 +1,9 @@
-"""Pure: which of MongoDB's error codes tell of the server and not of the document or the query. One list for all.
+"""Pure: MongoDB's error codes that are about the server and not about the document or the query. One list for all.
 
 A replica set refuses a whole command while it is no primary's. A mongos answers for several shards: the error of one
 that is away comes as a write error of each document that belongs there, beside those of the documents themselves. Both
-are an outage: write again, commit nothing. What is not here is the document's own, unknown codes too: a document must
-not hold up all that is behind it, and too many failures halt a job.
+are an outage: write again, commit nothing. A code that is not listed is the document's own, unknown ones too: a
+document must not block all later ones, and too many failures halt a job.
 
 Source: `error_codes.yml` of MongoDB 8.2 (its categories are the groups below), the drivers' specifications of retryable
 writes and of server discovery, and what two hosted services add.
@@ -14,7 +14,7 @@ from typing import Any
 
 OUTAGE = frozenset(
     (
-        # NetworkError, and what a mongos says of a shard that it cannot reach or choose a node of
+        # NetworkError, and a mongos's code for a shard that it cannot reach or select a node of
         6, 7, 71, 74, 83, 89, 133, 141, 145, 149, 172, 190, 199, 202, 230, 231, 317, 384, 407, 9001, 56846,
         # NotPrimaryError, and elections
         189, 216, 10058, 10107, 11602, 13435, 13436,

@@ -1,7 +1,7 @@
-"""Documents of the platform's own collections, decoded one by one: one that cannot be costs itself and no other.
+"""Documents of the platform's own collections, decoded one by one: one that cannot be decoded does not affect another.
 
 MongoDB keeps what Python has no value for. A date outside of the years 1 to 9999 comes out as `DatetimeMS`, which is
-its milliseconds. A text that is not UTF-8 makes its document an `Undecodable`: to go on with a replaced text could name
+its milliseconds. A text that is not UTF-8 makes its document an `Undecodable`: a replaced text could name
 another customer.
 """
 

@@ -33,7 +33,7 @@ class ChangeRefusal(StrEnum):
     AUDIT_DELETED = "audit_deleted"
     AUDITS_TRUNCATED = "audits_truncated"
     OTHER_TABLE = "other_table"  # the row is of a table that the source mapping does not name
-    UNKNOWN_ACCOUNT = "unknown_account"  # nobody says whose the row is, or not yet
+    UNKNOWN_ACCOUNT = "unknown_account"  # no query or header names the row's account, or not yet
     UNREADABLE_CHANGE = "unreadable_change"  # no change event, or not of an audits table
 
     @property
@@ -64,8 +64,8 @@ class FellBack(StrEnum):
     """Why an actor with an id or a name is the deleted user all the same. Graphed: add values, never rename one."""
 
     DELETED = "deleted"  # soft-deleted in the CRM
-    NO_SSO_ID = "no_sso_id"  # active, and the directory knows nobody of this email or did not answer
-    NO_EMAIL = "no_email"  # active, and there is nothing to ask the directory with
+    NO_SSO_ID = "no_sso_id"  # active, and the directory has no user of this email or did not respond
+    NO_EMAIL = "no_email"  # active, and without an email for the directory
     NO_USER = "no_user"  # the CRM has no row with this id
     OTHER_TYPE = "other_type"  # the id is that of something else than a user
     USERNAME_ONLY = "username_only"  # no id at all
@@ -77,18 +77,18 @@ class ExitCode(IntEnum):
     A worker is started again after FAILED, and not after what another start would end with too.
     """
 
-    DONE = 0  # also a worker that was asked to stop, but for a producer
+    DONE = 0  # also a worker that was stopped, except a producer
     FAILED = 1  # the work went wrong: halted, out of balance, an outage, a defect
     BAD_INPUT = 2  # the call, a file or an address is wrong; nothing has been changed
     HALTED = 3  # of a sink: the job is halted, offsets are kept
     TOPIC_REPLACED = 4  # of a worker or a live feed: its topic is another one than the one that was consumed
-    STOPPED = 5  # of a producer: asked to stop before the end, the cursor is kept
+    STOPPED = 5  # of a producer: stopped before the end, the cursor is kept
     ORPHANED = 6  # of a producer's reader: its parent is gone
     INTERRUPTED = 130  # of a command, as shells have it: 128 + SIGINT; can be resumed
 
 
 class MarkerEdge(StrEnum):
-    """Which end of a job's stretch of a partition a marker stands at."""
+    """Whether a marker is a run's first or last record on a partition."""
 
     BEGIN = "begin"
     END = "end"

@@ -4,47 +4,47 @@
 
 import gc
 import logging
-import signal
 import sys
-import time
 from functools import partial
-
-from pymongo.database import Database
 
 from schemas.errors import ReplayError, ServiceUnreachableError, worker_exit_code
 from schemas.process import logs, tracing
 from schemas.process.connections import Connections
 from schemas.process.exposition import serving
+from schemas.process.mongodb import Database, connect
 from schemas.process.registry import codec_for
+from schemas.process.waiting import Deadline, retrying, stop_on_signals
 from sink.consumer import Sink
-from sink.database import Document, connect
 from sink.effects import Seam, straight
 from sink.feed import sink as live
 from sink.replay import replay_parts
-from sink.settings import load_settings
+from sink.settings import SinkSettings
 
 CONNECT_EVERY_S = 1.0
 GC_THRESHOLD = 50_000  # a batch makes some ten thousand objects, none of them in cycles
 
 
-def connect_patiently(connections: Connections, patience_s: float) -> Database[Document]:
+def connect_patiently(connections: Connections, patience_s: float) -> Database:
     """Return the database; a sink that is started again in the middle of an outage waits for its end."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            return connect(connections, app_name="crm-replay-sink")
-        except ServiceUnreachableError as error:
-            if time.monotonic() >= deadline:
-                raise
-            logging.getLogger("sink").warning("%s; trying again", error.what)
-            time.sleep(CONNECT_EVERY_S)
+
+    def passes(error: ServiceUnreachableError) -> bool:
+        logging.getLogger("sink").warning("%s; trying again", error.what)
+        return True
+
+    return retrying(
+        partial(connect, connections, app_name="crm-replay-sink"),
+        ServiceUnreachableError,
+        Deadline(patience_s),
+        CONNECT_EVERY_S,
+        passes=passes,
+    )
 
 
 def main(seam: Seam = straight) -> int:
     """Run a sink until it ends; return the exit code."""
     try:
         logs.configure("sink")
-        settings = live.load_settings() if live.is_wanted() else load_settings()
+        settings = (live.LiveSinkSettings if live.is_wanted() else SinkSettings).load()
         job = settings.job
         logs.bind(account=job.company_sso_id, job_id=job.job_id, run=job.run)
         connections = Connections()
@@ -57,12 +57,10 @@ def main(seam: Seam = straight) -> int:
                 partial(live.feed_parts, settings.job) if isinstance(settings, live.LiveSinkSettings) else replay_parts
             )
             sink = Sink(settings, kafka, database, codec, parts, seam=seam, traces=traces)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: sink.stop())
             gc.freeze()  # what the imports made stays: the collector need not look at it with every batch
             gc.set_threshold(GC_THRESHOLD)
             about = {"account": job.company_sso_id, "job_id": job.job_id, "run": str(job.run)}
-            with serving("sink", sink.metrics.values, about=about):
+            with stop_on_signals(sink.stopping), serving("sink", sink.metrics.values, about=about):
                 sink.run()
         finally:
             database.client.close()

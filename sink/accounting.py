@@ -22,7 +22,6 @@ from sink.waiting import Waiting
 
 log = logging.getLogger(__name__)
 K = TypeVar("K", bound=Hashable)
-States = Mapping[K, PartitionProgress]
 
 SAVE_ATTEMPTS_MAX = 100  # races lost in a row; with a few sinks a second one is rare already
 STATES_MAX = 100_000  # cached; a feed has one for each account and partition

@@ -21,11 +21,12 @@ from schemas.codec import Codec
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError
 from schemas.job import ReplayJob
+from schemas.process.mongodb import Database, Document, Documents
 from schemas.process.topic_watch import KafkaQuestions, Positions, TopicWatch
 from schemas.process.tracing import OFF, Traces, Work, context_of
+from schemas.process.waiting import StoppedError
 from schemas.records import DeadLetter
 from sink.accounting import Accounting
-from sink.database import Document, Documents
 from sink.dead_letters import DeadLetterTopic, now_us
 from sink.decoding import Batch
 from sink.documents import BatchOutcome
@@ -35,7 +36,7 @@ from sink.indexes import UNIQUE_EXTERNAL_ID
 from sink.metrics import SinkMetrics
 from sink.records import Decided, Taken
 from sink.settings import SinkSettings
-from sink.waiting import StoppedError, Waiting
+from sink.waiting import Waiting
 from sink.writer import write_batch
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Surroundings:
     """What the loop and its parts have in common."""
 
     settings: SinkSettings
-    database: Any
+    database: Database
     codec: Codec
     seam: Seam
     metrics: SinkMetrics
@@ -108,7 +109,7 @@ class Sink:
         self,
         settings: SinkSettings,
         kafka: dict[str, Any],
-        database: Any,
+        database: Database,
         codec: Codec,
         parts: Callable[[Surroundings], Parts],
         *,
@@ -123,6 +124,7 @@ class Sink:
         self._seam = seam
         self._traces = traces
         self._waiting = Waiting(self.metrics)
+        self.stopping = self._waiting.stopping  # to be set: the loop then ends after the batch in hand
         hello: Document = database.client.admin.command("hello")
         document_bytes_max = int(hello.get("maxBsonObjectSize", 16 * 1024 * 1024))
         self._parts = parts(
@@ -140,10 +142,6 @@ class Sink:
         self._codec = codec
         self._kafka = kafka
         self._group = Group(settings, kafka, self._waiting, self.metrics, seam)
-
-    def stop(self) -> None:
-        """Ask the loop to end after the batch in hand; safe in a signal handler."""
-        self._waiting.stop()
 
     def run(self) -> None:
         """Sink until asked to stop, or until the run has ended if that was asked for.
@@ -164,7 +162,7 @@ class Sink:
             self._require_unique_index()
             gate.check(at_once=True)
             self._group.join(finish=self._drain, forget=self._forget)
-            while not self._waiting.stop_requested:
+            while not self.stopping.is_set():
                 self._waiting.raise_trouble()
                 batch = self._parts.identity.batch(self._gather(), now_us())
                 if self._contexts:
@@ -178,7 +176,7 @@ class Sink:
         except StoppedError:
             log.info("stopped while a server did not answer; the batch in hand comes again")
         finally:
-            self._waiting.stop()  # ends the waiting of a batch that is still in flight; it comes again
+            self.stopping.set()  # ends the waiting of a batch that is still in flight; it comes again
             self._writers.shutdown()
             self._in_flight.clear()
             self._group.close()
@@ -268,7 +266,7 @@ class Sink:
             if records:
                 self._record_bytes = max(1, size // records)
                 deadline = deadline or time.monotonic() + self._settings.sink_linger_ms / 1000
-            if self._waiting.stop_requested or (not polled and (not deadline or time.monotonic() >= deadline)):
+            if self.stopping.is_set() or (not polled and (not deadline or time.monotonic() >= deadline)):
                 break
         gathered, self._gathered = self._gathered, []
         return gathered
@@ -329,7 +327,7 @@ class Sink:
             "Kafka",
             lambda: self._seam(
                 Effect.DELIVER_DEAD_LETTERS,
-                lambda: self._dead_letters.deliver(dead_letters, lambda: not self._waiting.stop_requested),
+                lambda: self._dead_letters.deliver(dead_letters, lambda: not self.stopping.is_set()),
             ),
         )
         self.metrics.dead_letters += len(dead_letters)

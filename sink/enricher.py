@@ -21,7 +21,7 @@ from bson.datetime_ms import DatetimeMS
 from pymongo import UpdateMany, UpdateOne
 from pymongo.errors import BulkWriteError
 
-from sink.database import Document, Documents
+from schemas.process.mongodb import Document, Documents
 from sink.documents import scrub
 from sink.indexes import ENRICHMENT_MATCH, UNIQUE_EXTERNAL_ID
 from sink.match_key import Association, MatchKey, Outcome, agree, candidates, key_of, match_key, missing

@@ -61,26 +61,20 @@ class Group:
 
     def require_topics(self) -> None:
         """Wait for Kafka for a while. Raises ServiceUnreachableError, and BadInputError for a missing topic."""
-        deadline = time.monotonic() + self._settings.sink_patience_s
-
         wanted = (self._topics.outcomes, self._topics.dead_letters)
 
         def ask() -> dict[str, Any]:
             """Return the topics that are there, without all the others of the cluster."""
-            try:
-                found = {
-                    name: self._consumer.list_topics(name, timeout=ANSWER_TIMEOUT_S).topics[name] for name in wanted
-                }
-                return {name: topic for name, topic in found.items() if topic.error is None}
-            except KafkaException as error:
-                if time.monotonic() < deadline:
-                    raise
-                raise ServiceUnreachableError(
-                    f"Kafka does not answer ({error.args[0].str()})",
-                    "check KAFKA_BOOTSTRAP_SERVERS, or start the embedded servers: crm-replay services up",
-                ) from error
+            found = {name: self._consumer.list_topics(name, timeout=ANSWER_TIMEOUT_S).topics[name] for name in wanted}
+            return {name: topic for name, topic in found.items() if topic.error is None}
 
-        known = self._waiting.until_answered("Kafka", ask)
+        try:
+            known = self._waiting.until_answered("Kafka", ask, self._settings.sink_patience_s)
+        except KafkaException as error:
+            raise ServiceUnreachableError(
+                f"Kafka does not answer ({error.args[0].str()})",
+                "check KAFKA_BOOTSTRAP_SERVERS, or start the embedded servers: crm-replay services up",
+            ) from error
         for topic in wanted:
             if topic not in known:
                 raise BadInputError(f"topic {topic} does not exist", "start the job with crm-replay run")

@@ -6,8 +6,8 @@ from typing import Any
 
 from schemas.errors import ReplayError
 from schemas.job import ReplayJob
+from schemas.process.mongodb import Document, Documents
 from schemas.vocabulary import ExitCode, JobStatus
-from sink.database import Document, Documents
 from sink.failure_rate import halt_reason, seen_of, too_many_failed, what_to_do
 from sink.job_counts import Repaired, RunTotals, job_fields, present, repaired_in
 from sink.progress import Progress

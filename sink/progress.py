@@ -2,14 +2,14 @@
 
 import contextlib
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pymongo import UpdateOne
 from pymongo.errors import DuplicateKeyError
 
+from schemas.process.mongodb import Document, Documents
 from sink.counting import DUPLICATE, NO_OFFSET, PartitionProgress
-from sink.database import Document, Documents
 from sink.identity import Identities, added
 from sink.job_counts import RunTotals as RunTotals
 
@@ -69,13 +69,18 @@ class Progress:
 
 def totals_of(collection: Documents, job_id: str, run: int) -> RunTotals:
     """Return the sums over all partitions of a run, as stored."""
+    names = ("migrated", "skipped", "failed", "foreign", "ended", "id_ranges", "updated_at", "actors_fell_back")
+    return sums_of(collection.find({"job_id": job_id, "run": run}, dict.fromkeys(names, 1)))
+
+
+def sums_of(documents: Iterable[Mapping[str, Any]]) -> RunTotals:
+    """Return the sums over progress documents."""
     migrated = ended = last = fell_back = 0
     skipped: dict[str, int] = {}
     failed: dict[str, int] = {}
     foreign: dict[str, int] = {}
     updated_at: dt.datetime | None = None
-    names = ("migrated", "skipped", "failed", "foreign", "ended", "id_ranges", "updated_at", "actors_fell_back")
-    for document in collection.find({"job_id": job_id, "run": run}, dict.fromkeys(names, 1)):
+    for document in documents:
         migrated += document["migrated"]
         fell_back += document.get("actors_fell_back", 0)
         ended += bool(document["ended"])

@@ -10,7 +10,7 @@ from typing import Any
 
 from schemas.collections import ACTIVITY_LOGS
 from schemas.identity import EXTERNAL_ID_END, EXTERNAL_ID_PREFIX
-from sink.database import Documents
+from schemas.process.mongodb import Database, Documents
 from sink.indexes import UNIQUE_EXTERNAL_ID
 from sink.rollback import EXACTLY, PRIMARY_KEY, RollbackFailedError
 
@@ -33,7 +33,7 @@ def of_person(company_sso_id: str, person_id: str, customer_ids: Iterable[str] =
 
 
 def find(
-    database: Any, company_sso_id: str, person_id: str, customer_ids: Iterable[str] = ()
+    database: Database, company_sso_id: str, person_id: str, customer_ids: Iterable[str] = ()
 ) -> Iterator[dict[str, Any]]:
     """Yield the person's documents. No index has the person: the account's documents are read, by the unique index."""
     logs: Documents = database[ACTIVITY_LOGS]
@@ -41,7 +41,7 @@ def find(
 
 
 def purge(
-    database: Any,
+    database: Database,
     company_sso_id: str,
     person_id: str,
     customer_ids: Iterable[str] = (),

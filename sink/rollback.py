@@ -1,14 +1,13 @@
 """The one delete: what the replay wrote for an account, by account and source_tag."""
 
 from collections.abc import Callable
-from typing import Any
 
 from pymongo.collation import Collation
 
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import ReplayError
 from schemas.identity import SOURCE_TAG
-from sink.database import Documents
+from schemas.process.mongodb import Database, Documents
 from sink.indexes import COMPANY_SOURCE_TAG
 
 PRIMARY_KEY = "_id_"  # the name that every server gives that index
@@ -22,7 +21,7 @@ class RollbackFailedError(ReplayError):
 
 
 def rollback(
-    database: Any,
+    database: Database,
     company_sso_id: str,
     *,
     batch_documents: int = BATCH_DOCUMENTS,
@@ -55,7 +54,7 @@ def rollback(
         on_batch(removed)
 
 
-def documents_of(database: Any, company_sso_id: str) -> int:
+def documents_of(database: Database, company_sso_id: str) -> int:
     """Return how many documents of the account have our source_tag; counted in the index alone."""
     logs: Documents = database[ACTIVITY_LOGS]
     query = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}

@@ -1,18 +1,15 @@
 """The sink's environment."""
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import Field, Json
 
-from schemas.errors import BadInputError
 from schemas.job import ReplayJob
+from schemas.process.environment import Settings
 
 
-class SinkSettings(BaseSettings):
+class SinkSettings(Settings):
     """What one sink process is told, besides the servers' addresses (schemas.process.connections)."""
 
-    model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_", env_ignore_empty=True, extra="ignore")
-
-    job: ReplayJob = Field(description="the job as JSON")
+    job: Json[ReplayJob] = Field(description="the job as JSON")
     exit_at_end: bool = Field(False, description="exit 0 once every partition of the run has ended")
     sink_instance_id: str = Field(
         "",
@@ -32,15 +29,3 @@ class SinkSettings(BaseSettings):
         ge=1_000,
         description="after this silence of a dead sink the others take over its partitions",
     )
-
-
-def load_settings() -> SinkSettings:
-    """Return the settings in the environment; raises BadInputError naming the first variable that is wrong."""
-    try:
-        return SinkSettings()
-    except SettingsError as error:
-        raise BadInputError(f"the environment cannot be read ({error})", "CRM_REPLAY_JOB must be JSON") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = "CRM_REPLAY_" + ".".join(str(part) for part in first["loc"])
-        raise BadInputError(f"{name.upper()}: {first['msg']}", "the runner sets it; see sink/settings.py") from error

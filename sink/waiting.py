@@ -1,15 +1,16 @@
 """An effect is repeated until its server answers; every wait ends as soon as the sink is to end."""
 
 import logging
-import time
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
-from bson.errors import InvalidDocument
 from confluent_kafka import KafkaError, KafkaException
 from pymongo.errors import ConfigurationError, InvalidOperation, PyMongoError
 
 from schemas.errors import ReplayError
+from schemas.process.waiting import FOR_EVER_S, Deadline, retrying
 from sink.metrics import SinkMetrics
 from sink.writer import NotAnsweredError
 
@@ -18,7 +19,6 @@ T = TypeVar("T")
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
-STOP_CHECK_S = 0.1  # a wait looks this often whether it should end
 
 # The group has moved on without us: what was to be committed is another sink's now, and will be repeated there.
 NOT_OURS_ANY_MORE = frozenset(
@@ -34,22 +34,14 @@ NOT_OURS_ANY_MORE = frozenset(
 )
 
 
-class StoppedError(Exception):
-    """Asked to stop while waiting for a server; nothing of the batch in hand is committed."""
-
-
 class Waiting:
     """Whether the sink is to end, and the waits that end with it. Used by the loop, its writers and its parts."""
 
     def __init__(self, metrics: SinkMetrics) -> None:
-        """`metrics` counts the retries."""
+        """`metrics` counts the retries. Setting `stopping` asks for the end."""
         self._metrics = metrics
-        self.stop_requested = False
+        self.stopping = threading.Event()
         self._trouble: ReplayError | None = None
-
-    def stop(self) -> None:
-        """Ask for the end; safe in a signal handler."""
-        self.stop_requested = True
 
     def end_with(self, error: ReplayError) -> None:
         """Have the loop end with this error; called from any thread."""
@@ -60,41 +52,35 @@ class Waiting:
         if self._trouble is not None:
             raise self._trouble
 
-    def until_answered(self, server: str, effect: Callable[[], T]) -> T:
+    def until_answered(self, server: str, effect: Callable[[], T], within_s: float = FOR_EVER_S) -> T:
         """Return what the effect returns; while the server does not answer, try again with back-off.
 
-        Raises StoppedError when asked to stop meanwhile, and what is no outage.
+        Raises StoppedError when asked to stop meanwhile, what is no outage, and an outage that lasts `within_s`.
         """
-        wait_s = BACKOFF_FIRST_S
-        while True:
-            try:
-                return effect()
-            except (InvalidOperation, ConfigurationError, InvalidDocument):
-                raise  # a defect of ours, which no waiting mends
-            except (PyMongoError, NotAnsweredError) as error:
-                # Errors that are a document's own never come here; a server that refuses everything (no primary, no
-                # space, no permission) is waited for: an operator has to repair it, and nothing is lost meanwhile.
-                code = getattr(error, "code", None)
-                cause = error.what if isinstance(error, NotAnsweredError) else type(error).__name__
-                log.warning(
-                    "%s does not answer (%s%s); again in %.1f s", server, cause, f" {code}" if code else "", wait_s
-                )
-            except KafkaException as error:
-                kafka_error = error.args[0]
-                if kafka_error.fatal() or kafka_error.code() in NOT_OURS_ANY_MORE:
-                    raise
-                log.warning("%s does not answer (%s); again in %.1f s", server, kafka_error.str(), wait_s)
-            self._metrics.retries += 1
-            self._sleep(wait_s)
-            wait_s = min(BACKOFF_MAX_S, wait_s * 2)
+        return retrying(
+            effect,
+            (PyMongoError, NotAnsweredError, KafkaException),
+            Deadline(within_s, self.stopping),
+            BACKOFF_FIRST_S,
+            BACKOFF_MAX_S,
+            passes=partial(self._passes, server),
+        )
 
-    def _sleep(self, seconds: float) -> None:
-        """Wait; raises StoppedError as soon as a stop is asked for."""
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            self.raise_trouble()
-            if self.stop_requested:
-                raise StoppedError
-            time.sleep(min(left, STOP_CHECK_S))
-        if self.stop_requested:
-            raise StoppedError
+    def _passes(self, server: str, error: Exception) -> bool:
+        self.raise_trouble()
+        if isinstance(error, InvalidOperation | ConfigurationError):
+            return False  # a defect of ours, which no waiting mends
+        if isinstance(error, KafkaException):
+            kafka_error = error.args[0]
+            if kafka_error.fatal() or kafka_error.code() in NOT_OURS_ANY_MORE:
+                return False
+            cause = kafka_error.str()
+        else:
+            # Errors that are a document's own never come here; a server that refuses everything (no primary, no space,
+            # no permission) is waited for: an operator has to repair it, and nothing is lost meanwhile.
+            code = getattr(error, "code", None)
+            cause = error.what if isinstance(error, NotAnsweredError) else type(error).__name__
+            cause += f" {code}" if code else ""
+        log.warning("%s does not answer (%s); trying again", server, cause)
+        self._metrics.retries += 1
+        return True

@@ -10,8 +10,8 @@ from pymongo import InsertOne
 from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure
 
 from schemas.errors import ReplayError
+from schemas.process.mongodb import Documents
 from schemas.server_state import is_server_state
-from sink.database import Documents
 from sink.documents import BatchOutcome, Refusal, classify, is_sound, scrub
 from sink.indexes import UNIQUE_EXTERNAL_ID
 

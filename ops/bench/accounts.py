@@ -1,8 +1,8 @@
-"""`crm-replay bench --stage accounts`: what a small account costs, where there are many of them.
+"""`crm-replay bench --stage accounts`: the cost of a small account among many.
 
-A real `crm-replay runner` replays generated accounts of some hundred rows, asked for as over HTTP: so many one after
-another, then ten at once. What is measured is a customer's wait and the host's work, and that neither grows with the
-number of accounts that Kafka and MongoDB know already: the first tenth of them is compared with the last.
+A real `crm-replay runner` replays generated accounts of some hundred rows, requested as over HTTP: so many one after
+another, then ten at once. It measures a customer's wait and the host's work, and whether either grows with the
+number of accounts in Kafka and MongoDB: the first tenth of them is compared with the last.
 """
 
 import resource
@@ -26,9 +26,9 @@ from ops.progress import generating
 from ops.runner.processes import child_environment
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import connect
 from schemas.source.mapping import load
 from schemas.vocabulary import JobStatus
-from sink.database import connect
 
 NAME = "crm_replay_bench_accounts"
 AT_ONCE = 10
@@ -120,12 +120,12 @@ def _measure(connections: Connections, sizes: dict[str, int], at_once: int, home
         command = [sys.executable, "-c", "from ops.cli.main import main; main()", "runner", "--tasks=0", "--until-idle"]
         log = home / "bench" / "runner.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as said:
+        with log.open("wb") as summary:
             subprocess.run(  # noqa: S603 - our own command
                 [*command, f"--jobs={at_once}"],
                 env=child_environment(**connections.environment(), CRM_REPLAY_HOME=str(home)),
-                stdout=said,
-                stderr=said,
+                stdout=summary,
+                stderr=summary,
                 check=True,
             )
         seconds, cpu_s = time.monotonic() - began, _cpu_of_children() - before

@@ -1,6 +1,6 @@
-"""`crm-replay bench --stage limits`: what servers and their clients do at most, on the rows that were just replayed.
+"""`crm-replay bench --stage limits`: the maximum rates of servers and clients, on the rows just replayed.
 
-Nothing is transformed, keyed, counted or made safe to repeat here: these are the distances that are left.
+Without transformation, keys, counts and idempotence: the upper bounds of the stages.
 
 - `copy_to_stdout`: PostgreSQL's COPY of the account's rows;
 - `bare_consume`, `bare_produce`: the replay topic's records, read by one client, and written again to another topic;
@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import bson
 import psycopg
-from bson.raw_bson import RawBSONDocument
+from bson.raw_bson import DEFAULT_RAW_BSON_OPTIONS, RawBSONDocument
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import NewTopic
 from psycopg import sql
@@ -23,6 +24,7 @@ from producer.publisher import PRODUCER_CONFIG
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
 from schemas.topics import AccountTopics
 from sink.indexes import UNIQUE_EXTERNAL_ID
 
@@ -63,7 +65,7 @@ class _Watch:
         return Limit(name, rows, time.perf_counter() - self._wall, time.process_time() - self._cpu)
 
 
-def measure(connections: Connections, database: Any, account: str, partitions: int, table: str) -> Iterator[Limit]:
+def measure(connections: Connections, database: Database, account: str, partitions: int, table: str) -> Iterator[Limit]:
     """Yield every limit. The account has been replayed; `table` is its audits', with the schema.
 
     Raises ReplayError if the topic or the collection does not hold the account's rows.
@@ -74,11 +76,8 @@ def measure(connections: Connections, database: Any, account: str, partitions: i
     records = _records(kafka, AccountTopics.of(account).replay, partitions)
     yield watch.limit("bare_consume", len(records))
     yield produce(kafka, records, partitions)
-    documents = [
-        RawBSONDocument(document)
-        for batch in database[ACTIVITY_LOGS].find_raw_batches({"company_sso_id": account}, limit=HELD_MAX)
-        for document in _split(batch)
-    ]
+    batches: Any = database[ACTIVITY_LOGS].find_raw_batches({"company_sso_id": account}, limit=HELD_MAX)
+    documents = [document for batch in batches for document in bson.decode_all(batch, DEFAULT_RAW_BSON_OPTIONS)]
     if not documents:
         raise ReplayError(f"{account} has no documents to insert again", "measure end_to_end in the same run")
     yield insert(database, documents)
@@ -111,7 +110,7 @@ def produce(kafka: Mapping[str, Any], records: Sequence[tuple[bytes | None, byte
         admin.delete_topics([TOPIC])[TOPIC].result(kafka_admin.ANSWER_TIMEOUT_S)
 
 
-def insert(database: Any, documents: Sequence[RawBSONDocument]) -> Limit:
+def insert(database: Database, documents: Sequence[RawBSONDocument]) -> Limit:
     """Return how fast one writer inserts the documents into an empty collection with the unique index."""
     logs = database[COLLECTION]
     logs.drop()
@@ -141,12 +140,3 @@ def _records(kafka: Mapping[str, Any], topic: str, partitions: int) -> list[tupl
     finally:
         consumer.close()
     return records
-
-
-def _split(batch: bytes) -> Iterator[bytes]:
-    """Yield the documents of a batch as the server sends it."""
-    at = 0
-    while at < len(batch):
-        end = at + int.from_bytes(batch[at : at + 4], "little")
-        yield batch[at:end]
-        at = end

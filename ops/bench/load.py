@@ -1,7 +1,7 @@
-"""`python -m ops.bench.load URL`: asks for a status at a steady rate and says how long the answers took.
+"""`python -m ops.bench.load URL`: requests a status at a steady rate and prints the latencies.
 
-The rate is kept whatever the server does, and an answer is timed from the moment at which its request was due: a server
-that stalls is not flattered by a client that waits for it.
+The rate does not depend on the server, and latency is measured from the moment at which a request was due (no
+coordinated omission).
 """
 
 import argparse
@@ -27,7 +27,7 @@ class _Connection:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
-    async def ask(self) -> int:
+    async def request(self) -> int:
         """Return the status of one answer, whose body has been read."""
         if self._reader is None or self._writer is None:
             self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
@@ -64,7 +64,7 @@ async def load(
     async def one(due: float) -> None:
         connection = await idle.get()
         try:
-            outcome = str(await asyncio.wait_for(connection.ask(), ANSWER_TIMEOUT_S))
+            outcome = str(await asyncio.wait_for(connection.request(), ANSWER_TIMEOUT_S))
         except (OSError, EOFError, TimeoutError) as error:
             connection.close()
             outcome = type(error).__name__
@@ -73,23 +73,23 @@ async def load(
         counts[outcome] = counts.get(outcome, 0) + 1
 
     began = time.perf_counter()
-    asked = set()
+    pending = set()
     for number in range(int(rate * seconds)):
         due = began + number / rate
         wait_s = due - time.perf_counter()
         if wait_s > 0:
             await asyncio.sleep(wait_s)
         task = asyncio.create_task(one(due))
-        asked.add(task)
-        task.add_done_callback(asked.discard)
-    await asyncio.gather(*asked)
+        pending.add(task)
+        task.add_done_callback(pending.discard)
+    await asyncio.gather(*pending)
     while not idle.empty():
         idle.get_nowait().close()
     return sorted(took), counts
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Ask for URL at a steady rate; one JSON line: rate reached, p50, p90, p99 and longest answer in milliseconds."""
+    """Request URL at a steady rate; one JSON line: rate reached, p50, p90, p99 and longest answer in milliseconds."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("url")
     parser.add_argument("--user", default="", help="user:password, for Basic")

@@ -1,4 +1,4 @@
-"""What processes cost, from /proc (Linux): CPU seconds and peak memory, children included, sampled while they live."""
+"""The cost of processes, from /proc (Linux): CPU seconds and peak memory, children included, by sampling."""
 
 import contextlib
 import os
@@ -56,11 +56,24 @@ def children(pid: int) -> list[int]:
     return []
 
 
+def workers_of(pid: int) -> dict[str, int]:
+    """Return module -> pid of a process's children that run one of our packages."""
+    found: dict[str, int] = {}
+    for child in children(pid):
+        try:
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if b"-m" in words:
+            found[words[words.index(b"-m") + 1].decode()] = child
+    return found
+
+
 @dataclass
 class Meter:
     """Samples processes and one counter in a thread of its own, from `start` to `stop`.
 
-    `pids` gives name -> process id, asked anew at every sample (processes come and go). A server's live children
+    `pids` gives name -> process id, called at every sample (processes come and go). A server's live children
     (PostgreSQL's backends) count as its own.
     """
 
@@ -119,7 +132,7 @@ class Meter:
             self._sample(first=False)
 
     def _sample(self, *, first: bool) -> None:
-        with contextlib.suppress(Exception):  # a counter that cannot be asked now is asked again
+        with contextlib.suppress(Exception):  # a counter that cannot be read now is read at the next sample
             self.samples.append((time.monotonic() - self._started, self.counter()))
         pids = self.pids()
         if self.samples and time.monotonic() >= self._memory_due:

@@ -8,17 +8,18 @@ Every stage is the real process on the real servers, with topics and collections
 - `table_load`: a compacted topic of contacts -> a worker's table;
 - `transform`: the rules alone, in this process, no server;
 - `end_to_end`: all of it at once, from the first process's start to the last end marker at the sink;
-- `enrich`: the ids and names of its association logs, taken away and added again, in associations a second;
-- `verify`: the check of what `end_to_end` has left, and its cost as a share of the replay's; then `verify_again`, the
-  same check of what has not changed since;
-- `limits`: what servers and clients do at most on the same rows (`bench_limits`);
-- `accounts`: many small accounts, by a runner, one after another and ten at once (`bench_accounts`); only if named.
+- `enrich`: the ids and names of its association logs, removed and added again, in associations a second;
+- `verify`: the check of the result of `end_to_end`, and its cost as a share of the replay's; then `verify_again`, the
+  same check of unchanged data;
+- `limits`: the maximum rates of servers and clients on the same rows (`limits.py`);
+- `accounts`: many small accounts, by a runner, one after another and ten at once (`accounts.py`); only if named;
+- `live`: how long after its cause the live feed's document can be read (`live.py`); only if named.
 
-`--versus` runs another pipeline on the same rows (`bench_versus`).
+`--versus` runs another pipeline on the same rows (`versus.py`).
 
 `rows_per_s` is rows over wall time, process start included (of `end_to_end` their libraries are loaded by then, as in
-a real run: once, and not counted); `steady_rows_per_s` the slope between 20 and 90 % of the rows, which a longer run
-would have. Processes are new for every measurement, servers only for the first: `warm` says which it was. Compare
+a real run: once, and not counted); `steady_rows_per_s` the slope between 20 and 90 % of the rows, the rate of a longer
+run. Processes are started for every measurement, servers only for the first: `warm` tells them apart. Compare
 within one run on one machine, by ratios.
 """
 
@@ -28,16 +29,15 @@ import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Producer
 from confluent_kafka.admin import NewTopic
 
 from ops.bench import accounts as bench_accounts
-from ops.bench import limits, transform
+from ops.bench import limits, live, transform
 from ops.bench import versus as bench_versus
-from ops.bench.measure import Cost, Meter, children
+from ops.bench.measure import Cost, Meter, workers_of
 from ops.bench.versus import Peer
 from ops.checks.verify import VerifyOptions, verify_account
 from ops.enrich.run import EnrichOptions, enrich_account
@@ -58,16 +58,16 @@ from schemas.collections import ACTIVITY_LOGS
 from schemas.compiled import hot_paths
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import connect
 from schemas.process.registry import codec_for
 from schemas.records import Contact
 from schemas.source.mapping import load
 from schemas.topics import AccountTopics
-from sink.database import connect
 from sink.match_key import Outcome
 
 NAME = "crm_replay_bench"
 STAGES = ("transform", "table_load", "producer", "processor", "sink", "end_to_end", "enrich", "verify", "limits")
-NAMED_ONLY = ("accounts",)
+NAMED_ONLY = ("accounts", "live")
 ON_SERVERS = ("producer", "processor", "sink")
 GENERATED_TABLE = "crm.audits"
 CONTACTS_TOPIC = "crm.bench.contacts"
@@ -86,7 +86,7 @@ class Measured:
     steady_rows_per_s: float | None
     costs: Mapping[str, Cost]
     growth_mib: Mapping[str, float] = field(default_factory=dict)  # of each process that lives on to 90 % of the rows
-    more: Mapping[str, object] = field(default_factory=dict)  # what is to be said beside
+    more: Mapping[str, object] = field(default_factory=dict)  # further fields
 
     @property
     def cpu_s(self) -> float:
@@ -194,6 +194,15 @@ class Bench:
         at_first = sum(kafka_admin.end_offsets(self.kafka, topic, partitions))
         return lambda: sum(kafka_admin.end_offsets(self.kafka, topic, partitions)) - at_first
 
+    def handled(self, job: Job) -> Callable[[], int]:
+        """Return a function that gives the number of the job's records that the processors have committed."""
+        group, topic, at_first = (
+            self.topics.processors_group,
+            self.topics.replay,
+            sum(job.begin_offsets) + job.partitions,
+        )
+        return lambda: sum(kafka_admin.committed_offsets(self.kafka, group, topic, job.partitions)) - at_first
+
     def stages_alone(self, wanted: Iterable[str]) -> Iterator[Measured]:
         """Yield producer, processor and sink, each fed by what the one before it has left."""
         last = max((ON_SERVERS.index(s) for s in wanted if s in ON_SERVERS), default=-1)
@@ -202,7 +211,7 @@ class Bench:
         job = self.prepared_job()
         yield self.process("producer", "producer", job, self.records_on(self.topics.replay, job.partitions))
         if last >= 1:
-            yield self.process("processor", "processors", job, self.records_on(self.topics.outcomes, job.partitions))
+            yield self.process("processor", "processors", job, self.handled(job))
         if last >= 2:
             yield self.process("sink", "sink", job, lambda: self.store.aggregate_progress(job).accounted)
 
@@ -216,9 +225,9 @@ class Bench:
                 accounted[0] = done
 
             def note(self, text: str) -> None:
-                """Say nothing: a line takes time."""
+                """Discard the text: a line takes time."""
 
-        meter = Meter(lambda: {**self.server_pids, **_workers()}, lambda: accounted[0]).start()
+        meter = Meter(lambda: {**self.server_pids, **workers_of(os.getpid())}, lambda: accounted[0]).start()
         result = run_account(self.account, self.options, self.connections, View())
         meter.stop()
         if not (result.ledger.balanced and result.ledger.accounted >= self.rows):
@@ -251,12 +260,12 @@ class Bench:
         return Measured("enrich", patched, result.seconds, None, meter.costs())
 
     def verify(self, replay: Measured, *, again: bool = False) -> Measured:
-        """Verify what `end_to_end` has left; nothing may be wrong with it. `again`: it has been proved before."""
+        """Verify the result of `end_to_end`, which has to be equal. `again`: it has been proved before."""
         meter = Meter(lambda: {**self.server_pids, "verify": os.getpid()}).start()
         report = verify_account(self.account, VerifyOptions(from_scratch=not again), self.connections, PlainView())
         seconds = meter.stop()
         if again and report.tally.unchanged != report.tally.rows:
-            raise ReplayError("rows that nobody has changed were transformed again", "report this")
+            raise ReplayError("unchanged rows were transformed again", "report this")
         if not report.equal:
             raise ReplayError("the check of the replay finds it wrong", f"crm-replay verify --account {self.account}")
         measured = Measured("verify_again" if again else "verify", replay.rows, seconds, None, meter.costs())
@@ -308,19 +317,6 @@ class Bench:
                 time.sleep(0.1)
 
 
-def _workers() -> dict[str, int]:
-    """Return module -> pid of this process's children that run one of our packages."""
-    found: dict[str, int] = {}
-    for pid in children(os.getpid()):
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if b"-m" in words:
-            found[words[words.index(b"-m") + 1].decode()] = pid
-    return found
-
-
 def require_stages(stages: Iterable[str]) -> tuple[str, ...]:
     """Return the stages to measure, each once; all but the named-only ones if none is given. Raises BadInputError."""
     wanted = tuple(dict.fromkeys(stages)) or STAGES
@@ -354,6 +350,10 @@ def bench(
         with sandbox.servers(say, of_environment=of_environment) as servers:
             for many in bench_accounts.measure(servers, accounts, options.home):
                 print(json.dumps(many.as_dict()), flush=True)  # noqa: T201
+    if "live" in wanted:
+        with sandbox.servers(say, of_environment=of_environment) as servers:
+            for line in live.measure(servers, options.home, say):
+                print(json.dumps(line), flush=True)  # noqa: T201
     if set(wanted) - {"transform", *NAMED_ONLY}:
         with sandbox.servers(say, of_environment=of_environment) as servers:
             own = sandbox.own_databases(servers, f"{NAME}_{shape}")

@@ -1,8 +1,8 @@
 """`crm-replay bench --stage transform`: how fast the rules alone are, on one core and without a server.
 
-What is measured is what the processors run for a row: from the audit event to the bytes of its document.
+It measures what the processors run for a row: from the audit event to the bytes of its document.
 
-Rates are per second of CPU time of this process, so that other work on the machine does not spoil them.
+Rates are per second of CPU time of this process, so that other load on the machine does not distort them.
 """
 
 import json

@@ -1,9 +1,9 @@
 """`crm-replay bench --versus DIRECTORY`: this pipeline and another one, on the same rows, one after the other.
 
 The other one is Debezium -> Kafka -> MongoDB's sink connector, which copies rows and transforms nothing. Its directory
-has what measures it: `load_audits.py DSN N` makes N rows in `public.audits`, and `run.sh N PLAN` measures its ways to
+has the benchmark: `load_audits.py DSN N` creates N rows in `public.audits`, and `run.sh N PLAN` measures its ways to
 write on those rows on servers of its own, and appends a line of JSON for each run to `$PEER_HOME/results.jsonl` (its
-home is `peer` in the temporary folder, if nothing else is said). Ours runs on the same N rows, loaded by the same
+home is `peer` in the temporary folder, by default). Ours runs on the same N rows, loaded by the same
 script, with every person a contact, so that every row becomes a document.
 """
 
@@ -23,7 +23,7 @@ import psycopg
 from schemas.collections import CONTACTS
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
-from sink.database import connect
+from schemas.process.mongodb import connect
 
 ACCOUNT = "versus"
 PERSONS = range(50_000, 90_000)  # whom the peer's rows name

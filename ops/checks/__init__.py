@@ -1,1 +1,1 @@
-"""Checks: questions about an account, its copy or the rollout. Each reads only, and answers with a report."""
+"""Checks of an account, its copy or the rollout. Each is read-only and returns a report."""

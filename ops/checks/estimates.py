@@ -1,4 +1,4 @@
-"""Pure: how long a replay takes and how many bytes it makes; every number says on what it rests."""
+"""Pure: estimates of a replay's duration and bytes; every number names its basis."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a replay of so many rows comes to."""
+    """The estimate of a replay of so many rows."""
 
     rows: int
     row_bytes: float
@@ -76,7 +76,7 @@ def rate_of(runs: Iterable[tuple[int, datetime, datetime | None]]) -> Rate:
 
 
 def estimate(rows: int, row_bytes: float, rate: Rate) -> Estimate:
-    """Return what a replay of `rows` comes to, of `row_bytes` text each (changes and comment)."""
+    """Return the estimate of a replay of `rows`, of `row_bytes` text each (changes and comment)."""
     event, document = row_bytes + EVENT_OVERHEAD_BYTES, row_bytes * CHANGES_GROWTH + DOCUMENT_OVERHEAD_BYTES
     return Estimate(
         rows=rows,

@@ -34,11 +34,11 @@ class FileLookups:
         return Contact(self._company_sso_id, person_id, f"contact-{person_id}", NO_WATERMARK)
 
     def user(self, user_id: int) -> User | None:
-        """Return the user; the id stands in for the email, which no document shows."""
+        """Return the user; the id replaces the email, which no document shows."""
         return self._users.get(user_id)
 
     def sso_id(self, email: str) -> str | None:
-        """Return what stands in for the directory's answer."""
+        """Return a substitute for the directory's answer."""
         return f"sso-{email}"
 
     def referent(self, referent_type: str, referent_id: int) -> Referent | None:  # noqa: ARG002 - Lookups' shape
@@ -67,7 +67,7 @@ def event_of(row: dict[str, Any], where: str) -> AuditEvent:
     for column in _TEXT_COLUMNS:
         fields[column] = _text(row, column, where)
     changes = row.get("audited_changes")
-    # A json column's value can also stand there as it is; text is told apart by how it begins.
+    # A json column's value can also be there as it is; text is recognised by its beginning.
     fields["changes_are_json"] = changes is not None and not isinstance(changes, str)
     fields["audited_changes"] = json.dumps(changes, ensure_ascii=False) if fields["changes_are_json"] else changes or ""
     return AuditEvent(**fields)
@@ -81,7 +81,7 @@ def read_contacts(path: str, company: str) -> dict[str, Contact]:
         if type(person_id) not in (int, str) or type(customer_id) not in (int, str):
             raise BadInputError(f"{where}: crm_person_id or customer_id is missing", "give both, as text or numbers")
         created_at = _instant(row, "created_at", where) if row.get("created_at") is not None else NO_WATERMARK
-        # A file can hold the contacts of several accounts, as the collection does; then each line says whose it is.
+        # A file can hold the contacts of several accounts, as the collection does; then each line names its account.
         if row.get("company_sso_id", company) == company:
             found[str(person_id)] = Contact(company, str(person_id), str(customer_id), created_at)
     return found

@@ -1,4 +1,4 @@
-"""Pure: a check and its verdict, in the words that preflight, dry run and nightly check share."""
+"""Pure: a check and its verdict, shared by preflight, dry run and nightly check."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class Verdict(StrEnum):
-    """What a check comes to. Printed and stored: add values, never rename one."""
+    """The verdict of a check. Printed and stored: add values, never rename one."""
 
     OK = "ok"
-    WARN = "warn"  # the replay works; somebody should know before it starts
+    WARN = "warn"  # the replay works; the operator should know before it starts
     FAIL = "fail"  # do not start
 
 
@@ -47,7 +47,7 @@ def ok(name: str, found: str, /, **facts: Any) -> Check:
 
 
 def warn(name: str, found: str, to_do: str, /, **facts: Any) -> Check:
-    """Return a check that somebody should know of."""
+    """Return a check that the operator should know of."""
     return Check(name, Verdict.WARN, found, to_do, facts)
 
 
@@ -71,7 +71,7 @@ def join(name: str, findings: Iterable[tuple[Verdict, str, str]], otherwise: str
 
 
 def duration_text(seconds: float) -> str:
-    """Return a time span as people say it: `2 h 05 min`, `12 min`, `40 s`."""
+    """Return a time span for people: `2 h 05 min`, `12 min`, `40 s`."""
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600:,} h {whole // 60 % 60:02} min"
@@ -79,7 +79,7 @@ def duration_text(seconds: float) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """Return a number of bytes as people say it: `1.5 GB`, `300 kB`."""
+    """Return a number of bytes for people: `1.5 GB`, `300 kB`."""
     for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= size:
             return f"{count / size:.1f} {unit}"

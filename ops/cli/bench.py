@@ -38,7 +38,7 @@ def bench(
         typer.Option(envvar="CRM_REPLAY_BENCH_VERSUS", help="Directory of another pipeline, to be measured as well."),
     ] = None,
     my_servers: Annotated[
-        bool, typer.Option("--my-servers", help="Make databases and topics on the servers that the environment names.")
+        bool, typer.Option("--my-servers", help="Create databases and topics on the servers from the environment.")
     ] = False,
 ) -> None:
     """Measure each stage alone and the whole; a JSON line each on standard output, a table on standard error."""
@@ -89,7 +89,7 @@ def print_comparison(console: Console, lines: Iterable[Mapping[str, Any]]) -> No
 
 
 def print_rates(console: Console, measured: "Sequence[Measured]") -> None:
-    """Print a line for each stage, over its repeats; nothing if no stage has a rate."""
+    """Print a line for each stage, over its repeats; no line if no stage has a rate."""
     if not measured:
         return
     table = Table(title="rows/s, min / median / max")

@@ -1,4 +1,4 @@
-"""`crm-replay cdc`: register, look at and remove the Debezium connector that feeds the live topic."""
+"""`crm-replay cdc`: register, show and remove the Debezium connector that feeds the live topic."""
 
 import json
 import os
@@ -45,18 +45,18 @@ def connect_url() -> str:
 @app.command("register")
 def register_command(
     mapping: Annotated[str, typer.Option(help="Source mapping file; left out: the sample CRM's.")] = "",
-    account: Annotated[str, typer.Option(help="Whose the table is, if it has no account column.")] = "",
+    account: Annotated[str, typer.Option(help="The table's account, if it has no account column.")] = "",
     name: Name = DEFAULT_NAME,
-    topic: Annotated[str, typer.Option(help="Where the change events go.")] = LIVE_TOPIC,
+    topic: Annotated[str, typer.Option(help="Topic of the change events.")] = LIVE_TOPIC,
     since: Annotated[
         datetime | None, typer.Option(help="The snapshot begins with rows created then (UTC).", show_default=False)
     ] = None,
-    snapshot: Annotated[bool, typer.Option(help="Read what is there before following what comes.")] = True,
+    snapshot: Annotated[bool, typer.Option(help="Read existing rows before following changes.")] = True,
     flatten: Annotated[bool, typer.Option("--flatten", help="Send the row alone, without the envelope.")] = False,
     password_reference: Annotated[
         str, typer.Option(help="Instead of the password, e.g. ${file:/secrets/cdc:password}; Connect resolves it.")
     ] = "",
-    partitions: Annotated[int, typer.Option(min=1, max=1024, help="Of the topic, if it is not there yet.")] = 4,
+    partitions: Annotated[int, typer.Option(min=1, max=1024, help="Of the topic, if it does not exist yet.")] = 4,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A further setting, e.g. a converter's. Can be repeated."),

@@ -34,12 +34,12 @@ def check(
 ) -> None:
     """Check the copy of every account with a finished job: samples, indexes, orphans, dead letters, late rows.
 
-    Exit code 0: nothing has failed. 1: something has. 2: the call or its surroundings are wrong.
+    Exit code 0: no check has failed. 1: one has. 2: the call or its environment is wrong.
     """
     from ops.checks.nightly.run import CheckOptions, check_accounts  # the clients of all packages: not for --help
 
     if junit and not Path(junit).absolute().parent.is_dir():
-        raise BadInputError(f"there is no directory for {junit}", "name a file in one that is there")
+        raise BadInputError(f"there is no directory for {junit}", "name a file in an existing one")
     for one in account or ():
         encode_account(one)
     options = CheckOptions(

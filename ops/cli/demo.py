@@ -1,10 +1,10 @@
-"""`crm-replay demo`: two CRMs, real servers, and what becomes of their audits, from nothing to the ledger."""
+"""`crm-replay demo`: two CRMs on real servers, replayed from an empty database to the ledger."""
 
 import json
 import time
 from collections.abc import Iterable
 from contextlib import closing
-from typing import Annotated, Any
+from typing import Annotated
 
 import psycopg
 import typer
@@ -23,7 +23,7 @@ from ops.runner.replay import run_account
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
-from sink.database import connect
+from schemas.process.mongodb import Database, connect
 
 NAME = "crm_replay_demo"
 
@@ -32,14 +32,14 @@ def demo(
     audits: Annotated[int, typer.Option(min=1, help="Audits of the generated CRM, over all its accounts.")] = 100_000,
     seed: Annotated[int, typer.Option(help="The same seed gives the same CRM.")] = 1,
 ) -> None:
-    """Load two CRMs into real servers, replay, show what came of it, and leave nothing running."""
+    """Load two CRMs into real servers, replay them, show the results, and stop the servers."""
     show(Console(), audits=audits, seed=seed)
 
 
 def show(console: Console, *, audits: int, seed: int) -> None:
     """Load the sample CRM and a generated one, replay both sample accounts and the largest generated one, show it all.
 
-    Then replay a sample account again: nothing may be inserted. Raises ReplayError for a ledger out of balance.
+    Then replay a sample account again: no document may be inserted. Raises ReplayError for a ledger out of balance.
     """
 
     def say(text: str) -> None:
@@ -70,7 +70,7 @@ def show(console: Console, *, audits: int, seed: int) -> None:
                 )
             ]
             _show_documents(console, database, largest)
-            console.print("\nThe same account again: everything is there already.", style="bold")
+            console.print("\nThe same account again: all documents exist already.", style="bold")
             mapping = str(sample_crm.mapping_path(sample_crm.SAMPLE_YAML))
             again = _replay(console, sample_crm.SAMPLE_YAML, mapping, connections)
     _judge(results, again)
@@ -78,7 +78,7 @@ def show(console: Console, *, audits: int, seed: int) -> None:
     console.print(
         f"\n[bold green]The demo went well[/]: {rows:,} audits of three accounts, "
         f"each in exactly one bin; the second run inserted {again.ledger.migrated}. "
-        f"{time.monotonic() - began:.0f} s in all, nothing is left running.",
+        f"{time.monotonic() - began:.0f} s in all, no process is left running.",
         highlight=False,
     )
     console.print(f"Data and logs: {host.home()}. Look around: crm-replay services up", highlight=False)
@@ -98,12 +98,12 @@ def _replay(console: Console, account: str, mapping: str, connections: Connectio
     finally:
         view.close()
     print_ledger(console, account, result.ledger, seconds=result.seconds)
-    said = enrichments.in_words(enrichments.view_of(result.job.enrichment), account)
-    console.print(said, highlight=False, markup=False)
+    summary = enrichments.in_words(enrichments.view_of(result.job.enrichment), account)
+    console.print(summary, highlight=False, markup=False)
     return result
 
 
-def _show_documents(console: Console, database: Any, account: str) -> None:
+def _show_documents(console: Console, database: Database, account: str) -> None:
     console.print(f"\nA few of the activity logs of {account}:", style="bold", highlight=False)
     for category in ("contact", "deal", "task"):
         found = database[ACTIVITY_LOGS].find_one({"company_sso_id": account, "category": category})

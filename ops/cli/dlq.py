@@ -1,4 +1,4 @@
-"""`crm-replay dlq`: the account's dead letters listed, shown, and their rows sent through the topology again."""
+"""`crm-replay dlq`: dead letters listed, shown and retried."""
 
 import json
 import sys
@@ -42,10 +42,10 @@ from ops.kafka.rows import Topics
 from ops.progress import RunView, view_for
 from schemas.errors import BadInputError, ReplayError
 from schemas.job import LiveFeed
+from schemas.process.mongodb import connect
 from schemas.records import DeadLetter
 from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause, ExitCode
-from sink.database import connect
 
 SHOWN_CHARACTERS_MAX = 20_000  # of one field of a payload, on a terminal; --json has all of it
 _CAUSES = frozenset(DeadLetterCause)
@@ -181,7 +181,7 @@ def show(
     finally:
         view.close()
     if found is None:
-        raise BadInputError(f"Kafka has just let offset {chosen.letter.offset} go", "list the dead letters again")
+        raise BadInputError(f"Kafka has just deleted offset {chosen.letter.offset}", "list the dead letters again")
     answer = chosen.as_dict() | {
         "other_offsets": others,
         "retries": [attempt_of(one, chosen.letter.audit_id) for one in retries],
@@ -205,14 +205,14 @@ def _retries_of(place: Place, letter: Letter) -> list[dict[str, Any]]:
 def _choose(listed: Sequence[Listed], offset: int | None, audit_id: int) -> tuple[Listed, list[int]]:
     """Return the letter that is meant, and the offsets of others about the same row."""
     if offset is not None:
-        # A repetition is listed under its first offset; whoever names the other means the same failure.
+        # A repetition is listed under its first offset; the other offset means the same failure.
         chosen = [each for each in listed if each.letter.offset == offset]
         if not chosen:
             raise BadInputError(f"there is no dead letter listed at offset {offset}", "see crm-replay dlq list")
     else:
         chosen = [each for each in listed if each.letter.audit_id == audit_id]
         if not chosen:
-            raise BadInputError(f"row {audit_id} has no dead letter", f"crm-replay explain {audit_id} tells more")
+            raise BadInputError(f"row {audit_id} has no dead letter", f"crm-replay explain {audit_id} shows more")
     row = chosen[-1].letter.row
     others = [each.letter.offset for each in listed if row is not None and each.letter.row == row]
     return chosen[-1], [other for other in others if other != chosen[-1].letter.offset]
@@ -273,25 +273,25 @@ def retry(
     feed: Feed = "",
     cause: Cause = "",
     audit_ids: Annotated[
-        str, typer.Option(help="Only these: 17,18,20-25, or @FILE; left out: all that wait.", show_default=False)
+        str, typer.Option(help="Only these: 17,18,20-25, or @FILE; default: all that wait.", show_default=False)
     ] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be retried, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be retried, and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help=f"Also rows that have failed {RETRIES_MAX} retries.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Skip the confirmation.")] = False,
     mapping: JobMapping = "",
     processors: Annotated[int, typer.Option(min=1, max=64)] = 1,
     sinks: Annotated[int, typer.Option(min=1, max=64)] = 1,
     wait: Annotated[float, typer.Option(min=0, help="With --feed: seconds until the feed has to have them.")] = 60.0,
     as_json: AsJson = False,
 ) -> None:
-    """Send the rows of dead letters through the topology again: read anew from the source, in a job of their own.
+    """Retry the rows of dead letters: read again from the source, through the topology, in a job of their own.
 
-    With --feed: their records are sent onto the feed's topic again, as they came; whoever runs the feed decides anew.
+    With --feed: their original records are produced to the feed's topic again, and the feed decides them again.
 
     Exit code 0: every row that was retried is migrated or skipped. 1: some have failed again. 2: the call is wrong.
     """
     if not reason.strip():
-        raise BadInputError("--reason is empty", "say what has changed since the rows failed")
+        raise BadInputError("--reason is empty", "state what has changed since the rows failed")
     chosen = parse_audit_ids(audit_ids) if audit_ids else None
     view = view_for(Console(stderr=True))
     try:
@@ -331,7 +331,7 @@ def retry(
 
 @dataclass(frozen=True, slots=True)
 class _FeedRetry:
-    """What a retry of a feed was asked for."""
+    """The options of a feed's retry."""
 
     reason: str
     cause: str
@@ -345,7 +345,7 @@ class _FeedRetry:
 def _retry_feed(
     place: Place, feed: LiveFeed, listed: Sequence[Listed], how: _FeedRetry, view: RunView, *, as_json: bool
 ) -> None:
-    """Send the records of a feed's dead letters again, and say what has become of them."""
+    """Send the records of a feed's dead letters again, and print their outcomes."""
     name = feed.feed
     attempts = feed_letters.attempts_of(place.database, name)
     sending = feed_letters.chosen(
@@ -401,9 +401,9 @@ def _retry_feed(
     else:
         typer.echo(f"{len(sent.places):,} records were sent onto {feed.topic} again")
         if bare := len(sent.places) - sent.whole:
-            typer.echo(f"{bare:,} of them without headers: Kafka has let the records go, and letters keep none")
+            typer.echo(f"{bare:,} of them without headers: Kafka has deleted the records, and letters keep none")
         if not_sent:
-            typer.echo(f"not sent, for nothing keeps their records: dead letters {', '.join(map(str, not_sent))}")
+            typer.echo(f"not sent, as their records are not kept: dead letters {', '.join(map(str, not_sent))}")
         for each in sent.failed:
             typer.echo(f"failed again: {each.cause} ({printable(each.detail)}), dead letter {each.offset}")
         if not sent.passed:
@@ -432,7 +432,7 @@ def _end_dead(place: Place, view: RunView) -> None:
 
 
 def _say(planned: Plan, view: RunView) -> None:
-    """Say what is left out and why."""
+    """Print what is left out and why."""
     for audit_id, why in planned.left_out:
         view.note(f"row {audit_id} is left out: {why}")
     if planned.unknown:
@@ -472,7 +472,9 @@ def _confirm(rows: int, whose: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise BadInputError(f"{rows:,} rows of {whose} would be retried, and nobody can be asked", "give --yes")
+        raise BadInputError(
+            f"{rows:,} rows of {whose} would be retried, and there is no terminal to confirm it", "give --yes"
+        )
     typer.confirm(f"Retry {rows:,} rows of {whose}?", abort=True, err=True)
 
 

@@ -21,9 +21,7 @@ def dry_run(
     mapping: Annotated[
         str, typer.Option(help="Source mapping file; left out: the sample CRM's.", show_default=False)
     ] = "",
-    limit: Annotated[
-        int, typer.Option(min=0, help="Look at so many rows only, spread over all ids; 0: at every row.")
-    ] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Sample so many rows, spread over all ids; 0: every row.")] = 0,
     date_range_start: Annotated[
         datetime | None, typer.Option(help="Leave out rows created before this (UTC).", show_default=False)
     ] = None,
@@ -33,9 +31,9 @@ def dry_run(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
 ) -> None:
-    """Read and transform the account's rows as a replay would, write nothing, and say what would come of it.
+    """Read and transform the account's rows as a replay would, without writing, and report the outcomes.
 
-    Exit code 0. 1: so many rows fail that a job would halt. 2: the call or its surroundings are wrong.
+    Exit code 0. 1: so many rows fail that a job would halt. 2: the call or its environment is wrong.
     """
     from ops.checks.dry_run.run import DryRunOptions, dry_run_account  # all clients: not for --help
 
@@ -63,7 +61,7 @@ def print_report(console: Console, report: Report) -> None:
     table = counts_table(f"Dry run of {report.company_sso_id}")
     table.add_row("rows in scope", f"{report.rows_in_scope:,}", style="bold")
     if report.sampled:
-        table.add_row("rows looked at", f"{tally.rows:,}")
+        table.add_row("rows read", f"{tally.rows:,}")
     table.add_row("would become logs", f"{tally.logs_total:,}")
     for name, count in sorted(tally.logs.items()):
         table.add_row(f"  {name}", f"{count:,}")
@@ -97,5 +95,5 @@ def print_report(console: Console, report: Report) -> None:
 def _line(kind: str, name: str, row: dict[str, Any]) -> str:
     """Return an example in one line."""
     rest = {key: value for key, value in row.items() if key not in ("audit_id", "auditable_type", "action")}
-    said = json.dumps(rest.get("document", rest), default=str, ensure_ascii=False)
-    return printable(f"{kind} {name}: row {row['audit_id']}, {row['auditable_type']} {row['action']}: {said}")
+    summary = json.dumps(rest.get("document", rest), default=str, ensure_ascii=False)
+    return printable(f"{kind} {name}: row {row['audit_id']}, {row['auditable_type']} {row['action']}: {summary}")

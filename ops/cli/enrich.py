@@ -1,4 +1,4 @@
-"""`crm-replay enrich`: ids and names that an account's association logs lack."""
+"""`crm-replay enrich`: adds missing ids and names to an account's association logs."""
 
 import json
 from typing import Annotated
@@ -17,8 +17,8 @@ from sink.match_key import DELETED_REFERENCE, Outcome
 WHAT = {
     Outcome.PATCHED: "patched",
     Outcome.COMPLETE: "nothing was missing",
-    Outcome.ENRICH_AMBIGUOUS: "enrich_ambiguous: several documents fit",
-    Outcome.CONFLICT: "the document says something else",
+    Outcome.ENRICH_AMBIGUOUS: "enrich_ambiguous: several documents match",
+    Outcome.CONFLICT: "the document has another value",
     Outcome.REFUSED: "refused by MongoDB",
     Outcome.NO_DOCUMENT: "without a document",
     Outcome.NO_CONTACT: "without a contact",
@@ -32,14 +32,14 @@ def enrich(
     window_s: Annotated[
         float | None,
         typer.Option(
-            help="Seconds by which a live log's time may differ from its row's; left out: as the mapping says.",
+            help="Seconds by which a live log's time may differ from its row's; default: as in the mapping.",
             show_default=False,
         ),
     ] = None,
     mapping: JobMapping = "",
     as_json: AsJson = False,
 ) -> None:
-    """Add ids and names that the account's association logs lack, from the source; nothing that is there changes.
+    """Add missing ids and names to the account's association logs, from the source; existing values do not change.
 
     A run does this for its own rows; this does it again, for all there are, and finishes what a run could not.
     Repeatable at any time, also after a kill. Live logs without external_id are found by customer, action and time.

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ops.checks.explain.story import told, verdict
-from ops.checks.explain.tell import explain_row
+from ops.checks.explain.collect import explain_row
+from ops.checks.explain.lineage import text_lines, verdict
 from ops.cli import host
 from ops.cli.options import Account, AsJson, JobMapping
 from ops.progress import view_for
@@ -22,28 +22,28 @@ def explain(
     account: Account,
     mapping: JobMapping = "",
     feed: Annotated[
-        str, typer.Option(help="Tell also what the live feed of this name has made of it.", show_default=False)
+        str, typer.Option(help="Show also the row's outcomes in the live feed of this name.", show_default=False)
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Tell what became of a source row and why: key, offsets, the rule that decided, document, dead letters.
+    """Show the lineage of a source row: key, offsets, the rule that decided, document, dead letters.
 
-    Exit code 0: the story could be told, a server that did not answer is named in it. 2: the call is wrong.
+    Exit code 0: the lineage is shown; it names servers that did not respond. 2: the call is wrong.
     """
     if not (audit_id.isascii() and audit_id.isdigit() and len(audit_id) <= 19 and 0 < int(audit_id) <= AUDIT_ID_MAX):
         raise BadInputError(f"{audit_id} is no audit id", f"give one number, 1 to {AUDIT_ID_MAX}")
     view = view_for(Console(stderr=True))
     try:
-        story = explain_row(account, int(audit_id), host.connections(), mapping, view, feed)
+        lineage = explain_row(account, int(audit_id), host.connections(), mapping, view, feed)
     finally:
         view.close()
     if as_json:
-        typer.echo(json.dumps(story.as_dict()))
+        typer.echo(json.dumps(lineage.as_dict()))
         return
-    typer.echo(f"row {story.audit_id} of {account}: {verdict(story)}")
-    for line in told(story):
+    typer.echo(f"row {lineage.audit_id} of {account}: {verdict(lineage)}")
+    for line in text_lines(lineage):
         typer.echo(line)
-    if not feed and SkipReason.POST_SYNC_LIVE_FEED.value in verdict(story):
+    if not feed and SkipReason.POST_SYNC_LIVE_FEED.value in verdict(lineage):
         typer.echo(
-            f"what the live feed has made of it: crm-replay explain {audit_id} --account {account} --feed {LIVE_FEED}"
+            f"its outcome in the live feed: crm-replay explain {audit_id} --account {account} --feed {LIVE_FEED}"
         )

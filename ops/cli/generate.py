@@ -1,4 +1,4 @@
-"""`crm-replay generate`: fill a database with a CRM."""
+"""`crm-replay generate`: generate a CRM in a database."""
 
 import time
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from ops.local.generator import Plan, generate_crm
 from ops.local.sample.contacts import seed_contacts
 from ops.progress import generating
 from schemas.process.connections import Connections
-from sink.database import connect
+from schemas.process.mongodb import connect
 
 
 def generate(
@@ -22,10 +22,10 @@ def generate(
     dsn: Annotated[str, typer.Option(help="A PostgreSQL for test data; CRM_AUDIT_DATABASE_URL if left out.")] = "",
     schema: Annotated[str, typer.Option(help="Where its tables go.")] = "crm",
     shape: Annotated[str, typer.Option(help="crm: rows of all kinds; peer: small flat rows only.")] = "crm",
-    recreate: Annotated[bool, typer.Option("--recreate", help="Make it anew even if it is there.")] = False,
+    recreate: Annotated[bool, typer.Option("--recreate", help="Recreate it even if it exists.")] = False,
     contacts: Annotated[bool, typer.Option("--contacts", help="Make its persons contacts in MongoDB, too.")] = False,
 ) -> None:
-    """Generate a CRM with its audit history in PostgreSQL; does nothing if the same one is there."""
+    """Generate a CRM with its audit history in PostgreSQL; does nothing if the same one exists."""
     connections = host.connections()
     if not dsn:
         connections.require("crm_audit_database_url")
@@ -39,7 +39,7 @@ def generate(
     out = Console(soft_wrap=True, highlight=False)
     out.print(
         f"{made.audits:,} audits in {schema}.audits: "
-        + (f"made in {took:.1f} s" if made.made else "there already, nothing to do")
+        + (f"made in {took:.1f} s" if made.made else "exists already, nothing to do")
     )
     seeded = _seed_contacts(connections, dsn, schema, made.accounts) if contacts else {}
     for account, rows in made.accounts.items():

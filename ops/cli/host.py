@@ -1,28 +1,26 @@
-"""What a command finds on this host: where the servers are, and the directory for logs and data.
+"""A command's environment on this host: addresses of servers, and the directory for logs and data.
 
 Production names its servers in the environment. On a developer's machine the embedded ones fill the gaps, if
-`ops.local` is installed. The image does not have it: there is no other place where a production command imports it.
+`ops.local` is installed. The image does not have it: no other module of a production command imports it.
 """
 
 from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.process.connections import Connections
+from schemas.process.environment import Settings
 
 
-class HostSettings(BaseSettings):
+class HostSettings(Settings):
     """Where a command writes; `ops.local.services` reads the same variable for its servers' data."""
-
-    model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_", env_ignore_empty=True, extra="ignore")
 
     home: Path = Field(Path(".crm-replay"), description="logs and data of the processes on this host")
 
 
 def home() -> Path:
-    """Return `CRM_REPLAY_HOME`, else `.crm-replay` in the current directory, as an absolute path. Makes nothing."""
+    """Return `CRM_REPLAY_HOME`, else `.crm-replay` in the current directory, as an absolute path. Creates nothing."""
     return HostSettings().home.expanduser().absolute()
 
 

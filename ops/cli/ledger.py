@@ -1,4 +1,4 @@
-"""How a run's ledger is printed: every bin, their sum, and whether it is the source's."""
+"""Prints a run's ledger: every bin, their sum, and whether it equals the source's."""
 
 from rich.console import Console
 from rich.markup import escape

@@ -1,4 +1,4 @@
-"""`crm-replay live`: the live feed on this host, and what it has done."""
+"""`crm-replay live`: the live feed on this host, and its counts."""
 
 import json
 from typing import Annotated
@@ -15,8 +15,8 @@ from ops.progress import view_for
 from ops.runner.worker_metrics import gathering
 from schemas.errors import ServiceUnreachableError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import connect
 from schemas.topics import LIVE_FEED, LIVE_TOPIC
-from sink.database import connect
 
 
 def live(
@@ -24,9 +24,10 @@ def live(
     topic: Annotated[str, typer.Option(help="Where the changes of audits arrive.")] = LIVE_TOPIC,
     mapping: Mapping = "",
     account: Annotated[
-        str, typer.Option(help="Whose the audits table is, if the mapping names no account column.", show_default=False)
+        str,
+        typer.Option(help="The audits table's account, if the mapping names no account column.", show_default=False),
     ] = "",
-    partitions: Annotated[int, typer.Option(min=1, max=1024, help="Of the topic, if it is not there yet.")] = 4,
+    partitions: Annotated[int, typer.Option(min=1, max=1024, help="Of the topic, if it does not exist yet.")] = 4,
     processors: Annotated[int, typer.Option(min=0, max=64)] = 1,
     sinks: Annotated[int, typer.Option(min=0, max=64)] = 1,
     visibility_delay: Annotated[
@@ -35,11 +36,11 @@ def live(
     refresh: Annotated[
         float, typer.Option(min=0, help="Seconds between publications of users and names; 0: only at the start.")
     ] = 60.0,
-    names: Annotated[bool, typer.Option(help="Keep the names of deals, companies, ... at hand.")] = True,
-    status: Annotated[bool, typer.Option("--status", help="Start nothing; show what the feed has done.")] = False,
+    names: Annotated[bool, typer.Option(help="Publish the names of deals, companies, ... for the rules.")] = True,
+    status: Annotated[bool, typer.Option("--status", help="Only show the feed's counts.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --status: answer in JSON.")] = False,
 ) -> None:
-    """Follow the CRM's changes: the replay's topology over the live topic, until told to stop (Ctrl-C, SIGTERM)."""
+    """Run the live feed: the replay's topology over the live topic, until it is stopped (Ctrl-C, SIGTERM)."""
     connections = host.connections()
     if status:
         _show_status(feed, connections, as_json=as_json)
@@ -85,5 +86,5 @@ def _show_status(name: str, connections: Connections, *, as_json: bool) -> None:
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(totals.skipped.items()))
         dead = ", ".join(f"{n:,} {cause}" for cause, n in sorted({**totals.failed, **totals.foreign}.items()))
         last = f"{totals.updated_at:%Y-%m-%d %H:%M:%S}" if totals.updated_at else ""
-        table.add_row(account or "(nobody's)", f"{totals.migrated:,}", skipped, dead, last)
+        table.add_row(account or "(no account)", f"{totals.migrated:,}", skipped, dead, last)
     Console().print(table)

@@ -1,6 +1,6 @@
-"""`crm-replay`: start anything, look at anything. A table of commands, and where each of them is.
+"""`crm-replay`: the table of commands, and where each of them is.
 
-Only the command that is called is imported: a worker's start or a status must not wait for what others need. The image
+Only the called command is imported: a worker's start or a status must not wait for the imports of others. The image
 has neither `ops.local` nor `ops.bench`: there, the commands that need them are not in the table.
 """
 
@@ -116,11 +116,11 @@ def _whole(
         bool, typer.Option("--version", help="Show the version and end.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Handle the options before a command."""
 
 
 def reference(
-    directory: Annotated[Path, typer.Argument(help="Where the pages go.")] = Path("docs/reference"),
+    directory: Annotated[Path, typer.Argument(help="Directory of the pages.")] = Path("docs/reference"),
 ) -> None:
     """Write the pages of the reference from the code."""
     from typer.main import get_command
@@ -131,20 +131,20 @@ def reference(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; what the operator has to act on is one line on standard error, and the exit code says whose it is.
+    """Run a command; an error for the operator is one line on standard error, and the exit code gives its kind.
 
-    0 done, 1 the work went wrong (halted, out of balance), 2 the call or its surroundings are wrong, 130 interrupted.
+    0 done, 1 the work went wrong (halted, out of balance), 2 the call or its environment is wrong, 130 interrupted.
     """
     _print_on_any_terminal()
     gc.set_threshold(GC_THRESHOLD)
     sys.excepthook = _show_defect
-    atexit.register(gc.freeze)  # what there is at the end goes with the process; the collector need not look through it
+    atexit.register(gc.freeze)  # what exists at the end is freed with the process; the collector need not scan it
     words = sys.argv[1:] if argv is None else list(argv)
     called = words[0] if words and words[0] in {*COMMANDS, "reference", "--version"} else None
     try:
         code = application(called)(args=words, standalone_mode=False)
     except ReplayError as error:
-        _say(error)
+        _print_error(error)
         sys.exit(error.exit_code)
     except Exit as error:
         sys.exit(error.exit_code)
@@ -158,23 +158,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         failed = of_a_server(error)
         if failed is None:
-            raise  # a defect of ours: its trace is what helps
-        _say(failed)
+            raise  # a defect of ours: its traceback helps
+        _print_error(failed)
         sys.exit(ExitCode.FAILED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _print_on_any_terminal() -> None:
-    """Have what an encoding cannot say printed as an escape: an ASCII terminal must not end a command."""
+    """Print characters outside of the encoding as escapes: an ASCII terminal must not end a command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def of_a_server(error: Exception) -> ReplayError | None:
-    """Return what to tell of a server's error that the command did not expect, None if it is none.
+    """Return our error for a server's error that the command did not expect, None if it is none.
 
-    Commands say themselves that a server is not there. This is for one that goes away, or refuses, in the middle.
+    Commands report an unavailable server themselves. This is for one that fails, or refuses, in the middle.
     """
     server, kind = server_of(error), kind_of(error)
     if server is None or kind is None:
@@ -182,15 +182,13 @@ def of_a_server(error: Exception) -> ReplayError | None:
     what = type(error).__name__  # its text can quote a document or a row, but for Kafka's
     if server == "Kafka" and error.args:
         what = str(getattr(error.args[0], "str", lambda: what)())
-    return kind(
-        f"{server} failed while the command was at work ({what})", "look at the server, then run the same command again"
-    )
+    return kind(f"{server} failed during the command ({what})", "check the server, then run the same command again")
 
 
 def _show_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a defect's trace as Python does, without what an address in it says of users and passwords."""
+    """Print a defect's traceback as Python does, without users and passwords of addresses in it."""
     sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
 
 
-def _say(error: ReplayError) -> None:
+def _print_error(error: ReplayError) -> None:
     Console(stderr=True, soft_wrap=True).print(f"crm-replay: {error}", style="red", highlight=False, markup=False)

@@ -1,11 +1,9 @@
 """The customer data platform's database, as a command opens it."""
 
-from typing import Any
-
 from ops.cli import host
 from ops.jobs import migrations
 from schemas.process.connections import Connections
-from sink.database import connect
+from schemas.process.mongodb import Database, connect
 
 
 class Opened:
@@ -16,7 +14,7 @@ class Opened:
         self._connections = connections or host.connections()
         self._any_schema = any_schema
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Database:
         """Return it; raises ReplayError if its schema is not this release's."""
         self._database = connect(self._connections)
         if not self._any_schema:

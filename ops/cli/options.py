@@ -1,4 +1,4 @@
-"""Options that several commands have, and how a moment that was typed is meant."""
+"""Options that several commands share, and the parsing of times."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -9,9 +9,7 @@ Account = Annotated[str, typer.Option(help="The account's company_sso_id.", show
 Live = Annotated[bool, typer.Option("--live", help="Of a live feed, not of an account's job.")]
 Feed = Annotated[str, typer.Option(help="With --live: the feed's name.")]
 Mapping = Annotated[str, typer.Option(help="Source mapping file; left out: the sample CRM's.", show_default=False)]
-JobMapping = Annotated[
-    str, typer.Option(help="Source mapping file; left out: where the job found it.", show_default=False)
-]
+JobMapping = Annotated[str, typer.Option(help="Source mapping file; default: the job's.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Partitions = Annotated[int, typer.Option(min=1, max=1024, help="Partitions of the account's topics.")]
 Workers = Annotated[int, typer.Option(min=1, max=64)]

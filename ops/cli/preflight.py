@@ -32,9 +32,9 @@ def preflight(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that one check may take.")] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
 ) -> None:
-    """Ask everything that has to be known before a replay: servers, rights, indexes, contacts, room. Writes nothing.
+    """Check every precondition of a replay: servers, rights, indexes, contacts, disk space. Writes nothing.
 
-    Exit code 0: nothing has failed, warnings may be there. 1: something has. 2: the call is wrong.
+    Exit code 0: no check has failed, there may be warnings. 1: one has. 2: the call is wrong.
     """
     from ops.checks.preflight.run import PreflightOptions, preflight_account  # all clients: not for --help
 
@@ -54,7 +54,7 @@ def preflight(
 
     def progress(done: int, top: int) -> None:
         nonlocal said_at
-        if time.monotonic() - said_at >= PLAIN_LINE_EVERY_S:  # a count of few rows is over before anybody wonders
+        if time.monotonic() - said_at >= PLAIN_LINE_EVERY_S:  # a count of few rows ends before it matters
             said_at = time.monotonic()
             view.note(f"counting the rows in scope: at id {done:,} of {top:,}")
 
@@ -87,8 +87,8 @@ def print_report(console: Console, report: Report) -> None:
     if failed:
         console.print(f"do not start: {', '.join(failed)}", style="bold red", highlight=False, soft_wrap=True)
     else:
-        worth = f"; {warned} warnings are worth a look" if warned else ""
-        console.print(f"ready: nothing has failed{worth}", style="bold green", highlight=False, soft_wrap=True)
+        worth = f"; {warned} warnings need attention" if warned else ""
+        console.print(f"ready: no check has failed{worth}", style="bold green", highlight=False, soft_wrap=True)
 
 
 def _escaped(text: str) -> str:

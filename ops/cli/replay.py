@@ -44,15 +44,15 @@ def run(
         bool | None,
         typer.Option(
             "--enrich/--no-enrich",
-            help="Enrich its association logs, whatever the mapping says; --enrich --json: a second line.",
+            help="Enrich its association logs, overriding the mapping; --enrich --json: a second line.",
             show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replay one account: every role of its job on this host, until the ledger is closed. Also goes on after a kill.
+    """Replay one account: every role of its job on this host, until the ledger is closed. Resumes after a kill.
 
-    Done on an operator's word: the account's migration flag and its contacts' coverage are not asked for, as they are
+    The operator decides: the account's migration flag and its contacts' coverage are not checked, as they are
     by `crm-replay trigger` and over HTTP.
     """
     from ops.runner.options import RunOptions
@@ -79,16 +79,16 @@ def resume(
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a job that was halted or has failed, when the cause is gone: here, or with --detach by a runner.
+    """Resume a job that was halted or has failed, once the cause is fixed: here, or with --detach by a runner.
 
     Failures count over the job's whole life: a job that too many failures halted halts again unless their rows have
     been repaired (crm-replay dlq retry), or --failure-bound allows for them.
     """
     require_bound(failure_bound, reason)
     if detach:
-        from ops.cli import requests as ask
+        from ops.cli import requests
 
-        ask.resume_detached(account, failure_bound=failure_bound, reason=reason, as_json=as_json)
+        requests.resume_detached(account, failure_bound=failure_bound, reason=reason, as_json=as_json)
         return
     from ops.runner.options import RunOptions
 
@@ -122,9 +122,9 @@ def rerun(
     if detach:
         if since is not None or audit_ids:
             raise BadInputError("a part of the source is replayed here and now", "leave out --detach")
-        from ops.cli import requests as ask
+        from ops.cli import requests
 
-        ask.rerun_detached(account, as_json=as_json)
+        requests.rerun_detached(account, as_json=as_json)
         return
     from ops.runner import replay as runner
     from ops.runner.options import RunOptions
@@ -152,9 +152,9 @@ def _run(account: str, options: Any, *, as_json: bool) -> None:
 def _finish(replay: Callable[[Any, Connections, RunView], Any], account: str, options: Any, *, as_json: bool) -> None:
     """Run a replay, show its ledger, and raise ReplayError if that is out of balance.
 
-    Its workers' libraries are loaded while the runner looks at the source and publishes the references.
+    Its workers' libraries are loaded while the runner surveys the source and publishes the references.
     """
-    from ops.runner.worker_metrics import gathering  # for who runs something
+    from ops.runner.worker_metrics import gathering  # only for commands that run workers
 
     view = view_for(Console(stderr=True))
     view.note(f"hot paths: {hot_paths()}")
@@ -169,10 +169,10 @@ def _finish(replay: Callable[[Any, Connections, RunView], Any], account: str, op
             typer.echo(enriched.model_dump_json())
     else:
         print_ledger(Console(), account, result.ledger, seconds=result.seconds)
-        if said := enrichments.in_words(enrichments.view_of(result.job.enrichment), account):
-            Console().print(said, highlight=False, markup=False, soft_wrap=True)
-        if said := http_documents.in_words(result.job.http_documents, account):
-            Console().print(said, highlight=False, markup=False, soft_wrap=True)
+        if line := enrichments.in_words(enrichments.view_of(result.job.enrichment), account):
+            Console().print(line, highlight=False, markup=False, soft_wrap=True)
+        if line := http_documents.in_words(result.job.http_documents, account):
+            Console().print(line, highlight=False, markup=False, soft_wrap=True)
     if not (result.ledger.balanced and result.ledger.documents_agree):
         raise ReplayError(f"the ledger of {account} is out of balance", result.job.error or "")
 
@@ -188,9 +188,9 @@ def status(account: Account, as_json: AsJson = False) -> None:
         return
     table = Table(show_header=False)
     for name, value in summary.items():
-        said = {key: part for key, part in value.items() if part not in NOTHING} if isinstance(value, dict) else value
-        if said not in NOTHING:
-            table.add_row(name, escape(json.dumps(said) if isinstance(said, dict) else str(said)))
+        shown = {key: part for key, part in value.items() if part not in NOTHING} if isinstance(value, dict) else value
+        if shown not in NOTHING:
+            table.add_row(name, escape(json.dumps(shown) if isinstance(shown, dict) else str(shown)))
     Console().print(table)
 
 
@@ -218,7 +218,7 @@ def _plain(value: Any) -> Any:
 
 
 def produce(account: Account) -> None:
-    """Run the snapshot of the account's job in progress; it goes on from its saved cursor."""
+    """Run the snapshot of the account's job in progress; it resumes from its saved cursor."""
     encode_account(account)
     _join(account, "producer")
 
@@ -250,7 +250,7 @@ def _join(account: str, module: str, feed: str = "") -> None:
         state = "not started" if job is None else job.status.value
         raise BadInputError(f"no job of {account} is in progress ({state})", f"crm-replay run --account {account}")
     addresses = connections.environment()
-    # It ends with the run: the next one sets its groups' offsets, and must find nobody in them.
+    # It ends with the run: the next one sets its groups' offsets, and must find them without members.
     environment = child_environment(
         **addresses, CRM_REPLAY_JOB=job.replay_job().model_dump_json(), CRM_REPLAY_EXIT_AT_END="true"
     )

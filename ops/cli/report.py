@@ -24,18 +24,18 @@ class Format(StrEnum):
 
 def report(
     plan: Annotated[
-        str, typer.Option(help="CSV of the accounts to come: company_sso_id,due (the day can be left out).")
+        str, typer.Option(help="CSV of the planned accounts: company_sso_id,due (the day is optional).")
     ] = "",
     as_format: Annotated[Format, typer.Option("--format", help="How it is written.")] = Format.MARKDOWN,
     output: Annotated[str, typer.Option(help="Write it into this file.", show_default=False)] = "",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Report the rollout: accounts by state, rows done and left, burn-up, forecast, gates and whose turn it is."""
+    """Report the rollout: accounts by state, rows done and left, burn-up, forecast, gates and the team that is next."""
     from pymongo.errors import PyMongoError
 
     from ops.checks.rollout.read import read_accounts, read_plan
     from ops.jobs import migrations
-    from sink.database import connect
+    from schemas.process.mongodb import connect
 
     planned = read_plan(plan) if plan else {}
     now = datetime.now(UTC)

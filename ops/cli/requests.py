@@ -21,8 +21,8 @@ from ops.jobs.jobs import Job
 from ops.jobs.requests import Control
 from ops.progress import view_for
 from schemas.errors import BadInputError, ReplayError
+from schemas.process.mongodb import connect
 from schemas.topics import encode_account
-from sink.database import connect
 from sink.rollback import documents_of
 
 Account = Annotated[str, typer.Option(help="The account's company_sso_id.", show_default=False)]
@@ -64,9 +64,9 @@ def trigger(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask for an account's migration, as HTTP does: its flag must be on, its contacts there. A runner does it.
+    """Request an account's migration, as over HTTP: its flag must be on, its contacts migrated. A runner executes it.
 
-    `crm-replay run` does it here and now, on an operator's word: without a flag and without a runner.
+    `crm-replay run` executes it at once on this host, without a flag and without a runner.
     """
     start = date_range_start
     if start is not None and start.tzinfo is None:
@@ -102,7 +102,7 @@ def flag(
 
 
 def halt(account: Account, reason: Annotated[str, typer.Option(help="Kept in the job document.")] = "") -> None:
-    """Stop the account's running job; cursor and offsets are kept, `resume` goes on."""
+    """Stop the account's running job; cursor and offsets are kept for `resume`."""
     with control() as plane:
         job = requests.halt(plane, account, reason=reason or "halted by the operator", by=audit_log.on_this_host())
     typer.echo(f"job {job.job_id} of {account} is halted")
@@ -125,9 +125,9 @@ def rerun_detached(account: str, *, as_json: bool) -> None:
 
 def rollback(
     account: Account,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Skip the confirmation.")] = False,
     reason: Reason = "",
-    by: Annotated[str, typer.Option(hidden=True, help="Who has asked for it, if not this user.")] = "",
+    by: Annotated[str, typer.Option(hidden=True, help="Who has requested it, if not this user.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Delete what the replay wrote for the account; documents of others and of the live feed stay as they are."""
@@ -150,7 +150,7 @@ def rollback(
 
 
 def print_job(job: Job, what: str, *, as_json: bool) -> None:
-    """Print a job that was asked for."""
+    """Print a requested job."""
     if as_json:
         typer.echo(json.dumps({"job_id": job.job_id, "company_sso_id": job.company_sso_id, "status": job.status.value}))
     else:

@@ -1,9 +1,7 @@
 """`crm-replay runner`."""
 
 import os
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -13,6 +11,7 @@ from ops.runner.daemon import Daemon, Limits
 from ops.runner.forkserver import WORKERS, forked
 from ops.runner.processes import require_writable
 from ops.runner.worker_metrics import gathering
+from schemas.process.waiting import stop_on_signals
 from schemas.source.mapping import load
 
 
@@ -23,16 +22,16 @@ def runner(
     sinks: Annotated[int, typer.Option(min=1, max=64, help="A job's.")] = 1,
     mapping: Annotated[
         str,
-        typer.Option(help="Source mapping file on this host; left out: where the job names it.", show_default=False),
+        typer.Option(help="Source mapping file on this host; default: the job's.", show_default=False),
     ] = "",
     rows_per_s: Annotated[
         float, typer.Option(min=0, help="Read from the CRM at most, by all jobs of this host; 0: no bound.")
     ] = 0.0,
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when there is nothing left to do.")] = False,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no work is left.")] = False,
 ) -> None:
-    """Do what is asked for over HTTP, in the console and by `crm-replay trigger`: claims jobs and tasks, runs them.
+    """Execute what is requested over HTTP, in the console and by `crm-replay trigger`: claims and runs jobs and tasks.
 
-    Any number of runners on any hosts. SIGTERM lets go of everything, so that others take over at once. Each job gets
+    Any number of runners on any hosts. SIGTERM releases everything, so that others take over at once. Each job gets
     an equal part of --rows-per-s; it also slows down while a replica lags or pages are slow
     (CRM_REPLAY_SOURCE_REPLICA_LAG_MAX_S, CRM_REPLAY_SOURCE_QUERY_MAX_S).
     """
@@ -43,14 +42,9 @@ def runner(
     path = str(Path(mapping).resolve()) if mapping else ""
     require_writable(host.home())
     daemon = Daemon(host.connections(), Limits(jobs, tasks, processors, sinks, path, host.home()))
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        if daemon.stop.is_set():
-            os._exit(128 + number)  # the children see that we are gone, and stop by themselves
-        daemon.stop.set()
-
-    with forked(("ops.runner.daemon", "ops.runner.replay", "ops.runner.enrichment", *WORKERS)) as daemon.forks:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, on_signal)
-        with gathering("runner", daemon.limits.home):
-            daemon.run(until_idle=until_idle)
+    with (
+        forked(("ops.runner.daemon", "ops.runner.replay", "ops.runner.enrichment", *WORKERS)) as daemon.forks,
+        stop_on_signals(daemon.stop, second_ends=True),  # children notice our end, and stop
+        gathering("runner", daemon.limits.home),
+    ):
+        daemon.run(until_idle=until_idle)

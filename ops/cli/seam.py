@@ -1,4 +1,4 @@
-"""`crm-replay seam`: gaps and overlaps around the watermarks, and how they are closed."""
+"""`crm-replay seam`: gaps and overlaps at the handover between replay and live feed, and their repair."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,12 +22,12 @@ NAMED_MAX = 100
 def seam(
     account: Annotated[str, typer.Option(help="The account's company_sso_id.", show_default=False)],
     window: Annotated[
-        float, typer.Option(min=0, help="Hours on either side of a contact's watermark that are looked at; 0: all.")
+        float, typer.Option(min=0, help="Hours on either side of a contact's watermark that are checked; 0: all.")
     ] = 24.0,
     tolerance: Annotated[
         float, typer.Option(min=0, max=3600, help="Seconds between a row and its document without external_id.")
     ] = 2.0,
-    settle: Annotated[float, typer.Option(min=0, help="Seconds for which a row may be on its way.")] = 60.0,
+    settle: Annotated[float, typer.Option(min=0, help="Seconds for which a row may be in transit.")] = 60.0,
     repair: Annotated[
         bool,
         typer.Option("--repair", help="Replay the gaps that are the replay's, send the others to the live feed."),
@@ -39,9 +39,9 @@ def seam(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
 ) -> None:
-    """Look around every contact's watermark: rows that neither replay nor live feed has written, or that both have.
+    """Check the handover at every contact's watermark: rows that neither side has written, or both.
 
-    Exit code 0: clean. 1: gaps or overlaps, or an outage. 2: the call or its surroundings are wrong.
+    Exit code 0: clean. 1: gaps or overlaps, or an outage. 2: the call or its environment is wrong.
     """
     from ops.checks.seam.check import SeamOptions, check_seam  # the clients of all packages: not for --help
 
@@ -51,7 +51,7 @@ def seam(
     try:
         report = check_seam(account, options, connections, view)
         if repair and report.gaps:
-            report.repaired = mend(report, mapping, feed, connections, view)
+            report.repaired = fill(report, mapping, feed, connections, view)
     finally:
         view.close()
     if as_json:
@@ -62,10 +62,10 @@ def seam(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def mend(report: "Report", mapping_path: str, feed: str, connections: Connections, view: RunView) -> dict[str, int]:
+def fill(report: "Report", mapping_path: str, feed: str, connections: Connections, view: RunView) -> dict[str, int]:
     """Give every gap to the side that owns it; return how many rows each side was given.
 
-    The replay's are replayed now; the live feed's are on its topic, and written once it has come to them.
+    The replay's are replayed now; the live feed's are on its topic, and written once it reaches them.
     """
     from ops.checks.seam.check import rows_of
     from ops.feed.feed import feed_of
@@ -73,10 +73,10 @@ def mend(report: "Report", mapping_path: str, feed: str, connections: Connection
     from ops.runner.replay import run_selected
     from producer.publisher import Publisher
     from producer.topics import message_bytes_max
+    from schemas.process.mongodb import connect
     from schemas.process.registry import codec_for
     from schemas.source.mapping import load
     from schemas.source.person import record_key
-    from sink.database import connect
 
     given: dict[str, int] = {}
     account = report.company_sso_id
@@ -96,7 +96,7 @@ def mend(report: "Report", mapping_path: str, feed: str, connections: Connection
             publisher.flush()
         finally:
             publisher.close()
-        view.note(f"{given.get('live', 0):,} rows sent to {topic}; the live feed writes them when it comes to them")
+        view.note(f"{given.get('live', 0):,} rows sent to {topic}; the live feed writes them when it reaches them")
     if report.gaps_replay_ids:
         options = RunOptions(mapping_path=mapping_path, home=host.home())
         given["replay"] = run_selected(account, report.gaps_replay_ids, options, connections, view).ledger.source_rows
@@ -105,7 +105,7 @@ def mend(report: "Report", mapping_path: str, feed: str, connections: Connection
 
 def print_report(console: Console, report: "Report") -> None:
     """Print the counts, what was found, and the verdict."""
-    table = counts_table(f"Seam of {report.company_sso_id}")
+    table = counts_table(f"Handover of {report.company_sso_id}")
     rows: list[tuple[str, int]] = [
         ("contacts", report.contacts),
         ("source rows", report.rows),
@@ -123,14 +123,14 @@ def print_report(console: Console, report: "Report") -> None:
     for name, count in rows:
         table.add_row(name, f"{count:,}", style="red" if count and name in ("gaps", "overlaps") else None)
     verdict = "clean" if report.clean else "NOT CLEAN"
-    table.add_row("seam", verdict, style="bold green" if report.clean else "bold red")
+    table.add_row("handover", verdict, style="bold green" if report.clean else "bold red")
     console.print(table)
     for finding in report.findings:
         console.print(_line(finding.as_dict()), highlight=False, markup=False, soft_wrap=True)
     if left_out := report.gaps + report.overlaps - len(report.findings):
         console.print(f"{left_out:,} more; name them with --limit", highlight=False)
     for side, count in report.repaired.items():
-        console.print(f"{count:,} rows given to the {side}; look again when it has written them", highlight=False)
+        console.print(f"{count:,} rows given to the {side}; check again when it has written them", highlight=False)
     if report.seconds:
         console.print(f"{report.rows:,} rows in {report.seconds:.1f} s", highlight=False)
 

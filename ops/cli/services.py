@@ -3,12 +3,9 @@
 import contextlib
 import json
 import shlex
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -19,6 +16,7 @@ from ops.local.services.stack import down as stop_servers
 from ops.local.services.stack import up as start_servers
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
+from schemas.process.waiting import stop_on_signals
 from schemas.vocabulary import ExitCode
 
 app = typer.Typer(
@@ -54,22 +52,6 @@ def _one_line() -> Iterator[None]:
         raise typer.Exit(error.exit_code) from None
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C and SIGTERM set; afterwards both are as before."""
-    cancel = threading.Event()
-
-    def interrupted(_number: int, _frame: FrameType | None) -> None:
-        cancel.set()
-
-    before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield cancel
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _say(text: str) -> None:
     typer.echo(text, err=True)
 
@@ -96,7 +78,7 @@ def up(
     A server whose address is in the environment is not started. The first time, what this machine lacks is fetched.
     Exit code 0: all of them answer; 2: one could not be started, and those this command had started were stopped.
     """
-    with _one_line(), _interruptible() as cancel:
+    with _one_line(), stop_on_signals() as cancel:
         settings = ServiceSettings.load(
             kafka_port=kafka_port,
             postgres_port=postgres_port,
@@ -123,7 +105,7 @@ def _as_dict(found: ServiceStatus) -> dict[str, object]:
 
 @app.command(name="status")
 def status_command(home: Home = None, as_json: AsJson = False) -> None:
-    """Ask each server whether it answers. Exit code 0: all do (one of the environment is not asked); 1: not all."""
+    """Check each server. Exit code 0: all respond (one of the environment is not checked); 1: not all."""
     with _one_line():
         found = status(home)
     if as_json:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from pymongo.errors import PyMongoError
@@ -17,15 +17,16 @@ from ops.progress import RunView, view_for
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.logs import is_utf8
 
+if TYPE_CHECKING:
+    from schemas.process.mongodb import Database
+
 app = typer.Typer(
     help="What is kept about one CRM person: exported, or purged with a certificate.", no_args_is_help=True
 )
 
 Account = Annotated[str, typer.Option(help="The account's company_sso_id.", show_default=False)]
 PersonId = Annotated[str, typer.Option("--person", help="The CRM's id of the person.", show_default=False)]
-Mapping = Annotated[
-    str, typer.Option(help="Source mapping file; left out: where the account's job found it.", show_default=False)
-]
+Mapping = Annotated[str, typer.Option(help="Source mapping file; default: the account's job's.", show_default=False)]
 Output = Annotated[str, typer.Option(help="Write into this file.", show_default=False)]
 
 
@@ -36,7 +37,7 @@ class _Place:
     person: Any
     mapping: Any
     connections: Any
-    database: Any
+    database: "Database"
     codec: Any
 
 
@@ -47,10 +48,10 @@ def _place(account: str, person_id: str, mapping_path: str) -> Iterator[_Place]:
     from ops.jobs.store import JobStore
     from ops.kafka import admin as kafka_admin
     from ops.subject.model import Person
+    from schemas.process.mongodb import connect
     from schemas.process.registry import codec_for
     from schemas.source.mapping import load
     from schemas.topics import AccountTopics
-    from sink.database import connect
 
     AccountTopics.of(account)
     connections = host.connections()
@@ -71,7 +72,7 @@ def _place(account: str, person_id: str, mapping_path: str) -> Iterator[_Place]:
 
 @app.command("export")
 def export(account: Account, person: PersonId, mapping: Mapping = "", output: Output = "") -> None:
-    """Write everything kept about the person as JSON lines. They hold personal data, on purpose."""
+    """Write all data of the person as JSON lines. They hold personal data, on purpose."""
     view = view_for(Console(stderr=True))
     lines = 0
     try:
@@ -120,7 +121,7 @@ def _writer(output: str) -> Iterator[Any]:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             yield stream
     except FileExistsError as error:
-        raise BadInputError(f"{output} is there already", "name a file that is not") from error
+        raise BadInputError(f"{output} exists already", "name a new file") from error
     except OSError as error:
         raise BadInputError(f"{output}: {error.strerror}", "name a file that can be written with --output") from error
 
@@ -137,12 +138,12 @@ def purge(
             help="Also delete what has been handled on the account's replay and outcomes topics, of every person.",
         ),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Skip the confirmation.")] = False,
     output: Output = "",
 ) -> None:
     """Remove what is kept about the person, and print the certificate (JSON) of what was found and removed.
 
-    Exit code 0: done, whatever is left only waits for its retention. 1: something could not be removed. 2: bad call.
+    Exit code 0: done, remaining data only wait for their retention. 1: some could not be removed. 2: bad call.
     """
     from ops.subject.purge import purge_person
 
@@ -153,7 +154,9 @@ def purge(
         if yes:
             return
         if not sys.stdin.isatty():
-            raise BadInputError("this removes the person's history, and nobody can be asked", "give --yes")
+            raise BadInputError(
+                "this removes the person's history, and there is no terminal to confirm it", "give --yes"
+            )
         if typer.prompt("This cannot be taken back. Type the person's id", err=True).strip() != person.strip():
             raise BadInputError("that is not the person", "nothing was removed")
 

@@ -1,4 +1,4 @@
-"""The form that every table of counts has."""
+"""The layout of every table of counts."""
 
 from rich.markup import escape
 from rich.table import Table

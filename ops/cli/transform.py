@@ -1,6 +1,6 @@
 """`crm-replay transform`: audit rows from a file through the rules, one JSON line for each. It needs no server.
 
-The very Transformer that the processors run, over lookups from files: to look at what a row becomes, and to test with.
+The processors' own Transformer, with lookups from files: for inspecting rows, and for tests.
 """
 
 import sys

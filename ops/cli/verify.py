@@ -33,9 +33,9 @@ def verify(
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --repair: say what it would do, and do nothing.")
+        bool, typer.Option("--dry-run", help="With --repair: show what it would do, and do nothing.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="With --repair: do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --repair: skip the confirmation.")] = False,
     delete_max_pct: Annotated[
         float,
         typer.Option(
@@ -61,7 +61,7 @@ def verify(
 
     A job that had failed or was halted, and whose copy is whole after --repair, is completed with the proof's counts.
 
-    Exit code 0: equal. 1: not equal, or an outage. 2: the call or its surroundings are wrong, or a repair was refused.
+    Exit code 0: equal. 1: not equal, or an outage. 2: the call or its environment is wrong, or a repair was refused.
     """
     from ops.checks.verify.check import VerifyOptions, verify_account  # the clients of all packages: not for --help
     from ops.repair.run import close, end_dead, is_whole, plan_of
@@ -112,8 +112,8 @@ def _confirm(what: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise BadInputError(f"this would {what}, and there is no terminal to confirm it at", "give --yes")
-    typer.confirm(f"This will {what}. Go ahead?", abort=True, err=True)
+        raise BadInputError(f"this would {what}, and there is no terminal to confirm it", "give --yes")
+    typer.confirm(f"This will {what}. Continue?", abort=True, err=True)
 
 
 def print_report(console: Console, report: Report) -> None:
@@ -145,7 +145,7 @@ def print_report(console: Console, report: Report) -> None:
     for failed in tally.failures:
         console.print(f"failed: row {failed.audit_id} ({failed.cause})", highlight=False, markup=False)
     for count_ in report.counts:
-        console.print(f"counted wrong: {count_.name}: the job has {count_.job:,}, its rows say {count_.truth:,}")
+        console.print(f"counted wrong: {count_.name}: the job has {count_.job:,}, its rows {count_.truth:,}")
     for unhandled in report.offsets:
         committed = "nothing" if unhandled.committed < 0 else f"{unhandled.committed:,}"
         console.print(
@@ -166,7 +166,7 @@ def print_report(console: Console, report: Report) -> None:
 
 def _line(finding: dict[str, object]) -> str:
     """Return a finding in one line."""
-    name = f"row {finding['audit_id']}" if finding["audit_id"] is not None else "no row of ours"
+    name = f"row {finding['audit_id']}" if finding["audit_id"] is not None else "no row of the account"
     document = f", document {finding['document_id']} ({finding['external_id']})" if "document_id" in finding else ""
     age_s = finding["age_s"]
     age = f", {age_text(age_s)} old" if isinstance(age_s, int) else ""
@@ -174,7 +174,7 @@ def _line(finding: dict[str, object]) -> str:
 
 
 def age_text(seconds: int) -> str:
-    """Return an age as people say it: `3 d`, `5 h`, `12 min`, `40 s`."""
+    """Return an age for people: `3 d`, `5 h`, `12 min`, `40 s`."""
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds // size:,} {unit}"

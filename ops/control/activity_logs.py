@@ -1,8 +1,8 @@
-"""Activity logs that come by HTTP, a few at a time: what one looks like, and writing them like the sink does.
+"""Activity logs that come by HTTP, a few at a time: their model, and writing them as the sink does.
 
-They are the replay's documents by another way: same shape, same unique index, same `source_tag`, so that a roll back
-removes them and a verification knows them by their `external_id`. Sending them again inserts nothing. Each call is in
-the audit log, an entry an account (ops.jobs.http_documents).
+They are the replay's documents from another source: same shape, same unique index, same `source_tag`, so that a roll
+back removes them and a verification recognises them by their `external_id`. Repeating a request inserts nothing. Each
+call is in the audit log, an entry an account (ops.jobs.http_documents).
 """
 
 import datetime as dt
@@ -21,6 +21,7 @@ from processors.encoding.documents import encode, is_too_large
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError
 from schemas.identity import AUDIT_ID_MAX, EXTERNAL_ID_PREFIX, SOURCE_TAG, audit_id_of
+from schemas.process.mongodb import Database
 from schemas.topics import ACCOUNT_LENGTH_MAX, encode_account
 from schemas.vocabulary import SkipReason
 from sink.documents import is_sound
@@ -36,14 +37,14 @@ _RFC3339 = re.compile(
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 FAR = dt.datetime(9999, 12, 30, tzinfo=dt.UTC)  # a time zone away from where Python's times end
 
-# Control characters are in no id. `schemas.topics` leaves out a few more; for those there is nothing to be found.
+# Control characters are in no id. `schemas.topics` leaves out a few more; those find no document.
 AccountId = Annotated[
     str, Field(min_length=1, max_length=ACCOUNT_LENGTH_MAX, pattern=r"^[^\x00-\x1f\x7f]+$", description="the tenant")
 ]
 
 
 def _can_be_replayed(value: str) -> str:
-    """Return the account's id; raises ValueError for one that no command takes, so that nothing could take it back."""
+    """Return the account's id; raises ValueError for one that no command accepts: it could not be rolled back."""
     try:
         encode_account(value)
     except BadInputError as error:
@@ -119,7 +120,7 @@ class UserActor(_Part):
 
 
 class OtherActor(_Part):
-    """The system, or a user who is gone."""
+    """The system, or a deleted user."""
 
     type: Literal["deleted_user", "system"]
     id: None = None
@@ -127,7 +128,7 @@ class OtherActor(_Part):
 
 
 class Change(_Part):
-    """One column: what it was and what it became; `null` where there was nothing."""
+    """One column: former and new value; `null` where there was none."""
 
     field: Name
     label: Text
@@ -207,8 +208,10 @@ def document_of(record: ActivityLogRecord) -> dict[str, Any]:
     return document
 
 
-def write(database: Any, records: Sequence[ActivityLogRecord], *, by: str = "", request_id: str = "") -> MigrateAnswer:
-    """Insert what is new in one unordered bulk write. Safe to repeat: what is there already is skipped.
+def write(
+    database: Database, records: Sequence[ActivityLogRecord], *, by: str = "", request_id: str = ""
+) -> MigrateAnswer:
+    """Insert what is new in one unordered bulk write. Safe to repeat: existing documents are skipped.
 
     The audit log has who sent them, also where the answer is unknown: then pymongo's errors or the writer's
     NotAnsweredError are raised, and they are to be sent again.
@@ -228,7 +231,7 @@ def write(database: Any, records: Sequence[ActivityLogRecord], *, by: str = "", 
     return answer
 
 
-def _write(database: Any, records: Sequence[ActivityLogRecord]) -> MigrateAnswer:
+def _write(database: Database, records: Sequence[ActivityLogRecord]) -> MigrateAnswer:
     encoded = [encode(document_of(record)) for record in records]
     # The writer takes only what a server can hold; the body's limit makes the first a rarity.
     unfit = {at for at, document in enumerate(encoded) if is_too_large(document) or not is_sound(document)}

@@ -40,7 +40,7 @@ request's id is taken from `X-Request-Id` if it is at most 128 letters, digits a
 
 
 class ControlApp:
-    """The ASGI application and what has to be told when the server stops."""
+    """The ASGI application, with the parts to stop before the server."""
 
     def __init__(self, settings: ControlSettings, backend: Backend) -> None:
         """`backend` is closed with the application."""
@@ -61,7 +61,7 @@ class ControlApp:
         await self._edge(scope, receive, send)
 
     def stop(self) -> None:
-        """Begin to stop: live events say good-bye, roll backs end behind their present batch, /readyz says so."""
+        """Begin to stop: live events end, roll backs stop after their present batch, /readyz reports it."""
         self.backend.stopping.set()
         self.events.stop()
 
@@ -141,23 +141,23 @@ async def _validation_error(request: Request, error: Exception) -> Response:
                 errors=[("records", f"at most {RECORDS_MAX}")],
             ),
         )
-    fields = [(_place(one), _said(one)) for one in found]
+    fields = [(_place(one), _problem(one)) for one in found]
     first = ": ".join(part for part in fields[0] if part) if fields else "the request is not valid"
     return _envelope(request, ApiError(400, RespCode.VALIDATION_ERROR, first, errors=fields))
 
 
 def _place(error: Mapping[str, Any]) -> str:
-    """Return the field an error is about as people write it, "" for the body as a whole.
+    """Return the dotted name of the field that an error is about, "" for the body as a whole.
 
-    The first part of a place says body, query or header. The second, of a body that is no JSON, is a position in it.
+    The first part of a place is body, query or header. The second, of a body that is no JSON, is a position in it.
     """
     if error["type"] == "json_invalid":
         return ""
     return ".".join(str(part) for part in error["loc"][1:])
 
 
-def _said(error: Mapping[str, Any]) -> str:
-    """Return what is wrong. pydantic's words name the rule; the value that broke it is not repeated."""
+def _problem(error: Mapping[str, Any]) -> str:
+    """Return pydantic's message, which names the rule and does not repeat the value."""
     if error["type"] == "json_invalid":
         return "this is not JSON"
     return str(error["msg"]).removeprefix("Value error, ")
@@ -166,7 +166,7 @@ def _said(error: Mapping[str, Any]) -> str:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     resp_code = OF_STATUS.get(error.status_code, RespCode.INTERNAL_ERROR)
-    message = {404: "there is nothing here", 405: "that method is not for this address"}.get(
+    message = {404: "there is no such endpoint", 405: "the endpoint does not support this method"}.get(
         error.status_code, str(error.detail)
     )
     return _envelope(request, ApiError(error.status_code, resp_code, message, headers=error.headers))
@@ -199,7 +199,7 @@ def _serve_openapi(api: FastAPI) -> None:
 
 
 def _openapi(api: FastAPI) -> dict[str, Any]:
-    """Return the description: FastAPI's, with who may ask what, and without the answers that this API never gives."""
+    """Return FastAPI's description, with each path's authentication and without answers that this API never gives."""
     found = get_openapi(
         title=api.title, version=api.version, description=api.description, routes=api.routes, summary=None
     )

@@ -1,4 +1,4 @@
-"""Who is asking: Basic credentials of services and operators, and session tokens of the customer's browser."""
+"""Authentication: Basic credentials of services and operators, and session tokens of the customer's browser."""
 
 import asyncio
 import base64
@@ -34,18 +34,18 @@ _CURVES = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521"}
 
 
 class InvalidTokenError(Exception):
-    """The session token is not to be believed; the text is for the client and names no detail of ours."""
+    """The session token is not valid; the text is for the client and has no internal details."""
 
 
 class KeysUnavailableError(Exception):
-    """No key to verify with could be had: nothing is known of the token."""
+    """No key for verification is available: the token is neither valid nor invalid."""
 
 
 # ---- Basic -----------------------------------------------------------------------------------------------------------
 
 
 class BasicCredentials:
-    """Checks a user and password. Every check costs the same, whatever is wrong and wherever it differs."""
+    """Checks a user and password. Constant time: every check costs the same, whatever differs."""
 
     def __init__(self, credentials: Iterable[tuple[str, str]]) -> None:
         """A user may be there twice, with the old and the new password."""
@@ -55,7 +55,7 @@ class BasicCredentials:
         """Return the user whose password it is, or None."""
         user_digest, password_digest = _digest(user), _digest(password)
         found = None
-        for name, known_user, known_password in self._known:  # all of them: an early end would tell which one it was
+        for name, known_user, known_password in self._known:  # all of them: an early end would reveal which one it was
             same_user = hmac.compare_digest(known_user, user_digest)
             same_password = hmac.compare_digest(known_password, password_digest)
             if same_user & same_password:
@@ -84,7 +84,7 @@ def basic_of(header: bytes) -> tuple[str, str] | None:
 
 @dataclass(frozen=True, slots=True)
 class BrowserSession:
-    """What a verified session token says."""
+    """The claims of a verified session token."""
 
     company_sso_id: str
     permissions: frozenset[str]
@@ -102,13 +102,13 @@ class SessionTokens:
     """Verifies session tokens: signature, algorithm, `exp`, `nbf`, `iss`, `aud`; reads tenant and permissions."""
 
     def __init__(self, settings: ControlSettings, keys: Keys) -> None:
-        """`settings` say which algorithms, issuer, audience and claims."""
+        """`settings` give algorithms, issuer, audience and names of claims."""
         self._settings = settings
         self._algorithms = frozenset(settings.algorithms)
         self._keys = keys
 
     async def session_of(self, token: str) -> BrowserSession:
-        """Return what the token says; raises InvalidTokenError or KeysUnavailableError."""
+        """Return the token's claims; raises InvalidTokenError or KeysUnavailableError."""
         if len(token) > TOKEN_LENGTH_MAX:
             raise InvalidTokenError("the session token is too long")
         try:
@@ -116,7 +116,7 @@ class SessionTokens:
         except jwt.InvalidTokenError:
             raise InvalidTokenError("the session token is not a signed JWT") from None
         algorithm, key_id = header.get("alg"), header.get("kid")
-        # The header is the attacker's to write: it chooses among what the settings allow, and nothing else.
+        # An attacker can write the header: it only chooses among the algorithms of the settings.
         if not isinstance(algorithm, str) or algorithm not in self._algorithms or "crit" in header:
             raise InvalidTokenError("the session token is not signed in a way that is accepted")
         candidates = await self._keys.candidates(key_id if isinstance(key_id, str) else None, algorithm)
@@ -192,18 +192,18 @@ class PublicKeys:
         """Return the keys that fit, the named one alone if there is one of that name."""
         now = self._clock()
         if now - self._loaded_at > self._cache_s and not (self._keys is not None and self._loading.locked()):
-            await self._reload(now)  # one request pays for it; those beside it go on with the keys on hand
+            await self._reload(now)  # one request waits for it; concurrent ones use the cached keys
         found = self._fitting(key_id, algorithm)
         if not found:  # the publisher may have a new key; a forged name costs one request now and then
             await self._reload(now)
             found = self._fitting(key_id, algorithm)
         return found
 
-    async def _reload(self, asked_at: float) -> None:
-        """Load the set again unless somebody just did, or it was tried a moment ago."""
+    async def _reload(self, requested_at: float) -> None:
+        """Load the set again unless another request just did, or it was tried a moment ago."""
         async with self._loading:
             now = self._clock()
-            if self._tried_at < asked_at and now - self._tried_at >= self._refetch_min_s:
+            if self._tried_at < requested_at and now - self._tried_at >= self._refetch_min_s:
                 self._tried_at = now
                 try:
                     self._keys = keys_in(await self._load())
@@ -258,7 +258,7 @@ class JwksFile:
     """Reads the key set from a file."""
 
     def __init__(self, path: str) -> None:
-        """`path` is looked at again as often as PublicKeys asks."""
+        """`path` is checked whenever PublicKeys reloads."""
         self._path = Path(path)
 
     async def __call__(self) -> bytes:
@@ -289,7 +289,7 @@ class JwksUrl:
 
 
 def tokens_of(settings: ControlSettings) -> SessionTokens | None:
-    """Return what verifies session tokens, or None if there is nothing to verify them with."""
+    """Return the verifier of session tokens, or None without keys."""
     if not settings.tokens_configured:
         return None
     if shared := settings.jwt_shared_key.get_secret_value():

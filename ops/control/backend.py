@@ -1,9 +1,9 @@
-"""What the endpoints work with: the database, Kafka's lag, and threads for everything that waits for a server.
+"""The endpoints' resources: the database, Kafka's lag, and threads for blocking calls to servers.
 
-pymongo and confluent-kafka block, so they are called in threads. Four pools, so that what is slow cannot keep what is
-quick waiting: status reads and small writes; requests that also ask the source or Kafka (a trigger counts contacts for
-seconds); what the console's live events look at; roll backs, which take minutes. Each queue is bounded: a server that
-is away fills none of them for long.
+pymongo and confluent-kafka block, so they are called in threads. Four pools, so that slow calls do not
+delay quick ones: status reads and small writes; requests that also query the source or Kafka (a trigger counts contacts
+for seconds); reads of the console's live events; roll backs, which take minutes. Each queue is bounded: an unavailable
+server fills none of them for long.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ from ops.jobs.store import JobStore
 from ops.kafka.lag import LagReader
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import open_database
 from schemas.server_state import is_outage
-from sink.database import open_database
 from sink.writer import NotAnsweredError
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ T = TypeVar("T")
 WAITING_MAX = 32  # calls a thread that wait for one; what is behind them would be answered too late to be of use
 WATCHING_THREADS = 8
 READ_MAX_S = 10.0
-DOWN_S = 1.0  # after a server was found away, nobody else waits to find the same
+DOWN_S = 1.0  # after a server was found unavailable, other requests fail at once
 RETRY_AFTER = {"retry-after": "5"}
 OUTAGES = (ConnectionFailure, ExecutionTimeout, WTimeoutError, NotAnsweredError, ServiceUnreachableError)
 
@@ -60,7 +60,7 @@ class Pool:
         with self._lock:
             self._calls += 1
         future = self._threads.submit(function, *args, **kwargs)
-        future.add_done_callback(self._ended)  # of the thread's own future: it is busy until then, whoever still waits
+        future.add_done_callback(self._ended)  # of the thread's own future: the thread is busy until then
         return await asyncio.wrap_future(future)
 
     def _ended(self, _future: object) -> None:
@@ -68,7 +68,7 @@ class Pool:
             self._calls -= 1
 
     def close(self) -> None:
-        """Let no new call begin; those that run go on to their ends."""
+        """Refuse new calls; running ones finish."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -76,7 +76,7 @@ class Backend:
     """One process's connections and threads."""
 
     def __init__(self, settings: ControlSettings, connections: Connections) -> None:
-        """Connects to nothing yet: the control plane starts while MongoDB is away, and says so at /readyz."""
+        """Connects to nothing yet: the control plane starts while MongoDB is away, and reports it at /readyz."""
         self.settings = settings
         self.connections = connections
         self.database = open_database(connections, app_name="crm-replay-control")
@@ -93,18 +93,18 @@ class Backend:
         self._down_until = 0.0
 
     async def read(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call something quick that asks MongoDB only; raises ApiError for what goes wrong, a server that hangs too."""
+        """Call something quick that queries MongoDB only; raises ApiError for an error, or a server that hangs."""
         try:
             return await asyncio.wait_for(self._call(self.quick, function, *args, **kwargs), READ_MAX_S)
         except TimeoutError:
             raise unavailable("MongoDB does not answer in time") from None
 
-    async def ask(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call something that may take seconds; raises ApiError for what goes wrong."""
+    async def query(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call something that may take seconds; raises ApiError for an error."""
         return await self._call(self.slow, function, *args, **kwargs)
 
     async def look(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call what live events look at; raises ApiError for what goes wrong."""
+        """Call a read of the live events; raises ApiError for an error."""
         return await self._call(self.watching, function, *args, **kwargs)
 
     async def _call(self, pool: Pool, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -121,7 +121,7 @@ class Backend:
             raise answer from error
 
     def close(self) -> None:
-        """Let go of everything; roll backs stop behind their present batch."""
+        """Release everything; roll backs stop after their present batch."""
         self.stopping.set()
         for pool in (self.quick, self.slow, self.watching, self.rollbacks):
             pool.close()
@@ -129,12 +129,12 @@ class Backend:
 
 
 def unavailable(why: str) -> ApiError:
-    """Return the answer to what can be asked again a little later."""
+    """Return the answer to a request that can be repeated a little later."""
     return ApiError(503, RespCode.SERVICE_UNAVAILABLE, f"{why}; try again in a few seconds", headers=RETRY_AFTER)
 
 
 def answer_to(error: Exception) -> ApiError | None:
-    """Return what is answered to an error, or None for a defect of ours or a state nobody has foreseen."""
+    """Return the answer to an error, or None for a defect of ours or an unforeseen state."""
     if isinstance(error, RequestRefusedError):
         return ApiError(error.http_status, error.resp_code, str(error), meta=error.meta)
     if isinstance(error, ServiceUnreachableError):

@@ -1,4 +1,4 @@
-"""The console's API. Basic authentication throughout; the user's name is what the audit log says.
+"""The console's API. Basic authentication throughout; the audit log has the user's name.
 
 Every POST and PUT takes JSON (`content-type: application/json`); one that a browser sends for another site's page is
 refused by its `Origin` and `Sec-Fetch-Site`. Refusals are the error envelope
@@ -17,22 +17,22 @@ path: they may hold any printable character.
     POST /console/api/halt         AccountRequest                        -> 200 ActionDone (job)
     POST /console/api/resume       ResumeRequest                         -> 200 ActionDone (job)
     POST /console/api/rerun        AccountRequest                        -> 200 ActionDone (job)
-    POST /console/api/rollback     RollbackRequest                       -> 200 RollbackDone, when all is gone
+    POST /console/api/rollback     RollbackRequest                       -> 200 RollbackDone, when all are deleted
     POST /console/api/verify       AccountRequest                        -> 202 ActionDone (task)
     POST /console/api/preflight    AccountRequest                        -> 202 ActionDone (task)
     POST /console/api/dlq-retry    RetryRequest                          -> 202 ActionDone (task)
     PUT  /console/api/flag         FlagRequest                           -> 200 Flag
 
 Events. With `account`: `event: account`, `data:` an AccountDetail, at once and whenever it has changed. Without:
-`event: accounts`, `data:` an AccountsChanged, all accounts at once (`complete: true`), later the changed ones. Looked
-at once a second. `event: trouble` with `{"message"}`: the state cannot be read just now, what the page shows is old;
+`event: accounts`, `data:` an AccountsChanged, all accounts at once (`complete: true`), later the changed ones. Polled
+once a second. `event: trouble` with `{"message"}`: the state cannot be read just now, what the page shows is old;
 the next `account` or `accounts` event ends it. Every event has an `id`; a reconnect with `Last-Event-ID` gets nothing
 before something has changed if it has missed nothing. `event: beat` every 15 s keeps proxies from closing, and a page
 that misses it knows that the connection is dead; it alone has no `id`. `event: bye` comes before the server stops; the
 browser reconnects by itself. Over the limit of clients: 503 `TOO_MANY_CLIENTS`, and the page should poll instead.
 
-A long roll back: the answer comes when all is gone; `rollback` in AccountDetail shows how far it is. If the connection
-breaks meanwhile the server goes on; asking again joins the one that runs.
+A long roll back: the answer comes when all documents are deleted; `rollback` in AccountDetail shows its progress. If
+the connection breaks meanwhile, the server continues; a repeated request joins the running one.
 """
 
 import datetime as dt
@@ -75,7 +75,7 @@ PAGE_MAX = 500
 ENTRIES_MAX = 500
 OFFSET_MAX = 2**63 - 1
 ALL = ""  # the watch of every account; no account id is empty
-# Changes every second while a runner lives, and says nothing that `waiting` does not.
+# Changes every second while a runner lives, and adds nothing to `waiting`.
 SILENT = {"heartbeat_at"}
 
 Account = Annotated[AccountId, Query()]
@@ -95,7 +95,7 @@ def console_routes(backend: Backend, rollbacks: Rollbacks, events: Events, versi
 def _add_reading(router: APIRouter, backend: Backend, state: ConsoleState, version: str) -> None:
     @router.get("/session", response_model=Session, responses=errors())
     async def session(request: Request) -> Response:
-        """Return who is signed in."""
+        """Return the signed-in user."""
         return _answer(Session(user=request.state.user, version=version, now=dt.datetime.now(dt.UTC)))
 
     @router.get("/accounts", response_model=AccountList, responses=errors())
@@ -105,7 +105,7 @@ def _add_reading(router: APIRouter, backend: Backend, state: ConsoleState, versi
         limit: Limit = 100,
     ) -> Response:
         """Return the accounts that have a job or a flag."""
-        rows = await backend.ask(state.accounts)
+        rows = await backend.query(state.accounts)
         found = [row for row in rows if row.company_sso_id > cursor and search in row.company_sso_id]
         more = len(found) > limit
         page = found[:limit]
@@ -113,8 +113,8 @@ def _add_reading(router: APIRouter, backend: Backend, state: ConsoleState, versi
 
     @router.get("/account", response_model=AccountDetail, responses=errors())
     async def account(account: Account) -> Response:
-        """Return all that is shown of an account; one that nobody has heard of is `not_started`."""
-        return _answer(await backend.ask(state.account, account))
+        """Return all that is shown of an account; an unknown one is `not_started`."""
+        return _answer(await backend.query(state.account, account))
 
     @router.get("/audit-log", response_model=AuditEntries, responses=errors())
     async def audit_log(
@@ -122,7 +122,7 @@ def _add_reading(router: APIRouter, backend: Backend, state: ConsoleState, versi
         limit: Annotated[int, Query(ge=1, le=ENTRIES_MAX)] = 100,
     ) -> Response:
         """Return who did what, of one account or of all."""
-        return _answer(AuditEntries(entries=await backend.ask(state.audit_entries, account, limit)))
+        return _answer(AuditEntries(entries=await backend.query(state.audit_entries, account, limit)))
 
     @router.get("/dead-letters", response_model=LetterPage, responses=errors())
     async def dead_letters(
@@ -132,17 +132,17 @@ def _add_reading(router: APIRouter, backend: Backend, state: ConsoleState, versi
         limit: Limit = 50,
     ) -> Response:
         """Return the account's dead letters without their payloads."""
-        return _answer(await backend.ask(state.letters_page, account, cause, cursor, limit))
+        return _answer(await backend.query(state.letters_page, account, cause, cursor, limit))
 
     @router.get("/dead-letter", response_model=LetterDetail, responses=errors(404))
     async def dead_letter(
         request: Request, account: Account, offset: Annotated[int, Query(ge=0, le=OFFSET_MAX)]
     ) -> Response:
         """Return one dead letter with its payload: personal data of the CRM, so the audit log has who has read it."""
-        found = await backend.ask(state.letter, account, offset)
+        found = await backend.query(state.letter, account, offset)
         if found is None:
             raise ApiError(404, RespCode.NOT_FOUND, f"there is no dead letter at offset {offset}, or not any more")
-        await backend.ask(state.note_letter_read, account, offset, request.state.user, request.state.request_id)
+        await backend.query(state.note_letter_read, account, offset, request.state.user, request.state.request_id)
         return _answer(found)
 
 
@@ -177,29 +177,29 @@ def _add_actions(router: APIRouter, backend: Backend, rollbacks: Rollbacks) -> N
     control = backend.control
 
     @router.post("/trigger", status_code=201, response_model=ActionDone, responses=errors(403, 409, 422, body=True))
-    async def trigger(request: Request, asked: TriggerRequest) -> Response:
+    async def trigger(request: Request, command: TriggerRequest) -> Response:
         """Start the account's migration."""
-        job = await backend.ask(
+        job = await backend.query(
             requests.trigger,
             control,
-            asked.company_sso_id,
-            date_range_start=asked.date_range_start,
+            command.company_sso_id,
+            date_range_start=command.date_range_start,
             triggered_by=request.state.user,
             request_id=request.state.request_id,
         )
-        return _done(asked.company_sso_id, "trigger", job=job, status=201)
+        return _done(command.company_sso_id, "trigger", job=job, status=201)
 
     def change(name: str, function: Any, doc: str) -> None:
-        async def changed(request: Request, asked: AccountRequest) -> Response:
-            job = await backend.ask(
+        async def changed(request: Request, command: AccountRequest) -> Response:
+            job = await backend.query(
                 function,
                 control,
-                asked.company_sso_id,
+                command.company_sso_id,
                 by=request.state.user,
-                reason=asked.reason,
+                reason=command.reason,
                 request_id=request.state.request_id,
             )
-            return _done(asked.company_sso_id, name, job=job)
+            return _done(command.company_sso_id, name, job=job)
 
         changed.__doc__ = doc
         router.add_api_route(
@@ -216,23 +216,23 @@ def _add_actions(router: APIRouter, backend: Backend, rollbacks: Rollbacks) -> N
     change("rerun", requests.rerun, "Replay again what the account's last run has published.")
 
     @router.post("/resume", response_model=ActionDone, responses=errors(403, 404, 409, body=True))
-    async def resume(request: Request, asked: ResumeRequest) -> Response:
+    async def resume(request: Request, command: ResumeRequest) -> Response:
         """Continue a job that was halted or has failed; with `failure_bound`, until more than that has failed."""
-        job = await backend.ask(
+        job = await backend.query(
             requests.resume,
             control,
-            asked.company_sso_id,
+            command.company_sso_id,
             by=request.state.user,
-            reason=asked.reason,
+            reason=command.reason,
             request_id=request.state.request_id,
-            failure_bound=asked.failure_bound,
+            failure_bound=command.failure_bound,
         )
-        return _done(asked.company_sso_id, "resume", job=job)
+        return _done(command.company_sso_id, "resume", job=job)
 
     def task(name: str, kind: TaskKind, doc: str) -> None:
-        async def queued(request: Request, asked: AccountRequest) -> Response:
+        async def queued(request: Request, command: AccountRequest) -> Response:
             return await _queue(
-                request, asked.company_sso_id, name, kind, {"reason": asked.reason} if asked.reason else {}
+                request, command.company_sso_id, name, kind, {"reason": command.reason} if command.reason else {}
             )
 
         queued.__doc__ = doc
@@ -248,7 +248,7 @@ def _add_actions(router: APIRouter, backend: Backend, rollbacks: Rollbacks) -> N
         )
 
     async def _queue(request: Request, account: str, name: str, kind: TaskKind, arguments: dict[str, Any]) -> Response:
-        task = await backend.ask(
+        task = await backend.query(
             requests.request_task,
             control,
             account,
@@ -261,45 +261,45 @@ def _add_actions(router: APIRouter, backend: Backend, rollbacks: Rollbacks) -> N
         return json_response(done.model_dump(mode="json"), 202)
 
     task("verify", TaskKind.VERIFY, "Have a runner prove the account's copy, document by document.")
-    task("preflight", TaskKind.PREFLIGHT, "Have a runner check everything that a migration needs.")
+    task("preflight", TaskKind.PREFLIGHT, "Have a runner check the preconditions of a migration.")
 
     @router.post("/dlq-retry", status_code=202, response_model=ActionDone, responses=errors(403, 404, 409, body=True))
-    async def dlq_retry(request: Request, asked: RetryRequest) -> Response:
+    async def dlq_retry(request: Request, command: RetryRequest) -> Response:
         """Have a runner send the rows of dead letters through the topology again."""
-        arguments: dict[str, Any] = {"force": asked.force}
-        if asked.cause:
-            arguments["cause"] = asked.cause
-        if asked.audit_ids:
-            arguments["audit_ids"] = asked.audit_ids
-        return await _queue(request, asked.company_sso_id, "dlq-retry", TaskKind.DLQ_RETRY, arguments)
+        arguments: dict[str, Any] = {"force": command.force}
+        if command.cause:
+            arguments["cause"] = command.cause
+        if command.audit_ids:
+            arguments["audit_ids"] = command.audit_ids
+        return await _queue(request, command.company_sso_id, "dlq-retry", TaskKind.DLQ_RETRY, arguments)
 
     @router.post("/rollback", response_model=RollbackDone, responses=errors(403, 404, 409, 500, body=True))
-    async def rollback(request: Request, asked: RollbackRequest) -> Response:
-        """Delete what the replay has written for the account; answers when all of it is gone."""
-        if asked.confirm != asked.company_sso_id:
+    async def rollback(request: Request, command: RollbackRequest) -> Response:
+        """Delete what the replay has written for the account; answers when all of it is deleted."""
+        if command.confirm != command.company_sso_id:
             raise ApiError(
                 409,
                 RespCode.CONFIRMATION_MISMATCH,
-                "what was typed is not the account; nothing was deleted",
+                "the confirmation is not the account; nothing was deleted",
                 errors=[("confirm", "type the account's id")],
             )
         removed = await rollbacks.roll_back(
-            asked.company_sso_id,
+            command.company_sso_id,
             by=request.state.user,
             gone=request.is_disconnected,
-            reason=asked.reason,
+            reason=command.reason,
             request_id=request.state.request_id,
         )
-        return _answer(RollbackDone(company_sso_id=asked.company_sso_id, records_removed=removed))
+        return _answer(RollbackDone(company_sso_id=command.company_sso_id, records_removed=removed))
 
     @router.put("/flag", response_model=Flag, responses=errors(403, body=True))
-    async def flag(request: Request, asked: FlagRequest) -> Response:
+    async def flag(request: Request, command: FlagRequest) -> Response:
         """Turn the account's migration flag on or off."""
-        flag = await backend.ask(
+        flag = await backend.query(
             requests.set_flag,
             control,
-            asked.company_sso_id,
-            asked.enabled,
+            command.company_sso_id,
+            command.enabled,
             by=request.state.user,
             request_id=request.state.request_id,
         )
@@ -313,7 +313,7 @@ def account_frame(state: State, known: State | None) -> bytes:  # noqa: ARG001 -
 
 def accounts_frame(state: State, known: State | None) -> bytes:
     """Return an `accounts` event: everything, or what differs from what the client knows."""
-    complete = known is None or not known.keys() <= state.keys()  # an account that is gone: begin anew
+    complete = known is None or not known.keys() <= state.keys()  # an account has been removed: send all
     before = {} if known is None or complete else known
     news = [sent for name, (content, sent) in state.items() if name not in before or before[name][0] != content]
     whole = b"true" if complete else b"false"

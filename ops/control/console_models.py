@@ -1,6 +1,6 @@
 """Every answer and request of the console API (`console_api.py` has the routes), as pydantic models.
 
-Times are RFC 3339 in UTC. `null` means «not known», never zero. Counts are of source rows unless their name says else.
+Times are RFC 3339 in UTC. `null` means «not known», never zero. Counts are of source rows unless their name differs.
 """
 
 from enum import StrEnum
@@ -56,7 +56,7 @@ class JobView(_Answer):
     status: JobStatus
     run: int
     partial: bool = Field(description="replays chosen rows of a history that another job has replayed")
-    waiting: bool = Field(description="in progress, but no runner has taken it up (yet, or any more)")
+    waiting: bool = Field(description="in progress, but no runner owns it (yet, or any more)")
     progress_pct: float = Field(ge=0, le=100)
     records_total: int
     records_migrated: int
@@ -66,14 +66,14 @@ class JobView(_Answer):
     records_attempted: int = Field(0, description="migrated, skipped and failed")
     records_duplicate: int = Field(0, description="of the skipped: logs in place from earlier runs")
     records_repaired: int = Field(0, description="of migrated and skipped: rows that had failed before")
-    records_late: int = Field(0, description="of the attempted: found by the second look at the id holes")
+    records_late: int = Field(0, description="of the attempted: found when the gaps were read again")
     actors_fell_back: int = Field(0, description="of the migrated: logs whose actor is the deleted user")
     documents: int | None = Field(None, description="of the replay in MongoDB, when they were counted last")
     documents_at: AwareDatetime | None = None
     skips_by_reason: dict[str, int]
     failures_by_cause: dict[str, int]
     accuracy_pct: float | None
-    enrichment: EnrichmentView | None = Field(None, description="of association logs; null: not come to yet")
+    enrichment: EnrichmentView | None = Field(None, description="of association logs; null: not reached yet")
     partitions: int
     last_audit_id: int
     top_audit_id: int
@@ -83,7 +83,7 @@ class JobView(_Answer):
     started_at: AwareDatetime
     updated_at: AwareDatetime
     finished_at: AwareDatetime | None
-    heartbeat_at: AwareDatetime | None = Field(description="when a runner was last heard of")
+    heartbeat_at: AwareDatetime | None = Field(description="last sign of life of a runner")
     error: str | None
     failure_bound: float | None = Field(None, description="of the failure rate, where an operator has raised it")
     failure_halt: bool = Field(False, description="halted because too many records failed")
@@ -133,7 +133,7 @@ class StageName(StrEnum):
 class Stage(_Answer):
     """A box in the picture of the flow: how much it has done, and how much waits in front of it.
 
-    producer: rows read from the source of `total`, nothing waits. processors: records of the replay topic. sink:
+    producer: rows read from the source of `total`, without lag. processors: records of the replay topic. sink:
     records of the outcomes topic. dead_letters: `done` is null, `waiting` the letters that the topic holds, resolved
     ones among them.
     """
@@ -146,7 +146,7 @@ class Stage(_Answer):
 
 
 class Action(_Answer):
-    """What can be done to the account now; `why_not` is what to show beside a disabled button."""
+    """An action on the account and whether it is allowed now; `why_not` is shown for a disabled button."""
 
     name: Literal["trigger", "halt", "resume", "rerun", "rollback", "verify", "preflight", "dlq-retry"]
     allowed: bool
@@ -163,7 +163,7 @@ class TaskStatus(StrEnum):
 
 
 class TaskView(_Answer):
-    """A preflight, a verification, a retry or a roll back that a runner does when asked."""
+    """A preflight, a verification, a retry or a roll back that a runner does on request."""
 
     task_id: str
     company_sso_id: str
@@ -173,7 +173,7 @@ class TaskView(_Answer):
     requested_at: AwareDatetime
     started_at: AwareDatetime | None
     finished_at: AwareDatetime | None
-    progress: dict[str, Any] = Field(description="done, total, text: what is known of it while it runs; else {}")
+    progress: dict[str, Any] = Field(description="done, total, text: its progress while it runs; else {}")
     result: dict[str, Any] | None = Field(
         description=(
             "when done, what the command prints with --json. preflight: {ok, checks: [{name, verdict, found, to_do}]}; "
@@ -190,7 +190,7 @@ class Rollback(_Answer):
     remaining: int | None
     started_at: AwareDatetime
     by: str
-    stalled: bool = Field(description="nobody has got on with it for half a minute: roll back again, it goes on")
+    stalled: bool = Field(description="no progress for half a minute: roll back again, it continues")
 
 
 class AccountDetail(_Answer):
@@ -203,8 +203,8 @@ class AccountDetail(_Answer):
     history: list[JobView] = Field(description="all jobs, the last started first, 20 at most")
     pace: Pace | None = Field(description="null unless a job is in progress")
     stages: list[Stage] = Field(description="one of each name, in the order of the flow; [] if there never was a job")
-    preflight: TaskView | None = Field(description="the last that is over")
-    verification: TaskView | None = Field(description="the last that is over")
+    preflight: TaskView | None = Field(description="the last finished one")
+    verification: TaskView | None = Field(description="the last finished one")
     tasks: list[TaskView] = Field(description="queued or running")
     rollback: Rollback | None
     actions: list[Action]
@@ -218,7 +218,7 @@ class AccountsChanged(_Answer):
 
 
 class AuditEntry(_Answer):
-    """Who did what, when, and what came of it."""
+    """An entry of the audit log: who, what, when, and the result."""
 
     at: AwareDatetime
     who: str
@@ -263,15 +263,15 @@ class LetterView(_Answer):
 
 
 class LetterPage(_Answer):
-    """Dead letters, the newest first. `total`, `states` and `causes` are of those that are looked at."""
+    """Dead letters, the newest first. `total`, `states` and `causes` are of those that are read."""
 
     company_sso_id: str
-    total: int = Field(description="of this cause, or of all if no cause was asked for")
+    total: int = Field(description="of this cause, or of all without a cause")
     states: dict[str, int] = Field(description="how many of `total` are in each state")
-    causes: dict[str, int] = Field(description="of all letters, whatever cause was asked for")
+    causes: dict[str, int] = Field(description="of all letters, of any cause")
     letters: list[LetterView]
     next_cursor: str | None
-    truncated: bool = Field(description="the topic holds more than is looked at here; see crm-replay dlq list")
+    truncated: bool = Field(description="the topic holds more than is read here; see crm-replay dlq list")
 
 
 class LetterDetail(LetterView):
@@ -281,7 +281,7 @@ class LetterDetail(LetterView):
     payload: dict[str, Any] = Field(description="`kind`, `bytes`, and `fields` or `hex`")
 
 
-# ---- what is asked for -----------------------------------------------------------------------------------------------
+# ---- requests --------------------------------------------------------------------------------------------------------
 
 
 class TriggerRequest(_Request):
@@ -329,7 +329,7 @@ class RollbackRequest(_Request):
     """Delete what the replay has written for the account."""
 
     company_sso_id: AccountId
-    confirm: str = Field(max_length=ACCOUNT_LENGTH_MAX, description="the company_sso_id, typed once more")
+    confirm: str = Field(max_length=ACCOUNT_LENGTH_MAX, description="the company_sso_id, typed again")
     reason: str = Field("", max_length=REASON_LENGTH_MAX)
 
 
@@ -362,7 +362,7 @@ class ActionDone(_Answer):
 
 
 class RollbackDone(_Answer):
-    """All of it is gone."""
+    """All documents are deleted."""
 
     company_sso_id: str
     records_removed: int

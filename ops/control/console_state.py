@@ -40,16 +40,16 @@ from ops.kafka.topics import records, spans
 from schemas.codec import Codec
 from schemas.collections import CHECKPOINTS, JOBS, RETRIES
 from schemas.errors import UndecodableRecordError
+from schemas.process.mongodb import Document, Documents
 from schemas.process.registry import codec_for
 from schemas.records import DeadLetter
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
-from sink.database import Document, Documents
 
 HISTORY_MAX = 20
 TASKS_MAX = 50
 ACCOUNTS_MAX = 10_000  # with a job or a flag; a console for more needs a search of its own
-LETTERS_MAX = 2_000  # the newest so many of an account are looked at
+LETTERS_MAX = 2_000  # the newest so many of an account are read
 LETTERS_FRESH_S = 5.0
 RESTING_FRESH_S = 10.0  # of the lag of an account of which no job is in progress
 ROWS_FRESH_S = 0.9
@@ -88,7 +88,7 @@ class ConsoleState:
         return self._accounts.rows()
 
     def account(self, account: str) -> AccountDetail:
-        """Return all that is shown of an account, whether there is anything or not."""
+        """Return all that is shown of an account, also of an unknown one."""
         now = _now()
         history = self._backend.store.jobs(account, HISTORY_MAX)
         job = _latest(history) or (self._backend.store.latest(account) if len(history) == HISTORY_MAX else None)
@@ -158,7 +158,7 @@ class ConsoleState:
         ]
 
     def note_letter_read(self, account: str, offset: int, who: str, request_id: str) -> None:
-        """Note in the audit log that somebody has seen a payload."""
+        """Record in the audit log that a user has read a payload."""
         audit_log.append(self._database, "dlq-show", account, who=who, request_id=request_id, detail={"offset": offset})
 
     # ---- dead letters ------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ class ConsoleState:
         return Letters(tuple(judge(letters, self._resolved(account, letters))), truncated)
 
     def _resolved(self, account: str, letters: list[Letter]) -> dict[int, str]:
-        """Return why rows need no retry any more, as far as MongoDB can tell: a document, or a retry that skipped it.
+        """Return why rows need no retry any more, as far as MongoDB shows: a document, or a retry that skipped it.
 
         The command line also looks through the outcomes topic, which takes too long for a page.
         """
@@ -278,7 +278,7 @@ class _Accounts:
                 job = self._backend.store.latest(account)
                 if job is not None:
                     self._latest[account] = job
-        # What was written while this was read, by a clock that is a little behind, is looked at once more.
+        # What was written during this read, by a clock that is a little behind, is read again.
         self._changed_since = now - dt.timedelta(seconds=CLOCKS_DIFFER_S)
         enabled = {flag.company_sso_id: flag.enabled for flag in flags.read_all(self._backend.database, ACCOUNTS_MAX)}
         self._rows = [
@@ -307,7 +307,7 @@ class _Accounts:
 
 
 def spans_of(backend: Backend, topic: str) -> Mapping[int, Any]:
-    """Return what each partition of a topic holds; raises BadInputError if there is no Kafka to ask."""
+    """Return the offsets that each partition of a topic holds; raises BadInputError if no Kafka is configured."""
     backend.connections.require("kafka_bootstrap_servers")
     return spans(backend.connections.kafka(), topic)
 

@@ -1,11 +1,11 @@
-"""What every request passes, whatever it asks for, before and after the application. One ASGI layer.
+"""The layer that every request passes, before and after the application. ASGI.
 
-In this order: a request id; CORS; who is asking (closed by default: what is under a guarded prefix asks for a login
+In this order: a request id; CORS; authentication (closed by default: a guarded prefix requires a login
 whether there is such a route or not); whether a foreign page sent it; its size and type. Then the application, and on
-the way out: security headers, one access log line without personal data, the counters. Whatever is raised becomes the
-error envelope; a stack trace goes to the log, never outside.
+the way out: security headers, one access log line without personal data, the counters. Every exception becomes the
+error envelope; its traceback goes to the log, never to the client.
 
-A page of the console lives with this policy: scripts, styles, images and connections of its own origin only, nothing
+The console's pages have this policy: scripts, styles, images and connections of its own origin only, nothing
 inline. Styles made in scripts are constructed style sheets (`adoptedStyleSheets`), which the policy allows.
 """
 
@@ -85,16 +85,16 @@ class Edge:
         self._token_failures = FailureLimit(settings.auth_failures_max, window_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request; everything that is no HTTP request passes as it is."""
+        """Serve a request; other protocols pass unchanged."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         await _Exchange(self, scope, receive, send).run()
 
-    # ---- who is asking -----------------------------------------------------------------------------------------------
+    # ---- authentication ----------------------------------------------------------------------------------------------
 
     async def admit(self, scope: Scope, headers: Headers) -> None:
-        """Note in `scope["state"]` who is asking. Raises ApiError if nobody is let in like this."""
+        """Store the authenticated user in `scope["state"]`. Raises ApiError if there is none."""
         path: str = scope["path"]
         if under(path, BASIC_PREFIXES) or (path == METRICS_PATH and self._settings.metrics_need_auth):
             scope["state"]["user"] = self._user(scope, headers)
@@ -161,7 +161,7 @@ class Edge:
         return None
 
     def _refuse_foreign_pages(self, scope: Scope, headers: Headers) -> None:
-        """Raise ApiError for a change that another site's page asks for: the browser adds the password by itself."""
+        """Raise ApiError for a change that another site's page requests: the browser adds the password by itself."""
         if scope["method"] not in UNSAFE:
             return
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
@@ -192,7 +192,7 @@ class Edge:
         )
 
     def limited(self, receive: Receive) -> Receive:
-        """Return a `receive` that counts what comes; over the limit it raises what becomes a 413."""
+        """Return a `receive` that counts bytes; over the limit it raises the error of a 413."""
         received = 0
 
         async def counted() -> Message:
@@ -200,7 +200,7 @@ class Edge:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._settings.body_bytes_max:
-                # Of Starlette's kind: FastAPI takes anything else that is raised here for a broken body.
+                # A Starlette exception: FastAPI treats any other one that is raised here as a broken body.
                 raise HTTPException(413, self.too_large().message, {"connection": "close"})
             return message
 
@@ -211,7 +211,7 @@ class Edge:
     def cors(self, scope: Scope, headers: Headers) -> dict[str, str]:
         """Return the headers that let a page of an origin we know read the answer."""
         path: str = scope["path"]
-        if path.startswith(PUBLIC_ASSETS):  # public, the same for everybody, and without credentials
+        if path.startswith(PUBLIC_ASSETS):  # public, the same for every client, and without credentials
             return {"access-control-allow-origin": "*", "cross-origin-resource-policy": "cross-origin"}
         if not self._origins or not under(path, SESSION_PREFIXES):
             return {}

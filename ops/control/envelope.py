@@ -10,7 +10,6 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-REQUEST_ID_LENGTH_MAX = 128
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -57,7 +56,7 @@ class FieldError(BaseModel):
 
 
 class Meta(BaseModel):
-    """What support asks for first; some refusals add what a program may want to know, such as `coverage_pct`."""
+    """What support needs first; some refusals add data for programs, such as `coverage_pct`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -75,7 +74,7 @@ class ErrorEnvelope(BaseModel):
 
 
 class ApiError(Exception):
-    """An answer that is not a success; what it says is shown to the client."""
+    """An answer that is not a success; its text is shown to the client."""
 
     def __init__(
         self,

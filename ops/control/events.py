@@ -1,7 +1,7 @@
-"""The console's live events: one look a second at what somebody watches, shared by everybody who watches it.
+"""The console's live events: one poll a second of each watched account, shared by all of its subscribers.
 
 A client is sent the newest state and never a queue of old ones, so a slow one costs no memory. The id of an event is a
-digest of what it describes: a client that reconnects and has missed nothing is sent nothing, whichever process answers.
+digest of what it describes: a client that reconnects and has missed nothing gets nothing, from any process.
 """
 
 import asyncio
@@ -43,8 +43,8 @@ class Watch:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: "asyncio.Task[None] | None" = None
 
-    def tell(self) -> None:
-        """Wake everybody who waits."""
+    def wake(self) -> None:
+        """Wake all waiting subscribers."""
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -74,10 +74,10 @@ class Events:
         """End every stream, with a good-bye."""
         self._stopped.set()
         for watch in self._watches.values():
-            watch.tell()
+            watch.wake()
 
     def join(self, name: str, look: Callable[[], Awaitable[State]]) -> Client:
-        """Return a client of what has that name, which is looked at from now on until `leave`.
+        """Subscribe a client to the watch of that name, which is polled until `leave`.
 
         Raises ApiError over the limit of clients.
         """
@@ -87,7 +87,7 @@ class Events:
             raise ApiError(
                 503,
                 RespCode.TOO_MANY_CLIENTS,
-                f"{self._clients_max} pages are watching already; ask now and then instead",
+                f"{self._clients_max} pages are watching already; poll instead",
                 headers={"retry-after": "30"},
             )
         watch = self._watches.get(name)
@@ -100,7 +100,7 @@ class Events:
         return Client(name, watch)
 
     def leave(self, client: Client) -> None:
-        """Forget a client, once; nothing is looked at for nobody."""
+        """Unsubscribe a client (idempotent). Polling stops with the last subscriber."""
         if client.gone:
             return
         client.gone = True
@@ -137,7 +137,7 @@ class Events:
                 watch.state, watch.state_id = found, state_id
                 changed = True
         if changed:
-            watch.tell()
+            watch.wake()
 
     async def stream(
         self,
@@ -152,7 +152,7 @@ class Events:
         """
         watch = client.watch
         known: State | None = None
-        told_trouble = ""
+        sent_trouble = ""
         spoke_at = time.monotonic()
         yield f"retry: {RETRY_MS}\n\n".encode()
         while True:
@@ -160,13 +160,13 @@ class Events:
             if self._stopped.is_set():
                 yield BYE
                 return
-            if watch.trouble != told_trouble:
-                told_trouble = watch.trouble
-                if told_trouble:
-                    yield b"event: trouble\ndata: " + orjson.dumps({"message": told_trouble}) + b"\n\n"
+            if watch.trouble != sent_trouble:
+                sent_trouble = watch.trouble
+                if sent_trouble:
+                    yield b"event: trouble\ndata: " + orjson.dumps({"message": sent_trouble}) + b"\n\n"
                     spoke_at = time.monotonic()
                 else:
-                    last_id = ""  # the page has shown the trouble: tell it anew how things are
+                    last_id = ""  # the page has shown the trouble: send the state again
             if watch.state is not None and not watch.trouble and watch.state_id != last_id:
                 state, last_id = watch.state, watch.state_id
                 yield b"id: " + last_id.encode() + b"\n" + frame(state, known)
@@ -184,7 +184,7 @@ class Events:
 
 
 class EventStream(StreamingResponse):
-    """The answer to one client, who has left when it is over: also if it was over before it began."""
+    """The answer to one client, which is unsubscribed at its end: also if it ends before it begins."""
 
     def __init__(self, stream: AsyncIterator[bytes], left: Callable[[], None]) -> None:
         """`left` is called in any case."""

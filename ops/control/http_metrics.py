@@ -1,4 +1,4 @@
-"""What the control plane counts; `/metrics` serves it. Labels are bounded: route templates, never paths."""
+"""The control plane's own metrics, at `/metrics`. Labels are bounded: route templates, never paths."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -12,7 +12,7 @@ class HttpMetrics:
     """The counters of one application; a registry of its own, so that two in a process do not meet."""
 
     def __init__(self) -> None:
-        """`registry` is there for those who add to it."""
+        """`registry` is public, for further collectors."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "crm_control_requests",
@@ -30,7 +30,7 @@ class HttpMetrics:
         self.in_progress = Gauge("crm_control_requests_in_progress", "Requests being answered", registry=self.registry)
         self.auth_failures = Counter(
             "crm_control_auth_failures",
-            "Requests refused for want of a valid login",
+            "Requests refused without a valid login",
             ("world",),
             registry=self.registry,
         )

@@ -1,4 +1,4 @@
-"""Pure: what Prometheus is told of all jobs and enrichments, from their documents and what waits on their topics."""
+"""Pure: the metrics of all jobs and enrichments, from their documents and the lag on their topics."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -73,8 +73,8 @@ def _of_job(account: str, job: Job) -> list[Value]:
 def enrichment_values(documents: Iterable[Mapping[str, Any]], *, accounts_max: int = ACCOUNTS_MAX) -> list[Value]:
     """Return the values of each account's last enrichment, from its document in `crm_replay_enrichments`.
 
-    Accounts beyond `accounts_max`, longest unheard of, are left out. `crm-replay enrich` ends, so nobody could scrape
-    it; how far it is and what came of it is in the document, and stays there.
+    Accounts beyond `accounts_max`, those updated longest ago, are left out. `crm-replay enrich` ends, so it cannot be
+    scraped; its progress and result stay in the document.
     """
     latest = sorted(documents, key=lambda document: document["updated_at"], reverse=True)
     return [value for document in latest[:accounts_max] for value in _of_enrichment(document)]
@@ -86,7 +86,7 @@ def _of_enrichment(document: Mapping[str, Any]) -> list[Value]:
     outcomes = document["outcomes"]
     return [
         Value("enrichment_unfinished", float(not finished), here),
-        # The rows are counted beside the work: until they are, nothing can be said of what is left.
+        # The rows are counted beside the work: until then, the remainder is unknown.
         Value("enrichment_progress_ratio", 1.0 if finished else min(1.0, rows / total) if total else 0.0, here),
         *(Value("enrichment_rows", outcomes.get(each.value, 0), {**here, "outcome": each.value}) for each in Outcome),
         Value("enrichment_deleted_references", document["deleted_references"], here),

@@ -1,4 +1,4 @@
-"""Pure: who has failed to authenticate too often. A sliding window per key, in bounded memory."""
+"""Pure: the limit of failed authentications. A sliding window per key, in bounded memory."""
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field

@@ -1,10 +1,11 @@
-"""Roll backs asked for by HTTP: each goes on to its end, whether the client waits for it or not.
+"""Roll backs over HTTP: each continues to its end, whether the client waits for it or not.
 
 An account with ten million documents takes a quarter of an hour, longer than most gateways wait. So the request is
-synchronous for who can wait, and joins for who asks again: while an account is being rolled back, every further request
-waits for that same one and gets its answer. When it is over and its number was sent, the next one finds nothing left
-and answers 0; where every client had gone by then, or this server died, the next request is sent the number. If this
-server stops or dies half-way, what is left stays marked, and the next request removes it and answers for the whole.
+synchronous for a client that can wait, and a repeated request joins it: while an account is being rolled back, every
+further request waits for the same roll back and gets its answer. When it has ended and its number was sent, the next
+one finds nothing left and answers 0; where every client had disconnected by then, or this server died, the next request
+gets the number. If this server stops or dies half-way, the rest stays marked, and the next request removes it and
+answers for the whole.
 """
 
 import asyncio
@@ -40,7 +41,7 @@ class Rollbacks:
     ) -> int:
         """Return how many documents the account's roll back has removed; begins one, or joins the one that runs.
 
-        `gone` returns whether the client has hung up: then the number is kept for the next request. Raises ApiError.
+        `gone` returns whether the client has disconnected: then the number is kept for the next one. Raises ApiError.
         A client that goes away ends its own waiting only.
         """
         task = self._running.get(company_sso_id)
@@ -57,7 +58,9 @@ class Rollbacks:
     async def _do(self, company_sso_id: str, by: str, reason: str, request_id: str) -> int:
         def on_batch(removed: int) -> None:
             if self._backend.stopping.is_set():
-                raise StoppingError(f"{removed:,} documents were removed so far, then the server stopped", "ask again")
+                raise StoppingError(
+                    f"{removed:,} documents were removed so far, then the server stopped", "repeat the request"
+                )
 
         try:
             return await self._backend.rollbacks.call(
@@ -78,11 +81,11 @@ class Rollbacks:
             answer = answer_to(error)
             if answer is None:
                 raise ApiError(
-                    500, "ROLLBACK_FAILED", "the roll back has ended half-way; ask again, it goes on"
+                    500, "ROLLBACK_FAILED", "the roll back was interrupted; repeat the request, it continues"
                 ) from error
             raise answer from error
 
     def _over(self, company_sso_id: str, task: "asyncio.Task[int]") -> None:
         del self._running[company_sso_id]
         if not task.cancelled():
-            task.exception()  # whoever waits is told; without anybody waiting it is in the audit log
+            task.exception()  # waiting clients get it; without any, it is in the audit log

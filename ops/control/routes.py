@@ -1,4 +1,4 @@
-"""The endpoints for services and for the customer's browser; and whether this process is well."""
+"""The endpoints for services and for the customer's browser; health and readiness."""
 
 import asyncio
 from typing import Annotated, Any
@@ -23,21 +23,22 @@ from ops.jobs import migrations, requests
 from schemas.collections import JOBS
 from schemas.errors import ReplayError
 from schemas.process.exposition import Collected
+from schemas.process.mongodb import Database
 from schemas.vocabulary import JobStatus
 
 READY_TIMEOUT_S = 3.0
 JOBS_TIMEOUT_S = 8.0  # under the 10 s after which Prometheus gives up a scrape
 _WHAT = {
-    400: "VALIDATION_ERROR, and what the endpoint says besides: `meta.errors` names the fields",
+    400: "VALIDATION_ERROR, and the endpoint's own checks: `meta.errors` names the fields",
     401: "UNAUTHENTICATED",
-    403: "Not allowed: `resp_code` says why",
+    403: "Not allowed: `resp_code` has the reason",
     404: "JOB_NOT_FOUND",
-    409: "Not in the job's present state: `resp_code` says why",
+    409: "Not in the job's present state: `resp_code` has the reason",
     413: "BODY_TOO_LARGE",
     415: "UNSUPPORTED_MEDIA_TYPE",
     422: "contacts_not_migrated: under 99 % of the CRM's persons are contacts; `meta` has the counts",
     429: "TOO_MANY_FAILURES: too many failed logins",
-    500: "ROLLBACK_FAILED: documents are left; ask again, it goes on",
+    500: "ROLLBACK_FAILED: documents are left; repeat the request, it continues",
     503: "SERVICE_UNAVAILABLE: a server behind this one does not answer; try again",
 }
 
@@ -66,14 +67,14 @@ class Account(BaseModel):
 
 
 class MigrationStarted(BaseModel):
-    """The job that was made; a runner takes it up within seconds."""
+    """The created job; a runner claims it within seconds."""
 
     job_id: str
     status: JobStatus
 
 
 class RolledBack(BaseModel):
-    """The account's replayed documents are gone."""
+    """The account's replayed documents are deleted."""
 
     records_removed: int = Field(
         description="by this roll back, interrupted requests for it included; 0 when there was nothing left"
@@ -99,7 +100,7 @@ def private_routes(backend: Backend, rollbacks: Rollbacks) -> APIRouter:
         409 JOB_ALREADY_RUNNING, ALREADY_COMPLETED, or ILLEGAL_TRANSITION (halted or failed: resume it or roll it back
         first). 422 contacts_not_migrated: no job is made. 400 also for an account that the CRM does not have.
         """
-        job = await backend.ask(
+        job = await backend.query(
             requests.trigger,
             backend.control,
             migration.company_sso_id,
@@ -111,17 +112,17 @@ def private_routes(backend: Backend, rollbacks: Rollbacks) -> APIRouter:
 
     @router.get("/crm_migration/status", response_model=Status, responses=errors(), response_model_exclude_none=True)
     async def migration_status(company_sso_id: Annotated[AccountId, Query()]) -> Response:
-        """Return how far an account's migration is; `{"status": "not_started"}` alone if it has no job."""
+        """Return the progress of an account's migration; `{"status": "not_started"}` alone if it has no job."""
         return json_response(status_of(await backend.read(backend.store.latest, company_sso_id)))
 
     @router.post("/crm_migration/rollback", response_model=RolledBack, responses=errors(404, 409, 500, body=True))
     async def roll_back(request: Request, account: Account) -> Response:
-        """Delete what the replay has written for the account, also by `migrate`, and answer when all of it is gone.
+        """Delete what the replay has written for the account, also by `migrate`, and answer when all of it is deleted.
 
-        Takes about a second for 20,000 documents, so an account of millions outlasts a gateway. The work goes on when
-        the client goes away; asking again joins it, or is sent the number that no client has received. After that the
-        answer is 0. 404 JOB_NOT_FOUND, unless documents came by `migrate`; 409 JOB_ALREADY_RUNNING: halt it first; 500
-        ROLLBACK_FAILED: ask again, it continues.
+        Takes about a second for 20,000 documents, so an account of millions outlasts a gateway. The work continues when
+        the client disconnects; a repeated request joins it, or returns the number that no client has received. After
+        that the answer is 0. 404 JOB_NOT_FOUND, unless documents came by `migrate`; 409 JOB_ALREADY_RUNNING: halt it
+        first; 500 ROLLBACK_FAILED: repeat the request, it continues.
         """
         removed = await rollbacks.roll_back(
             account.company_sso_id,
@@ -161,7 +162,7 @@ def browser_routes(backend: Backend, settings: ControlSettings) -> APIRouter:
             list[str] | None, Query(description="may be given, and must be the session's")
         ] = None,
     ) -> Response:
-        """Return how far the import of the session's own account is.
+        """Return the progress of the import of the session's own account.
 
         401 without a valid session. 403 PERMISSION_DENIED without the permission `customers_customers_view`, or
         FOREIGN_ACCOUNT if the request names another account.
@@ -188,18 +189,18 @@ def browser_routes(backend: Backend, settings: ControlSettings) -> APIRouter:
 
 
 def own_routes(backend: Backend, metrics: HttpMetrics) -> APIRouter:
-    """Return what orchestrators, Prometheus and people who type the bare address ask for."""
+    """Return the endpoints for orchestrators, Prometheus and the bare address."""
     router = APIRouter(tags=["operation"])
     jobs = JobMetrics(backend)
 
     @router.get("/healthz", response_model=Health)
     async def healthz() -> Response:
-        """Answer as long as the process does; asks nobody else."""
+        """Report that this process is alive; queries no server."""
         return json_response({"status": "ok"})
 
     @router.get("/readyz", response_model=Health, responses={503: {"model": ErrorEnvelope, "description": "NOT_READY"}})
     async def readyz() -> Response:
-        """Answer whether MongoDB answers and its schema is this release's; 503 says what is wrong."""
+        """Report whether MongoDB responds and its schema is this release's; 503 with the cause."""
         wrong = "it is stopping" if backend.stopping.is_set() else await _what_is_wrong(backend)
         if wrong:
             raise ApiError(503, RespCode.NOT_READY, wrong, headers={"retry-after": "5"})
@@ -223,9 +224,9 @@ def own_routes(backend: Backend, metrics: HttpMetrics) -> APIRouter:
         return Response(metrics.text() + await _of_jobs(), media_type=http_metrics.CONTENT_TYPE)
 
     async def _of_jobs() -> bytes:
-        """Return the jobs' metrics; nothing while MongoDB is away, which `crm_control_jobs_known` says."""
+        """Return the jobs' metrics; nothing while MongoDB is away, which `crm_control_jobs_known` reports."""
         try:
-            values = await asyncio.wait_for(backend.ask(jobs.read), JOBS_TIMEOUT_S)
+            values = await asyncio.wait_for(backend.query(jobs.read), JOBS_TIMEOUT_S)
         except (ApiError, PyMongoError, TimeoutError):
             return b""
         registry = CollectorRegistry()
@@ -240,7 +241,7 @@ def own_routes(backend: Backend, metrics: HttpMetrics) -> APIRouter:
     return router
 
 
-def count_jobs(database: Any) -> dict[str, int]:
+def count_jobs(database: Database) -> dict[str, int]:
     """Return how many jobs are in each status; replays of chosen rows are left out."""
     groups = database[JOBS].aggregate(
         [{"$match": {"partial": {"$ne": True}}}, {"$group": {"_id": "$status", "jobs": {"$sum": 1}}}]

@@ -11,7 +11,7 @@ import uvicorn
 
 from ops.control.app import ControlApp
 from ops.control.backend import Backend
-from ops.control.settings import ControlSettings, load_settings
+from ops.control.settings import ControlSettings
 from schemas.errors import BadInputError, ReplayError
 from schemas.process import logs
 from schemas.process.connections import Connections
@@ -23,7 +23,7 @@ HEADER_BYTES_MAX = 64 * 1024
 
 
 class ControlServer(uvicorn.Server):
-    """uvicorn, which tells the application first that it is going to stop: an event stream never ends by itself."""
+    """uvicorn that stops the application first: an event stream never ends by itself."""
 
     def __init__(self, config: uvicorn.Config, app: ControlApp) -> None:
         """`app` is also the one in `config`."""
@@ -39,7 +39,7 @@ class ControlServer(uvicorn.Server):
         await super().startup(sockets)
 
     async def shutdown(self, sockets: Any = None) -> None:
-        """Stop: no new requests, those under way end, within the time the settings give."""
+        """Stop: no new requests; running ones end, within the time of the settings."""
         self._control_app.stop()
         await super().shutdown(sockets)
 
@@ -81,8 +81,7 @@ def serve(connections: Connections, host: str = "", port: int | None = None) -> 
 
     Raises BadInputError for settings that are no use, or an address that is taken.
     """
-    given: dict[str, object] = {} if port is None else {"port": port}
-    settings = load_settings(**given, **({"host": host} if host else {}))
+    settings = ControlSettings.load(host=host or None, port=port)
     logs.configure("control", environ={**os.environ, logs.LEVEL_VARIABLE: settings.log_level.upper()})
     server = server_of(settings, connections)
     scheme = "https" if settings.tls_certificate_path else "http"
@@ -94,8 +93,8 @@ def serve(connections: Connections, host: str = "", port: int | None = None) -> 
         ) from None
     bound_host, bound_port = bound.getsockname()[:2]
     print(f"control plane at {scheme}://{bound_host}:{bound_port}/console/", file=sys.stderr, flush=True)  # noqa: T201
-    # uvicorn stops at SIGTERM and then sends it to itself once more, for whoever had a handler before: being told to
-    # stop is no failure, so that the exit code is 0.
+    # uvicorn stops at SIGTERM and then sends it to itself again, for an earlier handler. A stop
+    # on request is no failure, so the exit code is 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
     server.run(sockets=[bound])
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import SettingsConfigDict, SettingsError
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from schemas.errors import BadInputError
 from schemas.process.environment import EnvironmentSettings
@@ -17,16 +17,16 @@ SYMMETRIC = ("HS256", "HS384", "HS512")
 
 
 class ControlSettings(EnvironmentSettings):
-    """What `crm-replay control` is told, besides the servers' addresses (schemas.process.connections)."""
+    """The settings of `crm-replay control`, besides the servers' addresses (schemas.process.connections)."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8090, ge=0, le=65535, description="0: a free one, named on standard error")
     tls_certificate_path: str = Field("", description="PEM; empty: plain HTTP, for behind a gateway that ends TLS")
     tls_key_path: str = Field("", description="PEM")
     trusted_proxies: str = Field(
-        "127.0.0.1", description="addresses or networks, by commas, whose X-Forwarded-For is believed"
+        "127.0.0.1", description="addresses or networks, by commas, whose X-Forwarded-For is trusted"
     )
 
     basic_credentials: SecretStr = Field(
@@ -40,37 +40,37 @@ class ControlSettings(EnvironmentSettings):
     jwt_algorithms: str = Field(
         "", description="by commas; left out: RS256,ES256 with public keys, HS256 with a shared"
     )
-    jwt_issuer: str = Field("", description="what `iss` has to be")
-    jwt_audience: str = Field("", description="what `aud` has to be, or to hold")
-    jwt_leeway_s: float = Field(30.0, ge=0, le=300, description="clocks may differ by so much")
+    jwt_issuer: str = Field("", description="required value of `iss`")
+    jwt_audience: str = Field("", description="required value of `aud`, or a member of it")
+    jwt_leeway_s: float = Field(30.0, ge=0, le=300, description="tolerated clock difference")
     jwt_tenant_claim: str = Field("company_sso_id", description="claim that holds the tenant")
     jwt_permissions_claim: str = Field("permissions", description="claim with a list, or words by spaces")
     jwt_permission: str = Field("customers_customers_view", description="needed to see the import's status")
     jwt_cookie: str = Field("", description="cookie that may hold the token; empty: only Authorization: Bearer")
-    jwks_cache_s: float = Field(300.0, ge=1, description="public keys are fetched again after so long")
+    jwks_cache_s: float = Field(300.0, ge=1, description="lifetime of cached public keys")
     jwks_refetch_min_s: float = Field(10.0, ge=0, description="a token with an unknown key fetches no more often")
 
     mapping_path: str = Field("", description="source mapping of the jobs triggered here; empty: the sample CRM's")
     partitions: int = Field(4, ge=1, le=1024, description="of the topics of the jobs triggered here")
 
     cors_origins: str = Field(
-        "", description="pages that may ask for the import's status, by commas: https://app.example"
+        "", description="origins that may request the import's status, by commas: https://app.example"
     )
     body_bytes_max: int = Field(2 * 1024 * 1024, ge=1024, description="of a request")
     auth_failures_max: int = Field(10, ge=1, description="of a user from one address within the window; then 429")
     auth_failures_address_max: int = Field(100, ge=1, description="of all users from one address")
     auth_failures_window_s: float = Field(60.0, gt=0, description="the window")
     sse_clients_max: int = Field(50, ge=0, description="of the console's live events; more get 503")
-    watch_every_s: float = Field(1.0, gt=0, description="how often the console's events look for changes")
+    watch_every_s: float = Field(1.0, gt=0, description="how often the console's events check for changes")
     threads: int = Field(16, ge=1, le=256, description="requests that wait for a server at once, of each of two kinds")
     rollbacks_max: int = Field(4, ge=1, le=64, description="accounts that are rolled back at once; more wait")
     shutdown_grace_s: int = Field(20, ge=0, description="how long requests may take to end after SIGTERM")
-    metrics_need_auth: bool = Field(False, description="whether /metrics asks for Basic credentials")
+    metrics_need_auth: bool = Field(False, description="whether /metrics requires Basic credentials")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        """Raise BadInputError for what would let nobody in, or the wrong ones."""
+        """Raise BadInputError for settings that would admit no client, or the wrong ones."""
         self.credentials()
         self._check_tokens()
         if bool(self.tls_certificate_path) != bool(self.tls_key_path):
@@ -100,7 +100,7 @@ class ControlSettings(EnvironmentSettings):
             raise BadInputError(
                 f"{PREFIX}JWT_SHARED_KEY is too short", f"it needs {SHARED_KEY_BYTES_MIN} bytes or more"
             )
-        # A public key that is taken for a shared one lets anybody sign: the two families are never mixed.
+        # A public key used as a shared one would let any client sign: the two families are never mixed.
         allowed = SYMMETRIC if shared else ASYMMETRIC
         for algorithm in self.algorithms:
             if algorithm not in allowed:
@@ -154,15 +154,3 @@ class ControlSettings(EnvironmentSettings):
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def load_settings(**given: object) -> ControlSettings:
-    """Return the settings in the environment, `given` before them; raises BadInputError naming what is wrong."""
-    try:
-        return ControlSettings(**given)  # type: ignore[arg-type]
-    except SettingsError as error:
-        raise BadInputError(f"the environment cannot be read ({error})", "see ops/control/settings.py") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = PREFIX + ".".join(str(part) for part in first["loc"]).upper()
-        raise BadInputError(f"{name}: {first['msg']}", "see ops/control/settings.py") from error

@@ -1,4 +1,4 @@
-"""What is said of an account's job, to services, to the customer's browser, and to operators."""
+"""The status of an account's job, for services, for the customer's browser, and for operators."""
 
 import datetime as dt
 from typing import Any
@@ -20,7 +20,7 @@ class PublicStatus(BaseModel):
 
     status: str = Field(description=f"{NOT_STARTED}, {', '.join(JobStatus)}")
     progress_pct: float | None = Field(None, ge=0, le=100)
-    records_total: int | None = Field(None, description="rows in scope that are known of")
+    records_total: int | None = Field(None, description="rows in scope")
     records_migrated: int | None = Field(None, description="rows whose log this run has written")
     records_skipped: int | None = Field(None, description="rows left out on purpose, duplicates among them")
     records_duplicate: int | None = Field(None, description="of the skipped: logs in place from earlier runs")
@@ -32,7 +32,7 @@ class Status(PublicStatus):
 
     records_attempted: int | None = Field(None, description="migrated, skipped and failed")
     records_repaired: int | None = Field(None, description="of migrated and skipped: rows that had failed before")
-    records_late: int | None = Field(None, description="of the attempted: found by the second look at the id holes")
+    records_late: int | None = Field(None, description="of the attempted: found when the gaps were read again")
     records_foreign: int | None = Field(None, description="dead letters that are no rows of the account; in no bin")
     skips_by_reason: dict[str, int] | None = None
     failures_by_cause: dict[str, int] | None = None
@@ -44,7 +44,7 @@ class Status(PublicStatus):
         None,
         description="documents per row that should have become one, failed rows among them; of a validated run",
     )
-    enrichment: EnrichmentView | None = Field(None, description="of association logs; once the run has come to it")
+    enrichment: EnrichmentView | None = Field(None, description="of association logs; once the run has reached it")
     failure_bound: float | None = Field(None, description="of the failure rate, where an operator has raised it")
 
 

@@ -1,1 +1,1 @@
-"""Dead letters of a job or a feed: listed with what has become of their rows, and sent through the topology again."""
+"""Dead letters of a job or a feed: listed with the state of their rows, and retried through the topology."""

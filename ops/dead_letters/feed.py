@@ -1,19 +1,18 @@
-"""A live feed's dead letters: listed with what has become of them, and their records sent onto the feed's topic again.
+"""A live feed's dead letters: listed with their states, and their records produced to the feed's topic again.
 
-A feed has no job that could read a row anew, but its records are still there: each is sent as it came, with its headers
+A feed has no job that could read a row again, but its records still exist: each is sent unchanged, with its headers
 if Kafka still keeps it at its place, else as its dead letter has it. The feed itself decides again, and the unique
-index takes what was written after all.
+index absorbs what had been written.
 
 Order of effects of a retry: the attempt is noted, then the records are sent, then their new places are noted. Dying in
-between leaves an attempt without places: its letters still wait, and are sent once more by the next one.
+between leaves an attempt without places: its letters still wait, and the next retry sends them again.
 """
 
 import getpass
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -32,6 +31,8 @@ from schemas.codec import Codec
 from schemas.collections import PROGRESS, RETRIES
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.job import LiveFeed
+from schemas.process.mongodb import Database
+from schemas.process.waiting import Deadline
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from sink.feed.decoding import account_in
 from sink.feed.progress import totals_by_account
@@ -41,7 +42,7 @@ POLL_EVERY_S = 0.5
 
 
 class Position(NamedTuple):
-    """Where a record stands on the feed's topic."""
+    """A record's position on the feed's topic."""
 
     partition: int
     offset: int
@@ -57,7 +58,7 @@ class Sending:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What has become of a retry: the letters' offsets, the new places, and whether the feed has passed these."""
+    """The state of a retry: the letters' offsets, the new places, and whether the feed has passed these."""
 
     places: Mapping[int, Position]
     whole: int  # of them with their headers
@@ -65,7 +66,9 @@ class Sent:
     failed: list[Letter]  # those that have failed again
 
 
-def judged(letters: Sequence[Letter], feed: LiveFeed, topics: Topics, database: Any, view: RunView) -> list[Listed]:
+def judged(
+    letters: Sequence[Letter], feed: LiveFeed, topics: Topics, database: Database, view: RunView
+) -> list[Listed]:
     """Return the feed's letters with their states.
 
     Resolved is a row that has a document of one of the feed's accounts, or that was skipped behind the failure; and a
@@ -97,7 +100,7 @@ def judged(letters: Sequence[Letter], feed: LiveFeed, topics: Topics, database: 
     ]
 
 
-def attempts_of(database: Any, feed: str) -> list[dict[str, Any]]:
+def attempts_of(database: Database, feed: str) -> list[dict[str, Any]]:
     """Return the feed's retries in the order in which they began."""
     return list(database[RETRIES].find({"feed": feed}).sort([("started_at", 1), ("_id", 1)]))
 
@@ -131,7 +134,7 @@ def chosen(
         if letter.source_topic != topic or letter.source_offset < 0:
             sending.left_out.append((letter.offset, f"it is about no record of {topic}"))
         elif tried[letter.audit_id] >= RETRIES_MAX and not force:
-            why = f"row {letter.audit_id} was sent again {tried[letter.audit_id]} times; --force sends it once more"
+            why = f"row {letter.audit_id} was sent again {tried[letter.audit_id]} times; --force sends it again"
             sending.left_out.append((letter.offset, why))
         else:
             sending.letters.append(each)
@@ -143,7 +146,7 @@ def send_again(
     letters: Sequence[Letter],
     reason: str,
     topics: Topics,
-    database: Any,
+    database: Database,
     read_letters: Callable[[], list[Letter]],
     payload_of: Callable[[int], DeadLetter | None],
     wait_s: float,
@@ -205,7 +208,7 @@ def _send(
     with closing(Consumer({**config, "enable.partition.eof": True})) as consumer:
         for letter in letters:
             at = Position(letter.source_partition, letter.source_offset)
-            # In another run the topic was another one: what stands at the place now is not what failed.
+            # In another run the topic was another one: the record at the place now is not the one that failed.
             found = _record_at(consumer, held, feed.topic, at) if letter.run == feed.run else None
             if found is not None:
                 key, value, headers = found.key(), found.value(), found.headers() or []
@@ -216,7 +219,7 @@ def _send(
                     problems.append(f"the record of dead letter {letter.offset} is kept nowhere")
                     continue
                 key, value, headers = kept.key, kept.payload, []
-            partition = at.partition if at.partition in held else 0  # one made anew may have fewer
+            partition = at.partition if at.partition in held else 0  # a recreated topic may have fewer
             producer.produce(feed.topic, value, key, partition, headers=headers, on_delivery=delivered(letter.offset))
             producer.poll(0)
     left = producer.flush(ANSWER_TIMEOUT_S)
@@ -226,17 +229,17 @@ def _send(
 
 
 def _is_whole(letter: DeadLetter, codec: Codec) -> bool:
-    """Return whether a letter has the feed's own record: neither cut nor left out, and not what became of it."""
+    """Return whether a letter has the feed's own record: neither cut nor left out, and not its outcome."""
     if not letter.payload or len(letter.payload) >= PAYLOAD_BYTES_MAX:
         return False
     try:
         return isinstance(codec.decode(letter.payload), AuditEvent)
     except UndecodableRecordError:
-        return True  # somebody else's: a change event, or what could not be read
+        return True  # another producer's: a change event, or an unreadable value
 
 
 def _record_at(consumer: Consumer, held: Mapping[int, Span], topic: str, at: Position) -> Message | None:
-    """Return the record at a place; None if Kafka has let it go. `held` is what each partition holds."""
+    """Return the record at a place; None if Kafka has deleted it. `held` is the offsets that each partition holds."""
     span = held.get(at.partition)
     if span is None or not span.low <= at.offset < span.end:
         return None
@@ -252,7 +255,7 @@ def _wait_passed(feed: LiveFeed, topics: Topics, places: Iterable[Position], wai
     ends: dict[int, int] = {}
     for at in places:
         ends[at.partition] = max(ends.get(at.partition, 0), at.offset + 1)
-    names, deadline = feed.topics, time.monotonic() + wait_s
+    names, deadline = feed.topics, Deadline(wait_s)
 
     def passed() -> bool:
         done = kafka_admin.committed_offsets(topics.kafka, names.processors_group, names.replay, feed.partitions)
@@ -263,14 +266,11 @@ def _wait_passed(feed: LiveFeed, topics: Topics, places: Iterable[Position], wai
         return all(written[partition] >= made[partition] for partition in ends)
 
     while True:
-        try:
+        with suppress(KafkaException):  # an outage, or a group that moves: retried until the deadline
             if passed():
                 return True
-        except KafkaException:
-            pass  # an outage, or a group that moves: asked again until the time is over
-        if time.monotonic() >= deadline:
+        if not deadline.wait(POLL_EVERY_S):
             return False
-        time.sleep(POLL_EVERY_S)
 
 
 def outcomes_in_feed(

@@ -1,6 +1,6 @@
-"""Dead letters as they are on their topic, and what has become of their rows since.
+"""Dead letters as they are on their topic, and the present state of their rows.
 
-A dead letter stays on its topic whatever becomes of its row later; what has become of it is looked up each time.
+A dead letter stays on its topic when its row is repaired later; the row's state is looked up each time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from schemas.collections import RETRIES
 from schemas.errors import UnknownSchemaError, UnreadableTopicError
 from schemas.job import LiveFeed
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
 from schemas.records import SkippedRecord
 from schemas.topics import AccountTopics
 
@@ -49,7 +50,7 @@ def read_letter(topics: Topics, names: AccountTopics, offset: int) -> tuple[Lett
 
 
 def resolved_rows(
-    letters: Sequence[Letter], account: str, topics: Topics, database: Any, view: RunView
+    letters: Sequence[Letter], account: str, topics: Topics, database: Database, view: RunView
 ) -> dict[int, str]:
     """Return why rows need no retry any more, as far as that can be proven, by their audit ids.
 
@@ -70,9 +71,9 @@ def resolved_rows(
 
 
 def _skipped_later(
-    failed_in: Mapping[int, int], account: str, topics: Topics, database: Any, view: RunView
+    failed_in: Mapping[int, int], account: str, topics: Topics, database: Database, view: RunView
 ) -> dict[int, str]:
-    """Return the rows that a run after their last failure has skipped, as its outcomes say."""
+    """Return the rows that a run after their last failure has skipped, by its outcomes."""
     later = [job for job in JobStore(database).jobs(account, JOBS_MAX) if job.run > min(failed_in.values())]
     if not later:
         return {}
@@ -86,7 +87,7 @@ def _skipped_later(
     return skipped
 
 
-def attempts_of(database: Any, account: str, audit_id: int | None = None) -> list[dict[str, Any]]:
+def attempts_of(database: Database, account: str, audit_id: int | None = None) -> list[dict[str, Any]]:
     """Return the account's retries in the order in which they began; of one row or of all."""
     query: dict[str, Any] = {"company_sso_id": account}
     if audit_id is not None:
@@ -116,7 +117,7 @@ class Place:
     account: str  # "": it is a feed
     feed: LiveFeed | None
     topics: Topics
-    database: Any
+    database: Database
     connections: Connections
 
     @property
@@ -126,7 +127,7 @@ class Place:
 
     @property
     def whose(self) -> dict[str, str]:
-        """What an answer in JSON says of it."""
+        """Its fields in a JSON answer."""
         return {"feed": self.feed.feed} if self.feed is not None else {"company_sso_id": self.account}
 
     def listed(self, view: RunView) -> list[Listed]:

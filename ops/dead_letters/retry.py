@@ -1,8 +1,8 @@
-"""The rows of dead letters, sent through the topology again.
+"""Retries of dead letters: their rows, sent through the topology again.
 
 Order of effects of a retry: the attempt is noted, then the rows are replayed in a job of their own, then the outcome is
-noted. Dying in between leaves an attempt without outcome, which counts as a failed one: a row that takes its runner
-down with it must not be retried for ever.
+noted. Dying in between leaves an attempt without outcome, which counts as a failed one: a row that kills its
+runner must not be retried indefinitely.
 """
 
 import getpass
@@ -19,6 +19,7 @@ from ops.kafka.rows import Topics
 from ops.progress import RunView
 from schemas.collections import RETRIES
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.process.mongodb import Database
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from schemas.topics import AccountTopics
 
@@ -27,7 +28,7 @@ def retry_rows(
     account: str,
     audit_ids: Sequence[int],
     reason: str,
-    database: Any,
+    database: Database,
     topics: Topics,
     replay: Callable[[Sequence[int]], Any],
     view: RunView,
@@ -77,9 +78,9 @@ def retry_rows(
 
 
 def outcomes_of(
-    job: Any, audit_ids: Sequence[int], account: str, topics: Topics, database: Any, view: RunView
+    job: Any, audit_ids: Sequence[int], account: str, topics: Topics, database: Database, view: RunView
 ) -> dict[int, Outcome]:
-    """Return what each row has ended as in a job's run: migrated, skipped or failed, with the reason; else `gone`."""
+    """Return each row's outcome in a job's run: migrated, skipped or failed, with the reason; else `gone`."""
     names = AccountTopics.of(account)
     outcomes: dict[int, Outcome] = {}
     begin = topics.offsets_at(names.outcomes, job.started_at)

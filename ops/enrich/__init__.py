@@ -1,1 +1,1 @@
-"""The enrichment: association logs get the ids and names that they lacked when they were written."""
+"""The enrichment: adds to association logs the ids and names that they lacked when they were written."""

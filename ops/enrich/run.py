@@ -1,11 +1,11 @@
 """Adds to association logs what they lacked when they were written: a step of every run, and `crm-replay enrich`.
 
-The rows come from PostgreSQL and not from the outcomes topic: the source keeps them for ever, and only there are the
+The rows come from PostgreSQL and not from the outcomes topic: the source keeps them indefinitely, and only it has the
 rows of the live feed's documents, which a replay skips (DECISIONS.md, decision 21). Every row that the account's
 association logs come from is read once, upwards; in batches, a few of them at a time, its names are looked up and its
-document is patched (sink.enricher). How far it is stands in `crm_replay_enrichments`, saved after each batch in their
-order. Dying between a patch and the save, what was in flight is done again: what was added is then found complete.
-Which rows a run goes through, and when it gives up: ops.runner.enrichment.
+document is patched (sink.enricher). Its progress is in `crm_replay_enrichments`, saved after each batch in their
+order. After a death between a patch and the save, the batches in flight are repeated, and their rows found complete.
+The rows of a run, and when it gives up: ops.runner.enrichment.
 """
 
 import datetime as dt
@@ -35,18 +35,18 @@ from producer.audits import AuditReader, AuditSource, Connection, Limits, RowKin
 from producer.cursor import EARLIEST, Gap
 from producer.messages import Page
 from producer.references import NameReader, find_contacts
-from producer.settings import settings_from_environment
+from producer.settings import ProducerSettings
 from producer.survey import count
 from producer.throttle import Pacer, Throttle
 from schemas.codec import Codec
 from schemas.collections import ACTIVITY_LOGS, ENRICHMENTS
 from schemas.errors import BadInputError, ReplayError, UndecodableRecordError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database, Document, Documents
+from schemas.process.mongodb import connect as connect_mongodb
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source.mapping import WINDOW_S_MAX, SourceMapping, load
 from schemas.vocabulary import JobStatus
-from sink.database import Document, Documents
-from sink.database import connect as connect_mongodb
 from sink.enricher import Enricher
 from sink.indexes import ENRICHED_ACTIONS, ENRICHED_CATEGORIES
 from sink.match_key import DELETED_REFERENCE, Association, Outcome
@@ -54,11 +54,11 @@ from sink.match_key import DELETED_REFERENCE, Association, Outcome
 BATCH_ROWS = 500  # association rows of a batch
 IN_FLIGHT = 3  # batches: enough that neither the server nor this process waits for the other
 PAGE_ROWS = 5_000
-SAVE_EVERY_S = 2.0  # also where there is nothing to patch: an account may have few association rows
-SILENT_S = 30.0  # an enrichment that has saved nothing for so long has died; a slow page may take as long
+SAVE_EVERY_S = 2.0  # also without anything to patch: an account may have few association rows
+SILENT_S = 30.0  # an enrichment that has not saved for so long is dead; a slow page may take as long
 NAMES_MAX = 100_000  # kept; rows of one record come close together
 NAMED_MAX = 20  # rows of an outcome that are named
-WAIT_S = 0.5  # for a page or a batch, between two looks at whether to go on
+WAIT_S = 0.5  # for a page or a batch, between two checks for a stop request
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 NAMED = (Outcome.ENRICH_AMBIGUOUS, Outcome.CONFLICT, Outcome.REFUSED, Outcome.UNREADABLE)
 
@@ -75,7 +75,7 @@ class EnrichOptions:
     """How an account is enriched."""
 
     mapping_path: str = ""
-    window_s: float | None = None  # by which a live log's time may differ from its row's; None: as the mapping says
+    window_s: float | None = None  # by which a live log's time may differ from its row's; None: as in the mapping
     dry_run: bool = False
     batch_rows: int = BATCH_ROWS
 
@@ -98,11 +98,11 @@ class Enrichment:
     company_sso_id: str
     top: int  # audit id up to which it goes
     cursor: int = 0
-    rows: int = 0  # read: those that can be association rows, as far as the source tells them apart
+    rows: int = 0  # read: those that can be association rows, as far as the source can select them
     rows_total: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
-    deleted_references: int = 0  # rows whose names include that of a record that is gone
-    audit_ids: dict[str, list[int]] = field(default_factory=dict)  # the first rows of outcomes to look at
+    deleted_references: int = 0  # rows with the name of a deleted record
+    audit_ids: dict[str, list[int]] = field(default_factory=dict)  # the first rows of outcomes that need attention
     dry_run: bool = False
     resumed: bool = False
     seconds: float = 0.0  # of this process
@@ -113,7 +113,7 @@ class Enrichment:
         return self.outcomes.total()
 
     def add(self, rows: Iterable[tuple[int, Outcome]]) -> None:
-        """Count rows by outcome, and name the first ones that somebody should look at."""
+        """Count rows by outcome, and name the first ones that need attention."""
         for audit_id, outcome in rows:
             self.outcomes[outcome.value] += 1
             if outcome in NAMED and len(named := self.audit_ids.setdefault(outcome.value, [])) < NAMED_MAX:
@@ -136,7 +136,7 @@ class Enrichment:
 
 
 class Contacts:
-    """The account's contacts, for the rules; who acted and what a record is called is not asked of them here."""
+    """The account's contacts, for the rules; actors and names of records are not looked up here."""
 
     def __init__(self, company_sso_id: str, by_person: Mapping[str, tuple[int, str]]) -> None:
         """`by_person` has created_at in microseconds and customer_id by CRM person id."""
@@ -159,7 +159,7 @@ class Contacts:
         return None
 
     def referent(self, referent_type: str, referent_id: int) -> Referent | None:  # noqa: ARG002
-        """Return None: names are asked for in batches, behind the rules."""
+        """Return None: names are looked up in batches, after the rules."""
         return None
 
 
@@ -182,7 +182,7 @@ class Referents:
 
 
 class Names:
-    """What CRM records are called: as the reference table says, else the source, asked in batches by primary key."""
+    """Names of CRM records: from the reference table, else from the source, queried in batches by primary key."""
 
     def __init__(
         self, db: Connection, mapping: SourceMapping, account: Any, table: Callable[[], Referents | None]
@@ -196,7 +196,7 @@ class Names:
         self._table_read = False
 
     def learn(self, names: Iterable[Name]) -> None:
-        """Ask for the names that are not known yet: of those that the table lacks, one query a type."""
+        """Fetch the names that are not known yet: for those that the table lacks, one query a type."""
         wanted: dict[str, set[int]] = {}
         for name in names:
             if name.type_name in self._types and (name.type_name, name.record_id) not in self._known:
@@ -209,8 +209,8 @@ class Names:
             self._table, self._table_read = self._read_table(), True
         for type_name, ids in wanted.items():
             if self._table is not None:
-                told = {(type_name, id_): self._table.name_of(type_name, id_) for id_ in ids}
-                self._known.update({key: name for key, name in told.items() if name is not None})
+                of_table = {(type_name, id_): self._table.name_of(type_name, id_) for id_ in ids}
+                self._known.update({key: name for key, name in of_table.items() if name is not None})
                 ids = {id_ for id_ in ids if (type_name, id_) not in self._known}
             found = self._reader.names_of(type_name, ids) if ids else {}
             self._known.update({(type_name, id_): found.get(id_, DELETED_REFERENCE) for id_ in ids})
@@ -253,7 +253,7 @@ class Cursor:
             if not self._fence and self._collection.find_one(heard_of, {"_id": 1}) is not None:
                 raise BadInputError(
                     f"{account} is being enriched by another process",
-                    f"wait for it; one that has died can be taken up {SILENT_S:.0f} s after it was last heard of",
+                    f"wait for it; a dead one can be resumed {SILENT_S:.0f} s after its last update",
                 )
             if before["settings"] == self._settings:
                 begun = Enrichment(
@@ -295,7 +295,7 @@ class Cursor:
         return begun
 
     def save(self, state: Enrichment, *, finished: bool = False) -> None:
-        """Save how far it is. Raises EnrichmentLostError if another process has begun since."""
+        """Save the progress. Raises EnrichmentLostError if another process has begun since."""
         times: Document = {"updated_at": True, **({"finished_at": True} if finished else {})}
         update = {"$set": self._fields(state), "$currentDate": times}
         mine = {"_id": state.company_sso_id, "run": self._run}
@@ -303,7 +303,7 @@ class Cursor:
             raise self._lost(state.company_sso_id)
 
     def release(self, state: Enrichment) -> None:
-        """Let the next process take it up at once."""
+        """Let the next process resume it at once."""
         mine = {"_id": state.company_sso_id, "run": self._run, "finished_at": None}
         self._collection.update_one(mine, {"$set": {"updated_at": EPOCH}})
 
@@ -326,7 +326,7 @@ class Cursor:
 
 @dataclass(slots=True)
 class _Batch:
-    """Rows that have been read and not yet patched, and how far the source is read with them."""
+    """Rows that have been read and not yet patched, and the source's position after them."""
 
     logs: list[tuple[int, AssociationLog]] = field(default_factory=list)
     without: list[tuple[int, Outcome]] = field(default_factory=list)
@@ -335,10 +335,10 @@ class _Batch:
 
 
 def enrich_account(account: str, options: EnrichOptions, connections: Connections, view: RunView) -> Enrichment:
-    """Enrich the account's association logs and return what came of it.
+    """Enrich the account's association logs and return the result.
 
-    Takes up an enrichment that has died. Raises BadInputError before anything is changed, ReplayError for an outage:
-    the same command goes on.
+    Resumes an interrupted enrichment. Raises BadInputError before anything is changed, ReplayError for an outage:
+    the same command resumes.
     """
     if options.window_s is not None and not 0 <= options.window_s <= WINDOW_S_MAX:
         raise BadInputError(f"a window of {options.window_s} s", f"give 0 to {WINDOW_S_MAX:.0f} seconds")
@@ -356,7 +356,7 @@ def enrich_account(account: str, options: EnrichOptions, connections: Connection
             enrichments.finish_pending(database, job, enrichments.counts_of(done))
         return done
     except PyMongoError as error:
-        raise ReplayError(f"MongoDB does not answer ({type(error).__name__})", "the same command goes on") from error
+        raise ReplayError(f"MongoDB does not answer ({type(error).__name__})", "the same command resumes") from error
     finally:
         database.client.close()
 
@@ -367,7 +367,7 @@ def _mapping_of(account: str, options: EnrichOptions, job: Job | None) -> Source
     if job is None:
         return mapping
     if job.status is JobStatus.IN_PROGRESS:
-        raise BadInputError(f"a run of {account} is in progress", "enrich when it is over")
+        raise BadInputError(f"a run of {account} is in progress", "enrich when it has ended")
     if job.mapping_sha256 and job.mapping_sha256 != digest(mapping):
         raise BadInputError(
             f"the source mapping {options.mapping_path or job.mapping_path or '(default)'} is not the one that"
@@ -378,7 +378,7 @@ def _mapping_of(account: str, options: EnrichOptions, job: Job | None) -> Source
 
 
 def _lag_of(reader: AuditReader) -> float | None:
-    """Return the replica's lag; None for a primary, and for a server that does not tell."""
+    """Return the replica's lag; None for a primary, and for a server that does not report it."""
     try:
         return reader.replica_lag()
     except ReplayError:
@@ -386,14 +386,14 @@ def _lag_of(reader: AuditReader) -> float | None:
 
 
 class _OverError(Exception):
-    """The count is of use to nobody any more."""
+    """The count is no longer needed."""
 
 
 class Run:
     """One enrichment: this thread decides and saves, others read ahead and patch, up to `IN_FLIGHT` batches at once.
 
     Batches are counted and saved in their order, each when it and all before it are written: so the cursor is never
-    ahead of a document, and whatever dies, what is done again is at most what was in flight.
+    ahead of a document, and after any failure at most the batches in flight are repeated.
     """
 
     def __init__(
@@ -402,7 +402,7 @@ class Run:
         scope: Scope,
         options: EnrichOptions,
         connections: Connections,
-        database: Any,
+        database: Database,
         mapping: SourceMapping,
         view: RunView,
         *,
@@ -439,7 +439,7 @@ class Run:
         self._state = Enrichment(account, 0)
         self._in_flight: deque[tuple[_Batch, Future[tuple[list[Outcome], int]]]] = deque()
         self._naming = Lock()  # of the names, and of the connection that they come by
-        self._over = Event()  # nobody waits any more for the count
+        self._over = Event()  # no thread waits for the count any more
 
     def __enter__(self) -> "Run":  # noqa: D105
         return self
@@ -460,7 +460,7 @@ class Run:
                 ThreadPoolExecutor(IN_FLIGHT + 2, "enrich") as self._threads,  # besides, the next page and the count
             ):
                 self._pacer = Pacer(
-                    Throttle(settings_from_environment().throttle()),
+                    Throttle(ProducerSettings.load().throttle()),
                     lambda: _lag_of(reader),
                     time.monotonic,
                     time.sleep,
@@ -491,7 +491,7 @@ class Run:
         if self._scope.gaps is not None:
             first, top = self._scope.gaps[0][0], self._scope.gaps[-1][1]
         else:
-            with answering("asking for the newest id"):
+            with answering("querying the newest id"):
                 first, top, _ = self._db.execute(source.query("horizon")).fetchall()[0]
             top = top if self._scope.top is None else self._scope.top
         state = Enrichment(self._account, top, cursor=min(first - 1, top), dry_run=self._options.dry_run)
@@ -507,7 +507,7 @@ class Run:
             self._on_step(self._state)
 
     def _result(self, future: "Future[T]") -> T:
-        """Return a thread's result; meanwhile the caller decides whether to go on."""
+        """Return a thread's result; meanwhile the caller decides whether to continue."""
         while True:
             try:
                 return future.result(WAIT_S)
@@ -616,7 +616,7 @@ class Run:
             batch.without.append((event.audit_id, Outcome.NO_CONTACT))
 
     def _patch(self, batch: _Batch, turn: Callable[[], object] | None) -> tuple[list[Outcome], int]:
-        """Patch a batch's documents; return its rows' outcomes, and how many rows name a record that is gone.
+        """Patch a batch's documents; return its rows' outcomes, and how many rows name a deleted record.
 
         `turn` waits for the batch before this one, None if that is done.
         """

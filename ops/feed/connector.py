@@ -7,7 +7,6 @@ its log: `status` says how much, and `remove` gives the slot back.
 
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from psycopg.conninfo import conninfo_to_dict
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.process.connections import Connections
 from schemas.process.registry import http_client
+from schemas.process.waiting import Deadline, retrying
 from schemas.secrets import about, shown
 from schemas.source.mapping import SourceMapping
 from schemas.topics import LIVE_TOPIC
@@ -33,6 +33,7 @@ ACCOUNT_HEADER = "company_sso_id"  # processors.feed.change_events reads it
 HEARTBEAT_MS = 10_000  # lets PostgreSQL drop its log while other tables change and audits do not
 ANSWER_TIMEOUT_S = 30.0
 REBALANCING_S = 60.0  # Connect refuses every change while its workers find together
+POLL_S = 0.1
 NOT_REGISTERED = "not registered"
 STALE_OFFSETS = "no longer available on the server"  # Debezium's words for a place in a slot that is gone
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")  # a replication slot's, and a part of a topic's
@@ -223,11 +224,10 @@ class Connect:
         if self.state(name)[0] == NOT_REGISTERED:
             return False
         forgets = self._ask("PUT", f"/connectors/{name}/stop") is not None
-        deadline = time.monotonic() + timeout_s
+        deadline = Deadline(timeout_s)
         while forgets and not self._is_stopped(name):
-            if time.monotonic() > deadline:
+            if not deadline.wait(POLL_S):
                 raise BadInputError(f"connector {name} does not stop", "see the log of Kafka Connect, then try again")
-            time.sleep(0.1)
         forgets = forgets and self._ask("DELETE", f"/connectors/{name}/offsets") is not None
         self._ask("DELETE", f"/connectors/{name}")
         if not forgets:
@@ -240,10 +240,6 @@ class Connect:
     def _is_stopped(self, name: str) -> bool:
         found = self._ask("GET", f"/connectors/{name}/status")
         return found is not None and found["connector"]["state"] == "STOPPED" and not found["tasks"]
-
-    def restart(self, name: str) -> None:
-        """Start it again, with its tasks."""
-        self._ask("POST", f"/connectors/{name}/restart?includeTasks=true&onlyFailed=true")
 
     def state(self, name: str) -> tuple[str, str]:
         """Return the worst state of the connector and its task, and the first line of what went wrong."""
@@ -258,7 +254,7 @@ class Connect:
 
     def _ask(self, method: str, path: str, **request: Any) -> Any:
         """Return what Connect answers, None if there is no such connector or request; waits while it rebalances."""
-        deadline = time.monotonic() + REBALANCING_S
+        deadline = Deadline(REBALANCING_S)
         while True:
             try:
                 answer = self._client.request(method, path, **request)
@@ -269,8 +265,7 @@ class Connect:
                 ) from error
             if answer.status_code in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
                 return None
-            if answer.status_code == httpx.codes.CONFLICT and time.monotonic() < deadline:
-                time.sleep(0.2)
+            if answer.status_code == httpx.codes.CONFLICT and deadline.wait(POLL_S):
                 continue
             if answer.is_success:
                 return answer.json() if answer.content else {}
@@ -317,7 +312,7 @@ def status(connect: Connect, dsn: str, name: str) -> ConnectorStatus:
 
 def wait_running(connect: Connect, dsn: str, name: str, timeout_s: float) -> ConnectorStatus:
     """Return once changes arrive. Raises ReplayError with the cause if it fails, or is not there in time."""
-    deadline = time.monotonic() + timeout_s
+    deadline = Deadline(timeout_s)
     while True:
         found = status(connect, dsn, name)
         if found.running:
@@ -329,13 +324,12 @@ def wait_running(connect: Connect, dsn: str, name: str, timeout_s: float) -> Con
             )
         if found.state == "FAILED":
             raise ReplayError(f"connector {name} has failed: {found.problem}", "mend that and register it again")
-        if time.monotonic() > deadline:
+        if not deadline.wait(POLL_S):
             raise ReplayError(
                 f"connector {name} does not run after {timeout_s:.0f} s ({found.state}, replication slot "
                 f"{'in use' if found.slot_active else 'not in use'})",
                 "see the log of Kafka Connect: crm-replay services status",
             )
-        time.sleep(0.1)
 
 
 def remove(connect: Connect, dsn: str, name: str, timeout_s: float = 30.0) -> bool:
@@ -348,22 +342,22 @@ def remove(connect: Connect, dsn: str, name: str, timeout_s: float = 30.0) -> bo
         was_there = connect.delete(name)
     except OffsetsKeptError as error:
         was_there, kept = True, error
-    deadline = time.monotonic() + timeout_s
     with _database(dsn) as db:
-        while True:
-            row = db.execute("SELECT active FROM pg_replication_slots WHERE slot_name = %s", (name,)).fetchone()
-            if row is None:
-                break
-            try:
-                db.execute("SELECT pg_drop_replication_slot(%s)", (name,))
-            except psycopg.errors.ObjectInUse:
-                if time.monotonic() > deadline:
-                    raise BadInputError(
-                        f"replication slot {name} is still in use", "is another Kafka Connect running this connector?"
-                    ) from None
-                time.sleep(0.1)
-            else:
-                was_there = True
+
+        def drop() -> bool:
+            """Return whether it was there."""
+            return bool(
+                db.execute(
+                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", (name,)
+                ).fetchall()
+            )
+
+        try:
+            was_there |= retrying(drop, psycopg.errors.ObjectInUse, Deadline(timeout_s), POLL_S)
+        except psycopg.errors.ObjectInUse:
+            raise BadInputError(
+                f"replication slot {name} is still in use", "is another Kafka Connect running this connector?"
+            ) from None
         db.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(name)))
     if kept is not None:
         raise kept

@@ -17,10 +17,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
@@ -45,12 +44,13 @@ from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.job import LiveFeed
 from schemas.process.connections import Connections
 from schemas.process.exposition import of_children
+from schemas.process.mongodb import Database, connect
 from schemas.process.registry import codec_for
 from schemas.process.topic_watch import TopicReplacedError
+from schemas.process.waiting import Deadline, retrying, stop_on_signals
 from schemas.source.mapping import load
 from schemas.topics import LIVE_FEED, LIVE_TOPIC
 from schemas.vocabulary import ExitCode
-from sink.database import connect
 from sink.feed.progress import totals_by_account
 from sink.progress import RunTotals
 
@@ -117,7 +117,7 @@ class LiveStatus:
         }
 
 
-def prepare(options: LiveOptions, connections: Connections, database: Any) -> LiveFeed:
+def prepare(options: LiveOptions, connections: Connections, database: Database) -> LiveFeed:
     """Return the feed with everything there that its first worker needs. May be repeated, also while it runs.
 
     Raises BadInputError or ServiceUnreachableError before anything is changed.
@@ -170,19 +170,21 @@ def prepare(options: LiveOptions, connections: Connections, database: Any) -> Li
 
 def _topic_id(admin: AdminClient, topic: str) -> str:
     """Return Kafka's own id of a topic: one that was deleted and made again has another."""
-    deadline = time.monotonic() + ANSWER_TIMEOUT_S
-    while True:
-        try:
-            return str(admin.describe_topics(TopicCollection([topic]))[topic].result(ANSWER_TIMEOUT_S).topic_id)
-        except KafkaException as error:  # one made a moment ago may not be known to every broker yet
-            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART or time.monotonic() > deadline:
-                raise ServiceUnreachableError(
-                    f"Kafka does not describe {topic} ({error.args[0].str()})", "look at the brokers and permissions"
-                ) from error
-            time.sleep(POLL_EVERY_S)
+    try:
+        return retrying(
+            lambda: str(admin.describe_topics(TopicCollection([topic]))[topic].result(ANSWER_TIMEOUT_S).topic_id),
+            KafkaException,
+            Deadline(ANSWER_TIMEOUT_S),
+            POLL_EVERY_S,  # one made a moment ago may not be known to every broker yet
+            passes=lambda error: error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART,
+        )
+    except KafkaException as error:
+        raise ServiceUnreachableError(
+            f"Kafka does not describe {topic} ({error.args[0].str()})", "look at the brokers and permissions"
+        ) from error
 
 
-def _run_of(database: Any, feed: LiveFeed, topic_id: str) -> int:
+def _run_of(database: Database, feed: LiveFeed, topic_id: str) -> int:
     """Return the feed's run: a new one if it never ran, or if its topic is not the one it has read."""
     feeds = database[FEEDS]
     found = feeds.find_one({"_id": feed.feed})
@@ -199,7 +201,7 @@ def _run_of(database: Any, feed: LiveFeed, topic_id: str) -> int:
             {"_id": feed.feed, "topic_id": found["topic_id"]},
             {"$set": {"topic_id": topic_id, "run": JobStore(database).next_run()}},
         )
-        return int(feeds.find_one({"_id": feed.feed})["run"])
+        found = feeds.find_one({"_id": feed.feed}) or found  # of another host, if it was first
     return int(found["run"])
 
 
@@ -209,19 +211,13 @@ def _commit_beginnings(kafka: Mapping[str, Any], group: str, topic: str, partiti
     A group without a committed offset must never meet a worker (decision 2). `afresh`: what is committed belongs to a
     topic of the same name that is gone.
     """
-    deadline = time.monotonic() + COORDINATOR_TIMEOUT_S
-    while True:
-        try:
-            _commit_beginnings_once(kafka, group, topic, partitions, afresh=afresh)
-        except KafkaException as error:  # the group's coordinator moves, or loads what it has to know
-            if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > deadline:
-                raise ServiceUnreachableError(
-                    f"Kafka does not say where group {group} is ({error.args[0].str()})",
-                    "look at the brokers and permissions",
-                ) from error
-            time.sleep(POLL_EVERY_S)
-        else:
-            return
+    once = partial(_commit_beginnings_once, kafka, group, topic, partitions, afresh=afresh)
+    try:
+        kafka_admin.coordinated(once, COORDINATOR_TIMEOUT_S)
+    except KafkaException as error:
+        raise ServiceUnreachableError(
+            f"Kafka does not say where group {group} is ({error.args[0].str()})", "look at the brokers and permissions"
+        ) from error
 
 
 def _commit_beginnings_once(kafka: Mapping[str, Any], group: str, topic: str, partitions: int, *, afresh: bool) -> None:
@@ -233,7 +229,7 @@ def _commit_beginnings_once(kafka: Mapping[str, Any], group: str, topic: str, pa
     kafka_admin.commit_offsets(kafka, group, topic, begin)
 
 
-def feed_of(database: Any, name: str) -> LiveFeed:
+def feed_of(database: Database, name: str) -> LiveFeed:
     """Return a feed that was prepared. Raises BadInputError if there is none."""
     found = database[FEEDS].find_one({"_id": name})
     if found is None or "partitions" not in found:
@@ -277,7 +273,7 @@ def run_feed(options: LiveOptions, connections: Connections, view: RunView) -> N
     database = connect(connections, app_name="crm-replay-live")
     try:
         feed: LiveFeed | None = prepare(options, connections, database)
-        with _stop_on_signals() as stop:
+        with stop_on_signals() as stop:
             while feed is not None:
                 try:
                     _run_prepared(feed, options, connections, database, view, stop)
@@ -292,7 +288,12 @@ def run_feed(options: LiveOptions, connections: Connections, view: RunView) -> N
 
 
 def _run_prepared(
-    feed: LiveFeed, options: LiveOptions, connections: Connections, database: Any, view: RunView, stop: threading.Event
+    feed: LiveFeed,
+    options: LiveOptions,
+    connections: Connections,
+    database: Database,
+    view: RunView,
+    stop: threading.Event,
 ) -> None:
     """Run the feed until `stop`. Raises TopicReplacedError when its topics are not those it was prepared for."""
     over = threading.Event()
@@ -311,7 +312,7 @@ def _run_prepared(
 
 
 def _prepare_again(
-    options: LiveOptions, connections: Connections, database: Any, view: RunView, stop: threading.Event
+    options: LiveOptions, connections: Connections, database: Database, view: RunView, stop: threading.Event
 ) -> LiveFeed | None:
     """Return the feed prepared for the topics that are there now; None if told to stop before that was possible.
 
@@ -339,7 +340,7 @@ def _watch(
     supervisor: Supervisor,
     feed: LiveFeed,
     connections: Connections,
-    database: Any,
+    database: Database,
     view: RunView,
     stop: threading.Event,
 ) -> None:
@@ -376,8 +377,8 @@ def _drain(supervisor: Supervisor, feed: LiveFeed, connections: Connections, sto
     for process in processors:
         process.finishes = True
         process.signal(signal.SIGTERM)
-    deadline = time.monotonic() + DRAIN_MAX_S
-    while time.monotonic() < deadline and not stop.wait(POLL_EVERY_S):
+    deadline = Deadline(DRAIN_MAX_S)
+    while not deadline.passed and not stop.wait(POLL_EVERY_S):
         try:
             supervisor.check()
             if not any(process.running for process in processors) and not _lag(
@@ -470,7 +471,7 @@ class Refresher:
                 self._view.note(f"users and names could not be refreshed ({said})")
 
 
-def status_of(feed: LiveFeed, connections: Connections, database: Any) -> LiveStatus:
+def status_of(feed: LiveFeed, connections: Connections, database: Database) -> LiveStatus:
     """Return the feed's counts over all its runs, and its lag. Raises what the clients raise."""
     kafka, topics = connections.kafka(), feed.topics
     return LiveStatus(
@@ -504,19 +505,3 @@ def line_of(status: LiveStatus) -> str:
         f"lag {status.processors_lag:,} + {status.sink_lag:,}",
     ]
     return f"feed {status.feed.feed}: " + ", ".join(parts)
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """Give an event that SIGINT and SIGTERM set."""
-    stop = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

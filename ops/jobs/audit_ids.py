@@ -1,4 +1,4 @@
-"""Audit ids as people name them on a command line: one rule for every command that takes some."""
+"""The syntax of audit ids on a command line, for every command that takes some."""
 
 import re
 from pathlib import Path

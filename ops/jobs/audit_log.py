@@ -1,4 +1,4 @@
-"""Who asked for what, when, and what came of it: `crm_replay_audit_log`. Appended to; nothing here changes an entry."""
+"""The audit log of requests and their results, in `crm_replay_audit_log`. Append-only."""
 
 import datetime as dt
 import getpass
@@ -11,10 +11,10 @@ from bson.codec_options import CodecOptions
 from pymongo import DESCENDING
 
 from schemas.collections import AUDIT_LOG
-from sink.database import Document, Documents
+from schemas.process.mongodb import Database, Document, Documents
 
 OK = "ok"
-BEGUN = "begun"  # of what cannot be taken back: noted before it is done, and again with what came of it
+BEGUN = "begun"  # of irreversible actions: recorded before, and again with the result
 ENTRIES_MAX = 1_000
 DETAIL_CHARACTERS_MAX = 2_000  # of one text in it
 
@@ -33,7 +33,7 @@ class Entry:
 
 
 def append(
-    database: Any,
+    database: Database,
     action: str,
     company_sso_id: str,
     *,
@@ -60,20 +60,20 @@ def append(
     return entry
 
 
-def entries(database: Any, company_sso_id: str | None = None, limit: int = 100) -> list[Entry]:
+def entries(database: Database, company_sso_id: str | None = None, limit: int = 100) -> list[Entry]:
     """Return the newest entries first; of one account or of all."""
     query = {} if company_sso_id is None else {"company_sso_id": company_sso_id}
     found = _log(database).find(query, {"_id": 0}).sort("at", DESCENDING).limit(min(limit, ENTRIES_MAX))
     return [Entry(**document) for document in found]
 
 
-def has(database: Any, company_sso_id: str, action: str) -> bool:
+def has(database: Database, company_sso_id: str, action: str) -> bool:
     """Return whether the account has an entry of this action."""
     return _log(database).find_one({"company_sso_id": company_sso_id, "action": action}, {"_id": 1}) is not None
 
 
 def on_this_host() -> str:
-    """Return who works at a command line here, as an entry says it."""
+    """Return the operator of this command line, as entries name them."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # no such user id, as in some containers
@@ -81,7 +81,7 @@ def on_this_host() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _log(database: Any) -> Documents:
+def _log(database: Database) -> Documents:
     aware: CodecOptions[Document] = CodecOptions(tz_aware=True)
     log: Documents = database.get_collection(AUDIT_LOG, codec_options=aware)
     return log

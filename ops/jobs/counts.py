@@ -1,6 +1,6 @@
 """Pure: the one model of a job's counts that every surface shows: command line, HTTP, console, metrics, ledger.
 
-It is made from one reading of the job's document, whose counts are written together, so what is shown adds up at every
+It is made from one read of the job's document, whose counts are written together, so its sums hold at every
 moment: `attempted = migrated + skipped + failed`, and `attempted = total` once the run is complete. The other numbers
 are of rows that are in those bins already.
 """
@@ -25,7 +25,7 @@ class Counts:
     duplicate: int  # of the skipped: their documents were in place already, from an earlier run
     failed: int  # rows that could not be understood or stored, and have not been repaired
     repaired: int  # of migrated and skipped: rows that had failed before
-    late: int  # of the attempted: rows committed so late that only the second look at the gaps found them
+    late: int  # of the attempted: rows committed so late that they were found when the gaps were read again
     foreign: int  # dead letters that are no rows of the account; in no bin
     actors_fell_back: int  # of the migrated: logs whose actor is the deleted user
     skips_by_reason: Mapping[str, int]

@@ -1,10 +1,9 @@
 """I/O of the contact guard: the distinct CRM persons in the source's scope, and which of them the platform knows.
 
-The ids up to the newest are cut into equal stretches, read a page at a time in turn, so that whatever ends the reading
-leaves a sample from the whole history. An account of up to ROWS_MAX rows is read completely.
+The ids up to the newest are cut into equal id ranges, read a page at a time in turn, so that reading can stop
+at any point with a sample of the whole history. An account of up to ROWS_MAX rows is read completely.
 """
 
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from producer.audits import AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
 from schemas import stored
 from schemas.collections import CONTACT_ID_MAP, CONTACTS
+from schemas.process.mongodb import Database
+from schemas.process.waiting import Deadline
 from schemas.records import AuditEvent
 from schemas.source.contact_rules import person_key, person_of, spellings
 from schemas.source.mapping import SourceMapping
@@ -28,7 +29,7 @@ ROWS_MAX = 30_000
 PERSONS_MAX = 10_000
 READ_MAX_S = 10.0  # a request waits for it
 STATEMENT_TIMEOUT_S = 10.0
-STRETCHES = 64
+ID_RANGES = 64
 IDS_A_QUERY = 1_000
 MISSING_NAMED_MAX = 5
 
@@ -43,11 +44,16 @@ class Persons:
 
 
 def measure(
-    database: Any, dsn: str, mapping: SourceMapping, company_sso_id: str, *, date_range_start: datetime | None = None
+    database: Database,
+    dsn: str,
+    mapping: SourceMapping,
+    company_sso_id: str,
+    *,
+    date_range_start: datetime | None = None,
 ) -> Coverage:
     """Return how many of the account's CRM persons are contacts of the platform. Reads only.
 
-    Raises BadInputError if the CRM has no such account or is not as the mapping says, ServiceUnreachableError or
+    Raises BadInputError if the CRM has no such account or does not match the mapping, ServiceUnreachableError or
     ReplayError for an outage.
     """
     persons = persons_in_scope(dsn, mapping, company_sso_id, date_range_start=date_range_start)
@@ -68,18 +74,18 @@ def persons_in_scope(
     """Return the persons that rows in scope name first, which is the one that keys them, as `person_named` has them."""
     with connect(dsn, STATEMENT_TIMEOUT_S) as db:
         source = resolve(db, mapping, company_sso_id)
-        with answering("asking for the newest id"):
+        with answering("querying the newest id"):
             _, top, _ = db.execute(source.query("horizon")).fetchall()[0]
     persons: dict[str, None] = {}
     rows = 0
-    give_up_at = time.monotonic() + READ_MAX_S
-    left = stretches(0, max(top, 0))
+    deadline = Deadline(READ_MAX_S)
+    left = id_ranges(0, max(top, 0))
     limits = Limits(statement_timeout_s=STATEMENT_TIMEOUT_S)
     with closing(AuditReader(dsn, source, date_range_start or EARLIEST, limits)) as reader:
         while left:
             further = []
             for cursor, last in left:
-                if rows >= ROWS_MAX or len(persons) >= PERSONS_MAX or time.monotonic() > give_up_at:
+                if rows >= ROWS_MAX or len(persons) >= PERSONS_MAX or deadline.passed:
                     return Persons(rows, tuple(persons), complete=False)
                 page = reader.page_after(cursor, last, 0, (), look_for_gaps=False)
                 rows += len(page.events)
@@ -108,15 +114,15 @@ def person_named(event: AuditEvent, mapping: SourceMapping) -> str | None:
     return f"{event.auditable_type}:{event.auditable_id}" if rule.category in of_persons else None
 
 
-def stretches(first: int, top: int, count: int = STRETCHES) -> list[tuple[int, int]]:
-    """Return (first, top] cut into so many stretches, in an order of which every beginning is spread over the whole."""
+def id_ranges(first: int, top: int, count: int = ID_RANGES) -> list[tuple[int, int]]:
+    """Return (first, top] cut into so many ranges, in an order of which every prefix is spread over the whole."""
     bounds = [first + (top - first) * number // count for number in range(count + 1)]
     cut = [(low, high) for low, high in pairwise(bounds) if high > low]
     width = max(1, (len(cut) - 1).bit_length())
     return [cut[at] for number in range(2**width) if (at := int(f"{number:0{width}b}"[::-1], 2)) < len(cut)]
 
 
-def known_persons(database: Any, company_sso_id: str, person_ids: Collection[str]) -> set[str]:
+def known_persons(database: Database, company_sso_id: str, person_ids: Collection[str]) -> set[str]:
     """Return those of the persons that are contacts of the account, or in its id map; answered by the indexes alone."""
     known: set[str] = set()
     for segment in _segments(tuple(person_ids), IDS_A_QUERY):

@@ -9,25 +9,23 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from pymongo.database import Database
-
 from schemas.collections import ACTIVITY_LOGS
 from schemas.identity import EXTERNAL_ID_PREFIX, SOURCE_TAG, external_id_of
-from sink.database import Document, Documents
+from schemas.process.mongodb import Database, Document, Documents
 from sink.identity import Identities, with_ids
 from sink.indexes import COMPANY_SOURCE_TAG, UNIQUE_EXTERNAL_ID
 
 LOOK_UP_MAX = 1_000  # external ids of a query whose documents come one by one
 SEGMENT_IDS = 10_000  # external ids of a query that counts, or whose documents come as raw batches
 RAW_DOCUMENTS = 20_000  # read at once
-# In a document of nothing else: only a whole text of the one form that we write is an id.
+# The whole text has to have the form that we write.
 _ID_IN_RAW = re.compile(
     rb"\x02external_id\x00.{4}%b(0|-?[1-9]\d{0,18})\x00\x00(?!\x00)" % EXTERNAL_ID_PREFIX.encode(), re.DOTALL
 )
 
 
 def of_rows(
-    database: Database[Document],
+    database: Database,
     accounts: str | Sequence[str],
     audit_ids: Iterable[int],
     fields: Sequence[str] = (),
@@ -53,13 +51,13 @@ def of_rows(
 
 
 def rows_with_document(
-    database: Database[Document], accounts: str | Sequence[str], audit_ids: Iterable[int], *, tagged: bool = False
+    database: Database, accounts: str | Sequence[str], audit_ids: Iterable[int], *, tagged: bool = False
 ) -> set[int]:
     """Return those of the rows that have a document of the account, or of one of them."""
     return {audit_id for audit_id, _ in of_rows(database, accounts, audit_ids, tagged=tagged)}
 
 
-def count_of(database: Database[Document], company_sso_id: str, audit_ids: Sequence[int]) -> int:
+def count_of(database: Database, company_sso_id: str, audit_ids: Sequence[int]) -> int:
     """Return how many of these rows have a document of ours."""
     logs: Documents = database[ACTIVITY_LOGS]
     return sum(
@@ -67,25 +65,21 @@ def count_of(database: Database[Document], company_sso_id: str, audit_ids: Seque
     )
 
 
-def count_since(database: Database[Document], company_sso_id: str, cutoff: dt.datetime) -> int:
+def count_since(database: Database, company_sso_id: str, cutoff: dt.datetime) -> int:
     """Return how many documents of ours are of rows created at or after `cutoff`; documents have milliseconds."""
     query = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG, "timestamp": {"$gte": _milliseconds(cutoff)}}
     return database[ACTIVITY_LOGS].count_documents(query, hint=COMPANY_SOURCE_TAG.name)
 
 
-def identities_of(
-    database: Database[Document], company_sso_id: str, audit_ids: Sequence[int], shift: int
-) -> Identities:
-    """Return which of these rows have a document of ours. `shift` says how wide the id ranges are (`sink.identity`)."""
+def identities_of(database: Database, company_sso_id: str, audit_ids: Sequence[int], shift: int) -> Identities:
+    """Return which of these rows have a document of ours. `shift` is the width of the id ranges (`sink.identity`)."""
     found: Identities = {}
     for query in _segments(company_sso_id, audit_ids):
         found = _identities(database, query, UNIQUE_EXTERNAL_ID.name, shift, found)
     return found
 
 
-def identities_since(
-    database: Database[Document], company_sso_id: str, cutoff: dt.datetime | None, shift: int
-) -> Identities:
+def identities_since(database: Database, company_sso_id: str, cutoff: dt.datetime | None, shift: int) -> Identities:
     """Return which rows have a document of ours, of all rows or of those created at or after `cutoff`.
 
     Read in the order in which the documents lie on disk, in bounded memory (decision 55).
@@ -96,9 +90,7 @@ def identities_since(
     return _identities(database, query, COMPANY_SOURCE_TAG.name, shift, {})
 
 
-def _identities(
-    database: Database[Document], query: dict[str, Any], index: str, shift: int, found: Identities
-) -> Identities:
+def _identities(database: Database, query: dict[str, Any], index: str, shift: int, found: Identities) -> Identities:
     logs: Documents = database[ACTIVITY_LOGS]
     batches: Any = logs.find_raw_batches(query, {"_id": 0, "external_id": 1}, hint=index, batch_size=RAW_DOCUMENTS)
     for batch in batches:

@@ -1,4 +1,4 @@
-"""What a job document says of the enrichment of its run, and how it is shown. The counts of rows are never touched."""
+"""The enrichment of a run in its job document, and how it is shown. Counts of rows do not change."""
 
 import datetime as dt
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 
 from ops.jobs.jobs import Job
 from schemas.collections import JOBS
+from schemas.process.mongodb import Database, Documents
 from schemas.vocabulary import JobStatus
-from sink.database import Documents
 from sink.match_key import Outcome
 
 
@@ -30,11 +30,11 @@ class EnrichmentView(BaseModel):
     association_rows: int = Field(0, description="rows that link or unlink records, or win, resolve or complete one")
     patched: int = 0
     already_complete: int = 0
-    ambiguous: int = Field(0, description="several documents fit the row, nothing is patched")
+    ambiguous: int = Field(0, description="several documents match the row, none is patched")
     referent_gone: int = Field(0, description="rows that name a record which the CRM no longer has")
     outcomes: dict[str, int] = Field(default_factory=dict, description="association rows by outcome")
     audit_ids: dict[str, list[int]] = Field(
-        default_factory=dict, description="the first rows of the outcomes to look at"
+        default_factory=dict, description="the first rows of each outcome that needs attention"
     )
     error: str | None = Field(None, description="why it is pending")
 
@@ -57,7 +57,7 @@ def counts_of(done: Counts) -> dict[str, Any]:
 
 
 def view_of(enrichment: Mapping[str, Any] | None) -> EnrichmentView | None:
-    """Return what a job document says, as it is shown; None if its run has not come to it."""
+    """Return the job document's enrichment, as it is shown; None if its run has not reached it."""
     if enrichment is None:
         return None
     outcomes = {outcome.value: int(enrichment.get("outcomes", {}).get(outcome.value, 0)) for outcome in Outcome}
@@ -75,19 +75,19 @@ def view_of(enrichment: Mapping[str, Any] | None) -> EnrichmentView | None:
 
 
 def in_words(view: EnrichmentView | None, company_sso_id: str) -> str:
-    """Return it in one line; "" if there is nothing to say."""
+    """Return it in one line; "" if there is nothing to report."""
     if view is None or view.state is EnrichmentState.OFF:
         return ""
     if view.state is not EnrichmentState.DONE:
         why = f" ({view.error})" if view.error else ""
         return f"enrichment {view.state.value}{why}; crm-replay enrich --account {company_sso_id} finishes it"
-    said = f"association logs: {view.patched:,} enriched, {view.already_complete:,} complete already"
-    said += f", {view.ambiguous:,} ambiguous" if view.ambiguous else ""
-    return said + (f"; {view.referent_gone:,} name a record that is gone" if view.referent_gone else "")
+    text = f"association logs: {view.patched:,} enriched, {view.already_complete:,} complete already"
+    text += f", {view.ambiguous:,} ambiguous" if view.ambiguous else ""
+    return text + (f"; {view.referent_gone:,} name a deleted record" if view.referent_gone else "")
 
 
-def finish_pending(database: Any, job: Job, counts: Mapping[str, Any]) -> None:
-    """Note that a command has finished what the job's run had given up; nothing happens if it is at another run."""
+def finish_pending(database: Database, job: Job, counts: Mapping[str, Any]) -> None:
+    """Record that a command has finished what the job's run had given up; no effect if it is at another run."""
     jobs: Documents = database[JOBS]
     unfinished = [EnrichmentState.PENDING.value, EnrichmentState.RUNNING.value]
     jobs.update_one(

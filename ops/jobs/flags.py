@@ -1,19 +1,18 @@
-"""The migration flag of each account, in `crm_replay_flags`; off unless somebody has turned it on."""
+"""The migration flag of each account, in `crm_replay_flags`; off by default."""
 
 import datetime as dt
 from dataclasses import dataclass
-from typing import Any
 
 from bson.codec_options import CodecOptions
 
 from schemas.collections import FLAGS
+from schemas.process.mongodb import Database, Document, Documents
 from schemas.topics import AccountTopics
-from sink.database import Document, Documents
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """Whether the account may be migrated; who changed that last and when (aware UTC), None if nobody ever has."""
+    """Whether the account may be migrated; author and time (aware UTC) of the last change, None if never changed."""
 
     company_sso_id: str
     enabled: bool = False
@@ -21,18 +20,18 @@ class Flag:
     changed_by: str | None = None
 
 
-def read(database: Any, company_sso_id: str) -> Flag:
+def read(database: Database, company_sso_id: str) -> Flag:
     """Return the account's flag."""
     found = _flags(database).find_one({"_id": company_sso_id})
     return _flag(found) if found else Flag(company_sso_id)
 
 
-def read_all(database: Any, limit: int = 10_000) -> list[Flag]:
-    """Return the flags that somebody has set once, on or off, by account id."""
+def read_all(database: Database, limit: int = 10_000) -> list[Flag]:
+    """Return the flags that have ever been set, on or off, by account id."""
     return [_flag(found) for found in _flags(database).find().sort("_id", 1).limit(limit)]
 
 
-def write(database: Any, company_sso_id: str, enabled: bool, by: str) -> Flag:
+def write(database: Database, company_sso_id: str, enabled: bool, by: str) -> Flag:
     """Set the account's flag and return it. Raises BadInputError for what is no account id."""
     AccountTopics.of(company_sso_id)
     now = dt.datetime.now(dt.UTC)
@@ -46,7 +45,7 @@ def _flag(document: Document) -> Flag:
     return Flag(document["_id"], document["enabled"], document["changed_at"], document["changed_by"])
 
 
-def _flags(database: Any) -> Documents:
+def _flags(database: Database) -> Documents:
     aware: CodecOptions[Document] = CodecOptions(tz_aware=True)
     flags: Documents = database.get_collection(FLAGS, codec_options=aware)
     return flags

@@ -1,4 +1,4 @@
-"""Pure: what may be asked of an account now, why not, and how many of its CRM persons have to be contacts."""
+"""Pure: which actions an account allows now, why not, and how many of its CRM persons have to be contacts."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -40,7 +40,7 @@ HTTP_STATUS = {
 
 
 class Action(StrEnum):
-    """What can be asked of an account."""
+    """An action on an account."""
 
     TRIGGER = "trigger"
     HALT = "halt"
@@ -80,13 +80,13 @@ def require_bound(failure_bound: float | None, reason: str) -> None:
             f"give one above {FAILURE_RATE_MAX:g}, 1 at most: 0.25 is a quarter",
         )
     if not reason.strip():
-        raise BadInputError("the failure bound is raised without a reason", "say why: it is kept in the audit log")
+        raise BadInputError("the failure bound is raised without a reason", "give one: it is kept in the audit log")
 
 
 def why_not(action: Action, company_sso_id: str, status: JobStatus | None, *, flag_enabled: bool) -> Refusal | None:
-    """Return why the action is refused, as far as status and flag say, or None. `status` None: there is no job.
+    """Return why the action is refused, by status and flag, or None. `status` None: there is no job.
 
-    The contact coverage, and whether Kafka still has what a rerun reads, are asked for when the action is done.
+    The contact coverage, and whether Kafka still has what a rerun reads, are checked when the action is executed.
     """
     if action is Action.PREFLIGHT:
         return None
@@ -100,11 +100,11 @@ def why_not(action: Action, company_sso_id: str, status: JobStatus | None, *, fl
         return _why_not_change(action, company_sso_id, status)
     if status is JobStatus.IN_PROGRESS:
         return Refusal(
-            RespCode.JOB_ALREADY_RUNNING, f"a run of {company_sso_id} is in progress", "ask again when it is over"
+            RespCode.JOB_ALREADY_RUNNING, f"a run of {company_sso_id} is in progress", "try again when it has ended"
         )
     if status is JobStatus.ROLLED_BACK:
         return Refusal(
-            RespCode.ILLEGAL_TRANSITION, f"{company_sso_id} has been rolled back", "there is nothing to look at"
+            RespCode.ILLEGAL_TRANSITION, f"{company_sso_id} has been rolled back", "there is nothing to check"
         )
     return None
 
@@ -131,10 +131,10 @@ def _why_not_trigger(company_sso_id: str, status: JobStatus | None, flag_enabled
 
 def _why_not_change(action: Action, company_sso_id: str, status: JobStatus) -> Refusal | None:
     if action is Action.ROLLBACK and status is JobStatus.ROLLED_BACK:
-        return None  # a repetition goes on with what is left, and removes 0 in the end
+        return None  # a repetition removes what is left, and at last 0
     what = f"the job of {company_sso_id} is {status}"
     if action is Action.RESUME and status is JobStatus.COMPLETED:
-        return Refusal(RespCode.ILLEGAL_TRANSITION, what, "there is nothing to go on with; rerun it instead")
+        return Refusal(RespCode.ILLEGAL_TRANSITION, what, "there is nothing to resume; rerun it instead")
     if action is Action.RERUN and status is JobStatus.HALTED:
         return Refusal(RespCode.ILLEGAL_TRANSITION, what, "resume it: the run it would repeat is not over")
     why = refusal(status, TARGETS[action])
@@ -150,10 +150,10 @@ def _why_not_change(action: Action, company_sso_id: str, status: JobStatus) -> R
 class Coverage:
     """How many of the distinct CRM persons in the source's scope the platform knows.
 
-    From a sample of `rows` rows where the source has more than are read; `complete` says that these were all of them.
+    From a sample of `rows` rows where the source has more than are read; `complete`: these were all of them.
     """
 
-    rows: int  # looked at
+    rows: int  # read
     persons: int  # distinct, named by these rows
     found: int  # of the persons: contacts of the account, or in its id map
     complete: bool
@@ -161,7 +161,7 @@ class Coverage:
 
     @property
     def pct(self) -> float:
-        """Persons found in per cent, cut to two digits; 100.0 if the rows name nobody."""
+        """Persons found in per cent, cut to two digits; 100.0 if the rows name no person."""
         return percent(self.found, self.persons) if self.persons else 100.0
 
     @property

@@ -1,8 +1,8 @@
-"""Documents that came by `POST /private/activity_logs/migrate`: how they are known, and whose they are (decision 61).
+"""Documents that came by `POST /private/activity_logs/migrate`: their identity and their account (decision 61).
 
-They are the account's replay's: they have its tag, its roll back removes them, also where there is no job, and its runs
-meet them as duplicates. But no run has counted one whose row it does not have; such documents are named and set apart,
-by the nightly check and by each run, and are no fault of the run. Their `_id` tells them from all others: it begins
+They belong to the account's replay: they have its tag, its roll back removes them, also without a job, and its runs
+count them as duplicates. No run has counted one whose row it does not have; such documents are reported separately,
+by the nightly check and by each run, and do not fail the run. Their `_id` identifies them: it begins
 with a number of the account's own above every run's, where a run's documents have their run (decision 7).
 """
 
@@ -17,7 +17,7 @@ from ops.jobs import audit_log
 from ops.jobs.store import RUN_MAX
 from schemas.collections import ACTIVITY_LOGS
 from schemas.identity import AUDIT_ID_BYTES, RUN_BYTES, SOURCE_TAG
-from sink.database import Documents
+from schemas.process.mongodb import Database, Documents
 from sink.documents import PRIMARY_KEY_INDEX
 from sink.indexes import COMPANY_SOURCE_TAG
 
@@ -44,14 +44,14 @@ def ids_of(company_sso_id: str) -> dict[str, ObjectId]:
     }
 
 
-def count(database: Any, company_sso_id: str) -> int:
-    """Return how many documents of the account came by HTTP and are there; a range of the primary key."""
+def count(database: Database, company_sso_id: str) -> int:
+    """Return how many documents of the account came by HTTP and exist; a range of the primary key."""
     logs: Documents = database[ACTIVITY_LOGS]
     query = {"_id": ids_of(company_sso_id), "company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}
     return logs.count_documents(query, hint=PRIMARY_KEY_INDEX)
 
 
-def are_known(database: Any, company_sso_id: str) -> bool:
+def are_known(database: Database, company_sso_id: str) -> bool:
     """Return whether documents of the replay are or were there that no job has to account for."""
     logs: Documents = database[ACTIVITY_LOGS]
     tagged = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}
@@ -60,9 +60,14 @@ def are_known(database: Any, company_sso_id: str) -> bool:
 
 
 def note(
-    database: Any, counts: Mapping[str, Mapping[str, int]], *, who: str, request_id: str, outcome: str = audit_log.OK
+    database: Database,
+    counts: Mapping[str, Mapping[str, int]],
+    *,
+    who: str,
+    request_id: str,
+    outcome: str = audit_log.OK,
 ) -> None:
-    """Write to the audit log who has sent documents of which accounts, and what became of them."""
+    """Write to the audit log who has sent documents of which accounts, and their results."""
     for company_sso_id, detail in counts.items():
         audit_log.append(
             database, ACTION, company_sso_id, who=who, outcome=outcome, request_id=request_id, detail=detail
@@ -77,7 +82,7 @@ def in_words(fields: Mapping[str, Any] | None, company_sso_id: str) -> str:
     more = ", …" if fields["without_row"] > len(fields["named"]) else ""
     return (
         f"{fields['without_row']:,} documents came by HTTP and belong to no row of this run ({ids}{more});"
-        f" crm-replay verify --account {company_sso_id} says why, --repair deletes them"
+        f" crm-replay verify --account {company_sso_id} shows the reasons, --repair deletes them"
     )
 
 

@@ -1,4 +1,4 @@
-"""Pure: what a job is, which status may follow which, and the ledger that says whether every row is accounted for."""
+"""Pure: the job, its status transitions, and the ledger that checks whether every row is accounted for."""
 
 import datetime as dt
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.COMPLETED: frozenset((JobStatus.IN_PROGRESS, JobStatus.ROLLED_BACK)),
     JobStatus.ROLLED_BACK: frozenset(),
 }
-# Statuses of a job that is over, whatever came of it; `finished_at` is set with them.
+# Final statuses of a job; `finished_at` is set with them.
 FINISHED = frozenset((JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.ROLLED_BACK))
 _WHY_NOT: Mapping[tuple[JobStatus, JobStatus], str] = {
     (JobStatus.IN_PROGRESS, JobStatus.ROLLED_BACK): "halt it first: its processes still write",
@@ -35,7 +35,7 @@ LEASE_S = 15.0  # a runner that has not renewed its lease for so long is taken f
 
 
 class IllegalTransitionError(ReplayError):
-    """A job cannot go from its status to the one asked for."""
+    """The job's status does not allow the requested one."""
 
 
 def refusal(source: JobStatus, target: JobStatus) -> str | None:
@@ -82,19 +82,19 @@ class Job:
     heartbeat_at: dt.datetime
     error: str | None
     prepared: bool = True  # surveyed: top, xmax, cutoff and total are known; else the runner that claims it looks
-    planned_begin: tuple[int, ...] = ()  # what `begin_offsets` will be once both groups have been set to the stretch
+    planned_begin: tuple[int, ...] = ()  # `begin_offsets`, once both groups have been set to them
     planned_outcomes: tuple[int, ...] = ()  # where the sinks begin on the outcomes topic, by partition
     writers: tuple[str, ...] = ()  # virtual transactions of the source that may still commit ids up to top
-    published_at: tuple[int, ...] = ()  # of a rerun: begin offsets of the stretch that is read again
+    published_at: tuple[int, ...] = ()  # of a rerun: begin offsets of the run that is read again
     owner: str | None = None  # the runner that works on it; None: it waits for one
-    fence: int = 0  # rises with every claim: what a former owner says counts no more
-    lease_until: dt.datetime = NEVER  # by the database's clock; behind it, anybody may claim the job
-    attempts: int = 0  # of runners, in a row, that gave the job back without having got on with it
+    fence: int = 0  # rises with every claim: a former owner's writes are refused
+    lease_until: dt.datetime = NEVER  # by the database's clock; after it, any runner may claim the job
+    attempts: int = 0  # of runners, in a row, that released the job without progress
     enrichment: Mapping[str, Any] | None = None  # of the present run; ops.jobs.enrichments
     http_documents: Mapping[str, Any] | None = None  # that came by HTTP, and that no row of the run accounts for
     out_of_scope_by_type: Mapping[str, int] = field(default_factory=dict)  # rows of types that are not read
     rollback: Mapping[str, Any] | None = None  # removed, remaining, by, started_at, updated_at, finished_at, unanswered
-    records_late: int = 0  # rows found by the second look at the gaps; they are in the other counts
+    records_late: int = 0  # rows found when the gaps were read again; they are in the other counts
     records_repaired: int = 0  # rows that failed and have been repaired since; they are in their new bins
     repaired: Repaired = field(default_factory=Repaired)
     actors_fell_back: int = 0  # logs written whose actor is the deleted user
@@ -117,7 +117,7 @@ class Job:
         return self.status is JobStatus.IN_PROGRESS and (self.owner is None or self.lease_until < now)
 
     def replay_job(self) -> ReplayJob:
-        """Return what the processes of this run are told."""
+        """Return the job as the processes of this run get it."""
         return ReplayJob(
             company_sso_id=self.company_sso_id,
             job_id=self.job_id,
@@ -147,7 +147,7 @@ class Ledger:
     foreign: int = 0
     documents: int | None = None
     out_of_scope: Mapping[str, int] = field(default_factory=dict)  # by type: not read, and no part of the sums
-    late: int = 0  # of the source rows: found by the second look at the gaps
+    late: int = 0  # of the source rows: found when the gaps were read again
     repaired: int = 0  # rows that failed and have been repaired since, in their new bins
     actors_fell_back: int = 0  # of the migrated: their actor is the deleted user
     ids_agree: bool | None = None  # the documents are of the very rows that should have one; None: not compared
@@ -193,7 +193,7 @@ class Ledger:
 
     @property
     def failure_rate(self) -> float:
-        """Return failed / (migrated + skipped + failed), foreign dead letters included; 0.0 if there is nothing."""
+        """Return failed / (migrated + skipped + failed), foreign dead letters included; 0.0 if there are none."""
         seen = self.accounted + self.foreign
         return (self.failed + self.foreign) / seen if seen else 0.0
 

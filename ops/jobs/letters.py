@@ -1,4 +1,4 @@
-"""Pure: dead letters as people read them, what has become of their rows, and which of those a retry replays."""
+"""Pure: dead letters for display, the state of their rows, and which of those a retry replays."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from schemas.vocabulary import DeadLetterCause
 
 RETRIES_MAX = 3  # of a row that has failed each time; more only with --force
 HEX_BYTES_MAX = 256
-UNREADABLE = "unreadable"  # what stands on the topic is no dead letter
+UNREADABLE = "unreadable"  # the record on the topic is no dead letter
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Outcome = tuple[str, str]  # migrated, skipped, failed or gone; reason or cause
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -62,7 +62,7 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A dead letter and what has become of it."""
+    """A dead letter and its state."""
 
     letter: Letter
     state: State
@@ -100,7 +100,7 @@ class Plan:
     left_out: list[tuple[int, str]] = field(default_factory=list)  # audit id, why
     no_audit_id: list[int] = field(default_factory=list)  # offsets of letters that name no row
     other_accounts: list[int] = field(default_factory=list)  # offsets of letters about rows of other accounts
-    unknown: int = 0  # ids asked for that have no dead letter
+    unknown: int = 0  # requested ids that have no dead letter
 
 
 def moment(at_us: int) -> datetime:
@@ -159,7 +159,7 @@ def last_runs(letters: Iterable[Letter]) -> dict[int, int]:
 
 
 def judge(letters: Sequence[Letter], resolved: Mapping[int, str]) -> list[Listed]:
-    """Return the letters with their states; `resolved` says of rows why they need no retry any more."""
+    """Return the letters with their states; `resolved` has, by row, why it needs no retry any more."""
     failures = Counter(letter.row for letter in letters if letter.row is not None)
     listed = []
     for letter in letters:
@@ -176,7 +176,7 @@ def judge(letters: Sequence[Letter], resolved: Mapping[int, str]) -> list[Listed
 def failed_retries(attempts: Iterable[Mapping[str, Any]]) -> Counter[int]:
     """Return how often in a row each audit id was retried in vain; `attempts` in the order in which they began.
 
-    An attempt that nobody has closed counts as one in vain.
+    An attempt without an outcome counts as failed.
     """
     counted: Counter[int] = Counter()
     for attempt in attempts:
@@ -207,15 +207,15 @@ def plan(
         elif audit_ids is None and (not cause or each.letter.cause == cause):
             places = planned.other_accounts if each.letter.audit_id > 0 else planned.no_audit_id
             places.append(each.letter.offset)
-    asked = None if audit_ids is None else set(audit_ids)
-    if asked is not None:
-        planned.unknown = len(asked - last.keys())
+    requested = None if audit_ids is None else set(audit_ids)
+    if requested is not None:
+        planned.unknown = len(requested - last.keys())
     for row in sorted(last):
         each = last[row]
-        if (asked is not None and row not in asked) or (cause and each.letter.cause != cause):
+        if (requested is not None and row not in requested) or (cause and each.letter.cause != cause):
             continue
         if each.state is State.RESOLVED:
-            if asked is not None:
+            if requested is not None:
                 planned.left_out.append((row, f"it is resolved: {each.why}"))
         elif retried.get(row, 0) >= RETRIES_MAX and not force:
             planned.left_out.append(

@@ -1,7 +1,7 @@
-"""Collections and indexes, made and unmade in numbered steps, recorded in `crm_replay_migrations`.
+"""Collections and indexes, created and dropped in numbered steps, recorded in `crm_replay_migrations`.
 
-A step notes what it is going to make before it makes it, so one that died half-way is taken up again, and `down` undoes
-exactly what `up` did: an index or a collection that was there before stays, and so does every document of the customer.
+A step records what it is going to create before it does, so an interrupted one is resumed, and `down` undoes
+exactly what `up` did: an index or a collection that existed before stays, and so does every document of the customer.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import datetime as dt
 import os
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,8 +35,9 @@ from schemas.collections import (
     TASKS,
 )
 from schemas.errors import BadInputError, ReplayError
+from schemas.process.mongodb import Database, Document, Documents
+from schemas.process.waiting import Deadline
 from schemas.vocabulary import JobStatus
-from sink.database import Document, Documents
 from sink.indexes import (
     AUDIT_LOG_BY_COMPANY,
     AUDIT_LOG_BY_TIME,
@@ -64,9 +64,9 @@ from sink.indexes import (
 
 LOCK = "lock"
 LOCK_EXPIRY_S = 60.0
-NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)  # expiry of a lock that nobody has held
+NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)  # expiry of a lock that was never held
 LOCK_RENEWALS = 3  # within one expiry
-LOCK_POLL_S = 0.5  # how often a process that may wait asks for the lock
+LOCK_POLL_S = 0.5  # how often a process that may wait tries the lock
 NAMESPACE_EXISTS = 48
 NAMESPACE_NOT_FOUND = 26
 INDEX_NOT_FOUND = 27
@@ -84,7 +84,7 @@ class MigrationLockedError(ReplayError):
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One step. `own` collections hold nothing of the customer's, so `down` drops them with their documents."""
+    """One step. `own` collections hold no data of the customer, so `down` drops them with their documents."""
 
     version: int
     name: str
@@ -137,7 +137,7 @@ class MigrationStatus:
     applied_at: dt.datetime | None
 
 
-def status(database: Any) -> list[MigrationStatus]:
+def status(database: Database) -> list[MigrationStatus]:
     """Return every step in order, those of a newer release included."""
     records = _records(database)
     known = {migration.version: migration.name for migration in MIGRATIONS}
@@ -148,8 +148,8 @@ def status(database: Any) -> list[MigrationStatus]:
     ]
 
 
-def require_current(database: Any, *, older_will_do: bool = False) -> None:
-    """Return if this release and the database's schema fit each other; changes nothing.
+def require_current(database: Database, *, older_will_do: bool = False) -> None:
+    """Return if this release and the database's schema match; changes nothing.
 
     Raises MigrationRefusedError for an older schema (unless that will do, as for a command that only looks at what is
     there), for one that a migration has left half-way, for a newer one, and for a collection that mixes up accounts or
@@ -167,7 +167,7 @@ def require_current(database: Any, *, older_will_do: bool = False) -> None:
         )
 
 
-def up(database: Any, to: int | None = None, *, wait_s: float = 0.0) -> list[int]:
+def up(database: Database, to: int | None = None, *, wait_s: float = 0.0) -> list[int]:
     """Apply what is missing up to version `to` (None: all) and return the versions applied now.
 
     `wait_s`: how long to wait for another process that is migrating. Raises MigrationRefusedError for a newer schema, a
@@ -190,7 +190,7 @@ def up(database: Any, to: int | None = None, *, wait_s: float = 0.0) -> list[int
     return applied
 
 
-def down(database: Any, to: int = 0, *, wait_s: float = 0.0) -> list[int]:
+def down(database: Database, to: int = 0, *, wait_s: float = 0.0) -> list[int]:
     """Undo every step above version `to`, the newest first, and return the versions undone.
 
     Drops what `up` made: its indexes; our own collections with their documents; a customer's collection only if it is
@@ -218,11 +218,11 @@ def _checked(version: int | None, default: int) -> int:
     return version
 
 
-def _records(database: Any) -> dict[int, Document]:
+def _records(database: Database) -> dict[int, Document]:
     return {r["_id"]: r for r in database[APPLIED_MIGRATIONS].find({"_id": {"$type": "number"}})}
 
 
-def _not_newer(database: Any) -> dict[int, Document]:
+def _not_newer(database: Database) -> dict[int, Document]:
     """Return the records of applied steps; raises MigrationRefusedError if this release does not know one of them."""
     records = _records(database)
     newest = max(records, default=0)
@@ -237,8 +237,8 @@ def _is_applied(record: Mapping[str, Any] | None) -> bool:
     return record is not None and record.get("state") == "applied"
 
 
-def _apply(database: Any, migration: Migration, begun: Mapping[str, Any] | None) -> None:
-    """Make what the step needs. `begun` is the record of an attempt that died: what it noted counts as made by us."""
+def _apply(database: Database, migration: Migration, begun: Mapping[str, Any] | None) -> None:
+    """Create what the step needs. `begun` is the record of an interrupted attempt: what it lists counts as ours."""
     records: Documents = database[APPLIED_MIGRATIONS]
     existing = set(database.list_collection_names())
     noted_collections = set((begun or {}).get("collections", ()))
@@ -257,7 +257,7 @@ def _apply(database: Any, migration: Migration, begun: Mapping[str, Any] | None)
         "indexes": [[index.collection, index.name] for index in indexes],
         "applied_at": None,
     }
-    # Dying after this line: the next `up` finds what it was about to make and goes on.
+    # Dying after this line: the next `up` finds what it was about to create and continues.
     records.replace_one({"_id": migration.version}, record, upsert=True)
     try:
         for collection in collections:
@@ -277,7 +277,7 @@ def _why(error: OperationFailure, migration: Migration) -> ReplayError:
     if error.code == DUPLICATE_KEY:
         names = ", ".join(f"{index.name} of {index.collection}" for index in migration.indexes if index.unique)
         return MigrationRefusedError(
-            f"documents that are there already break a unique index ({names})",
+            f"existing documents violate a unique index ({names})",
             "remove the duplicates, then migrate again",
         )
     return MigrationRefusedError(
@@ -285,16 +285,16 @@ def _why(error: OperationFailure, migration: Migration) -> ReplayError:
     )
 
 
-def _revert(database: Any, migration: Migration, record: Mapping[str, Any]) -> None:
+def _revert(database: Database, migration: Migration, record: Mapping[str, Any]) -> None:
     records: Documents = database[APPLIED_MIGRATIONS]
-    # Dying after this line: the step no longer counts as applied, and its record still says what is left to undo.
+    # Dying after this line: the step no longer counts as applied, and its record still has what is left to undo.
     records.update_one({"_id": migration.version}, {"$set": {"state": "reverting", "applied_at": None}})
     _undo(database, migration, record)
     records.delete_one({"_id": migration.version})
 
 
-def _undo(database: Any, migration: Migration, record: Mapping[str, Any]) -> None:
-    """Drop the indexes and collections that the record says we made."""
+def _undo(database: Database, migration: Migration, record: Mapping[str, Any]) -> None:
+    """Drop the indexes and collections that the record has as ours."""
     for collection, name in record.get("indexes", ()):
         with _ignoring(INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND):
             database[collection].drop_index(name)
@@ -303,7 +303,7 @@ def _undo(database: Any, migration: Migration, record: Mapping[str, Any]) -> Non
             database.drop_collection(collection)
 
 
-def _create_collection(database: Any, name: str) -> None:
+def _create_collection(database: Database, name: str) -> None:
     with _ignoring(NAMESPACE_EXISTS):
         database.command("create", name)
 
@@ -317,7 +317,7 @@ def _ignoring(*codes: int) -> Iterator[None]:
             raise
 
 
-def _find_index(database: Any, index: Index) -> Mapping[str, Any] | None:
+def _find_index(database: Database, index: Index) -> Mapping[str, Any] | None:
     """Return the index of this name as the server has it, or None."""
     for found in _list_indexes(database, index.collection):
         if found["name"] == index.name:
@@ -325,7 +325,7 @@ def _find_index(database: Any, index: Index) -> Mapping[str, Any] | None:
     return None
 
 
-def _list_indexes(database: Any, collection: str) -> Sequence[Mapping[str, Any]]:
+def _list_indexes(database: Database, collection: str) -> Sequence[Mapping[str, Any]]:
     try:
         return list(database[collection].list_indexes())
     except OperationFailure as error:
@@ -334,7 +334,7 @@ def _list_indexes(database: Any, collection: str) -> Sequence[Mapping[str, Any]]
         return []
 
 
-def _refuse_unfit(database: Any) -> None:
+def _refuse_unfit(database: Database) -> None:
     """Raise MigrationRefusedError for a collection that an account's documents are not safe in.
 
     A query without a collation, and an index made without one, take the collection's: where that ignores case, one
@@ -354,8 +354,8 @@ def _refuse_unfit(database: Any) -> None:
             raise MigrationRefusedError(f"{name} is a {kind}, not a collection", "name another database")
         if options.get("collation"):
             raise MigrationRefusedError(
-                f"{name} was made with a collation ({options['collation'].get('locale')}), by which accounts whose ids"
-                " differ can be taken for one",
+                f"{name} has a collation ({options['collation'].get('locale')}), by which different account ids"
+                " can be equal",
                 "copy its documents into a collection without a collation, and give that its name",
             )
         if options.get("capped"):
@@ -365,8 +365,8 @@ def _refuse_unfit(database: Any) -> None:
             )
 
 
-def _refuse_clash(database: Any, index: Index) -> None:
-    """Raise MigrationRefusedError if another index stands under this name or over the same keys."""
+def _refuse_clash(database: Database, index: Index) -> None:
+    """Raise MigrationRefusedError if another index has this name or the same keys."""
     keys = [(key, ASCENDING) for key in index.keys]
     for found in _list_indexes(database, index.collection):
         same_keys = list(found["key"].items()) == keys
@@ -396,16 +396,14 @@ class _Lock:
         self._renewer = threading.Thread(target=self._renew, name="migration-lock", daemon=True)
 
     def acquire(self, wait_s: float) -> None:
-        """Take the lock, that of an owner who has died as soon as it has expired, or raise MigrationLockedError."""
-        give_up_at = time.monotonic() + wait_s
+        """Take the lock, that of a dead owner once it has expired, or raise MigrationLockedError."""
+        deadline = Deadline(wait_s)
         while not self._take():
-            left_s = give_up_at - time.monotonic()
-            if left_s <= 0:
+            if not deadline.wait(LOCK_POLL_S):
                 raise MigrationLockedError(
                     f"another process is migrating this database{self._held_by()}",
                     f"wait; a dead one's lock expires in {LOCK_EXPIRY_S:.0f} s",
                 )
-            time.sleep(min(LOCK_POLL_S, left_s))
         self._renewer.start()
 
     def _take(self) -> bool:
@@ -437,7 +435,7 @@ class _Lock:
     def check(self) -> None:
         """Raise MigrationLockedError if the lock has gone to another process."""
         if self._lost or self._records.find_one({"_id": LOCK, "owner": self._owner}) is None:
-            raise MigrationLockedError("the migration lock was lost to another process", "look at its result first")
+            raise MigrationLockedError("the migration lock was lost to another process", "check its result first")
 
     def release(self) -> None:
         """Give the lock back; the last trace of a database without any step applied goes with it."""
@@ -452,7 +450,7 @@ class _Lock:
 
 
 @contextlib.contextmanager
-def _locked(database: Any, wait_s: float) -> Iterator[_Lock]:
+def _locked(database: Database, wait_s: float) -> Iterator[_Lock]:
     lock = _Lock(database[APPLIED_MIGRATIONS], uuid.uuid4().hex)
     lock.acquire(wait_s)
     try:

@@ -1,9 +1,7 @@
-"""What an operator does to a job besides running it: halt it, run it again, roll it back."""
+"""An operator's actions on a job besides running it: halt, rerun, roll back."""
 
-import time
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any
 
 from ops.jobs import http_documents
 from ops.jobs.jobs import Job, refusal
@@ -11,6 +9,8 @@ from ops.jobs.store import JobStore, LeaseLostError, NewJob
 from ops.kafka import admin as kafka_admin
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
+from schemas.process.waiting import Deadline, retrying
 from schemas.source.mapping import SourceMapping
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
@@ -29,7 +29,7 @@ class RollbackRefusedError(ReplayError):
 
 
 def digest(mapping: SourceMapping) -> str:
-    """Return what tells a job's source mapping from another."""
+    """Return the digest of a job's source mapping."""
     return sha256(mapping.model_dump_json().encode()).hexdigest()
 
 
@@ -45,7 +45,7 @@ def halt(store: JobStore, company_sso_id: str, reason: str) -> Job:
 def why_no_rerun(job: Job, store: JobStore, connections: Connections) -> tuple[str, str] | None:
     """Return why what the job's last run has published cannot be read again, and what to do; None if it can.
 
-    Its stretch ends at its end markers. Without them, rows are not on it, and those of later replays stand behind it.
+    Its records end at its end markers. Without them, rows are missing, and records of later replays follow.
     """
     account = job.company_sso_id
     if not job.begin_offsets:
@@ -83,7 +83,7 @@ def next_run_of(job: Job) -> NewJob:
 
 
 def rollback(
-    database: Any,
+    database: Database,
     company_sso_id: str,
     on_batch: Callable[[int], None] = lambda _: None,
     *,
@@ -94,7 +94,7 @@ def rollback(
 
     An account without a job may have documents that came by HTTP; they go, too. The job is marked first: dying half-way
     leaves documents of a job that is rolled back, and the next call removes them, and returns the number of the whole
-    roll back, also beside another call. How far it is stands in the job document. With `to_be_answered` the number is
+    roll back, also concurrently. Its progress is in the job document. With `to_be_answered` the number is
     returned again until `JobStore.note_rollback_answered`: an answer can be lost. Raises NoSuchJobError;
     RollbackRefusedError while a job is in progress or its processes are being ended, also if one begins meanwhile.
     """
@@ -126,12 +126,14 @@ def rollback(
             )
 
     removed = documents.rollback(database, company_sso_id, on_batch=still_ours) + done_before
-    removed = max(removed, whole)  # another call beside this one has removed the others
+    removed = max(removed, whole)  # a concurrent call has removed the others
     store.note_rollback(job, removed=removed, remaining=0, by=by, finished=True, unanswered=to_be_answered)
     return removed
 
 
-def _rollback_without_job(store: JobStore, database: Any, company_sso_id: str, on_batch: Callable[[int], None]) -> int:
+def _rollback_without_job(
+    store: JobStore, database: Database, company_sso_id: str, on_batch: Callable[[int], None]
+) -> int:
     def still_without(removed: int) -> None:
         on_batch(removed)
         if store.latest(company_sso_id) is not None:
@@ -145,22 +147,23 @@ def _rollback_without_job(store: JobStore, database: Any, company_sso_id: str, o
 
 def _mark_rolled_back(store: JobStore, company_sso_id: str) -> Job:
     """Return the account's job, rolled back; waits for a runner that is ending its processes: they write until then."""
-    give_up_at = time.monotonic() + STOPPING_MAX_S
-    while True:
+
+    def mark() -> Job:
         job = _latest(store, company_sso_id)
         if job.status is JobStatus.ROLLED_BACK:
             return job
         why_not = refusal(job.status, JobStatus.ROLLED_BACK)
         if why_not:
             raise RollbackRefusedError(f"the job of {company_sso_id} is {job.status}", why_not)
-        try:
-            return store.transition(job.job_id, job.status, JobStatus.ROLLED_BACK, only_if_free=True)
-        except LeaseLostError as error:
-            if time.monotonic() > give_up_at:
-                raise RollbackRefusedError(
-                    f"the runner of {company_sso_id} ({job.owner}) has not ended its processes yet", "try again"
-                ) from error
-            time.sleep(STOPPING_POLL_S)
+        return store.transition(job.job_id, job.status, JobStatus.ROLLED_BACK, only_if_free=True)
+
+    try:
+        return retrying(mark, LeaseLostError, Deadline(STOPPING_MAX_S), STOPPING_POLL_S)
+    except LeaseLostError as error:
+        raise RollbackRefusedError(
+            f"the runner of {company_sso_id} ({_latest(store, company_sso_id).owner}) has not ended its processes yet",
+            "try again",
+        ) from error
 
 
 def _latest(store: JobStore, company_sso_id: str) -> Job:

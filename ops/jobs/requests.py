@@ -1,11 +1,11 @@
-"""The one place through which a job is asked for, halted, resumed, run again or rolled back, whoever asks.
+"""The one place that triggers, halts, resumes, reruns or rolls back a job, for every caller.
 
 HTTP, the command line and the console call these functions and nothing below them, so that guards, refusals and the
-audit log are the same for all. Nothing here does the work: a runner (`crm-replay runner`) finds it in the database. A
+audit log are the same for all. They only record requests: a runner (`crm-replay runner`) executes them. A
 roll back is the exception, it deletes at once; as a task it is a runner's work too.
 
-What every function may raise besides its refusals: BadInputError for what is no account id or no account of the CRM
-(400), ServiceUnreachableError, ReplayError or pymongo's errors for an outage (503).
+What every function may raise besides its refusals: BadInputError for an invalid or unknown account (400),
+ServiceUnreachableError, ReplayError or pymongo's errors for an outage (503).
 """
 
 import threading
@@ -23,6 +23,7 @@ from ops.jobs.store import JobAlreadyRunningError, JobChangedError, JobStore, Ne
 from ops.jobs.tasks import Task, TaskAlreadyQueuedError, TaskKind, TaskStore
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
 from schemas.source.mapping import load
 from schemas.topics import AccountTopics
 from schemas.vocabulary import ExitCode, JobStatus
@@ -38,7 +39,7 @@ _CALL_IS_WRONG = frozenset((403, 404, 422))  # for the command line
 
 
 class RequestRefusedError(ReplayError):
-    """What was asked for is not done; nothing has been changed (ROLLBACK_FAILED: call again, it goes on).
+    """The request is refused; nothing has been changed (ROLLBACK_FAILED: repeat it, it continues).
 
     `resp_code` and `http_status` are those of the answer; `meta` has what a program may want to know besides.
     """
@@ -56,14 +57,14 @@ class RequestRefusedError(ReplayError):
 class Control:
     """What the control plane works with. `database` is migrated; `mapping_path` "" is the sample CRM's mapping."""
 
-    database: Any
+    database: Database
     connections: Connections
     mapping_path: str = ""
     partitions: int = 4
     _locks: dict[str, threading.Lock] = field(default_factory=dict, repr=False, compare=False)
 
     def lock(self, company_sso_id: str) -> threading.Lock:
-        """Return a lock for the account's requests to this process, so that a burst of them asks the source once."""
+        """Return a lock for the account's requests to this process, so that a burst of them queries the source once."""
         return self._locks.setdefault(company_sso_id, threading.Lock())
 
 
@@ -84,7 +85,7 @@ def trigger(
     AccountTopics.of(company_sso_id)
     detail = {"date_range_start": date_range_start.isoformat()} if date_range_start else {}
     with _noted(control, "trigger", company_sso_id, triggered_by, request_id, detail) as noted:
-        _require(control, Action.TRIGGER, company_sso_id)  # most of a burst end here, and wait for nobody
+        _require(control, Action.TRIGGER, company_sso_id)  # most of a burst end here, without waiting
         with control.lock(company_sso_id):
             seen = _require(control, Action.TRIGGER, company_sso_id)
             mapping = load(control.mapping_path or None)
@@ -115,7 +116,7 @@ def trigger(
             try:
                 job = JobStore(control.database).create(new)
             except (JobAlreadyRunningError, JobChangedError) as error:
-                _require(control, Action.TRIGGER, company_sso_id)  # says what the job of the request before is now
+                _require(control, Action.TRIGGER, company_sso_id)  # sees the job of the request before
                 raise _raced(company_sso_id) from error
         noted["job_id"] = job.job_id
         return job
@@ -142,7 +143,7 @@ def resume(
     request_id: str = "",
     failure_bound: float | None = None,
 ) -> Job:
-    """Return the account's job, in progress again; the next free runner takes it up where it was.
+    """Return the account's job, in progress again; the next free runner resumes it.
 
     `failure_bound` is that of the failure rate until the next resume, over the usual one and at most 1.0; it needs a
     reason. Refused with JOB_NOT_FOUND, JOB_ALREADY_RUNNING or ILLEGAL_TRANSITION.
@@ -160,8 +161,8 @@ def resume(
 def rerun(control: Control, company_sso_id: str, *, by: str, reason: str = "", request_id: str = "") -> Job:
     """Return the account's job at its next run, which reads again what the last one has published.
 
-    Refused with JOB_NOT_FOUND, JOB_ALREADY_RUNNING, ILLEGAL_TRANSITION, or NOTHING_TO_REPLAY if Kafka has let go of the
-    beginning of that.
+    Refused with JOB_NOT_FOUND, JOB_ALREADY_RUNNING, ILLEGAL_TRANSITION, or NOTHING_TO_REPLAY if Kafka has deleted the
+    first records of that.
     """
     with _noted(control, "rerun", company_sso_id, by, request_id, {"reason": reason}) as noted:
         job = _require_job(control, Action.RERUN, company_sso_id)
@@ -248,7 +249,7 @@ def request_task(
 
 
 def set_flag(control: Control, company_sso_id: str, enabled: bool, *, by: str, request_id: str = "") -> Flag:
-    """Turn the account's migration flag on or off and return it. A job that is in progress goes on either way."""
+    """Turn the account's migration flag on or off and return it. A job in progress continues either way."""
     AccountTopics.of(company_sso_id)
     with _noted(control, "flag", company_sso_id, by, request_id, {"enabled": enabled}):
         return flags.write(control.database, company_sso_id, enabled, by)
@@ -275,7 +276,7 @@ def _require_job(control: Control, action: Action, company_sso_id: str) -> Job:
 
 def _raced(company_sso_id: str) -> RequestRefusedError:
     return RequestRefusedError(
-        Refusal(RespCode.JOB_ALREADY_RUNNING, f"another request for {company_sso_id} was first", "look at its job")
+        Refusal(RespCode.JOB_ALREADY_RUNNING, f"another request for {company_sso_id} was first", "check its job")
     )
 
 
@@ -296,7 +297,7 @@ def _noted(
     request_id: str,
     detail: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    """Write what came of a request to the audit log. Gives the detail to add to.
+    """Write a request's result to the audit log. Yields the detail to add to.
 
     What another process has changed meanwhile, and what the table of transitions forbids, becomes a refusal.
     """

@@ -1,8 +1,8 @@
-"""Job documents in MongoDB. Every change is one conditional update, so two processes cannot both make it.
+"""Job documents in MongoDB. Every change is one conditional update, so only one process can make it.
 
 A runner works on a job under a lease: it is the job's owner, renews the lease while it lives, and holds a number, the
-fence, that rises with every claim. What it says of the job counts only under its own number, so one that slept through
-its lease cannot disturb whoever has taken over. Leases count by the server's clock: hosts need not agree on the time.
+fence, that rises with every claim. Its writes are accepted only under its own number, so one that was frozen beyond
+its lease cannot disturb its successor. Leases count by the server's clock: hosts need not agree on the time.
 """
 
 import datetime as dt
@@ -19,8 +19,8 @@ from pymongo.errors import DuplicateKeyError
 from ops.jobs.jobs import FINISHED, LEASE_S, NEVER, IllegalTransitionError, Job, Ledger, accuracy_of, refusal
 from schemas.collections import CHECKPOINTS, COUNTERS, JOBS, PROGRESS
 from schemas.errors import ReplayError
+from schemas.process.mongodb import Database, Document, Documents
 from schemas.vocabulary import JobStatus
-from sink.database import Document, Documents
 from sink.failure_rate import halt_reason
 from sink.identity import Identities, shift_of, with_ids
 from sink.indexes import ONE_FOLLOWS, ONE_RUNNING_JOB
@@ -46,7 +46,7 @@ class JobChangedError(ReplayError):
 
 
 class LeaseLostError(JobChangedError):
-    """Another runner has taken the job over; whatever this one still runs has to end."""
+    """Another runner has taken the job over; this one has to stop its processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +66,15 @@ class NewJob:
     date_range_start: dt.datetime | None = None
     partial: bool = False  # replays chosen rows of a history that another job has replayed
     writers: tuple[str, ...] = ()  # virtual transactions of the source that may still commit ids up to top
-    prepared: bool = True  # the survey's fields are known; else whoever claims the job looks
-    published_at: tuple[int, ...] = ()  # of a rerun: begin offsets of the stretch that is read again
+    prepared: bool = True  # the survey's fields are known; else the runner that claims the job surveys the source
+    published_at: tuple[int, ...] = ()  # of a rerun: begin offsets of the run that is read again
     follows: str | None = None  # the account's last job as the request saw it, "" for none; None: does not matter
 
 
 class JobStore:
     """The jobs of all accounts."""
 
-    def __init__(self, database: Any) -> None:
+    def __init__(self, database: Database) -> None:
         """`database` is the customer data platform's; its migrations have been applied."""
         aware: CodecOptions[Document] = CodecOptions(tz_aware=True)
         self._jobs: Documents = database.get_collection(JOBS, codec_options=aware)
@@ -129,7 +129,7 @@ class JobStore:
         return job_of(created or {})
 
     def rerun(self, job_id: str, new: NewJob, *, begin_offsets: Sequence[int] = (), owner: str | None = None) -> Job:
-        """Begin the next run of a job that is over or halted, with counts of its own, and return it.
+        """Begin the next run of a finished or halted job, with counts of its own, and return it.
 
         It is its owner's, or waits for a runner if none is named.
         """
@@ -179,7 +179,7 @@ class JobStore:
         With `owner`, the job becomes that runner's, if no other has it. With `fence`, the change is that of the runner
         that holds this number, and fails if it does not any more. With `only_if_free`, no runner may hold the job.
         `failure_bound` is that of the failure rate from a resume to the next; None: the usual one. A job that is rolled
-        back has no counts any more: its rows are in no bin, and what was said of its documents is over.
+        back has no counts any more: its rows are in no bin, and the count of its documents is void.
         Raises IllegalTransitionError, JobChangedError, or JobAlreadyRunningError.
         """
         fields: Document = {}
@@ -237,9 +237,9 @@ class JobStore:
     def _changed(self, job: Job, source: JobStatus) -> JobChangedError:
         present = self.get(job.job_id)
         if present is not None and present.status is source and present.run == job.run:
-            return LeaseLostError(f"job {job.job_id} is in the hands of {present.owner}", "wait until it lets go")
+            return LeaseLostError(f"job {job.job_id} is owned by {present.owner}", "wait until it is released")
         return JobChangedError(
-            f"job {job.job_id} is {present.status if present else 'gone'}, not {source}", "look again"
+            f"job {job.job_id} is {present.status if present else 'gone'}, not {source}", "refresh the status"
         )
 
     def has_lost_its_place(self, job: Job) -> bool:
@@ -272,31 +272,27 @@ class JobStore:
         """Note what the survey of the source has found; return the job."""
         return self._set(job, {**_survey_fields(new), "prepared": True})
 
-    def plan_stretch(
+    def plan_offsets(
         self, job: Job, begin_offsets: Sequence[int], outcomes_offsets: Sequence[int], partitions: int
     ) -> Job:
-        """Note where the run's stretch will begin on both topics, before any group is set to it; return the job.
+        """Save at which offsets the run will begin on both topics, before any group is set to them; return the job.
 
-        Whoever takes the job up from here sets the groups to these very offsets, however often.
+        Every runner that claims the job later sets the groups to the same offsets.
         """
         fields = {"planned_begin": list(begin_offsets), "planned_outcomes": list(outcomes_offsets)}
         return self._set(job, {**fields, "partitions": partitions})
 
     def set_begin_offsets(self, job: Job, begin_offsets: Sequence[int], partitions: int | None = None) -> Job:
-        """Note where the run's stretch begins on each partition, and how many there are; return the job."""
+        """Save at which offset the run begins on each partition, and how many there are; return the job."""
         fields = {"begin_offsets": list(begin_offsets), "partitions": partitions or job.partitions}
         return self._set(job, fields)
-
-    def set_records_total(self, job: Job, records_total: int) -> Job:
-        """Note how many source rows are in scope; return the job."""
-        return self._set(job, {"records_total": records_total})
 
     def note_out_of_scope(self, job: Job, by_type: Mapping[str, int]) -> Job:
         """Note how many rows are of types that are not read; return the job."""
         return self._set(job, {"out_of_scope_by_type": dict(by_type)})
 
     def note_enrichment(self, job: Job, fields: Mapping[str, Any]) -> Job:
-        """Note how far the enrichment of the job's run is; return the job."""
+        """Save the progress of the run's enrichment; return the job."""
         return self._set(job, {"enrichment": dict(fields)})
 
     def note_http_documents(self, job: Job, fields: Mapping[str, Any] | None) -> Job:
@@ -306,7 +302,7 @@ class JobStore:
     def note_rollback(
         self, job: Job, *, removed: int, remaining: int, by: str, finished: bool = False, unanswered: bool = False
     ) -> None:
-        """Note how far the deletion of the account's documents is; `unanswered`: the caller has yet to be sent that."""
+        """Save the progress of the documents' deletion; `unanswered`: the caller has not been sent the number yet."""
         now = _now()
         fields = {"removed": removed, "remaining": remaining, "by": by, "updated_at": now, "unanswered": unanswered}
         fields["finished_at"] = now if finished else None
@@ -328,7 +324,7 @@ class JobStore:
     def claim_next(self, owner: str, leave_out: Collection[str] = ()) -> Job | None:
         """Return the job in progress that has waited longest, now this owner's; None if there is none to be had.
 
-        One that was given back with a pause, or whose owner has fallen silent, waits until that time is over.
+        One that was released with a pause, or whose owner has not renewed, waits until that time has passed.
         """
         free = {"status": JobStatus.IN_PROGRESS.value, "$expr": {"$lt": [_LEASE_UNTIL, "$$NOW"]}}
         if leave_out:
@@ -358,7 +354,7 @@ class JobStore:
     def release(self, job: Job, *, pause_s: float = 0.0, attempts: int = 0, error: str | None = None) -> None:
         """Let another runner claim the job, at once or after a pause: this one has ended all its processes.
 
-        `attempts` and `error` say how often in a row, and why, it was given back unfinished. A job that is no longer in
+        `attempts` and `error`: how often in a row, and why, it was released unfinished. A job that is no longer in
         progress keeps the reason that it has.
         """
         fields: Document = {"owner": None, "lease_until": _lease_end(pause_s) if pause_s else NEVER}
@@ -369,8 +365,8 @@ class JobStore:
         mine = {"_id": job.job_id, "owner": job.owner, **_fenced(job.fence)}
         self._jobs.update_one(mine, [{"$set": fields}])
 
-    def got_on(self, job: Job) -> Job:
-        """Note that the attempts that failed before are over; return the job."""
+    def reset_attempts(self, job: Job) -> Job:
+        """Forget the failed attempts before, because the run has made progress; return the job."""
         self._jobs.update_one(
             {"_id": job.job_id, "status": JobStatus.IN_PROGRESS.value, **_fenced(job.fence)},
             {"$set": {"attempts": 0, "error": None}},
@@ -379,8 +375,8 @@ class JobStore:
 
     def _lost(self, job: Job) -> LeaseLostError:
         present = self.get(job.job_id)
-        whose = "gone" if present is None else f"in the hands of {present.owner or 'nobody'}"
-        return LeaseLostError(f"job {job.job_id} of {job.company_sso_id} is {whose} now", "this runner lets go of it")
+        whose = "gone" if present is None else f"owned by {present.owner or 'no runner'}"
+        return LeaseLostError(f"job {job.job_id} of {job.company_sso_id} is {whose} now", "this runner releases it")
 
     def aggregate_progress(self, job: Job) -> RunTotals:
         """Return what the sinks have counted in the job's present run; of one that verify has completed, the proof."""
@@ -428,9 +424,9 @@ class JobStore:
         return self._set(job, fields, error={"$cond": [halted, {"$literal": why_halted}, "$error"]})
 
     def _late_rows(self, job: Job) -> int:
-        """Return how many rows the second look at the run's gaps has found; the cursor of that look has counted them.
+        """Return how many rows were found when the run's gaps were read again, as that cursor has counted them.
 
-        A partial replay reads nothing but chosen ids in that way, which is no second look.
+        A partial replay reads all of its chosen ids as gaps, so they are not late.
         """
         if job.partial:
             return 0
@@ -553,10 +549,10 @@ class JobStore:
         return job_of(document)
 
     def _already_running(self, company_sso_id: str, error: DuplicateKeyError) -> ReplayError:
-        said = str((error.details or {}).get("errmsg", ""))
-        if ONE_FOLLOWS.name in said:
-            return JobChangedError(f"another request for {company_sso_id} was first", "look again")
-        if ONE_RUNNING_JOB.name not in said:
+        message = str((error.details or {}).get("errmsg", ""))
+        if ONE_FOLLOWS.name in message:
+            return JobChangedError(f"another request for {company_sso_id} was first", "refresh the status")
+        if ONE_RUNNING_JOB.name not in message:
             return ReplayError("the job document met another of its kind", "try again")
         running = self.latest(company_sso_id)
         which = f" ({running.job_id})" if running else ""
@@ -623,7 +619,7 @@ def job_of(document: Mapping[str, Any]) -> Job:
     )
 
 
-# Of a run that has counted nothing yet; `documents` stays, which was counted in MongoDB and says when.
+# Of a run that has counted nothing yet; `documents` stays: it was counted in MongoDB and has its time.
 NO_COUNTS: Mapping[str, Any] = {
     **{name: value for name, value in job_fields(RunTotals(), Repaired(), 0).items() if name != "records_total"},
     "progress_pct": 0.0,
@@ -663,7 +659,7 @@ def _run_fields(new: NewJob, run: int, begin_offsets: Sequence[int], now: dt.dat
 
 
 def _survey_fields(new: NewJob) -> Document:
-    """Return what is known of the source when it has been looked at."""
+    """Return the fields that the survey of the source has found."""
     return {
         "top_audit_id": new.top_audit_id,
         "snapshot_xmax": new.snapshot_xmax,
@@ -681,7 +677,7 @@ def _lease_end(seconds: float) -> Document:
 
 
 def _claimed_by(owner: str) -> Document:
-    """Return what a claim sets, as fields of a pipeline update: what a former owner says counts no more."""
+    """Return what a claim sets, as fields of a pipeline update: a former owner's writes are then refused."""
     return {
         "owner": {"$literal": owner},
         "fence": {"$add": [{"$ifNull": ["$fence", 0]}, 1]},

@@ -1,7 +1,7 @@
-"""Work that a runner does when asked and that is no job: a verification, a preflight, a retry, a roll back.
+"""Work that a runner does on request and that is not a job: a verification, a preflight, a retry, a roll back.
 
-`crm_replay_tasks` holds one document each. Of a kind, an account has one queued or running; the database enforces it.
-A runner that has claimed a task renews its lease; where it falls silent another takes the task up from the beginning,
+`crm_replay_tasks` holds one document each. An account has at most one of a kind queued or running; the database
+enforces it. A runner that has claimed a task renews its lease; when it stops renewing, another restarts the task,
 so every kind has to be repeatable. Leases count by the server's clock.
 """
 
@@ -18,11 +18,11 @@ from pymongo.errors import DuplicateKeyError
 
 from schemas.collections import TASKS
 from schemas.errors import ReplayError
-from sink.database import Document, Documents
+from schemas.process.mongodb import Database, Document, Documents
 from sink.indexes import ONE_ACTIVE_TASK
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-ATTEMPTS_MAX = 3  # a task that takes its runner down with it must not do so for ever
+ATTEMPTS_MAX = 3  # a task that kills its runner must not be retried indefinitely
 LOOK_AT_MAX = 50
 
 
@@ -49,7 +49,7 @@ class TaskAlreadyQueuedError(ReplayError):
 
 
 class TaskLostError(ReplayError):
-    """The task is not this runner's any more: another has taken it up, or it is over."""
+    """The task is not this runner's any more: another has taken it over, or it has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Task:
 class TaskStore:
     """The tasks of all accounts."""
 
-    def __init__(self, database: Any) -> None:
+    def __init__(self, database: Database) -> None:
         """`database` is the customer data platform's; its migrations have been applied."""
         aware: CodecOptions[Document] = CodecOptions(tz_aware=True)
         self._tasks: Documents = database.get_collection(TASKS, codec_options=aware)
@@ -132,7 +132,7 @@ class TaskStore:
         for candidate in waiting.sort("requested_at", 1).limit(LOOK_AT_MAX):
             key = {"_id": candidate["_id"], **free}
             if candidate["attempts"] >= ATTEMPTS_MAX:
-                fields = _ended(TaskStatus.FAILED, {}, f"{ATTEMPTS_MAX} runners have died of it, or lost it")
+                fields = _ended(TaskStatus.FAILED, {}, f"{ATTEMPTS_MAX} runners have died during it, or lost it")
                 self._tasks.update_one(key, {"$set": fields})
                 continue
             claimed = self._tasks.find_one_and_update(
@@ -156,7 +156,7 @@ class TaskStore:
         return None
 
     def renew(self, task: Task, lease_s: float, progress: Mapping[str, Any] | None = None) -> None:
-        """Keep the task for another while, and say how far it is. Raises TaskLostError."""
+        """Renew the task's lease and save its progress. Raises TaskLostError."""
         update: Document = {"lease_until": _lease_end(lease_s)}
         if progress is not None:
             update["progress"] = {"$literal": dict(progress)}

@@ -1,14 +1,16 @@
 """The ledger of a run, the authoritative check of it: every source row in exactly one bin, every document counted."""
 
 from collections.abc import Callable
-from typing import Any
 
 from ops.jobs.jobs import Ledger
+from schemas.process.mongodb import Database
 from sink.progress import RunTotals
 from sink.rollback import documents_of
 
 
-def validate(database: Any, company_sso_id: str, totals: RunTotals, source_rows: int | Callable[[], int]) -> Ledger:
+def validate(
+    database: Database, company_sso_id: str, totals: RunTotals, source_rows: int | Callable[[], int]
+) -> Ledger:
     """Return the ledger of a run whose every partition has ended; documents are counted by index.
 
     `totals` are the sinks' counts, `source_rows` is the source's own COUNT in scope up to `top`. A run over part of the

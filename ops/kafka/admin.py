@@ -1,20 +1,24 @@
 """What a job needs of Kafka before its first worker starts: topics and committed offsets. Idempotent throughout."""
 
 import contextlib
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType
 
 from producer.topics import offsets_held, partitions_of
 from schemas.errors import BadInputError, ServiceUnreachableError
+from schemas.process.waiting import Deadline, retrying
 from schemas.topics import AccountTopics
+
+T = TypeVar("T")
 
 ANSWER_TIMEOUT_S = 10.0
 KNOWN_POLL_S = 0.02
 COORDINATOR_POLL_S = 0.2
+EMPTY_GROUP_POLL_S = 0.5
 EMPTY_GROUP_TIMEOUT_S = 30.0  # longer than the session timeout after which Kafka gives up a dead member
 _GROUP_IN_USE = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION)
 COORDINATOR_MOVES = (  # after a broker's start, or its end: the next attempt asks who it is now
@@ -43,25 +47,26 @@ def client(config: Mapping[str, Any]) -> AdminClient:
 
     quiet: dict[str, Any] = {"log_level": 0, "socket.connection.setup.timeout.ms": 5000, "error_cb": note}
     admin = AdminClient({**config, **quiet})
-    deadline = time.monotonic() + ANSWER_TIMEOUT_S
-    while True:
-        try:
-            admin.list_topics(timeout=min(1.0, ANSWER_TIMEOUT_S))
-        except KafkaException as error:
-            admin.poll(0)  # calls `note`
-            where = f"Kafka at {config['bootstrap.servers']}"
-            if refusals:  # it would say the same again: librdkafka only tries for ever
-                why = refusals[-1].rsplit(": ", 1)[-1].strip()
-                raise ServiceUnreachableError(
-                    f"{where} refuses the login ({why})", "check KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_* and KAFKA_SSL_*"
-                ) from error
-            if time.monotonic() > deadline:
-                raise ServiceUnreachableError(
-                    f"{where} does not answer ({error.args[0].str()})",
-                    "check KAFKA_BOOTSTRAP_SERVERS, or start the embedded servers: crm-replay services up",
-                ) from error
-        else:
-            return admin
+
+    def passes(_: KafkaException) -> bool:
+        admin.poll(0)  # calls `note`
+        return not refusals  # it would say the same again: librdkafka only tries for ever
+
+    ask = partial(admin.list_topics, timeout=min(1.0, ANSWER_TIMEOUT_S))
+    try:
+        retrying(ask, KafkaException, Deadline(ANSWER_TIMEOUT_S), 0.0, passes=passes)
+    except KafkaException as error:
+        where = f"Kafka at {config['bootstrap.servers']}"
+        if refusals:
+            why = refusals[-1].rsplit(": ", 1)[-1].strip()
+            raise ServiceUnreachableError(
+                f"{where} refuses the login ({why})", "check KAFKA_SECURITY_PROTOCOL, KAFKA_SASL_* and KAFKA_SSL_*"
+            ) from error
+        raise ServiceUnreachableError(
+            f"{where} does not answer ({error.args[0].str()})",
+            "check KAFKA_BOOTSTRAP_SERVERS, or start the embedded servers: crm-replay services up",
+        ) from error
+    return admin
 
 
 def _replication_factor(admin: AdminClient) -> int:
@@ -116,9 +121,9 @@ def ensure_topics(admin: AdminClient, topics: AccountTopics, partitions: int) ->
 
 def _wait_until_known(admin: AdminClient, topics: Sequence[str]) -> None:
     """Return when the broker that is asked knows topics that were just made: brokers learn of them a moment later."""
-    deadline = time.monotonic() + ANSWER_TIMEOUT_S
-    while len(partitions_of(admin, topics)) < len(topics) and time.monotonic() < deadline:
-        time.sleep(KNOWN_POLL_S)
+    deadline = Deadline(ANSWER_TIMEOUT_S)
+    while len(partitions_of(admin, topics)) < len(topics) and deadline.wait(KNOWN_POLL_S):
+        pass
 
 
 def require_retention(admin: AdminClient, topics: AccountTopics, rows: int) -> None:
@@ -172,22 +177,22 @@ def commit_offsets(config: Mapping[str, Any], group: str, topic: str, offsets: S
     A group without committed offsets must never meet a worker: after a rebalance it would commit past records that
     nobody handled (DECISIONS.md, decision 2). Raises BadInputError if the group keeps having members.
     """
-    deadline = time.monotonic() + EMPTY_GROUP_TIMEOUT_S
-    while True:
-        try:
-            _commit_once(config, group, topic, offsets)
-            return
-        except KafkaException as error:
-            code = error.args[0].code()
-            if code in (*_GROUP_IN_USE, *COORDINATOR_MOVES) and time.monotonic() < deadline:
-                time.sleep(0.5)
-                continue
-            raise BadInputError(
-                f"offsets of group {group} could not be set ({error.args[0].str()})",
-                "workers of this account seem to run still; stop them first"
-                if code in _GROUP_IN_USE
-                else "look at the brokers, and at what this user may do with the group",
-            ) from error
+    passing = (*_GROUP_IN_USE, *COORDINATOR_MOVES)
+    try:
+        retrying(
+            partial(_commit_once, config, group, topic, offsets),
+            KafkaException,
+            Deadline(EMPTY_GROUP_TIMEOUT_S),
+            EMPTY_GROUP_POLL_S,
+            passes=lambda error: error.args[0].code() in passing,
+        )
+    except KafkaException as error:
+        raise BadInputError(
+            f"offsets of group {group} could not be set ({error.args[0].str()})",
+            "workers of this account seem to run still; stop them first"
+            if error.args[0].code() in _GROUP_IN_USE
+            else "look at the brokers, and at what this user may do with the group",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -214,14 +219,21 @@ def committed_offsets(config: Mapping[str, Any], group: str, topic: str, partiti
     Asked again for a while if the group's coordinator is only beginning, as at the first question to a new cluster.
     Raises KafkaException.
     """
-    deadline = time.monotonic() + ANSWER_TIMEOUT_S
-    while True:
-        try:
-            return _committed_once(config, group, topic, partitions)
-        except KafkaException as error:
-            if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() >= deadline:
-                raise
-            time.sleep(COORDINATOR_POLL_S)
+    return coordinated(partial(_committed_once, config, group, topic, partitions), ANSWER_TIMEOUT_S)
+
+
+def coordinated(ask: Callable[[], T], within_s: float) -> T:
+    """Return the answer to a question for a group's coordinator, which may be moving or only beginning.
+
+    Raises KafkaException, that of a coordinator which still moves after the time among others.
+    """
+    return retrying(
+        ask,
+        KafkaException,
+        Deadline(within_s),
+        COORDINATOR_POLL_S,
+        passes=lambda error: error.args[0].code() in COORDINATOR_MOVES,
+    )
 
 
 def _committed_once(config: Mapping[str, Any], group: str, topic: str, partitions: int) -> list[int]:

@@ -1,6 +1,6 @@
 """A user directory for development and tests: the HTTP interface of the real one, over users from a file.
 
-It can be told to be slow, to fail, to answer nonsense, to leave users out, and to report them deactivated: in Python by
+It can be made to be slow, to fail, to answer nonsense, to leave users out, or to report them deactivated: in Python by
 `behave`, from anywhere by `PUT /behaviour` with the same names as JSON.
 """
 
@@ -93,7 +93,7 @@ class DirectoryServer:
         self._stopping.wait(seconds)
 
     def answer(self, company_sso_id: str, emails: Iterable[str], behaviour: Behaviour) -> dict[str, Any]:
-        """Return the body: the users it knows, in the order they were asked for."""
+        """Return the body: the users it knows, in the order of the request."""
         left_out = {email.lower() for email in behaviour.left_out}
         deactivated = {email.lower() for email in behaviour.deactivated}
         return {
@@ -116,7 +116,7 @@ class DirectoryServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop; requests that are being delayed are let go."""
+        """Stop; delayed requests are released."""
         self._stopping.set()
         self._server.shutdown()
         self._server.server_close()
@@ -132,7 +132,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that hang up: a client's time-out is what slow answers are for."""
+        """Log nothing about clients that disconnect: slow answers are there to cause time-outs."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -140,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        """Answer a question about users, or tell how it is answered."""
+        """Answer a query about users, or show how it is answered."""
         directory = self.server.directory
         url = urlsplit(self.path)
         if url.path == BEHAVIOUR_PATH:
@@ -184,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name of the method it replaces
-        """Log nothing: the URLs have emails in them."""
+        """Log no request: the URLs have emails in them."""
 
 
 def read_emails(path: str) -> list[str]:

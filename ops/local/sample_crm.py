@@ -73,7 +73,7 @@ def load_sample(dsn: str) -> SampleCounts:
     """Create the sample CRM's tables with all their rows, and return how many; a second call changes nothing.
 
     One transaction: either all is there afterwards or nothing. Other schemas of the database are left alone.
-    Raises BadInputError if `public.audits` is there and is not the sample's, ServiceUnreachableError if nobody answers.
+    Raises BadInputError if `public.audits` exists and is not the sample's, ServiceUnreachableError for an outage.
     """
     with connected(dsn) as db:
         db.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK_KEY,))

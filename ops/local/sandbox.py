@@ -1,6 +1,6 @@
-"""A place of one's own on the servers: databases that nobody else uses, for the demo and the benchmark.
+"""Separate databases on the servers, for the demo and the benchmark.
 
-Servers that the environment names are a CRM's and a platform's: nothing is made on them unless that was asked for. What
+Servers that the environment names are a CRM's and a platform's: nothing is created on them unless requested. What
 is loaded and deleted here lives on the embedded servers, in a PostgreSQL and a MongoDB database of the sandbox's name,
 and in topics of the accounts made for it.
 """
@@ -22,15 +22,15 @@ from schemas.collections import ACTIVITY_LOGS, JOBS
 from schemas.errors import ServiceUnreachableError
 from schemas.process.connections import Connections
 from schemas.process.environment import FILE_SUFFIX
+from schemas.process.mongodb import connect
 from schemas.topics import AccountTopics
-from sink.database import connect
 
 
 @contextmanager
 def servers(say: Any, *, of_environment: bool = False) -> Iterator[Connections]:
     """Give the servers' addresses; starts the embedded ones that are missing, and stops those again that it started.
 
-    Inside, this process and its children have no server of the environment, unless `of_environment` says so.
+    Inside, this process and its children have no server of the environment, unless `of_environment` is set.
     """
     with contextlib.nullcontext() if of_environment else _without_the_environments(say):
         before = services.endpoints() or services.Endpoints()
@@ -51,7 +51,7 @@ def _without_the_environments(say: Any) -> Iterator[None]:
         name: os.environ.pop(name) for name in (*names, *(name + FILE_SUFFIX for name in names)) if name in os.environ
     }
     if ignored := [name for name, value in taken.items() if value and own.get(name) != value]:
-        say(f"not used, nothing is made on servers of yours: {', '.join(ignored)}")
+        say(f"not used, nothing is created on your servers: {', '.join(ignored)}")
     try:
         yield
     finally:
@@ -69,7 +69,7 @@ def own_databases(connections: Connections, name: str) -> Connections:
                 )
     except psycopg.OperationalError as error:
         raise ServiceUnreachableError(
-            f"PostgreSQL does not let us make the database {name} ({str(error).strip().splitlines()[0]})",
+            f"PostgreSQL refuses to create the database {name} ({str(error).strip().splitlines()[0]})",
             "check CRM_AUDIT_DATABASE_URL, or unset it for the embedded server",
         ) from error
     own = make_conninfo(dsn, dbname=name)

@@ -16,8 +16,8 @@ from ops.jobs.store import JobStore
 from ops.progress import RunView
 from schemas.errors import BadInputError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import connect
 from schemas.vocabulary import JobStatus, SkipReason
-from sink.database import connect
 from sink.failure_rate import FAILURE_RATE_MAX
 
 DELETE_MAX_PCT = 1.0  # of the account's documents

@@ -43,7 +43,8 @@ from ops.runner.options import RunOptions
 from ops.runner.processes import child_environment, python_module
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
-from sink.database import open_database
+from schemas.process.mongodb import Database, open_database
+from schemas.process.waiting import Deadline
 
 POLL_EVERY_S = 0.5  # for work: two small queries by index
 LOOK_EVERY_S = 0.05  # at the children, which asks nobody else
@@ -123,7 +124,7 @@ class Daemon:
     tasks: dict[str, TaskChild] = field(default_factory=dict)
     forks: ForkServer | None = None  # has loaded what a child and its workers need
     ready: list[Child] = field(default_factory=list)
-    database: Any = None
+    database: Database = field(init=False)
     outage: str = ""
 
     def run(self, *, until_idle: bool = False) -> None:
@@ -153,10 +154,10 @@ class Daemon:
 
     def _pause(self, pause_s: float) -> bool:
         """Wait, but not after the end of a child, which makes room for the next job; True when asked to stop."""
-        until = time.monotonic() + pause_s
-        while not self.stop.wait(max(0.0, min(LOOK_EVERY_S, until - time.monotonic()))):
+        deadline = Deadline(pause_s)
+        while not self.stop.wait(min(LOOK_EVERY_S, deadline.left_s)):
             ended = any(process.poll() is not None for process in self._children())
-            if (ended and not self.outage) or time.monotonic() >= until:
+            if (ended and not self.outage) or deadline.passed:
                 return False
         return True
 
@@ -345,10 +346,10 @@ class Daemon:
             end(task_child.process, signal.SIGTERM)
         if self.jobs or self.tasks:
             say(f"stopping: {len(self.jobs)} jobs and {len(self.tasks)} tasks are let go")
-        give_up_at = time.monotonic() + STOP_MAX_S
+        deadline = Deadline(STOP_MAX_S)
         for process in (*self.ready, *self._children()):
             try:
-                process.wait(max(0.0, give_up_at - time.monotonic()))
+                process.wait(deadline.left_s)
             except subprocess.TimeoutExpired:
                 end(process, signal.SIGKILL)
                 process.wait()
@@ -528,7 +529,7 @@ def _child(runner: Any, forks: ForkServer | None) -> int:
     return 0
 
 
-def _end_partial(job: Job, connections: Connections, database: Any, view: RunView) -> None:
+def _end_partial(job: Job, connections: Connections, database: Database, view: RunView) -> None:
     """End a replay of chosen rows whose runner has died: which rows are left, only its command knew."""
     try:
         topics = Topics(connections.kafka(), connections.schema_registry_url)

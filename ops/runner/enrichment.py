@@ -29,6 +29,8 @@ from producer.cursor import EARLIEST, Gap
 from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
+from schemas.process.waiting import Deadline
 from schemas.server_state import NOT_LET_IN, is_outage
 from schemas.source.mapping import SourceMapping
 from schemas.topics import AccountTopics
@@ -48,7 +50,7 @@ class Place:
     """What a run's enrichment works with."""
 
     connections: Connections
-    database: Any
+    database: Database
     store: JobStore
     mapping: SourceMapping
     codec: Codec
@@ -191,10 +193,9 @@ class RunEnrichment:
         self._saved_at = time.monotonic()
 
     def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        deadline = Deadline(seconds)
+        while deadline.wait(0.2):
             self._check()
-            time.sleep(min(0.2, seconds))
 
 
 def _mongodb_is_away(error: Exception) -> bool:

@@ -17,8 +17,8 @@ from ops.jobs.store import JobChangedError, JobStore, LeaseLostError
 from producer.survey import UnreplayableIdsError
 from schemas.errors import ReplayError, ServiceUnreachableError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import open_database
 from schemas.vocabulary import ExitCode, JobStatus
-from sink.database import open_database
 from sink.failure_rate import what_to_do
 
 RENEW_EVERY_S = 1.0

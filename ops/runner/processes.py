@@ -19,6 +19,7 @@ from pathlib import Path
 from ops.runner.forkserver import Forked, ForkServer
 from schemas.errors import BadInputError, ReplayError
 from schemas.process import logs
+from schemas.process.waiting import Deadline
 
 STOP_TIMEOUT_S = 15.0  # a graceful leave hands partitions over at once; longer than this means it hangs
 RESTARTS_MAX = 5  # in a row, each within RESTART_WINDOW_S of its start: then the cause is not a passing one
@@ -183,12 +184,12 @@ class Supervisor:
         """End them all: SIGTERM, and SIGKILL for those that are still there after `timeout_s`."""
         for process in self.processes:
             process.signal(signal.SIGTERM)
-        deadline = time.monotonic() + timeout_s
+        deadline = Deadline(timeout_s)
         for process in self.processes:
             if process.process is None:
                 continue
             try:
-                process.process.wait(max(0.0, deadline - time.monotonic()))
+                process.process.wait(deadline.left_s)
             except subprocess.TimeoutExpired:
                 process.process.kill()
                 process.process.wait()

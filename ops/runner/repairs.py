@@ -15,6 +15,7 @@ from ops.kafka.rows import Topics
 from ops.kafka.topics import records
 from ops.progress import RunView
 from schemas.identity import SOURCE_TAG, run_in
+from schemas.process.mongodb import Database
 from schemas.records import SkippedRecord
 from schemas.topics import AccountTopics
 from schemas.vocabulary import ActorKind, JobStatus, SkipReason
@@ -25,7 +26,7 @@ RUNNER_DIED = "its runner died; ask for the same rows again"
 
 
 def moves_of(
-    partial: Job, whole: Job, audit_ids: Collection[int] | None, topics: Topics, database: Any, view: RunView
+    partial: Job, whole: Job, audit_ids: Collection[int] | None, topics: Topics, database: Database, view: RunView
 ) -> dict[int, Move]:
     """Return the rows that had failed in the account's job and have not in the partial one, by their audit ids.
 
@@ -60,7 +61,7 @@ def fold(
     audit_ids: Collection[int] | None,
     store: JobStore,
     topics: Topics,
-    database: Any,
+    database: Database,
     view: RunView,
     strays: Callable[[Job], int] = lambda whole: 0,  # noqa: ARG005
 ) -> None:
@@ -76,14 +77,16 @@ def fold(
     store.fold_repairs(partial.company_sso_id, documents(database, whole) - strays(whole))
 
 
-def documents(database: Any, job: Job) -> int:
+def documents(database: Database, job: Job) -> int:
     """Return how many documents in MongoDB are of the rows that the job is over."""
     if job.date_range_start is None:
         return documents_of(database, job.company_sso_id)
     return count_since(database, job.company_sso_id, job.cutoff)
 
 
-def end_dead(company_sso_id: str, store: JobStore, owner: str, topics: Topics, database: Any, view: RunView) -> bool:
+def end_dead(
+    company_sso_id: str, store: JobStore, owner: str, topics: Topics, database: Database, view: RunView
+) -> bool:
     """End the account's replay of chosen rows whose runner has died, and count what it has repaired.
 
     Which rows are left, only whoever asked for it knows, and asks again. Returns whether there was one.
@@ -98,14 +101,14 @@ def end_dead(company_sso_id: str, store: JobStore, owner: str, topics: Topics, d
     return True
 
 
-def end_claimed(claimed: Job, store: JobStore, topics: Topics, database: Any, view: RunView) -> None:
+def end_claimed(claimed: Job, store: JobStore, topics: Topics, database: Database, view: RunView) -> None:
     """End a replay of chosen rows that its runner has left behind, as `end_dead` does. May be repeated."""
     fold(claimed, None, store, topics, database, view)
     store.transition(claimed.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, RUNNER_DIED, fence=claimed.fence)
     store.release(claimed)
 
 
-def met_by(rerun: Job, repaired_by: Collection[int], topics: Topics, database: Any) -> dict[int, Move]:
+def met_by(rerun: Job, repaired_by: Collection[int], topics: Topics, database: Database) -> dict[int, Move]:
     """Return the rows that have failed in a rerun, and whose documents the runs `repaired_by` of chosen rows have made.
 
     A rerun reads what was published before the cause was mended; such a row ends as what its document is, a duplicate.
@@ -123,7 +126,9 @@ def _counted_to(whole: Job) -> int:
     return whole.run if whole.proof is None else max(whole.run, int(whole.proof.get("run", 0)))
 
 
-def _written(causes: dict[int, str], whole: Job, database: Any, runs: Collection[int] | None = None) -> dict[int, Move]:
+def _written(
+    causes: dict[int, str], whole: Job, database: Database, runs: Collection[int] | None = None
+) -> dict[int, Move]:
     """Return those of the rows that have a document, migrated, or duplicates of what was there before the run.
 
     Only such as one of `runs` has written, if these are given.

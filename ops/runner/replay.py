@@ -19,7 +19,6 @@ are members of the same groups as its successor's, where Kafka gives each partit
 """
 
 import os
-import signal
 import socket
 import threading
 import time
@@ -28,8 +27,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from confluent_kafka import KafkaException
@@ -55,6 +54,7 @@ from producer.survey import Survey
 from schemas.collections import JOBS
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
+from schemas.process.waiting import Deadline, retrying, stop_on_signals
 from schemas.vocabulary import JobStatus
 from sink.halting import JobGate
 
@@ -69,7 +69,7 @@ def run_account(account: str, options: RunOptions, connections: Connections, vie
     """
     with surroundings(account, options.mapping_path, connections, options.home) as around:
         found = around.look(account, options.date_range_start, view)
-        with _stop_on_signals() as stop:
+        with stop_on_signals(second_ends=True) as stop:
             job, noted = _open_job(account, options, found, around, view)
             return _run(job, noted, stretch_of(job), options, around, view, stop)
 
@@ -83,7 +83,7 @@ def run_claimed(job: Job, options: RunOptions, connections: Connections, view: R
     account = job.company_sso_id
     with (
         Lease(connections, job) as lease,
-        _stop_on_signals() as stop,
+        stop_on_signals(second_ends=True) as stop,
         _outages_in_one_line(),
         surroundings(account, options.mapping_path or job.mapping_path, connections, options.home) as around,
     ):
@@ -116,7 +116,7 @@ def rerun_account(account: str, options: RunOptions, connections: Connections, v
         refused = operations.why_no_rerun(last, around.store, connections)
         if refused:
             raise BadInputError(*refused)
-        with _stop_on_signals() as stop:
+        with stop_on_signals(second_ends=True) as stop:
             job = around.store.rerun(last.job_id, operations.next_run_of(last), owner=new_owner())
             return _run(job, Noted("rerun"), stretch_of(job), options, around, view, stop)
 
@@ -131,7 +131,7 @@ def run_since(account: str, since: datetime, options: RunOptions, connections: C
         if last is not None:
             around.require_mapping(last)
         new = _new_job(account, options, found, around)
-        with _stop_on_signals() as stop:
+        with stop_on_signals(second_ends=True) as stop:
             job = around.store.create(replace(new, partial=True), owner=new_owner())
             return _run(job, Noted("rerun", {"since": since.isoformat()}), Stretch(), options, around, view, stop)
 
@@ -157,7 +157,7 @@ def run_selected(
         # A range that has been read, with the chosen ids as its gaps: the snapshot looks at gaps once more at its end.
         chosen = IdRange(0, gaps[0][0] - 1, gaps[-1][1], gaps[-1][1], gaps=tuple(gaps), gaps_to=gaps[-1][1])
         stretch = Stretch(snapshot=chosen, audit_ids=ids)
-        with _stop_on_signals() as stop:
+        with stop_on_signals(second_ends=True) as stop:
             job = around.store.create(
                 replace(
                     new,
@@ -338,22 +338,18 @@ def _open_job(
             f"the job of {account} is {latest.status} ({latest.error or 'no reason given'})",
             f"when the cause is gone: crm-replay resume --account {account}",
         )
-    give_up_at = time.monotonic() + CLAIM_PATIENCE_S
-    while True:
-        try:
-            job = store.transition(
-                latest.job_id,
-                latest.status,
-                JobStatus.IN_PROGRESS,
-                owner=owner,
-                failure_bound=options.failure_bound,
-            )
-            bound = {} if options.failure_bound is None else {"failure_bound": options.failure_bound}
-            return job, Noted("resume", {**bound, **({"reason": options.reason} if options.reason else {})})
-        except LeaseLostError:  # the runner that was halted is ending its processes
-            if time.monotonic() > give_up_at:
-                raise
-            time.sleep(POLL_EVERY_S)
+    bound = {} if options.failure_bound is None else {"failure_bound": options.failure_bound}
+    resume = partial(
+        store.transition,
+        latest.job_id,
+        latest.status,
+        JobStatus.IN_PROGRESS,
+        owner=owner,
+        failure_bound=options.failure_bound,
+    )
+    # A lease that is held: the runner that was halted is ending its processes.
+    job = retrying(resume, LeaseLostError, Deadline(CLAIM_PATIENCE_S), POLL_EVERY_S)
+    return job, Noted("resume", {**bound, **({"reason": options.reason} if options.reason else {})})
 
 
 def _prepare(
@@ -397,7 +393,7 @@ def _prepare(
         begin_offsets = stretch.published_at or markers.begin(
             kafka, topics.replay, partitions, job_id=job.job_id, run=job.run, codec=around.codec
         )
-        job = store.plan_stretch(job, begin_offsets, outcomes_end, partitions)
+        job = store.plan_offsets(job, begin_offsets, outcomes_end, partitions)
     # Nobody works for this run before its begin offsets are on file. What is planned is not changed any more, so a
     # runner that wakes up here after its job was taken over sets a group back to its beginning at worst: a repetition.
     kafka_admin.commit_offsets(kafka, topics.sink_group, topics.outcomes, job.planned_outcomes)
@@ -465,21 +461,3 @@ def _require_failure_rate(job: Job, around: Surroundings) -> None:
 def _end_dead_partial(account: str, around: Surroundings, view: RunView) -> None:
     """End a replay of chosen rows whose runner has died: nothing else would, and the account could begin no other."""
     repairs.end_dead(account, around.store, new_owner(), around.row_reader(), around.database, view)
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """Give an event that SIGINT and SIGTERM set; a second one ends at once."""
-    stop = threading.Event()
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -23,10 +23,10 @@ from producer.visibility import require_whole_tables, tables_read
 from schemas.codec import Codec
 from schemas.errors import BadInputError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database, connect
 from schemas.process.registry import codec_for
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
-from sink.database import connect
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Surroundings:
     admin: AdminClient
     mapping: SourceMapping
     store: JobStore
-    database: Any
+    database: Database
     topics: AccountTopics
     codec: Codec
 

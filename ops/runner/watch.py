@@ -158,7 +158,7 @@ def _watch(
                     job = store.save_totals(job, totals)
                     saved_at = time.monotonic()
                 if accounted is not None and totals.accounted > accounted and (job.attempts or job.error):
-                    job = store.got_on(job)
+                    job = store.reset_attempts(job)
                 accounted = totals.accounted
             view.progress(totals.accounted, job.records_total, dict(totals.skipped), totals.failed_total)
             if halted or job.status is JobStatus.HALTED:

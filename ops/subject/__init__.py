@@ -1,6 +1,6 @@
-"""`crm-replay subject`: what is kept about one CRM person, exported, or purged with a certificate.
+"""`crm-replay subject`: the data of one CRM person, exported, or purged with a certificate.
 
-model  pure: what a record says of a person, the certificate
-find   I/O: documents, topics, reference tables, and where the person stands still
+model  pure: a person's data in a record, the certificate
+find   I/O: documents, topics, reference tables, and where the person still occurs
 purge  I/O: tombstones, documents, topics, in that order
 """

@@ -1,4 +1,4 @@
-"""I/O: everything kept about a person. Reads only; joins no group and commits nothing."""
+"""I/O: finds all data of a person. Read-only; joins no group and commits nothing."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from schemas.codec import Codec
 from schemas.collections import ACTIVITY_LOGS, CONTACT_ID_MAP, CONTACTS
 from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
 from schemas.identity import EXTERNAL_ID_PREFIX
+from schemas.process.mongodb import Database
 from schemas.records import Contact
 from schemas.source.contact_rules import customer_key, customer_of, spellings
 from schemas.source.mapping import SourceMapping
@@ -38,7 +39,7 @@ def forms(person: Person) -> list[Any]:
     return spellings(person.person_id)
 
 
-def contacts_of(database: Any, person: Person) -> tuple[int, int, set[str]]:
+def contacts_of(database: Database, person: Person) -> tuple[int, int, set[str]]:
     """Return how many contacts and id map entries name the person, and their customer ids."""
     account, ids = person.company_sso_id, forms(person)
     unread: list[stored.Undecodable] = []  # they name the person, and it is not known as which customer
@@ -66,12 +67,12 @@ def contacts_of(database: Any, person: Person) -> tuple[int, int, set[str]]:
     return len(contacts) + unread_contacts, len(mapped) + len(unread) - unread_contacts, customers
 
 
-def documents_of(database: Any, person: Person, customers: set[str]) -> Iterator[dict[str, Any]]:
-    """Yield the person's activity logs that were made from the CRM's audits, of the replay and of the live feed."""
+def documents_of(database: Database, person: Person, customers: set[str]) -> Iterator[dict[str, Any]]:
+    """Yield the person's activity logs that come from the CRM's audits, of the replay and of the live feed."""
     return documents.find(database, person.company_sso_id, person.person_id, customers)
 
 
-def native_documents(database: Any, person: Person, customers: set[str]) -> int | None:
+def native_documents(database: Database, person: Person, customers: set[str]) -> int | None:
     """Return how many logs of other origins the person's customers have; None if that takes too long to count."""
     from pymongo.errors import ExecutionTimeout
 
@@ -121,7 +122,7 @@ def on_topic(kafka: Mapping[str, Any], topic: str, person: Person, codec: Codec,
     keys = {person.person_id.encode(), *person.referent_keys}
     for number, record in enumerate(keyed_records(kafka, topic), start=1):
         if number % PROGRESS_EVERY_RECORDS == 0:
-            view.note(f"{topic}: {number:,} records looked at")
+            view.note(f"{topic}: {number:,} records read")
         if record.value is None:
             if record.key is not None:
                 found.last_is_value.discard(record.key)

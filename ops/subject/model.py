@@ -43,7 +43,7 @@ class Person:
 
     @property
     def referent_keys(self) -> frozenset[bytes]:
-        """The keys under which the person's name can stand among the referents."""
+        """The possible keys of the person's name among the referents."""
         return frozenset(f"{type_name}:{self.person_id}".encode() for type_name in self.rule.types)
 
 
@@ -78,7 +78,7 @@ def _names(person: Person, record: Record, codec: Codec) -> bool:
         try:
             return is_about(person, record.key, record.payload, codec) if record.payload else False
         except UnknownSchemaError:
-            return False  # a payload is whatever was met
+            return False  # a payload can be any bytes
     if isinstance(record, Contact):
         return record.crm_person_id == person.person_id
     if isinstance(record, Referent):
@@ -107,7 +107,7 @@ def shown_record(
 
 @dataclass(slots=True)
 class Kept:
-    """What is kept of a person in one place that cannot be cleared at once, and when it is gone."""
+    """A person's data in one place that cannot be cleared at once, and when they will be deleted."""
 
     where: str
     count: int
@@ -136,7 +136,7 @@ class Certificate:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left that only time removes, and nothing from which it would come back."""
+        """Whether no data are left that only time removes, and none from which they would be restored."""
         return not self.left and not any(self.still_in.values())
 
     def as_dict(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class Certificate:
 
 
 def gone_by(config: Mapping[str, str], newest_at: datetime) -> datetime | None:
-    """Return when a topic has let go of a record that old at the latest; None if it keeps records for ever."""
+    """Return when a topic has deleted a record that old at the latest; None if it keeps records indefinitely."""
     from datetime import timedelta
 
     kept_ms, segment_ms = int(config.get("retention.ms", -1)), int(config.get("segment.ms", 0))

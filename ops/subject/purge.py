@@ -1,9 +1,9 @@
-"""I/O: the purge of one person, in an order that a death anywhere leaves repeatable.
+"""I/O: the purge of one person, in an order that is repeatable after a failure at any point.
 
-1. tombstones on the reference topics: from here on a rerun finds no contact, so nothing that is deleted comes back;
+1. tombstones on the reference topics: from here on a rerun finds no contact, so nothing that is deleted is restored;
 2. the documents, in batches;
-3. the backlog, if asked: everything that has been handled on the replay and outcomes topics is deleted, of every
-   person: Kafka knows no smaller piece of a topic that is not compacted;
+3. the backlog, if requested: everything that has been processed on the replay and outcomes topics is deleted, of every
+   person: Kafka can only truncate a topic that is not compacted;
 4. the audit log, then the certificate.
 """
 
@@ -29,28 +29,29 @@ from schemas.collections import CONTACT_ID_MAP, CONTACTS
 from schemas.errors import BadInputError, ReplayError
 from schemas.identity import SOURCE_TAG
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
 from schemas.source.mapping import SourceMapping
 from schemas.topics import LIVE_TOPIC, AccountTopics
 from schemas.vocabulary import JobStatus
 from sink import purge as documents
 
-ACTION = "subject-purge"  # in the audit log, where the nightly check looks for documents that are gone on purpose
+ACTION = "subject-purge"  # in the audit log, in which the nightly check finds deliberate deletions
 FEED_TOPICS = "crm.feed."  # of live feeds, each for many accounts
-Confirm = Callable[[dict[str, Any]], None]  # told what was found; raises to stop before anything is removed
+Confirm = Callable[[dict[str, Any]], None]  # gets the findings; raises to stop before anything is removed
 
 
 def purge_person(
     person: Person,
     mapping: SourceMapping,
     connections: Connections,
-    database: Any,
+    database: Database,
     codec: Codec,
     view: RunView,
     *,
     confirm: Confirm,
     truncate_backlog: bool = False,
 ) -> Certificate:
-    """Remove what is kept about the person and return the certificate; again: finds and removes nothing more.
+    """Remove the person's data and return the certificate; idempotent.
 
     Raises BadInputError while a job of the account is in progress: its processes still write.
     """
@@ -158,7 +159,7 @@ def _tell(
     person: Person,
     mapping: SourceMapping,
     connections: Connections,
-    database: Any,
+    database: Database,
     customers: set[str],
     admin: AdminClient,
 ) -> None:
@@ -171,10 +172,10 @@ def _tell(
         try:
             rows = find.source_rows(connections.crm_audit_database_url, mapping, person)
         except ReplayError as error:
-            certificate.notes.append(f"the CRM could not be asked: {error.what}")
+            certificate.notes.append(f"the CRM could not be queried: {error.what}")
         else:
             certificate.notes.append(
-                f"the CRM has {rows:,} audit rows of the person's own record; nothing is ever written there"
+                f"the CRM has {rows:,} audit rows of the person's own record; this software never writes to it"
             )
     native = find.native_documents(database, person, customers)
     if native is None or native:
@@ -188,7 +189,7 @@ def _tell(
     for topic in shared:
         config = kafka_admin.topic_config(admin, topic)
         kept_ms = int(config.get("retention.ms", -1))
-        kept = f"for {kept_ms / kafka_admin.DAY_MS:.1f} days" if kept_ms >= 0 else "for ever"
+        kept = f"for {kept_ms / kafka_admin.DAY_MS:.1f} days" if kept_ms >= 0 else "indefinitely"
         if "compact" in config.get("cleanup.policy", ""):
             kept = "until its key is gone from the CRM"
         certificate.notes.append(f"{topic}, which accounts share, keeps its records {kept}; it was not searched")

@@ -12,6 +12,8 @@ from itertools import islice
 from typing import Any
 
 import pymongo
+from pymongo.collection import Collection as MongoCollection
+from pymongo.database import Database
 from pymongo.errors import ConfigurationError, InvalidURI, PyMongoError
 
 from processors.feed.contacts import Person
@@ -47,7 +49,7 @@ UNDECODABLE_KEPT_MAX = 10_000  # contacts that have been named already
 Document = Mapping[str, Any]
 
 
-def database(connections: Connections) -> Any:
+def database(connections: Connections) -> Database[dict[str, Any]]:
     """Return the CDP's database, not reached yet. Raises BadInputError for an address that is none."""
     connections.require("mongodb_url")
     try:
@@ -69,7 +71,7 @@ def database(connections: Connections) -> Any:
 class MongoContacts:
     """Reads `contacts` and `crm_contact_id_map`."""
 
-    def __init__(self, database: Any) -> None:
+    def __init__(self, database: Database[dict[str, Any]]) -> None:
         """`database` is the CDP's. Reads go to the primary, whatever the URL says: a secondary lags."""
         primary = database.with_options(read_preference=pymongo.ReadPreference.PRIMARY)
         self._contacts = primary[CONTACTS]
@@ -148,7 +150,9 @@ class MongoContacts:
             if (found := first_mapped(named, synced[person[0]])) is not None
         }
 
-    def _found(self, collection: Any, clauses: Iterable[Document], fields: Document) -> Iterator[Document]:
+    def _found(
+        self, collection: MongoCollection[dict[str, Any]], clauses: Iterable[Document], fields: Document
+    ) -> Iterator[Document]:
         rest = iter(clauses)
         while some := list(islice(rest, CLAUSES_MAX)):
             query = {"$or": some} if len(some) > 1 else some[0]

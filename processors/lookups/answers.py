@@ -1,7 +1,7 @@
 """What the rules ask about a row: contact, user, SSO id, name of a record. Answers come from memory, never from I/O."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 from processors.lookups.tables import PUBLISH_AGAIN, TableRows
 from schemas.codec import Codec
@@ -9,6 +9,7 @@ from schemas.errors import UndecodableRecordError, UnreadableTopicError
 from schemas.records import Contact, Record, Referent, User
 
 R = TypeVar("R", bound=Record)
+R_co = TypeVar("R_co", bound=Record, covariant=True)
 DECODED_MAX = 100_000  # rows of each table kept decoded, some 300 bytes each
 
 
@@ -22,11 +23,20 @@ class Directory(Protocol):
         """Return what has been learnt, None if nothing."""
 
 
-class DecodedRows(Generic[R]):
-    """A table's rows as records, decoded when first asked for."""
+class Records(Protocol[R_co]):
+    """A table as it is read here: `DecodedRows`, or a Faust table of them (`processors.tables`)."""
 
-    def __init__(self, rows: TableRows, codec: Codec, record_type: type[R], keep: Callable[[R], bool]) -> None:
-        """`keep` says of a record whether it may be used at all."""
+    def get(self, key: bytes, /) -> R_co | None:
+        """Return the record under `key`; None if there is none, or none that may be used."""
+
+
+class DecodedRows(Mapping[bytes, R]):
+    """A table's rows as records, decoded when first read."""
+
+    def __init__(
+        self, rows: TableRows, codec: Codec, record_type: type[R], keep: Callable[[R], bool] | None = None
+    ) -> None:
+        """`keep` says of a record whether it may be used at all; None: each may."""
         self._rows = rows
         self._codec = codec
         self._record_type = record_type
@@ -34,7 +44,22 @@ class DecodedRows(Generic[R]):
         self._decoded: dict[bytes, tuple[bytes, R | None]] = {}
         self.rejects = 0  # rows that must not be used
 
-    def get(self, key: bytes) -> R | None:
+    def __getitem__(self, key: bytes) -> R:
+        """Return the record under `key`. Raises KeyError if there is none, or none that may be used."""
+        record = self.get(key)
+        if record is None:
+            raise KeyError(key)
+        return record
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the keys of the records that may be used; each row is decoded."""
+        return (key for key in list(self._rows) if self.get(key) is not None)
+
+    def __len__(self) -> int:
+        """Return the number of rows, those that must not be used among them: none is decoded."""
+        return len(self._rows)
+
+    def get(self, key: bytes) -> R | None:  # type: ignore[override]  # called for every row
         """Return the record under `key`; None if there is none, or none that may be used.
 
         Raises UnreadableTopicError, which is to end the process: what is not known decides nothing.
@@ -53,7 +78,7 @@ class DecodedRows(Generic[R]):
             raise UnreadableTopicError(
                 f"{what} on its reference topic cannot be decoded: {error.what}", error.to_do or PUBLISH_AGAIN
             ) from error
-        if record is not None and not self._keep(record):
+        if self._keep is not None and not self._keep(record):
             record = None
         self.rejects += record is None
         if len(self._decoded) >= DECODED_MAX:
@@ -65,13 +90,11 @@ class DecodedRows(Generic[R]):
 class TableLookups:
     """Answers from the reference tables and from what the user directory has told."""
 
-    def __init__(
-        self, rows: dict[str, TableRows], codec: Codec, company_sso_id: str, directory: Directory | None = None
-    ) -> None:
-        """`rows` are the tables `contacts`, `users` and `referents`."""
-        self._contacts = DecodedRows(rows["contacts"], codec, Contact, lambda c: c.company_sso_id == company_sso_id)
-        self._users = DecodedRows(rows["users"], codec, User, _any)
-        self._referents = DecodedRows(rows["referents"], codec, Referent, _any)
+    def __init__(self, tables: Mapping[str, Records[Any]], directory: Directory | None = None) -> None:
+        """`tables` are `contacts`, of one account, `users` and `referents`."""
+        self._contacts: Records[Contact] = tables["contacts"]
+        self._users: Records[User] = tables["users"]
+        self._referents: Records[Referent] = tables["referents"]
         self._directory = directory
 
     def contact(self, person_id: str) -> Contact | None:
@@ -99,11 +122,16 @@ class TableLookups:
         if emails:
             await self._directory.prefetch(sorted(emails))
 
-    @property
-    def rejects(self) -> int:
-        """Return how many table rows were of another account."""
-        return self._contacts.rejects + self._users.rejects + self._referents.rejects
+
+def of_account(company_sso_id: str) -> Callable[[Contact], bool]:
+    """Return what says of a contact whether it is this account's."""
+    return lambda contact: contact.company_sso_id == company_sso_id
 
 
-def _any(_: Any) -> bool:
-    return True
+def decoded(rows: Mapping[str, TableRows], codec: Codec, company_sso_id: str) -> dict[str, DecodedRows[Any]]:
+    """Return an account's three tables over rows that are in memory."""
+    return {
+        "contacts": DecodedRows(rows["contacts"], codec, Contact, of_account(company_sso_id)),
+        "users": DecodedRows(rows["users"], codec, User),
+        "referents": DecodedRows(rows["referents"], codec, Referent),
+    }

@@ -1,8 +1,8 @@
 """What a worker knows besides the record at hand: the reference tables, and the published high-water of a partition.
 
 **Reference tables** (contacts, users, referents) are the account's compacted topics, whole, in every worker: a row can
-name a person whose key hashes to any partition. They are loaded here and not by Faust, for four reasons, all in
-faust-streaming 0.15.3, `tables/recovery.py` and `assignor/`:
+name a person whose key hashes to any partition. `processors.tables` declares them as Faust's, but they are read here
+and not by Faust's recovery, for four reasons, all in faust-streaming 0.15.3, `tables/recovery.py` and `assignor/`:
 
 - of a GlobalTable only the partitions that the assignor makes "active" are waited for. The rest are standbys, read in
   the background after the worker has begun: audits would meet a half-loaded table and end as `contact_not_found`;
@@ -31,6 +31,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from schemas.codec import Codec
 from schemas.errors import ReplayError, ServiceUnreachableError, UndecodableRecordError, UnreadableTopicError
+from schemas.process.waiting import Deadline
 from schemas.records import Contact, Record, Referent, User
 
 log = logging.getLogger(__name__)
@@ -97,9 +98,18 @@ class ReferenceTables:
     what cannot be read behind its frame ends it when it is looked up (`answers.DecodedRows`).
     """
 
-    def __init__(self, config: Mapping[str, Any], topics: Mapping[str, str], codec: Codec) -> None:
-        """`config` is confluent-kafka's; `topics` names the topic of each table, which is one of TYPES."""
-        self.rows: dict[str, TableRows] = {table: {} for table in topics}
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        topics: Mapping[str, str],
+        codec: Codec,
+        rows: Mapping[str, TableRows] | None = None,
+    ) -> None:
+        """`config` is confluent-kafka's; `topics` names the topic of each table, which is one of TYPES.
+
+        `rows` are where each table's rows are put; None: into dicts of their own.
+        """
+        self.rows = dict(rows) if rows is not None else {table: TableRows() for table in topics}
         self.load_s = 0.0
         self._table_of = {
             topic: (self.rows[table], TYPES[table], codec.frame(TYPES[table])) for table, topic in topics.items()
@@ -188,7 +198,7 @@ class ReferenceTables:
         return {(partition.topic, partition.partition) for partition in every}
 
     def _partitions(self, consumer: Consumer, topic: str) -> list[int]:
-        deadline = time.monotonic() + NEW_TOPIC_TIMEOUT_S
+        deadline = Deadline(NEW_TOPIC_TIMEOUT_S)
         while True:
             try:
                 metadata = consumer.list_topics(topic, timeout=ANSWER_TIMEOUT_S).topics[topic]
@@ -199,11 +209,10 @@ class ReferenceTables:
                 ) from error
             if metadata.error is None and metadata.partitions:
                 return list(metadata.partitions)
-            if time.monotonic() > deadline:
+            if not deadline.wait(POLL_S):
                 raise TablesNotLoadedError(
                     f"topic {topic} does not exist", "publish the reference topics first: crm-replay produce"
                 )
-            time.sleep(POLL_S)
 
     def _apply(self, messages: list[Message], left: set[tuple[str, int]]) -> None:
         """Take over rows; a partition that has been read to its end leaves `left`."""

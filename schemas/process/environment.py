@@ -1,9 +1,13 @@
-"""Settings that can also be read from a file: `NAME_FILE` names one that holds the value of `NAME`, as secrets do."""
+"""Settings from the environment; one that cannot be used becomes one line of error.
+
+Some can also be read from a file: `NAME_FILE` names one that holds the value of `NAME`, as secrets do.
+"""
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -35,10 +39,34 @@ class FromFiles(PydanticBaseSettingsSource):
         return {name: value for name, value in found.items() if value is not None}
 
 
-class EnvironmentSettings(BaseSettings):
-    """Settings from the environment, each also by `NAME_FILE`; what the code passes comes first."""
+class Settings(BaseSettings):
+    """Settings from the environment; what the code passes comes first. A field of JSON is a `Json[...]`."""
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_", env_ignore_empty=True, extra="ignore")
+
+    @classmethod
+    def load(cls, **given: Any) -> Self:
+        """Return the settings; what is None in `given` is not given.
+
+        Raises BadInputError naming the first variable that is missing or wrong.
+        """
+        try:
+            return cls(**{name: value for name, value in given.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field, *inner = (str(part) for part in first["loc"])
+            name = f"{cls.model_config.get('env_prefix', '')}{field}".upper()
+            key = f", key {'.'.join(inner)}" if inner else ""
+            to_do = "correct it, or unset it for the default"
+            if cls.model_fields[field].is_required():
+                to_do = "crm-replay sets it for the processes that it starts"
+            raise BadInputError(f"{name}{key}: {first['msg']}", to_do) from None
+
+
+class EnvironmentSettings(Settings):
+    """Settings from the environment, each also by `NAME_FILE`."""
+
+    model_config = SettingsConfigDict(env_prefix="")
 
     @classmethod
     def settings_customise_sources(

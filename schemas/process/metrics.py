@@ -2,8 +2,8 @@
 
 Pure. A process counts in plain numbers where it works; what is here gives them their public names, at the moment when
 Prometheus asks. So counting costs the same whether anybody looks or not. Labels are bounded: `reason`, `cause`, `case`
-and `outcome` by closed enums, `table` and `role` by the code, `account` by what runs in one process: one replay, or the
-accounts of a live feed up to `ACCOUNTS_MAX`, the rest under `other`.
+and `outcome` by closed enums, `table` and `role` by the code, `account` by the one replay of a process,
+or the `ACCOUNTS_MAX` accounts that changed last.
 """
 
 from collections.abc import Iterable, Mapping
@@ -131,14 +131,6 @@ PROCESS = (
 METRICS: Mapping[str, Metric] = {
     metric.name: metric for metric in (*PRODUCER, *PROCESSORS, *LIVE, *SINK, *JOBS, *ENRICHMENTS, *RUNNER, *PROCESS)
 }
-
-
-def bounded(counts: Mapping[str, float], at_most: int = ACCOUNTS_MAX) -> dict[str, float]:
-    """Return the largest `at_most` counts by label, and the sum of the rest under `other`."""
-    if len(counts) <= at_most:
-        return dict(counts)
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return {**dict(ranked[:at_most]), "other": sum(count for _, count in ranked[at_most:])}
 
 
 def labelled(name: str, label: str, counts: Mapping[str, float]) -> Iterable[Value]:

@@ -5,7 +5,6 @@ that the process has not met before.
 """
 
 import json
-import time
 from contextlib import closing
 from functools import cache, partial
 from typing import Any
@@ -14,6 +13,7 @@ import httpx
 
 from schemas.codec import Codec, schema_name, schema_of
 from schemas.errors import BadInputError, ServiceUnreachableError
+from schemas.process.waiting import Deadline
 from schemas.records import RECORD_TYPES, Record
 from schemas.secrets import about, shown
 
@@ -84,14 +84,14 @@ def _ask(client: httpx.Client, url: str, method: str, path: str, **request: Any)
 
     Raises ServiceUnreachableError if there is none, or if it takes too long or is too long to be one.
     """
-    deadline, body = time.monotonic() + REGISTRY_TIMEOUT_S, bytearray()
+    deadline, body = Deadline(REGISTRY_TIMEOUT_S), bytearray()
     try:
         with client.stream(method, path, **request) as answer:
             for part in answer.iter_bytes():
                 body += part
                 if len(body) > ANSWER_BYTES_MAX:
                     raise _no_registry(url)
-                if time.monotonic() > deadline:
+                if deadline.passed:
                     raise httpx.ReadTimeout("the answer does not end")
     except httpx.HTTPError as error:
         raise ServiceUnreachableError(

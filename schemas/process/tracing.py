@@ -8,10 +8,10 @@ with what they find there, and hand it on.
 
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from schemas.errors import BadInputError
@@ -27,7 +27,7 @@ Attribute = str | int | float | bool
 class TracingSettings(EnvironmentSettings):
     """Whether and where a process reports its part of the traces; the same for all processes of a replay."""
 
-    model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_TRACING_", env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_TRACING_")
 
     sample_ratio: float = Field(
         0.0, ge=0, le=1, description="part of the pages that are traced, 0 to 1; 0: tracing is off in this process"
@@ -40,26 +40,20 @@ class TracingSettings(EnvironmentSettings):
         SecretStr(""), description="sent with it: name=value[,name=value...]; besides OTEL_EXPORTER_OTLP_HEADERS"
     )
 
+    @model_validator(mode="after")
+    def _over_http(self) -> Self:
+        if self.endpoint and urlsplit(self.endpoint).scheme not in ("http", "https"):
+            raise BadInputError(
+                "CRM_REPLAY_TRACING_ENDPOINT is no URL of HTTP",
+                "like http://collector:4318; OTLP over gRPC is not spoken",
+            )
+        return self
+
     @property
     def url(self) -> str | None:
         """Return where spans are posted; None: OpenTelemetry's own variables say so."""
         base = self.endpoint.rstrip("/")
         return None if not base else base if base.endswith(TRACES_PATH) else base + TRACES_PATH
-
-
-def load_settings() -> TracingSettings:
-    """Return the settings in the environment; raises BadInputError naming the first variable that is wrong."""
-    try:
-        settings = TracingSettings()
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = "CRM_REPLAY_TRACING_" + str(first["loc"][0]).upper()
-        raise BadInputError(f"{name}: {first['msg']}", "correct it, or unset it: tracing is then off") from None
-    if settings.endpoint and urlsplit(settings.endpoint).scheme not in ("http", "https"):
-        raise BadInputError(
-            "CRM_REPLAY_TRACING_ENDPOINT is no URL of HTTP", "like http://collector:4318; OTLP over gRPC is not spoken"
-        )
-    return settings
 
 
 class Work:
@@ -112,7 +106,7 @@ def start(process: str, **about: str | int) -> Traces:
 
     Raises BadInputError for settings that cannot be used.
     """
-    settings = load_settings()
+    settings = TracingSettings.load()
     if not settings.sample_ratio:
         return OFF
     from schemas.process.spans import Recorded  # OpenTelemetry: only for who wants it

@@ -1,7 +1,7 @@
-"""How a CDP contact is read: its CRM person id, its watermark, and which one counts where several claim one. Pure.
+"""How a CDP contact is read: its CRM person id, its watermark, and which one counts of several with one id. Pure.
 
 The replay reads an account's contacts whole, the live feed and the contact guard query them by CRM person id. All must
-come to the same contact and watermark, or a row between replay and live feed would have two owners, or none.
+find the same contact and watermark, or a row between replay and live feed would have two owners, or none.
 So an id counts in exactly the forms that a query can name (decision 52): a number of any type by its value, and text
 that is the number's digits and nothing else.
 """

@@ -25,7 +25,7 @@ class _Strict(BaseModel):
 
 
 class AccountColumn(_Strict):
-    """How an account's rows are told apart. Left out: the whole table is this account's."""
+    """The column by which an account's rows are selected. Left out: the whole table is this account's."""
 
     column: Identifier
     query: str = Field(description="returns that column's value; %(company_sso_id)s is the account")
@@ -114,7 +114,7 @@ class UsersTable(_Strict):
     email: Identifier = "email"
     full_name: Identifier = "full_name"
     deleted_at: Identifier = "deleted_at"
-    type: str = "User"  # what audits.user_type says of them
+    type: str = "User"  # their audits.user_type
 
 
 class ActorNames(_Strict):
@@ -207,7 +207,7 @@ class SourceMapping(_Strict):
         return self
 
     def stored_types(self, types: Iterable[str]) -> tuple[str, ...]:
-        """Return the types, and every alias of one of them: what the source's columns can say."""
+        """Return the types, and every alias of one of them: the possible values of the source's columns."""
         named = tuple(types)
         return (*named, *(alias for alias, name in self.aliases.items() if name in named))
 
@@ -235,9 +235,7 @@ def parse(text: str, file: str) -> SourceMapping:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}, line {mark.line + 1}" if mark else file
-        raise MappingError(
-            f"{where}: not YAML ({getattr(error, 'problem', None) or error})", "mend the file"
-        ) from error
+        raise MappingError(f"{where}: not YAML ({getattr(error, 'problem', None) or error})", "fix the file") from error
     if not isinstance(data, dict):
         raise MappingError(f"{file}, line 1: not a mapping of keys to values", f"start from {DEFAULT_MAPPING}")
     try:
@@ -247,7 +245,7 @@ def parse(text: str, file: str) -> SourceMapping:
         key = ".".join(str(part) for part in first["loc"]) or "(the whole file)"
         line = _line_of(node, first["loc"])
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise MappingError(f"{file}, line {line}, key {key}: {first['msg']}{more}", "mend the file") from error
+        raise MappingError(f"{file}, line {line}, key {key}: {first['msg']}{more}", "fix the file") from error
 
 
 def load(path: str | Path | None) -> SourceMapping:

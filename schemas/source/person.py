@@ -40,7 +40,7 @@ def person_candidates(event: AuditEvent, rule: PersonRule) -> tuple[str, ...]:
 
     In order: `crm_person_id` in a comment that is a JSON object (a number, digits, or a list of them); the mapped
     columns in `audited_changes` (in an update the new value, then the old); the row's own id if it is a person; the
-    associated record's if that is one. A text that is unreadable as a whole names nobody.
+    associated record's if that is one. A text that is unreadable as a whole names no person.
     """
     return tuple(placed_candidates(event, rule, _person_columns(event, rule)))
 
@@ -90,10 +90,10 @@ def comment_candidates(comment: str, rule: PersonRule) -> tuple[str, ...]:
     if not comment.lstrip().startswith("{"):
         return ()
     try:
-        said = json.loads(comment)
+        parsed = json.loads(comment)
     except (ValueError, RecursionError):
         return ()
-    value = said.get(rule.comment_key)
+    value = parsed.get(rule.comment_key)
     return _person_ids(value if isinstance(value, list) else [value])
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pymongo import InsertOne, UpdateOne
 from pymongo.errors import BulkWriteError
 
+from schemas.process.mongodb import Document, Documents
 from schemas.records import DeadLetter
 from sink.counting import Advance, PartitionProgress
-from sink.database import Document, Documents
 from sink.documents import DUPLICATE_KEY
 from sink.feed.decoding import LiveDecoder
-from sink.progress import RunTotals, from_document, to_fields
+from sink.progress import RunTotals, from_document, sums_of, to_fields
 from sink.records import Bin, Decided, Source
 
 Key = tuple[int, str]  # partition and account; "" has what cannot be told to be anybody's
@@ -161,22 +161,7 @@ def totals_by_account(collection: Documents, feed: str, run: int | None = None) 
     found: dict[str, list[Document]] = {}
     for document in collection.find(query):
         found.setdefault(document["company_sso_id"], []).append(document)
-    return {account: _total(documents) for account, documents in sorted(found.items())}
-
-
-def _total(documents: Sequence[Document]) -> RunTotals:
-    sums: dict[str, dict[str, int]] = {"skipped": {}, "failed": {}, "foreign": {}}
-    for document in documents:
-        for name, counts in sums.items():
-            for reason, count in document[name].items():
-                counts[reason] = counts.get(reason, 0) + count
-    return RunTotals(
-        migrated=sum(document["migrated"] for document in documents),
-        skipped=sums["skipped"],
-        failed=sums["failed"],
-        foreign=sums["foreign"],
-        updated_at=max(document["updated_at"] for document in documents),
-    )
+    return {account: sums_of(documents) for account, documents in sorted(found.items())}
 
 
 def _now() -> dt.datetime:

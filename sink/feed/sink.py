@@ -14,11 +14,9 @@ What differs from a replay's sink, and why:
 import os
 import time
 
-from pydantic import Field, ValidationError
-from pydantic_settings import SettingsError
+from pydantic import Field, Json
 
 from schemas.collections import PROGRESS
-from schemas.errors import BadInputError
 from schemas.job import LiveFeed
 from sink.accounting import Accounting
 from sink.consumer import Parts, Surroundings
@@ -33,26 +31,12 @@ LIVE = "CRM_REPLAY_LIVE"  # in the environment of a process: it belongs to a liv
 class LiveSinkSettings(SinkSettings):
     """What a sink of a live feed is told."""
 
-    job: LiveFeed = Field(description="the feed as JSON")
+    job: Json[LiveFeed] = Field(description="the feed as JSON")
 
 
 def is_wanted() -> bool:
     """Return whether this process belongs to a live feed."""
     return bool(os.environ.get(LIVE))
-
-
-def load_settings() -> LiveSinkSettings:
-    """Return the settings in the environment; raises BadInputError naming the first variable that is wrong."""
-    try:
-        return LiveSinkSettings()
-    except SettingsError as error:
-        raise BadInputError(f"the environment cannot be read ({error})", "CRM_REPLAY_JOB must be JSON") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = "CRM_REPLAY_" + ".".join(str(part) for part in first["loc"])
-        raise BadInputError(
-            f"{name.upper()}: {first['msg']}", "crm-replay live sets it; see sink/feed/sink.py"
-        ) from error
 
 
 def feed_parts(feed: LiveFeed, around: Surroundings) -> Parts:

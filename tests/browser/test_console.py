@@ -106,7 +106,7 @@ def test_the_list_changes_by_itself_and_can_be_narrowed(open_console: Open, cont
     page.get_by_role("searchbox").fill("LABS")
     expect(page.locator("tbody a")).to_have_text([FRESH])
     page.get_by_role("searchbox").fill("nobody's")
-    expect(page.get_by_text("No account fits")).to_be_visible()
+    expect(page.get_by_text("No account matches")).to_be_visible()
 
 
 def test_any_account_can_be_opened_whatever_characters_its_id_has(open_console: Open, control: ConsoleServer) -> None:
@@ -145,7 +145,7 @@ def test_an_accounts_page_shows_progress_flow_outcomes_and_history(open_console:
     assert "Dead letters: 186." in said
     page.get_by_text("The same in a table").click()
     expect(page.get_by_role("row", name="Sink crm.outcomes.acme-industries")).to_contain_text("3,180")
-    outcomes = page.get_by_role("region", name="Where the rows went")
+    outcomes = page.get_by_role("region", name="Rows by outcome")
     expect(outcomes.get_by_role("row", name="No contact")).to_contain_text("1,201,004")
     expect(outcomes.get_by_role("row", name="Changes unreadable")).to_contain_text("undecodable_changes")
     expect(outcomes.get_by_role("row", name="Not yet")).to_contain_text("5,868,785")
@@ -154,7 +154,7 @@ def test_an_accounts_page_shows_progress_flow_outcomes_and_history(open_console:
     jobs = page.get_by_role("region", name="Jobs", exact=True)
     expect(jobs.get_by_role("row")).to_have_count(3)
     expect(jobs).to_contain_text("Rolled back")
-    expect(page.get_by_role("region", name="Who did what", exact=True)).to_contain_text("FLAG_DISABLED")
+    expect(page.get_by_role("region", name="Audit log", exact=True)).to_contain_text("FLAG_DISABLED")
 
 
 def test_an_accounts_page_moves_with_its_job_and_leaves_the_reader_in_peace(
@@ -183,7 +183,7 @@ def test_an_accounts_page_moves_with_its_job_and_leaves_the_reader_in_peace(
     expect(flow.get_by_role("row", name="Sink")).to_be_visible()  # the table is still open
     expect(halt).to_be_focused()
     expect(page.get_by_text("line 3: mapping values")).to_be_visible()  # so is the letter
-    expect(page.get_by_role("button", name="Look again (4 new)")).to_be_visible()
+    expect(page.get_by_role("button", name="Refresh (4 new)")).to_be_visible()
 
 
 def test_times_are_the_readers_own_with_utc_beside(open_console: Open) -> None:
@@ -198,7 +198,7 @@ def test_times_are_the_readers_own_with_utc_beside(open_console: Open) -> None:
 def test_a_halted_job_says_why_and_what_to_do(open_console: Open) -> None:
     page = open_console(HALTED)
     expect(page.get_by_text("Halted: failure rate 0.124 is above 0.10")).to_be_visible()
-    expect(page.get_by_text("When the cause is put right, Resume goes on from there.")).to_be_visible()
+    expect(page.get_by_text("Fix the cause, then resume.")).to_be_visible()
     assert "primary" in (page.get_by_role("button", name="Resume").get_attribute("class") or "")
 
 
@@ -220,7 +220,7 @@ def test_the_verification_shows_its_verdict_and_names_what_is_wrong(open_console
     control.show(completed_detail(verification=task("verify", DONE, NOT_EQUAL)))
     expect(verification).to_contain_text("The copy is not equal to its source")
     expect(verification).to_contain_text("Missing: a row without its document: 2")
-    expect(verification).to_contain_text("The job has 1,104,651, its rows say 1,104,653.")
+    expect(verification).to_contain_text("The job has 1,104,651, its rows 1,104,653.")
     expect(verification).to_contain_text("crm-replay verify --account 'borealis-foods' --repair")
     verification.get_by_text("The first 3 findings").click()
     expect(verification.get_by_role("row", name="91004")).to_contain_text("edited since (changes.0.to)")
@@ -356,7 +356,7 @@ def test_a_refusal_is_shown_where_it_was_asked_with_what_to_do(open_console: Ope
     dialog.get_by_role("button", name="Rerun the migration").click()
     alert = dialog.get_by_role("alert")
     expect(alert).to_contain_text("A job of this account is in progress.")
-    expect(alert).to_contain_text("this page shows the job that runs")
+    expect(alert).to_contain_text("this page shows the running job")
     expect(alert).to_contain_text("request req-7f31")
     control.replies["rerun"] = envelope(
         400, "VALIDATION_ERROR", "it is not valid", errors=[{"field": "reason", "message": "too long"}]
@@ -457,7 +457,7 @@ def test_what_is_shown_is_called_stale_when_the_server_is_gone_and_live_when_it_
     expect(bar).to_be_hidden()
     page.clock.run_for(12_000)
     expect(state).to_contain_text("Stale since 10:1")
-    expect(bar).to_contain_text("What you see is from 10:1")
+    expect(bar).to_contain_text("The data shown are from 10:1")
     expect(page.get_by_role("region", name="Migration")).to_contain_text("61.4 %")  # still there to be read
     control.down = False
     page.clock.run_for(31_000)
@@ -473,7 +473,7 @@ def test_a_server_that_goes_says_so_and_one_that_is_blind_too(open_console: Open
     control.send(None)
     expect(state).to_have_text("Live")  # the browser has connected again
     control.send(b'event: trouble\ndata: {"message": "MongoDB does not answer"}\n\n')
-    expect(page.locator("#stale-bar")).to_contain_text("MongoDB does not answer. What you see is from 10:1")
+    expect(page.locator("#stale-bar")).to_contain_text("MongoDB does not answer. The data shown are from 10:1")
     control.show(running_detail())
     expect(state).to_have_text("Live")
 
@@ -600,7 +600,7 @@ def test_axe_finds_nothing_in_a_question_its_refusal_and_the_messages(
     dialog = act(page, "Roll back…")
     dialog.get_by_label("Type").fill(DONE)
     dialog.get_by_role("button", name="Delete these").click()
-    expect(dialog.get_by_role("alert")).to_contain_text("Roll back again: it goes on where it ended.")
+    expect(dialog.get_by_role("alert")).to_contain_text("Roll back again: it continues.")
     control.send(b'event: trouble\ndata: {"message": "MongoDB does not answer"}\n\n')
     expect(page.locator("#stale-bar")).to_be_visible()
     page.emulate_media(color_scheme="dark")
@@ -640,7 +640,7 @@ def test_who_asks_for_an_account_that_cannot_be_read_is_told_what_to_do(
     control.server.routes["/console/api/audit-log"] = lambda _asked: envelope(503, "SERVICE_UNAVAILABLE", "no MongoDB")
     control.server.routes["/console/api/dead-letters"] = lambda _asked: Reply(200, b"not JSON")
     page = open_console(RUNNING)
-    log = page.get_by_role("region", name="Who did what")
+    log = page.get_by_role("region", name="Audit log")
     expect(log).to_contain_text("No MongoDB.")
     expect(log).to_contain_text("/readyz names what is down")
     expect(page.get_by_role("region", name="Dead letters")).to_contain_text("The server cannot be reached.")

@@ -149,7 +149,7 @@ def test_a_migration_from_the_flag_to_the_roll_back(
         expect(removed).to_be_visible(timeout=LONG_MS)
         expect(status).to_have_text("Rolled back", timeout=LONG_MS)
         assert logs.count_documents({"company_sso_id": account}) == 0
-    log = page.get_by_role("region", name="Who did what", exact=True)
+    log = page.get_by_role("region", name="Audit log", exact=True)
     for done in ("Rollback", "Verify", "Resume", "Halt", "Trigger", "Preflight"):
         expect(log).to_contain_text(done)
     page.get_by_role("link", name="Accounts").click()

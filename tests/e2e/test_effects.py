@@ -29,7 +29,8 @@ from tests.fixtures.faults import Faults
 pytestmark = pytest.mark.services
 UP_TO = int(os.environ.get("CRM_REPLAY_EFFECTS_UP_TO", "1"))
 SMALL = {  # many effects in few rows
-    "CRM_REPLAY_PAGE_ROWS": "60",
+    "CRM_REPLAY_PAGE_ROWS": "30",
+    "CRM_REPLAY_CHECKPOINT_ROWS": "60",
     "CRM_REPLAY_RUN_RECORDS_MAX": "25",
     "CRM_REPLAY_COMMIT_INTERVAL_S": "0.2",
     "CRM_REPLAY_SINK_BATCH_RECORDS": "30",

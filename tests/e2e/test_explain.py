@@ -1,4 +1,4 @@
-"""The story of a row on real servers, whatever became of it, and with parts that are not there."""
+"""The lineage of a row on real servers, whatever became of it, and with parts that are not there."""
 
 import json
 import uuid
@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from ops.checks.explain.tell import explain_row
+from ops.checks.explain.collect import explain_row
 from ops.kafka.rows import partition_of
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm
 from ops.local.sample_crm import SAMPLE_YAML
@@ -38,10 +38,10 @@ def account(sample_crm: Crm) -> str:
 
 
 def explained(crm: Crm, account: str, audit_id: int, mapping: str = "", **environment: str) -> dict[str, Any]:
-    """Return the story as `--json` prints it."""
+    """Return the lineage as `--json` prints it."""
     connections = Connections(**{name.lower(): value for name, value in {**crm.environment, **environment}.items()})
-    story = explain_row(account, audit_id, connections, mapping, PlainView()).as_dict()
-    return dict(json.loads(json.dumps(story)))
+    lineage = explain_row(account, audit_id, connections, mapping, PlainView()).as_dict()
+    return dict(json.loads(json.dumps(lineage)))
 
 
 def add_row(crm: Crm, audit_id: int, created_at: str) -> None:
@@ -62,23 +62,23 @@ def test_each_end_of_a_row_is_told_with_the_rule_that_made_it(sample_crm, accoun
     add_row(sample_crm, NEWER, "2023-01-15 10:00:00")
     topics = AccountTopics.of(account)
 
-    story = explained(sample_crm, account, MIGRATED)
-    assert (story["verdict"], story["not_looked_at"]) == ("migrated", {})
-    assert story["job"]["job_id"] == job["job_id"]
-    assert story["key"] == {"record_key": "50001", "persons": [{"person_id": "50001", "from": "comment"}]}
-    (published,) = story["published"]["records"]
-    assert published["partition"] == story["published"]["expected_partition"] == partition_of(b"50001", 4)
-    assert [step["rule"] for step in story["decision"]["steps"]] == ["scope", "contact", "watermark", "changes"]
-    assert (story["decision"]["result"], story["decision"]["rule"]) == ("a document, contact/create", None)
-    (outcome,) = story["outcome"]["records"]
+    lineage = explained(sample_crm, account, MIGRATED)
+    assert (lineage["verdict"], lineage["not_looked_at"]) == ("migrated", {})
+    assert lineage["job"]["job_id"] == job["job_id"]
+    assert lineage["key"] == {"record_key": "50001", "persons": [{"person_id": "50001", "from": "comment"}]}
+    (published,) = lineage["published"]["records"]
+    assert published["partition"] == lineage["published"]["expected_partition"] == partition_of(b"50001", 4)
+    assert [step["rule"] for step in lineage["decision"]["steps"]] == ["scope", "contact", "watermark", "changes"]
+    assert (lineage["decision"]["result"], lineage["decision"]["rule"]) == ("a document, contact/create", None)
+    (outcome,) = lineage["outcome"]["records"]
     assert (outcome["what"], outcome["source_offset"]) == ("activity log", published["offset"])
     document = sample_crm.database["activity_logs"].find_one({"external_id": f"crm_audit:{MIGRATED}"})
     assert document is not None
-    assert story["document"]["_id"] == str(document["_id"])
-    assert (story["document"]["run"], story["document"]["differs"]) == (job["run"], [])
+    assert lineage["document"]["_id"] == str(document["_id"])
+    assert (lineage["document"]["run"], lineage["document"]["differs"]) == (job["run"], [])
 
     printed = sample_crm.call("explain", "--account", account, str(MIGRATED), "--json")
-    assert (printed.returncode, json.loads(printed.stdout)) == (0, story)
+    assert (printed.returncode, json.loads(printed.stdout)) == (0, lineage)
     text = sample_crm.call("explain", "--account", account, str(MIGRATED)).stdout
     assert text.startswith(f"row {MIGRATED} of {account}: migrated\n")
     assert f"partition {published['partition']}, offset {published['offset']} of {topics.replay}" in text
@@ -93,27 +93,27 @@ def test_each_end_of_a_row_is_told_with_the_rule_that_made_it(sample_crm, accoun
         (NO_CONTACT, "skipped: contact_not_found", "contact"),
         (LIVE, "skipped: post_sync_live_feed", "watermark"),
     ):
-        story = explained(sample_crm, account, audit_id)
-        assert story["verdict"].startswith(verdict)
-        assert story["decision"]["rule"] == rule
-        assert len(story["published"]["records"]) == len(story["outcome"]["records"]) == 1
-        assert story["document"]["found"] is False
-        assert len(story["dead_letters"]["letters"]) == verdict.startswith("failed")
+        lineage = explained(sample_crm, account, audit_id)
+        assert lineage["verdict"].startswith(verdict)
+        assert lineage["decision"]["rule"] == rule
+        assert len(lineage["published"]["records"]) == len(lineage["outcome"]["records"]) == 1
+        assert lineage["document"]["found"] is False
+        assert len(lineage["dead_letters"]["letters"]) == verdict.startswith("failed")
     for audit_id, why in (
         (OLDER, "it would be a document"),  # without a date range, no row is too old
         (NEWER, "above the job's top"),
         (77, "no row with this id"),
     ):
-        story = explained(sample_crm, account, audit_id)
-        assert why in story["verdict"]
-        assert story["published"]["records"] == story["outcome"]["records"] == []
+        lineage = explained(sample_crm, account, audit_id)
+        assert why in lineage["verdict"]
+        assert lineage["published"]["records"] == lineage["outcome"]["records"] == []
 
     admin = AdminClient(sample_crm.connections.kafka())
     for future in admin.delete_topics([topics.outcomes]).values():
         future.result()
-    story = explained(sample_crm, account, UNREADABLE)
-    assert story["outcome"]["records"] == []
-    assert story["verdict"].startswith("failed: undecodable_changes")
+    lineage = explained(sample_crm, account, UNREADABLE)
+    assert lineage["outcome"]["records"] == []
+    assert lineage["verdict"].startswith("failed: undecodable_changes")
 
 
 def test_a_server_that_is_down_costs_its_own_parts_alone(sample_crm, account):
@@ -122,15 +122,15 @@ def test_a_server_that_is_down_costs_its_own_parts_alone(sample_crm, account):
     def without(*names: str) -> dict[str, Any]:
         return explained(sample_crm, account, MIGRATED, **{name: NOWHERE[name] for name in names})
 
-    story = without("KAFKA_BOOTSTRAP_SERVERS")
-    assert story["not_looked_at"].keys() == {"published", "decision", "outcome", "dead letters"}
-    assert (story["verdict"], story["document"]["run"]) == ("migrated", job["run"])
-    story = without("MONGODB_URL")
-    assert story["not_looked_at"].keys() == {"job", "document"}
-    assert (story["outcome"]["records"][0]["what"], story["decision"]["rule"]) == ("activity log", None)
-    story = without("CRM_AUDIT_DATABASE_URL")
-    assert story["not_looked_at"].keys() == {"source", "key", "decision"}
-    assert (story["verdict"], len(story["published"]["records"])) == ("migrated", 1)
+    lineage = without("KAFKA_BOOTSTRAP_SERVERS")
+    assert lineage["not_looked_at"].keys() == {"published", "decision", "outcome", "dead letters"}
+    assert (lineage["verdict"], lineage["document"]["run"]) == ("migrated", job["run"])
+    lineage = without("MONGODB_URL")
+    assert lineage["not_looked_at"].keys() == {"job", "document"}
+    assert (lineage["outcome"]["records"][0]["what"], lineage["decision"]["rule"]) == ("activity log", None)
+    lineage = without("CRM_AUDIT_DATABASE_URL")
+    assert lineage["not_looked_at"].keys() == {"source", "key", "decision"}
+    assert (lineage["verdict"], len(lineage["published"]["records"])) == ("migrated", 1)
     nothing = sample_crm.call("explain", "--account", account, str(MIGRATED), **NOWHERE)
     assert nothing.returncode == 2
     assert len(nothing.stderr.strip().splitlines()) == 1
@@ -144,13 +144,13 @@ def test_of_another_accounts_row_nothing_is_told(crm):
     )
     with psycopg.connect(crm.dsn) as db:
         own, theirs = (db.execute(query, (name,)).fetchone()[0] for name in (ours, others))  # type: ignore[index]
-    story = explained(crm, ours, theirs, GENERATED_MAPPING)
-    assert story["source"] == {"exists": True, "of_account": False, "out_of_scope": ["it is another account's"]}
-    assert (story["key"], story["decision"]) == (None, None)
-    story = explained(crm, ours, own, GENERATED_MAPPING)  # it has never been replayed
-    assert story["source"]["of_account"]
-    assert (story["job"], story["verdict"]) == (None, "not replayed: the account has no job")
-    assert "there is no topic" in story["not_looked_at"]["decision"]
+    lineage = explained(crm, ours, theirs, GENERATED_MAPPING)
+    assert lineage["source"] == {"exists": True, "of_account": False, "out_of_scope": ["it is another account's"]}
+    assert (lineage["key"], lineage["decision"]) == (None, None)
+    lineage = explained(crm, ours, own, GENERATED_MAPPING)  # it has never been replayed
+    assert lineage["source"]["of_account"]
+    assert (lineage["job"], lineage["verdict"]) == (None, "not replayed: the account has no job")
+    assert "there is no topic" in lineage["not_looked_at"]["decision"]
 
 
 def test_wrong_calls_are_refused(crm):

@@ -7,7 +7,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from ops.checks.explain.tell import explain_row
+from ops.checks.explain.collect import explain_row
 from ops.kafka import admin as kafka_admin
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView

@@ -21,6 +21,7 @@ ROUNDS = int(os.environ.get("CRM_REPLAY_KILL_ROUNDS", "1"))
 SEED = int(os.environ.get("CRM_REPLAY_KILL_SEED", "1"))
 AUDITS = 42_000  # of all accounts: half of them are the largest one's
 KILLS = 6
+SMALL = {"CRM_REPLAY_PAGE_ROWS": "200", "CRM_REPLAY_CHECKPOINT_ROWS": "400"}
 
 
 def workers_of(runner: subprocess.Popen[str]) -> dict[int, str]:
@@ -40,7 +41,7 @@ def tortured_run(crm: Crm, account: str, dice: random.Random) -> tuple[dict[str,
     """Run the account while workers are killed; return the job's JSON and what was killed."""
     killed: list[str] = []
     words = ("run", "--account", account, "--mapping", GENERATED_MAPPING, "--json")
-    with crm.start(*words, "--processors", "2", "--sinks", "2", CRM_REPLAY_PAGE_ROWS="200") as runner:
+    with crm.start(*words, "--processors", "2", "--sinks", "2", **SMALL) as runner:
         logs = crm.database["activity_logs"]
         deadline = time.monotonic() + 200
         while len(killed) < KILLS and runner.poll() is None:

@@ -219,4 +219,4 @@ def test_a_frozen_runner_is_replaced_and_ends_when_it_wakes(sample_crm: Crm) -> 
             assert second.poll() is None
     assert crm.logs(account) == logs
     assert job_of(crm, account)["updated_at"] == job["updated_at"]
-    assert "this runner lets go of it" in first.said  # type: ignore[attr-defined]
+    assert "this runner releases it" in first.said  # type: ignore[attr-defined]

@@ -39,7 +39,10 @@ RUN_TIMEOUT_S = 200
 SAME = ("records_total", "records_migrated", "records_skipped", "records_failed", "skips_by_reason", "accuracy_pct")
 SMALL_BATCH, DELAY_S = 500, 0.1
 FETCHED_AHEAD_MIB = 32  # what a sink fetches ahead is 16 MiB, twice while a poll takes it over
-SMALL_PAGES = {"CRM_REPLAY_PAGE_ROWS": "200"}  # so that there is a middle of the run to die in
+SMALL_PAGES = {
+    "CRM_REPLAY_PAGE_ROWS": "200",
+    "CRM_REPLAY_CHECKPOINT_ROWS": "400",
+}  # so that there is a middle of the run to die in
 
 
 @dataclass

@@ -191,7 +191,7 @@ def test_the_command_makes_it_and_says_what_it_made(database_dsn: str, monkeypat
     assert done.exit_code == 0
     assert re.search(r"600 audits in crm\.audits: made in \d+\.\d s\n  crm-1  \d+\n  crm-2  \d+\n", done.stdout)
     again = CliRunner().invoke(app, ["--audits", "600", "--accounts", "2", "--seed", "5"], catch_exceptions=False)
-    assert "there already, nothing to do" in again.stdout
+    assert "exists already, nothing to do" in again.stdout
 
 
 def test_the_command_makes_the_contacts_as_well(

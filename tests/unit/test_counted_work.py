@@ -67,10 +67,10 @@ class Work(NamedTuple):
 LIMITS = {
     ("peer", "producer"): Work(1510, 90),
     ("peer", "processor"): Work(3810, 138),
-    ("peer", "sink"): Work(903, 33),
+    ("peer", "sink"): Work(763, 27),
     ("crm", "producer"): Work(1550, 91),
     ("crm", "processor"): Work(3850, 141),
-    ("crm", "sink"): Work(895, 33),
+    ("crm", "sink"): Work(766, 27),
 }
 
 

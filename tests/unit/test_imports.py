@@ -105,10 +105,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "sink": CONTRACT,
     "sink.feed": (*CONTRACT, "sink"),
     "ops": (),
-    "ops.progress": CONTRACT,
+    "ops.rate": (),
+    "ops.progress": (*CONTRACT, "ops.rate"),
     "ops.kafka": (*FIVE, "ops.progress"),
     "ops.jobs": (*FIVE, "ops.kafka"),
-    "ops.control": (*FIVE, "ops.kafka", "ops.jobs"),
+    "ops.control": (*FIVE, "ops.rate", "ops.kafka", "ops.jobs"),
     "ops.enrich": JOBS,
     "ops.subject": JOBS,
     "ops.checks": FIVE,
@@ -131,7 +132,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "ops.checks.rollout": (*JOBS, "ops.checks"),
     "ops.local": (*FIVE, "ops.kafka"),
-    "ops.bench": (*JOBS, "ops.enrich", "ops.checks", "ops.checks.verify", "ops.runner", "ops.local"),
+    "ops.bench": (*JOBS, "ops.enrich", "ops.checks", "ops.checks.verify", "ops.runner", "ops.feed", "ops.local"),
 }
 ROOMS["ops.cli"] = tuple(ROOMS)  # everything; and nothing imports it
 

@@ -18,7 +18,7 @@ from tests.unit.test_imports import PACKAGES, ROOT
 HEADING = "### A worked example\n"
 EXPLAINED = """
 import json, sys
-from ops.checks.explain.story import steps
+from ops.checks.explain.lineage import steps
 from ops.checks.file_rows import FileLookups, event_of
 from schemas.source import mapping
 event = event_of(json.loads(sys.argv[1]), "the row")

@@ -16,7 +16,7 @@ from schemas.errors import BadInputError, ServiceUnreachableError
 )
 @pytest.mark.parametrize(
     ("module", "work"),
-    [(producer.__main__, "run"), (processors.__main__, "_run"), (sink.__main__, "load_settings")],
+    [(producer.__main__, "run"), (processors.__main__, "_run"), (sink.__main__, "SinkSettings.load")],
 )
 def test_a_server_that_is_away_is_worth_another_start(
     module: Any, work: str, error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
@@ -24,7 +24,7 @@ def test_a_server_that_is_away_is_worth_another_start(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, work, fails)
+    monkeypatch.setattr(f"{module.__name__}.{work}", fails)
     monkeypatch.setattr(module.logs, "configure", lambda _: None)
     monkeypatch.setattr("sys.argv", ["worker"])
     monkeypatch.setattr("gc.freeze", lambda: None)

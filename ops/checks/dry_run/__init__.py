@@ -1,9 +1,9 @@
-"""`crm-replay dry-run`: what a replay would come to, by its real read and transform path, without writing anything.
+"""`crm-replay dry-run`: the results of a replay, by its real read and transform path, without writing anything.
 
     model  pure: the counts, examples without personal values, the report
     run    I/O: rows from the source, lookups from source and platform, the processors' own rules
 
-Kafka is only asked how large a record may be, if it is there at all; nothing is produced, inserted or saved.
+Kafka, if it is available, is only queried for its record size limit; nothing is produced, inserted or saved.
 """
 
 from ops.checks.dry_run.model import Report

@@ -1,7 +1,7 @@
 """Pure: what a dry run counts, the examples it shows, and what it concludes.
 
-Examples hold no personal value unless somebody asks for them: a dry run's output ends up in tickets and chats. Of each
-value its kind and size is shown, which is what a mapping is judged by (DECISIONS.md, decision 20).
+Examples hold no personal values unless requested: a dry run's output ends up in tickets and chats. Of each value,
+kind and size are shown, which is enough to judge a mapping (DECISIONS.md, decision 20).
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ PLAIN_METADATA = frozenset(("request_id", "version"))
 
 @dataclass(slots=True)
 class Tally:
-    """The counts of the rows looked at, each in exactly one of logs, skipped and failed."""
+    """The counts of the sampled rows, each in exactly one of logs, skipped and failed."""
 
     rows: int = 0
     logs: Counter[str] = field(default_factory=Counter)  # by `category/action`
@@ -51,7 +51,7 @@ class Tally:
 
     @property
     def failure_rate(self) -> float:
-        """Return failed / (migrated + skipped + failed); 0.0 if no row was looked at."""
+        """Return failed / (migrated + skipped + failed); 0.0 if no row was read."""
         return self.failed_total / self.rows if self.rows else 0.0
 
 
@@ -71,7 +71,7 @@ class Examples:
 
 @dataclass(slots=True)
 class Report:
-    """What a dry run has come to."""
+    """The result of a dry run."""
 
     company_sso_id: str
     rows_in_scope: int
@@ -88,7 +88,7 @@ class Report:
 
     @property
     def sampled(self) -> bool:
-        """Whether only a part of the rows was looked at."""
+        """Whether only a part of the rows was read."""
         return self.tally.rows < self.rows_in_scope
 
     @property
@@ -126,18 +126,19 @@ class Report:
         }
 
     def estimate_text(self) -> str:
-        """Return what the whole replay comes to, in one line."""
-        said = self.estimate
-        basis = "from the rows looked at" if self.sampled else "measured on all rows"
+        """Return the estimate of the whole replay, in one line."""
+        estimate = self.estimate
+        basis = "from the sampled rows" if self.sampled else "measured on all rows"
         return (
-            f"{said.rows:,} rows take about {duration_text(said.seconds)} at {said.rate.rows_per_s:,.0f} rows/s"
-            f" ({said.rate.basis}); {bytes_text(said.topics_bytes)} on topics,"
-            f" {bytes_text(said.documents_bytes)} of documents before compression ({basis})"
+            f"{estimate.rows:,} rows take about {duration_text(estimate.seconds)}"
+            f" at {estimate.rate.rows_per_s:,.0f} rows/s ({estimate.rate.basis});"
+            f" {bytes_text(estimate.topics_bytes)} on topics, {bytes_text(estimate.documents_bytes)} of documents"
+            f" before compression ({basis})"
         )
 
 
 def estimate_of(tally: Tally, rows_in_scope: int, rate: Rate, index_bytes: int) -> Estimate:
-    """Return what the whole replay comes to, from the sizes that the rows looked at really have."""
+    """Return the estimate of the whole replay, from the sizes of the rows that were read."""
     share = rows_in_scope / tally.rows if tally.rows else 0.0
     return Estimate(
         rows=rows_in_scope,
@@ -150,11 +151,11 @@ def estimate_of(tally: Tally, rows_in_scope: int, rate: Rate, index_bytes: int) 
     )
 
 
-def stretches(low: int, top: int, spread: Sequence[int], rows: int, places: int) -> list[tuple[int, int, int]]:
-    """Return (from, up to, rows) of the stretches of ids in (low, top] from which `rows` rows are taken.
+def id_ranges(low: int, top: int, spread: Sequence[int], rows: int, places: int) -> list[tuple[int, int, int]]:
+    """Return (from, up to, rows) of the id ranges in (low, top] from which `rows` rows are taken.
 
     `spread`: ids with about the same number of rows between neighbours, as far as the server knows; then each place
-    stands for as many rows, else for as many ids.
+    represents as many rows, else for as many ids.
     """
     if rows <= 0 or top <= low:
         return []
@@ -176,7 +177,7 @@ def masked_document(document: Mapping[str, Any]) -> dict[str, Any]:
         if name in PLAIN_FIELDS:
             shown[name] = value
         elif name == "actor":
-            # Of a user, nothing but that it is one; the other kinds have the names that the mapping gives them.
+            # Of a user, only the kind; the other kinds have the names that the mapping gives them.
             is_user = value["type"] == ActorKind.USER
             shown[name] = {key: masked(value[key]) if is_user and key != "type" else value[key] for key in value}
         elif name == "changes":
@@ -209,5 +210,5 @@ def masked(value: Any) -> Any:
 
 
 def named_duplicate() -> str:
-    """Return the reason under which a row is counted whose document is there already."""
+    """Return the skip reason of a row whose document exists already."""
     return SkipReason.DUPLICATE_EXTERNAL_ID.value

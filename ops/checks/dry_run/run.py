@@ -1,7 +1,7 @@
 """I/O: the rows of the source through the producer's reader and the processors' rules; nothing leaves this process.
 
 Lookups are what a worker would have: the reference tables, read from source and platform instead of from their topics,
-and the user directory, asked as a worker asks it.
+and the user directory, queried as by a worker.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import bson
 from bson.codec_options import CodecOptions
 from pymongo.errors import OperationFailure, PyMongoError
 
-from ops.checks.dry_run.model import Examples, Report, Tally, estimate_of, masked_document, named_duplicate, stretches
+from ops.checks.dry_run.model import Examples, Report, Tally, estimate_of, id_ranges, masked_document, named_duplicate
 from ops.checks.estimates import INDEX_BYTES, rate_of
 from ops.checks.file_rows import printable
 from ops.checks.verify.expected import Expected, expected_of
@@ -24,28 +24,28 @@ from ops.jobs.documents import rows_with_document
 from ops.kafka import admin as kafka_admin
 from ops.progress import RunView
 from processors.encoding.transform import Transformer
-from processors.lookups.answers import TableLookups
+from processors.lookups.answers import TableLookups, decoded
 from processors.lookups.directory import UserDirectory
 from processors.rules.decide import Refused
 from producer.audits import AuditReader, connect, resolve
 from producer.cursor import EARLIEST
 from producer.messages import Page
 from producer.references import read_tables
-from producer.settings import settings_from_environment
+from producer.settings import ProducerSettings
 from producer.survey import survey
 from producer.topics import MESSAGE_BYTES_LIMIT, RECORD_OVERHEAD_BYTES, message_bytes_max
 from schemas.codec import Codec
 from schemas.collections import ACTIVITY_LOGS, JOBS
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database, Documents
+from schemas.process.mongodb import connect as connect_mongodb
 from schemas.process.registry import codec_for
 from schemas.records import AuditEvent
 from schemas.source.mapping import load
 from schemas.source.person import person_candidates
 from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause, JobStatus, SkipReason
-from sink.database import Documents
-from sink.database import connect as connect_mongodb
 from sink.indexes import UNIQUE_EXTERNAL_ID
 
 PLACES = 20  # of a sample: rows of every age
@@ -57,7 +57,7 @@ AWARE: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
 
 @dataclass(frozen=True, slots=True)
 class DryRunOptions:
-    """What a dry run looks at and shows."""
+    """What a dry run reads and shows."""
 
     mapping_path: str = ""
     limit: int = 0  # rows, spread over all ids; 0: all of them
@@ -67,7 +67,7 @@ class DryRunOptions:
 
 
 def dry_run_account(account: str, options: DryRunOptions, connections: Connections, view: RunView) -> Report:
-    """Return what a replay of the account would come to now. Writes nothing, and needs no Kafka.
+    """Return the results that a replay of the account would have now. Writes nothing, and needs no Kafka.
 
     Raises BadInputError for what a run would refuse too (mapping, account, servers), ReplayError for an outage.
     """
@@ -77,7 +77,7 @@ def dry_run_account(account: str, options: DryRunOptions, connections: Connectio
     codec = codec_for("")  # what it makes, it reads: no topic and no registry is needed
     dsn = connections.crm_audit_database_url
     found = survey(dsn, mapping, account, date_range_start=options.date_range_start)
-    limits = settings_from_environment().limits(_row_bytes_max(account, connections))
+    limits = ProducerSettings.load().limits(_row_bytes_max(account, connections))
     database = connect_mongodb(connections, app_name="crm-replay-dry-run")
     try:
         tables = read_tables(dsn, mapping, account, mongo=database, codec=codec)
@@ -122,7 +122,7 @@ def dry_run_account(account: str, options: DryRunOptions, connections: Connectio
 
 
 def _row_bytes_max(account: str, connections: Connections) -> int:
-    """Return how many bytes a row may have: by its topic if that is there, else as the topic would be made."""
+    """Return how many bytes a row may have: by its topic if it exists, else as the topic would be created."""
     would_be = max(
         RECORD_OVERHEAD_BYTES, min(kafka_admin.RECORD_BYTES_MAX, MESSAGE_BYTES_LIMIT) - RECORD_OVERHEAD_BYTES
     )
@@ -140,7 +140,7 @@ def _pages(reader: AuditReader, low: int, top: int, rows: int, wanted: int) -> I
     places = PLACES if wanted < rows else 1
     spread = reader.spread() if places > 1 else []
     owed = 0  # rows that earlier places did not have
-    for begin, end, share in stretches(low, top, spread, wanted, places):
+    for begin, end, share in id_ranges(low, top, spread, wanted, places):
         left, cursor = share + owed, begin
         while cursor < end and (left > 0 or places == 1):
             page = reader.page_after(cursor, end, 0, (), look_for_gaps=False)
@@ -151,7 +151,7 @@ def _pages(reader: AuditReader, low: int, top: int, rows: int, wanted: int) -> I
         owed = max(0, left)
 
 
-def _finished_runs(database: Any) -> Iterator[tuple[int, datetime, datetime | None]]:
+def _finished_runs(database: Database) -> Iterator[tuple[int, datetime, datetime | None]]:
     """Yield rows, start and end of completed runs, the newest first; also where no migration has been applied yet."""
     jobs = database[JOBS].find({"status": JobStatus.COMPLETED.value}).sort("started_at", -1).limit(JOBS_LOOKED_AT)
     for job in jobs:
@@ -169,7 +169,7 @@ class _DryRun:
         transformer: Transformer,
         tables: dict[str, dict[bytes, bytes]],
         codec: Codec,
-        database: Any,
+        database: Database,
         person: Any,
     ) -> None:
         self.tally = Tally()
@@ -181,7 +181,7 @@ class _DryRun:
         self._person = person
         url = connections.user_directory_url
         self._directory = UserDirectory(url, account) if url else None
-        self._lookups = TableLookups(tables, codec, account, self._directory)
+        self._lookups = TableLookups(decoded(tables, codec, account), self._directory)
         self._loop = asyncio.new_event_loop()
         self._database = database
         self._has_index = UNIQUE_EXTERNAL_ID.name in _index_names(database[ACTIVITY_LOGS])
@@ -193,21 +193,21 @@ class _DryRun:
         self._loop.close()
 
     def counts(self) -> dict[str, int]:
-        """Return what the rules have counted beside the outcomes."""
+        """Return the rules' other counts, besides the outcomes."""
         return self._transformer.counts.as_dict()
 
     def notes(self, without_created_at: int, directory_url: str) -> list[str]:
         """Return what the reader of the report has to know."""
-        said = []
+        notes = []
         if without_created_at:
-            said.append(f"{without_created_at:,} rows have no created_at: they are in no date range and not read")
+            notes.append(f"{without_created_at:,} rows have no created_at: they are in no date range and not read")
         if not self._has_index:
-            said.append("activity_logs has no index by external_id yet, so nothing was looked up there")
+            notes.append("activity_logs has no index by external_id yet, so documents were not looked up")
         if not directory_url:
-            said.append("USER_DIRECTORY_URL is not set, so every actor who is a user falls back")
+            notes.append("USER_DIRECTORY_URL is not set, so every actor who is a user falls back")
         elif self._directory is not None and self._directory.counts.failed:
-            said.append(f"the user directory gave no answer about {self._directory.counts.failed:,} users")
-        return said
+            notes.append(f"the user directory did not respond for {self._directory.counts.failed:,} users")
+        return notes
 
     def take(self, page: Page) -> None:
         """Count a page's rows."""
@@ -234,7 +234,7 @@ class _DryRun:
                 self._log(event, document)
 
     def _documents_of(self, audit_ids: Sequence[int]) -> set[int]:
-        """Return those of the rows that the unique index would refuse: they have a document, whoever wrote it."""
+        """Return those of the rows that the unique index would refuse: they have a document, of any writer."""
         if not self._has_index or not audit_ids:
             return set()
         return rows_with_document(self._database, self._account, audit_ids)
@@ -263,7 +263,7 @@ class _DryRun:
             self.examples.failed.setdefault(cause.value, []).append(shown)
 
     def _why(self, event: AuditEvent) -> str:
-        """Return the rules' own words about a row they refuse; they hold nothing of its content."""
+        """Return the rules' own reason for a refusal; it has no content of the row."""
         try:
             result = self._transformer.transform(event, self._lookups)
         except Exception as error:  # a defect of a rule, which a worker dead-letters too

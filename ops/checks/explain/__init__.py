@@ -1,1 +1,1 @@
-"""`crm-replay explain`: the lineage of one source row, told from what each server says of it."""
+"""`crm-replay explain`: the lineage of one source row, collected from every server."""

@@ -1,10 +1,10 @@
-"""`crm-replay check`: every account's copy looked at each night, as deeply as a night allows; its exit code is a gate.
+"""`crm-replay check`: a nightly check of every account's copy, bounded in time; its exit code is a gate.
 
     model  pure: results by account, as text, JSON and JUnit; which ids a night's sample takes
-    run    I/O: one function a question
+    run    I/O: one function a check
 
-It proves a sample where `verify` proves all: each night takes other segments, so that in time every row has its turn.
-Reads only.
+It proves a sample where `verify` proves all: each night takes other segments, so that every row is checked in time.
+Read-only.
 """
 
 from ops.checks.nightly.model import Results

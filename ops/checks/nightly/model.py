@@ -8,7 +8,7 @@ from typing import Any
 
 from ops.checks.model import Check, Verdict, worst
 
-PLATFORM = "platform"  # the name under which checks stand that are no account's
+PLATFORM = "platform"  # the name for checks that are not of an account
 
 
 @dataclass(slots=True)
@@ -35,11 +35,11 @@ class Results:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing has failed: a deployment may go ahead."""
+        """Whether no check has failed: a deployment may proceed."""
         return all(result.verdict is not Verdict.FAIL for result in self.results)
 
     def counted(self, verdict: Verdict) -> int:
-        """Return how many checks have come to a verdict."""
+        """Return how many checks have a verdict."""
         return sum(check.verdict is verdict for result in self.results for check in result.checks)
 
     def as_dict(self) -> dict[str, Any]:
@@ -81,11 +81,11 @@ class Results:
             )
             for check in result.checks:
                 case = ET.SubElement(suite, "testcase", classname=f"crm-replay.{_legal(result.name)}", name=check.name)
-                said = _legal(f"{check.found}\n{check.to_do}".strip())
+                summary = _legal(f"{check.found}\n{check.to_do}".strip())
                 if check.verdict is Verdict.FAIL:
-                    ET.SubElement(case, "failure", message=_legal(check.found)).text = said
+                    ET.SubElement(case, "failure", message=_legal(check.found)).text = summary
                 else:
-                    ET.SubElement(case, "system-out").text = said
+                    ET.SubElement(case, "system-out").text = summary
         ET.indent(suites)
         return bytes(ET.tostring(suites, encoding="utf-8", xml_declaration=True))
 
@@ -100,10 +100,10 @@ def _legal(text: str) -> str:
 def segments(
     low: int, top: int, rows: int, *, places: int, rows_a_place: int, seed: int, spread: Sequence[int] = ()
 ) -> list[tuple[int, int]]:
-    """Return the stretches (low, high] of ids that a night looks at: all of them if the account is that small.
+    """Return the id ranges (low, high] that one night samples: all ids of a small account.
 
-    `spread`: ids with about the same number of rows between neighbours; then each row is as likely to be met, else each
-    id. The same seed takes the same places. The newest stretch is always among them: what goes wrong, goes wrong there.
+    `spread`: ids with about the same number of rows between neighbours; then each row is equally likely, else each
+    id. The same seed takes the same places. The newest range is always among them: most faults are there.
     """
     if top <= low or rows <= 0:
         return []
@@ -123,10 +123,10 @@ def segments(
     return _apart(sorted(found))
 
 
-def _apart(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the stretches in rising order, those that overlap as one."""
+def _apart(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the ranges in rising order, overlapping ones joined."""
     joined: list[tuple[int, int]] = []
-    for begin, end in stretches:
+    for begin, end in ranges:
         if joined and begin <= joined[-1][1]:
             joined[-1] = (joined[-1][0], max(joined[-1][1], end))
         else:

@@ -1,4 +1,4 @@
-"""I/O: the questions of a night, one function each. What one account's servers or files do wrong costs no other."""
+"""I/O: the nightly checks, one function each. A fault of one account's servers or files does not affect another."""
 
 import time
 from collections import Counter
@@ -40,11 +40,11 @@ from schemas.collections import ACTIVITY_LOGS, CONTACTS, JOBS
 from schemas.errors import BadInputError, ReplayError
 from schemas.identity import SOURCE_TAG, replay_id
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database, Documents
+from schemas.process.mongodb import connect as connect_mongodb
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
-from sink.database import Documents
-from sink.database import connect as connect_mongodb
 from sink.indexes import COMPANY_SOURCE_TAG, CONTACT_BY_CUSTOMER
 from sink.rollback import documents_of
 
@@ -90,22 +90,22 @@ def check_accounts(options: CheckOptions, connections: Connections, view: RunVie
     return Results(results, options.seed, time.monotonic() - began)
 
 
-def _accounts(database: Any, options: CheckOptions) -> list[str]:
+def _accounts(database: Database, options: CheckOptions) -> list[str]:
     if options.accounts:
         return list(options.accounts)
     return sorted(str(account) for account in database[JOBS].distinct("company_sso_id"))
 
 
-def _finished(database: Any, account: str) -> Job | None:
-    """Return the account's last job, if it is over and has left a copy."""
+def _finished(database: Database, account: str) -> Job | None:
+    """Return the account's last job, if it has ended and has left a copy."""
     job = JobStore(database).latest(account)
     return job if job is not None and job.status in (JobStatus.COMPLETED, JobStatus.FAILED) else None
 
 
-def _guarded(name: str, ask: Callable[[], Check]) -> Check:
-    """Return the answer; whatever goes wrong on the way is a failed check, and the next one is asked."""
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    """Return the check's result; any error on the way is a failed check, and does not prevent the next one."""
     try:
-        return ask()
+        return check()
     except ReplayError as error:
         return fail(name, error.what, error.to_do)
     except PyMongoError as error:
@@ -115,7 +115,7 @@ def _guarded(name: str, ask: Callable[[], Check]) -> Check:
 
 
 def _check_account(
-    job: Job, options: CheckOptions, connections: Connections, database: Any, view: RunView
+    job: Job, options: CheckOptions, connections: Connections, database: Database, view: RunView
 ) -> AccountResult:
     began = time.monotonic()
     result = AccountResult(job.company_sso_id)
@@ -138,12 +138,12 @@ def _check_account(
     return result
 
 
-def check_job(job: Job, database: Any) -> Check:
-    """Return whether the job has ended well, and whether as many documents are there as it left behind."""
-    said = f"run {job.run} is {job.status}"
+def check_job(job: Job, database: Database) -> Check:
+    """Return whether the job has ended well, and whether the documents that it has left still exist."""
+    summary = f"run {job.run} is {job.status}"
     if job.status is not JobStatus.COMPLETED:
         to_do = f"crm-replay verify --account {job.company_sso_id}"
-        return fail("job", f"{said}: {job.error or 'no reason given'}", to_do, status=job.status.value)
+        return fail("job", f"{summary}: {job.error or 'no reason given'}", to_do, status=job.status.value)
     by_http = http_documents.count(database, job.company_sso_id)
     documents = documents_of(database, job.company_sso_id) - by_http  # no run has written those
     facts: dict[str, Any] = {
@@ -154,11 +154,11 @@ def check_job(job: Job, database: Any) -> Check:
     }
     counts = counts_of(job)
     in_place = counts.migrated + counts.duplicate
-    # Failed rows count in the accuracy, too; how many of them may wait, the check of the dead letters says.
+    # Failed rows count in the accuracy, too; the check of the dead letters has the limit of those that wait.
     but_for_failed = accuracy_of(in_place, in_place + counts.failed)
     if job.accuracy_pct is not None and but_for_failed is not None and job.accuracy_pct < but_for_failed:
         return fail(
-            "job", f"{said} with an accuracy of {job.accuracy_pct} %", "crm-replay verify names the rows", **facts
+            "job", f"{summary} with an accuracy of {job.accuracy_pct} %", "crm-replay verify names the rows", **facts
         )
     wrote, purged = JobStore(database).aggregate_progress(job).migrated, _purged_since(job, database)
     facts |= {"written": wrote, "purged": purged}
@@ -166,14 +166,14 @@ def check_job(job: Job, database: Any) -> Check:
     if documents < wrote - purged:
         return fail(
             "job",
-            f"{said}; it wrote {wrote:,} documents{on_purpose}, {documents:,} are left",
+            f"{summary}; it wrote {wrote:,} documents{on_purpose}, {documents:,} are left",
             f"crm-replay verify --account {job.company_sso_id} names the rows",
             **facts,
         )
-    return ok("job", f"{said}, {documents:,} documents{on_purpose}", **facts)
+    return ok("job", f"{summary}, {documents:,} documents{on_purpose}", **facts)
 
 
-def _purged_since(job: Job, database: Any) -> int:
+def _purged_since(job: Job, database: Database) -> int:
     """Return how many documents of the replay were removed for single persons since the run began."""
     return sum(
         int(entry.detail.get("removed", {}).get("documents_of_the_replay", 0))
@@ -183,7 +183,7 @@ def _purged_since(job: Job, database: Any) -> int:
 
 
 def check_dead_letters(
-    job: Job, options: CheckOptions, connections: Connections, database: Any, view: RunView
+    job: Job, options: CheckOptions, connections: Connections, database: Database, view: RunView
 ) -> Check:
     """Return how many dead letters wait for another try."""
     account = job.company_sso_id
@@ -196,12 +196,12 @@ def check_dead_letters(
     if waiting > options.dead_letters_max:
         return fail("dead_letters", f"{waiting:,} wait", f"crm-replay dlq list --account {account}", **facts)
     if waiting or no_row:
-        said = f"{waiting:,} wait, {no_row:,} name no row of the account"
-        return warn("dead_letters", said, f"crm-replay dlq list --account {account}", **facts)
+        summary = f"{waiting:,} wait, {no_row:,} name no row of the account"
+        return warn("dead_letters", summary, f"crm-replay dlq list --account {account}", **facts)
     return ok("dead_letters", "none waits", **facts)
 
 
-def _work(job: Job, connections: Connections, database: Any) -> Work:
+def _work(job: Job, connections: Connections, database: Database) -> Work:
     """Return what a segment's check has to know; the tables are those that the account's run was made with."""
     account, kafka = job.company_sso_id, connections.kafka()
     mapping = _mapping_of(job)
@@ -248,7 +248,7 @@ def check_sample(job: Job, work: Work, options: CheckOptions, connections: Conne
         **{kind.value: tally.found[kind.value] for kind in Kind},
         "audit_ids": [finding.audit_id for finding in tally.findings][:NAMED_MAX],
     }
-    said = f"{tally.rows:,} rows in {len(chosen)} segments, {tally.matched:,} documents are as they should be"
+    summary = f"{tally.rows:,} rows in {len(chosen)} segments, {tally.matched:,} documents are as they should be"
     if tally.found:
         wrong = ", ".join(f"{count:,} {kind}" for kind, count in sorted(tally.found.items()) if count)
         named = ", ".join(str(finding.audit_id) for finding in tally.findings if finding.audit_id)
@@ -258,11 +258,11 @@ def check_sample(job: Job, work: Work, options: CheckOptions, connections: Conne
             f"crm-replay verify --account {job.company_sso_id}, then --repair",
             **facts,
         )
-    return ok("sample", said, **facts)
+    return ok("sample", summary, **facts)
 
 
-def check_late_rows(job: Job, work: list[Work], database: Any) -> Check:
-    """Return whether rows stand now at ids that had none when the run looked last, and should have become documents."""
+def check_late_rows(job: Job, work: list[Work], database: Database) -> Check:
+    """Return whether there are rows now at ids that had none when the run last read them, and lack their documents."""
     if not work:
         raise ReplayError("the source or the topics could not be read", "see the check of the sample")
     known = work[0]
@@ -279,20 +279,20 @@ def check_late_rows(job: Job, work: list[Work], database: Any) -> Check:
     lost = [audit_id for audit_id in due if audit_id not in there]
     holes = sum(high - low + 1 for low, high in gaps)
     facts = {"gaps": len(gaps), "ids": holes, "rows_appeared": len(appeared), "without_document": len(lost)}
-    said = f"{holes:,} ids had no row; {len(appeared):,} have one now"
+    summary = f"{holes:,} ids had no row; {len(appeared):,} have one now"
     if lost:
         ids = ",".join(map(str, lost[:NAMED_MAX]))
         return fail(
             "late_rows",
-            f"{said}, of which {len(lost):,} lack their document",
+            f"{summary}, of which {len(lost):,} lack their document",
             f"crm-replay rerun --account {job.company_sso_id} --audit-ids {ids}",
             **facts,
         )
-    return ok("late_rows", f"{said}, none lacks its document", **facts)
+    return ok("late_rows", f"{summary}, none lacks its document", **facts)
 
 
 def _rows_in(gaps: list[tuple[int, int]], work: Work) -> Iterator[int]:
-    """Yield the ids in scope that stand in the gaps now, `LATE_ROWS_MAX` at most."""
+    """Yield the ids in scope that are in the gaps now, `LATE_ROWS_MAX` at most."""
     seen = 0
     cursor = gaps[0][0] - 1
     with closing(AuditReader(work.connections.crm_audit_database_url, work.source, EARLIEST, work.limits)) as reader:
@@ -305,7 +305,7 @@ def _rows_in(gaps: list[tuple[int, int]], work: Work) -> Iterator[int]:
             cursor = page.end
 
 
-def check_orphan_accounts(database: Any) -> Check:
+def check_orphan_accounts(database: Database) -> Check:
     """Return which accounts have documents of the replay but no job that accounts for them; one index step each."""
     logs: Documents = database[ACTIVITY_LOGS]
     with_jobs = set(database[JOBS].distinct("company_sso_id", {"status": {"$ne": JobStatus.ROLLED_BACK.value}}))
@@ -330,7 +330,7 @@ def check_orphan_accounts(database: Any) -> Check:
         return fail(
             "orphan_accounts",
             f"documents of the replay without a job that accounts for them: {named}",
-            "a roll back that was interrupted goes on when it is asked for again",
+            "repeat an interrupted roll back: it continues",
             **facts,
         )
     if by_http:
@@ -351,13 +351,13 @@ def check_enrichment(job: Job) -> Check:
         return ok("enrichment", state)
     return warn(
         "enrichment",
-        f"{view.state.value}: {view.error or 'its runner has died'}",
+        f"{view.state.value}: {view.error or 'its runner has ended'}",
         f"crm-replay enrich --account {job.company_sso_id} finishes it",
         state=view.state.value,
     )
 
 
-def check_http_documents(job: Job, work: list[Work], database: Any) -> Check:
+def check_http_documents(job: Job, work: list[Work], database: Database) -> Check:
     """Return which of the account's documents came by HTTP and belong to no row."""
     there = http_documents.count(database, job.company_sso_id)
     if not there:
@@ -377,24 +377,24 @@ def check_http_documents(job: Job, work: list[Work], database: Any) -> Check:
     return ok("http_documents", f"{there:,} came by HTTP, each belongs to a row", **facts)
 
 
-def check_orphan_documents(job: Job, options: CheckOptions, database: Any) -> Check:
+def check_orphan_documents(job: Job, options: CheckOptions, database: Database) -> Check:
     """Return whether the customers of some documents are still contacts of the account."""
     customers = _sampled_customers(job, options, database)
     known = _known_customers(database, job.company_sso_id, customers)
     gone = sum(count for customer, count in customers.items() if customer not in known)
     facts = {"documents": customers.total(), "customers": len(customers), "without_contact": gone}
-    said = f"{customers.total():,} documents of {len(customers):,} customers"
+    summary = f"{customers.total():,} documents of {len(customers):,} customers"
     if gone:
         return warn(
             "orphan_documents",
-            f"{gone:,} of {said} have no contact any more",
+            f"{gone:,} of {summary} have no contact any more",
             "if the person was erased, crm-replay subject purge removes the history too",
             **facts,
         )
-    return ok("orphan_documents", f"{said}, all are contacts", **facts)
+    return ok("orphan_documents", f"{summary}, all are contacts", **facts)
 
 
-def _sampled_customers(job: Job, options: CheckOptions, database: Any) -> "Counter[str]":
+def _sampled_customers(job: Job, options: CheckOptions, database: Database) -> "Counter[str]":
     """Return the customers of some documents of the run, with how many documents each has among them."""
     logs: Documents = database[ACTIVITY_LOGS]
     customers: Counter[str] = Counter()
@@ -415,7 +415,7 @@ def _sampled_customers(job: Job, options: CheckOptions, database: Any) -> "Count
     return customers
 
 
-def _known_customers(database: Any, account: str, customers: Iterable[str]) -> set[str]:
+def _known_customers(database: Database, account: str, customers: Iterable[str]) -> set[str]:
     """Return those of the customers that are contacts of the account, by customer_id or by _id."""
     wanted = set(customers)
     forms = [form for customer in wanted for form in _forms(customer)]

@@ -1,13 +1,13 @@
-"""`crm-replay preflight`: every question that has to be answered before an account's first row is read.
+"""`crm-replay preflight`: every check before an account's first row is read.
 
     model        pure: the report; a check and its verdict are in ops.checks.model
-    plan         pure: what PostgreSQL says of the page query, judged
+    plan         pure: PostgreSQL's plan of the page query, judged
     source, changes, kafka, mongodb, directory    I/O: one small function a check, each returning a value
-    lanes        one thread a server: one that hangs costs its own checks and nobody else's
-    run          the whole, in order
+    lanes        one thread a server: one that hangs costs its own checks only
+    run          all checks, in order
 
-Nothing is written anywhere. The one attempt is an UPDATE of no row in a transaction that is rolled back: it shows that
-the role may not, and changes nothing where it may.
+It writes nothing. The one attempt is an UPDATE of no row in a transaction that is rolled back: it shows whether
+the role may write.
 """
 
 from ops.checks.model import Check, Verdict

@@ -1,17 +1,17 @@
 """Whether `audited_changes` can be read: a sample from the whole history, read as a run reads it."""
 
-import time
 from contextlib import closing
 from dataclasses import dataclass
 
 from ops.checks.model import Check, fail, ok, warn
-from ops.jobs.coverage import stretches
+from ops.jobs.coverage import id_ranges
 from producer.audits import AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
+from schemas.process.waiting import Deadline
 from schemas.source.audited_changes import Unreadable, read
 from schemas.source.mapping import SourceMapping
 
-STRETCHES = 16
+ID_RANGES = 16
 PAGE_ROWS = 50
 ROWS_MAX = 1_000
 READ_MAX_S = 5.0
@@ -46,17 +46,17 @@ def check_changes(dsn: str, mapping: SourceMapping, account: str, limits: Limits
 def _read(dsn: str, mapping: SourceMapping, account: str, limits: Limits) -> _Sample:
     with connect(dsn, limits.statement_timeout_s) as db:
         source = resolve(db, mapping, account)
-        with answering("asking for the newest id"):
+        with answering("querying the newest id"):
             smallest, top, _ = db.execute(source.query("horizon")).fetchall()[0]
     sample = _Sample()
-    give_up_at = time.monotonic() + READ_MAX_S
-    left = stretches(min(0, smallest - 1), top, STRETCHES)
+    deadline = Deadline(READ_MAX_S)
+    left = id_ranges(min(0, smallest - 1), top, ID_RANGES)
     small = Limits(PAGE_ROWS, limits.id_window, limits.statement_timeout_s, limits.row_bytes_max)
     with closing(AuditReader(dsn, source, EARLIEST, small)) as reader:
         while left:
             further = []
             for cursor, last in left:
-                if sample.rows >= ROWS_MAX or time.monotonic() > give_up_at:
+                if sample.rows >= ROWS_MAX or deadline.passed:
                     return sample
                 page = reader.page_after(cursor, last, 0, (), look_for_gaps=False)
                 for event in page.events:

@@ -1,4 +1,4 @@
-"""I/O: whether the user directory answers, and what it says of people who are no longer active; the registry too."""
+"""I/O: whether user directory and schema registry respond, and the status of users who are no longer active."""
 
 import time
 from collections import Counter
@@ -35,19 +35,19 @@ def sample_emails(dsn: str, mapping: SourceMapping, *, deleted: bool) -> list[st
 
 
 def check_directory(url: str, account: str, active: Sequence[str], deleted: Sequence[str]) -> Check:
-    """Return whether the directory knows a few active users, and what it says of deactivated ones.
+    """Return whether the directory knows a few active users, and the status it has for deactivated ones.
 
-    A CRM user who is soft-deleted is never asked about in a replay: whatever is said here, such an actor falls back.
+    A replay never queries a soft-deleted CRM user: such an actor falls back, whatever the directory's status.
     """
     name = "user_directory"
     if not url:
         return warn(name, "USER_DIRECTORY_URL is not set: no actor has an SSO id", "set it, if actors are to be named")
     began = time.monotonic()
-    said_active = _ask(url, account, active) if active else {}
+    active_status = _ask(url, account, active) if active else {}
     seconds = time.monotonic() - began
-    said_deleted = _ask(url, account, deleted) if deleted else {}
-    known = sum(status == ACTIVE for status in said_active.values())
-    of_deleted = Counter(said_deleted.get(email, "unknown") for email in deleted)
+    deleted_status = _ask(url, account, deleted) if deleted else {}
+    known = sum(status == ACTIVE for status in active_status.values())
+    of_deleted = Counter(deleted_status.get(email, "unknown") for email in deleted)
     facts = {
         "asked": len(active),
         "known": known,
@@ -55,21 +55,21 @@ def check_directory(url: str, account: str, active: Sequence[str], deleted: Sequ
         "deactivated_asked": len(deleted),
         "deactivated_said": dict(of_deleted),
     }
-    told = ", ".join(f"{status} ({count})" for status, count in sorted(of_deleted.items()))
-    of_those = f"of {len(deleted)} deactivated users it says {told}" if deleted else "the CRM has no deactivated user"
-    said = f"knows {known} of {len(active)} active users, answers in {seconds * 1000:.0f} ms; {of_those}"
+    statuses = ", ".join(f"{status} ({count})" for status, count in sorted(of_deleted.items()))
+    of_those = f"of {len(deleted)} deactivated users: {statuses}" if deleted else "the CRM has no deactivated user"
+    summary = f"knows {known} of {len(active)} active users, answers in {seconds * 1000:.0f} ms; {of_those}"
     if active and not known:
-        return warn(name, said, "is it the directory of this account? All actors would fall back", **facts)
+        return warn(name, summary, "is it the directory of this account? All actors would fall back", **facts)
     if of_deleted.get(ACTIVE):
         return warn(
             name,
-            f"{said}: it takes them for active",
-            "their logs name nobody all the same: the CRM's deleted_at decides",
+            f"{summary}: it takes them for active",
+            "their logs still name no user: the CRM's deleted_at decides",
             **facts,
         )
     if seconds > SLOW_S:
-        return warn(name, f"{said}: slow", f"an answer over {TIMEOUT_S:.0f} s counts as none", **facts)
-    return ok(name, said, **facts)
+        return warn(name, f"{summary}: slow", f"an answer over {TIMEOUT_S:.0f} s counts as none", **facts)
+    return ok(name, summary, **facts)
 
 
 def _ask(url: str, account: str, emails: Sequence[str]) -> dict[str, str]:
@@ -91,7 +91,7 @@ def _ask(url: str, account: str, emails: Sequence[str]) -> dict[str, str]:
 
 
 def outage(error: Exception) -> Check:
-    """Return the check of a directory that gave no answer: every actor falls back, and the replay goes on."""
+    """Return the check of a directory that gave no answer: every actor falls back, and the replay continues."""
     what = f"HTTP {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
     return fail(
         "user_directory",

@@ -1,8 +1,7 @@
-"""I/O: what Kafka says. No topic is made: the cluster is asked with `validate_only` whether it would make it."""
+"""I/O: the checks of Kafka. No topic is created: the requests have `validate_only`."""
 
 import logging
 import re
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from ops.checks.model import Check, Verdict, bytes_text, fail, join, ok, warn
 from ops.kafka import admin as kafka_admin
 from producer.topics import MESSAGE_BYTES_LIMIT
 from schemas.errors import BadInputError
+from schemas.process.waiting import Deadline
 from schemas.topics import AccountTopics
 
 TIMEOUT_S = kafka_admin.ANSWER_TIMEOUT_S
@@ -27,7 +27,7 @@ TOPIC_OPERATIONS = (AclOperation.READ, AclOperation.WRITE, AclOperation.DESCRIBE
 
 
 class _Collected(logging.Handler):
-    """Keeps what librdkafka says of the broker's abilities; its one way of telling them."""
+    """Collects librdkafka's log lines about the broker's features, which it reports in no other way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,20 +63,23 @@ def check_reachable(kafka: Mapping[str, Any]) -> Check:
         logger.removeHandler(collected)
     release, brokers = release_of(collected.lines), len(metadata.brokers)
     facts = {"brokers": brokers, "release": release or None, "security": kafka.get("security.protocol", "PLAINTEXT")}
-    said = (
+    summary = (
         f"{brokers} broker{'s' if brokers != 1 else ''}, Kafka {f'{release} or newer' if release else 'of unknown age'}"
     )
     if release == "before 2.3":
-        return fail("kafka_reachable", said, "static group membership needs Kafka 2.3 or newer", **facts)
+        return fail("kafka_reachable", summary, "static group membership needs Kafka 2.3 or newer", **facts)
     if brokers < 2:
         return warn(
-            "kafka_reachable", f"{said}: one copy of everything", "in production three brokers, replication 3", **facts
+            "kafka_reachable",
+            f"{summary}: one copy of everything",
+            "in production three brokers, replication 3",
+            **facts,
         )
-    return ok("kafka_reachable", said, **facts)
+    return ok("kafka_reachable", summary, **facts)
 
 
 def check_names(kafka: Mapping[str, Any], account: str) -> Check:
-    """Return whether the account's topic names are legal and no other topic stands in their way."""
+    """Return whether the account's topic names are legal and no other topic conflicts with them."""
     topics = AccountTopics.of(account)  # raises for an account that cannot be named
     names = {topics.replay, topics.outcomes, topics.dead_letters, *topics.references}
     existing = set(_admin(kafka).list_topics(timeout=TIMEOUT_S).topics)
@@ -97,7 +100,7 @@ def check_names(kafka: Mapping[str, Any], account: str) -> Check:
 
 
 def check_permissions(kafka: Mapping[str, Any], account: str, partitions: int) -> Check:
-    """Return whether we may make what is missing, and use what is there; nothing is made."""
+    """Return whether we may create missing topics, and use existing ones; none is created."""
     topics, admin = AccountTopics.of(account), _admin(kafka)
     metadata = admin.list_topics(timeout=TIMEOUT_S)
     wanted = kafka_admin.topic_settings(topics, partitions)
@@ -140,7 +143,7 @@ def check_permissions(kafka: Mapping[str, Any], account: str, partitions: int) -
         return warn(
             "kafka_permissions",
             f"Kafka has not found a coordinator within {COORDINATOR_MAX_S:.0f} s for {', '.join(unknown)}",
-            "a new cluster makes __consumer_offsets at the first question: check again; if it stays so, compare"
+            "a new cluster creates __consumer_offsets at the first request: check again; if it stays so, compare"
             " offsets.topic.replication.factor with the number of brokers",
             **facts,
         )
@@ -149,18 +152,18 @@ def check_permissions(kafka: Mapping[str, Any], account: str, partitions: int) -
 
 
 def _rights_lacking_on_groups(admin: AdminClient, groups: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return what this user may not do with the groups, and the groups of which Kafka could not tell.
+    """Return the rights that this user lacks on the groups, and the groups for which Kafka did not report them.
 
-    Asked again until the groups' coordinators are there, COORDINATOR_MAX_S at most: a new cluster has none before the
-    first question, and brokers take a while to make the topic of the offsets.
+    Retried until the groups have coordinators, COORDINATOR_MAX_S at most: a new cluster has none before the
+    first request, and brokers need time to create the offsets topic.
     """
     lacking: list[str] = []
     left = list(groups)
-    give_up_at = time.monotonic() + COORDINATOR_MAX_S
+    deadline = Deadline(COORDINATOR_MAX_S)
     while True:
-        asked, left = left, []
+        pending, left = left, []
         answers = admin.describe_consumer_groups(
-            asked, include_authorized_operations=True, request_timeout=COORDINATOR_ASK_S
+            pending, include_authorized_operations=True, request_timeout=COORDINATOR_ASK_S
         )
         for group, future in answers.items():
             try:
@@ -171,19 +174,18 @@ def _rights_lacking_on_groups(admin: AdminClient, groups: Iterable[str]) -> tupl
                     lacking.append(f"group {group}: DESCRIBE")
                 elif code == KafkaError._TIMED_OUT or code in kafka_admin.COORDINATOR_MOVES:  # noqa: SLF001
                     left.append(group)
-                continue  # Kafka 4 answers with another error of a group that is not there yet
+                continue  # Kafka 4 has another error for a group that does not exist yet
             except TimeoutError:  # the client's own time is not over when the request's is
                 left.append(group)
                 continue
             if allowed and AclOperation.READ not in allowed:
                 lacking.append(f"group {group}: READ")
-        if not left or time.monotonic() >= give_up_at:
+        if not left or not deadline.wait(kafka_admin.COORDINATOR_POLL_S):
             return lacking, left
-        time.sleep(kafka_admin.COORDINATOR_POLL_S)
 
 
 def check_topics(kafka: Mapping[str, Any], account: str, partitions: int) -> Check:
-    """Return whether the topics that are there already are such as a run needs."""
+    """Return whether the existing topics are configured as a run needs them."""
     topics, admin = AccountTopics.of(account), _admin(kafka)
     metadata = admin.list_topics(timeout=TIMEOUT_S)
     findings: list[tuple[Verdict, str, str]] = []
@@ -211,11 +213,11 @@ def check_topics(kafka: Mapping[str, Any], account: str, partitions: int) -> Che
             )
         if count < len(shape) and name in (topics.replay, topics.outcomes):
             findings.append((Verdict.OK, f"{name} keeps its {len(shape)} partitions", ""))
-    return join("kafka_topics", findings, f"{seen} topics are there, set as a run needs them", there=seen)
+    return join("kafka_topics", findings, f"{seen} topics exist, configured as a run needs them", there=seen)
 
 
 def topic_findings(name: str, present: Mapping[str, str], wanted: Mapping[str, str]) -> list[tuple[Verdict, str, str]]:
-    """Return how a topic's settings differ from what a run needs; retention is asked about with the rows. Pure."""
+    """Return how a topic's settings differ from what a run needs; retention is checked with the rows. Pure."""
     found = []
     compacted = "compact" in wanted["cleanup.policy"]
     policy = present.get("cleanup.policy", "delete")
@@ -252,7 +254,7 @@ def check_retention(kafka: Mapping[str, Any], account: str, estimate: Estimate |
     admin = _admin(kafka)
     if estimate is None:
         return warn(
-            "kafka_retention", "not known how many rows there will be", "mend what keeps the rows from being counted"
+            "kafka_retention", "not known how many rows there will be", "fix what keeps the rows from being counted"
         )
     facts: dict[str, Any] = {"topics_bytes": estimate.topics_bytes}
     try:
@@ -263,21 +265,21 @@ def check_retention(kafka: Mapping[str, Any], account: str, estimate: Estimate |
     copies = min(3, len(metadata.brokers))
     needed = estimate.topics_bytes * copies
     facts |= {"copies": copies, "disk_bytes": needed, "disk_bytes_per_broker": needed // max(1, len(metadata.brokers))}
-    said = (
+    summary = (
         f"the backlog is kept until it is consumed; up to {bytes_text(needed)} of disk over {len(metadata.brokers)}"
         f" brokers for {kafka_admin.BACKLOG_RETENTION_MS // kafka_admin.DAY_MS} days (Kafka"
-        " does not tell how much is free)"
+        " does not report free space)"
     )
     kept = _offsets_kept_min(admin, next(iter(metadata.brokers)))
     facts["offsets_kept_minutes"] = kept
     if kept is not None and kept < OFFSETS_KEPT_MIN:
         return warn(
             "kafka_retention",
-            f"{said}; offsets of a halted job are forgotten after {kept:,} minutes",
+            f"{summary}; offsets of a halted job are forgotten after {kept:,} minutes",
             f"set the brokers' offsets.retention.minutes to {OFFSETS_KEPT_MIN} or more",
             **facts,
         )
-    return ok("kafka_retention", said, **facts)
+    return ok("kafka_retention", summary, **facts)
 
 
 def _offsets_kept_min(admin: AdminClient, broker: int) -> int | None:

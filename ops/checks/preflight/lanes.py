@@ -1,4 +1,4 @@
-"""One thread a server: its checks one after the other, each within its time. A server that hangs hides no other's."""
+"""One thread a server: its checks in sequence, each with a time limit. A server that hangs delays only its own."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ class Step:
     """One check: its name, the question, and how long an answer may take."""
 
     name: str
-    ask: Callable[[], Check]
+    check: Callable[[], Check]
     timeout_s: float
     essential: bool = False  # without it none of the lane's later checks makes sense
 
@@ -34,7 +34,7 @@ class Lane:
 
 
 def run_lanes(lanes: Sequence[Lane], *, clock: Callable[[], float] = time.monotonic) -> list[Check]:
-    """Return every check of every lane, in order. Nothing raises and nothing outlasts its time.
+    """Return every check of every lane, in order. No check raises or outlasts its time limit.
 
     A thread that hangs is left behind; it ends with the process.
     """
@@ -59,7 +59,7 @@ def _walk(lane: Lane, changed: threading.Condition, clock: Callable[[], float]) 
             if lane.over:
                 return
             lane.at, lane.began_at = number, clock()
-        check, lost = _asked(step)
+        check, lost = _result(step)
         with changed:
             if not _note(lane, step, check, lost=lost):
                 return
@@ -70,25 +70,25 @@ def _walk(lane: Lane, changed: threading.Condition, clock: Callable[[], float]) 
 
 
 def _note(lane: Lane, step: Step, check: Check, *, lost: bool) -> bool:
-    """Take over an answer, and return whether the lane goes on. One that was given up has gone on without it."""
+    """Record a result, and return whether the lane continues. A lane that was given up ignores it."""
     if lane.over:
         return False
     lane.checks[step.name] = check
     if lost or (step.essential and check.verdict is Verdict.FAIL):
-        _skip_rest(lane, f"not looked at: {check.found}")
+        _skip_rest(lane, f"not checked: {check.found}")
         return False
     return True
 
 
-def _asked(step: Step) -> tuple[Check, bool]:
+def _result(step: Step) -> tuple[Check, bool]:
     """Return the answer, and whether the server is lost."""
     try:
-        return step.ask(), False
+        return step.check(), False
     except ServiceUnreachableError as error:
         return fail(step.name, error.what, error.to_do), True
     except ReplayError as error:
         return fail(step.name, error.what, error.to_do), False
-    except Exception as error:  # a client's own error, or a defect of the check: the others are asked all the same
+    except Exception as error:  # a client's own error, or a defect of the check: the others still run
         text = next((line for line in str(error).splitlines() if line.strip()), "")[:200]
         return fail(step.name, f"{type(error).__name__}: {text}", "see the server's log"), False
 
@@ -100,7 +100,7 @@ def _give_up_late(lane: Lane, now: float) -> None:
     if step.name not in lane.checks and now - lane.began_at > step.timeout_s:
         what = f"{lane.server} has not answered within {step.timeout_s:.0f} s"
         lane.checks[step.name] = fail(step.name, what, "see what keeps it busy, or raise --timeout")
-        _skip_rest(lane, f"not looked at: {what}")
+        _skip_rest(lane, f"not checked: {what}")
 
 
 def _skip_rest(lane: Lane, why: str) -> None:

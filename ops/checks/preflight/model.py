@@ -1,4 +1,4 @@
-"""Pure: the report that an account's checks make."""
+"""Pure: the report of an account's checks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether the replay may start: nothing has failed."""
+        """Whether the replay may start: no check has failed."""
         return all(check.verdict is not Verdict.FAIL for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:

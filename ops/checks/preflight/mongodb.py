@@ -1,4 +1,4 @@
-"""I/O: what the customer data platform's MongoDB says."""
+"""I/O: the checks of the customer data platform's MongoDB."""
 
 import json
 import time
@@ -17,6 +17,7 @@ from ops.jobs.guards import COVERAGE_MIN_PCT
 from ops.jobs.store import JobStore
 from producer.references import find_contacts, named
 from schemas.collections import ACTIVITY_LOGS, CONTACTS, ENRICHMENTS, JOBS, PROGRESS
+from schemas.process.mongodb import Database
 from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import JobStatus
 from sink.indexes import INDEXES, Index
@@ -35,7 +36,7 @@ ACTIONS = {
 }
 
 
-def check_reachable(database: Any) -> Check:
+def check_reachable(database: Database) -> Check:
     """Return of what version the server is, and whether a write is safe once it is answered."""
     hello = database.command("hello")
     version = database.client.server_info()["version"]
@@ -49,24 +50,24 @@ def check_reachable(database: Any) -> Check:
     )
     concern = database.write_concern.document
     facts = {"version": version, "kind": kind, "write_concern": dict(concern)}
-    said = f"MongoDB {version}, {kind}, write concern {concern.get('w', 1)}"
+    summary = f"MongoDB {version}, {kind}, write concern {concern.get('w', 1)}"
     if concern.get("w") == 0:
-        return fail("mongodb_reachable", f"{said}: writes are not answered", "take w=0 out of MONGODB_URL", **facts)
+        return fail("mongodb_reachable", f"{summary}: writes are not answered", "take w=0 out of MONGODB_URL", **facts)
     if kind == "standalone":
         return warn(
-            "mongodb_reachable", f"{said}: one copy of everything", "in production a replica set of three", **facts
+            "mongodb_reachable", f"{summary}: one copy of everything", "in production a replica set of three", **facts
         )
     if members > 1 and concern.get("w") != "majority":
         return warn(
             "mongodb_reachable",
-            f"{said}: what one member has confirmed can be lost with it",
+            f"{summary}: what one member has confirmed can be lost with it",
             "take w out of MONGODB_URL, or set w=majority",
             **facts,
         )
-    return ok("mongodb_reachable", said, **facts)
+    return ok("mongodb_reachable", summary, **facts)
 
 
-def check_clock(database: Any) -> Check:
+def check_clock(database: Database) -> Check:
     """Return how far this host's clock and MongoDB's are apart."""
     asked_at = time.time()
     theirs = database.command("serverStatus", metrics=0, tcmalloc=0)["localTime"]
@@ -75,7 +76,7 @@ def check_clock(database: Any) -> Check:
     return clock_check("mongodb_clock", "MongoDB", theirs.timestamp(), asked_at, answered_at)
 
 
-def check_schema(database: Any) -> Check:
+def check_schema(database: Database) -> Check:
     """Return whether the migrations have been applied, and none of a newer release."""
     try:
         migrations.require_current(database)
@@ -84,21 +85,23 @@ def check_schema(database: Any) -> Check:
     return ok("mongodb_schema", f"schema version {migrations.NEWEST}", version=migrations.NEWEST)
 
 
-def check_indexes(database: Any) -> Check:
-    """Return whether every index is there as it was defined: somebody may have dropped or rebuilt one since."""
+def check_indexes(database: Database) -> Check:
+    """Return whether every index exists as defined: one may have been dropped or rebuilt since."""
     wrong = wrong_indexes(database)
-    facts = {"wrong": [said for said, _ in wrong]}
+    facts = {"wrong": [summary for summary, _ in wrong]}
     if len(wrong) > NAMED_MAX:
-        said = "; ".join(facts["wrong"][:NAMED_MAX])
-        return fail("mongodb_indexes", f"{said}; and {len(wrong) - NAMED_MAX} more", "crm-replay migrate up", **facts)
+        summary = "; ".join(facts["wrong"][:NAMED_MAX])
+        return fail(
+            "mongodb_indexes", f"{summary}; and {len(wrong) - NAMED_MAX} more", "crm-replay migrate up", **facts
+        )
     if wrong:
         to_do = "; ".join(dict.fromkeys(_create_command(index) for _, index in wrong))
         return fail("mongodb_indexes", "; ".join(facts["wrong"]), to_do, **facts)
-    said = f"all {len(INDEXES)} are there"
-    return join("mongodb_indexes", _harmful_indexes(database), said, indexes=[index.name for index in INDEXES])
+    summary = f"all {len(INDEXES)} exist"
+    return join("mongodb_indexes", _harmful_indexes(database), summary, indexes=[index.name for index in INDEXES])
 
 
-def _harmful_indexes(database: Any) -> list[tuple[Verdict, str, str]]:
+def _harmful_indexes(database: Database) -> list[tuple[Verdict, str, str]]:
     """Return what the platform's own indexes would do to the documents of a replay."""
     ours = {index.name for index in INDEXES}
     findings: list[tuple[Verdict, str, str]] = []
@@ -106,12 +109,12 @@ def _harmful_indexes(database: Any) -> list[tuple[Verdict, str, str]]:
         keys, partial = [key for key, _ in index["key"]], "partialFilterExpression" in index
         if keys == [TIMESTAMP] and "expireAfterSeconds" in index:
             days, where = index["expireAfterSeconds"] / 86_400, " that its filter takes" if partial else ""
-            said = (
+            summary = (
                 f"{name} of {ACTIVITY_LOGS} lets documents{where} expire {days:,.1f} days after their {TIMESTAMP}:"
                 " MongoDB deletes older history soon after it was written"
             )
             to_do = f"let it pass documents over that have a {SOURCE_TAG_FIELD}, or drop it"
-            findings.append((Verdict.WARN if partial else Verdict.FAIL, said, to_do))
+            findings.append((Verdict.WARN if partial else Verdict.FAIL, summary, to_do))
         elif index.get("unique") and name not in ours:
             findings.append(
                 (
@@ -124,13 +127,13 @@ def _harmful_indexes(database: Any) -> list[tuple[Verdict, str, str]]:
 
 
 def _create_command(index: Index) -> str:
-    """Return what makes an index in MongoDB's shell; of one that stands in its way, what drops that first."""
+    """Return the command that creates an index in MongoDB's shell; it drops a conflicting one first."""
     keys, options = json.dumps(dict.fromkeys(index.keys, ASCENDING)), json.dumps(index.options())
     return f"db.{index.collection}.createIndex({keys}, {options}), another of its name dropped before"
 
 
-def wrong_indexes(database: Any) -> list[tuple[str, Index]]:
-    """Return what is wrong with the indexes, a phrase and the index; empty if all are there as they should be."""
+def wrong_indexes(database: Database) -> list[tuple[str, Index]]:
+    """Return what is wrong with the indexes, a phrase and the index; empty if all exist as defined."""
     wrong = []
     for collection in dict.fromkeys(index.collection for index in INDEXES):
         try:
@@ -154,17 +157,17 @@ def wrong_indexes(database: Any) -> list[tuple[str, Index]]:
     return wrong
 
 
-def check_permissions(database: Any) -> Check:
-    """Return whether the user may do what the roles of a run do, as far as the server tells."""
+def check_permissions(database: Database) -> Check:
+    """Return whether the user may do what the roles of a run do, as far as the server reports it."""
     try:
         info = database.command("connectionStatus", showPrivileges=True)["authInfo"]
     except OperationFailure as error:
-        return ok("mongodb_permissions", f"the server does not tell (code {error.code})")
+        return ok("mongodb_permissions", f"the server does not report them (code {error.code})")
     users = [f"{user['user']}@{user['db']}" for user in info.get("authenticatedUsers", ())]
     if not users:
         return warn(
             "mongodb_permissions",
-            "the server asks nobody who they are: everyone may do everything",
+            "the server does not authenticate: every client may do everything",
             "in production a user with readWrite on this database",
             users=[],
         )
@@ -194,8 +197,8 @@ def missing_actions(privileges: Any, database: str) -> list[str]:
     return missing
 
 
-def check_contacts(database: Any, account: str) -> Check:
-    """Return how many CRM persons the account's contacts stand for, and what is odd about them."""
+def check_contacts(database: Database, account: str) -> Check:
+    """Return how many CRM persons the account's contacts represent, and their defects."""
     found = find_contacts(database, account)
     facts = {
         "persons": len(found.by_person),
@@ -248,56 +251,54 @@ def check_contacts(database: Any, account: str) -> Check:
             (
                 Verdict.WARN,
                 f"{found.mapped_missing:,} entries of crm_contact_id_map name a customer who is no contact",
-                "see what became of those customers",
+                "check those customers",
             )
         )
     by_map = f", {found.mapped:,} of them by crm_contact_id_map" if found.mapped else ""
-    said = f"contacts stand for {len(found.by_person):,} CRM persons{by_map}"
+    summary = f"contacts represent {len(found.by_person):,} CRM persons{by_map}"
     if findings:
-        findings.append((Verdict.OK, said, ""))
-    return join("contacts", findings, said, **facts)
+        findings.append((Verdict.OK, summary, ""))
+    return join("contacts", findings, summary, **facts)
 
 
-def check_coverage(database: Any, dsn: str, mapping: SourceMapping, account: str, start: datetime | None) -> Check:
+def check_coverage(database: Database, dsn: str, mapping: SourceMapping, account: str, start: datetime | None) -> Check:
     """Return how many of the CRM persons in scope are contacts: by the very guard that a trigger has to pass."""
     try:
         found = coverage.measure(database, dsn, mapping, account, date_range_start=start)
-    except OperationFailure as error:  # it asks by index, and by nothing else
-        return fail(
-            "contacts_coverage", f"the indexes it asks by are missing (code {error.code})", "crm-replay migrate up"
-        )
+    except OperationFailure as error:  # it queries by index only
+        return fail("contacts_coverage", f"its indexes are missing (code {error.code})", "crm-replay migrate up")
     rows = f"{'all' if found.complete else 'a sample of'} {found.rows:,} rows"
-    said = f"{found.found:,} of {found.persons:,} CRM persons ({found.pct:.2f} %) in {rows} are contacts"
+    summary = f"{found.found:,} of {found.persons:,} CRM persons ({found.pct:.2f} %) in {rows} are contacts"
     facts = found.as_dict()
     if found.enough:
-        return ok("contacts_coverage", said, **facts)
+        return ok("contacts_coverage", summary, **facts)
     return fail(
         "contacts_coverage",
-        f"{said}; {COVERAGE_MIN_PCT} % are needed",
+        f"{summary}; {COVERAGE_MIN_PCT} % are needed",
         f"migrate the contacts first, for instance CRM person {', '.join(found.missing)}",
         **facts,
     )
 
 
-def check_job(database: Any, account: str) -> Check:
+def check_job(database: Database, account: str) -> Check:
     """Return what the account's last job allows."""
     job = JobStore(database).latest(account)
     if job is None:
         return ok("job", "the account has never been replayed", status="not_started")
-    said = f"run {job.run} of {job.started_at:%Y-%m-%d %H:%M} UTC is {job.status}"
+    summary = f"run {job.run} of {job.started_at:%Y-%m-%d %H:%M} UTC is {job.status}"
     facts = {"status": job.status.value, "run": job.run, "job_id": job.job_id}
     if job.status is JobStatus.IN_PROGRESS:
-        return fail("job", said, f"wait for it, or crm-replay halt --account {account}", **facts)
+        return fail("job", summary, f"wait for it, or crm-replay halt --account {account}", **facts)
     if job.status in (JobStatus.HALTED, JobStatus.FAILED):
         return warn(
-            "job", f"{said} ({job.error or 'no reason given'})", f"crm-replay resume --account {account}", **facts
+            "job", f"{summary} ({job.error or 'no reason given'})", f"crm-replay resume --account {account}", **facts
         )
     if job.status is JobStatus.COMPLETED:
-        return warn("job", f"{said}: what is there already will be skipped as a duplicate", "", **facts)
-    return ok("job", said, **facts)
+        return warn("job", f"{summary}: existing documents will be skipped as duplicates", "", **facts)
+    return ok("job", summary, **facts)
 
 
-def rate_of_runs(database: Any) -> Rate:
+def rate_of_runs(database: Database) -> Rate:
     """Return how fast the newest finished run of any account was, or the assumed rate."""
     jobs = JobStore(database).jobs(limit=RUNS_LOOKED_AT)
     return rate_of(
@@ -305,18 +306,18 @@ def rate_of_runs(database: Any) -> Rate:
     )
 
 
-def check_space(database: Any, estimate: Estimate | None) -> Check:
+def check_space(database: Database, estimate: Estimate | None) -> Check:
     """Return whether what the replay writes fits the disk that MongoDB is on."""
     if estimate is None:
         return warn(
-            "mongodb_space", "not known how many rows there will be", "mend what keeps the rows from being counted"
+            "mongodb_space", "not known how many rows there will be", "fix what keeps the rows from being counted"
         )
     stats = database.command("dbStats")
     total, used = stats.get("fsTotalSize"), stats.get("fsUsedSize")
     facts = {"documents_bytes": estimate.documents_bytes, "disk_bytes": total, "disk_used_bytes": used}
     needed = bytes_text(estimate.documents_bytes)
     if not total or used is None:
-        return ok("mongodb_space", f"up to {needed}; the server does not tell how much is free", **facts)
+        return ok("mongodb_space", f"up to {needed}; the server does not report free space", **facts)
     free = total - used
     if estimate.documents_bytes * SPACE_FACTOR > free:
         return warn(

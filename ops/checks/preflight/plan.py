@@ -1,4 +1,4 @@
-"""Pure: what `EXPLAIN (ANALYZE, FORMAT JSON)` says of the page query, and the index that is missing."""
+"""Pure: the plan of the page query by `EXPLAIN (ANALYZE, FORMAT JSON)`, and the missing index."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class PagePlan:
 
 
 def page_plan(explained: Sequence[Mapping[str, Any]]) -> PagePlan:
-    """Return what the answer to EXPLAIN says."""
+    """Return the plan from the answer to EXPLAIN."""
     top = explained[0]["Plan"]
     seq = scanned = sorted_rows = 0
     by_id = False
@@ -70,27 +70,27 @@ def judge(
     plan: PagePlan, *, table: str, table_rows: int, account_column: str | None, page_rows: int
 ) -> tuple[Verdict, str, str]:
     """Return a verdict on a page, what it was found to cost, and the index to add (SQL) or what else to do."""
-    said = f"a page of {plan.returned:,} rows reads {plan.scanned:,} in {plan.execution_ms:.0f} ms"
+    summary = f"a page of {plan.returned:,} rows reads {plan.scanned:,} in {plan.execution_ms:.0f} ms"
     by = f" by {', '.join(plan.indexes)}" if plan.indexes else ""
     if plan.seq_scanned > SMALL_TABLE_ROWS:
         sql = f"CREATE UNIQUE INDEX CONCURRENTLY ON {table} (id)"
-        return Verdict.FAIL, f"{said}, {plan.seq_scanned:,} of them without an index", f"{sql}; then ANALYZE {table}"
+        return Verdict.FAIL, f"{summary}, {plan.seq_scanned:,} of them without an index", f"{sql}; then ANALYZE {table}"
     if plan.sorted_rows > max(SORTED_WARN_ROWS, 4 * page_rows):
         return (
             Verdict.WARN,
-            f"{said}{by}, and sorts {plan.sorted_rows:,}: not in the order of an index on id",
+            f"{summary}{by}, and sorts {plan.sorted_rows:,}: not in the order of an index on id",
             f"ANALYZE {table}; without an index on id: CREATE UNIQUE INDEX CONCURRENTLY ON {table} (id)",
         )
     if plan.execution_ms > PAGE_TIME_WARN_MS:
         return (
             Verdict.WARN,
-            f"{said}{by}",
+            f"{summary}{by}",
             _index_for(table, account_column) or "see what else keeps the source busy, or lower CRM_REPLAY_PAGE_ROWS",
         )
     if plan.scanned > WASTE_WARN * max(plan.returned, 1) and plan.scanned > SMALL_TABLE_ROWS and account_column:
-        return Verdict.WARN, f"{said}{by}: few of them are the account's", _index_for(table, account_column)
+        return Verdict.WARN, f"{summary}{by}: few of them are the account's", _index_for(table, account_column)
     small = " (a small table is read whole)" if plan.seq_scanned and table_rows <= SMALL_TABLE_ROWS else ""
-    return Verdict.OK, f"{said}{by}{small}", ""
+    return Verdict.OK, f"{summary}{by}{small}", ""
 
 
 def _index_for(table: str, account_column: str | None) -> str:

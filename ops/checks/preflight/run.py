@@ -1,4 +1,4 @@
-"""All checks of one account: a lane for each server, then what needs answers of more than one of them."""
+"""All checks of one account: a lane for each server, then the checks that need results of several."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ from ops.checks.preflight import changes, directory, kafka, mongodb, source
 from ops.checks.preflight.lanes import Lane, Step, run_lanes
 from ops.checks.preflight.model import Report
 from ops.jobs import coverage
-from producer.settings import settings_from_environment
+from producer.settings import ProducerSettings
 from producer.topics import MESSAGE_BYTES_LIMIT
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database, connect
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
-from sink.database import connect
 
 TIMEOUT_S = 30.0
 COUNT_TIMEOUT_S = 1_800.0  # 15 million rows take about a minute; a source that is busy takes its time
@@ -53,7 +53,7 @@ def preflight_account(
     connections: Connections,
     progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
 ) -> Report:
-    """Return every check of the account. Writes nothing anywhere, and never takes longer than its time-outs.
+    """Return every check of the account. Writes nothing, and never takes longer than its time-outs.
 
     Raises BadInputError only for what makes every check pointless: an illegal account, a mapping file that is none, a
     setting that is wrong.
@@ -61,7 +61,7 @@ def preflight_account(
     began = time.monotonic()
     AccountTopics.of(account)
     mapping = load(options.mapping_path or None)
-    limits = settings_from_environment().limits(MESSAGE_BYTES_LIMIT)
+    limits = ProducerSettings.load().limits(MESSAGE_BYTES_LIMIT)
     found = _Found()
     checks = run_lanes(
         [
@@ -74,11 +74,11 @@ def preflight_account(
     expected = _estimate(found)
     lost = {check.name: check.found for check in checks if check.verdict is Verdict.FAIL}
 
-    def late(server: str, name: str, needs: Sequence[str], ask: Callable[[], Check], timeout_s: float) -> Lane:
-        """Return the lane of a check that needs what others have found; not asked if one of those has failed."""
+    def late(server: str, name: str, needs: Sequence[str], check: Callable[[], Check], timeout_s: float) -> Lane:
+        """Return the lane of a check that needs what others have found; skipped if one of those has failed."""
         why = next((lost[needed] for needed in needs if needed in lost), None)
-        asked = ask if why is None else lambda: fail(name, f"not looked at: {why}", "")
-        return Lane(server, [Step(name, asked, timeout_s)])
+        guarded = check if why is None else lambda: fail(name, f"not checked: {why}", "")
+        return Lane(server, [Step(name, guarded, timeout_s)])
 
     checks += run_lanes(
         [
@@ -187,10 +187,10 @@ def _kafka_lane(account: str, options: PreflightOptions, connections: Connection
 def _mongodb_lane(account: str, options: PreflightOptions, connections: Connections, found: _Found) -> Lane:
     timeout_s = options.timeout_s
 
-    def asked(ask: Callable[[Any], Check]) -> Callable[[], Check]:
+    def asked(ask: Callable[[Database], Check]) -> Callable[[], Check]:
         return lambda: _with_database(connections, ask)
 
-    def schema(database: Any) -> Check:
+    def schema(database: Database) -> Check:
         found.rate = mongodb.rate_of_runs(database)
         return mongodb.check_schema(database)
 
@@ -244,7 +244,7 @@ def _estimate(found: _Found) -> Estimate | None:
 def check_estimate(expected: Estimate | None) -> Check:
     """Return how long the replay takes and how much it writes; pure."""
     if expected is None:
-        return warn("estimate", "not known how many rows there will be", "mend what keeps the rows from being counted")
+        return warn("estimate", "not known how many rows there will be", "fix what keeps the rows from being counted")
     if expected.seconds > DAY_S:
         return warn(
             "estimate",
@@ -255,7 +255,7 @@ def check_estimate(expected: Estimate | None) -> Check:
     return ok("estimate", expected.text(), **expected.facts())
 
 
-def _with_database(connections: Connections, ask: Callable[[Any], Check]) -> Check:
+def _with_database(connections: Connections, ask: Callable[[Database], Check]) -> Check:
     database = connect(connections, app_name="crm-replay-preflight")
     try:
         return ask(database)

@@ -1,4 +1,4 @@
-"""I/O: what the CRM's PostgreSQL says. Every session is the reader's own, read-only by the server's setting.
+"""I/O: the checks of the CRM's PostgreSQL. Every session is the reader's own, read-only by the server's setting.
 
 The one exception is the attempt to write: it has to be made without that setting, or it would prove nothing about the
 role. It updates no row, in a transaction that is rolled back.
@@ -64,9 +64,8 @@ WRITES = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
 AnyConnection = Connection | psycopg.Connection[Any]
 SAMPLE_PLACES = 4
 SEEN_TIMEOUT_S = 20.0  # for a count of all rows of a table that may show a part only
-SEEN_MIN = 0.9  # of the rows that the statistics know of; ANALYZE looks at a sample
+SEEN_MIN = 0.9  # of the rows in the statistics; ANALYZE reads a sample
 TYPES_NAMED_MAX = 10
-SAMPLE_PAGE_ROWS = 500
 GRANT = (
     "give a role that may only read: CREATE ROLE crm_replay LOGIN PASSWORD '…'; GRANT USAGE ON SCHEMA {schema} TO"
     " crm_replay; GRANT SELECT ON {tables} TO crm_replay"
@@ -84,22 +83,24 @@ class Scope:
 
 
 def check_reachable(dsn: str) -> Check:
-    """Return whether we are let in, and by what server."""
+    """Return whether the server accepts the connection, and its version."""
     with connect(dsn) as db:
         version = db.info.server_version
         encrypted = _one(db, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") or False
         pooled = ", through a connection pooler" if db.pooled else ""
-    said = f"{where(dsn)}, version {version // 10_000}.{version % 10_000}{pooled}"
-    said += "" if encrypted else ", not encrypted"
+    summary = f"{where(dsn)}, version {version // 10_000}.{version % 10_000}{pooled}"
+    summary += "" if encrypted else ", not encrypted"
     if version < SERVER_VERSION_MIN:
-        return fail("source_reachable", said, "PostgreSQL 13 or newer is needed")
+        return fail("source_reachable", summary, "PostgreSQL 13 or newer is needed")
     if not encrypted and not _is_local(dsn):
-        return warn("source_reachable", said, "personal data crosses the network: add sslmode=verify-full to the DSN")
-    return ok("source_reachable", said, version=version, encrypted=bool(encrypted))
+        return warn(
+            "source_reachable", summary, "personal data crosses the network: add sslmode=verify-full to the DSN"
+        )
+    return ok("source_reachable", summary, version=version, encrypted=bool(encrypted))
 
 
 def check_read_only(dsn: str, mapping: SourceMapping, *, is_ours: bool = False) -> Check:
-    """Return whether this DSN can write: its privileges are asked for, and a write is really tried.
+    """Return whether this DSN can write: its privileges are queried, and a write is attempted.
 
     `is_ours`: it is the embedded server, whose only user may do everything.
     """
@@ -130,7 +131,7 @@ def check_read_only(dsn: str, mapping: SourceMapping, *, is_ours: bool = False) 
             return warn(name, f"{found} (the embedded server's only user)", f"in production {to_do}", **facts)
         return fail(name, found, to_do, **facts)
     if standby:
-        return ok(name, f"a standby: it takes no write from anybody ({refused})", **facts)
+        return ok(name, f"a standby: it accepts no writes ({refused})", **facts)
     if is_super or granted:
         could = "is a superuser" if is_super else f"has {all_rights}"
         return warn(name, f"writes are refused ({refused}), but role {role} {could}", to_do, **facts)
@@ -162,7 +163,7 @@ def _try_to_write(db: psycopg.Connection[Any], table: tuple[str, str]) -> str | 
 
 
 def check_mapping(dsn: str, mapping: SourceMapping, account: str) -> Check:
-    """Return whether tables, columns, their types and the account are as the source mapping says."""
+    """Return whether tables, columns, their types and the account match the source mapping."""
     with connect(dsn) as db:
         resolve(db, mapping, account)
         check_references(db, mapping)
@@ -201,8 +202,8 @@ def check_mapping(dsn: str, mapping: SourceMapping, account: str) -> Check:
         )
     facts = {"tables": [".".join(t) for t in tables_of(mapping)], "audited_changes": shape}
     facts |= {"types_not_in_scope": unread, "types_without_category": unmapped, "id_sets_missing": unset}
-    said = f"{len(mapping.scope)} types in scope; tables and columns are there; audited_changes is {shape}"
-    return join("source_mapping", findings, said, **facts)
+    summary = f"{len(mapping.scope)} types in scope; tables and columns exist; audited_changes is {shape}"
+    return join("source_mapping", findings, summary, **facts)
 
 
 def check_visibility(dsn: str, mapping: SourceMapping) -> Check:
@@ -214,7 +215,7 @@ def check_visibility(dsn: str, mapping: SourceMapping) -> Check:
         for table in tables_read(mapping):
             seen = visible(db, table)
             if seen is None:
-                findings.append((Verdict.WARN, f"{table} is not there, so nothing is known of it", ""))
+                findings.append((Verdict.WARN, f"{table} does not exist, so its visibility is unknown", ""))
                 continue
             facts[str(table)] = {
                 "kind": seen.kind,
@@ -237,18 +238,18 @@ def _of_a_part(table: Table, seen: Visible, rows: int | None, known: int | None)
         compared, fewer = "how many rows that hides cannot be known", False
     else:
         fewer = rows < SEEN_MIN * known
-        compared = f"it shows {rows:,} rows, the statistics of what is behind it know of about {known:,}"
-    said = f"{may_be_part(table, seen)}; {compared}"
+        compared = f"it shows {rows:,} rows, the statistics of the tables behind it have about {known:,}"
+    summary = f"{may_be_part(table, seen)}; {compared}"
     if seen.row_security:
         to_do = "have the policies checked; better a role with BYPASSRLS"
-        return Verdict.FAIL if fewer else Verdict.WARN, said, to_do
-    return Verdict.WARN, said, "make sure that it shows every row of the account, or name the table itself"
+        return Verdict.FAIL if fewer else Verdict.WARN, summary, to_do
+    return Verdict.WARN, summary, "make sure that it shows every row of the account, or name the table itself"
 
 
 def _seen_and_known(db: Connection, table: Table, seen: Visible) -> tuple[int | None, int | None]:
     """Return how many rows the role sees of a table, and how many the statistics of the tables behind it know of.
 
-    None for what cannot be told: a count that takes too long, tables without statistics. Of a view's tables the largest
+    None where that is unknown: a count that takes too long, tables without statistics. Of a view's tables the largest
     counts; partitions and children count with their parent.
     """
     known = _one(
@@ -279,7 +280,7 @@ def _seen_and_known(db: Connection, table: Table, seen: Visible) -> tuple[int | 
 
 
 def _common_types(db: Connection, table: tuple[str, str]) -> list[str]:
-    """Return the auditable types that the last ANALYZE saw most; empty if nobody has counted."""
+    """Return the auditable types that the last ANALYZE saw most; empty without statistics."""
     query = (
         "SELECT most_common_vals::text::text[] FROM pg_stats"
         " WHERE schemaname = %(schema)s AND tablename = %(table)s AND attname = 'auditable_type'"
@@ -293,7 +294,7 @@ def read_scope(
     """Return the account's rows in scope, counted window by window."""
     with connect(dsn) as db:
         source = resolve(db, mapping, account)
-        with answering("asking for the newest id"):
+        with answering("querying the newest id"):
             _, top, _ = db.execute(source.query("horizon")).fetchall()[0]
         table_rows = _one(
             db,
@@ -309,7 +310,7 @@ def read_scope(
 
 
 def check_scope(scope: Scope, start: datetime | None) -> Check:
-    """Return MIN, MAX and COUNT in scope, and what is beside it; pure."""
+    """Return MIN, MAX and COUNT in scope, and the rows out of it; pure."""
     rows = scope.rows
     others = dict(sorted(rows.out_of_scope_by_type.items(), key=lambda item: (-item[1], item[0])))
     facts = {
@@ -327,9 +328,9 @@ def check_scope(scope: Scope, start: datetime | None) -> Check:
     if scope.refused is not None:
         findings.append((Verdict.FAIL, scope.refused.what, scope.refused.to_do))
     since = f", created from {rows.earliest:%Y-%m-%d}" if rows.earliest else ""
-    said = f"{rows.rows:,} rows in scope, ids {rows.min_id:,} to {rows.max_id:,}{since}"
+    summary = f"{rows.rows:,} rows in scope, ids {rows.min_id:,} to {rows.max_id:,}{since}"
     if rows.rows == 0:
-        said = "no row of the account is in scope"
+        summary = "no row of the account is in scope"
         findings.append((Verdict.WARN, "is it the right account?", "check scope, account and date range"))
     if rows.rows_without_created_at and start is not None:
         findings.append(
@@ -359,8 +360,8 @@ def check_scope(scope: Scope, start: datetime | None) -> Check:
                 "add them to scope, if their history counts",
             )
         )
-    check = join("source_scope", findings, said, **facts)
-    return replace(check, found=f"{said}; {check.found}") if findings else check
+    check = join("source_scope", findings, summary, **facts)
+    return replace(check, found=f"{summary}; {check.found}") if findings else check
 
 
 def check_page_query(
@@ -430,12 +431,12 @@ def check_replica(dsn: str) -> Check:
     with connect(dsn) as db:
         standby, feedback, delay = _row(db, query)
         if not standby:
-            return ok("source_replica", "the primary itself: nothing to lag", standby=False)
+            return ok("source_replica", "the primary itself: no lag", standby=False)
         facts = {"standby": True, "hot_standby_feedback": feedback, "max_standby_streaming_delay": delay}
         try:
             lag_s = replica_lag(db)
         except LagUnknownError as error:
-            return ok("source_replica", f"a replica; this server does not tell how far it is behind ({error})", **facts)
+            return ok("source_replica", f"a replica; this server does not report its lag ({error})", **facts)
     facts["lag_s"] = lag_s
     if lag_s is None or lag_s > REPLICA_LAG_WARN_S:
         behind = "an unknown time" if lag_s is None else duration_text(lag_s)
@@ -445,15 +446,15 @@ def check_replica(dsn: str) -> Check:
             "rows that have not arrived yet belong to the live feed or to a later run; wait until it has caught up",
             **facts,
         )
-    said = f"a replica, {lag_s:.0f} s behind; hot_standby_feedback {feedback}, queries wait up to {delay}"
+    summary = f"a replica, {lag_s:.0f} s behind; hot_standby_feedback {feedback}, queries wait up to {delay}"
     if feedback == "off":
         return warn(
             "source_replica",
-            said,
+            summary,
             "a vacuum of the primary can cancel a page; it is read again, but slowly: SET hot_standby_feedback = on",
             **facts,
         )
-    return ok("source_replica", said, **facts)
+    return ok("source_replica", summary, **facts)
 
 
 def check_transactions(dsn: str) -> Check:
@@ -497,11 +498,11 @@ def check_transactions(dsn: str) -> Check:
         return warn(
             "source_transactions",
             f"{behind:,} transactions are open or newer than an open one; this role may not see whose",
-            "GRANT pg_read_all_stats TO it, or have a look in pg_stat_activity",
+            "GRANT pg_read_all_stats TO it, or see pg_stat_activity",
             **facts,
         )
-    said = f"the oldest is {duration_text(rows[0][1])} old" if rows else "none is open"
-    return ok("source_transactions", f"open transactions: {said}", **facts)
+    summary = f"the oldest is {duration_text(rows[0][1])} old" if rows else "none is open"
+    return ok("source_transactions", f"open transactions: {summary}", **facts)
 
 
 def check_late_commits(dsn: str, mapping: SourceMapping, account: str) -> Check:
@@ -539,7 +540,7 @@ def check_late_commits(dsn: str, mapping: SourceMapping, account: str) -> Check:
 
 
 def check_clock(dsn: str) -> Check:
-    """Return how far this host's clock and the source's are apart, as far as the round trip lets it be told."""
+    """Return how far this host's clock and the source's are apart, to the precision of the round trip."""
     with connect(dsn) as db:
         _one(db, "SELECT 1")
         asked_at = time.time()
@@ -556,9 +557,9 @@ def clock_check(name: str, server: str, theirs: float, asked_at: float, answered
     at = datetime.fromtimestamp(theirs, UTC)
     if abs(ahead) <= CLOCK_WARN_S:
         return ok(name, f"{server}'s clock and this host's agree ({at:%H:%M:%S} UTC)", **facts)
-    said = f"{server}'s clock is {duration_text(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} this host's"
+    summary = f"{server}'s clock is {duration_text(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} this host's"
     to_do = "synchronise both with NTP: watermarks, run numbers and leases are times"
-    return (fail if abs(ahead) > CLOCK_FAIL_S else warn)(name, said, to_do, **facts)
+    return (fail if abs(ahead) > CLOCK_FAIL_S else warn)(name, summary, to_do, **facts)
 
 
 def check_encoding(dsn: str) -> Check:
@@ -569,17 +570,17 @@ def check_encoding(dsn: str) -> Check:
     with connect(dsn) as db:
         encoding, collate, ctype = _row(db, query)
     facts = {"encoding": encoding, "collate": collate, "ctype": ctype}
-    said = f"encoding {encoding}, collation {collate}"
+    summary = f"encoding {encoding}, collation {collate}"
     if encoding == "SQL_ASCII":
         return warn(
             "source_encoding",
-            f"{said}: the server does not know what its bytes mean",
+            f"{summary}: the server does not know what its bytes mean",
             "rows that are not UTF-8 become dead letters; find them with convert_from(column::bytea, 'UTF8')",
             **facts,
         )
     if encoding != "UTF8":
-        return ok("source_encoding", f"{said}, converted to UTF-8 by the server", **facts)
-    return ok("source_encoding", said, **facts)
+        return ok("source_encoding", f"{summary}, converted to UTF-8 by the server", **facts)
+    return ok("source_encoding", summary, **facts)
 
 
 def tables_of(mapping: SourceMapping) -> list[tuple[str, str]]:
@@ -590,7 +591,7 @@ def tables_of(mapping: SourceMapping) -> list[tuple[str, str]]:
 
 
 def _bare(dsn: str) -> str:
-    """Return the DSN with nothing added that would make the session read-only."""
+    """Return the DSN without the options that make the session read-only."""
     defaults = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "crm-replay preflight"}
     parts: dict[str, Any] = {**defaults, **conninfo_to_dict(dsn)}
     return make_conninfo(**parts)
@@ -602,11 +603,11 @@ def _is_local(dsn: str) -> bool:
 
 
 def _row(db: AnyConnection, query: Any, values: dict[str, Any] | None = None) -> tuple[Any, ...]:
-    with answering("asking the source"):
+    with answering("querying the source"):
         return db.execute(query, values).fetchall()[0]
 
 
 def _one(db: AnyConnection, query: Any, values: dict[str, Any] | None = None) -> Any:
-    with answering("asking the source"):
+    with answering("querying the source"):
         rows = db.execute(query, values).fetchall()
     return rows[0][0] if rows else None

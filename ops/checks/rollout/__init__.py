@@ -1,4 +1,4 @@
-"""`crm-replay report`: how far the rollout is over all accounts, when it will be over, and whose turn it is.
+"""`crm-replay report`: the rollout's status over all accounts, its forecast, and the team that is next.
 
 model   pure: accounts by state, burn-up, forecast, gates
 render  pure: the same as Markdown, HTML with a chart, JSON

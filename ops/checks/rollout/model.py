@@ -1,4 +1,4 @@
-"""Pure: what a rollout's report says, from jobs, flags, preflights and the plan. The time arrives as `now`."""
+"""Pure: a rollout's report, from jobs, flags, preflights and the plan. The time arrives as `now`."""
 
 import math
 from collections import Counter
@@ -13,13 +13,13 @@ from schemas.vocabulary import JobStatus
 RUN_TIME_MAX = timedelta(hours=24)  # the contract's, for the largest account; the due time of a run without a plan
 LATE_SHARE = 0.25  # of the time it was given: so much later is at risk, more is off track
 STALLED_AFTER = timedelta(minutes=15)  # without a row more, or a sign of a runner
-TOO_EARLY = timedelta(minutes=2)  # a run's first minutes are start-up, and say nothing of its rate
+TOO_EARLY = timedelta(minutes=2)  # a run's first minutes are start-up, and do not show its rate
 HORIZON = timedelta(days=3650)  # what would be over later has no date: something has to change first
-FORECAST_DAYS = 14  # the rate of the last days on which anything was done, as far back as this
+FORECAST_DAYS = 14  # the rate of the last days with progress, within this many days
 
 
 class State(StrEnum):
-    """Where an account stands in the rollout. Printed and stored: add values, never rename one."""
+    """The state of an account in the rollout. Printed and stored: add values, never rename one."""
 
     BACKLOG = "backlog"  # no run yet, or rolled back
     ON_TRACK = "on_track"
@@ -65,7 +65,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What stands between an account and its next step, and who has to act."""
+    """What blocks an account's next step, and the team that has to act."""
 
     name: str
     turn: str
@@ -87,7 +87,7 @@ class Line:
 
     @property
     def rows_left(self) -> int | None:
-        """Rows that have no bin yet; None if nobody has counted them."""
+        """Rows that have no bin yet; None if they have not been counted."""
         return None if self.rows_total is None else max(0, self.rows_total - self.rows_done)
 
 
@@ -102,7 +102,7 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """When the known rows will be done, and on what that rests; `day` None: it cannot be told."""
+    """When the known rows will be done, with the basis; `day` None: unknown."""
 
     day: date | None
     rows_per_day: float
@@ -131,7 +131,7 @@ class Rollout:
 
     @property
     def uncounted(self) -> int:
-        """Accounts whose rows nobody has counted yet."""
+        """Accounts whose rows have not been counted yet."""
         return sum(line.rows_total is None for line in self.lines)
 
 
@@ -157,7 +157,7 @@ def line_of(account: Account, now: datetime) -> Line:
 
 
 def state_of(account: Account, now: datetime) -> tuple[State, str, datetime | None]:
-    """Return where the account stands, why, and when its run will be, or was, over."""
+    """Return the account's state, why, and the end of its run, estimated or actual."""
     run = account.run
     overdue = account.due is not None and now.date() > account.due
     if run is None or run.status is JobStatus.ROLLED_BACK:
@@ -181,7 +181,7 @@ def _running(account: Account, run: Run, now: datetime) -> tuple[State, str, dat
     if not run.has_runner:
         return State.AT_RISK, "waits for a runner", None
     if now - run.updated_at > STALLED_AFTER:
-        return State.OFF_TRACK, f"nothing has moved since {run.updated_at:%Y-%m-%d %H:%M} UTC", None
+        return State.OFF_TRACK, f"no progress since {run.updated_at:%Y-%m-%d %H:%M} UTC", None
     elapsed = now - run.started_at
     if run.rows_done <= 0 or elapsed < TOO_EARLY:
         return State.ON_TRACK, "has just begun", None
@@ -192,18 +192,18 @@ def _running(account: Account, run: Run, now: datetime) -> tuple[State, str, dat
         return State.OFF_TRACK, f"{done}, not over within {HORIZON.days // 365} years at this pace", None
     ends_at = now + timedelta(seconds=left_s)
     late = ends_at - due
-    said = f"{done}, over by {ends_at:%Y-%m-%d %H:%M} UTC"
+    summary = f"{done}, over by {ends_at:%Y-%m-%d %H:%M} UTC"
     if late <= timedelta(0):
-        return State.ON_TRACK, said, ends_at
+        return State.ON_TRACK, summary, ends_at
     given = max(due - run.started_at, timedelta(hours=1))
     return (
         (State.AT_RISK if late <= LATE_SHARE * given else State.OFF_TRACK),
-        f"{said}, due {due:%Y-%m-%d %H:%M}",
+        f"{summary}, due {due:%Y-%m-%d %H:%M}",
         ends_at,
     )
 
 
-# Who mends what a preflight finds, by the beginning of the check's name; the first that fits.
+# The team that fixes a preflight's finding, by the beginning of the check's name; the first that fits.
 TURNS = (
     ("contacts", "contact migration"),
     ("source", "CRM database"),
@@ -216,14 +216,14 @@ OPERATIONS, PRODUCT, NOBODY = "operations", "product", "nobody"
 
 
 def gate_of(account: Account, state: State) -> Gate:
-    """Return what an account that is not completed waits for, and whose turn it is."""
+    """Return what an account that is not completed waits for, and the team that is next."""
     run, name = account.run, quote(account.company_sso_id)
     if run is not None and run.status is JobStatus.IN_PROGRESS:
         if not run.has_runner:
             return Gate("runner", OPERATIONS, "start a runner: crm-replay runner")
         if state is State.OFF_TRACK:
             return Gate("pace", OPERATIONS, f"see why it is late: crm-replay status --account {name}")
-        return Gate("run", NOBODY, "the run is going on")
+        return Gate("run", NOBODY, "the run is in progress")
     if run is not None and run.status is JobStatus.HALTED:
         return Gate("halted", OPERATIONS, f"see the cause, then crm-replay resume --account {name}")
     if run is not None and run.status is JobStatus.FAILED:
@@ -232,21 +232,21 @@ def gate_of(account: Account, state: State) -> Gate:
         return Gate("preflight", OPERATIONS, f"crm-replay preflight --account {name}")
     if account.preflight.failed:
         turns = dict.fromkeys(turn_of(check) for check in account.preflight.failed)
-        return Gate("preflight", ", ".join(turns), f"mend {', '.join(account.preflight.failed)}, then preflight again")
+        return Gate("preflight", ", ".join(turns), f"fix {', '.join(account.preflight.failed)}, then preflight again")
     if not account.flag:
         return Gate("flag", PRODUCT, f"crm-replay flag --account {name} on")
     return Gate("trigger", OPERATIONS, f"crm-replay trigger --account {name}")
 
 
 def turn_of(check: str) -> str:
-    """Return who mends what a failed check of the preflight names."""
+    """Return the team that fixes a failed check of the preflight."""
     return next((turn for prefix, turn in TURNS if check.startswith(prefix)), OPERATIONS)
 
 
 def burn_up(accounts: Sequence[Account], now: datetime) -> tuple[Day, ...]:
     """Return the rows done and known of at the end of each day, from the first job's day to today.
 
-    A run's rows count on the day on which it ended; those of one that is going on, today; known from its first day.
+    A run's rows count on the day on which it ended; those of one in progress, today; known from its first day.
     """
     done: Counter[date] = Counter()
     known: Counter[date] = Counter()
@@ -277,11 +277,11 @@ def forecast(days: Sequence[Day], rows_left: int, now: datetime) -> Forecast:
         return Forecast(now.date() if days else None, 0.0, "every row that has been counted is done")
     window = days[-FORECAST_DAYS:]
     if not window or window[-1].done == 0:
-        return Forecast(None, 0.0, "no run has ended yet, so there is no pace to go by")
+        return Forecast(None, 0.0, "no run has ended yet, so the pace is unknown")
     before = days[-FORECAST_DAYS - 1].done if len(days) > FORECAST_DAYS else 0
     rows = window[-1].done - before
     if rows <= 0:
-        return Forecast(None, 0.0, f"nothing was done in the last {len(window)} days")
+        return Forecast(None, 0.0, f"no row was done in the last {len(window)} days")
     a_day = rows / len(window)
     basis = f"{rows:,} rows in the last {len(window)} day{'s' if len(window) > 1 else ''}, idle ones included"
     days_left = math.ceil(rows_left / a_day)

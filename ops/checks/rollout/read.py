@@ -3,7 +3,6 @@
 import csv
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any
 
 from ops.checks.rollout.model import Account, Preflight, Run
 from ops.jobs import flags
@@ -12,6 +11,7 @@ from ops.jobs.store import JobStore
 from ops.jobs.tasks import Task, TaskKind, TaskStatus, TaskStore
 from schemas.collections import JOBS
 from schemas.errors import BadInputError
+from schemas.process.mongodb import Database
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.progress import RunTotals
@@ -19,7 +19,7 @@ from sink.progress import RunTotals
 TASKS_LOOKED_AT = 50
 
 
-def read_accounts(database: Any, plan: dict[str, date | None], now: datetime) -> list[Account]:
+def read_accounts(database: Database, plan: dict[str, date | None], now: datetime) -> list[Account]:
     """Return every account that has a job, a flag that was ever set, or a place in the plan."""
     set_flags = {flag.company_sso_id: flag for flag in flags.read_all(database)}
     with_jobs = {str(account) for account in database[JOBS].distinct("company_sso_id")}
@@ -59,7 +59,7 @@ def run_of(job: Job, totals: RunTotals, now: datetime) -> Run:
 
 
 def _last_preflight(tasks: list[Task]) -> Preflight | None:
-    """Return the last preflight that is over; pure."""
+    """Return the last finished preflight; pure."""
     for task in tasks:
         if task.kind is TaskKind.PREFLIGHT and task.status is TaskStatus.DONE and task.result and task.finished_at:
             checks = task.result.get("checks", ())

@@ -1,4 +1,4 @@
-"""Pure: the report as Markdown, as one HTML page with its chart inside, and as JSON."""
+"""Pure: the report as Markdown, as one HTML page with an inline chart, and as JSON."""
 
 from collections.abc import Sequence
 from html import escape
@@ -13,7 +13,7 @@ TITLES = {
     State.ON_TRACK: "On track",
     State.BACKLOG: "Backlog",
     State.COMPLETED: "Completed",
-}  # in the order in which somebody has to look at them
+}  # in the order of urgency
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 260, 70, 30, 12, 12
 COLUMNS = ("account", "state", "rows", "done", "left", "due", "whose turn", "next")
 
@@ -53,13 +53,13 @@ def _line_dict(line: Line) -> dict[str, Any]:
 
 def forecast_text(found: Rollout) -> str:
     """Return the forecast in one line."""
-    said = found.forecast
+    forecast = found.forecast
     uncounted = f"; the rows of {found.uncounted:,} accounts have not been counted yet" if found.uncounted else ""
-    if said.day is None:
-        return f"No forecast: {said.basis}{uncounted}."
+    if forecast.day is None:
+        return f"No forecast: {forecast.basis}{uncounted}."
     if found.rows_left == 0:
-        return f"Nothing is left: {said.basis}{uncounted}."
-    return f"Done by {said.day} at {said.rows_per_day:,.0f} rows a day ({said.basis}){uncounted}."
+        return f"No rows are left: {forecast.basis}{uncounted}."
+    return f"Done by {forecast.day} at {forecast.rows_per_day:,.0f} rows a day ({forecast.basis}){uncounted}."
 
 
 def markdown(found: Rollout) -> str:
@@ -125,7 +125,7 @@ p.forecast { font-weight: 600; }
 
 
 def html(found: Rollout) -> str:
-    """Return the report as one page that needs nothing else: no script, no font, no picture from anywhere."""
+    """Return the report as one self-contained page: no script, no font, no external picture."""
     states = "".join(
         f'<tr><th scope="row">{title}</th><td class="n">{found.counts.get(state, 0):,}</td></tr>'
         for state, title in TITLES.items()
@@ -187,7 +187,7 @@ def chart(days: Sequence[Day]) -> str:
     done = " ".join(place(number, day.done) for number, day in enumerate(days))
     known = " ".join(place(number, day.known) for number, day in enumerate(days))
     base, last = TOP + high, days[-1]
-    said = f"From {days[0].day} to {last.day}: {last.done:,} of {last.known:,} known rows are done."
+    summary = f"From {days[0].day} to {last.day}: {last.done:,} of {last.known:,} known rows are done."
     scale = "".join(
         f'<line x1="{LEFT}" y1="{TOP + high * (1 - part):.1f}" x2="{WIDTH - RIGHT}" y2="{TOP + high * (1 - part):.1f}"'
         f' stroke="var(--line)"/><text x="{LEFT - 6}" y="{TOP + high * (1 - part) + 4:.1f}" text-anchor="end">'
@@ -195,7 +195,7 @@ def chart(days: Sequence[Day]) -> str:
         for part in (0.0, 0.25, 0.5, 0.75, 1.0)
     )
     size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
-    return f"""<svg {size} role="img" aria-label="{escape(said)}">
+    return f"""<svg {size} role="img" aria-label="{escape(summary)}">
 <title>Rows done and rows known, by day</title>
 {scale}
 <polyline points="{known}" fill="none" stroke="var(--known)" stroke-width="2" stroke-dasharray="6 4"/>

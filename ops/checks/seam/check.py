@@ -31,15 +31,15 @@ from schemas import stored
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database, Documents, connect
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source.contact_rules import microseconds
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import encode_account
-from sink.database import Documents, connect
 from sink.indexes import LEGACY_LOGS, UNIQUE_EXTERNAL_ID
 
 PAGE_ROWS = 1_000
-REPAIR_MAX = 1_000_000  # gaps of each side that one call repairs; the next one goes on
+REPAIR_MAX = 1_000_000  # gaps of each side that one call repairs; the next call continues
 CLAUSES_MAX = 200  # ranges of one query for legacy documents
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 US = 1_000_000
@@ -47,12 +47,12 @@ US = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class SeamOptions:
-    """What is looked at, and how closely."""
+    """The window and the tolerances of the check."""
 
     mapping_path: str = ""
     window_s: float = 86_400.0  # of rows, on either side of a contact's watermark; 0: all of them
     tolerance_s: float = 2.0  # between a row and its legacy document
-    settle_s: float = 60.0  # younger rows may still be on their way
+    settle_s: float = 60.0  # younger rows may still be in transit
     named_max: int = 100
 
 
@@ -82,7 +82,7 @@ class Finding(NamedTuple):
 
 @dataclass
 class Report:
-    """What the seam of an account looks like."""
+    """The handover of an account."""
 
     company_sso_id: str
     contacts: int = 0
@@ -122,7 +122,7 @@ class Report:
 
 
 class ContactLookups:
-    """What the rules ask here: contacts. Who acted and what things are called decides no ownership."""
+    """The rules' lookups here: contacts only. Actors and names do not decide ownership."""
 
     def __init__(self, company_sso_id: str, found: FoundContacts) -> None:
         """`found` are all contacts of the account."""
@@ -161,7 +161,7 @@ class SeamChecker:
         account: str,
         mapping: SourceMapping,
         found: FoundContacts,
-        database: Any,
+        database: Database,
         options: SeamOptions,
         now_us: int,
     ) -> None:
@@ -189,7 +189,7 @@ class SeamChecker:
             self._compare(rows)
 
     def _owned(self, event: AuditEvent) -> _Row | None:
-        """Return the row with the side that has to write it; None if none has to, or if it is not looked at."""
+        """Return the row with the side that has to write it; None if none has to, or if it is outside of the window."""
         report = self.report
         trail: list[Answer] = []
         decision = self._rules.decide(event, self._lookups, trail=trail)
@@ -286,7 +286,7 @@ class SeamChecker:
         return {audit_id: document["_id"] for audit_id, document in found}
 
     def _legacy(self, rows: Sequence[Expected]) -> Iterator[Legacy]:
-        """Yield the documents without external_id that may stand for one of the rows."""
+        """Yield the documents without external_id that may match one of the rows."""
         wanted = ranges(rows, self._tolerance_ms)
         for at in range(0, len(wanted), CLAUSES_MAX):
             clauses = [
@@ -314,7 +314,7 @@ class SeamChecker:
 
 
 def check_seam(account: str, options: SeamOptions, connections: Connections, view: RunView) -> Report:
-    """Return what the seam of an account looks like. Raises BadInputError, or ReplayError for an outage."""
+    """Return the state of an account's handover. Raises BadInputError, or ReplayError for an outage."""
     encode_account(account)  # raises for what is no account
     connections.require("crm_audit_database_url", "mongodb_url")
     mapping = load(options.mapping_path or None)
@@ -344,7 +344,7 @@ def check_seam(account: str, options: SeamOptions, connections: Connections, vie
         database.client.close()
 
 
-def _require_indexes(database: Any) -> None:
+def _require_indexes(database: Database) -> None:
     present = database[ACTIVITY_LOGS].index_information()
     if missing := {UNIQUE_EXTERNAL_ID.name, LEGACY_LOGS.name} - set(present):
         raise BadInputError(f"activity_logs lacks the index {', '.join(sorted(missing))}", "crm-replay migrate up")

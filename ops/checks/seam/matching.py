@@ -1,9 +1,9 @@
 """Which legacy document of the live feed is which row. Pure.
 
-A legacy document has no external_id, so it is told by the match key: the customer, category, action and linked entity,
+A legacy document has no external_id, so it is identified by the match key: customer, category, action, linked entity,
 and a timestamp near the row's. Several rows can have one key within the tolerance (a deal saved twice in a second).
-Each document stands for one row: those that nothing else accounts for choose first, nearest in time first; what is left
-over stands beside a document that is there already, and that is an overlap.
+Each document matches one row: rows without another document are matched first, nearest in time first; a document that
+is left over is an overlap.
 """
 
 from collections import OrderedDict, defaultdict
@@ -27,7 +27,7 @@ class Expected(NamedTuple):
 
 
 class Legacy(NamedTuple):
-    """A document without an external_id; `entity` is None where it does not say."""
+    """A document without an external_id; `entity` is None where it has none."""
 
     document_id: Any
     customer_id: str
@@ -39,7 +39,7 @@ class Legacy(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Legacy documents by the row they stand for."""
+    """Legacy documents by the row that they match."""
 
     by_row: dict[int, Any]  # audit id -> document id
 
@@ -53,7 +53,7 @@ class Matcher:
         self._taken: OrderedDict[Any, None] = OrderedDict()
 
     def match(self, rows: Sequence[Expected], documents: Iterable[Legacy]) -> Matched:
-        """Return the documents that stand for rows of this page, one a row at most and one row each."""
+        """Return the documents that match rows of this page, one a row at most and one row each."""
         by_key: dict[tuple[str, str, str], list[Legacy]] = defaultdict(list)
         for document in documents:
             if document.document_id not in self._taken:
@@ -63,7 +63,7 @@ class Matcher:
             for document in by_key.get((row.customer_id, row.category, row.action), ()):
                 distance = abs(document.timestamp_ms - row.timestamp_ms)
                 if distance <= self._tolerance_ms and _same_entity(row.entity, document.entity):
-                    # Whoever names the entity is surer than whoever does not say.
+                    # A document that names the entity is a better match than one that does not.
                     unsure = document.entity is None and row.entity is not None
                     pairs.append((row.has_document, unsure, distance, at, document))
         pairs.sort(key=lambda pair: pair[:4])
@@ -79,7 +79,7 @@ class Matcher:
 
 
 def _same_entity(one: Any, other: Any) -> bool:
-    """Return whether two ids may be the same record's: numbers or their digits; a document need not say."""
+    """Return whether two ids may be the same record's: numbers or their digits; a document may lack it."""
     return other is None or str(one) == str(other)
 
 

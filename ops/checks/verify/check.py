@@ -1,6 +1,6 @@
-"""The check from its first question to its report. It keeps what it has proved, and changes nothing else.
+"""The check, from its first query to its report. It saves seals, and changes nothing else.
 
-The order is that of what may have threads: dead letters and tables are read and their clients closed, then the workers
+The order follows from forking: dead letters and tables are read and their clients closed, then the workers
 are forked, and only then this process opens clients that it keeps.
 """
 
@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pymongo.errors import PyMongoError
 
@@ -25,22 +24,23 @@ from ops.jobs.operations import digest
 from ops.jobs.store import JobStore
 from ops.kafka import admin as kafka_admin
 from ops.progress import RunView
-from producer.audits import AuditSource, connect, resolve
+from producer.audits import AuditSource, Connection, connect, resolve
 from producer.survey import first_behind, require_ids
 from schemas.codec import Codec
 from schemas.collections import SEALS
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
+from schemas.process.mongodb import connect as connect_mongodb
 from schemas.process.registry import codec_for
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus, SkipReason
-from sink.database import connect as connect_mongodb
 from sink.progress import RunTotals
 from sink.rollback import documents_of
 
 CHUNK_IDS_MIN, CHUNK_IDS_MAX = 2_000, 256_000
-CHUNKS_MAX = 200  # of an account that is not huge: the progress shown moves, and nobody waits long for the last one
+CHUNKS_MAX = 200  # of an account that is not huge: keeps the progress moving, and the last chunk short
 JOBS_MAX = 1_000  # of an account; documents of older ones are found one by one
 
 
@@ -51,7 +51,7 @@ class VerifyOptions:
     workers: int = 0  # 0: one a core
     named_max: int = NAMED_MAX
     mapping_path: str = ""  # "": that of the job
-    from_scratch: bool = False  # no seal is looked at; what is proved is sealed all the same
+    from_scratch: bool = False  # no seal is used; proved chunks are sealed as usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +67,18 @@ class _Checked:
     seals: dict[int, Seal]
 
     def is_part(self, rows: int) -> bool:
-        """Whether the run was over another number of rows than there are, so that its counts say nothing of them."""
+        """Whether the run was over another number of rows than there are, so that its counts do not apply to them."""
         return rows not in (self.job.records_total, self.accounted)
 
 
 def verify_account(account: str, options: VerifyOptions, connections: Connections, view: RunView) -> Report:
     """Return how the account's documents compare with its source rows up to the job's top.
 
-    Raises BadInputError if there is nothing to compare or a server or the mapping is not as it should be, ReplayError
-    for an outage on the way. Changes nothing but the seals, which say what has been proved.
+    Raises BadInputError if there is nothing to compare or a server or the mapping is wrong, ReplayError
+    for an outage. Changes nothing but the seals of what has been proved.
     """
     began = time.monotonic()
-    AccountTopics.of(account)  # refuses an id that can name no topics, before anybody is asked about it
+    AccountTopics.of(account)  # refuses an id that can name no topics, before any server is queried
     connections.require("crm_audit_database_url", "kafka_bootstrap_servers", "mongodb_url")
     kafka = connections.kafka()
     kafka_admin.client(kafka)
@@ -101,20 +101,19 @@ def verify_account(account: str, options: VerifyOptions, connections: Connection
         SealStore(database, account).drop_others(work.basis)
         if tally.unsealed:
             report.notes.append(
-                f"MongoDB does not let us write {SEALS}: the next verify transforms {tally.unsealed:,} rows again that"
-                " it could have known to be unchanged"
+                f"MongoDB refuses to write {SEALS}: the next verify transforms {tally.unsealed:,} unchanged rows again"
             )
         if job.status is not JobStatus.COMPLETED:
-            report.notes.append(f"the job was {job.status}: rows that it did not come to are missing")
+            report.notes.append(f"the job was {job.status}: rows that it did not reach are missing")
         if report.documents != tally.tagged:
             view.note(
                 f"{report.documents - tally.tagged:,} documents of the account belong to no row: looking for them"
             )
             _add_strays(report, work, database, options.named_max)
-        _tell_owners(report, database)
+        _name_owners(report, database)
         _check_counts(report, known)
         report.offsets = topics.unhandled(kafka, job, codec)
-        _trace(report, known, connections, codec, view)
+        _locate(report, known, connections, codec, view)
     except PyMongoError as error:
         raise ReplayError(
             f"MongoDB does not answer ({type(error).__name__})", "verify again when it is back"
@@ -138,7 +137,7 @@ def _known(account: str, options: VerifyOptions, connections: Connections) -> _C
             state = "has never been replayed" if job is None else "has been rolled back"
             raise BadInputError(f"{account} {state}, there is no copy to verify", f"crm-replay run --account {account}")
         if job.status is JobStatus.IN_PROGRESS:
-            raise BadInputError(f"a run of {account} is in progress", "verify when it is over")
+            raise BadInputError(f"a run of {account} is in progress", "verify when it has ended")
         mapping = load(options.mapping_path or job.mapping_path or None)
         if job.mapping_sha256 and digest(mapping) != job.mapping_sha256:
             raise BadInputError(
@@ -186,10 +185,10 @@ def _sealed(work: Work, seals: Mapping[int, Seal]) -> Work:
     return replace(work, basis=basis_of(work.company_sso_id, work.mapping, work.tables, settings), seals=seals)
 
 
-def _chunks(db: Any, source: AuditSource, top: int) -> Iterator[Chunk]:
+def _chunks(db: Connection, source: AuditSource, top: int) -> Iterator[Chunk]:
     """Yield the ids up to `top` in chunks without a gap between them; where no row is, a chunk reaches on.
 
-    They end where they ended the last time, as long as the same rows are there: so their seals are found again.
+    They end where they ended the last time while the rows are the same: so their seals are found again.
     """
     first = first_behind(db, source, 0, top)
     ids = chunk_ids(top - first)
@@ -208,7 +207,7 @@ def chunk_ids(span: int) -> int:
     return ids
 
 
-def _add_strays(report: Report, work: Work, database: Any, named_max: int) -> None:
+def _add_strays(report: Report, work: Work, database: Database, named_max: int) -> None:
     checker = SegmentChecker(work)
     try:
         for finding in copy.strays(database, work.company_sso_id, work.runs, report.top_audit_id, checker):
@@ -217,17 +216,17 @@ def _add_strays(report: Report, work: Work, database: Any, named_max: int) -> No
         checker.close()
 
 
-def _tell_owners(report: Report, database: Any) -> None:
-    """Say of the named documents whose customers they stand at, where that is not an account's own."""
+def _name_owners(report: Report, database: Database) -> None:
+    """Add to the named documents whose customers they belong to, where those are not the account's own."""
     named = [finding for finding in report.tally.findings if finding.customer_id]
     owners = copy.owners_of(database, report.company_sso_id, {finding.customer_id for finding in named})
     for finding in named:
-        if (said := owners.get(finding.customer_id)) is not None:
-            finding.why = f"{finding.why}; {said}"
+        if (owner := owners.get(finding.customer_id)) is not None:
+            finding.why = f"{finding.why}; {owner}"
 
 
 def _check_counts(report: Report, known: _Checked) -> None:
-    """Hold the sinks' counts and the job document's against what the rows say."""
+    """Compare the sinks' counts and the job document's with the rows."""
     job, tally = known.job, report.tally
     if known.is_part(tally.rows):
         report.notes.append(
@@ -239,19 +238,19 @@ def _check_counts(report: Report, known: _Checked) -> None:
         report.counts = wrong
     elif wrong:
         # Rows of it that were lost and have been replayed since may have been skips, which no repair can name.
-        said = ", ".join(f"{count.name} {count.job:,} of {count.truth:,}" for count in wrong)
-        report.notes.append(f"the run itself counted {said}; rows have been replayed since")
+        summary = ", ".join(f"{count.name} {count.job:,} of {count.truth:,}" for count in wrong)
+        report.notes.append(f"the run itself counted {summary}; rows have been replayed since")
 
 
-def _trace(report: Report, known: _Checked, connections: Connections, codec: Codec, view: RunView) -> None:
-    """Say of the named rows without a document how far they came."""
+def _locate(report: Report, known: _Checked, connections: Connections, codec: Codec, view: RunView) -> None:
+    """Add to the named rows without a document how far they came."""
     named = [f for f in report.tally.findings if f.kind in (Kind.MISSING, Kind.DEAD_LETTER_LOST) and f.audit_id]
-    tracer = topics.Tracer(
+    lookup = topics.RowLookup(
         connections.kafka(),
         known.job,
         codec,
         whole_topic=known.is_part(report.tally.rows),
     )
-    seen = tracer.trace([finding.audit_id for finding in named if finding.audit_id], view.note)
+    seen = lookup.find([finding.audit_id for finding in named if finding.audit_id], view.note)
     for finding in named:
         finding.why = "; ".join(filter(None, (finding.why, seen.get(finding.audit_id or 0))))

@@ -1,7 +1,7 @@
 """Pure: the document that a row becomes against the one that is stored.
 
-Bytes are compared, not checksums: both sides are in the same process, so a checksum would cost more and say less. Only
-where they are not equal is anything decoded, to say which fields differ.
+Bytes are compared, not checksums: both sides are in the same process, so a checksum would cost more and show less. Only
+unequal documents are decoded, to name the fields that differ.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ AUDIT_ID_AT = BODY_AT - AUDIT_ID_BYTES  # the ObjectIds of a run end with the au
 METADATA = "metadata"
 PATH_DEPTH_MAX = 3  # `changes.0.to`: deeper, a name could be a value of the CRM's
 PATHS_MAX = 10
-# A document that somebody has altered can hold what Python's own types cannot.
+# An altered document can hold values that Python's own types cannot.
 TOLERANT: CodecOptions[dict[str, Any]] = CodecOptions(
     tz_aware=True,
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
@@ -50,7 +50,7 @@ def documents(batch: bytes) -> Iterator[dict[str, Any]]:
 
 
 def decode(document: bytes) -> dict[str, Any]:
-    """Return a stored document, whatever dates and texts are in it."""
+    """Return a stored document, with any dates and texts."""
     return bson.decode(document, TOLERANT)
 
 

@@ -1,4 +1,4 @@
-"""The account's documents beyond those that segments find: counted, the strays named, the wrong ones deleted."""
+"""The account's documents beyond those that segments find: counted, extra ones named, wrong ones deleted."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -17,7 +17,7 @@ from schemas import stored
 from schemas.collections import ACTIVITY_LOGS, CONTACTS, PROGRESS
 from schemas.errors import BadInputError
 from schemas.identity import SOURCE_TAG, audit_id_of, replay_id
-from sink.database import Documents
+from schemas.process.mongodb import Database, Documents
 from sink.indexes import COMPANY_SOURCE_TAG, UNIQUE_EXTERNAL_ID
 
 BATCH_DOCUMENTS = 500
@@ -25,7 +25,7 @@ RUNS_MAX = 8
 OWNER_LOOKUP_MS = 10_000  # whose contact a customer is, may take a scan of all contacts; it is a courtesy
 
 
-def require_indexes(database: Any) -> None:
+def require_indexes(database: Database) -> None:
     """Raise BadInputError if the indexes are missing by which the copy is read."""
     try:
         present = set(database[ACTIVITY_LOGS].index_information())
@@ -36,7 +36,7 @@ def require_indexes(database: Any) -> None:
         raise BadInputError(f"activity_logs lacks the index {', '.join(sorted(missing))}", "crm-replay migrate up")
 
 
-def runs_of(database: Any, job_ids: Sequence[str]) -> tuple[int, ...]:
+def runs_of(database: Database, job_ids: Sequence[str]) -> tuple[int, ...]:
     """Return the runs of these jobs that wrote the most documents, `RUNS_MAX` at most.
 
     Each is one more range to read in every segment. Documents of other runs are found by their external_id.
@@ -54,7 +54,7 @@ def runs_of(database: Any, job_ids: Sequence[str]) -> tuple[int, ...]:
 
 
 def strays(
-    database: Any, company_sso_id: str, runs: Sequence[int], top: int, checker: SegmentChecker
+    database: Database, company_sso_id: str, runs: Sequence[int], top: int, checker: SegmentChecker
 ) -> Iterator[Finding]:
     """Yield the documents of the replay that are in no segment and that no row accounts for.
 
@@ -66,14 +66,14 @@ def strays(
 
 
 def strays_among(
-    database: Any, company_sso_id: str, ids: Mapping[str, ObjectId], top: int, checker: SegmentChecker
+    database: Database, company_sso_id: str, ids: Mapping[str, ObjectId], top: int, checker: SegmentChecker
 ) -> Iterator[Finding]:
     """Yield, of the documents of the replay with such an `_id`, those that no row accounts for."""
     yield from _strays(database, company_sso_id, {"_id": ids}, "_id_", top, checker)
 
 
 def _strays(
-    database: Any, company_sso_id: str, which: Mapping[str, Any], index: str, top: int, checker: SegmentChecker
+    database: Database, company_sso_id: str, which: Mapping[str, Any], index: str, top: int, checker: SegmentChecker
 ) -> Iterator[Finding]:
     logs: Documents = database[ACTIVITY_LOGS]
     query = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG, **which}
@@ -101,13 +101,13 @@ def _why_stray(audit_id: int | None, top: int, rows: Mapping[int, Expected]) -> 
     return why_extra(expected)
 
 
-def owners_of(database: Any, company_sso_id: str, customer_ids: Iterable[str]) -> dict[str, str]:
-    """Return what is to be said of customers that are no contacts of this account, as far as it can be told."""
+def owners_of(database: Database, company_sso_id: str, customer_ids: Iterable[str]) -> dict[str, str]:
+    """Return a reason for each customer that is no contact of this account, as far as it is known."""
     suspects = set(customer_ids)
     if not suspects:
         return {}
     suspects -= {customer for _, customer in find_contacts(database, company_sso_id).by_person.values()}
-    said = dict.fromkeys(suspects, "its customer is no contact of this account")
+    reasons = dict.fromkeys(suspects, "its customer is no contact of this account")
     keys = [*suspects, *(ObjectId(customer) for customer in suspects if _is_object_id(customer))]
     for query in ({"_id": {"$in": keys}}, {"customer_id": {"$in": keys}}):
         try:
@@ -121,13 +121,13 @@ def owners_of(database: Any, company_sso_id: str, customer_ids: Iterable[str]) -
             for contact in found:
                 for customer in (str(contact.get("customer_id")), str(contact["_id"])):
                     if customer in suspects:
-                        said[customer] = f"its customer is a contact of account {contact.get('company_sso_id')}"
+                        reasons[customer] = f"its customer is a contact of account {contact.get('company_sso_id')}"
         except PyMongoError:
             continue
-    return said
+    return reasons
 
 
-def delete(database: Any, company_sso_id: str, ids: Sequence[Any]) -> int:
+def delete(database: Database, company_sso_id: str, ids: Sequence[Any]) -> int:
     """Delete these documents and return how many went: only such of this account that have our source_tag."""
     logs: Documents = database[ACTIVITY_LOGS]
     ours = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}

@@ -1,4 +1,4 @@
-"""Pure: what a source row has to end as, by the very code of the producer and the processors."""
+"""Pure: the expected outcome of a source row, by the code of the producer and the processors."""
 
 from processors.encoding import documents
 from processors.encoding.transform import Transformer
@@ -18,7 +18,7 @@ def expected_of(event: AuditEvent, transformer: Transformer, lookups: Lookups) -
     try:
         result = transformer.to_bson(event, lookups)
     except UnreadableTopicError:
-        raise  # of a reference table: it says nothing of the row
+        raise  # of a reference table: it is not about the row
     except Exception:  # the processors dead-letter a defect of a rule, and so must be expected here
         return DeadLetterCause.TRANSFORM_FAILED
     if isinstance(result, bytes):

@@ -1,4 +1,4 @@
-"""I/O: what a check has to know before it reads a row. Every client of Kafka that is opened here is closed again."""
+"""I/O: the inputs of a check, before it reads a row. Every client of Kafka that is opened here is closed again."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,7 +10,7 @@ from ops.kafka import admin as kafka_admin
 from ops.kafka.topics import spans
 from processors.lookups.tables import ReferenceTables
 from producer.audits import AuditSource, connect, resolve
-from producer.settings import settings_from_environment
+from producer.settings import ProducerSettings
 from producer.topics import message_bytes_max
 from schemas.codec import Codec
 from schemas.process.connections import Connections
@@ -41,7 +41,7 @@ def work_of(
         tables.close()
     held = spans(kafka, names.dead_letters)
     kept_for = timedelta(milliseconds=kafka_admin.DEAD_LETTER_RETENTION_MS)
-    limits = settings_from_environment().limits(message_bytes_max(kafka, names.replay))
+    limits = ProducerSettings.load().limits(message_bytes_max(kafka, names.replay))
     return Work(
         connections=connections,
         codec=codec,
@@ -67,7 +67,7 @@ def work_without_directory(
     codec: Codec,
     named_max: int,
 ) -> Work:
-    """Return what tells whether rows become documents, where it does not matter who acted: no directory is queried."""
+    """Return the work that decides whether rows become documents; actors do not matter, so no directory is queried."""
     without_directory = connections.model_copy(update={"user_directory_url": ""})
     with connect(connections.crm_audit_database_url) as db:
         source = resolve(db, mapping, job.company_sso_id)

@@ -1,4 +1,4 @@
-"""Documents that came by HTTP and that no row of a run accounts for: named, and set apart from the run's own."""
+"""Documents that came by HTTP and that no row of a run accounts for: named, and counted apart from the run's own."""
 
 from collections.abc import Collection, Iterator
 from contextlib import closing
@@ -13,13 +13,14 @@ from ops.jobs import http_documents
 from ops.jobs.jobs import Job
 from schemas.codec import Codec
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
 from schemas.source.mapping import SourceMapping
 
 NAMED_MAX = 20
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def strays(database: Any, job: Job, work: Work) -> Iterator[Finding]:
+def strays(database: Database, job: Job, work: Work) -> Iterator[Finding]:
     """Yield the account's documents that came by HTTP and that no row up to the job's top accounts for."""
     account = job.company_sso_id
     if not http_documents.count(database, account):
@@ -31,7 +32,7 @@ def strays(database: Any, job: Job, work: Work) -> Iterator[Finding]:
 def counted(
     job: Job,
     chosen: tuple[int, ...] | None,
-    database: Any,
+    database: Database,
     connections: Connections,
     mapping: SourceMapping,
     codec: Codec,

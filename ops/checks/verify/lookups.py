@@ -1,7 +1,7 @@
 """Lookups over tables that do not change any more: each answer is decoded once and kept.
 
-The processors' own lookups look at every question whether the row has been updated meanwhile; a check reads the tables
-once, and asks two and a half times a row.
+The processors' own lookups check at every query whether the row has been updated meanwhile; a check reads the tables
+once, and makes two and a half lookups a row.
 """
 
 from collections.abc import Callable
@@ -31,14 +31,14 @@ class KeptLookups:
 
 
 class _Kept(dict[K, V]):
-    """A dictionary that asks for what it lacks, and forgets everything when it is full."""
+    """A cache that fetches what it lacks, and is emptied when it is full."""
 
-    def __init__(self, ask: Callable[[K], V]) -> None:
+    def __init__(self, fetch: Callable[[K], V]) -> None:
         super().__init__()
-        self._ask = ask
+        self._fetch = fetch
 
     def __missing__(self, key: K) -> V:
         if len(self) >= KEPT_MAX:
             self.clear()
-        value = self[key] = self._ask(key)
+        value = self[key] = self._fetch(key)
         return value

@@ -1,4 +1,4 @@
-"""Pure: what a check finds, counted and named, and how the parts of it add up."""
+"""Pure: the findings of a check, counted and named, and their sums."""
 
 from array import array
 from collections import Counter
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-NAMED_MAX = 100  # findings of a kind that are named unless the operator asks for more
+NAMED_MAX = 100  # findings of a kind that are named unless the operator requests more
 REPAIR_MAX = 100_000  # rows that a repair replays one by one; beyond it, rerun the account
 
 
@@ -17,7 +17,7 @@ class Kind(StrEnum):
     MISSING = "missing"  # the row should have become a document, and there is none
     EXTRA = "extra"  # a document of the replay that no source row accounts for
     DIFFERENT = "different"  # the document is not what the row becomes
-    DEAD_LETTER_LOST = "dead_letter_lost"  # the row cannot become a document, and no dead letter says so
+    DEAD_LETTER_LOST = "dead_letter_lost"  # the row cannot become a document, and has no dead letter
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class Finding:
     """One row or document that is not as it should be. Holds no value of either, but ids."""
 
     kind: Kind
-    audit_id: int | None  # None: the document's external_id is none of ours
+    audit_id: int | None  # None: the document's external_id is not ours
     at_us: int | None  # the row's created_at, else the document's timestamp; microseconds since 1970
     why: str = ""
     fields: tuple[str, ...] = ()  # that differ
@@ -64,7 +64,7 @@ class Tally:
     before_cutoff: int = 0  # rows that the last run did not have to read
     matched: int = 0  # documents that are byte for byte, or field for field, what their row becomes
     enriched: int = 0  # of them, with metadata that was added later
-    tagged: int = 0  # documents of the replay that were looked at
+    tagged: int = 0  # documents of the replay that were read
     retried: int = 0  # rows with both a dead letter and a document: a retry has brought it
     unchanged: int = 0  # rows whose chunk is sealed, and all of it as it was when it was proved (seals)
     unsealed: int = 0  # rows whose chunk was proved equal, but MongoDB does not let us keep that
@@ -129,7 +129,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class CountMismatch:
-    """A count of the job that is not what its rows say."""
+    """A count of the job that differs from its rows'."""
 
     name: str
     job: int
@@ -148,7 +148,7 @@ class Unhandled:
 
 @dataclass(slots=True)
 class Report:
-    """What a check has come to."""
+    """The result of a check."""
 
     company_sso_id: str
     job_id: str
@@ -163,12 +163,12 @@ class Report:
     deleted: int | None = None  # by a repair before this check
     replayed: int | None = None
     mapping_path: str = ""
-    planned: dict[str, Any] | None = None  # what a repair would do, where that was asked
+    planned: dict[str, Any] | None = None  # what a repair would do, in a dry run
     completed: bool = False  # the job had failed or was halted, and this proof has completed it
 
     @property
     def equal(self) -> bool:
-        """Whether the copy is what the source says, and nothing claims otherwise."""
+        """Whether the copy matches the source, and no count differs."""
         return not (self.tally.found or self.counts or self.offsets)
 
     def as_dict(self, now_us: int) -> dict[str, Any]:
@@ -222,7 +222,7 @@ class Counted:
 
 
 def count_mismatches(tally: Tally, run: Counted, since: Counted | None) -> list[CountMismatch]:
-    """Return where the counts of the account's run are not what its rows say.
+    """Return where the counts of the account's run differ from its rows.
 
     `since` is what later replays of chosen rows have counted. Such a row may have been counted by the run as well or
     not (that may be why it was chosen), so each of them makes the answer wider by one; so does a row whose dead letter

@@ -1,8 +1,7 @@
-"""Names ids where a run's end has found that the documents of an id range are not those of its rows."""
+"""Names the ids of a range in which a run's end has found that documents and rows differ."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Any
 
 from ops.checks.verify import copy
 from ops.checks.verify.gather import work_without_directory
@@ -14,17 +13,18 @@ from ops.jobs.store import JobStore
 from schemas.codec import Codec
 from schemas.identity import external_id_of
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
 from schemas.source.mapping import SourceMapping
 
 NAMED_MAX = 20  # of each kind; verify names the rest
-RANGES_MAX = 4  # that are looked at row by row: each may hold a sixty-fourth of the account
+RANGES_MAX = 4  # that are compared row by row: each may hold a sixty-fourth of the account
 JOBS_MAX = 1_000
-CHOSEN_MAX = 10_000  # of chosen rows, that are looked at one by one
+CHOSEN_MAX = 10_000  # of chosen rows, that are compared one by one
 
 
 def named(
     job: Job,
-    database: Any,
+    database: Database,
     mapping: SourceMapping,
     codec: Codec,
     connections: Connections,
@@ -33,7 +33,7 @@ def named(
 ) -> str:
     """Return rows without their document and documents without a row, as the beginning of a list; "" if none is found.
 
-    `ranges` are ids in (low, high]; where only `chosen` rows were replayed, those of them are looked at. Raises
+    `ranges` are ids in (low, high]; where only `chosen` rows were replayed, those of them are compared. Raises
     ReplayError, Kafka's or pymongo's errors for an outage.
     """
     account, top = job.company_sso_id, job.top_audit_id
@@ -54,7 +54,7 @@ def named(
     return _in_words(tally)
 
 
-def _among(database: Any, account: str, audit_ids: Sequence[int], checker: SegmentChecker) -> Iterator[Finding]:
+def _among(database: Database, account: str, audit_ids: Sequence[int], checker: SegmentChecker) -> Iterator[Finding]:
     """Yield which of these rows lack their document, or have one that they should not have."""
     there = rows_with_document(database, account, audit_ids, tagged=True)
     expected = checker.rows_of(audit_ids)
@@ -67,7 +67,7 @@ def _among(database: Any, account: str, audit_ids: Sequence[int], checker: Segme
 
 def _in_words(tally: Tally) -> str:
     """Return what was found, each kind with the number of all that were counted there."""
-    said = ""
+    summary = ""
     for kind, what in ((Kind.MISSING, "rows without their document"), (Kind.EXTRA, "documents without a row")):
         names = [
             str(finding.audit_id) if kind is Kind.MISSING else finding.external_id or str(finding.document_id)
@@ -76,5 +76,5 @@ def _in_words(tally: Tally) -> str:
         ]
         more = tally.found[kind.value] - len(names)
         if names:
-            said += f"{what}: {', '.join(names)}{f' and {more:,} more' if more else ''}; "
-    return said
+            summary += f"{what}: {', '.join(names)}{f' and {more:,} more' if more else ''}; "
+    return summary

@@ -1,9 +1,9 @@
-"""Seals: what has been proved equal, with the fingerprints of all that the proof was made of. Pure but for SealStore.
+"""Seals: chunks that were proved equal, with the fingerprints of the proof's inputs. Pure but for SealStore.
 
-What a chunk comes to follows from its source rows, its documents, its dead letters, what the user directory says, and
+A chunk's result follows from its source rows, its documents, its dead letters, the user directory's answers, and
 from what all chunks share: rules, mapping, reference tables. The transformation is pure. So where every one of these is
-what it was when the chunk was proved, the chunk comes to the same, and no row of it has to be transformed to know it.
-A seal says nothing of its own: anything that has changed since, in the source, the copy or this program, makes it void.
+unchanged since the chunk was proved, the result is the same, and no row of it has to be transformed again.
+A seal is no evidence by itself: any change since, in the source, the copy or this program, makes it void.
 """
 
 import contextlib
@@ -26,28 +26,28 @@ from ops.checks.verify.model import Failed, Tally
 from ops.jobs.operations import digest
 from processors.lookups.tables import TableRows
 from schemas.collections import SEALS
+from schemas.process.mongodb import Database, Documents
 from schemas.source.mapping import SourceMapping
-from sink.database import Documents
 
 # Whatever can decide what a row becomes, and how that is compared. A change to any file makes every seal void.
 CODE = ("schemas", "producer", "processors", "ops.checks.verify")
 CODE_SUFFIXES = (".py", ".sql", ".avsc", ".yaml")
 LIBRARIES = ("psycopg", "pymongo", "PyYAML")  # that read rows and changes, and encode documents
 WITHOUT_MAX = 10_000  # rows without a document that a seal names; each is looked for again
-ACTING_MAX = 100_000  # users that it names, where a directory is asked about them
+ACTING_MAX = 100_000  # users that it names, where a directory is queried
 _COUNTS: Final = ("rows", "logs", "before_cutoff", "matched", "enriched", "tagged", "retried")
 _COUNTERS: Final = ("skipped", "failed")
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The fingerprints of one chunk; where they are the same, so is what it comes to."""
+    """The fingerprints of one chunk; equal ones mean an equal result."""
 
     basis: str  # `basis_of` all chunks
     rows: str  # of the source
     documents: Mapping[str, str]  # by run, of those that have any
     letters: str
-    answers: str = ""  # of the user directory; "" where none is asked
+    answers: str = ""  # of the user directory; "" where none is queried
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ class Seal:
     low: int
     high: int
     evidence: Evidence
-    without: tuple[int, ...]  # rows that became no document, for a dead letter says why
-    acting: tuple[int, ...]  # CRM users about whom the directory was asked
+    without: tuple[int, ...]  # rows that became no document, with a dead letter
+    acting: tuple[int, ...]  # CRM users for whom the directory was queried
     counts: Mapping[str, int]
     counters: Mapping[str, Mapping[str, int]]
     failures: tuple[Failed, ...]
@@ -73,7 +73,7 @@ class Seal:
         without: Iterable[int] = (),
         acting: Iterable[int] = (),
     ) -> Self:
-        """Return the seal of a chunk that came to `tally`, with nothing found in it."""
+        """Return the seal of a chunk with the result `tally`, which has no findings."""
         return cls(
             low,
             high,
@@ -86,12 +86,12 @@ class Seal:
         )
 
     def tally(self) -> Tally:
-        """Return what the chunk comes to."""
+        """Return the chunk's result."""
         counters = {name: Counter(counts) for name, counts in self.counters.items()}
         return Tally(**self.counts, **counters, failures=list(self.failures), unchanged=self.counts["rows"])  # type: ignore[arg-type]
 
     def names_enough(self, named_max: int) -> bool:
-        """Return whether it names as many failed rows as an operator now asks for."""
+        """Return whether it names as many failed rows as the operator now requests."""
         return len(self.failures) >= min(named_max, sum(self.counters["failed"].values()))
 
     def as_document(self, company_sso_id: str) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Seal:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "Seal | None":
-        """Return the seal that MongoDB has kept; None for one of another release, or that somebody has altered."""
+        """Return the seal that MongoDB has kept; None for one of another release, or an altered one."""
         try:
             return cls(
                 int(document["low"]),
@@ -147,7 +147,7 @@ def basis_of(
     tables: Mapping[str, TableRows],
     settings: Mapping[str, Any],
 ) -> str:
-    """Return the fingerprint of what all chunks of an account share; `settings` is anything else that decides."""
+    """Return the fingerprint of what all chunks of an account share; `settings` are all other inputs."""
     parts = {
         "company_sso_id": company_sso_id,
         "code": code_fingerprint(),
@@ -180,7 +180,7 @@ def _sources(folder: Traversable, name: str) -> Iterable[tuple[str, bytes]]:
 
 
 def table_fingerprint(rows: TableRows) -> str:
-    """Return the fingerprint of a table's rows, in whatever order they were read."""
+    """Return the fingerprint of a table's rows, in any order."""
     hashed = sha256()
     for key in sorted(rows):
         value = rows[key]
@@ -189,7 +189,7 @@ def table_fingerprint(rows: TableRows) -> str:
 
 
 class Letters:
-    """Dead letters by audit id, whose stretches have fingerprints."""
+    """Dead letters by audit id, with fingerprints of id ranges."""
 
     def __init__(self, causes: Mapping[int, str]) -> None:
         """`causes` by audit id."""
@@ -205,7 +205,7 @@ class Letters:
 
 
 def answers_fingerprint(answers: Iterable[tuple[int, str | None]]) -> str:
-    """Return the fingerprint of what the user directory says of users, who come in the order of their ids."""
+    """Return the fingerprint of the user directory's answers for users, in the order of their ids."""
     return sha256(json.dumps(list(answers)).encode()).hexdigest()
 
 
@@ -215,7 +215,7 @@ def answers_fingerprint(answers: Iterable[tuple[int, str | None]]) -> str:
 class SealStore:
     """The seals of one account in MongoDB."""
 
-    def __init__(self, database: Any, company_sso_id: str) -> None:
+    def __init__(self, database: Database, company_sso_id: str) -> None:
         """`database` is the platform's."""
         self._seals: Documents = database[SEALS]
         self._company_sso_id = company_sso_id

@@ -1,8 +1,8 @@
 """One worker's part: source rows of an id segment, transformed again, against the documents of the same segment.
 
-A segment is a stretch of audit ids. Its documents are found without their content: the `_id` of a document that the
+A segment is a range of audit ids. Its documents are found without their content: the `_id` of a document that the
 replay wrote begins with the run and ends with the audit id (sink.documents), so those of a segment are one range of the
-primary key for each run that has documents. What is not there is looked for by external_id, in the unique index.
+primary key for each run that has documents. Missing ones are looked up by external_id, in the unique index.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from ops.checks.verify.lookups import KeptLookups
 from ops.checks.verify.model import Finding, Kind, Tally
 from ops.checks.verify.seals import ACTING_MAX, WITHOUT_MAX, Evidence, Letters, Seal, SealStore, answers_fingerprint
 from processors.encoding.transform import Transformer
-from processors.lookups.answers import TableLookups
+from processors.lookups.answers import TableLookups, decoded
 from processors.lookups.directory import UserDirectory
 from processors.lookups.tables import TableRows
 from producer.audits import AuditReader, AuditSource, Limits
@@ -31,9 +31,9 @@ from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import ServiceUnreachableError
 from schemas.identity import EXTERNAL_ID_PREFIX, SOURCE_TAG, external_id_of, replay_id
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Documents, connect
 from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import DeadLetterCause, SkipReason
-from sink.database import Documents, connect
 from sink.indexes import UNIQUE_EXTERNAL_ID
 
 PAGE_ROWS = 2_000
@@ -66,13 +66,13 @@ class Work:
     dead_letters: dict[int, str]  # audit id -> cause
     dead_letters_expired: bool  # the topic may have let some go
     named_max: int
-    basis: str = ""  # of the seals; "": none are looked at, none are made
+    basis: str = ""  # of the seals; "": none are used, none are made
     seals: Mapping[int, Seal] = field(default_factory=dict)  # by the id below their first
 
 
 @dataclass(slots=True)
 class _Segment:
-    """The rows of a stretch of ids, as they have to end."""
+    """The rows of an id range, with their expected outcomes."""
 
     bodies: dict[int, bytes] = field(default_factory=dict)  # audit id -> the document without its length
     skipped: dict[int, SkipReason] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class SegmentChecker:
         url = work.connections.user_directory_url
         self._directory = UserDirectory(url, work.company_sso_id) if url else None
         self._loop = asyncio.new_event_loop()
-        self._tables = TableLookups(work.tables, work.codec, work.company_sso_id, self._directory)
+        self._tables = TableLookups(decoded(work.tables, work.codec, work.company_sso_id), self._directory)
         self._lookups = KeptLookups(self._tables)
         self._seals = SealStore(self._database, work.company_sso_id)
         self._letters = Letters(work.dead_letters)
@@ -120,7 +120,7 @@ class SegmentChecker:
         self._loop.close()
 
     def check(self, chunk: Chunk) -> Tally:
-        """Return what the rows and documents of a chunk come to."""
+        """Return the result of a chunk's rows and documents."""
         if not self._work.basis:
             return self._prove(chunk)
         # Before the rows are read: were it after, a row altered in between would be sealed without having been proved.
@@ -160,7 +160,7 @@ class SegmentChecker:
     # ---- seals
 
     def _is_intact(self, seal: Seal, rows: str | None) -> bool:
-        """Return whether all that the chunk was proved by is as it was; what costs least is looked at first."""
+        """Return whether all inputs of the chunk's proof are unchanged; the cheapest are compared first."""
         low, high, proved = seal.low, seal.high, seal.evidence
         return (
             (proved.basis, proved.rows) == (self._work.basis, rows)
@@ -208,7 +208,7 @@ class SegmentChecker:
         return False
 
     def _answers(self, acting: Iterable[int]) -> str:
-        """Return the fingerprint of what the directory says of these users; "" if none is asked."""
+        """Return the fingerprint of the directory's answers for these users; "" if none is queried."""
         if self._directory is None:
             return ""
         users = sorted(acting)
@@ -247,7 +247,7 @@ class SegmentChecker:
         counts = self._directory.counts
         if counts.failed or counts.not_asked:
             raise ServiceUnreachableError(
-                "the user directory does not answer, so who acted cannot be told",
+                "the user directory does not answer, so the actors are unknown",
                 "check USER_DIRECTORY_URL, then verify again",
             )
 
@@ -289,7 +289,7 @@ class SegmentChecker:
         return self._raw({"_id": span}, "_id_")
 
     def _raw(self, query: dict[str, Any], index: str) -> Iterable[bytes]:
-        """Return batches of documents as the server keeps them; pymongo's types say they were decoded."""
+        """Return batches of documents as the server keeps them; pymongo's types claim that they are decoded."""
         found: Any = self._logs.find_raw_batches(query, batch_size=BATCH_DOCUMENTS, hint=index)
         return cast("Iterable[bytes]", found)
 
@@ -321,7 +321,7 @@ class SegmentChecker:
             tally.note(extra(document, audit_id, why), self._work.named_max)
 
     def _judge(self, audit_id: int, body: bytes, document: dict[str, Any], segment: _Segment, tally: Tally) -> None:
-        """Decide about the document that stands for a row."""
+        """Compare the document of a row."""
         fields, enriched = differences(expected_document(body), document)
         if not fields:
             tally.matched += 1
@@ -378,7 +378,7 @@ class SegmentChecker:
                 tally.logs -= 1
                 tally.fail(audit_id, cause, named_max)
                 continue
-            why = "its document stands under another company_sso_id" if audit_id in elsewhere else ""
+            why = "its document has another company_sso_id" if audit_id in elsewhere else ""
             tally.note(Finding(Kind.MISSING, audit_id, created_at[audit_id], why), named_max)
         for audit_id, refused in segment.refused.items():
             if audit_id in old:
@@ -393,7 +393,7 @@ class SegmentChecker:
 
 def extra(document: dict[str, Any], audit_id: int | None, why: str) -> Finding:
     """Return the finding that a document is one too many."""
-    stamp = document.get("timestamp")  # whatever somebody has written there
+    stamp = document.get("timestamp")  # of any type
     at_us = int(stamp.timestamp() * 1_000_000) if isinstance(stamp, datetime) else None
     return Finding(
         Kind.EXTRA,
@@ -407,7 +407,7 @@ def extra(document: dict[str, Any], audit_id: int | None, why: str) -> Finding:
 
 
 def why_extra(reason: SkipReason | DeadLetterCause | None) -> str:
-    """Return why no document should stand for a row that ends so; None: there is no such row."""
+    """Return why a row with this outcome should have no document; None: there is no such row."""
     if reason is None:
         return "no source row of the account in scope has this id"
     if isinstance(reason, SkipReason):

@@ -1,6 +1,6 @@
-"""What the account's topics say: dead letters, where rows that are missing were last seen, what is not handled yet.
+"""The account's topics: dead letters, where missing rows were last seen, unprocessed records.
 
-Everything is read by plain consumers that join no group and commit nothing.
+They are read by plain consumers that join no group and commit nothing.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -31,8 +31,8 @@ class Seen:
 def dead_letters(kafka: Mapping[str, Any], topics: AccountTopics, codec: Codec, since_run: int) -> dict[int, str]:
     """Return the cause of each audit id that ended as a dead letter in `since_run` or later; of several the last.
 
-    A letter of an earlier run excuses no row: the run has brought the row's document, or a letter of its own. Nor does
-    one about a record of another account, whose audit id is somebody else's. Raises UnreadableTopicError for one whose
+    A letter of an earlier run excuses no row: the run has produced the row's document, or a letter of its own. Nor does
+    one about a record of another account, whose audit id is that account's. Raises UnreadableTopicError for one whose
     schema cannot be looked up: its row would count as lost.
     """
     causes: dict[str, str] = {}  # each text once
@@ -52,7 +52,7 @@ def dead_letters(kafka: Mapping[str, Any], topics: AccountTopics, codec: Codec, 
 def unhandled(kafka: Mapping[str, Any], job: Job, codec: Codec) -> list[Unhandled]:
     """Return the partitions of which a group of the account has not committed every row.
 
-    Markers may be left: a run is over when the first end marker has passed, and a producer that was started again after
+    Markers may be left: a run has ended when the first end marker has passed, and a producer that was restarted after
     its end has published another.
     """
     topics = AccountTopics.of(job.company_sso_id)
@@ -61,7 +61,7 @@ def unhandled(kafka: Mapping[str, Any], job: Job, codec: Codec) -> list[Unhandle
         held = spans(kafka, topic)
         committed = dict(enumerate(kafka_admin.committed_offsets(kafka, group, topic, len(held))))
         behind = {p: offset for p, offset in committed.items() if max(offset, held[p].low) < held[p].end}
-        # From where a group has committed nothing on, everything is left; the others' rest is looked at.
+        # Where a group has committed nothing, all records are left; of the others, the rest is read.
         with_rows = {partition for partition, offset in behind.items() if offset < 0}
         rest = {p: behind.get(p, span.end) for p, span in held.items() if p not in with_rows}
         looked_at = behind.keys() - with_rows
@@ -74,7 +74,7 @@ def unhandled(kafka: Mapping[str, Any], job: Job, codec: Codec) -> list[Unhandle
 def _with_rows(
     kafka: Mapping[str, Any], topic: str, begin: Mapping[int, int], partitions: Set[int], codec: Codec
 ) -> set[int]:
-    """Return those of the partitions on which anything but markers stands from `begin` on."""
+    """Return those of the partitions with records other than markers from `begin` on."""
     found: set[int] = set()
     for read in records(kafka, topic, begin):
         if not all(_is_marker(value, codec) for _, value in codec.outcomes(None, read.value)):
@@ -91,8 +91,8 @@ def _is_marker(value: bytes, codec: Codec) -> bool:
         return False
 
 
-class Tracer:
-    """Finds out how far rows came that have no document. Reads a run's whole stretch: only for rows that are named."""
+class RowLookup:
+    """Finds how far rows without a document came. Reads all records of a run: only for rows that are named."""
 
     def __init__(self, kafka: Mapping[str, Any], job: Job, codec: Codec, *, whole_topic: bool) -> None:
         """`whole_topic`: the last run replayed a part only, so earlier runs are looked through as well."""
@@ -102,7 +102,7 @@ class Tracer:
         self._codec = codec
         self._whole_topic = whole_topic
 
-    def trace(self, audit_ids: Sequence[int], progress: Callable[[str], None]) -> dict[int, str]:
+    def find(self, audit_ids: Sequence[int], progress: Callable[[str], None]) -> dict[int, str]:
         """Return one phrase for each id."""
         if not audit_ids:
             return {}
@@ -129,7 +129,7 @@ class Tracer:
         return found
 
     def _what(self, record: AboutRow) -> str | None:
-        """Return what a record says of its row; None if it is of an earlier run."""
+        """Return a record's outcome of its row; None if it is of an earlier run."""
         if isinstance(record, AuditEvent):
             return "event"
         if record.run < self._job.run and not self._whole_topic:
@@ -145,7 +145,7 @@ def phrase(published: Seen | None, outcome: Seen | None, *, topic_cut: bool) -> 
     """Return how far a row without a document came. `topic_cut`: the run's records are no longer all on the topic."""
     if published is None:
         if topic_cut:
-            return "the replay topic does not hold all of the run any more, so it cannot be told where it was lost"
+            return "the replay topic does not hold all of the run any more, so the place of the loss is unknown"
         return "never published: the cursor passed it"
     where = f"published at partition {published.partition}, offset {published.offset}"
     if outcome is None:

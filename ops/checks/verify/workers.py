@@ -20,7 +20,7 @@ from ops.checks.verify.segments import Chunk, SegmentChecker, Work
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 
 GC_THRESHOLD = 100_000  # a segment makes some ten thousand objects, none of them in cycles
-AHEAD = 2  # tasks a worker that wait for it: it never idles, and little is planned in vain
+AHEAD = 2  # tasks a worker that wait for it: it never idles, and few are planned in vain
 _PR_SET_PDEATHSIG = 1
 
 _checker: SegmentChecker | None = None
@@ -29,7 +29,7 @@ _broken: "_Broken | None" = None
 
 @dataclass(frozen=True, slots=True)
 class _Broken:
-    """An error on its way from a worker: exceptions of ours do not survive pickling."""
+    """An error from a worker: our exceptions do not survive pickling."""
 
     what: str
     to_do: str
@@ -40,7 +40,7 @@ class _Broken:
 
 
 def check_all(work: Work, chunks: Iterable[Chunk], workers: int) -> Iterator[tuple[Chunk, Tally]]:
-    """Yield each chunk with what it comes to, in the order in which they are done.
+    """Yield each chunk with its result, in the order of completion.
 
     Call it before any client has started threads: the processes are forks of this one. Raises what a worker raised;
     ReplayError if one died.

@@ -1,4 +1,4 @@
-"""The pages below docs/reference, made from the code: `crm-replay reference`. A test holds them equal."""
+"""The pages below docs/reference, generated from the code: `crm-replay reference`. A test compares them."""
 
 from pathlib import Path
 from typing import Any

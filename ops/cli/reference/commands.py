@@ -10,13 +10,13 @@ EXIT_CODES = (
     ("1", "the work went wrong: halted, out of balance, differences found, rows failed again"),
     ("2", "the call, a file or a server's address is wrong; nothing has been changed"),
     ("3", "of a sink: the job is halted, its offsets are kept"),
-    ("4", "of a worker or a live feed: its topic was deleted and made again"),
+    ("4", "of a worker or a live feed: its topic was deleted and recreated"),
     ("5", "of a producer: stopped on request, its cursor is kept"),
-    ("130", "interrupted; can be taken up again"),
+    ("130", "interrupted; can be resumed"),
 )
 HEAD = f"""# Commands
 
-{MADE} `crm-replay COMMAND --help` says the same.
+{MADE} `crm-replay COMMAND --help` shows the same.
 
 Exit codes:
 

@@ -30,8 +30,8 @@ def page() -> str:
 
 
 def _document() -> dict[str, Any]:
-    """Return what the control plane would serve, without a server: it connects to nothing before it is asked."""
-    settings = ControlSettings(basic_credentials=SecretStr("nobody:asks-this-application"))
+    """Return the control plane's OpenAPI document, without a server: it connects to nothing before a request."""
+    settings = ControlSettings(basic_credentials=SecretStr("user:unused-password"))
     backend = Backend(settings, Connections(mongodb_url="mongodb://127.0.0.1:9/"))
     try:
         return ControlApp(settings, backend).api.openapi()
@@ -41,18 +41,18 @@ def _document() -> dict[str, Any]:
 
 def _endpoint(method: str, path: str, operation: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     text = str(operation.get("description") or operation.get("summary") or "").strip()
-    asked = [
+    parameters = [
         (f"`{each['name']}`", each["in"], "yes" if each.get("required") else "", str(each.get("description", "")))
         for each in operation.get("parameters", ())
     ]
-    asked += [
+    parameters += [
         (f"`{name}`", "body", "yes" if name in model.get("required", ()) else "", str(field.get("description", "")))
         for model in [_body(operation, document)]
         for name, field in model.get("properties", {}).items()
     ]
     answers = [(code, str(answer.get("description", ""))) for code, answer in operation["responses"].items()]
     login = " or ".join(name for each in operation.get("security", ()) for name in each) or "none"
-    given = "\n" + table(("parameter", "in", "required", "what"), asked) if asked else ""
+    given = "\n" + table(("parameter", "in", "required", "what"), parameters) if parameters else ""
     return (
         f"\n## `{method.upper()} {path}`\n\n{text}\n\nLogin: {login}.\n{given}\n{table(('answer', 'meaning'), answers)}"
     )

@@ -8,7 +8,7 @@ HEAD = f"""# Metrics
 
 {MADE}
 
-A process serves its metrics where `CRM_REPLAY_METRICS_PORT` says (see [settings](settings.md)), a runner with a port of
+A process serves its metrics at `CRM_REPLAY_METRICS_PORT` (see [settings](settings.md)), a runner with a port of
 its own those of its workers, too. The control plane has those of all jobs and its own (`crm_control_*`) at `/metrics`.
 Labels are bounded: closed lists, and accounts up to {metrics.ACCOUNTS_MAX} a process.
 
@@ -17,7 +17,7 @@ Alert rules: `ops/prometheus/rules.yml`; dashboards: `ops/grafana/`.
 SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("Producer", metrics.PRODUCER),
     ("Processors", metrics.PROCESSORS),
-    ("Processors of a live feed, beside those", metrics.LIVE),
+    ("Processors of a live feed, in addition", metrics.LIVE),
     ("Sink", metrics.SINK),
     ("Jobs, from the control plane", metrics.JOBS),
     ("Enrichments, from the control plane", metrics.ENRICHMENTS),

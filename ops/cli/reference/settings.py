@@ -1,4 +1,4 @@
-"""Every setting on one page, made from the models that read them."""
+"""Every setting on one page, generated from the models that read them."""
 
 from collections.abc import Iterator
 
@@ -36,7 +36,7 @@ SECTIONS: tuple[tuple[str, str, type[BaseSettings]], ...] = (
     ("Live sink", "Beside those of the sink.", LiveSinkSettings),
     (
         "Traces",
-        f"Of producer, processors and sinks: the same for all. OpenTelemetry's own variables say the rest: {OF_OTEL}.",
+        f"The same for producer, processors and sinks. OpenTelemetry's own variables configure the rest: {OF_OTEL}.",
         TracingSettings,
     ),
     ("Control plane", "`crm-replay control`.", ControlSettings),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-MADE = "Made from the code by `crm-replay reference`; a test keeps it so."
+MADE = "Generated from the code by `crm-replay reference`; a test compares it."
 
 
 def cell(text: str) -> str:

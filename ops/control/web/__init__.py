@@ -1,1 +1,1 @@
-"""What browsers get: `console/` for operators, `embed/` for the customer page. No build step: served as it is here."""
+"""Web assets: `console/` for operators, `embed/` for the customer page. Served as they are, without a build step."""

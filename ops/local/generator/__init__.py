@@ -1,10 +1,10 @@
-"""A generated CRM of any size in PostgreSQL: deterministic, with the forms, the skew and the accidents of a real one.
+"""A generated CRM of any size in PostgreSQL: deterministic, with the forms, the skew and the defects of a real one.
 
 psych.py    Ruby values -> YAML as the gem stores it; proven on the sample rows
 pieces.py   parts of `audited_changes`, written once for each version of the gem
 history.py  pure: a plan -> rows of audits, as a stream
 plain.py    the same with flat rows only, for comparisons with pipelines that just copy
-tables.py   PostgreSQL: the tables, COPY, and what is there already
+tables.py   PostgreSQL: the tables, COPY, and existing data
 """
 
 from ops.local.generator.history import Plan

@@ -1,7 +1,7 @@
 """The history of a CRM as rows of `audits`, in id order: a stream that depends on nothing but its plan.
 
 Accounts work side by side. A web request or job of one of them changes one record or a few; records are created, move
-through their states, get linked and are destroyed, and each row says what the gem would have written at that time.
+through their states, get linked and are destroyed, and each row is what the gem would have written at that time.
 Memory: the records' ids and names (about 12 bytes each), and the state of the few thousand that are being worked on.
 """
 
@@ -21,7 +21,7 @@ SPAN_US = (HISTORY_END - HISTORY_BEGIN) // timedelta(microseconds=1)
 ERA_ENDS = (0.15, 0.35, 1.0)  # of the rows: when the gem was upgraded
 CHUNK_ROWS = 512
 WORKED_ON_MAX = 1024  # records of a type that an account works on at a time; another takes the place of one of them
-FIRST_PERSON_ID = 50_001  # as in the sample CRM: the same ids stand for other people there
+FIRST_PERSON_ID = 50_001  # as in the sample CRM: the same ids are other people there
 UNKNOWN_PERSON_ID = 2_000_000_000
 GONE = 0xFFFF  # in place of a name: destroyed
 NO_ASSOCIATED = "\\N\t\\N"
@@ -271,7 +271,7 @@ class History:
         return self._eras[0]
 
     def survivor(self, place: int) -> int | None:
-        """Return the place of the person who a destroyed one was merged into, and who is still there; else None."""
+        """Return the place of the existing person into whom a destroyed one was merged; else None."""
         into = self.merged.get(place)
         while into is not None and self.people.names[into] == GONE:
             into = self.merged.get(into)
@@ -280,7 +280,7 @@ class History:
     # -- the plan's tables -------------------------------------------------------------------------------------------
 
     def _account_table(self) -> list[Account]:
-        """Return 65,536 accounts to choose from by sixteen random bits; every account is there at least once."""
+        """Return 65,536 accounts to choose from by sixteen random bits; every account occurs at least once."""
         ends = list(accumulate(self.plan.shares()))
         size = 1 << 16
         table = [self.accounts[min(bisect(ends, (n + 0.5) / size), len(ends) - 1)] for n in range(size)]

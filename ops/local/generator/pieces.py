@@ -64,7 +64,7 @@ JSON_TEXT = '{"utm_source": "ig", "score": 3, "tags": ["a", "b"]}'
 
 @dataclass(frozen=True, slots=True)
 class Era:
-    """A stretch of years in which one version of the gem wrote the rows."""
+    """The years in which one version of the gem wrote the rows."""
 
     gem: str
     nil: str  # how its libyaml writes nil
@@ -72,7 +72,7 @@ class Era:
     enum_names: bool  # enums as names, else as the database's values
     redacts_creates: bool
     redacts_every_update: bool  # every redacted column is in every update of a person, changed or not
-    psych: str  # what the sample rows of this era say of their writer
+    psych: str  # the writer that the sample rows of this era name
 
 
 ERAS = (
@@ -326,7 +326,6 @@ class Pieces:
         self.ticket_names = [
             f"{t.one(('Keluhan', 'Error: ', '[WA]', 'Tanya'))} {t.one(TOPICS)} {i}" for i in range(NAMES)
         ]
-        self.first_name_items = [self.item("first_name", name) for name in self.first_names]
         self.last_name_items = [self.item("last_name", name) for name in self.last_names]
         self.deal_name_items = [self.item("name", name) for name in self.deal_names]
         self.person_names = [

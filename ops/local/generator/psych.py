@@ -59,7 +59,7 @@ _BEGINS_UNLIKE_A_WORD = re.compile(r"^[^\w][^\"]*$", re.MULTILINE)
 
 
 class Plain(str):
-    """Text that is written as it stands, unquoted: a date, a timestamp, an enum's number."""
+    """Text that is written unchanged and unquoted: a date, a timestamp, an enum's number."""
 
     __slots__ = ()
 
@@ -200,7 +200,7 @@ def _scalar(value: object) -> Event:
 
 
 def string_style(text: str) -> str | None:
-    """Return the style Psych asks libyaml for: `|`, `"`, `'`, or None for plain; libyaml quotes what cannot be that."""
+    """Return the style that Psych passes to libyaml: `|`, `"`, `'`, or None for plain, which libyaml may quote."""
     if _LINE_BREAK_INSIDE.search(text):
         return "|"
     if text in ("y", "Y", "n", "N"):

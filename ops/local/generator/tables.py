@@ -1,6 +1,6 @@
 """The generated CRM in PostgreSQL: its tables, and the stream of rows into them by COPY.
 
-Everything happens in one transaction: it is all there afterwards, or nothing is. A comment on the audits table says
+Everything happens in one transaction: all of it exists afterwards, or nothing. A comment on the audits table has
 what was generated, so that the same call does nothing the next time, and that the tables are ours to replace.
 """
 
@@ -92,7 +92,7 @@ def generate_crm(
     """Make the tables of `schema` hold this plan's rows; does nothing if they do. `recreate`: make them anyway.
 
     Memory is bounded by the CRM's records (about 30 bytes a record), not by its audits. Raises BadInputError for a plan
-    that makes no sense and for a schema that holds anybody else's audits, ServiceUnreachableError if nobody answers.
+    that makes no sense and for a schema with other audits, ServiceUnreachableError if PostgreSQL does not respond.
     """
     _check(plan)
     mark = f"{MARK} version {VERSION} shape {plan.shape} audits {plan.audits} accounts {plan.accounts} seed {plan.seed}"

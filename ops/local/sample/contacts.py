@@ -11,18 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any
 
 from bson import ObjectId
 from psycopg import sql
-from pymongo.database import Database
 
 from ops.local import generator
 from ops.local.sample.database import connected
 from ops.local.sample.rows import SAMPLE_JSONB, SAMPLE_YAML, json_lines
 from schemas.collections import CONTACT_ID_MAP, CONTACTS
-
-Document = dict[str, Any]
+from schemas.process.mongodb import Database, Document
 
 SEEDED_BY = "crm-replay"  # marks what may be replaced; a document without it is never touched
 SEEDS = "crm_replay_seeds"  # _id: account, fingerprint: what was seeded; written last
@@ -63,7 +60,7 @@ class ContactCounts:
 
 
 def seed_contacts(
-    database: Database[Document], dsn: str = "", schema: str = "crm", accounts: Iterable[str] | None = None
+    database: Database, dsn: str = "", schema: str = "crm", accounts: Iterable[str] | None = None
 ) -> list[ContactCounts]:
     """Seed both sample accounts, and with a `dsn` those of the generated CRM in `schema`; `accounts`: only these.
 
@@ -78,7 +75,7 @@ def seed_contacts(
     return made
 
 
-def seed_sample(database: Database[Document], company_sso_id: str) -> ContactCounts:
+def seed_sample(database: Database, company_sso_id: str) -> ContactCounts:
     """Seed the contacts of one sample account."""
     people = {row["id"]: row for row in json_lines("people")}
     contacts: list[Document] = []
@@ -98,7 +95,7 @@ def seed_sample(database: Database[Document], company_sso_id: str) -> ContactCou
 
 
 def seed_generated(
-    database: Database[Document], dsn: str, schema: str = "crm", wanted: set[str] | None = None
+    database: Database, dsn: str, schema: str = "crm", wanted: set[str] | None = None
 ) -> list[ContactCounts]:
     """Seed the contacts of the generated CRM's accounts, streaming its persons in id order."""
     made = []
@@ -168,7 +165,7 @@ def generated_contacts(
 
 
 def _seed(
-    database: Database[Document],
+    database: Database,
     company_sso_id: str,
     fingerprint: str,
     contacts: Iterable[Document],
@@ -191,7 +188,7 @@ def _seed(
     return ContactCounts(company_sso_id, inserted, inserted_ids, seeded=True)
 
 
-def _insert(database: Database[Document], collection: str, documents: Iterable[Document]) -> int:
+def _insert(database: Database, collection: str, documents: Iterable[Document]) -> int:
     inserted = 0
     left = iter(documents)
     while batch := list(islice(left, BATCH)):

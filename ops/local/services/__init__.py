@@ -3,7 +3,7 @@
     services.up()            start what does not run yet, return the addresses
     services.endpoints()     the addresses of those that run
     services.connections()   the environment's addresses, completed with those
-    services.status()        ask each of them
+    services.status()        check each of them
     services.down()          stop them; the data stays
 
 Data, logs and process ids are below `CRM_REPLAY_HOME` (default `.crm-replay`), downloaded programs below

@@ -1,8 +1,8 @@
 """Kafka Connect with Debezium's PostgreSQL connector and an Avro converter: a distributed worker, nothing on its disk.
 
-Connectors, their offsets and states are in three compacted topics of Kafka. A worker that is killed therefore goes on
-after the last offsets it had committed there, and sends what came behind them once more; the activity logs' unique
-index takes that. `ops/feed/connector.py` registers the connector.
+Connectors, their offsets and states are in three compacted topics of Kafka. A worker that is killed therefore resumes
+after the last offsets it had committed there, and sends later records again; the activity logs' unique
+index absorbs them. `ops/feed/connector.py` registers the connector.
 """
 
 import os
@@ -35,7 +35,7 @@ SETTINGS = {
     "offset.flush.interval.ms": "2000",  # what a killed worker sends again
     "plugin.discovery": "service_load",  # all plugins here have manifests; looking for others takes seconds
     "connector.client.config.override.policy": "All",
-    # There is one worker: after a kill nobody is to be waited for but the session of the one before.
+    # There is one worker: after a kill only the former worker's session is waited for.
     "session.timeout.ms": "6000",
     "heartbeat.interval.ms": "1500",
     "scheduled.rebalance.max.delay.ms": "0",
@@ -91,10 +91,10 @@ class DebeziumServer(Server):
         )  # fmt: skip
 
     def problem(self, ports: Mapping[str, int]) -> str | None:
-        """Ask for its health, which it has once it is in its group, and for the connector."""
+        """Check its health, which it has once it is in its group, and the connector."""
         if not loopback.accepts(ports["debezium"]):
             return "its port is closed"
-        import httpx  # takes a tenth of a second, and a command that only wants addresses asks nobody
+        import httpx  # takes a tenth of a second, and a command that only needs addresses sends no request
 
         try:
             with httpx.Client(base_url=self.url(ports), timeout=5.0) as client:
@@ -115,7 +115,7 @@ class DebeziumServer(Server):
         return [("org.apache.kafka.connect.cli.ConnectDistributed", str(self._root / "connect.properties"))]
 
     def delete_data(self) -> None:
-        """Remove nothing: its data is Kafka's."""
+        """Do nothing: its data is in Kafka."""
 
     def _render(self, port: int) -> str:
         own = f"crm.connect.{self._around.home.short_id}"

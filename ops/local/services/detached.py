@@ -12,7 +12,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +19,17 @@ from pathlib import Path
 from ops.local.services import launcher
 from ops.local.services.launcher import start_mark
 from schemas.errors import BadInputError
+from schemas.process.waiting import Deadline
 
 LOG_LINES_SHOWN = 4
 LOG_BYTES_MAX = 8 << 20  # a longer log is put aside at the next start; one older log is kept
-_STACK_FRAME = re.compile(r"\s+(at |\.\.\. \d+ more)")  # of Java and Node: the line above them says what it was
+_STACK_FRAME = re.compile(r"\s+(at |\.\.\. \d+ more)")  # of Java and Node: the line above them has the error
 _LOOK_AGAIN_S = 0.05  # only where the system has no pidfd to wait on
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One running or ended process, told from any other one that had or will have its id."""
+    """One running or ended process, distinguished from any other process with the same id, past or future."""
 
     pid: int
     mark: str
@@ -110,7 +110,7 @@ def start(command: Command, *, process_file: Path, log: Path) -> Process:
 
 
 def stop(process: Process, *, number: signal.Signals = signal.SIGTERM, timeout_s: float) -> bool:
-    """End the process and return once it is gone; False if it had to be killed after `timeout_s`."""
+    """End the process and return once it has ended; False if it had to be killed after `timeout_s`."""
     if _signal(process, number, timeout_s):
         return True
     _signal(process, signal.SIGKILL, timeout_s=30.0)
@@ -125,9 +125,9 @@ def _signal(process: Process, number: signal.Signals, timeout_s: float) -> bool:
         return True
     except OSError:
         handle = None  # a kernel before 5.3
-    deadline = time.monotonic() + timeout_s
+    deadline = Deadline(timeout_s)
     try:
-        if not process.alive:  # asked after the handle is open: from here on the id cannot change its owner unnoticed
+        if not process.alive:  # checked after the handle is open: from here on the id cannot be reused unnoticed
             return True
         with contextlib.suppress(ProcessLookupError):
             if handle is not None:
@@ -138,8 +138,8 @@ def _signal(process: Process, number: signal.Signals, timeout_s: float) -> bool:
             poll = select.poll()
             poll.register(handle, select.POLLIN)  # readable once it has ended
             return bool(poll.poll(timeout_s * 1000))
-        while process.alive and time.monotonic() < deadline:
-            time.sleep(_LOOK_AGAIN_S)
+        while process.alive and deadline.wait(_LOOK_AGAIN_S):
+            pass
         return not process.alive
     finally:
         if handle is not None:

@@ -1,7 +1,7 @@
 """The cache of downloaded tools: each is installed once per user, whole or not at all.
 
-A tool is filled into a directory beside its place and renamed there as the last step, under a file lock. So a directory
-that is there is complete, two checkouts can install at once, and whatever a killed process left is swept by the next.
+A tool is unpacked into a temporary directory and renamed as the last step, under a file lock. So an existing directory
+is complete, two checkouts can install at once, and the next process removes the remains of a killed one.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ class CancelledError(ReplayError):
 
 
 def flush(directory: Path) -> None:
-    """Return once everything in this directory is on the disk (`sync` would wait for everybody else's data too)."""
+    """Return once everything in this directory is on the disk (`sync` would wait for other data too)."""
     for parent, _directories, files in os.walk(directory):
         for name in (".", *files):
             path = Path(parent, name)
@@ -48,9 +48,9 @@ def flush(directory: Path) -> None:
 
 @contextlib.contextmanager
 def locked(file: Path, *, cancel: threading.Event, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold an exclusive lock on `file` (made if missing); a holder that dies lets go of it.
+    """Hold an exclusive lock on `file` (made if missing); a holder that dies releases it.
 
-    `waiting` is called once if somebody else holds it. Raises CancelledError if `cancel` is set meanwhile,
+    `waiting` is called once if another process holds it. Raises CancelledError if `cancel` is set meanwhile,
     BadInputError if the file cannot be made.
     """
     try:
@@ -59,14 +59,14 @@ def locked(file: Path, *, cancel: threading.Event, waiting: Callable[[], None] =
     except OSError as error:
         raise BadInputError(f"cannot write in {file.parent}: {error.strerror}", "give this user the right to") from None
     with handle:
-        told = False
+        notified = False
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not told:
-                    told = True
+                if not notified:
+                    notified = True
                     waiting()
                 if cancel.wait(_LOCK_LOOK_AGAIN_S):
                     raise CancelledError("given up while waiting for another process") from None
@@ -81,19 +81,19 @@ def _gist(log: Path) -> str:
 
 
 class ToolCache:
-    """Installs tools below one directory, and remembers who to tell and when to stop."""
+    """Installs tools below one directory, with the callback for progress and the event for cancellation."""
 
     def __init__(self, directory: Path, *, logs: Path, say: Say, cancel: threading.Event) -> None:
-        """`logs` gets what the installers say; `cancel` ends a download under way."""
+        """`logs` gets the installers' output; `cancel` ends a running download."""
         self.directory = directory
         self.logs = logs
         self.say = say
         self.cancel = cancel
 
     def path(self, name: str, what: str, fill: Callable[[Path], None]) -> Path:
-        """Return the directory of tool `name`, filled by `fill` if it is not there yet.
+        """Return the directory of tool `name`, filled by `fill` if it does not exist yet.
 
-        `name` has to say everything that decides the content: version, platform, digest of a pinned list.
+        `name` has to contain everything that decides the content: version, platform, digest of a pinned list.
         """
         target = self.directory / name
         if target.is_dir():
@@ -137,7 +137,7 @@ class ToolCache:
     ) -> None:
         """Run an installer to its end; its output is in `logs`/install-`what`.log.
 
-        Raises BadInputError with its last lines if it fails, CancelledError if we were told to stop.
+        Raises BadInputError with its last lines if it fails, CancelledError if `cancel` is set.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"install-{what}.log"
@@ -167,5 +167,5 @@ class ToolCache:
             program = Path(str(argv[0])).name
             raise BadInputError(
                 f"{program} could not fetch {what} (exit code {process.returncode}): {_gist(log)}",
-                f"{to_do}; all it said: {log}",
+                f"{to_do}; its output: {log}",
             )

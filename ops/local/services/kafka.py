@@ -98,7 +98,7 @@ class KafkaServer(Server):
         )
 
     def problem(self, ports: Mapping[str, int]) -> str | None:
-        """Ask for the cluster's brokers, and that it is the cluster of our data directory."""
+        """Check the cluster's brokers, and that it is the cluster of our data directory."""
         if not loopback.accepts(ports["kafka"]):
             return "its port is closed"
         admin = AdminClient({"bootstrap.servers": self.url(ports), "socket.timeout.ms": 3000},
@@ -124,7 +124,7 @@ class KafkaServer(Server):
         self._data.wipe()
 
     def _refuse_unusable_paths(self) -> None:
-        """Raise BadInputError for directories that Kafka and Java cannot be told of: they split at these characters."""
+        """Raise BadInputError for directories that Kafka and Java cannot take: they split at these characters."""
         for path, character, variable in (
             (self._data.path, ",", "CRM_REPLAY_HOME"),
             (self._around.tools.directory, os.pathsep, "CRM_REPLAY_CACHE"),
@@ -147,8 +147,10 @@ class KafkaServer(Server):
             env=environment(LC_ALL="C.UTF-8"), capture_output=True, text=True, check=False,
         )  # fmt: skip
         if answer.returncode != 0:
-            said = " | ".join((answer.stdout + answer.stderr).strip().splitlines()[-3:])
-            raise BadInputError(f"Kafka could not format {self._data.path}: {said}", "see that the disk can be written")
+            summary = " | ".join((answer.stdout + answer.stderr).strip().splitlines()[-3:])
+            raise BadInputError(
+                f"Kafka could not format {self._data.path}: {summary}", "see that the disk can be written"
+            )
         self._data.complete(self._jars.name)
 
     def _cluster_id(self) -> str | None:

@@ -2,8 +2,8 @@
 
 usage: python -I -S launcher.py '{"argv": [...], "process_file": ..., "log": ..., "cwd": ..., "uid": ..., "gid": ...}'
 
-The server's own process writes its id and start mark down *before* it becomes the server. So whatever kills the
-starter, and whenever, no server runs that the next `up` or `down` does not know of.
+The server's own process records its id and start mark *before* it becomes the server. So even if the starter is killed
+at any point, the next `up` or `down` knows of every running server.
 """
 
 import json
@@ -15,10 +15,10 @@ from typing import Any
 
 
 def start_mark(pid: int) -> str | None:
-    """Return what tells this process from a later one with the same id; None if it has ended (a zombie has).
+    """Return the identity of this process among those with the same id; None if it has ended (a zombie has).
 
     On Linux the boot and the clock tick it was forked in: `exec` changes neither. A process that is killed ends thread
-    by thread, and until the last one is gone it has its ports and its files: it has not ended before.
+    by thread, and until the last one has ended it holds its ports and its files.
     """
     if sys.platform != "linux":
         return _start_mark_by_ps(pid)
@@ -60,7 +60,7 @@ def _become(spec: dict[str, Any]) -> None:
 def main() -> int:
     """Start the server; 0 once it has been exec'ed, else 1 with the reason on standard output."""
     spec = json.loads(sys.argv[1])
-    reader, writer = os.pipe()  # closed by a successful exec: an end of file without a word is the good news
+    reader, writer = os.pipe()  # closed by a successful exec: an end of file without data means success
     if os.fork() == 0:
         try:
             _become(spec)

@@ -1,14 +1,13 @@
-"""Names and places: the three servers and their companions, and where their data, logs and process ids are."""
+"""Names and paths of the three servers and their companions: data, logs and process ids."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field
 
-from schemas.errors import BadInputError
+from schemas.process.environment import Settings
 
 
 class Service(StrEnum):
@@ -35,7 +34,7 @@ class Service(StrEnum):
 
 
 class Extra(StrEnum):
-    """Servers beside them, started only when asked for by name."""
+    """Servers beside them, started only when requested by name."""
 
     DEBEZIUM = "debezium"  # Kafka Connect with the PostgreSQL connector; it needs Kafka
     REGISTRY = "registry"  # a schema registry, for a Kafka Connect that writes Avro
@@ -61,10 +60,8 @@ _VARIABLES = {
 _EXTRA_VARIABLES = {Extra.DEBEZIUM: "KAFKA_CONNECT_URL", Extra.REGISTRY: "SCHEMA_REGISTRY_URL"}
 
 
-class ServiceSettings(BaseSettings):
-    """What the environment says about the embedded servers; build it with `load`."""
-
-    model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_", env_ignore_empty=True, extra="ignore")
+class ServiceSettings(Settings):
+    """The environment's settings of the embedded servers; build it with `load`."""
 
     home: Path = Field(Path(".crm-replay"), description="data, logs and process ids of the servers of this checkout")
     cache: Path | None = Field(None, description="downloaded tools, shared by all checkouts of this user")
@@ -78,19 +75,6 @@ class ServiceSettings(BaseSettings):
     mongodb_cache_mib: int = Field(1024, ge=256, description="memory of MongoDB's storage engine")
     start_timeout_s: float = Field(120.0, gt=0, description="from a server's start until it answers; fetching apart")
     xdg_cache_home: Path | None = Field(None, validation_alias="XDG_CACHE_HOME")
-
-    @classmethod
-    def load(cls, **given: object) -> "ServiceSettings":
-        """Return the settings; those in `given` that are not None win over the environment.
-
-        Raises BadInputError naming the variable or option that makes no sense.
-        """
-        try:
-            return cls(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = str(first["loc"][0]).upper()
-            raise BadInputError(f"CRM_REPLAY_{name}={first['input']!s} is not usable", first["msg"]) from None
 
     def port(self, service: AnyService) -> int | None:
         """Return the port the user wants for this server, None if any will do."""
@@ -107,7 +91,7 @@ class ServiceSettings(BaseSettings):
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The directory of one set of servers. Nothing is created by asking where something is."""
+    """The directory of one set of servers. Its paths are computed without creating anything."""
 
     path: Path
 
@@ -150,5 +134,5 @@ class Home:
 
     @property
     def short_id(self) -> str:
-        """Return a few characters that tell this home from another one."""
+        """Return a few characters that identify this home."""
         return sha256(str(self.path).encode()).hexdigest()[:12]

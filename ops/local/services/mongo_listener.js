@@ -54,7 +54,7 @@ const HIDDEN_FIELD = Buffer.from('withoutSessionTimeoutMinutes\0'); // as long, 
 const SIZE_FIELD = Buffer.from('\x10maxMessageSizeBytes\0');
 
 /**
- * Two things the engine says of itself in a hello are not so. It has no sessions, but a driver that believes it has
+ * Two fields of the engine's hello are wrong. It has no sessions, but a driver that believes it has
  * sends a session id with every command. And it refuses messages of more than 33.6 MB, although it offers 48. Both are
  * corrected in place, in answers to a hello only: no document of a user's is ever touched.
  */
@@ -151,10 +151,10 @@ class Connection {
     this.socket = socket;
     this.framer = new Framer();
     this.waitingBytes = 0;
-    this.answering = Promise.resolve(); // the end of the answers asked for so far
+    this.answering = Promise.resolve(); // the end of the answers requested so far
     connections.add(this);
     socket.setNoDelay(true);
-    socket.on('error', () => socket.destroy()); // the client has gone: nobody is left to tell
+    socket.on('error', () => socket.destroy()); // the client has disconnected
     socket.on('close', () => connections.delete(this));
     socket.on('data', (chunk) => this.take(chunk));
   }
@@ -218,7 +218,7 @@ class Connection {
 
 // ---- the server --------------------------------------------------------------------------------------------------
 
-/** Returns an OP_MSG with a command, for what the listener itself asks of the engine. */
+/** Returns an OP_MSG with a command, for the listener's own requests to the engine. */
 function command(fields) {
   const document = bson({ ...fields, $db: 'admin' });
   const head = Buffer.alloc(HEADER_BYTES + 4 + 1); // no flags; one section, of kind 0

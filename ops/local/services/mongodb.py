@@ -3,7 +3,7 @@
 What survives a kill: writes that were acknowledged with `j: true`. Killed with SIGKILL while one client inserted, in 18
 runs per write concern (batches of 1, 100 and 1000): `w: 1` had lost acknowledged documents in 11 of them (the journal
 is written every 100 ms), `w: "majority"` in 3 (one server alone does not wait for its journal then), `j: true` in none.
-So the URL given out says `journal=true`; a client that sets a write concern of its own has to say `j=True` in it. It
+So the published URL has `journal=true`; a client with a write concern of its own has to set `j=True`. It
 costs a tenth of the rate in batches of 100, nothing that could be measured in batches of 1000.
 
 It has no sessions, transactions, change streams, authentication or TLS.
@@ -74,7 +74,7 @@ class MongoServer(Server):
         return f"mongodb://{loopback.HOST}:{ports['mongodb']}/?directConnection=true&journal=true"
 
     def welcome(self, ports: Mapping[str, int]) -> None:  # noqa: ARG002 - the same for all servers
-        """Note that the data directory is whole: the engine made it, and has answered."""
+        """Mark the data directory as complete: the engine has created it, and has responded."""
         if self._data.made_by() is None:
             self._data.complete(self._modules.parent.name)
 

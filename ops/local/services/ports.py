@@ -4,10 +4,10 @@ import json
 import random
 import socket
 import threading
-import time
 from pathlib import Path
 
 from schemas.errors import BadInputError
+from schemas.process.waiting import Deadline
 
 HOST = "127.0.0.1"
 # Below the range that systems hand to outgoing connections, so that no client takes a port between choice and use.
@@ -62,9 +62,9 @@ class Ports:
         `wanted` is the user's, from `variable`: taken or refused. Raises BadInputError if it is busy.
         """
         last = self.get(name)
-        deadline = time.monotonic() + self._patience_s
-        while last is not None and wanted in (None, last) and not is_free(last) and time.monotonic() < deadline:
-            time.sleep(_LOOK_AGAIN_S)
+        deadline = Deadline(self._patience_s)
+        while last is not None and wanted in (None, last) and not is_free(last) and deadline.wait(_LOOK_AGAIN_S):
+            pass
         with self._choosing:
             return self._choose(name, wanted, variable)
 

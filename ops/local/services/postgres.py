@@ -1,7 +1,7 @@
 """PostgreSQL with logical decoding on, for the loopback address only, without passwords.
 
 It refuses to run as root. Root's server therefore runs as `postgres` or `nobody`, and if that user cannot reach the
-home directory (a checkout below /root) its data lives in /var/lib/crm-replay instead; `up` says so. What was committed
+home directory (a checkout below /root) its data lives in /var/lib/crm-replay instead; `up` reports it. Committed data
 survives a kill and a power cut.
 """
 
@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from ops.local.services.detached import Command, User
 from ops.local.services.layout import Service
 from ops.local.services.server import DataDirectory, Server, Surroundings, environment
 from schemas.errors import BadInputError
+from schemas.process.waiting import Deadline
 
 DATABASE = "crm"
 SUPERUSER = "postgres"
@@ -50,7 +50,7 @@ class PostgresServer(Server):
 
     service = Service.POSTGRES
     port_names = ("postgres",)
-    stop_signal = signal.SIGINT  # "fast": SIGTERM would wait until the last client has gone by itself
+    stop_signal = signal.SIGINT  # "fast": SIGTERM would wait until the last client disconnects
 
     def __init__(self, around: Surroundings) -> None:
         """Nothing is looked for or created yet."""
@@ -82,7 +82,7 @@ class PostgresServer(Server):
         return Command(argv, cwd=self._data.path, env=environment(LC_ALL="C"), user=self._user)
 
     def problem(self, ports: Mapping[str, int]) -> str | None:
-        """Ask it for its data directory, which must be ours."""
+        """Check its data directory, which must be ours."""
         if not loopback.accepts(ports["postgres"]):
             return "its port is closed"
         try:
@@ -98,7 +98,7 @@ class PostgresServer(Server):
         return _dsn(ports["postgres"], DATABASE)
 
     def welcome(self, ports: Mapping[str, int]) -> None:
-        """Create the database `crm` if it is not there."""
+        """Create the database `crm` if it does not exist."""
         with psycopg.connect(_dsn(ports["postgres"], "postgres"), autocommit=True) as db:
             if db.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
                 db.execute(f"CREATE DATABASE {DATABASE}")
@@ -108,7 +108,7 @@ class PostgresServer(Server):
         return [("-D", str(place / "data")) for place in (self._root, self._outside())]
 
     def delete_data(self) -> None:
-        """Remove the cluster, and what was put outside the home for it."""
+        """Remove the cluster, and its files outside of the home."""
         for place in (self._root, self._outside()):
             DataDirectory(place / "data", self._root / "data.json").wipe()
         shutil.rmtree(self._outside(), ignore_errors=True)
@@ -120,7 +120,7 @@ class PostgresServer(Server):
         outside = self._outside()
         outside.mkdir(parents=True, exist_ok=True)
         for directory in (outside.parent, outside):
-            directory.chmod(0o755)  # whatever our umask is
+            directory.chmod(0o755)  # with any umask
         if not _reaches(self._user, outside):
             raise BadInputError(
                 f"PostgreSQL does not run as root, and its user {self._user.name} can enter neither {self._root} nor "
@@ -160,8 +160,8 @@ class PostgresServer(Server):
         making = ["-D", str(data), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
         answer = _run(self._user, [str(self._bin / "initdb"), *making], cwd=data)
         if answer.returncode != 0:
-            said = " | ".join(line for line in answer.stderr.splitlines() if line.strip())[-500:]
-            raise BadInputError(f"PostgreSQL could not make its data directory {data}: {said}", "see the message")
+            summary = " | ".join(line for line in answer.stderr.splitlines() if line.strip())[-500:]
+            raise BadInputError(f"PostgreSQL could not make its data directory {data}: {summary}", "see the message")
         self._data.complete(str(major))  # which flushes it, once
 
     def _clear_stale_lock(self) -> None:
@@ -174,9 +174,9 @@ class PostgresServer(Server):
         lock = self._data.path / "postmaster.pid"
         if not lock.exists():
             return
-        deadline = time.monotonic() + _BACKENDS_END_S
+        deadline = Deadline(_BACKENDS_END_S)
         while any(_processes_in(self._data.path)):
-            if time.monotonic() > deadline or self._around.tools.cancel.wait(0.05):
+            if deadline.passed or self._around.tools.cancel.wait(0.05):
                 raise BadInputError(
                     f"processes of an earlier PostgreSQL still work in {self._data.path}",
                     f"end these process ids: {', '.join(map(str, _processes_in(self._data.path)))}",
@@ -219,7 +219,7 @@ def _run(user: User | None, argv: Sequence[str], *, cwd: Path) -> "subprocess.Co
 
 
 def _reaches(user: User, directory: Path, *, program: str | None = None) -> bool:
-    """Whether the user can enter the directory, and run `program` in it: tried, as access lists have a say too."""
+    """Whether the user can enter the directory, and run `program` in it: tried, because of access lists."""
     script = 'cd "$1" && { [ -z "$2" ] || [ -x "./$2" ]; }'
     return _run(user, ["/bin/sh", "-c", script, "sh", str(directory), program or ""], cwd=Path("/")).returncode == 0
 

@@ -1,7 +1,7 @@
 """Apicurio's schema registry: one process that speaks Confluent's interface, its schemas in a file of its home.
 
-Nothing of ours needs it: it is for trying a Kafka Connect that writes Avro, and for records framed with a registry's
-ids, both of which the tests do.
+The product does not need it: tests use it for a Kafka Connect that writes Avro, and for records framed with a
+registry's ids.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from schemas.errors import BadInputError
 
 HEAP_MIB = 256
 CONFLUENT_PATH = "/apis/ccompat/v7"
-OWN_PATH = "/apis/registry/v2"  # what Apicurio's own converter asks
+OWN_PATH = "/apis/registry/v2"  # the API of Apicurio's own converter
 
 
 class RegistryServer(Server):
@@ -53,7 +53,7 @@ class RegistryServer(Server):
         )
 
     def problem(self, ports: Mapping[str, int]) -> str | None:
-        """Ask for its subjects, as a client would."""
+        """Query its subjects, as a client would."""
         if not loopback.accepts(ports["registry"]):
             return "its port is closed"
         import httpx  # as in `debezium`
@@ -73,7 +73,7 @@ class RegistryServer(Server):
         return [(self._database_option(), "-jar")]
 
     def delete_data(self) -> None:
-        """Remove nothing: its file is in its directory, which goes as a whole."""
+        """Do nothing: its file is in its directory, which is removed as a whole."""
 
     def _database_option(self) -> str:
         return f"-Dquarkus.datasource.jdbc.url=jdbc:h2:file:{self._root / 'schemas'}"

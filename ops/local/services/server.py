@@ -1,4 +1,4 @@
-"""What the servers have in common: how one is prepared, started, asked for its health, and ended."""
+"""What the servers have in common: how one is prepared, started, checked and ended."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from ops.local.services.layout import AnyService, Home, ServiceSettings
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a server is given: where it lives, what the user wants, where its programs come from, whom to tell."""
+    """A server's environment: its directory, the settings, the tools, the callback for progress."""
 
     home: Home
     settings: ServiceSettings
@@ -41,7 +41,7 @@ class Server(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Find or fetch its programs and make its data directory; nothing of it runs yet."""
+        """Find or fetch its programs and create its data directory; no process runs yet."""
 
     @abstractmethod
     def command(self, ports: Mapping[str, int]) -> Command:
@@ -68,7 +68,7 @@ class Server(ABC):
 
 
 class DataDirectory:
-    """A directory that counts only once it is complete: a marker beside it is written last and removed first."""
+    """A directory that is used only once complete: a marker file beside it is written last and removed first."""
 
     def __init__(self, path: Path, marker: Path) -> None:
         """Nothing is created here."""
@@ -76,7 +76,7 @@ class DataDirectory:
         self._marker = marker
 
     def made_by(self) -> str | None:
-        """Return what made it, as told to `complete`; None if it is not there or only half there."""
+        """Return what created it, as passed to `complete`; None if it is absent or incomplete."""
         try:
             found = json.loads(self._marker.read_text())
         except (OSError, ValueError):
@@ -84,12 +84,12 @@ class DataDirectory:
         return str(found.get("made_by")) if found.get("path") == str(self.path) and self.path.is_dir() else None
 
     def wipe(self) -> None:
-        """Remove what is there; make it with `make` afterwards."""
+        """Remove it; create it with `make` afterwards."""
         self._marker.unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def complete(self, made_by: str) -> None:
-        """Say that it is whole, and what made it. Moved to another place it does not count any more."""
+        """Mark it as complete, with what created it. The mark is void at another path."""
         flush(self.path)  # the marker must not survive a power cut that its directory did not survive
         partial = self._marker.with_suffix(".partial")
         partial.write_text(json.dumps({"made_by": made_by, "path": str(self.path)}))

@@ -1,7 +1,7 @@
 """The servers together: started in parallel, known by files, ended in parallel.
 
-What is on file is written in the order that makes a crash harmless: a server's process id before it runs, that it is
-ready once it has answered. A process that is on file as running but not as ready was left by an `up` that died: the
+Files are written in an order that makes a crash harmless: a server's process id before it runs, its readiness once it
+has responded. A process that is recorded as running but not as ready was left by an `up` that died: the
 next `up` ends it and starts another.
 """
 
@@ -29,6 +29,7 @@ from ops.local.services.registry import RegistryServer
 from ops.local.services.server import Server, Surroundings
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
+from schemas.process.waiting import Deadline
 from schemas.secrets import shown
 
 _KINDS: Mapping[AnyService, type[Server]] = {
@@ -37,11 +38,11 @@ _KINDS: Mapping[AnyService, type[Server]] = {
 _PROBE_AGAIN_S = 0.1
 _STILL_THERE_S = 60.0  # for a server that is on file as ready: busy is not dead
 _PORT_TRIES = 3
-_STOP_UNREADY_S = 5.0  # a broker told to stop while it starts may hang, and nobody has written to it yet
+_STOP_UNREADY_S = 5.0  # a broker stopped while it starts may hang, and has no data yet
 
 
 def _quiet(_text: str) -> None:
-    """Say nothing."""
+    """Discard the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Endpoints:
     crm_audit_database_url: str = ""
     mongodb_url: str = ""
     kafka_connect_url: str = ""
-    schema_registry_url: str = ""  # no setting is filled with it: records framed with its ids need it for ever
+    schema_registry_url: str = ""  # never a default: records framed with its ids need it as long as they exist
 
     def environment(self) -> dict[str, str]:
         """Return the addresses as environment variables for a child process."""
@@ -77,7 +78,7 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """What is known of one server. `problem` says why a state is not `running`, for the operator."""
+    """What is known of one server. `problem` is why a state is not `running`, for the operator."""
 
     service: AnyService
     state: Literal["running", "stopped", "not answering", "environment"]
@@ -94,7 +95,7 @@ def from_environment() -> frozenset[Service]:
 
 
 def endpoints(home: Path | None = None) -> Endpoints | None:
-    """Return the addresses of the servers that run and were ready; None if none does. Cheap: nobody is asked."""
+    """Return the addresses of the servers that run and were ready; None if none does. Cheap: no server is queried."""
     place = Home.at(home)
     chosen, around = Ports(place.ports), _look_around(place)
     urls = {
@@ -111,7 +112,7 @@ def connections(home: Path | None = None) -> Connections:
 
 
 def _look_around(place: Home, say: Say = _quiet) -> Surroundings:
-    """Return surroundings for questions and stops: nothing is fetched in them."""
+    """Return surroundings for queries and stops: they fetch nothing."""
     tools = ToolCache(place.path, logs=place.logs, say=say, cancel=threading.Event())
     return Surroundings(place, ServiceSettings.load(), tools, say)
 
@@ -192,7 +193,7 @@ def down(home: Path | None = None, *, say: Say = _quiet, delete_data: bool = Fal
 
 
 def status(home: Path | None = None) -> list[ServiceStatus]:
-    """Return what each server is doing now; the embedded ones are asked whether they answer.
+    """Return what each server is doing now; the embedded ones are queried.
 
     Those of `Extra` are among them from their start until they are stopped.
     """
@@ -252,7 +253,7 @@ class _Start:
         self._service = server.service
 
     def run(self) -> None:
-        """Return once it answers. Raises BadInputError, or CancelledError if it was told to give up."""
+        """Return once it answers. Raises BadInputError, or CancelledError if it was cancelled."""
         if self._already_runs():
             return
         _stop(self.server, self._home, self._around.say)  # left by an `up` that died, or it hangs
@@ -284,15 +285,14 @@ class _Start:
                 f"{self._service.value} runs on port {known[self.server.port_names[0]]}, not on {wanted}",
                 "stop it first: crm-replay services down",
             )
-        deadline = time.monotonic() + _STILL_THERE_S
+        deadline = Deadline(_STILL_THERE_S)
         while process.alive:
             if self.server.problem(known) is None:
                 return True
-            if time.monotonic() > deadline:
-                self._around.say(f"{self._service.value}: does not answer any more; it is started anew")
-                return False
             self._stop_if_cancelled()
-            time.sleep(_PROBE_AGAIN_S)
+            if not deadline.wait(_PROBE_AGAIN_S):
+                self._around.say(f"{self._service.value}: does not respond any more; it is restarted")
+                return False
         return False
 
     def _choose_ports(self) -> dict[str, int]:
@@ -302,30 +302,29 @@ class _Start:
         return known | {name: self._chosen.choose(name) for name in others}
 
     def _wait(self, process: Process, known: dict[str, int], log: Path, log_start: int, *, last_try: bool) -> bool:
-        """Return True once it answers, False if somebody took its port first and it is worth trying another one."""
+        """Return True once it answers, False if its port was taken and another one can be tried."""
         timeout_s = self._around.settings.start_timeout_s
-        deadline = time.monotonic() + timeout_s
+        deadline = Deadline(timeout_s)
         name = self._service.value
         while True:
             if not process.alive:
-                said = detached.last_lines(log, since_byte=log_start)
+                summary = detached.last_lines(log, since_byte=log_start)
                 lost_port = self._around.settings.port(self._service) is None and not all(
                     ports.is_free(port) for port in known.values()
                 )
                 if lost_port and not last_try:
                     return False
-                raise BadInputError(f"{name} ended while it was starting: {said}", f"all of its log: {log}")
+                raise BadInputError(f"{name} ended while it was starting: {summary}", f"all of its log: {log}")
             problem = self.server.problem(known)
             if problem is None and process.alive:
                 return True
-            if time.monotonic() > deadline:
-                said = detached.last_lines(log, since_byte=log_start)
+            self._stop_if_cancelled()
+            if not deadline.wait(_PROBE_AGAIN_S):
+                summary = detached.last_lines(log, since_byte=log_start)
                 raise BadInputError(
-                    f"{name} did not answer within {timeout_s:.0f} s ({problem}); its log ends: {said}",
+                    f"{name} did not answer within {timeout_s:.0f} s ({problem}); its log ends: {summary}",
                     f"all of its log: {log}; CRM_REPLAY_START_TIMEOUT_S gives it longer",
                 )
-            self._stop_if_cancelled()
-            time.sleep(_PROBE_AGAIN_S)
 
     def _stop_if_cancelled(self) -> None:
         if self._around.tools.cancel.is_set():

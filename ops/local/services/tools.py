@@ -24,8 +24,8 @@ from pathlib import Path
 from ops.local.services.fetching import ToolCache
 from schemas.errors import BadInputError
 
-JAVA_MAJOR_MIN = 17  # Kafka 4's brokers ask for it
-NODE_MAJOR_MIN = 20  # the engine's package says so
+JAVA_MAJOR_MIN = 17  # Kafka 4's brokers require it
+NODE_MAJOR_MIN = 20  # required by the engine's package
 POSTGRES_MAJOR_MIN = 13  # pg_snapshot_xmin came with it
 GLIBC_MIN = (2, 38)  # the engine is linked against it
 NEWER_LIBC_SUITES = {"debian": "trixie", "ubuntu": "noble"}  # glibc 2.41 and 2.39, on the user's own mirror
@@ -44,12 +44,12 @@ _NO_ENGINE = "set MONGODB_URL to a server of yours, or use Docker: docker compos
 
 
 def _digest(*files: Path) -> str:
-    """Return a few characters that change with the files, for the name of what is made from them."""
+    """Return a few characters that change with the files, for the name of what is built from them."""
     return sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:10]
 
 
 def _first_number(argv: Sequence[str | Path]) -> int | None:
-    """Return the first number in what a program says of its version; None if it does not run."""
+    """Return the first number in a program's version output; None if it does not run."""
     try:
         answer = subprocess.run(  # noqa: S603 - a program found on PATH or fetched by us
             [str(part) for part in argv], capture_output=True, text=True, timeout=30, check=False
@@ -62,7 +62,7 @@ def _first_number(argv: Sequence[str | Path]) -> int | None:
 
 @remembered
 def java_major(java: Path) -> int | None:
-    """Return a Java's major version; None if it does not run (macOS has a `java` that only says where to get one)."""
+    """Return a Java's major version; None if it does not run (macOS has a `java` that only prints where to get one)."""
     return _first_number([java, "-version"])
 
 
@@ -172,7 +172,7 @@ def _maven_jars(
 ) -> Path:
     """Return the directory which has, `within`, the jars of `<name>.pom.xml`; its version is `artifact`'s.
 
-    `complete` is called with the directory of the jars once they are there.
+    `complete` is called with the directory of the jars once they exist.
     """
     variable = _VARIABLE_OF.get(name, "KAFKA_CONNECT_URL")
     pom = _HERE / f"{name}.pom.xml"
@@ -202,9 +202,9 @@ def _maven_jars(
 
 
 def _maven_environment(java: Path) -> dict[str, str]:
-    """Return Maven's environment: it runs on the machine's own Java if there is one, of whatever version, else on ours.
+    """Return Maven's environment: it runs on the machine's own Java if there is one, of any version, else on ours.
 
-    Ours does not know the certificates that an administrator has added to the machine's, so it is told of them.
+    Ours does not know the certificates that an administrator has added to the machine's, so they are passed to it.
     """
     if shutil.which("java") or os.environ.get("JAVA_HOME"):
         return dict(os.environ)

@@ -1,8 +1,8 @@
 """`audited_changes`, as the audited gem stored it, into plain columns. Pure.
 
-`read` is the one way in. The text is YAML as Psych wrote it, JSON text (a text column that was once json), or the
-printed value of a `json` or `jsonb` column. Values come out as `ops/local/sample/README.md` says; `scalars` has the
-table. Whatever is unreadable as a whole is an `Unreadable`, never an exception, whatever the text is.
+`read` is the only entry point. The text is YAML as Psych wrote it, JSON text (a text column that was once json), or the
+printed value of a `json` or `jsonb` column. Values are as in `ops/local/sample/README.md`; `scalars` has the
+table. A text that is unreadable as a whole is an `Unreadable`, never an exception.
 """
 
 from typing import Any, NamedTuple, final

@@ -1,8 +1,8 @@
-"""The short way through YAML: the forms that Psych writes for most rows, line by line, three to ten times faster.
+"""The fast reader of YAML: the forms that Psych writes for most rows, line by line, three to ten times faster.
 
 It never guesses. It takes a document only if every line has a form it knows; anything else (anchors outside of times,
 refused tags, flow collections, unusual keys, characters that YAML gives a meaning) is None, and `nodes` reads it.
-Whatever it does return is what `nodes` returns: tests/unit/schemas shows it on every sample row and on generated ones.
+A result always equals that of `nodes`: tests/unit/schemas shows it on every sample row and on generated ones.
 """
 
 import re
@@ -52,8 +52,8 @@ _MISSING = object()
 _KEY_INDICATORS = frozenset(":'\"")
 _QUOTED_KEY = re.compile(r"""(?:'([^']{0,128})'|"([^"\\]{0,128})"):( .*)?""")
 _NIL = ("", " ")  # what libyaml 0.2.5 and 0.2.2 write after the colon of a nil
-# What has been read once: rows of a table repeat their columns and most of their values. Only what is short, means the
-# same wherever it stands, and cannot be changed by whoever gets it. (A line that goes on below is noticed there.)
+# Caches: rows of a table repeat their columns and most of their values. Only what is short, context-free and
+# immutable. (A line that continues below is noticed there.)
 _scalars: dict[str, Any] = {}  # text on one line -> value
 _keys: dict[str, str] = {}  # text before the colon -> key
 _columns: dict[str, tuple[str, Any]] = {}  # line of the root mapping -> column and value, or _MISSING: look below
@@ -141,7 +141,7 @@ class Document:
                 value = self._scalar(rest[1:], 0)
                 if self._at == at and len(line) <= _CACHED_LENGTH_MAX and rest[1:] in _scalars:
                     _remember(columns, line, (key, value))
-                return key, value, self._at  # it may have gone on below
+                return key, value, self._at  # it may have continued below
             if not colon or rest not in _NIL:
                 raise UnknownFormError
             if len(line) <= _CACHED_LENGTH_MAX:
@@ -417,7 +417,7 @@ class Document:
         """Read a literal block: `|` or `|-` whose first line shows how far it is indented, or `|2` or `|2-`."""
         lines, at = self._lines, self._at
         margin = " " * (indent + 2)
-        # `|2` says itself how far, because the text begins with a space or an empty line.
+        # `|2` has the indentation, because the text begins with a space or an empty line.
         if raw not in ("|2", "|2-") and (
             raw not in ("|", "|-")
             or not lines[at].startswith(margin)

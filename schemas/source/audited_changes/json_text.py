@@ -12,7 +12,7 @@ from schemas.source.audited_changes.limits import DEPTH_MAX, NODES_MAX, Encrypte
 SMALL_LENGTH_MAX = NODES_MAX  # characters that cannot hold too many values: each takes two, its comma included
 # From here on a float may have been an integer that orjson could not hold, and an integer is beyond 64 bits.
 _FLOAT_TO_WATCH = 2.0**63
-# Possessive, and a string without an end goes on to the end of the text: otherwise each of its quotes would be tried as
+# Possessive, and an unterminated string extends to the end of the text: otherwise each of its quotes would be tried as
 # the beginning of a string, and a megabyte would take a day.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKET = re.compile(r"[\[\]{}]")
@@ -26,7 +26,7 @@ def read_json(text: str) -> dict[str, Any] | None:
     try:
         root = orjson.loads(text)
     except (orjson.JSONDecodeError, UnicodeEncodeError):
-        root = _exact(text)  # once more: lone surrogates are an error to orjson, and so is what overflows a float
+        root = _exact(text)  # again: lone surrogates are an error to orjson, and so is what overflows a float
     else:
         if not _is_exact(root):
             root = _exact(text)
@@ -78,7 +78,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 
 
 def _is_exact(root: Any) -> bool:
-    """Return whether every number is what the text says: orjson makes floats of integers beyond 64 bits.
+    """Return whether every number equals its text: orjson makes floats of integers beyond 64 bits.
 
     The standard library, which is three times slower, reads the few texts where one is not. Raises UnreadableError for
     nesting too deep.

@@ -1,4 +1,4 @@
-"""What one `audited_changes` may cost. Nothing a CRM writes comes near; whatever does is unreadable, and says why."""
+"""Limits of one `audited_changes`, far above what a CRM writes; beyond them it is unreadable, with the reason."""
 
 # 64 levels of YAML or JSON end as about 70 of BSON; MongoDB takes 100.
 DEPTH_MAX = 64

@@ -1,7 +1,7 @@
 """YAML through libyaml's events: the reader that decides what a document means, for every form there is.
 
 Nothing is ever built by tag: a tag is compared with a short list, and any other one costs its own value, which becomes
-`{"$ruby": "ClassName"}`. The parser is asked for one event at a time and a list is the stack, so neither depth nor
+`{"$ruby": "ClassName"}`. The parser returns one event at a time and a list is the stack, so neither depth nor
 length can take more than `limits` allows, in C or in Python.
 """
 

@@ -1,6 +1,6 @@
 """Plain YAML scalars as Psych reads them (Ruby's YAML), not as YAML 1.1 or PyYAML do, and how values are written.
 
-Values come out as the activity log holds them: None, bool, int (64 bits), float and str; what JSON has no word for is
+Values come out as the activity log holds them: None, bool, int (64 bits), float and str; values without a JSON type are
 text or a small object, exactly as `ops/local/sample/README.md` lists it:
 
 | Ruby | here |
@@ -129,7 +129,7 @@ def instant(found: re.Match[str]) -> str | None:
 def decimal(text: str) -> str | None:
     """Return what `BigDecimal._load` reads (`27:0.125e9`), in plain notation (`125000000.0`); None if it is no number.
 
-    An exponent beyond 400 is kept: written out, a few characters of source could ask for a gigabyte.
+    An exponent beyond 400 is kept: written out, a few characters of source could take a gigabyte.
     """
     digits = text.partition(":")[2] if ":" in text else text
     digits = digits.strip()

@@ -32,9 +32,9 @@ from ops.local.sample_crm import SAMPLE_YAML, load_sample, mapping_path
 from producer.audits import Limits
 from producer.survey import count_in_scope
 from schemas.process.connections import Connections
+from schemas.process.mongodb import connect
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
-from sink.database import connect
 from tests.integration.producer import crm
 from tests.support.programs import Program
 
@@ -465,7 +465,7 @@ def test_the_command_prints_a_table_or_json_and_its_exit_code_gates(place: Conne
     with role(place, "GRANT USAGE ON SCHEMA public TO {}", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}") as dsn:
         done = call(*words, **{**environment, "CRM_AUDIT_DATABASE_URL": dsn})
     assert done.returncode == 0, done.stderr
-    assert "ready: nothing has failed" in done.stdout
+    assert "ready: no check has failed" in done.stdout
     assert "source_page_query" in done.stdout
 
 
@@ -510,14 +510,14 @@ def test_row_level_security_fails_unless_it_is_stated_that_it_hides_nothing_and_
         stated = make_conninfo(dsn, options="-c row_security=on")
         check = source.check_visibility(stated, mapping)
         assert (check.verdict, check.facts["hidden.audits"]["rows_seen"]) == (Verdict.FAIL, 20)
-        assert "it shows 20 rows, the statistics of what is behind it know of about 50" in check.found
+        assert "it shows 20 rows, the statistics of the tables behind it have about 50" in check.found
         with psycopg.connect(place.crm_audit_database_url, autocommit=True) as db:
             db.execute("ALTER POLICY two_of_five ON hidden.audits USING (true)")
         check = source.check_visibility(stated, mapping)
         assert (check.verdict, check.facts["hidden.audits"]["rows_seen"]) == (Verdict.WARN, 50)
     assert source.check_visibility(place.crm_audit_database_url, load(MAPPING)).verdict is Verdict.OK
     missing = source.check_visibility(place.crm_audit_database_url, mapping_with(table="nowhere"))
-    assert (missing.verdict, "public.nowhere is not there" in missing.found) == (Verdict.WARN, True)
+    assert (missing.verdict, "public.nowhere does not exist" in missing.found) == (Verdict.WARN, True)
 
 
 def test_row_level_security_that_this_role_bypasses_is_no_matter(place: Connections) -> None:

@@ -13,7 +13,7 @@ import httpx
 import jwt
 
 from ops.control.server import ControlServer, server_of
-from ops.control.settings import load_settings
+from ops.control.settings import ControlSettings
 from schemas.process.connections import Connections
 
 USER, PASSWORD = "a-service", "correct-horse-battery"
@@ -71,7 +71,7 @@ def serving(connections: Connections, **settings: Any) -> Iterator[Served]:
     }
     if not settings.keys() & {"jwt_jwks_url", "jwt_jwks_path"}:
         given["jwt_shared_key"] = SHARED_KEY
-    server = server_of(load_settings(**{**given, **settings}), connections)
+    server = server_of(ControlSettings.load(**{**given, **settings}), connections)
     bound = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="control", daemon=True)
     thread.start()

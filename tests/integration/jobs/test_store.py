@@ -201,7 +201,7 @@ def test_an_unfinished_run_whose_place_a_replay_of_chosen_rows_has_moved_begins_
     assert not store.has_lost_its_place(job)
     partial = store.create(replace(NEW, partial=True))
     assert not store.has_lost_its_place(job)  # it has moved nothing yet
-    store.plan_stretch(partial, (5, 5, 5), (6, 6, 6), 3)
+    store.plan_offsets(partial, (5, 5, 5), (6, 6, 6), 3)
     store.transition(partial.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED)
     assert store.has_lost_its_place(job)
     resumed = store.transition(job.job_id, JobStatus.HALTED, JobStatus.IN_PROGRESS, owner="r", failure_bound=0.5)
@@ -219,7 +219,7 @@ def test_a_run_that_has_ended_needs_its_place_no_more(store: JobStore, mongo_dat
     count(mongo_database, job, migrated=999, ended=True)
     store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED)
     partial = store.create(replace(NEW, partial=True))
-    store.plan_stretch(partial, (5, 5, 5), (6, 6, 6), 3)
+    store.plan_offsets(partial, (5, 5, 5), (6, 6, 6), 3)
     assert not store.has_lost_its_place(job)
 
 
@@ -305,9 +305,8 @@ def test_progress_is_saved_only_over_the_version_it_was_made_from(mongo_database
 def test_the_beginning_of_a_run_is_noted_later(store: JobStore) -> None:
     job = store.create(NEW)
     job = store.set_begin_offsets(job, (1, 2, 3, 4), partitions=4)
-    job = store.set_records_total(job, 5)
     assert store.get(job.job_id) == job
-    assert (job.begin_offsets, job.partitions, job.records_total) == ((1, 2, 3, 4), 4, 5)
+    assert (job.begin_offsets, job.partitions) == ((1, 2, 3, 4), 4)
 
 
 def test_a_job_has_one_owner_until_it_is_released(store: JobStore) -> None:
@@ -321,7 +320,7 @@ def test_a_job_has_one_owner_until_it_is_released(store: JobStore) -> None:
     assert claimed is not None
     assert (claimed.job_id, claimed.owner, claimed.fence) == (job.job_id, "second", 2)
     assert claimed.lease_until > claimed.heartbeat_at >= job.heartbeat_at
-    with pytest.raises(LeaseLostError, match="in the hands of second"):
+    with pytest.raises(LeaseLostError, match="owned by second"):
         store.renew(job)
 
 
@@ -358,7 +357,7 @@ def test_what_a_former_owner_says_counts_no_more(store: JobStore, mongo_database
     for change in (
         lambda: store.save_totals(former, RunTotals(migrated=1)),
         lambda: store.prepare(former, replace(NEW, top_audit_id=1)),
-        lambda: store.plan_stretch(former, (1,), (2,), 1),
+        lambda: store.plan_offsets(former, (1,), (2,), 1),
         lambda: store.set_begin_offsets(former, (1,)),
         lambda: store.renew(former),
         lambda: store.transition(former.job_id, JobStatus.IN_PROGRESS, JobStatus.COMPLETED, fence=former.fence),

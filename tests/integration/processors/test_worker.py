@@ -348,5 +348,5 @@ def test_a_worker_without_its_environment_says_what_is_missing(kafka_bootstrap: 
     process = Program.call("processors", env={"KAFKA_BOOTSTRAP_SERVERS": kafka_bootstrap})
     assert process.returncode == 2
     assert [last_event(line) for line in process.stderr.splitlines()] == [
-        "CRM_REPLAY_JOB: Field required: crm-replay run sets it; see ReplayJob"
+        "CRM_REPLAY_JOB: Field required: crm-replay sets it for the processes that it starts"
     ]

@@ -8,16 +8,20 @@ import logging
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from processors.app import Parts, Surroundings
+from processors.batches import RunTransformer, Transform
 from processors.batching import Run
 from processors.encoding import documents
 from processors.encoding.transform import Transformed
 from processors.lookups.answers import TableLookups
+from processors.replay import replay_parts
 from processors.rules.decide import Refused, Skip
 from processors.settings import ProcessorSettings, connections
-from processors.worker import Transform, run_worker
+from processors.worker import run_worker
 from schemas.errors import ReplayError
 from schemas.records import AuditEvent
 from schemas.vocabulary import SkipReason
@@ -32,6 +36,13 @@ def transform_with(lookups: TableLookups) -> Transform:
         return Transformed({"audit_id": event.audit_id, "text": event.audited_changes})
 
     return transform
+
+
+def parts(around: Surroundings) -> Parts:
+    made = replay_parts(around)
+    transform = transform_with(TableLookups(around.app.tables))
+    job, codec, metrics = around.settings.job, around.codec, around.metrics
+    return replace(made, transformer=RunTransformer(job, codec, transform, documents.encode, metrics), counts=dict)
 
 
 def note_handled(path: str, slow_s: float) -> Any:
@@ -50,7 +61,7 @@ async def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     path = os.environ.get("HANDLED_FILE")
     before_ack = note_handled(path, float(os.environ.get("SLOW_S", "0"))) if path else None
-    await run_worker(settings, connections(), transform_with, documents.encode, before_ack=before_ack)
+    await run_worker(settings, connections(), parts, before_ack)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pymongo.uri_parser import parse_uri
 from producer.checkpoint import Checkpoint, FencedError
 from producer.cursor import IdRange
 from schemas.collections import CHECKPOINTS
-from schemas.errors import ReplayError, ServiceUnreachableError
+from schemas.errors import ReplayError, ServiceUnreachableError, worker_exit_code
 
 pytestmark = pytest.mark.services
 
@@ -59,7 +59,7 @@ def test_a_server_that_is_gone_is_one_line() -> None:
             checkpoint.load()
         with pytest.raises(ReplayError, match=r"\(saving the cursor\): check MONGODB_URL") as caught:
             checkpoint.save(WHOLE)
-        assert caught.value.exit_code == 1, "an outage on the way is worth another start"
+        assert worker_exit_code(caught.value) == 1, "an outage on the way is worth another start"
 
 
 def test_an_outage_is_sat_out(mongo_database: Any, mongodb_url: str) -> None:

@@ -174,22 +174,23 @@ def test_after_a_sigkill_nothing_is_missing_and_repetitions_are_recognised(
     here = make_job(top_audit_id=20_000)
     crm.make_audits(here.dsn)
     crm.add_audits(here.dsn, range(1, 20_001))
+    small = {"CRM_REPLAY_PAGE_ROWS": "100", "CRM_REPLAY_CHECKPOINT_ROWS": "400"}
     for milestone in (2_000, 9_000):
-        process = here.start(CRM_REPLAY_PAGE_ROWS="100")
+        process = here.start(**small)
         wait_until(lambda at=milestone: saved_rows(mongo_database) >= at, "rows are saved")
         process.kill()
         process.communicate()
         assert saved_rows(mongo_database) < 20_000, "killed too late to show anything"
-    code, said = here.run(CRM_REPLAY_PAGE_ROWS="100")
+    code, said = here.run(**small)
     assert code == 0, said
     assert [event.audit_id for event in sorted(here.events_counted_once())] == list(range(1, 20_001))
     assert {event.id_range for event in here.events()} == {0}
     assert saved_rows(mongo_database) == 20_000
     repeated = len(here.events()) - 20_000
-    assert repeated <= 2 * 100, "at most a page for each death"
+    assert repeated <= 2 * 400, "at most a chunk for each death"
 
 
-def test_sigterm_stops_after_the_page_and_the_next_start_repeats_nothing(
+def test_sigterm_stops_after_the_chunk_and_the_next_start_repeats_nothing(
     make_job: MakeJob, mongo_database: Any
 ) -> None:
     here = make_job(top_audit_id=20_000)
@@ -214,7 +215,7 @@ def test_the_number_of_ranges_may_change_with_every_start(make_job: MakeJob, mon
     crm.add_audits(here.dsn, ids)
     with psycopg.connect(here.dsn) as db:
         db.execute("ANALYZE audits")
-    small = {"CRM_REPLAY_PAGE_ROWS": "50", "CRM_REPLAY_ID_WINDOW": "1000"}
+    small = {"CRM_REPLAY_PAGE_ROWS": "50", "CRM_REPLAY_CHECKPOINT_ROWS": "200", "CRM_REPLAY_ID_WINDOW": "1000"}
     for readers, milestone, how in (
         ("1", 500, signal.SIGKILL),
         ("3", 6_000, signal.SIGKILL),

@@ -98,7 +98,9 @@ class Account:
             self.publish([self.end()], partition)
 
     def settings(self, **more: Any) -> SinkSettings:
-        return SinkSettings(job=self.job, exit_at_end=True, **{"sink_session_timeout_ms": 6000, **more})
+        return SinkSettings(
+            job=self.job.model_dump_json(), exit_at_end=True, **{"sink_session_timeout_ms": 6000, **more}
+        )
 
     def sink(self, seam: Seam = straight, **more: Any) -> Sink:
         return Sink(self.settings(**more), self.kafka, self.database, CODEC, replay_parts, seam=seam)

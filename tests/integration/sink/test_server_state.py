@@ -15,7 +15,7 @@ from producer.cursor import IdRange
 from schemas.collections import CHECKPOINTS
 from schemas.errors import BadInputError, ServiceUnreachableError
 from schemas.process.connections import Connections
-from sink.database import connect
+from schemas.process.mongodb import connect
 from sink.enricher import Enricher
 from sink.match_key import Association, Outcome
 from sink.rollback import rollback

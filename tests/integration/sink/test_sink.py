@@ -264,7 +264,7 @@ def test_every_effect_that_fails_once_is_repeated_and_counts_stay_exact(account:
 def test_nothing_is_committed_while_a_server_does_not_answer(account: Account) -> None:
     def never(effect: Effect, run: Callable[[], T]) -> T:
         if effect is Effect.WRITE_LOGS:
-            sink.stop() if sink.metrics.retries else None
+            sink.stopping.set() if sink.metrics.retries else None
             raise AutoReconnect("the connection is gone")
         return run()
 

@@ -5,11 +5,12 @@ import io
 import pytest
 from rich.console import Console
 
-from ops.progress import PLAIN_LINE_EVERY_S, PlainView, RateMeter, TerminalView, eta_text, generating, view_for
+from ops.progress import PLAIN_LINE_EVERY_S, PlainView, TerminalView, eta_text, generating, view_for
+from ops.rate import RateMeter
 
 
 def test_the_rate_is_that_of_the_last_seconds_and_falls_to_nothing_in_a_stall():
-    meter = RateMeter()
+    meter = RateMeter(10.0)
     assert meter.add(0.0, 0) == 0.0
     for second in range(1, 31):
         rate = meter.add(float(second), second * 1000)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-import sink.database
+import schemas.process.mongodb
 from ops.cli import main as cli
 from ops.cli import services as services_cli
 from ops.cli.subject import _writer
@@ -44,7 +44,7 @@ MONGODB_UNENCODED = f"mongodb://user:{SECRET}/x@127.0.0.1/cdp"
         lambda: connect(f"host=127.0.0.1 port=1 password='{SECRET} x' sslpassword={SECRET}"),
         lambda: connect(DSN_UNENCODED),
         lambda: connect(f"postgresql://user:%zz{SECRET}@h/db"),
-        lambda: sink.database.open_database(Connections(mongodb_url=MONGODB_UNENCODED)),
+        lambda: schemas.process.mongodb.open_database(Connections(mongodb_url=MONGODB_UNENCODED)),
         lambda: mongo.database(Connections(mongodb_url=MONGODB_UNENCODED)),
         lambda: mongo.database(Connections(mongodb_url=f"mongodb://user:{SECRET}@h:{SECRET}/")),
     ],
@@ -102,6 +102,6 @@ def test_an_export_is_the_callers_alone_from_its_first_moment(tmp_path: Path, mo
     elsewhere = tmp_path / "elsewhere"
     (tmp_path / "link").symlink_to(elsewhere)
     for taken in (output, tmp_path / "link"):
-        with pytest.raises(BadInputError, match="is there already"), _writer(str(taken)):
+        with pytest.raises(BadInputError, match="exists already"), _writer(str(taken)):
             pass
     assert not elsewhere.exists()

@@ -2,19 +2,19 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from faust import types
 
-from processors.app import RUNS_ON_THEIR_WAY_MAX, ReplayApp, RunHandler, kafka_url
-from processors.batches import RunTransformer
+from processors.app import RUNS_ON_THEIR_WAY_MAX, Parts, ReplayApp, RunHandler, kafka_url
 from processors.batching import Run, Stretch
-from processors.lookups.answers import TableLookups
-from processors.lookups.tables import HighWater, ReferenceTables
+from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import OutcomeNotDeliveredError, OutcomeProducer
+from schemas.codec import Codec
 
 TP = SimpleNamespace(topic="replay", partition=0)
 
@@ -49,8 +49,22 @@ class FakeTransformer:
         return [(b"", b"")] * len(records)
 
 
+def parts(transformer: Any, *, begins_traces: bool = False) -> Parts:
+    """Return parts of a replay that look nothing up."""
+
+    async def prepare(_: Any, decoded: Sequence[Any]) -> Sequence[Any]:
+        await asyncio.sleep(0)
+        return decoded
+
+    async def aclose() -> None: ...
+
+    return Parts(transformer, prepare, partial(HighWater, 1), dict, aclose, "", begins_traces=begins_traces)
+
+
 class FakeApp:
     def __init__(self) -> None:
+        self.tables = self
+        self.tables_fail = False
         self.high_waters: dict[Stretch, HighWater] = {}
         self.crashes: list[BaseException] = []
         self.ends_checked = 0
@@ -58,6 +72,10 @@ class FakeApp:
 
     def check_end(self) -> None:
         self.ends_checked += 1
+
+    def check(self) -> None:
+        if self.tables_fail:
+            raise OutcomeNotDeliveredError("the tables are gone")
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -86,23 +104,13 @@ class Bench:
         self.app.high_waters[self.stretch] = HighWater(1)
         self.acked: list[int] = []
         self.seen: list[int] = []
-        self.tables_fail = False
         self.handler = RunHandler(
             cast("ReplayApp", self.app),
-            cast("RunTransformer", FakeTransformer()),
-            cast("TableLookups", SimpleNamespace(prefetch_users=self._prefetch)),
-            cast("ReferenceTables", SimpleNamespace(check=self._check)),
+            parts(FakeTransformer()),
             cast("OutcomeProducer", self.producer),
             ProcessorMetrics(),
             lambda run: self.seen.append(run.begin),
         )
-
-    async def _prefetch(self, _users: Any) -> None:
-        await asyncio.sleep(0)
-
-    def _check(self) -> None:
-        if self.tables_fail:
-            raise OutcomeNotDeliveredError("the tables are gone")
 
     def event(self, begin: int, stretch: Stretch | None = None) -> Event:
         records = [begin, begin + 1]
@@ -191,7 +199,7 @@ def test_a_run_of_a_former_assignment_is_let_go_unhandled() -> None:
 
 def test_tables_that_are_no_longer_kept_up_stop_the_handling() -> None:
     async def scenario(bench: Bench) -> None:
-        bench.tables_fail = True
+        bench.app.tables_fail = True
         with pytest.raises(OutcomeNotDeliveredError):
             await bench.handler.handle(bench.event(1))
         assert bench.producer.sent == []
@@ -201,15 +209,19 @@ def test_tables_that_are_no_longer_kept_up_stop_the_handling() -> None:
 
 
 def replay_app(*, exit_at_end: bool) -> ReplayApp:
-    return ReplayApp(
+    app = ReplayApp(
         "unit",
         broker="kafka://localhost:9",
         metrics=ProcessorMetrics(),
-        run_number=1,
         exit_at_end=exit_at_end,
+        kafka={},
+        codec=Codec(),
+        load_timeout_s=1,
         run_records_max=10,
         run_bytes_max=1000,
     )
+    app.high_water = partial(HighWater, 1)
+    return app
 
 
 def ended_note() -> str:

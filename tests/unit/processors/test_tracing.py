@@ -2,17 +2,15 @@
 
 import asyncio
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any, cast
 
 from processors.app import RunHandler
 from processors.batching import Run
-from processors.feed.worker import LiveHandler
 from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import Delivery, OutcomeProducer
 from schemas.process.tracing import Headers, context_of
-from tests.unit.processors.test_app import TP, Bench, Event
+from tests.unit.processors.test_app import TP, Bench, Event, parts
 from tests.unit.schemas.process.test_tracing import PAGE, Here, context
 
 FIRST, SECOND = context(1, 11), context(2, 21)
@@ -52,11 +50,8 @@ def handled(here: Here, records: Sequence[Record]) -> list[tuple[int, bytes]]:
     async def scenario() -> list[tuple[int, bytes]]:
         bench = Bench()
         sent = Sent()
-        lookups: Any = SimpleNamespace(prefetch_users=lambda _: asyncio.sleep(0))
-        app, transformer, tables = cast("Any", bench.app), cast("Any", OneToOne()), cast("Any", bench)
-        tables.check = bench._check
-        producer = cast("OutcomeProducer", sent)
-        handler = RunHandler(app, transformer, lookups, tables, producer, ProcessorMetrics(), None, here.traces)
+        app, producer = cast("Any", bench.app), cast("OutcomeProducer", sent)
+        handler = RunHandler(app, parts(OneToOne()), producer, ProcessorMetrics(), None, here.traces)
         event = Event(Run(TP, records, 1, 1 + len(records), bench.stretch), bench.acked)
         await handler.handle(event)
         await bench.settle()
@@ -97,7 +92,8 @@ def test_a_republished_row_does_not_move_the_trace_of_those_behind_it() -> None:
 def test_a_feeds_run_goes_on_with_the_trace_it_came_with_or_begins_one() -> None:
     here = Here()
     nothing: Any = None
-    handler = LiveHandler(nothing, nothing, nothing, nothing, nothing, ProcessorMetrics(), None, here.traces)
+    of_a_feed = parts(nothing, begins_traces=True)
+    handler = RunHandler(nothing, of_a_feed, nothing, ProcessorMetrics(), None, here.traces)
     stretch = Bench().stretch
 
     def traced(*headers: Sequence[tuple[str, bytes]]) -> bytes:

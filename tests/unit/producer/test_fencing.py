@@ -16,8 +16,8 @@ from producer.messages import Encoder
 from producer.parallel import ranges_of_run, split_for
 from producer.snapshot import Bounds, Snapshot
 from tests.unit.producer.test_snapshot import (
+    CHECKPOINT_ROWS,
     CODEC,
-    LOT_ROWS,
     DiedError,
     FakePublisher,
     PatientReader,
@@ -69,7 +69,7 @@ def attempt(world: SharedWorld, fence: int, page_rows: int, window: int, readers
     checkpoint.take_over()
     encoder = Encoder(CODEC, lambda event: str(event.audit_id), "t", 1, 10_000)
     reader = PatientReader(world, page_rows, window)
-    snapshot = Snapshot(reader, encoder, FakePublisher(world), checkpoint, Bounds(world.top, 0, 60, LOT_ROWS))
+    snapshot = Snapshot(reader, encoder, FakePublisher(world), checkpoint, Bounds(world.top, 0, 60, CHECKPOINT_ROWS))
     ranges = ranges_of_run(checkpoint, 0, world.top)
     for range_ in split_for(readers, ranges, next_number(checkpoint.load()), checkpoint, list):
         snapshot.read(range_)

@@ -1,12 +1,12 @@
 import pytest
 
-from producer.settings import job_from, settings_from_environment
+from producer.settings import ProducerSettings, RunSettings
 from schemas.errors import BadInputError
 
 
 def test_the_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRM_REPLAY_ID_WINDOW", "")
-    settings = settings_from_environment()
+    settings = ProducerSettings.load()
     assert (settings.page_rows, settings.id_ranges, settings.id_window) == (500, 1, 50_000)
     limits = settings.limits(1234)
     assert (limits.page_rows, limits.row_bytes_max, limits.statement_timeout_s) == (500, 1234, 60.0)
@@ -19,13 +19,18 @@ def test_the_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"CRM_REPLAY_{name}", value)
     with pytest.raises(BadInputError, match=f"^CRM_REPLAY_{name}: "):
-        settings_from_environment()
+        ProducerSettings.load()
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [(None, "is not set"), ("", "is not set"), ("{", "CRM_REPLAY_JOB, key"), ('{"run": 0}', "key company_sso_id")],
+    [
+        ("", "CRM_REPLAY_JOB: Field required: crm-replay sets it"),
+        ("{", "CRM_REPLAY_JOB: Invalid JSON"),
+        ('{"run": 0}', "CRM_REPLAY_JOB, key company_sso_id: Field required"),
+    ],
 )
-def test_a_wrong_job_is_named(text: str | None, said: str) -> None:
-    with pytest.raises(BadInputError, match=said):
-        job_from(text)
+def test_a_wrong_job_is_named(monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
+    monkeypatch.setenv("CRM_REPLAY_JOB", text)
+    with pytest.raises(BadInputError, match=f"^{said}"):
+        RunSettings.load()

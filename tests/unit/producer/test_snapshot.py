@@ -14,17 +14,18 @@ from hypothesis import strategies as st
 from producer import snapshot as module
 from producer.cursor import Gap, IdRange, clip, in_gaps, next_number
 from producer.messages import Encoder, Page
-from producer.parallel import Stopped, ranges_of_run, split_for
+from producer.parallel import ranges_of_run, split_for
 from producer.publisher import Keyed
 from producer.snapshot import Bounds, Snapshot
 from schemas.codec import Codec
 from schemas.errors import CursorDidNotAdvanceError, ReplayError
 from schemas.process.tracing import Headers
+from schemas.process.waiting import StoppedError
 from schemas.records import AuditEvent
 
 CODEC = Codec()
 PARTITIONS = 2
-LOT_ROWS = 5  # of pages that have 1 to 30
+CHECKPOINT_ROWS = 5  # of pages that have 1 to 30
 
 
 class DiedError(Exception):
@@ -139,7 +140,7 @@ class PatientReader(FakeReader):
 
 def snapshot_of(world: World, reader: FakeReader, **bounds: float) -> Snapshot:
     encoder = Encoder(CODEC, lambda event: str(event.audit_id), "t", 1, 10_000)
-    limits = Bounds(world.top, 0, bounds.get("horizon_wait_s", 60), LOT_ROWS)
+    limits = Bounds(world.top, 0, bounds.get("horizon_wait_s", 60), CHECKPOINT_ROWS)
     return Snapshot(reader, encoder, FakePublisher(world), world, limits)
 
 
@@ -231,7 +232,7 @@ def test_dying_at_every_single_effect_and_going_on_with_other_readers(
 
 def test_a_row_that_commits_between_two_attempts_at_a_page_is_not_taken_for_a_repetition() -> None:
     world = World({1: 0, 2: 99, 3: 0, 4: 0, 5: 0}, open_until=99)
-    world.die_at = 11  # the page with 1, 3 and 4 is published, its cursor not saved
+    world.die_at = 10  # the page with 1, 3 and 4 is published, its cursor not saved
     with pytest.raises(DiedError):
         attempt(world)
     assert [event.audit_id for _, event in world.topic] == [1, 3, 4]
@@ -260,9 +261,9 @@ def test_without_a_gap_nobody_waits_for_open_transactions() -> None:
 def test_stopping_ends_after_a_confirmed_page_and_the_next_start_goes_on() -> None:
     world = World(dict.fromkeys(range(1, 21), 0))
     encoder = Encoder(CODEC, lambda event: str(event.audit_id), "t", 1, 10_000)
-    reader, bounds = FakeReader(world, 3, 7), Bounds(20, 0, 60, LOT_ROWS)
+    reader, bounds = FakeReader(world, 3, 7), Bounds(20, 0, 60, CHECKPOINT_ROWS)
     snapshot = Snapshot(reader, encoder, FakePublisher(world), world, bounds, stop=lambda: len(world.topic) >= 6)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         snapshot.read(ranges_of_run(world, 0, 20)[0])
     assert world.saved[0].cursor == world.topic[-1][1].audit_id < 20
     attempt(world)

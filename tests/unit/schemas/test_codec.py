@@ -206,9 +206,9 @@ def test_an_unknown_schema_id_is_undecodable() -> None:
 
 def test_another_record_than_expected_is_undecodable() -> None:
     data = CODEC.encode(SkippedRecord(1, 0, 2, 3, "contact_not_found"))
-    with pytest.raises(UndecodableRecordError, match="a SkippedRecord stands where a Referent belongs"):
+    with pytest.raises(UndecodableRecordError, match="found a SkippedRecord instead of a Referent"):
         CODEC.decode_as(Referent, data)
-    with pytest.raises(UndecodableRecordError, match="a SkippedRecord stands where a Referent belongs"):
+    with pytest.raises(UndecodableRecordError, match="found a SkippedRecord instead of a Referent"):
         CODEC.require_frame(Referent, data)
 
 

@@ -73,7 +73,7 @@ function heroView(account, live) {
   };
 }
 
-/** Return what has to be said of the account before anything else: {tone, text, toDo}, or null. Pure. */
+/** Return the account's most urgent notice: {tone, text, toDo}, or null. Pure. */
 export function noticeOf({ status, job, rollback }) {
   if (rollback) return null;
   if (job?.error && (status === "halted" || status === "failed")) {
@@ -81,14 +81,14 @@ export function noticeOf({ status, job, rollback }) {
       tone: status === "failed" ? "bad" : "warn",
       text: `${status === "failed" ? "Failed" : "Halted"}: ${job.error}`,
       toDo: job.failure_halt
-        ? "The place is kept. When the cause is put right, retry the dead letters, then Resume; or Resume with a higher bound and a reason."
-        : "The place is kept. When the cause is put right, Resume goes on from there.",
+        ? "The position is kept. Fix the cause, retry the dead letters, then resume; or resume with a higher bound and a reason."
+        : "The position is kept. Fix the cause, then resume.",
     };
   }
-  if (status === "failed") return { tone: "bad", text: "The job has failed.", toDo: "Its log says why. When that is put right, Resume goes on from where it ended." };
-  if (status === "halted") return { tone: "warn", text: "The job is halted.", toDo: "The place is kept; Resume goes on from there." };
+  if (status === "failed") return { tone: "bad", text: "The job has failed.", toDo: "The cause is in its log. Fix it, then resume." };
+  if (status === "halted") return { tone: "warn", text: "The job is halted.", toDo: "The position is kept for a resume." };
   if (status === "in_progress" && job?.waiting) {
-    return { tone: "warn", text: "No runner has taken this job up.", toDo: "See that one runs (crm-replay runner) and has room: it takes the job up by itself." };
+    return { tone: "warn", text: "No runner has claimed this job.", toDo: "Check that a runner (crm-replay runner) with free capacity is running: it claims the job." };
   }
   if (job?.error) return { tone: "warn", text: job.error };
   if (status === "completed" && job?.enrichment?.state === "pending") {
@@ -100,10 +100,10 @@ export function noticeOf({ status, job, rollback }) {
 function auditLogView(account) {
   const body = h("div", {});
   const node = h("section", { class: "card", "aria-labelledby": "log-title" },
-    h("div", { class: "card-head" }, h("h2", { id: "log-title" }, "Who did what")), body);
+    h("div", { class: "card-head" }, h("h2", { id: "log-title" }, "Audit log")), body);
   const show = whenChanged((entries) => {
-    if (entries.length === 0) return void body.replaceChildren(empty("Nothing yet", "Whoever starts, halts, resumes or rolls back is written down here."));
-    body.replaceChildren(scrolled("Who did what, in a table", h("table", { class: "table" },
+    if (entries.length === 0) return void body.replaceChildren(empty("No entries yet", "Starts, halts, resumes and roll backs are recorded here."));
+    body.replaceChildren(scrolled("Audit log, in a table", h("table", { class: "table" },
       h("thead", {}, h("tr", {}, ["When", "Who", "What", "Outcome", "Detail"].map((text) => h("th", { scope: "col" }, text)))),
       h("tbody", {}, entries.map((entry) => h("tr", {},
         h("td", { class: "nowrap" }, ago(entry.at)), h("td", {}, entry.who), h("td", {}, words(entry.action.replaceAll("-", " "))),

@@ -1,4 +1,4 @@
-// The list of accounts: what runs, what needs somebody, and the rest.
+// The list of accounts: running, needing attention, and the rest.
 
 import { h, icon, setText } from "./dom.js";
 import { count, number, percent, rate, span, UNKNOWN } from "./format.js";
@@ -39,7 +39,7 @@ export class Paces {
     this.#seen.set(key, seen);
   }
 
-  /** Return {perS, etaS} of a row; null where nothing can be said. */
+  /** Return {perS, etaS} of a row; null where unknown. */
   of({ job, status }) {
     if (status !== "in_progress" || !job || job.waiting) return { perS: null, etaS: null };
     const handled = handledOf(job);
@@ -158,7 +158,7 @@ export function accountsView() {
       hint.hidden = true;
       nothing.replaceChildren(all.length === 0 && !wanted
         ? empty("No account has a job or a flag yet", "Type an account's id above and open it: turn its migration flag on there, run a preflight, then start.")
-        : empty("No account fits", wanted ? `None that is listed contains “${search.value.trim()}”. “Open” goes to an account with exactly this id.` : "None of the accounts is in this state."));
+        : empty("No account matches", wanted ? `None that is listed contains “${search.value.trim()}”. “Open” goes to an account with exactly this id.` : "None of the accounts is in this state."));
       return;
     }
     const shown = chosen.slice(0, SHOWN_MAX);

@@ -1,7 +1,7 @@
-// What can be done to an account, and the question that comes before it.
+// The actions on an account, each with its confirmation.
 
 import { api } from "./api.js";
-import { ask } from "./dialogs.js";
+import { confirmed } from "./dialogs.js";
 import { h, toast } from "./dom.js";
 import { count, number } from "./format.js";
 
@@ -23,24 +23,24 @@ const ACTIONS = [
       confirm: "Start the migration",
     }),
     body: ({ from }) => (from ? { date_range_start: new Date(from).toISOString() } : {}),
-    said: "The migration has been started.",
+    done: "The migration has been started.",
   },
   {
     name: "halt", label: "Halt",
     question: (account) => ({
       title: `Halt the migration of ${account}?`,
-      lines: ["Its processes stop at their next safe point. What has been written stays, the place is kept, and Resume goes on from there."],
+      lines: ["Its processes stop after the batches in flight. Written documents stay, and the position is kept for a resume."],
       fields: [REASON], confirm: "Halt the migration",
     }),
-    said: "The migration is being halted.",
+    done: "The migration is being halted.",
   },
   {
     name: "resume", label: "Resume", tone: "primary",
     question: (account, detail) => ({
       title: `Resume the migration of ${account}?`,
       lines: [
-        "It continues where it ended; nothing is written twice.",
-        ...(detail?.job?.failure_halt ? ["Failures count over the job's whole life: retry the dead letters first, or allow for them here."] : []),
+        "It continues from its saved position; no document is written twice.",
+        ...(detail?.job?.failure_halt ? ["Failures count over the job's whole life: retry the dead letters first, or allow them here."] : []),
       ],
       fields: [
         {
@@ -52,16 +52,16 @@ const ACTIONS = [
       confirm: "Resume the migration",
     }),
     body: ({ bound }) => (bound ? { failure_bound: Number(bound) / 100 } : {}),
-    said: "The migration goes on.",
+    done: "The migration has been resumed.",
   },
   {
     name: "preflight", label: "Preflight",
     question: (account) => ({
       title: `Run a preflight of ${account}?`,
-      lines: ["It asks every server what a run needs of it, and writes nothing. The answer is shown on this page."],
+      lines: ["It checks on every server what a run needs, and writes nothing. The result is shown on this page."],
       confirm: "Run the preflight",
     }),
-    said: "The preflight is queued.",
+    done: "The preflight is queued.",
   },
   {
     name: "verify", label: "Verify",
@@ -70,16 +70,16 @@ const ACTIONS = [
       lines: ["Every source row is transformed again and compared with its document. It reads the whole history and writes nothing."],
       confirm: "Verify the copy",
     }),
-    said: "The verification is queued.",
+    done: "The verification is queued.",
   },
   {
     name: "rerun", label: "Rerun",
     question: (account) => ({
       title: `Rerun the migration of ${account}?`,
-      lines: ["The whole history goes through once more. What is there already is recognised and left alone, what is missing is added."],
+      lines: ["The whole history is replayed again. Existing documents are skipped as duplicates, missing ones are added."],
       fields: [REASON], confirm: "Rerun the migration",
     }),
-    said: "The rerun has been started.",
+    done: "The rerun has been started.",
   },
   {
     name: "rollback", label: "Roll back…", tone: "danger",
@@ -88,7 +88,7 @@ const ACTIONS = [
       lines: [
         h("p", {}, h("strong", {}, "This deletes every activity log that the replay has written for this account"),
           documentsOf(detail?.job)),
-        "Documents of the live feed and of other accounts are not touched. It cannot be undone; a new run brings the logs back.",
+        "Documents of the live feed and of other accounts do not change. It cannot be undone; a new run writes the logs again.",
       ],
       fields: [
         { name: "confirm", label: `Type ${account} to confirm`, required: true, matches: account },
@@ -100,7 +100,7 @@ const ACTIONS = [
   },
 ];
 
-/** The bar of buttons; a button that cannot be used now says why when it is used. */
+/** The bar of buttons; an unavailable action shows its reason when clicked. */
 export function actionBar(account, live) {
   let detail = null;
   const why = h("p", { class: "why-not", role: "status" });
@@ -132,14 +132,14 @@ export function actionBar(account, live) {
     const patient = action.name === "rollback"
       ? (work) => {
         toast("The roll back is under way; this page shows how far it is.");
-        work.then(rolledBack, (error) => toast(`${error.message} ${error.code === "UNREACHABLE" ? "The roll back goes on by itself; this page shows how far it is." : error.toDo}`, "bad"));
+        work.then(rolledBack, (error) => toast(`${error.message} ${error.code === "UNREACHABLE" ? "The roll back continues on the server; this page shows its progress." : error.toDo}`, "bad"));
       }
       : undefined;
-    const done = await ask({ ...question, submit, patient });
+    const done = await confirmed({ ...question, submit, patient });
     if (button.isConnected) button.focus();
     if (done === undefined) return;
     if (action.name === "rollback") rolledBack(done);
-    else toast(action.said);
+    else toast(action.done);
     void live.refresh();
   }
 
@@ -198,22 +198,22 @@ export function flagSwitch(account, live) {
   };
 }
 
-/** Ask whether to send the rows of dead letters through again, and do it. */
+/** Retry the rows of dead letters after a confirmation. */
 export async function retryLetters(account, { cause, auditIds, howMany, force }, live) {
   const body = { company_sso_id: account };
   if (cause) body.cause = cause;
   if (auditIds) body.audit_ids = auditIds;
   if (force) body.force = true;
-  const done = await ask({
+  const done = await confirmed({
     title: auditIds?.length === 1 ? `Retry row ${auditIds[0]}?` : `Retry ${number(howMany)} dead letters?`,
     lines: [
-      "Their rows are read from the CRM again and go through the same topology. A row that fails again becomes a new dead letter.",
-      force ? "Rows that have failed three times are sent as well." : "Rows that have been retried in vain three times are left out.",
+      "Their rows are read from the CRM again and replayed through the same topology. A row that fails again becomes a new dead letter.",
+      force ? "Rows that have failed three times are sent as well." : "Rows that have failed three times are left out.",
     ],
     confirm: "Retry", submit: () => api.act("dlq-retry", body),
   });
   if (done === undefined) return false;
-  toast("The retry is queued; this page shows how far it is.");
+  toast("The retry is queued; this page shows its progress.");
   void live.refresh();
   return true;
 }

@@ -1,25 +1,25 @@
-// The console's API: requests, and refusals in words that say what to do.
+// The console's API: requests, and refusals with a remedy.
 
 const ROOT = "api/";
 const TIMEOUT_MS = 30_000;
 
 const TO_DO = {
   FLAG_DISABLED: "Turn the account's migration flag on, then start again.",
-  contacts_not_migrated: "Let the contact migration of this account reach 99 % first; a preflight shows how far it is.",
-  CONTACTS_NOT_MIGRATED: "Let the contact migration of this account reach 99 % first; a preflight shows how far it is.",
-  JOB_ALREADY_RUNNING: "Nothing to do: this page shows the job that runs.",
-  ALREADY_COMPLETED: "Rerun it to replay it once more, or roll it back first.",
-  ROLLBACK_FAILED: "Roll back again: it goes on where it ended.",
+  contacts_not_migrated: "The contact migration of this account must reach 99 % first; a preflight shows its coverage.",
+  CONTACTS_NOT_MIGRATED: "The contact migration of this account must reach 99 % first; a preflight shows its coverage.",
+  JOB_ALREADY_RUNNING: "No action needed: this page shows the running job.",
+  ALREADY_COMPLETED: "Rerun it to replay it again, or roll it back first.",
+  ROLLBACK_FAILED: "Roll back again: it continues.",
   CONFIRMATION_MISMATCH: "Type the account exactly as it is shown.",
   UNAUTHENTICATED: "Reload the page and sign in again.",
-  PERMISSION_DENIED: "Ask somebody who may do this.",
+  PERMISSION_DENIED: "Ask an operator with this permission.",
   TOO_MANY_FAILURES: "Wait a minute, then try again.",
-  SERVICE_UNAVAILABLE: "Try again in a few seconds; if it stays, look at MongoDB and Kafka (/readyz names what is down).",
+  SERVICE_UNAVAILABLE: "Try again in a few seconds; if it persists, check MongoDB and Kafka (/readyz names what is down).",
   NOT_READY: "Try again in a few seconds; /readyz names what is down.",
-  INTERNAL_ERROR: "Try again; if it stays, give the request id to whoever reads this server's log.",
+  INTERNAL_ERROR: "Try again; if it persists, report the request id to the operator of this server.",
 };
 
-/** A request that was refused, or had no answer. `message` says what happened, `toDo` what to do. */
+/** A request that was refused, or had no answer. `message` is the error, `toDo` the remedy. */
 export class RequestFailed extends Error {
   constructor({ status = 0, code = "", message, toDo = "", requestId = "", fields = [] }) {
     super(message);
@@ -36,7 +36,7 @@ async function failure(response) {
   try {
     envelope = await response.json();
   } catch {
-    // A proxy's answer: its status is all there is.
+    // A proxy's answer: only its status is known.
   }
   const code = envelope.resp_code ?? "";
   const fields = envelope.meta?.errors ?? [];
@@ -44,7 +44,7 @@ async function failure(response) {
     status: response.status,
     code,
     message: sentence(envelope.message || `The server answered ${response.status} ${response.statusText}`),
-    toDo: TO_DO[code] ?? (fields.length ? "" : "Try again; if it stays, look at the server's log."),
+    toDo: TO_DO[code] ?? (fields.length ? "" : "Try again; if it persists, check the server's log."),
     requestId: envelope.meta?.request_id ?? response.headers.get("x-request-id") ?? "",
     fields,
   });

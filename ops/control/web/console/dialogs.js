@@ -1,10 +1,10 @@
-// Questions before something is done. A question stays open until it is answered, and shows why an answer was refused.
+// Confirmation dialogs. A dialog stays open until it is answered, and shows why an answer was refused.
 
 import { h, icon, setText } from "./dom.js";
 
-const HANDED_OVER_MS = 1500; // a refusal comes at once; what takes longer goes on without its dialog
+const HANDED_OVER_MS = 1500; // a refusal comes at once; longer work continues without its dialog
 
-/** Return the lines that say what went wrong and what to do. */
+/** Return the lines with the error and its remedy. */
 export function problem(error) {
   return h("div", { class: "problem" }, icon("warn"),
     h("div", {},
@@ -17,13 +17,13 @@ export function problem(error) {
 let counter = 0;
 
 /**
- * Ask, and do it: returns what `submit(values)` came to, or undefined if the answer was no.
+ * Submit after a confirmation: returns the result of `submit(values)`, or undefined if it was cancelled.
  *
  * `fields`: [{name, label, hint, type, value, required, maxlength, min, max, step, matches}]; with `matches` the field has to be typed
  * exactly so before the answer can be yes. `patient`: long work; the dialog closes once it is under way, and `submit`'s
  * promise is given to `patient`.
  */
-export function ask({ title, lines = [], fields = [], confirm, danger = false, submit, patient }) {
+export function confirmed({ title, lines = [], fields = [], confirm, danger = false, submit, patient }) {
   counter += 1;
   const id = `dialog-${counter}`;
   const yes = h("button", { type: "submit", class: danger ? "button danger" : "button primary" }, confirm);

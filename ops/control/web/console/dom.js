@@ -54,7 +54,7 @@ const ICONS = {
   search: ["m21 21-4.300-4.300", "M19 11a8 8 0 1 1-16 0 8 8 0 0 1 16 0Z"],
 };
 
-/** Return one of the drawn icons; it says nothing to assistive technology, the text beside it does. */
+/** Return one of the drawn icons; it is hidden from assistive technology, which reads the text beside it. */
 export function icon(name) {
   return s(
     "svg",
@@ -65,7 +65,7 @@ export function icon(name) {
 
 const ANNOUNCED_MS = 20_000;
 
-/** Tell assistive technology something that is to be seen elsewhere on the page. Lines add up, so that two at once are
+/** Announce to assistive technology what is shown elsewhere on the page. Lines add up, so that two at once are
  * both read; each goes when it is old, and who comes by later reads no news of yesterday. */
 export function announce(text) {
   const line = h("p", {}, text);

@@ -1,10 +1,10 @@
-// The picture of the flow: source, processes, topics, target, and what waits where. A table says the same in numbers.
+// The picture of the flow: source, processes, topics, target, and their lag. A table has the same numbers.
 
 import { h, s, setAttribute, setText } from "./dom.js";
 import { number, percent, roughSpan, shortNumber, UNKNOWN } from "./format.js";
 
 const WIDE = matchMedia("(min-width: 62rem)"); // below it, the picture stands upright
-const LATE_AFTER_S = 60; // a queue that takes longer than this at the present rate is worth a look
+const LATE_AFTER_S = 60; // a queue that takes longer than this at the present rate needs attention
 
 const BOXES = [
   { id: "source", kind: "store", title: "Source" },
@@ -16,7 +16,7 @@ const BOXES = [
   { id: "target", kind: "store", title: "MongoDB" },
 ];
 
-/** Return what each box says: {lines: [big, small], tone, part} by id. Pure. */
+/** Return the contents of each box: {lines: [big, small], tone, part} by id. Pure. */
 export function contentsOf(detail) {
   const stage = Object.fromEntries(detail.stages.map((one) => [one.name, one]));
   const job = detail.job;
@@ -25,13 +25,13 @@ export function contentsOf(detail) {
   const queue = (one) => {
     if (!one || one.waiting === null) return { lines: [UNKNOWN, "lag not known"], tone: "quiet" };
     const behindS = one.waiting && pace ? one.waiting / pace : null;
-    const small = !one.waiting ? "nothing waits" : behindS === null || !running ? "waiting" : `waiting, ≈ ${roughSpan(behindS)}`;
+    const small = !one.waiting ? "no lag" : behindS === null || !running ? "waiting" : `waiting, ≈ ${roughSpan(behindS)}`;
     const late = one.waiting > 0 && (behindS !== null && running ? behindS > LATE_AFTER_S : !running && detail.status === "in_progress");
     return { lines: [shortNumber(one.waiting), small], tone: !one.waiting ? "quiet" : late ? "warn" : "busy" };
   };
   const done = (one, what) => ({ lines: [shortNumber(one?.done), what], tone: "plain" });
   const producer = stage.producer;
-  // Nobody counts what the processors have done; it is what was read and waits for them no more.
+  // The processors are not counted; their rows are those read that no longer wait for them.
   const passed = (one) => {
     if (!one || one.done !== null || one.waiting === null || !Number.isFinite(producer?.done)) return one?.done;
     return Math.max(stage.sink?.done ?? 0, producer.done - one.waiting, 0);
@@ -53,13 +53,13 @@ export function contentsOf(detail) {
   };
 }
 
-/** Return what the picture says, in a sentence. Pure. */
+/** Return the picture as a sentence. Pure. */
 export function summaryOf(contents) {
-  const say = (id) => `${contents[id].lines[0]} ${contents[id].lines[1]}`;
+  const text = (id) => `${contents[id].lines[0]} ${contents[id].lines[1]}`;
   return (
-    `Flow of the replay. Source: ${say("source")}. Producer: ${say("producer")}. Before the processors: ${say("replay")}. ` +
-    `Processors: ${say("processors")}. Before the sink: ${say("outcomes")}. Sink: ${say("sink")}. ` +
-    `MongoDB: ${say("target")}. Dead letters: ${contents.letters.lines[0]}.`
+    `Flow of the replay. Source: ${text("source")}. Producer: ${text("producer")}. Before the processors: ${text("replay")}. ` +
+    `Processors: ${text("processors")}. Before the sink: ${text("outcomes")}. Sink: ${text("sink")}. ` +
+    `MongoDB: ${text("target")}. Dead letters: ${contents.letters.lines[0]}.`
   );
 }
 
@@ -134,7 +134,7 @@ export function flowView() {
         body)),
   );
   const node = h("section", { class: "card", "aria-labelledby": "flow-title" },
-    h("div", { class: "card-head" }, h("h2", { id: "flow-title" }, "Flow"), h("p", { class: "card-note" }, "What has passed each stage, and what waits before it")),
+    h("div", { class: "card-head" }, h("h2", { id: "flow-title" }, "Flow"), h("p", { class: "card-note" }, "Rows that have passed each stage, and the lag before it")),
     picture, table);
   let texts, drawing, last;
 

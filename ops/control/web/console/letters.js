@@ -1,4 +1,4 @@
-// The account's dead letters: why, what to do, the payload when it is asked for, and the retry.
+// The account's dead letters: cause, remedy, the payload on request, and the retry.
 
 import { retryLetters } from "./actions.js";
 import { api } from "./api.js";
@@ -60,14 +60,14 @@ function payloadNode({ kind, bytes: size, fields, hex, why }) {
 
 export function lettersView(account, live) {
   const causes = h("select", { id: "letter-cause" });
-  const again = h("button", { type: "button", class: "button small" }, "Look again");
+  const refresh = h("button", { type: "button", class: "button small" }, "Refresh");
   const retryAll = h("button", { type: "button", class: "button small", hidden: true });
   const note = h("p", { class: "card-note", role: "status" });
   const list = h("ul", { class: "letters" });
   const place = h("div", {}, list);
   const more = h("button", { type: "button", class: "button small", hidden: true }, "Show more");
   const tools = h("div", { class: "letter-tools", hidden: true },
-    h("div", { class: "inline-field" }, h("label", { for: "letter-cause" }, "Cause"), causes), again, retryAll);
+    h("div", { class: "inline-field" }, h("label", { for: "letter-cause" }, "Cause"), causes), refresh, retryAll);
   const node = h("section", { class: "card", "aria-labelledby": "letters-title" },
     h("div", { class: "card-head" }, h("h2", { id: "letters-title" }, "Dead letters"), note), tools, place, more);
 
@@ -77,25 +77,25 @@ export function lettersView(account, live) {
   let mayRetry = { allowed: false, why_not: null };
   let generation = 0;
 
-  // `asked`: by who looks at the page, and is told what came of it; what loads by itself says nothing.
-  async function load(cursor = null, asked = false) {
+  // `requested`: by the user, to whom the result is announced; automatic loads are silent.
+  async function load(cursor = null, requested = false) {
     const mine = (generation += 1);
-    again.disabled = true;
+    refresh.disabled = true;
     try {
       const answer = await api.letters({ account, cause: causes.value, cursor, limit: PAGE });
       if (mine !== generation) return;
       page = answer;
       seen = topic;
       show(answer, cursor !== null);
-      if (asked) announce(`${count(answer.letters.length === 0 ? 0 : list.children.length, "dead letter")} listed`);
+      if (requested) announce(`${count(answer.letters.length === 0 ? 0 : list.children.length, "dead letter")} listed`);
     } catch (error) {
       if (mine !== generation) return;
       tools.hidden = false;
       place.replaceChildren(problem(error));
     } finally {
       if (mine === generation) {
-        again.disabled = false;
-        setText(again, "Look again");
+        refresh.disabled = false;
+        setText(refresh, "Refresh");
       }
     }
   }
@@ -106,7 +106,7 @@ export function lettersView(account, live) {
     if (all === 0) {
       setText(note, "");
       more.hidden = true;
-      place.replaceChildren(empty("No dead letters", "Every record could be understood and stored. One that cannot be comes here, with its cause and its payload."));
+      place.replaceChildren(empty("No dead letters", "Every record could be understood and stored. Failed records are listed here, with cause and payload."));
       return;
     }
     const chosen = causes.value;
@@ -146,16 +146,16 @@ export function lettersView(account, live) {
     const [label, toDo] = causeOf(letter.cause);
     const state = LETTER_STATE[letter.state] ?? { label: letter.state, tone: "quiet" };
     const payload = h("div", {});
-    const ask = h("button", { type: "button", class: "button small" }, "Show the payload");
-    ask.addEventListener("click", async () => {
-      ask.disabled = true;
+    const reveal = h("button", { type: "button", class: "button small" }, "Show the payload");
+    reveal.addEventListener("click", async () => {
+      reveal.disabled = true;
       try {
         const found = await api.letter(account, letter.offset);
         payload.replaceChildren(payloadNode(found.payload));
-        ask.remove();
+        reveal.remove();
       } catch (error) {
         payload.replaceChildren(problem(error));
-        ask.disabled = false;
+        reveal.disabled = false;
       }
     });
     const fact = (name, ...value) => h("div", {}, h("dt", {}, name), h("dd", {}, ...value));
@@ -177,13 +177,13 @@ export function lettersView(account, live) {
           fact("Read at", h("span", { class: "code" }, `${letter.source.topic} / ${letter.source.partition} @ ${letter.source.offset}`)),
           fact("Letter", h("span", { class: "code" }, `@ ${letter.offset}`)),
           letter.why ? fact("State", letter.why) : null),
-        h("div", { class: "letter-buttons" }, ask, retryOne,
-          h("p", { class: "hint" }, `The payload (${bytes(letter.payload_bytes)}) is personal data of the CRM; that you looked at it goes to the audit log.`)),
+        h("div", { class: "letter-buttons" }, reveal, retryOne,
+          h("p", { class: "hint" }, `The payload (${bytes(letter.payload_bytes)}) is personal data of the CRM; showing it is recorded in the audit log.`)),
         payload)));
   }
 
   causes.addEventListener("change", () => void load(null, true));
-  again.addEventListener("click", () => void load(null, true));
+  refresh.addEventListener("click", () => void load(null, true));
   more.addEventListener("click", () => void load(page?.next_cursor ?? null, true));
   retryAll.addEventListener("click", () => retry({ cause: causes.value || null, howMany: page?.states.waiting ?? 0 }));
 
@@ -197,13 +197,13 @@ export function lettersView(account, live) {
       if (page === null && before === undefined) {
         void load();
       } else if (topic !== seen && topic !== null) {
-        // What is open is not taken away from who reads it.
+        // An open letter is not removed while it is read.
         if (node.contains(document.activeElement) || list.querySelector("details[open]")) {
-          setText(again, topic > (seen ?? 0) ? `Look again (${number(topic - (seen ?? 0))} new)` : "Look again");
-        } else if (!again.disabled) void load();
+          setText(refresh, topic > (seen ?? 0) ? `Refresh (${number(topic - (seen ?? 0))} new)` : "Refresh");
+        } else if (!refresh.disabled) void load();
       }
     },
-    /** Load again: what a retry has resolved is not to be seen from the number of letters. */
+    /** Reload: the number of letters does not show what a retry has resolved. */
     reload: () => {
       if (!node.contains(document.activeElement) && !list.querySelector("details[open]")) void load();
     },

@@ -1,9 +1,9 @@
-// Live data: server-sent events, or polling where the server has no place for another listener; and how fresh it is.
+// Live data: server-sent events, or polling where the server accepts no more listeners; and the data's age.
 
 import { api } from "./api.js";
 import { serverNow } from "./format.js";
 
-const STALE_AFTER_MS = 10_000; // without a connection for so long, what is shown is called stale
+const STALE_AFTER_MS = 10_000; // without a connection for so long, the data are stale
 const BEATS_MISSED_MS = 40_000; // the server sends one every 15 s
 const POLL_EVERY_MS = 5_000;
 const AGAIN_FIRST_MS = 1_000;
@@ -14,7 +14,7 @@ const AGAIN_MOST_MS = 30_000;
  *
  * `onData(name, data)` gets `account` or `accounts` events; `onState({state, heardAt})` one of connecting, live,
  * polling, reconnecting, stale (with
- * a `message` where the server has said why), signed-out. Rests while the tab is in the back: a
+ * a `message` where the server has sent the reason), signed-out. Pauses while the tab is hidden: a
  * browser has few connections.
  */
 export class Live {
@@ -53,16 +53,16 @@ export class Live {
     this.#heardAt = null;
     this.#lostAt = null;
     this.#again = AGAIN_FIRST_MS;
-    this.#say("connecting");
+    this.#setState("connecting");
     this.#open();
   }
 
-  /** Ask now, once: after an action, what is shown need not wait for the next event. */
+  /** Poll once now: after an action, the page need not wait for the next event. */
   async refresh() {
     const generation = this.#generation;
     try {
       const data = this.#account === null ? await allAccounts() : await api.account(this.#account);
-      if (generation === this.#generation) this.#heard(this.#account === null ? "accounts" : "account", data);
+      if (generation === this.#generation) this.#received(this.#account === null ? "accounts" : "account", data);
       return true;
     } catch (error) {
       if (error.status === 401) this.#signedOut();
@@ -76,21 +76,21 @@ export class Live {
     const source = new EventSource(api.eventsUrl(this.#account));
     this.#source = source;
     this.#beatAt = null;
-    const hear = (event) => {
+    const receive = (event) => {
       this.#beatAt &&= Date.now();
       this.#again = AGAIN_FIRST_MS;
-      this.#heard(event.type, JSON.parse(event.data));
-      this.#say("live");
+      this.#received(event.type, JSON.parse(event.data));
+      this.#setState("live");
     };
-    source.addEventListener("account", hear);
-    source.addEventListener("accounts", hear);
+    source.addEventListener("account", receive);
+    source.addEventListener("accounts", receive);
     source.addEventListener("beat", () => {
       this.#beatAt = Date.now();
       this.#again = AGAIN_FIRST_MS;
     });
     source.addEventListener("open", () => {
       clearTimeout(this.#pollTimer);
-      if (this.#heardAt !== null) this.#say("live");
+      if (this.#heardAt !== null) this.#setState("live");
     });
     source.addEventListener("bye", () => this.#lost());
     source.addEventListener("trouble", (event) => {
@@ -115,7 +115,7 @@ export class Live {
     // Until now, or until the last beat, what is shown was true: only changes are sent.
     if (this.#state === "live") this.#heardAt = this.#beatAt === null ? serverNow() : serverNow() - (Date.now() - this.#beatAt);
     this.#lostAt ??= Date.now();
-    if (this.#state !== "polling" && this.#state !== "stale") this.#say("reconnecting");
+    if (this.#state !== "polling" && this.#state !== "stale") this.#setState("reconnecting");
   }
 
   // The server is there but cannot see what it should show.
@@ -137,15 +137,15 @@ export class Live {
         this.#again = AGAIN_MOST_MS; // it answers, it only has no place
         clearTimeout(this.#againTimer);
         this.#againTimer = setTimeout(() => this.#open(), AGAIN_MOST_MS);
-        this.#say("polling");
+        this.#setState("polling");
         this.#pollTimer = setTimeout(pollOn, POLL_EVERY_MS);
       }
     };
     const pollOn = async () => {
       if (generation !== this.#generation) return;
       const answered = await this.refresh();
-      if (generation !== this.#generation) return; // a connection was opened meanwhile: what is said is its own affair
-      if (answered) this.#say("polling");
+      if (generation !== this.#generation) return; // a connection was opened meanwhile and sets the state
+      if (answered) this.#setState("polling");
       else this.#lost();
       this.#pollTimer = setTimeout(pollOn, POLL_EVERY_MS);
     };
@@ -155,10 +155,10 @@ export class Live {
   #signedOut() {
     this.#close();
     this.#watching = false;
-    this.#say("signed-out");
+    this.#setState("signed-out");
   }
 
-  #heard(name, data) {
+  #received(name, data) {
     this.#heardAt = serverNow();
     this.#onData(name, data);
   }
@@ -167,13 +167,13 @@ export class Live {
     if (!this.#watching || document.hidden) return;
     if (this.#beatAt !== null && Date.now() - this.#beatAt > BEATS_MISSED_MS) {
       this.#lost();
-      this.#open(); // half open: the other side is gone and nobody said so
+      this.#open(); // half open: the other side has gone without closing
     }
     const lost = this.#lostAt !== null && Date.now() - this.#lostAt > STALE_AFTER_MS;
-    if (lost && this.#state !== "stale" && this.#state !== "live") this.#say("stale");
+    if (lost && this.#state !== "stale" && this.#state !== "live") this.#setState("stale");
   }
 
-  #say(state) {
+  #setState(state) {
     if (state === "live" || state === "polling") this.#lostAt = null;
     this.#state = state;
     this.#onState({ state, heardAt: this.#heardAt });

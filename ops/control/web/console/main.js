@@ -29,8 +29,8 @@ function showState({ state, heardAt, message }) {
   setText(connectionText, TEXT[state](since));
   staleBar.hidden = state !== "stale" && state !== "signed-out";
   if (state === "stale") {
-    const what = message ? `The server cannot see how things are: ${message.replace(/[.]?$/, ".")}` : "The server does not answer.";
-    const old = heardAt === null ? "See that the control plane, MongoDB and Kafka run" : `What you see is from ${since}`;
+    const what = message ? `The server cannot read the status: ${message.replace(/[.]?$/, ".")}` : "The server does not respond.";
+    const old = heardAt === null ? "Check that the control plane, MongoDB and Kafka are running" : `The data shown are from ${since}`;
     setText(staleBar, `${what} ${old}; this page tries again by itself.`);
   } else if (state === "signed-out") setText(staleBar, "You are signed out. Reload the page to sign in again.");
 }
@@ -68,7 +68,7 @@ async function whoAmI() {
     document.getElementById("who").title = `Version ${session.version}`;
   } catch (error) {
     if (error.status === 401) showState({ state: "signed-out", heardAt: null });
-    // Else the live data say so: they do not come either.
+    // Else the live data show it: they do not arrive either.
   }
 }
 
@@ -79,7 +79,7 @@ document.querySelector(".skip-link").addEventListener("click", (event) => {
 addEventListener("hashchange", route);
 addEventListener("unhandledrejection", (event) => {
   event.preventDefault();
-  main.prepend(h("div", { class: "notice notice-bad" }, icon("warn"), h("p", {}, "Something went wrong on this page. Reload it; nothing has happened on the server because of it.")));
+  main.prepend(h("div", { class: "notice notice-bad" }, icon("warn"), h("p", {}, "An error occurred on this page. Reload it; nothing has changed on the server.")));
 });
 keepAges();
 void whoAmI();

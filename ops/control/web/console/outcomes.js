@@ -20,7 +20,7 @@ export function binsOf(job) {
       id: `fail-${code}`, group: "Failed", label: causeOf(code)[0], note: causeOf(code)[1], code, value, tone: "bad",
     })),
     {
-      id: "left", group: "Left", label: "Not yet", note: "Not handled so far.",
+      id: "left", group: "Left", label: "Not yet", note: "Not processed yet.",
       value: Math.max(0, job.records_total - handled), tone: "left",
     },
   ].filter((bin) => bin.value > 0 || bin.id === "migrated");
@@ -40,7 +40,7 @@ export function outcomesView() {
         h("th", { scope: "col", class: "number" }, "Share"), h("th", { scope: "col", class: "bin-note" }, "Meaning"))),
       body));
   const node = h("section", { class: "card", "aria-labelledby": "outcomes-title" },
-    h("div", { class: "card-head" }, h("h2", { id: "outcomes-title" }, "Where the rows went"), note), bar, table, more, foreign);
+    h("div", { class: "card-head" }, h("h2", { id: "outcomes-title" }, "Rows by outcome"), note), bar, table, more, foreign);
 
   const update = whenChanged((job) => {
     const bins = binsOf(job);
@@ -60,9 +60,9 @@ export function outcomesView() {
       h("td", { class: "number" }, number(bin.value)),
       h("td", { class: "number" }, share(bin.value, total)),
       h("td", { class: "bin-note" }, bin.note))));
-    const said = alsoOf(job);
-    more.hidden = said === "";
-    setText(more, said);
+    const text = alsoOf(job);
+    more.hidden = text === "";
+    setText(more, text);
     foreign.hidden = job.records_foreign === 0;
     setText(foreign, `Beside these, ${count(job.records_foreign, "dead letter is", "dead letters are")} about no row of this account.`);
   });

@@ -22,7 +22,7 @@ export function tasksView() {
       return h("div", { class: "task" },
         h("p", { class: "task-line" }, h("strong", {}, TASK[task.kind] ?? words(task.kind)), " ",
           waits ? "waits for a runner" : typeof text === "string" ? text : "is running",
-          known ? `, ${number(done)} of ${number(total)}` : "", h("span", { class: "muted" }, ` · asked for by ${task.requested_by}`)),
+          known ? `, ${number(done)} of ${number(total)}` : "", h("span", { class: "muted" }, ` · requested by ${task.requested_by}`)),
         waits ? null : bar.node);
     });
     if (rollback) {
@@ -33,7 +33,7 @@ export function tasksView() {
         h("p", { class: "task-line" }, h("strong", {}, "Roll back"), ` has removed ${number(rollback.removed)}`,
           whole === null ? " documents" : ` of ${number(whole)} documents`, h("span", { class: "muted" }, ` · by ${rollback.by}`)),
         bar.node,
-        rollback.stalled ? h("p", { class: "hint" }, "Nobody has gone on with it for half a minute. Roll back again: it goes on where it ended.") : null));
+        rollback.stalled ? h("p", { class: "hint" }, "No progress for half a minute. Roll back again: it continues.") : null));
     }
     node.replaceChildren(h("h2", {}, "In the background"), ...lines);
   });
@@ -46,7 +46,7 @@ function whenAndWho(task) {
 
 function failedTask(task) {
   return h("div", { class: "notice notice-bad" }, icon("warn"),
-    h("div", {}, h("p", {}, task.error ?? "It ended without a result."), h("p", {}, "Put that right, then ask for it again.")));
+    h("div", {}, h("p", {}, task.error ?? "It ended without a result."), h("p", {}, "Fix the cause, then request it again.")));
 }
 
 /** The card of the last preflight. */
@@ -58,7 +58,7 @@ export function preflightView() {
   const update = whenChanged((task) => {
     if (!task) {
       head.replaceChildren(title());
-      body.replaceChildren(empty("Not run yet", "A preflight asks the source, the contacts, the user directory, Kafka and MongoDB whether a run would work, and says what to do."));
+      body.replaceChildren(empty("Not run yet", "A preflight checks source, contacts, user directory, Kafka and MongoDB before a run, and names the remedies."));
       return;
     }
     const checks = task.result?.checks ?? [];
@@ -101,7 +101,7 @@ export function verificationView() {
     if (!result) return void body.replaceChildren(failedTask(task));
     const rows = result.source_rows ?? result.rows;
     const facts = [
-      ["Source rows", rows], ["Documents expected", result.documents_expected], ["Documents there", result.documents], ["Equal", result.documents_equal],
+      ["Source rows", rows], ["Documents expected", result.documents_expected], ["Documents found", result.documents], ["Equal", result.documents_equal],
     ].filter(([, value]) => typeof value === "number");
     const found = Object.entries(FOUND).map(([kind, label]) => [label, result[kind] ?? result.found?.[kind] ?? 0]).filter(([, value]) => value > 0);
     const findings = result.findings ?? [];
@@ -113,8 +113,8 @@ export function verificationView() {
       facts.length ? h("dl", { class: "facts" }, facts.map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, number(value))))) : "",
       found.length || mismatches.length || unhandled.length ? h("ul", { class: "checks" },
         found.map(([label, value]) => h("li", { class: "check check-bad" }, icon("fail"), h("p", {}, `${label}: ${number(value)}`))),
-        mismatches.map((one) => h("li", { class: "check check-bad" }, icon("fail"), h("p", {}, `Counted wrong: ${one.name}. The job has ${number(one.job)}, its rows say ${number(one.truth)}.`))),
-        unhandled.map((one) => h("li", { class: "check check-bad" }, icon("fail"), h("p", {}, `Not all handled: ${one.group}, partition ${one.partition}, ${one.committed < 0 ? "nothing" : number(one.committed)} of ${number(one.end)} committed.`)))) : "",
+        mismatches.map((one) => h("li", { class: "check check-bad" }, icon("fail"), h("p", {}, `Counted wrong: ${one.name}. The job has ${number(one.job)}, its rows ${number(one.truth)}.`))),
+        unhandled.map((one) => h("li", { class: "check check-bad" }, icon("fail"), h("p", {}, `Not all processed: ${one.group}, partition ${one.partition}, ${one.committed < 0 ? "nothing" : number(one.committed)} of ${number(one.end)} committed.`)))) : "",
       findings.length ? h("details", { class: "more" },
         h("summary", {}, `The first ${count(Math.min(FINDINGS_SHOWN, findings.length), "finding")}`),
         scrolled("Findings", h("table", { class: "table" },
@@ -149,7 +149,7 @@ export function historyView() {
         h("td", { class: "number nowrap" }, percent(job.accuracy_pct, 2)),
         h("td", {}, job.triggered_by)))))));
   });
-  // Of a job in progress the row would be drawn anew each second; its numbers are at the top of the page.
+  // The row of a job in progress would be redrawn each second; its numbers are at the top of the page.
   const still = (job) => ({ ...job, updated_at: null, heartbeat_at: null, last_audit_id: null, progress_pct: null });
   return { node, update: ({ history }) => update(history.map(still)) };
 }

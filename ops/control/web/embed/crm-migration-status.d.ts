@@ -29,7 +29,7 @@ export const HIDDEN: MigrationState;
 /** Return the state that an answer of the server stands for; throws if it is no answer of ours. */
 export function stateOf(answer: unknown): MigrationState;
 
-/** Asks again and again, one question at a time; silent about errors; ends on `completed` and `not_started`. */
+/** Polls the status, one request at a time; silent about errors; stops on `completed` and `not_started`. */
 export class MigrationStatusPoller {
   constructor(options: PollerOptions, onChange: (state: MigrationState) => void);
   readonly state: MigrationState;

@@ -1,28 +1,28 @@
 /*
- * <crm-migration-status>: tells a customer that their CRM history is being imported, and how far it is.
+ * <crm-migration-status>: shows a customer that their CRM history is being imported, and the progress.
  *
  *   <script type="module" src="/assets/crm-migration-status.js"></script>
  *   <crm-migration-status></crm-migration-status>
  *
- * It shows itself only while the import is in progress. Whatever else happens (another status, no permission, a server
- * that is down, an answer it does not understand) it is not to be seen, and neither throws nor writes to the console:
- * the page it sits in does not depend on it. One file, no dependencies, no inline style; works under a strict CSP.
+ * It is visible only while the import is in progress. In any other case (another status, no permission, a server
+ * that is down, an answer it does not understand) it is hidden, and neither throws nor writes to the console:
+ * its page does not depend on it. One file, no dependencies, no inline style; works under a strict CSP.
  *
  * Attributes
- *   src           where to ask; default /v1/crm_migration/status
- *   interval-s    seconds between two questions; default 15
+ *   src           the URL to poll; default /v1/crm_migration/status
+ *   interval-s    seconds between two requests; default 15
  *   credentials   as fetch takes it: same-origin (default), include, omit
  *   theme         light, dark or auto (the system's); default: the page's own `color-scheme`
  *   label, detail, progress-label, announcement   the texts; `{percent}` in the last two stands for the number
  *   announce-step per cent between two announcements to a screen reader; default 25
  * Properties      tokenProvider: function that returns the session token or a promise of it (sent as a bearer token)
- * Methods         refresh(): ask now, also after it has stopped
+ * Methods         refresh(): poll now, also after it has stopped
  * Slots           icon, label, detail
  * Parts           banner, icon, text, label, detail, percent, track, bar
  * CSS             --crm-migration-background, -color, -muted-color, -border-color, -accent-color, -track-color, -radius,
  *                 -padding, -font
- * Event           crm-migration-change, detail {status, percent, visible}; also says when the import has ended
- * While it shows itself it has the attribute `active`.
+ * Event           crm-migration-change, detail {status, percent, visible}; also sent when the import has ended
+ * While it is visible it has the attribute `active`.
  */
 
 export const DEFAULT_URL = "/v1/crm_migration/status";
@@ -46,10 +46,10 @@ export function stateOf(answer) {
 }
 
 /**
- * Asks for the status again and again, one question at a time, and says when the state has changed.
+ * Polls the status, one request at a time, and calls back when the state has changed.
  *
- * Ends by itself on `completed` and `not_started`; rests while the page is hidden; gives a question up after one
- * interval. Any error is the state HIDDEN, and the next question is asked as if nothing had happened.
+ * Stops on `completed` and `not_started`; pauses while the page is hidden; aborts a request after one
+ * interval. Any error is the state HIDDEN, and polling continues.
  */
 export class MigrationStatusPoller {
   #options;
@@ -57,7 +57,7 @@ export class MigrationStatusPoller {
   #state = HIDDEN;
   #running = false;
   #timer;
-  #request = null; // AbortController of the question under way
+  #request = null; // AbortController of the pending request
   #askedAt = -Infinity;
   #lookedAt = () => this.#visibilityChanged();
 
@@ -75,7 +75,7 @@ export class MigrationStatusPoller {
     return this.#running;
   }
 
-  /** Ask now, and go on asking. */
+  /** Poll now, and continue to poll. */
   start() {
     this.stop();
     this.#running = true;
@@ -84,7 +84,7 @@ export class MigrationStatusPoller {
     this.#plan();
   }
 
-  /** Ask no more, and forget the question under way; the state stays as it is. */
+  /** Stop polling, and abort the pending request; the state stays as it is. */
   stop() {
     this.#running = false;
     document.removeEventListener("visibilitychange", this.#lookedAt);
@@ -97,8 +97,8 @@ export class MigrationStatusPoller {
     clearTimeout(this.#timer);
     if (!this.#running || this.#request || document.hidden) return;
     const wait = this.#askedAt + this.#intervalMs() - performance.now();
-    if (wait > 0) this.#timer = setTimeout(() => this.#ask(), wait);
-    else this.#ask();
+    if (wait > 0) this.#timer = setTimeout(() => this.#poll(), wait);
+    else this.#poll();
   }
 
   #visibilityChanged() {
@@ -111,7 +111,7 @@ export class MigrationStatusPoller {
     return 1000 * (Number.isFinite(seconds) && seconds >= INTERVAL_MIN_S ? seconds : DEFAULT_INTERVAL_S);
   }
 
-  async #ask() {
+  async #poll() {
     const request = new AbortController();
     this.#request = request;
     this.#askedAt = performance.now();
@@ -123,7 +123,7 @@ export class MigrationStatusPoller {
       // Silent by contract: the banner is an extra, its page is not.
     }
     clearTimeout(givenUp);
-    if (this.#request !== request) return; // stopped, or started anew, meanwhile: this answer is nobody's
+    if (this.#request !== request) return; // stopped, or restarted, meanwhile: this answer is obsolete
     this.#request = null;
     if (LAST_WORDS.has(state.status)) this.stop();
     this.#set(state);
@@ -310,7 +310,7 @@ export class CrmMigrationStatus extends Base {
     return this.#poller.state;
   }
 
-  /** Ask now, also after the polling has ended. */
+  /** Poll now, also after the polling has ended. */
   refresh() {
     if (this.isConnected) this.#poller.start();
   }
@@ -346,7 +346,7 @@ export class CrmMigrationStatus extends Base {
     const label = make("slot", { name: "label" });
     const detail = make("slot", { name: "detail" });
     const icon = make("slot", { name: "icon" }, makeIcon());
-    // What changes at every poll is not live; a screen reader hears `spoken`, which changes once in a step.
+    // What changes at every poll is not live; a screen reader reads `spoken`, which changes once in a step.
     const percent = make("span", { part: "percent", "aria-live": "off" });
     const bar = make("div", { part: "bar" });
     const spoken = make("span", { class: "spoken" });
@@ -376,7 +376,7 @@ export class CrmMigrationStatus extends Base {
       for (const part of [label, detail, percent, spoken]) part.textContent = "";
       return;
     }
-    const whole = Math.floor(state.percent); // 100 % is not said before it is
+    const whole = Math.floor(state.percent); // 100 % is not shown before it is reached
     const shown = this.#percentText(whole);
     put(label, this.#text("label"));
     put(detail, this.#text("detail"));
@@ -402,7 +402,7 @@ export class CrmMigrationStatus extends Base {
   }
 }
 
-/** Set a text only if it is another one: what is set anew is read aloud anew. */
+/** Set a text only if it differs: a text that is set is read aloud again. */
 function put(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }

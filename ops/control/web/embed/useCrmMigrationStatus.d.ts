@@ -20,9 +20,9 @@ export interface CrmMigrationStatusRefs {
   /** 0 to 100; null unless the import is in progress. */
   percent: ComputedRef<number | null>;
   status: ComputedRef<MigrationStatus | null>;
-  /** Ask now, also after the polling has ended. */
+  /** Poll now, also after the polling has ended. */
   refresh: () => void;
-  /** Ask no more. */
+  /** Stop polling. */
   stop: () => void;
 }
 

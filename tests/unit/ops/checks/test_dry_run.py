@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.checks.dry_run.model import Examples, Report, Tally, estimate_of, masked, masked_document, stretches
+from ops.checks.dry_run.model import Examples, Report, Tally, estimate_of, id_ranges, masked, masked_document
 from ops.checks.estimates import Rate
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -27,7 +27,7 @@ def test_a_sample_covers_all_ids_without_overlap_and_takes_as_many_rows_as_asked
     low: int, width: int, spread: list[int], rows: int, places: int
 ) -> None:
     top = low + width
-    found = stretches(low, top, spread, rows, places)
+    found = id_ranges(low, top, spread, rows, places)
     if rows == 0 or width == 0:
         assert found == []
         return
@@ -39,9 +39,9 @@ def test_a_sample_covers_all_ids_without_overlap_and_takes_as_many_rows_as_asked
 
 def test_a_sample_follows_the_spread_of_the_rows_where_that_is_known() -> None:
     spread = [1_000_000 + n for n in range(100)]
-    found = stretches(0, 10_000_000, spread, 100, 10)
+    found = id_ranges(0, 10_000_000, spread, 100, 10)
     assert [end for _, end, _ in found[:3]] == [1_000_010, 1_000_020, 1_000_030]
-    assert [end for _, end, _ in stretches(0, 100, [], 10, 4)] == [25, 50, 75, 100]
+    assert [end for _, end, _ in id_ranges(0, 100, [], 10, 4)] == [25, 50, 75, 100]
 
 
 def personal() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The story of a row: bounds, persons, the rule that decided, the end in one phrase."""
+"""The lineage of a row: bounds, persons, the rule that decided, the end in one phrase."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from bson import ObjectId
 
-from ops.checks.explain.story import Row, Story, candidates, out_of_scope, run_of, steps, told, verdict
+from ops.checks.explain.lineage import Lineage, Row, candidates, out_of_scope, run_of, steps, text_lines, verdict
 from ops.checks.verify.expected import expected_of
 from ops.kafka.rows import murmur2, partition_of
 from processors.encoding.transform import Transformer
@@ -167,8 +167,8 @@ SKIPPED = {"what": "skipped", "reason": "contact_not_found"}
 FAILED = {"what": "dead letter", "reason": "write_refused"}
 
 
-def story(**facts: object) -> Story:
-    return Story(ACCOUNT, 7, dict(facts))
+def lineage(**facts: object) -> Lineage:
+    return Lineage(ACCOUNT, 7, dict(facts))
 
 
 @pytest.mark.parametrize(
@@ -182,32 +182,32 @@ def story(**facts: object) -> Story:
         ({"document": {"found": True, "of_replay": False}}, "the live feed has written its document"),
         ({"document": {"found": False}, "outcome": {"records": [LOG, SKIPPED]}}, "skipped: contact_not_found"),
         ({"document": {"found": False}, "outcome": {"records": [LOG]}}, "there is no document"),
-        ({"outcome": {"records": [LOG]}}, "whether it was written could not be looked at"),
+        ({"outcome": {"records": [LOG]}}, "whether it was written could not be checked"),
         (
             {"dead_letters": {"letters": [{"cause": "write_refused", "offset": 4}]}},
             "write_refused (dead letter at offset 4)",
         ),
         ({"document": {"found": False}, "outcome": {"records": [FAILED]}}, "failed: write_refused"),
         ({"source": {"out_of_scope": ["it is new"]}}, "not replayed: it is new"),
-        ({"published": {"records": [{}]}, "outcome": {"records": []}}, "on its way, or lost"),
+        ({"published": {"records": [{}]}, "outcome": {"records": []}}, "in transit, or lost"),
         ({"job": None}, "the account has no job"),
         ({"job": {}, "decision": {"result": "a document"}}, "it would be a document now; where it is"),
-        ({}, "too little could be looked at"),
+        ({}, "too few servers could be queried"),
     ],
 )
-def test_the_end_of_the_story(facts, says):
-    assert says in verdict(story(**facts))
+def test_the_outcome_in_one_phrase(facts, says):
+    assert says in verdict(lineage(**facts))
 
 
-def test_a_part_that_could_not_be_looked_at_is_told_in_its_place():
-    found = story()
-    found.tell("source", {"exists": True}, "one", "two")
+def test_an_unavailable_part_is_shown_in_its_place():
+    found = lineage()
+    found.add("source", {"exists": True}, "one", "two")
     found.not_looked_at["published"] = "Kafka is down"
-    lines = list(told(found))
+    lines = list(text_lines(found))
     assert [line.split() for line in lines] == [
         ["source", "one"],
         ["two"],
-        ["published", "could", "not", "be", "looked", "at:", "Kafka", "is", "down"],
+        ["published", "unavailable:", "Kafka", "is", "down"],
     ]
     shown = found.as_dict()
     assert shown["not_looked_at"] == {"published": "Kafka is down"}

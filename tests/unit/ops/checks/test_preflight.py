@@ -241,7 +241,7 @@ def test_a_server_that_hangs_costs_its_own_checks_and_no_others() -> None:
         ("other", Verdict.OK),
     ]
     assert "has not answered within 0 s" in checks[1].found
-    assert checks[2].found.startswith("not looked at: A has not answered")
+    assert checks[2].found.startswith("not checked: A has not answered")
 
 
 def test_what_raises_is_a_failed_check_and_only_an_outage_ends_its_lane() -> None:
@@ -261,7 +261,7 @@ def test_what_raises_is_a_failed_check_and_only_an_outage_ends_its_lane() -> Non
     assert [check.verdict for check in checks] == [Verdict.FAIL] * 4
     assert (checks[0].found, checks[0].to_do) == ("no table", "make it")
     assert checks[1].found == "ZeroDivisionError: x"
-    assert checks[3].found == "not looked at: A is away"
+    assert checks[3].found == "not checked: A is away"
 
 
 def test_without_an_essential_check_the_rest_of_its_lane_is_not_asked() -> None:

@@ -97,7 +97,7 @@ def test_a_forecast_goes_by_the_last_days_and_says_so() -> None:
     assert found.basis == "1,400 rows in the last 14 days, idle ones included"
     idle = [Day(day.day, 100, 10_000) for day in days]
     assert forecast(idle, 1_000, NOW).day is None
-    assert forecast([], 5, NOW).basis == "no run has ended yet, so there is no pace to go by"
+    assert forecast([], 5, NOW).basis == "no run has ended yet, so the pace is unknown"
     assert forecast(days, 0, NOW).day == NOW.date()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from ops.checks.verify import topics
-from ops.checks.verify.topics import Tracer, dead_letters, unhandled
+from ops.checks.verify.topics import RowLookup, dead_letters, unhandled
 from ops.kafka.topics import Read, Span
 from schemas.codec import Codec
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, OutcomeBatch, Record, SkippedRecord, SnapshotMarker
@@ -94,7 +94,7 @@ def test_a_row_is_followed_to_where_it_was_lost(kafka) -> None:
         b"junk",
         SkippedRecord(300, 0, 3, RUN, "contact_not_found"),
     )
-    told = Tracer({}, Job(), Codec(), whole_topic=False).trace([1, 2, 5, 300], lambda _: None)  # type: ignore[arg-type]
+    told = RowLookup({}, Job(), Codec(), whole_topic=False).find([1, 2, 5, 300], lambda _: None)  # type: ignore[arg-type]
     assert told == {
         1: "published at partition 0, offset 1; outcome at partition 0, offset 0, no document: it was removed, or its"
         " offset was committed before it was written",
@@ -102,14 +102,14 @@ def test_a_row_is_followed_to_where_it_was_lost(kafka) -> None:
         5: "never published: the cursor passed it",
         300: "published at partition 0, offset 3; outcome at partition 0, offset 2: skipped as contact_not_found",
     }
-    assert Tracer({}, Job(), Codec(), whole_topic=False).trace([], print) == {}  # type: ignore[arg-type]
+    assert RowLookup({}, Job(), Codec(), whole_topic=False).find([], print) == {}  # type: ignore[arg-type]
 
 
 def test_a_topic_that_has_let_records_go_proves_nothing(kafka) -> None:
     kafka.put(NAMES.replay, 0, MARKER, event(1))
     kafka.low[NAMES.replay, 0] = 1
-    told = Tracer({}, Job(), Codec(), whole_topic=False).trace([9], lambda _: None)  # type: ignore[arg-type]
-    assert "cannot be told" in told[9]
+    told = RowLookup({}, Job(), Codec(), whole_topic=False).find([9], lambda _: None)  # type: ignore[arg-type]
+    assert "the place of the loss is unknown" in told[9]
 
 
 def test_a_group_must_have_committed_every_row_but_not_the_markers_behind_them(kafka) -> None:

@@ -53,10 +53,10 @@ def test_a_wrong_call_says_what_is_wrong_and_is_exit_code_2(capsys, words, says)
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (KafkaException(KafkaError(KafkaError.NOT_COORDINATOR)), "Kafka failed while the command was at work ("),
-        (KafkaException(), "Kafka failed while the command was at work (KafkaException)"),
-        (pymongo.errors.BulkWriteError({"writeErrors": [{"op": "Budi"}]}), "MongoDB failed while the command was at"),
-        (psycopg.errors.AdminShutdown("terminating: Budi"), "PostgreSQL failed while the command was at work ("),
+        (KafkaException(KafkaError(KafkaError.NOT_COORDINATOR)), "Kafka failed during the command ("),
+        (KafkaException(), "Kafka failed during the command (KafkaException)"),
+        (pymongo.errors.BulkWriteError({"writeErrors": [{"op": "Budi"}]}), "MongoDB failed during the command"),
+        (psycopg.errors.AdminShutdown("terminating: Budi"), "PostgreSQL failed during the command ("),
     ],
 )
 def test_a_server_that_fails_in_the_middle_is_one_line_without_what_it_quotes(monkeypatch, capsys, error, says):

@@ -20,7 +20,7 @@ from ops.control.envelope import ApiError, error_body, request_id_of
 from ops.control.events import digest_of, part_of
 from ops.control.pace import PaceKeeper
 from ops.control.rate_limit import FailureLimit
-from ops.control.settings import load_settings
+from ops.control.settings import ControlSettings
 from schemas.errors import BadInputError
 
 CREDENTIALS = "a-user:a-long-password"
@@ -180,7 +180,7 @@ TOKENS = {"jwt_issuer": "i", "jwt_audience": "a"}
 )
 def test_settings_that_would_let_nobody_in_or_anybody_are_refused(given_: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInputError, match=said):
-        load_settings(**{"basic_credentials": CREDENTIALS, **given_})
+        ControlSettings.load(**{"basic_credentials": CREDENTIALS, **given_})
 
 
 def test_secrets_come_from_files_too_and_are_not_shown(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_secrets_come_from_files_too_and_are_not_shown(tmp_path: Any, monkeypatc
     path.write_text("a-user:a-long-password\na-user:the-password-before\n")
     monkeypatch.delenv("CRM_CONTROL_BASIC_CREDENTIALS", raising=False)
     monkeypatch.setenv("CRM_CONTROL_BASIC_CREDENTIALS_FILE", str(path))
-    settings = load_settings()
+    settings = ControlSettings.load()
     assert settings.credentials() == (("a-user", "a-long-password"), ("a-user", "the-password-before"))
     assert "password" not in repr(settings.basic_credentials)
     assert not settings.tokens_configured

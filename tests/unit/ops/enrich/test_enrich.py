@@ -105,7 +105,7 @@ def test_what_a_job_says_of_its_enrichment_in_words() -> None:
     assert done is not None
     assert (done.state, done.association_rows, done.patched) == (EnrichmentState.DONE, 1209, 1200)
     assert in_words(done, "a") == (
-        "association logs: 1,200 enriched, 3 complete already, 2 ambiguous; 5 name a record that is gone"
+        "association logs: 1,200 enriched, 3 complete already, 2 ambiguous; 5 name a deleted record"
     )
     pending = view_of({"state": "pending", **counted, "error": "PostgreSQL is away: start it"})
     assert in_words(pending, "a") == (

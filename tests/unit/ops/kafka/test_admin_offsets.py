@@ -17,7 +17,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, *codes: int) -> list[int]:
             raise KafkaException(KafkaError(codes[len(attempts) - 1]))
 
     monkeypatch.setattr(kafka_admin, "_commit_once", commit_once)
-    monkeypatch.setattr(kafka_admin.time, "sleep", lambda _s: None)
+    monkeypatch.setattr(kafka_admin, "EMPTY_GROUP_POLL_S", 0.0)
     return attempts
 
 
@@ -56,7 +56,7 @@ def test_who_asks_waits_for_a_coordinator_too_but_not_for_ever(monkeypatch: pyte
         return [7, -1001]
 
     monkeypatch.setattr(kafka_admin, "_committed_once", committed_once)
-    monkeypatch.setattr(kafka_admin.time, "sleep", lambda _s: None)
+    monkeypatch.setattr(kafka_admin, "COORDINATOR_POLL_S", 0.0)
     assert kafka_admin.committed_offsets({}, "group", "topic", 2) == [7, -1001]
 
     codes.append(KafkaError.GROUP_AUTHORIZATION_FAILED)

@@ -49,7 +49,7 @@ def test_options_win_over_the_environment_and_nonsense_is_named(monkeypatch: pyt
     assert ServiceSettings.load(kafka_port=9192).port(Service.KAFKA) == 9192
     assert ServiceSettings.load(kafka_port=None).port(Service.KAFKA) == 9092
     monkeypatch.setenv("CRM_REPLAY_KAFKA_PORT", "99999")
-    with pytest.raises(BadInputError, match=r"^CRM_REPLAY_KAFKA_PORT=99999 is not usable: .*65535$"):
+    with pytest.raises(BadInputError, match=r"^CRM_REPLAY_KAFKA_PORT: .* 65535: correct it"):
         ServiceSettings.load()
 
 

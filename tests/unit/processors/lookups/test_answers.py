@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pytest
 
 from processors.lookups import answers
-from processors.lookups.answers import TableLookups
+from processors.lookups.answers import DecodedRows, TableLookups, decoded, of_account
 from processors.lookups.tables import TableRows
 from schemas.codec import Codec
 from schemas.errors import UnreadableTopicError
@@ -41,7 +41,7 @@ class FakeDirectory:
 
 
 def test_records_are_found_by_their_keys() -> None:
-    found = TableLookups(tables(), CODEC, ACCOUNT)
+    found = TableLookups(decoded(tables(), CODEC, ACCOUNT))
     assert found.contact("2") == contact(2)
     assert found.user(2) == User(2, "b@example.com", "Bob", True)
     assert found.referent("Crm::Deal", 7) == Referent("Crm::Deal", 7, "Renewal")
@@ -52,26 +52,28 @@ def test_records_are_found_by_their_keys() -> None:
 def test_a_contact_of_another_account_is_never_found() -> None:
     rows = tables()
     rows["contacts"][b"1"] = CODEC.encode(contact(1, company_sso_id="account-2"))
-    found = TableLookups(rows, CODEC, ACCOUNT)
-    assert found.contact("1") is None
-    assert found.contact("1") is None
-    assert found.rejects == 1
+    contacts = decoded(rows, CODEC, ACCOUNT)["contacts"]
+    assert contacts.get(b"1") is None
+    assert contacts.get(b"1") is None
+    assert contacts.rejects == 1
+    assert b"1" not in contacts
+    assert dict(contacts) == {b"2": contact(2), b"3": contact(3)}
 
 
 def test_an_undecodable_row_is_no_row_that_is_absent() -> None:
     rows = tables()
     rows["users"][b"1"] = b"garbage"
     rows["contacts"][b"1"] = rows["referents"][b"Crm::Deal:7"]
-    found = TableLookups(rows, CODEC, ACCOUNT)
+    found = TableLookups(decoded(rows, CODEC, ACCOUNT))
     with pytest.raises(UnreadableTopicError, match=r"User with the key 1 .*publishes the references again"):
         found.user(1)
-    with pytest.raises(UnreadableTopicError, match="a Referent stands where a Contact belongs"):
+    with pytest.raises(UnreadableTopicError, match="found a Referent instead of a Contact"):
         found.contact("1")
 
 
 def test_an_update_is_seen_at_once_and_so_is_a_removal() -> None:
     rows = tables()
-    found = TableLookups(rows, CODEC, ACCOUNT)
+    found = TableLookups(decoded(rows, CODEC, ACCOUNT))
     assert found.contact("1") == contact(1)
     rows["contacts"][b"1"] = CODEC.encode(contact(1, customer_id="merged"))
     assert found.contact("1") == contact(1, customer_id="merged")
@@ -83,14 +85,14 @@ def test_what_is_kept_decoded_is_bounded() -> None:
     count = answers.DECODED_MAX + 10
     rows = tables()
     rows["contacts"] = {str(n).encode(): CODEC.encode(contact(n)) for n in range(count)}
-    found = TableLookups(rows, CODEC, ACCOUNT)
-    assert all(found.contact(str(n)) == contact(n) for n in range(count))
-    assert len(found._contacts._decoded) <= answers.DECODED_MAX
+    contacts = DecodedRows(rows["contacts"], CODEC, Contact, of_account(ACCOUNT))
+    assert all(contacts.get(b"%d" % n) == contact(n) for n in range(count))
+    assert len(contacts._decoded) <= answers.DECODED_MAX
 
 
 def test_the_directory_is_asked_about_active_users_with_an_email() -> None:
     directory = FakeDirectory()
-    found = TableLookups(tables(), CODEC, ACCOUNT, directory)
+    found = TableLookups(decoded(tables(), CODEC, ACCOUNT), directory)
     asyncio.run(found.prefetch_users({1, 2, 3, 99}))
     assert directory.asked == [["a@example.com"]]
     assert found.sso_id("a@example.com") == "sso-a@example.com"
@@ -98,6 +100,6 @@ def test_the_directory_is_asked_about_active_users_with_an_email() -> None:
 
 
 def test_without_a_directory_nobody_has_an_sso_id() -> None:
-    found = TableLookups(tables(), CODEC, ACCOUNT)
+    found = TableLookups(decoded(tables(), CODEC, ACCOUNT))
     asyncio.run(found.prefetch_users({1}))
     assert found.sso_id("a@example.com") is None

@@ -1,5 +1,9 @@
 """The live feed's sink as far as it decides with values: `_id`s, bins by account, counts that repeats do not move."""
 
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
 import bson
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +16,8 @@ from sink.counting import PartitionProgress
 from sink.documents import is_whole
 from sink.feed.alarm import Alarm
 from sink.feed.decoding import LiveDecoder, account_in, with_id
-from sink.feed.progress import advance
+from sink.feed.progress import advance, totals_by_account
+from sink.progress import RunTotals, to_fields
 from sink.records import Bin, Decided, Taken
 
 CODEC = Codec()
@@ -145,3 +150,22 @@ def test_the_alarm_names_accounts_of_which_too_much_fails_and_no_others() -> Non
     assert alarm.due(60.0) == [("poisoned", 10, 90)]
     assert alarm.due(120.0) == []  # a minute without failures
     assert alarm.sounded == 1
+
+
+def test_the_counts_of_an_account_are_summed_over_its_partitions_and_runs() -> None:
+    parts = [
+        ("acme", PartitionProgress(migrated=2, skipped={"a": 1}, failed={"x": 1}, actors_fell_back=1), 5),
+        ("acme", PartitionProgress(migrated=1, skipped={"a": 2, "b": 1}), 9),
+        ("umbrella", PartitionProgress(foreign={"y": 3}), 7),
+    ]
+    stored = [
+        {**to_fields(progress), "company_sso_id": account, "updated_at": datetime(2026, 1, day, tzinfo=UTC)}
+        for account, progress, day in parts
+    ]
+    collection: Any = SimpleNamespace(find=lambda _query: stored)
+    assert totals_by_account(collection, "feed") == {
+        "acme": RunTotals(
+            3, {"a": 3, "b": 1}, {"x": 1}, {}, updated_at=datetime(2026, 1, 9, tzinfo=UTC), actors_fell_back=1
+        ),
+        "umbrella": RunTotals(0, {}, {}, {"y": 3}, updated_at=datetime(2026, 1, 7, tzinfo=UTC)),
+    }

@@ -1,4 +1,4 @@
-"""Pure: the story of one source row, the rules that decided about it, and its end in one phrase."""
+"""Pure: the lineage of one source row, the rules that decided it, and its outcome in one phrase."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +23,8 @@ PARTS = ("source", "key", "published", "decision", "outcome", "document", "dead 
 
 
 @dataclass(slots=True)
-class Story:
-    """What is known of a row, part by part; `facts` is the answer in JSON, `lines` the same for people."""
+class Lineage:
+    """The known facts of a row, part by part; `facts` for JSON, `lines` as text."""
 
     company_sso_id: str
     audit_id: int
@@ -33,13 +33,13 @@ class Story:
     not_looked_at: dict[str, str] = field(default_factory=dict)  # part -> why
     looked_at: set[str] = field(default_factory=set)  # servers that answered
 
-    def tell(self, part: str, facts: Any, *lines: str) -> None:
-        """Add what a part says."""
+    def add(self, part: str, facts: Any, *lines: str) -> None:
+        """Add the facts and text lines of a part."""
         self.facts[part.replace(" ", "_")] = facts
         self.lines.setdefault(part, []).extend(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the story as JSON takes it."""
+        """Return the lineage for JSON."""
         return {
             "company_sso_id": self.company_sso_id,
             "audit_id": self.audit_id,
@@ -51,7 +51,7 @@ class Story:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the source, as far as it may be looked at."""
+    """A row of the source, as far as it may be read."""
 
     exists: bool
     auditable_type: str = ""
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One rule's answer, told. The first that is no `pass` decides."""
+    """One rule's answer as text. The first other than `pass` decides."""
 
     rule: str
     verdict: str  # pass, skip or refuse
@@ -78,7 +78,7 @@ class Bounds(Protocol):
 
     @property
     def reads_from(self) -> datetime:
-        """Return the time before which rows are left out; EARLIEST: none is."""
+        """Return the time before which rows are left out; EARLIEST: none are."""
 
     @property
     def top_audit_id(self) -> int:
@@ -106,7 +106,7 @@ def out_of_scope(row: Row, audit_id: int, mapping: SourceMapping, job: Bounds | 
 
 
 def candidates(event: AuditEvent, mapping: SourceMapping) -> list[dict[str, str]]:
-    """Return the row's CRM person ids in the order in which they are tried, each with the first place it stands at."""
+    """Return the row's CRM person ids in the order in which they are tried, each with the first place that names it."""
     columns = read(event.audited_changes, event.changes_are_json)
     values = columns.values if isinstance(columns, Columns) else {}
     found = placed_candidates(event, mapping.person, values)
@@ -127,46 +127,46 @@ def steps(event: AuditEvent, mapping: SourceMapping, account: str, lookups: Look
         raise
     except Exception:
         log.debug("a rule raised", exc_info=True)
-    told = [Step(answer.rule, "pass", *_TOLD.get(answer.rule, _plain)(event, answer.facts)) for answer in trail]
+    taken = [Step(answer.rule, "pass", *_TEXTS.get(answer.rule, _plain)(event, answer.facts)) for answer in trail]
     if isinstance(result, Skip):
-        values = {"reason": result.reason.value, **told[-1].values}
-        told[-1] = replace(told[-1], verdict="skip", values=values)
+        values = {"reason": result.reason.value, **taken[-1].values}
+        taken[-1] = replace(taken[-1], verdict="skip", values=values)
     elif isinstance(result, Refused):
-        text = told[-1].text if told[-1].rule in _TOLD else result.detail
-        values = {"cause": result.cause.value, **told[-1].values}
-        told[-1] = replace(told[-1], verdict="refuse", text=text, values=values)
-    return told
+        text = taken[-1].text if taken[-1].rule in _TEXTS else result.detail
+        values = {"cause": result.cause.value, **taken[-1].values}
+        taken[-1] = replace(taken[-1], verdict="refuse", text=text, values=values)
+    return taken
 
 
-_Told = tuple[str, dict[str, Any]]  # a step's text and values
+_Text = tuple[str, dict[str, Any]]  # a step's text and values
 
 
-def _scope(event: AuditEvent, facts: Mapping[str, Any]) -> _Told:
+def _scope(event: AuditEvent, facts: Mapping[str, Any]) -> _Text:
     what, rule = f"{event.auditable_type} {event.action}", facts["rule"]
     return (f"no category for {what}" if rule is None else f"{what} is {rule.category}/{rule.action}"), {}
 
 
-def _contact(_: AuditEvent, facts: Mapping[str, Any]) -> _Told:
-    said = ", ".join(
+def _contact(_: AuditEvent, facts: Mapping[str, Any]) -> _Text:
+    summary = ", ".join(
         f"person {each['person_id']} ({each['from']}) is "
         f"{'customer ' + str(each['customer_id']) if each['customer_id'] else 'no contact of this account'}"
         for each in facts["tried"]
     )
-    return said or "the row names no person", dict(facts)
+    return summary or "the row names no person", dict(facts)
 
 
-def _watermark(_: AuditEvent, facts: Mapping[str, Any]) -> _Told:
+def _watermark(_: AuditEvent, facts: Mapping[str, Any]) -> _Text:
     created, synced = moment(facts["created_at"]).isoformat(), moment(facts["synced_at"]).isoformat()
     is_before = skip_reason(facts["created_at"], facts["synced_at"], live=False) is None
-    said = (
+    summary = (
         f"before the contact ({synced}): the replay owns it"
         if is_before
         else f"not before the contact ({synced}): the live feed owns it"
     )
-    return f"created {created}, {said}", {"created_at": created, "contact_created_at": synced}
+    return f"created {created}, {summary}", {"created_at": created, "contact_created_at": synced}
 
 
-def _changes(_: AuditEvent, facts: Mapping[str, Any]) -> _Told:
+def _changes(_: AuditEvent, facts: Mapping[str, Any]) -> _Text:
     columns: Columns | Unreadable = facts["columns"]
     if isinstance(columns, Unreadable):
         return f"audited_changes is unreadable: {columns.why}", {}
@@ -175,22 +175,22 @@ def _changes(_: AuditEvent, facts: Mapping[str, Any]) -> _Told:
     return f"{len(names)} columns{refused}", {"columns": names, "refused_values": columns.refused}
 
 
-def _status(_: AuditEvent, facts: Mapping[str, Any]) -> _Told:
+def _status(_: AuditEvent, facts: Mapping[str, Any]) -> _Text:
     rule, action = facts["rule"], facts["action"]
     if rule.status_ids is None:
-        text = f"{rule.status_column} was changed, and the mapping has no id set that says what that means"
+        text = f"{rule.status_column} was changed, and the mapping has no id set for it"
     else:
         meaning = "one of" if action == rule.status_action else "none of"
         text = f"{rule.status_column} was changed to {meaning} the ids that mean {rule.status_action}"
     return f"{text}: {rule.category}/{action}", {}
 
 
-def _plain(_: AuditEvent, facts: Mapping[str, Any]) -> _Told:
-    """Tell what a rule without a sentence of its own has looked at."""
+def _plain(_: AuditEvent, facts: Mapping[str, Any]) -> _Text:
+    """Return the facts of a rule without a text of its own."""
     return ", ".join(f"{name} {value}" for name, value in facts.items()), dict(facts)
 
 
-_TOLD: dict[str, Callable[[AuditEvent, Mapping[str, Any]], _Told]] = {
+_TEXTS: dict[str, Callable[[AuditEvent, Mapping[str, Any]], _Text]] = {
     "scope": _scope,
     "contact": _contact,
     "watermark": _watermark,
@@ -199,9 +199,9 @@ _TOLD: dict[str, Callable[[AuditEvent, Mapping[str, Any]], _Told]] = {
 }
 
 
-def verdict(story: Story) -> str:
-    """Return the end of the story in one phrase."""
-    facts = story.facts
+def verdict(lineage: Lineage) -> str:
+    """Return the row's outcome in one phrase."""
+    facts = lineage.facts
     document, decision = facts.get("document") or {}, facts.get("decision") or {}
     outcome = (facts.get("outcome") or {}).get("records") or []
     letters = facts.get("dead_letters") or {}
@@ -226,16 +226,16 @@ def verdict(story: Story) -> str:
         return f"not replayed: {'; '.join(source['out_of_scope'])}"
     if outcome and outcome[-1]["what"] == "activity log":
         if "document" not in facts:
-            return "an activity log was made of it; whether it was written could not be looked at"
-        return "an activity log was made of it, and there is no document: not written yet, removed, or lost"
+            return "it became an activity log; whether it was written could not be checked"
+        return "it became an activity log, but there is no document: not written yet, removed, or lost"
     if published.get("records"):
-        return "on its way, or lost: it is published and has no outcome"
+        return "in transit, or lost: it is published and has no outcome"
     if facts.get("job") is None and "job" in facts:
         return "not replayed: the account has no job"
     if decision.get("result"):
-        missing = "" if "published" in facts else "; where it is now could not be looked at"
+        missing = "" if "published" in facts else "; where it is now could not be checked"
         return f"it would be {decision['result']} now{missing}"
-    return "unknown: too little could be looked at"
+    return "unknown: too few servers could be queried"
 
 
 def run_of(document_id: Any, audit_id: int) -> int | None:
@@ -246,13 +246,13 @@ def run_of(document_id: Any, audit_id: int) -> int | None:
     return run_in(binary)
 
 
-def told(story: Story) -> Iterator[str]:
-    """Yield the story's lines in order, each part under its name."""
+def text_lines(lineage: Lineage) -> Iterator[str]:
+    """Yield the lineage's lines in order, each part under its name."""
     for part in PARTS:
-        lines = story.lines.get(part, [])
-        if part in story.not_looked_at:
-            lines = [*lines, f"could not be looked at: {story.not_looked_at[part]}"]
+        lines = lineage.lines.get(part, [])
+        if part in lineage.not_looked_at:
+            lines = [*lines, f"unavailable: {lineage.not_looked_at[part]}"]
         for number, line in enumerate(lines):
             yield f"  {'' if number else part:<13} {line}"
-    for part in story.not_looked_at.keys() - set(PARTS):
-        yield f"  {part:<13} could not be looked at: {story.not_looked_at[part]}"
+    for part in lineage.not_looked_at.keys() - set(PARTS):
+        yield f"  {part:<13} unavailable: {lineage.not_looked_at[part]}"

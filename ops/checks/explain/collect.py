@@ -1,7 +1,7 @@
-"""The story of one source row, told from what each server says of it, with the rule that decided.
+"""The lineage of one source row, collected from every server, with the rule that decided.
 
-Every part stands for itself: a server that is down, a topic that is gone or an account without a job costs its own part
-and no other, and the story says which part could not be looked at. Nothing is changed, no consumer group is joined.
+Parts are independent: a server that is down, a topic that is gone or an account without a job costs its own part only,
+and the lineage lists the unavailable parts. Nothing is changed, no consumer group is joined.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from confluent_kafka import KafkaException
 from psycopg import sql
 from pymongo.errors import PyMongoError
 
-from ops.checks.explain.story import Row, Step, Story, candidates, out_of_scope, run_of, steps
+from ops.checks.explain.lineage import Lineage, Row, Step, candidates, out_of_scope, run_of, steps
 from ops.checks.verify.compare import TOLERANT, body_of, differences, expected_document
 from ops.checks.verify.expected import Expected, expected_of
 from ops.dead_letters.feed import outcomes_in_feed
@@ -28,24 +28,25 @@ from ops.kafka import admin as kafka_admin
 from ops.kafka.rows import Topics, partition_of
 from ops.progress import RunView
 from processors.encoding.transform import Transformer
-from processors.lookups.answers import TableLookups
+from processors.lookups.answers import TableLookups, decoded
 from processors.lookups.directory import UserDirectory
 from processors.lookups.tables import ReferenceTables
 from producer.audits import UNDECODABLE, AuditReader, Limits, answering, connect, resolve
 from producer.core import EPOCH_2000_US
 from producer.cursor import EARLIEST
-from producer.settings import settings_from_environment
+from producer.settings import ProducerSettings
 from producer.topics import message_bytes_max
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.identity import SOURCE_TAG, external_id_of
 from schemas.process.connections import Connections
+from schemas.process.mongodb import Database
+from schemas.process.mongodb import connect as connect_mongodb
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 from schemas.source.mapping import SourceMapping, load
 from schemas.source.person import record_key
 from schemas.topics import AccountTopics
 from schemas.vocabulary import DeadLetterCause, SkipReason
-from sink.database import connect as connect_mongodb
 
 LOAD_TIMEOUT_S = 900.0
 JOBS_MAX = 1_000
@@ -54,8 +55,8 @@ SERVERS = {"postgresql": "crm_audit_database_url", "kafka": "kafka_bootstrap_ser
 EQUAL = "equal to what the row becomes now"
 
 
-class _Teller:
-    """Asks one server after the other; what does not answer is noted."""
+class _Collector:
+    """Queries the servers one after the other and records those that do not respond."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class _Teller:
         view: RunView,
         feed: str = "",
     ) -> None:
-        self.story = Story(account, audit_id)
+        self.lineage = Lineage(account, audit_id)
         self._account = account
         self._id = audit_id
         self._connections = connections
@@ -76,37 +77,37 @@ class _Teller:
         self._feed = feed
         self._down: dict[str, str] = {}  # server -> why
         self._topics: Any = None  # a Topics; like the database, there once `_open` has reached it
-        self._database: Any = None
-        # What one part finds out for the next; None where it could not be looked at.
+        self._database: Database | None = None
+        # Findings of one part for the next; None where it was unavailable.
         self._job: Job | None = None
         self._mapping: SourceMapping = load(None)
         self._row: Row | None = None
         self._key: str | None = None
         self._expected: Expected | None = None
 
-    def tell(self) -> Story:
-        """Return the whole story. Raises BadInputError for what the caller has to mend."""
+    def collect(self) -> Lineage:
+        """Return the whole lineage. Raises BadInputError for what the caller has to fix."""
         try:
             self._open()
-            self._ask("job", "mongodb", self._tell_job)
+            self._query("job", "mongodb", self._collect_job)
             self._mapping = load(self._mapping_path or (self._job.mapping_path if self._job else "") or None)
-            self._ask("source", "postgresql", self._tell_source)
-            self._ask("key", "postgresql", self._tell_key)
-            self._ask("published", "kafka", self._tell_published)
-            self._ask("decision", "kafka", self._tell_decision)
-            self._ask("outcome", "kafka", self._tell_outcome)
-            self._ask("document", "mongodb", self._tell_document)
-            self._ask("dead letters", "kafka", self._tell_dead_letters)
+            self._query("source", "postgresql", self._collect_source)
+            self._query("key", "postgresql", self._collect_key)
+            self._query("published", "kafka", self._collect_published)
+            self._query("decision", "kafka", self._collect_decision)
+            self._query("outcome", "kafka", self._collect_outcome)
+            self._query("document", "mongodb", self._collect_document)
+            self._query("dead letters", "kafka", self._collect_dead_letters)
             if self._feed and "mongodb" in self._down:
-                self.story.not_looked_at["live feed"] = self._down["mongodb"]
+                self.lineage.not_looked_at["live feed"] = self._down["mongodb"]
             elif self._feed:
-                self._ask("live feed", "kafka", self._tell_feed)
+                self._query("live feed", "kafka", self._collect_feed)
         finally:
             if self._database is not None:
                 self._database.client.close()
-        if not self.story.looked_at:
-            raise ServiceUnreachableError("nothing could be looked at", "; ".join(sorted(set(self._down.values()))))
-        return self.story
+        if not self.lineage.looked_at:
+            raise ServiceUnreachableError("no server could be queried", "; ".join(sorted(set(self._down.values()))))
+        return self.lineage
 
     def _open(self) -> None:
         """Reach Kafka and MongoDB; PostgreSQL is reached when it is read."""
@@ -129,33 +130,33 @@ class _Teller:
             except ServiceUnreachableError as error:
                 self._down["mongodb"] = error.what
 
-    def _ask(self, part: str, server: str, tell: Callable[[], None]) -> None:
-        """Tell a part of the story; an outage ends this part alone. A wrong mapping or account ends the command."""
+    def _query(self, part: str, server: str, collect: Callable[[], None]) -> None:
+        """Collect a part of the lineage; an outage ends this part only. A wrong mapping or account ends the command."""
         if server in self._down:
-            self.story.not_looked_at[part] = self._down[server]
+            self.lineage.not_looked_at[part] = self._down[server]
             return
         try:
-            tell()
+            collect()
         except ServiceUnreachableError as error:
             self._down[server] = error.what
-            self.story.not_looked_at[part] = error.what
+            self.lineage.not_looked_at[part] = error.what
         except BadInputError:
             raise
         except ReplayError as error:
-            self.story.not_looked_at[part] = error.what
+            self.lineage.not_looked_at[part] = error.what
         except PyMongoError as error:
-            self.story.not_looked_at[part] = f"MongoDB does not answer ({type(error).__name__})"
+            self.lineage.not_looked_at[part] = f"MongoDB does not answer ({type(error).__name__})"
         except KafkaException as error:
-            self.story.not_looked_at[part] = f"Kafka does not answer ({error.args[0].str()})"
+            self.lineage.not_looked_at[part] = f"Kafka does not answer ({error.args[0].str()})"
         else:
-            self.story.looked_at.add(server)
+            self.lineage.looked_at.add(server)
 
-    def _tell_job(self) -> None:
-
+    def _collect_job(self) -> None:
+        assert self._database is not None
         store = JobStore(self._database)
         job = self._job = store.latest(self._account)
         if job is None:
-            self.story.tell("job", None, "the account has no job")
+            self.lineage.add("job", None, "the account has no job")
             return
         self._partials = [each for each in store.jobs(self._account, JOBS_MAX) if each.partial and each.run > job.run]
         facts = {
@@ -173,9 +174,9 @@ class _Teller:
         parts = f"{len(self._partials)} replays of chosen rows since" if self._partials else ""
         since = f"created from {job.reads_from.isoformat()}" if job.reads_from > EARLIEST else "whenever created"
         bounds = f"rows up to {job.top_audit_id}, {since}"
-        self.story.tell("job", facts, line, bounds, *filter(None, [parts]))
+        self.lineage.add("job", facts, line, bounds, *filter(None, [parts]))
 
-    def _tell_source(self) -> None:
+    def _collect_source(self) -> None:
         row = self._row = self._read_row()
         why = out_of_scope(row, self._id, self._mapping, self._job)
         facts: dict[str, Any] = {"exists": row.exists, "of_account": row.ours, "out_of_scope": why}
@@ -191,10 +192,10 @@ class _Teller:
                 lines.append(f"{row.defect}: {row.defect_detail}")
         else:
             lines = why
-        self.story.tell("source", facts, *lines)
+        self.lineage.add("source", facts, *lines)
 
     def _read_row(self) -> Row:
-        """Return the row. Of another account's nothing is read but that it is one."""
+        """Return the row. Of another account's row only its existence is read."""
         dsn = self._connections.crm_audit_database_url
         with closing(connect(dsn)) as db:
             source = resolve(db, self._mapping, self._account)
@@ -227,10 +228,8 @@ class _Teller:
         )
         limits = Limits()
         if self._topics is not None and self._topics.spans(self._names.replay):
-            limits = settings_from_environment().limits(
-                message_bytes_max(self._connections.kafka(), self._names.replay)
-            )
-        # The reader of the replay itself, only that it takes a row of this very type, mapped or not.
+            limits = ProducerSettings.load().limits(message_bytes_max(self._connections.kafka(), self._names.replay))
+        # The replay's own reader, with the row's type in scope, mapped or not.
         with closing(AuditReader(dsn, replace(source, scope=(auditable_type,)), EARLIEST, limits)) as reader:
             page = reader.late_page_after(self._id - 1, [(self._id, self._id)], 0)
         if page.events and (defect := page.defects.get(self._id)) is not None:
@@ -240,22 +239,23 @@ class _Teller:
     def _event(self) -> AuditEvent | None:
         return self._row.event if self._row is not None else None
 
-    def _tell_key(self) -> None:
-
+    def _collect_key(self) -> None:
         event = self._event()
         if event is None:
             return
         self._key = record_key(event, self._mapping.person)
         persons = candidates(event, self._mapping)
-        said = ", ".join(f"{each['person_id']} ({each['from']})" for each in persons[:NAMED_MAX])
-        line = f"{printable(self._key)}; persons, in the order tried: {said}" if said else f"{self._key}; no person"
-        self.story.tell("key", {"record_key": self._key, "persons": persons}, line)
+        summary = ", ".join(f"{each['person_id']} ({each['from']})" for each in persons[:NAMED_MAX])
+        line = (
+            f"{printable(self._key)}; persons, in the order tried: {summary}" if summary else f"{self._key}; no person"
+        )
+        self.lineage.add("key", {"record_key": self._key, "persons": persons}, line)
 
-    def _tell_published(self) -> None:
+    def _collect_published(self) -> None:
         topic = self._names.replay
         held = self._topics.spans(topic)
         if not held:
-            self.story.tell(
+            self.lineage.add(
                 "published", {"topic": topic, "records": [], "why": "no topic"}, f"there is no topic {topic}"
             )
             return
@@ -265,7 +265,7 @@ class _Teller:
         cut = sorted(p for p, span in held.items() if begin.get(p, 0) < span.low)
         records = self._on_replay_topic(begin, [expected] if expected is not None else list(held))
         if not records and expected is not None and len(held) > 1:
-            # Keyed otherwise when it was published: the row has changed since, or the topic had fewer partitions.
+            # Published under another key: the row has changed since, or the topic had fewer partitions.
             records = self._on_replay_topic(begin, [partition for partition in held if partition != expected])
         facts = {"topic": topic, "expected_partition": expected, "records": records, "begin_is_gone": cut}
         lines = [
@@ -275,12 +275,12 @@ class _Teller:
         if expected is not None and any(each["partition"] != expected for each in records):
             lines.append(f"its key belongs on partition {expected} now")
         if not records:
-            since = "since the job began" if begin else "as far as the topic goes back"
+            since = "since the job began" if begin else "within the topic's retention"
             where = f"; its key belongs on partition {expected}" if expected is not None else ""
             lines.append(f"not on {topic} {since}{where}")
             if cut:
-                lines.append(f"Kafka has let go the beginning of partitions {', '.join(map(str, cut))}")
-        self.story.tell("published", facts, *lines)
+                lines.append(f"Kafka has deleted the first records of partitions {', '.join(map(str, cut))}")
+        self.lineage.add("published", facts, *lines)
 
     def _on_replay_topic(self, begin: dict[int, int], partitions: Sequence[int]) -> list[dict[str, Any]]:
         found = []
@@ -298,29 +298,29 @@ class _Teller:
             found.append({"partition": partition, "offset": offset, "note": note})
         return found
 
-    def _tell_decision(self) -> None:
+    def _collect_decision(self) -> None:
         if self._row is None:
             raise ReplayError("the source row could not be read")
         if (event := self._row.event) is None:
             return
         if self._row.defect:
             self._expected = DeadLetterCause(self._row.defect)
-            told = [Step("source", "refuse", f"{self._row.defect}: it never reaches the rules")]
+            decided = [Step("source", "refuse", f"{self._row.defect}: it never reaches the rules")]
         else:
             lookups = self._lookups(event)
             self._expected = expected_of(event, Transformer(self._mapping, self._account), lookups)
-            told = steps(event, self._mapping, self._account, lookups)
-            if not isinstance(self._expected, bytes) and told[-1].verdict == "pass":
+            decided = steps(event, self._mapping, self._account, lookups)
+            if not isinstance(self._expected, bytes) and decided[-1].verdict == "pass":
                 # What only shows when the document is made: too large, or a defect of a rule.
-                told.append(Step("document", "refuse", f"it cannot be made: {self._expected.value}"))
+                decided.append(Step("document", "refuse", f"it cannot be made: {self._expected.value}"))
         result = self._result()
         facts = {
             "result": result,
-            "rule": told[-1].rule if told[-1].verdict != "pass" else None,
-            "steps": [{"rule": s.rule, "verdict": s.verdict, "text": s.text, **s.values} for s in told],
+            "rule": decided[-1].rule if decided[-1].verdict != "pass" else None,
+            "steps": [{"rule": s.rule, "verdict": s.verdict, "text": s.text, **s.values} for s in decided],
         }
-        lines = [f"{step.rule}: {printable(step.text)}" for step in told]
-        self.story.tell("decision", facts, *lines, f"so it becomes {result}")
+        lines = [f"{step.rule}: {printable(step.text)}" for step in decided]
+        self.lineage.add("decision", facts, *lines, f"so it becomes {result}")
 
     def _result(self) -> str:
         """Return what the transformation makes of the row now, in one phrase."""
@@ -349,26 +349,26 @@ class _Teller:
             tables.close()
         url = self._connections.user_directory_url
         directory = UserDirectory(url, self._account) if url else None
-        lookups = TableLookups(tables.rows, self._topics.codec, self._account, directory)
+        lookups = TableLookups(decoded(tables.rows, self._topics.codec, self._account), directory)
         if directory is not None and event.user_id:
 
-            async def ask() -> None:
+            async def fetch() -> None:
                 async with directory:
                     await lookups.prefetch_users({event.user_id})
 
-            asyncio.run(ask())
+            asyncio.run(fetch())
             if directory.counts.failed or directory.counts.not_asked:
-                self.story.not_looked_at["user directory"] = "it does not answer, so the actor is the fallback"
+                self.lineage.not_looked_at["user directory"] = "it does not answer, so the actor is the fallback"
         return lookups
 
-    def _tell_outcome(self) -> None:
+    def _collect_outcome(self) -> None:
         topic = self._names.outcomes
         if not self._topics.spans(topic):
-            self.story.tell("outcome", {"topic": topic, "records": []}, f"there is no topic {topic}")
+            self.lineage.add("outcome", {"topic": topic, "records": []}, f"there is no topic {topic}")
             return
         begin = self._topics.offsets_at(topic, self._job.started_at) if self._job is not None else {}
-        published = (self.story.facts.get("published") or {}).get("records") or []
-        # An outcome stands on the partition of its event. Unless something was found there, all are looked through.
+        published = (self.lineage.facts.get("published") or {}).get("records") or []
+        # An outcome is on the partition of its event. If nothing was found there, all are searched.
         partitions = sorted({each["partition"] for each in published}) or None
         records = [
             _outcome(found.partition, found.offset, found.record)
@@ -380,15 +380,16 @@ class _Teller:
             f"{' (' + each['reason'] + ')' if each['reason'] else ''}"
             for each in records[-NAMED_MAX:]
         ]
-        since = "since the job began" if begin else "as far as the topic goes back"
-        self.story.tell("outcome", {"topic": topic, "records": records}, *(lines or [f"none on {topic} {since}"]))
+        since = "since the job began" if begin else "within the topic's retention"
+        self.lineage.add("outcome", {"topic": topic, "records": records}, *(lines or [f"none on {topic} {since}"]))
 
-    def _tell_document(self) -> None:
+    def _collect_document(self) -> None:
+        assert self._database is not None
         logs = self._database.get_collection(ACTIVITY_LOGS, codec_options=TOLERANT)
         external_id = external_id_of(self._id)
         found = logs.find_one({"company_sso_id": self._account, "external_id": external_id})
         if found is None:
-            self.story.tell("document", {"found": False, "external_id": external_id}, f"none with {external_id}")
+            self.lineage.add("document", {"found": False, "external_id": external_id}, f"none with {external_id}")
             return
         run = run_of(found["_id"], self._id)
         of_replay = found.get("source_tag") == SOURCE_TAG
@@ -411,13 +412,13 @@ class _Teller:
             facts |= {"differs": list(differs), "enriched": enriched}
             lines.append(f"differs from what the row becomes now: {', '.join(differs)}" if differs else EQUAL)
             if enriched:
-                lines.append("metadata has been added to it since")
+                lines.append("metadata has been added since")
         elif self._expected is not None:
             facts["differs"] = ["(the row becomes no document now)"]
             lines.append(f"but the row becomes none now: {self._result()}")
-        self.story.tell("document", facts, *lines)
+        self.lineage.add("document", facts, *lines)
 
-    def _tell_dead_letters(self) -> None:
+    def _collect_dead_letters(self) -> None:
         letters = [letter for letter in read_letters(self._topics, self._names) if letter.audit_id == self._id]
         shown = [
             {
@@ -442,13 +443,14 @@ class _Teller:
         lines += [
             f"retried {one['at']} by {one['who']} ({printable(one['reason'])}): {one['outcome']}" for one in retries
         ]
-        self.story.tell("dead letters", {"letters": shown, "retries": retries}, *(lines or ["none"]))
+        self.lineage.add("dead letters", {"letters": shown, "retries": retries}, *(lines or ["none"]))
 
-    def _tell_feed(self) -> None:
-        """Tell what a live feed has made of the row. A feed is of one CRM database, so the id alone names the row."""
+    def _collect_feed(self) -> None:
+        """Collect the row's outcomes in a live feed. A feed is of one CRM database, so the id alone names the row."""
+        assert self._database is not None
         feed = feed_of(self._database, self._feed)
         if self._row is not None and not self._row.ours and self._row.exists:
-            return  # another account's: nothing is told of it
+            return  # another account's: nothing of it is shown
         came = outcomes_in_feed(feed, self._id, self._account, self._topics, self._view)
         shown = [
             {
@@ -473,11 +475,11 @@ class _Teller:
             for each in shown[-NAMED_MAX:]
         ]
         facts = {"feed": feed.feed, "topic": feed.topic, "outcomes": came, "letters": shown, "end": _end(came, shown)}
-        self.story.tell("live feed", facts, *(lines or [f"{feed.feed} has no outcome of it on {feed.topics.outcomes}"]))
+        self.lineage.add("live feed", facts, *(lines or [f"no outcome of {feed.feed} on {feed.topics.outcomes}"]))
 
 
 def _end(came: Sequence[Mapping[str, Any]], letters: Sequence[Mapping[str, Any]]) -> str:
-    """Return what the last time that a row came to a feed has ended in; "" if it never came, or nobody knows."""
+    """Return the outcome of a row's last passage through a feed; "" if it never came, or that is unknown."""
     if not came:
         return f"failed: {letters[-1]['cause']}" if letters else ""
     last = came[-1]
@@ -487,11 +489,11 @@ def _end(came: Sequence[Mapping[str, Any]], letters: Sequence[Mapping[str, Any]]
     refused = [each["cause"] for each in letters if (each["partition"], each["source_offset"]) == place]
     if last["what"] == "dead letter" or refused:  # by the processors, or of a log by the sink
         return f"failed: {[*refused, last['reason']][0]}"
-    return ""  # a log: whether there is a document says the document
+    return ""  # a log: the document itself shows whether it was written
 
 
 def _outcome(partition: int, offset: int, record: ActivityLog | SkippedRecord | DeadLetter) -> dict[str, Any]:
-    """Return what an outcome says, as JSON takes it."""
+    """Return an outcome's fields for JSON."""
     what, reason = "activity log", ""
     if isinstance(record, SkippedRecord):
         what, reason = "skipped", record.reason
@@ -509,9 +511,9 @@ def _outcome(partition: int, offset: int, record: ActivityLog | SkippedRecord | 
 
 def explain_row(
     account: str, audit_id: int, connections: Connections, mapping: str, view: RunView, feed: str = ""
-) -> Story:
-    """Return the story of a row, with its part in a live feed if one is named.
+) -> Lineage:
+    """Return the lineage of a row, with its part in a live feed if one is named.
 
     Raises BadInputError if account, mapping, source or feed are not as they should be.
     """
-    return _Teller(account, audit_id, connections, mapping, view, feed).tell()
+    return _Collector(account, audit_id, connections, mapping, view, feed).collect()

@@ -1,10 +1,10 @@
-"""The customer data platform's MongoDB, opened the same way wherever it is written."""
+"""The customer data platform's MongoDB, opened the same way in every process."""
 
 from typing import Any
 
 import pymongo
+import pymongo.database
 from pymongo.collection import Collection
-from pymongo.database import Database
 from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 from pymongo.write_concern import WriteConcern
 
@@ -16,12 +16,13 @@ from schemas.server_state import is_outage
 
 Document = dict[str, Any]
 Documents = Collection[Document]
+Database = pymongo.database.Database[Document]
 
 SERVER_SELECTION_TIMEOUT_MS = 5_000
 SOCKET_TIMEOUT_MS = 120_000  # longer than any batch takes; a connection that hangs is given up in the end
 
 
-def open_database(connections: Connections, app_name: str = "crm-replay") -> Database[Document]:
+def open_database(connections: Connections, app_name: str = "crm-replay") -> Database:
     """Return the database, not yet reached. Writes wait for the majority's journals unless the URL says otherwise.
 
     For a process that is of use while nobody answers there, too. Raises BadInputError for an address that is none.
@@ -44,7 +45,7 @@ def open_database(connections: Connections, app_name: str = "crm-replay") -> Dat
     return client.get_database(connections.mongodb_database, write_concern=concern)
 
 
-def connect(connections: Connections, app_name: str = "crm-replay") -> Database[Document]:
+def connect(connections: Connections, app_name: str = "crm-replay") -> Database:
     """Return the database as `open_database` does, reached once.
 
     Raises BadInputError for an address that is none, ServiceUnreachableError if nobody answers there.

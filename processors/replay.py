@@ -1,0 +1,52 @@
+"""A replay's parts: one account's tables, outcomes counted against the published high-water, a topic with an end."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from processors.app import Parts, Surroundings
+from processors.batches import Decoded, RunTransformer, SourceRecord, acting_users
+from processors.encoding import documents
+from processors.encoding.transform import Transformer
+from processors.lookups.answers import TableLookups, of_account
+from processors.lookups.directory import UserDirectory
+from processors.lookups.tables import HighWater
+from processors.outcomes import OutcomeBatches
+from processors.tables import declare
+from schemas.process.topic_watch import RUN_AGAIN
+from schemas.source import mapping
+
+FETCH_BYTES_MIN = 256 * 1024  # of all partitions: a run costs the worker and the broker a millisecond, however small
+
+
+def replay_parts(around: Surroundings) -> Parts:
+    """Return what a replay's worker is made of; the app then has the account's tables."""
+    app, job = around.app, around.settings.job
+    declare(app, "contacts", job.topics.contacts, of_account(job.company_sso_id))  # with their watermarks
+    declare(app, "users", job.topics.users)
+    declare(app, "referents", job.topics.referents)
+
+    url = around.connections.user_directory_url
+    directory = UserDirectory(url, job.company_sso_id)
+    lookups = TableLookups(app.tables, directory if url else None)
+    rules = Transformer(mapping.load(job.mapping_path), job.company_sso_id)
+
+    async def prepare(_: Sequence[SourceRecord], decoded: Sequence[Decoded]) -> Sequence[Decoded]:
+        await lookups.prefetch_users(acting_users(decoded))
+        return decoded
+
+    def counts() -> dict[str, int]:
+        of_directory = {f"directory.{name}": count for name, count in directory.counts.as_dict().items()}
+        return {**rules.counts.as_dict(), **of_directory}
+
+    return Parts(
+        RunTransformer(
+            job, around.codec, lambda event: rules.to_bson(event, lookups), documents.encode, around.metrics
+        ),
+        prepare,
+        partial(HighWater, job.run),
+        counts,
+        directory.aclose,
+        topic_replaced_to_do=RUN_AGAIN,
+        batched=OutcomeBatches(around.codec),
+        fetch_bytes_min=FETCH_BYTES_MIN,
+    )
