@@ -19,6 +19,7 @@ from schemas.records import AuditEvent
 from schemas.source.mapping import PersonRule
 from schemas.source.person import record_key
 from tests.support.factories import event
+from tests.support.generator import audits
 from tests.unit.schemas.values import records_of as events_of_type
 from tests.unit.schemas.values import unhurried
 
