@@ -137,7 +137,7 @@ class Snapshot:
             chunk.append(prepared)
             self._last_rows = len(records)
             rows += len(records)
-            size += sum(len(key) + len(value) for key, value in records)
+            size += prepared.encoded.bytes
             if rows >= self._bounds.checkpoint_rows or size >= CHUNK_BYTES or time.monotonic() - began >= CHUNK_S:
                 break
             if range_.done or self._too_many_gaps(range_) or self._stop():

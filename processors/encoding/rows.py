@@ -4,17 +4,18 @@
 from an event to its document. README.md says which way is the truth.
 """
 
-from processors.encoding import core, documents
+from processors.encoding import documents
 from processors.encoding.core import Core, Row
 from processors.encoding.transform import Transformed, Transformer
 from processors.rules.decide import Lookups, Refused, Skip
 from schemas.codec import Codec
+from schemas.compiled import COMPILED, hot_paths
 from schemas.errors import UnreadableTopicError
 from schemas.records import ActivityLog, AuditEvent, SkippedRecord
 from schemas.vocabulary import SkipReason
 
 # Interpreted, the core takes 1.4 times as long as the plain way: docs/performance.md has both measured.
-IS_COMPILED = not str(core.__file__).endswith(".py")
+IS_COMPILED = hot_paths() == COMPILED
 
 
 class RowEncoder:

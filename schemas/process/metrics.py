@@ -126,7 +126,10 @@ ENRICHMENTS = (
     _gauge("enrichment_updated_timestamp_seconds", "When the account's last enrichment was heard of", "account"),
 )
 RUNNER = (_gauge("worker_up", "1 if the runner could ask its worker, else 0", "role", "worker", "account"),)
-PROCESS = (_gauge("process_info", "1; which process of which job and run this is", "role", "account", "job_id", "run"),)
+PROCESS = (
+    _gauge("process_info", "1; which process of which job and run this is", "role", "account", "job_id", "run"),
+    _gauge("hot_paths_compiled", "1 if the process runs the compiled hot paths, 0 if they are interpreted"),
+)
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric for metric in (*PRODUCER, *PROCESSORS, *LIVE, *SINK, *JOBS, *ENRICHMENTS, *RUNNER, *PROCESS)

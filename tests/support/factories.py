@@ -1,7 +1,7 @@
 """Records as most tests need them: a test names the fields it is about."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas.job import ReplayJob
 from schemas.records import AuditEvent
@@ -22,3 +22,11 @@ def replay_job(**given: Any) -> ReplayJob:
 
 
 JOB = replay_job()
+
+
+class Consumed(NamedTuple):
+    """A record as a consumer delivers it."""
+
+    key: bytes | None
+    value: bytes | None
+    offset: int = 40

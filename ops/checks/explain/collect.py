@@ -32,7 +32,8 @@ from processors.encoding.transform import Transformer
 from processors.lookups.answers import TableLookups, decoded
 from processors.lookups.directory import UserDirectory
 from processors.lookups.tables import ReferenceTables
-from producer.audits import EPOCH_2000_US, UNDECODABLE, AuditReader, Limits, answering, connect, resolve
+from producer.audits import UNDECODABLE, AuditReader, Limits, answering, connect, resolve
+from producer.core import EPOCH_2000_US
 from producer.cursor import EARLIEST
 from producer.settings import ProducerSettings
 from producer.topics import message_bytes_max

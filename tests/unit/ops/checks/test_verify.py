@@ -28,7 +28,7 @@ from schemas.errors import BadInputError, ReplayError
 from schemas.identity import replay_id
 from schemas.records import ActivityLog, Contact, DeadLetter, SkippedRecord
 from schemas.vocabulary import DeadLetterCause, SkipReason
-from sink.documents import IdMaker
+from sink.core import IdMaker
 from tests.support.factories import event
 
 DOCUMENT = {

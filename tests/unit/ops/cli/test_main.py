@@ -16,6 +16,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from ops.cli import main as cli
 from ops.cli.main import ALL, COMMANDS, application, main
+from schemas.compiled import hot_paths
 
 ROOT = Path(__file__).parents[4]
 
@@ -30,7 +31,7 @@ def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
 def test_the_version_is_that_of_the_newest_release_in_the_changelog(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capsys, "--version")
     released = re.findall(r"^## (\d\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
-    assert (code, out, err) == (0, f"crm-replay {released[0]}\n", "")
+    assert (code, out, err) == (0, f"crm-replay {released[0]}\nhot paths: {hot_paths()}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -236,6 +237,7 @@ sys.meta_path = [finder for finder in sys.meta_path if getattr(finder, "__name__
 HELP_OF_ALL = f"""{OF_THE_TREE}
 from pathlib import Path
 import ops
+from schemas.compiled import hot_paths
 from ops.cli.main import ALL, COMMANDS, main
 
 assert Path(ops.__file__).is_relative_to(Path.cwd()), ops.__file__

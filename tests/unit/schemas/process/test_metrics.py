@@ -11,6 +11,7 @@ import pytest
 
 from processors.metrics import ProcessorMetrics
 from producer.metrics import Counters
+from schemas.compiled import COMPILED, hot_paths
 from schemas.errors import BadInputError
 from schemas.process import metrics
 from schemas.process.exposition import of_children, serving
@@ -78,6 +79,7 @@ def test_prometheus_reads_them_at_the_port_that_is_announced(role: Any, tmp_path
     for metric in OF_ROLE[role]:
         assert f"# TYPE {metric.full_name} {metric.kind.value}\n" in text
     assert f'crm_replay_process_info{{account="acme",job_id="j",role="{role}",run="7"}} 1.0' in text
+    assert f"crm_replay_hot_paths_compiled {float(hot_paths() == COMPILED)}\n" in text
     assert "process_cpu_seconds_total" in text
     if role == "processors":
         assert 'crm_replay_outcomes_total{outcome="skip",reason="contact_not_found"} 2.0' in text
