@@ -29,7 +29,7 @@ from processors.encoding.documents import DOCUMENT_BYTES_MAX
 from processors.rules.associations import ID_KEY
 from processors.rules.categories import action_of, changes_status
 from processors.rules.decide import CREATED_AT_END, CREATED_AT_MIN, Lookups, Rules
-from schemas.identity import SOURCE_TAG
+from schemas.identity import EXTERNAL_ID_PREFIX, SOURCE_TAG
 from schemas.records import AuditEvent, Contact, User
 from schemas.source.audited_changes import Unreadable
 from schemas.source.person import comment_candidates, further_candidates
@@ -51,6 +51,7 @@ _CLOSING_BRACE: Final = 125
 _CHANGES: Final = b"changes\x00"
 _TIMESTAMP: Final = b"timestamp\x00"
 _EXTERNAL_ID: Final = b"external_id\x00"
+_EXTERNAL_ID_PREFIX: Final = EXTERNAL_ID_PREFIX.encode()
 _SOURCE_TAG: Final = b"source_tag\x00"
 _METADATA: Final = b"metadata\x00"
 _CRM_PERSON_ID: Final = b"crm_person_id\x00"
@@ -366,7 +367,7 @@ class Core:
         w.append(DATE)
         w.write(_TIMESTAMP)
         write_i64_le(w, row.created_at // _MICROSECONDS)
-        write_text(w, _EXTERNAL_ID, b"crm_audit:%d" % int(row.audit_id))
+        write_text(w, _EXTERNAL_ID, _EXTERNAL_ID_PREFIX + b"%d" % int(row.audit_id))
         write_text(w, _SOURCE_TAG, self._tag)
         w.append(DOCUMENT)
         w.write(_METADATA)

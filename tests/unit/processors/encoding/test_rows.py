@@ -27,6 +27,7 @@ from tests.unit.schemas.sample import rows
 from tests.unit.schemas.values import unhurried
 
 CODEC = Codec()
+pytestmark = pytest.mark.hot_paths
 DEFAULT = mapping.load(None)
 # Everything that a column can be besides simple.
 RICH = DEFAULT.model_copy(
