@@ -26,7 +26,7 @@ from processors.encoding.bson_writing import (
     write_text,
     write_value,
 )
-from processors.rules.changes import ChangeRules, ColumnRule, is_pair_of_lists
+from processors.rules.changes import REDACTED, ChangeRules, ColumnRule, is_pair_of_lists
 from schemas.source.audited_changes import scalars
 from schemas.source.audited_changes.direct import (
     EMPTY_ROOTS,
@@ -65,10 +65,13 @@ _ZERO: Final = 48
 _ONE: Final = 49
 _NINE: Final = 57
 _COLON: Final = 58
+_BACKSLASH: Final = 92
+_NUMBER_SIGN: Final = 35
 
 _ROOTS: Final[frozenset[bytes]] = frozenset(root.encode() for root in ROOTS)
 _EMPTY_ROOTS: Final[frozenset[bytes]] = frozenset(root.encode() for root in EMPTY_ROOTS)
 _NAME: Final = re.compile(rb"[a-z_][a-z0-9_]*")
+_REDACTED: Final = REDACTED.encode()
 # Bytes of an ASCII text to which YAML gives a meaning, or which it forbids: all controls but the end of a line.
 _CONTROLS: Final = bytes([*range(10), *range(11, 32), 127])
 _AS_THEY_ARE: Final = bytes(range(256))
@@ -93,7 +96,9 @@ class Column:
         self.begin = begin
         self.rule = rule
         self.is_wanted = is_wanted
-        self.is_simple: bool = rule.is_simple  # its values are shown as they are, and a list of two is a pair
+        self.is_redacted: bool = rule.redacted
+        # What its change needs is known from the kinds of its values.
+        self.is_plain: bool = rule.shows_values or rule.redacted
         self.can_be_list: bool = rule.can_be_list
         self.shows_values: bool = rule.shows_values
         self.row: i64 = -1  # the last row that had it
@@ -120,7 +125,8 @@ class ChangesWriter:
         self._clocks: list[bytes] = [column.encode() for column in rules.clock_columns(type_name)]
         self._columns: dict[str, Column] = {}
         self._by_name: dict[bytes, Column] = {}  # names that are keys as they stand
-        self._scalars: dict[bytes, Scalar] = {}
+        self._items: dict[bytes, Scalar] = {}  # behind a dash
+        self._singles: dict[bytes, Scalar] = {}  # behind a colon
         self._zones: dict[bytes, bool] = {}  # lines that name a zone
         self._row: i64 = 0
         # Of the row that is being written:
@@ -136,12 +142,11 @@ class ChangesWriter:
         self._number: i64 = 0  # and its value if it is a number
 
     def write(self, w: BytesWriter, text: bytes, is_json: bool) -> bool:
-        """Write the elements of the array `changes`; False or a ValueError if the text is for the plain way."""
-        self._w = w
-        self._row += 1
-        self._count = 0
-        if self.values:
-            self.values = {}
+        """Write the elements of the array `changes`; False if the text is in a form that is not known here.
+
+        Raises ValueError for a value that only the plain way can tell.
+        """
+        self._begin(w)
         if is_json or not text.startswith(b"---"):
             return self._write_json(text)
         if len(text) > LENGTH_MAX or not _is_plain(text):
@@ -167,6 +172,20 @@ class ChangesWriter:
         except UnknownFormError:
             return False
 
+    def write_columns(self, w: BytesWriter, columns: dict[str, Any]) -> None:
+        """Write the elements of `changes` for columns that have been read. Raises ValueError as `write` does."""
+        self._begin(w)
+        for key, value in columns.items():
+            self._write_change(self._column(key), value)
+
+    def _begin(self, w: BytesWriter) -> None:
+        self._w = w
+        w.truncate(0)
+        self._row += 1
+        self._count = 0
+        if self.values:
+            self.values = {}
+
     # --- the columns of a YAML text
 
     def _write_pairs(self) -> bool:
@@ -174,49 +193,79 @@ class ChangesWriter:
         at: i64 = 1
         while at < end:
             line = lines[at]
-            size: i64 = len(line)
-            if size > 1 and line[size - 1] == _SPACE:  # libyaml 0.2.2 writes it behind the colon
-                size -= 1
-            if size > 1 and line[size - 1] == _COLON:
-                column = self._named(line[: size - 1])
-                if column is not None and column.is_simple:
+            colon = _find(line, 0, _COLON)
+            if colon > 0:
+                column = self._named(line[:colon])
+                if column is not None and column.is_plain:
                     begin: i64 = len(w)
-                    length_at = self._begin_change(column)
-                    after = self._item(at + 1, FROM)
+                    after = self._pair(column, at, colon + 1)
                     if after > 0:
-                        old_kind, old_number = self._kind, self._number
-                        after = self._item(after, TO)
-                        if after > 0 and self._ends_column(after):
-                            if not column.is_wanted:
-                                at = self._end_change(column, length_at, after)
-                                continue
-                            if _is_id(old_kind) and _is_id(self._kind):
-                                values = [_id_of(old_kind, old_number), _id_of(self._kind, self._number)]
-                                self.values[column.key] = values
-                                at = self._end_change(column, length_at, after)
-                                continue
+                        at = after
+                        continue
                     w.truncate(begin)
             at = self._block(at)
         return True
+
+    def _pair(self, column: Column, at: i64, behind_name: i64) -> i64:
+        """Write the change of an updated column, old and new value; returns the line behind it, -1: in another form."""
+        w, line = self._w, self._lines[at]
+        size: i64 = len(line)
+        length_at = self._begin_change(column)
+        values_at: i64 = len(w)
+        if size > behind_name + 1 or (size > behind_name and line[behind_name] != _SPACE):
+            # A bare value: of a redacted column, or of the `create` that was folded into a combined row.
+            write_null(w, FROM)
+            after = self._single(at, behind_name, TO)
+            if after < 0 or column.is_wanted or not self._ends_column(after):
+                return -1
+            if column.is_redacted:
+                w.truncate(values_at)
+                write_null(w, FROM)
+                write_text(w, TO, _REDACTED)
+            return self._end_change(column, length_at, after)
+        if column.can_be_list:
+            return -1
+        after = self._item(at + 1, FROM)
+        if after < 0:
+            return -1
+        old_kind, old_number = self._kind, self._number
+        after = self._item(after, TO)
+        if after < 0 or not self._ends_column(after):
+            return -1
+        if column.is_wanted:
+            if not (_is_id(old_kind) and _is_id(self._kind)):
+                return -1
+            self.values[column.key] = [_id_of(old_kind, old_number), _id_of(self._kind, self._number)]
+        if column.is_redacted:
+            w.truncate(values_at)
+            write_text(w, FROM, _REDACTED)
+            write_text(w, TO, _REDACTED)
+        return self._end_change(column, length_at, after)
 
     def _write_singles(self) -> bool:
         w, lines, end, created = self._w, self._lines, self._end, self._sides == CREATE
         at: i64 = 1
         while at < end:
             line = lines[at]
-            colon: i64 = line.find(b":")
+            colon = _find(line, 0, _COLON)
             if colon > 0:
                 column = self._named(line[:colon])
-                if column is not None and column.is_simple:
+                if column is not None and column.is_plain:
                     begin: i64 = len(w)
                     length_at = self._begin_change(column)
+                    values_at: i64 = len(w)
                     if created:
                         write_null(w, FROM)
                     after = self._single(at, colon + 1, TO if created else FROM)
                     if after > 0 and self._ends_column(after) and (not column.is_wanted or _is_id(self._kind)):
                         if column.is_wanted:
                             self.values[column.key] = _id_of(self._kind, self._number)
-                        if created and self._kind == NULL:  # a column that was created empty is no change
+                        if column.is_redacted:
+                            w.truncate(values_at)
+                            if created:
+                                write_null(w, FROM)
+                            write_text(w, TO if created else FROM, _REDACTED)
+                        elif created and self._kind == NULL:  # a column that was created empty is no change
                             w.truncate(begin)
                             column.row = self._row
                             at = after
@@ -416,24 +465,25 @@ class ChangesWriter:
                 write_instant(w, name, line, begin)
                 return True
         elif 97 <= first <= 122 or 65 <= first <= 90:
-            last = line[end - 1]
-            if size > _WORD_LENGTH_MAX and last != _SPACE and last != _COLON:
-                text = line[begin:]
-                if b": " not in text and b" #" not in text:
-                    self._kind = TEXT
-                    write_text(w, name, text)
-                    return True
-                return False
+            if size > _WORD_LENGTH_MAX and _is_plain_text(line, begin):
+                self._kind = TEXT
+                write_text(w, name, line[begin:])
+                return True
         elif first == _QUOTE:
-            if size > 2 and line.find(b"'", int(begin + 1)) == end - 1:
+            if size > 2 and _find(line, begin + 1, _QUOTE) == end - 1:
                 self._kind = TEXT
                 write_text(w, name, line[begin + 1 : end - 1])
                 return True
-        elif first == _DOUBLE_QUOTE and size > 2 and line.find(b'"', int(begin + 1)) == end - 1 and b"\\" not in line:
+        elif (
+            first == _DOUBLE_QUOTE
+            and size > 2
+            and _find(line, begin + 1, _DOUBLE_QUOTE) == end - 1
+            and _find(line, begin, _BACKSLASH) < 0
+        ):
             self._kind = TEXT
             write_text(w, name, line[begin + 1 : end - 1])
             return True
-        return self._other(line[begin:], name)
+        return self._other(line[begin:], name, line[0] == _DASH)
 
     def _number_in(self, line: bytes, at: i64, end: i64) -> bool:
         """Return whether -?[1-9][0-9]* stands there, and keep it."""
@@ -452,37 +502,25 @@ class ChangesWriter:
         self._number = -number if negative else number
         return True
 
-    def _other(self, text: bytes, name: bytes) -> bool:
+    def _other(self, text: bytes, name: bytes, is_item: bool) -> bool:
         """Write a value of none of the frequent forms, read as the only one of a document; the short ones are known."""
-        known = self._scalars.get(text)
+        memo = self._items if is_item else self._singles
+        known = memo.get(text)
         if known is None:
             try:
-                known = self._read_alone(text.decode())
+                known = _read_alone(text.decode(), is_item)
             except UnknownFormError:
                 return False
             if len(text) <= _KNOWN_LENGTH_MAX:
-                if len(self._scalars) >= _KNOWN_MAX:
-                    self._scalars.clear()
-                self._scalars[text] = known
+                if len(memo) >= _KNOWN_MAX:
+                    memo.clear()
+                memo[text] = known
         self._kind = NULL if known.kind == NULL else OTHER
         w = self._w
         w.append(known.kind)
         w.write(name)
         w.write(known.payload)
         return True
-
-    def _read_alone(self, text: str) -> Scalar:
-        """Return the value of a document that has nothing else. Raises UnknownFormError, ValueError."""
-        is_item = self._sides == UPDATE
-        lines = ["---", "a:", f"- {text}", ""] if is_item else ["---", f"a: {text}", ""]
-        document = Document(lines)
-        _, value, after = document.column(1)
-        if after != len(lines) - 1 or document.has_anchors:
-            raise UnknownFormError
-        w = BytesWriter()
-        write_value(w, b"", value[0] if is_item else value)
-        element = w.getvalue()
-        return Scalar(element[0], element[1:])
 
     def _time(self, at: i64, name: bytes) -> i64:
         """Write the time with a zone whose members begin on line `at`, as `_item` does.
@@ -536,6 +574,19 @@ class ChangesWriter:
         return known
 
 
+def _read_alone(text: str, is_item: bool) -> Scalar:
+    """Return the value of a document that has nothing else. Raises UnknownFormError, ValueError."""
+    lines = ["---", "a:", f"- {text}", ""] if is_item else ["---", f"a: {text}", ""]
+    document = Document(lines)
+    _, value, after = document.column(1)
+    if after != len(lines) - 1 or document.has_anchors:
+        raise UnknownFormError
+    w = BytesWriter()
+    write_value(w, b"", value[0] if is_item else value)
+    element = w.getvalue()
+    return Scalar(element[0], element[1:])
+
+
 def _is_id(kind: i64) -> bool:
     """Return whether a value of this kind is at hand as it is: a short number, or nothing."""
     return kind in (INT32, NULL)
@@ -550,6 +601,29 @@ def _is_plain(text: bytes) -> bool:
     if text.isascii():
         return len(text.translate(_AS_THEY_ARE, _CONTROLS)) == len(text)
     return is_plain(text.decode().split("\n"))
+
+
+def _find(line: bytes, at: i64, wanted: i64) -> i64:
+    """Return where a byte stands, from `at` on; -1 if it does not. A loop in C costs less than a call of a method."""
+    end: i64 = len(line)
+    while at < end:
+        if line[at] == wanted:
+            return at
+        at += 1
+    return -1
+
+
+def _is_plain_text(line: bytes, at: i64) -> bool:
+    """Return whether nothing from `at` on ends a plain scalar: no colon or number sign that YAML gives a meaning."""
+    end: i64 = len(line)
+    before: i64 = 0
+    while at < end:
+        byte: i64 = line[at]
+        if (byte == _SPACE and before == _COLON) or (byte == _NUMBER_SIGN and before == _SPACE):
+            return False
+        before = byte
+        at += 1
+    return before != _COLON and before != _SPACE
 
 
 def is_instant(text: bytes) -> bool:

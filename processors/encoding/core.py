@@ -31,6 +31,7 @@ from processors.rules.categories import action_of, changes_status
 from processors.rules.decide import CREATED_AT_END, CREATED_AT_MIN, Lookups, Rules
 from schemas.identity import SOURCE_TAG
 from schemas.records import AuditEvent, Contact, User
+from schemas.source.audited_changes import Unreadable
 from schemas.source.person import comment_candidates, further_candidates
 from schemas.vocabulary import FellBack, SkipReason
 
@@ -189,7 +190,10 @@ class Core:
         self._w = BytesWriter()
         self._at: i64 = 0
         self.skip: SkipReason | None = None  # why the last row's outcome is no log
+        # Of the row that is being written, to be counted if it becomes a log:
         self._status_id_set_missing = False
+        self._by_nodes = False
+        self._refused: i64 = 0
 
     # --- the event
 
@@ -331,8 +335,18 @@ class Core:
         return self._document(row, rule, person)
 
     def _write_changes(self, row: Row, rule: RowRule) -> bool:
-        self._changes.truncate(0)
-        return rule.changes.write(self._changes, row.text, row.is_json)
+        """Write the changes; a text in no form that is known there is read by the rules' own reader."""
+        self._refused = 0
+        self._by_nodes = False
+        if rule.changes.write(self._changes, row.text, row.is_json):
+            return True
+        columns = self._rules.read(row.event()._replace(audited_changes=row.text.decode()))
+        if isinstance(columns, Unreadable):
+            return False
+        self._refused = columns.refused
+        self._by_nodes = not columns.direct
+        rule.changes.write_columns(self._changes, columns.values)
+        return True
 
     def _document(self, row: Row, rule: RowRule, person: Person) -> bytes | None:
         values = rule.changes.values
@@ -370,8 +384,12 @@ class Core:
         # Nothing is handed over from here on: what is counted is counted once.
         if actor.fell_back is not None:
             self._rules.actors.fell_back[actor.fell_back] += 1
+        counts = self._rules.counts
         if self._status_id_set_missing:
-            self._rules.counts.status_id_set_missing += 1
+            counts.status_id_set_missing += 1
+        if self._by_nodes:
+            counts.read_by_nodes += 1
+            counts.refused_values += int(self._refused)
         return w.getvalue()
 
     def _action(self, rule: RowRule, values: dict[str, Any]) -> str:

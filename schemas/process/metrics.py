@@ -69,6 +69,7 @@ PRODUCER = (
 PROCESSORS = (
     _counter("records_processed_total", "Records taken from the input topic"),
     _counter("outcomes_total", "Outcomes: log, skip or dead_letter, with the reason or cause", "outcome", "reason"),
+    _counter("rows_by_plain_way_total", "Rows that the fast way does not know; all of them where it is absent"),
     _counter("records_republished_total", "Records dropped because the snapshot had published them before"),
     _counter("runs_total", "Runs of records handled"),
     _counter("transform_seconds_total", "Time in decoding, rules and encoding"),

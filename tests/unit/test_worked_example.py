@@ -77,14 +77,18 @@ def test_with_it_the_golden_case_passes(copy: Path) -> None:
     said = in_copy(
         copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/golden/test_transform.py", "-k", "load-test"
     )
-    assert "1 passed" in said
+    assert "2 passed" in said
 
 
 def test_explain_tells_of_it_without_an_edit(copy: Path, golden: Case) -> None:
     assert "('rehearsal', 'skip', 'load test True')" in in_copy(copy, "-c", EXPLAINED, json.dumps(golden.row))
 
 
-def test_it_is_two_edits_of_the_product() -> None:
+def test_it_is_three_edits_of_the_product() -> None:
     (diff,) = blocks("diff")
     edited = re.findall(r"^\+\+\+ b/(\S+)$", diff, re.MULTILINE)
-    assert sorted(edited) == ["processors/rules/decide.py", "processors/rules/rehearsals.py"]
+    assert sorted(edited) == [
+        "processors/encoding/core.py",
+        "processors/rules/decide.py",
+        "processors/rules/rehearsals.py",
+    ]
