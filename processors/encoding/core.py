@@ -29,7 +29,7 @@ from processors.encoding.documents import DOCUMENT_BYTES_MAX
 from processors.rules.associations import ID_KEY
 from processors.rules.categories import action_of, changes_status
 from processors.rules.decide import CREATED_AT_END, CREATED_AT_MIN, Lookups, Rules
-from schemas.identity import SOURCE_TAG
+from schemas.identity import EXTERNAL_ID_FORMAT, SOURCE_TAG
 from schemas.records import AuditEvent, Contact, User
 from schemas.source.audited_changes import Unreadable
 from schemas.source.person import comment_candidates, further_candidates
@@ -171,6 +171,7 @@ class Core:
         self._event_frame, self._log_frame, self._skip_frame = frames
         self._run: i64 = run
         self._tag = SOURCE_TAG.encode()
+        self._external_id: bytes = EXTERNAL_ID_FORMAT
         self._created_at_min: i64 = CREATED_AT_MIN
         self._created_at_end: i64 = CREATED_AT_END
         self._document_bytes_max: i64 = DOCUMENT_BYTES_MAX
@@ -366,7 +367,7 @@ class Core:
         w.append(DATE)
         w.write(_TIMESTAMP)
         write_i64_le(w, row.created_at // _MICROSECONDS)
-        write_text(w, _EXTERNAL_ID, b"crm_audit:%d" % int(row.audit_id))
+        write_text(w, _EXTERNAL_ID, self._external_id % int(row.audit_id))
         write_text(w, _SOURCE_TAG, self._tag)
         w.append(DOCUMENT)
         w.write(_METADATA)
