@@ -29,7 +29,7 @@ from processors.encoding.documents import DOCUMENT_BYTES_MAX
 from processors.rules.associations import ID_KEY
 from processors.rules.categories import action_of, changes_status
 from processors.rules.decide import CREATED_AT_END, CREATED_AT_MIN, Lookups, Rules
-from schemas.identity import EXTERNAL_ID_PREFIX, SOURCE_TAG
+from schemas.identity import EXTERNAL_ID_FORMAT, SOURCE_TAG
 from schemas.records import AuditEvent, Contact, User
 from schemas.source.audited_changes import Unreadable
 from schemas.source.person import comment_candidates, further_candidates
@@ -51,7 +51,6 @@ _CLOSING_BRACE: Final = 125
 _CHANGES: Final = b"changes\x00"
 _TIMESTAMP: Final = b"timestamp\x00"
 _EXTERNAL_ID: Final = b"external_id\x00"
-_EXTERNAL_ID_PREFIX: Final = EXTERNAL_ID_PREFIX.encode()
 _SOURCE_TAG: Final = b"source_tag\x00"
 _METADATA: Final = b"metadata\x00"
 _CRM_PERSON_ID: Final = b"crm_person_id\x00"
@@ -172,6 +171,7 @@ class Core:
         self._event_frame, self._log_frame, self._skip_frame = frames
         self._run: i64 = run
         self._tag = SOURCE_TAG.encode()
+        self._external_id: bytes = EXTERNAL_ID_FORMAT
         self._created_at_min: i64 = CREATED_AT_MIN
         self._created_at_end: i64 = CREATED_AT_END
         self._document_bytes_max: i64 = DOCUMENT_BYTES_MAX
@@ -367,7 +367,7 @@ class Core:
         w.append(DATE)
         w.write(_TIMESTAMP)
         write_i64_le(w, row.created_at // _MICROSECONDS)
-        write_text(w, _EXTERNAL_ID, _EXTERNAL_ID_PREFIX + b"%d" % int(row.audit_id))
+        write_text(w, _EXTERNAL_ID, self._external_id % int(row.audit_id))
         write_text(w, _SOURCE_TAG, self._tag)
         w.append(DOCUMENT)
         w.write(_METADATA)

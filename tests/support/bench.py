@@ -11,6 +11,7 @@ from processors.batching import Run, Stretch
 from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import OutcomeNotDeliveredError, OutcomeProducer
+from schemas.codec import Codec
 
 TP = SimpleNamespace(topic="replay", partition=0)
 
@@ -115,3 +116,20 @@ class Bench:
     async def settle(self) -> None:
         for _ in range(10):
             await asyncio.sleep(0)
+
+
+def replay_app(*, exit_at_end: bool) -> ReplayApp:
+    """Return an application that is never started."""
+    app = ReplayApp(
+        "unit",
+        broker="kafka://localhost:9",
+        metrics=ProcessorMetrics(),
+        exit_at_end=exit_at_end,
+        kafka={},
+        codec=Codec(),
+        load_timeout_s=1,
+        run_records_max=10,
+        run_bytes_max=1000,
+    )
+    app.high_water = partial(HighWater, 1)
+    return app

@@ -1,6 +1,7 @@
 """The product's modules, and what each imports: read from the sources, so that a module no test imports counts."""
 
 import ast
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -45,3 +46,8 @@ IMPORTS = {
     module: set(imports_in(path.read_text("utf-8"), module, path.name == "__init__.py", SOURCES))
     for module, path in SOURCES.items()
 }
+
+
+def pins(name: str) -> dict[str, str]:
+    """Return the versions that a file of requirements pins."""
+    return dict(re.findall(r"(?m)^([\w.-]+)==([^ ;\\]+)", (ROOT / name).read_text()))

@@ -16,6 +16,7 @@ from ops.cli.main import ALL, application
 from ops.cli.reference import pages, settings
 from ops.control.settings import ControlSettings
 from schemas.topics import LIVE_FEED, LIVE_TOPIC, AccountTopics
+from tests.support.sources import pins
 
 ROOT = Path(__file__).parents[3]
 MANIFESTS = sorted((ROOT / "ops/kubernetes").glob("*/*.yaml"))
@@ -64,10 +65,6 @@ def test_the_workbench_is_not_in_the_image() -> None:
         path = package.replace(".", "/")
         assert (ROOT / path).is_dir()
         assert path in ignored[ignored.index("!ops") :], f"{path} is sent to the builder"
-
-
-def pins(name: str) -> dict[str, str]:
-    return dict(re.findall(r"(?m)^([\w.-]+)==([^ ;\\]+)", (ROOT / name).read_text()))
 
 
 def test_the_image_has_the_versions_that_are_tested_and_no_test_tools() -> None:

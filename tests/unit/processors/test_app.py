@@ -1,18 +1,15 @@
 """The handler of runs: in order, acknowledged after the confirmation, and never if anything went wrong."""
 
 import asyncio
-from functools import partial
 
 import pytest
 from faust import types
 
-from processors.app import RUNS_ON_THEIR_WAY_MAX, ReplayApp, kafka_url
+from processors.app import RUNS_ON_THEIR_WAY_MAX, kafka_url
 from processors.batching import Stretch
 from processors.lookups.tables import HighWater
-from processors.metrics import ProcessorMetrics
 from processors.outcomes import OutcomeNotDeliveredError
-from schemas.codec import Codec
-from tests.support.bench import Bench
+from tests.support.bench import Bench, replay_app
 from tests.support.waiting import in_loop
 
 
@@ -89,22 +86,6 @@ async def test_tables_that_are_no_longer_kept_up_stop_the_handling(bench: Bench)
         await bench.handler.handle(bench.event(1))
     assert bench.producer.sent == []
     assert bench.acked == []
-
-
-def replay_app(*, exit_at_end: bool) -> ReplayApp:
-    app = ReplayApp(
-        "unit",
-        broker="kafka://localhost:9",
-        metrics=ProcessorMetrics(),
-        exit_at_end=exit_at_end,
-        kafka={},
-        codec=Codec(),
-        load_timeout_s=1,
-        run_records_max=10,
-        run_bytes_max=1000,
-    )
-    app.high_water = partial(HighWater, 1)
-    return app
 
 
 def ended_note() -> str:

@@ -15,9 +15,8 @@ from processors.tables import declare
 from processors.worker import serve
 from schemas.errors import ServiceUnreachableError
 from schemas.records import Contact
-from tests.unit.processors.lookups.test_answers import ACCOUNT, CODEC, contact
-from tests.unit.processors.lookups.test_answers import tables as rows_of_tables
-from tests.unit.processors.test_app import replay_app
+from tests.support.bench import replay_app
+from tests.support.reference_rows import ACCOUNT, CODEC, contact, reference_rows
 
 
 class Reader(ReferenceTables):
@@ -32,7 +31,7 @@ class Reader(ReferenceTables):
         while not self.goes_on.wait(0.01):
             if stopping():
                 return
-        for name, rows in rows_of_tables().items():
+        for name, rows in reference_rows().items():
             self.rows[name].update(rows)
         self.load_s = 0.5
 
@@ -94,7 +93,7 @@ def test_a_table_is_read_by_key_and_holds_records_of_its_account_only() -> None:
 def test_a_row_is_kept_as_the_bytes_that_came() -> None:
     async def scenario(app: ReplayApp) -> None:
         await app.tables.start()
-        assert {name: table.data.rows for name, table in app.tables.items()} == rows_of_tables()
+        assert {name: table.data.rows for name, table in app.tables.items()} == reference_rows()
         assert all(type(value) is bytes for table in app.tables.values() for value in table.data.rows.values())
 
     on_app(scenario)

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from schemas import compiled
-from tests.support.sources import PACKAGES, ROOT
-from tests.unit.ops.test_deployment import pins
+from tests.support.sources import PACKAGES, ROOT, pins
 
 SHOWN = """
 from importlib import import_module

@@ -7,26 +7,9 @@ import pytest
 
 from processors.lookups import answers
 from processors.lookups.answers import DecodedRows, TableLookups, decoded, of_account
-from processors.lookups.tables import TableRows
-from schemas.codec import Codec
 from schemas.errors import UnreadableTopicError
 from schemas.records import Contact, Referent, User
-
-CODEC = Codec()
-ACCOUNT = "account-1"
-
-
-def contact(person_id: int, **changes: str) -> Contact:
-    return Contact(ACCOUNT, str(person_id), f"customer-{person_id}", 1000)._replace(**changes)  # type: ignore[arg-type]
-
-
-def tables() -> dict[str, TableRows]:
-    users = [User(1, "a@example.com", "Ann", False), User(2, "b@example.com", "Bob", True), User(3, "", "Cleo", False)]
-    return {
-        "contacts": {str(n).encode(): CODEC.encode(contact(n)) for n in range(1, 4)},
-        "users": {str(user.user_id).encode(): CODEC.encode(user) for user in users},
-        "referents": {b"Crm::Deal:7": CODEC.encode(Referent("Crm::Deal", 7, "Renewal"))},
-    }
+from tests.support.reference_rows import ACCOUNT, CODEC, contact, reference_rows
 
 
 class FakeDirectory:
@@ -41,7 +24,7 @@ class FakeDirectory:
 
 
 def test_records_are_found_by_their_keys() -> None:
-    found = TableLookups(decoded(tables(), CODEC, ACCOUNT))
+    found = TableLookups(decoded(reference_rows(), CODEC, ACCOUNT))
     assert found.contact("2") == contact(2)
     assert found.user(2) == User(2, "b@example.com", "Bob", True)
     assert found.referent("Crm::Deal", 7) == Referent("Crm::Deal", 7, "Renewal")
@@ -50,7 +33,7 @@ def test_records_are_found_by_their_keys() -> None:
 
 
 def test_a_contact_of_another_account_is_never_found() -> None:
-    rows = tables()
+    rows = reference_rows()
     rows["contacts"][b"1"] = CODEC.encode(contact(1, company_sso_id="account-2"))
     contacts = decoded(rows, CODEC, ACCOUNT)["contacts"]
     assert contacts.get(b"1") is None
@@ -61,7 +44,7 @@ def test_a_contact_of_another_account_is_never_found() -> None:
 
 
 def test_an_undecodable_row_is_no_row_that_is_absent() -> None:
-    rows = tables()
+    rows = reference_rows()
     rows["users"][b"1"] = b"garbage"
     rows["contacts"][b"1"] = rows["referents"][b"Crm::Deal:7"]
     found = TableLookups(decoded(rows, CODEC, ACCOUNT))
@@ -72,7 +55,7 @@ def test_an_undecodable_row_is_no_row_that_is_absent() -> None:
 
 
 def test_an_update_is_seen_at_once_and_so_is_a_removal() -> None:
-    rows = tables()
+    rows = reference_rows()
     found = TableLookups(decoded(rows, CODEC, ACCOUNT))
     assert found.contact("1") == contact(1)
     rows["contacts"][b"1"] = CODEC.encode(contact(1, customer_id="merged"))
@@ -83,7 +66,7 @@ def test_an_update_is_seen_at_once_and_so_is_a_removal() -> None:
 
 def test_what_is_kept_decoded_is_bounded() -> None:
     count = answers.DECODED_MAX + 10
-    rows = tables()
+    rows = reference_rows()
     rows["contacts"] = {str(n).encode(): CODEC.encode(contact(n)) for n in range(count)}
     contacts = DecodedRows(rows["contacts"], CODEC, Contact, of_account(ACCOUNT))
     assert all(contacts.get(b"%d" % n) == contact(n) for n in range(count))
@@ -92,7 +75,7 @@ def test_what_is_kept_decoded_is_bounded() -> None:
 
 def test_the_directory_is_asked_about_active_users_with_an_email() -> None:
     directory = FakeDirectory()
-    found = TableLookups(decoded(tables(), CODEC, ACCOUNT), directory)
+    found = TableLookups(decoded(reference_rows(), CODEC, ACCOUNT), directory)
     asyncio.run(found.prefetch_users({1, 2, 3, 99}))
     assert directory.asked == [["a@example.com"]]
     assert found.sso_id("a@example.com") == "sso-a@example.com"
@@ -100,6 +83,6 @@ def test_the_directory_is_asked_about_active_users_with_an_email() -> None:
 
 
 def test_without_a_directory_nobody_has_an_sso_id() -> None:
-    found = TableLookups(decoded(tables(), CODEC, ACCOUNT))
+    found = TableLookups(decoded(reference_rows(), CODEC, ACCOUNT))
     asyncio.run(found.prefetch_users({1}))
     assert found.sso_id("a@example.com") is None
