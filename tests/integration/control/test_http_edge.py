@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from ops.control import routes
 from ops.control.edge import CSP
+from schemas.process import mongodb
 from schemas.process.connections import Connections
-from sink import database
 from tests.integration.control.http_server import PASSWORD, USER, Served, account, bearer, refused, serving, token
 from tests.support.waiting import wait_until
 
@@ -440,7 +440,7 @@ def test_the_bare_address_leads_to_the_console(served: Served) -> None:
 
 
 def test_a_database_that_is_away_is_said_and_the_process_lives_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "SERVER_SELECTION_TIMEOUT_MS", 200)
+    monkeypatch.setattr(mongodb, "SERVER_SELECTION_TIMEOUT_MS", 200)
     connections = Connections(mongodb_url=NOWHERE, mongodb_database="nowhere")
     with serving(connections) as served:
         assert served.client.get("/healthz").json() == {"status": "ok"}
