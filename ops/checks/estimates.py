@@ -8,7 +8,7 @@ from typing import Any
 from ops.checks.model import bytes_text, duration_text
 
 FLOOR_ROWS_PER_S = 500  # the contract's; slower is out of it
-# One producer, one processor and one sink with their servers on two cores made 6,700 rows/s (docs/performance.md);
+# One producer, one processor and one sink with their servers on two cores made 6,700 rows/s (docs/performance-log.md);
 # half of it, for a source and a network that are busy with other things.
 ASSUMED_ROWS_PER_S = 3_000
 ROWS_TO_MEASURE_MIN = 10_000  # a shorter run is mostly start-up

@@ -28,6 +28,7 @@ NOT_RUN = {
     "README.md",
     "docs/reliability.md",
     "docs/performance.md",
+    "docs/performance-log.md",
     "docs/personal-data.md",  # tests/e2e/test_subject.py
     "ops/kubernetes/README.md",
 }

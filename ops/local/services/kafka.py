@@ -89,8 +89,8 @@ class KafkaServer(Server):
         if self._data.made_by() is None:
             self._format(properties)
         heap_mib = self._around.settings.kafka_heap_mib
-        # An embedded broker lives for minutes and shares the cores with all of its clients. The second compiler burns
-        # half of the broker's CPU time in the first million records and gains nothing by then (docs/performance.md).
+        # An embedded broker lives for minutes and shares the cores with all of its clients. The second compiler takes
+        # half of its CPU time in the first million records and gains nothing by then (docs/performance-log.md).
         options = [f"-Xms{min(512, heap_mib)}m", f"-Xmx{heap_mib}m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC",
                    "-Djava.awt.headless=true"]  # fmt: skip
         return Command(
