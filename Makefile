@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Compiles the hot paths too, where a C compiler is.
+INSTALL_SELF := $(INSTALL) --no-deps --no-build-isolation -e .
 
 # Rounds of `make soak`; `make soak CRM_REPLAY_KILL_ROUNDS=200` runs for hours.
 CRM_REPLAY_KILL_ROUNDS ?= 20
@@ -20,13 +23,15 @@ TEST_PROCESSES ?= $(if $(KAFKA_BOOTSTRAP_SERVERS)$(MONGODB_URL)$(CRM_AUDIT_DATAB
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-setup: $(STAMP) ## make .venv with the command .venv/bin/crm-replay
+setup: $(STAMP) ## make .venv with the command .venv/bin/crm-replay; compile what is not, or has been edited since
+	@if $(BIN)/python -c 'import sys; from schemas import compiled; sys.exit(not compiled.is_due())'; then $(INSTALL_SELF); fi
+	@$(BIN)/python -c 'from schemas import compiled; print("hot paths:", compiled.hot_paths())'
 
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL_SELF)
 	@touch $@
 
 demo: setup ## start the embedded servers, load two CRMs, replay, show the ledger, stop everything
@@ -37,6 +42,7 @@ test: setup ## every test, on real servers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	CRM_REPLAY_COMPILED=0 $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m hot_paths tests/unit
 
 soak: setup ## kills, rebalances and dying servers for an hour or so; ends with what was injected and what came of it
 	CRM_REPLAY_KILL_ROUNDS=$(CRM_REPLAY_KILL_ROUNDS) CRM_REPLAY_SOAK_RUNS=$(CRM_REPLAY_SOAK_RUNS) \
@@ -70,3 +76,4 @@ lock: ## pin every dependency again (needs uv: pip install uv)
 clean: ## stop the servers; remove what setup and they left in this folder
 	@if [ -x $(BIN)/crm-replay ]; then $(BIN)/crm-replay services down --delete-data; fi
 	rm -rf $(VENV) .crm-replay .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find schemas producer processors sink -name '*.so' -delete

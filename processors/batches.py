@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from processors.encoding.core import Row
 from processors.encoding.documents import DOCUMENT_BYTES_MAX
+from processors.encoding.rows import RowEncoder
 from processors.encoding.transform import Transformed
 from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
@@ -49,9 +51,9 @@ class Undecodable:
     detail: str
 
 
-Transform = Callable[[AuditEvent], bytes | Transformed | Skip | Refused]
+Transform = Callable[[AuditEvent], Transformed | Skip | Refused]
 EncodeDocument = Callable[[Any], bytes]
-Decoded = AuditEvent | SnapshotMarker | DeadLetter | Undecodable
+Decoded = Row | AuditEvent | SnapshotMarker | DeadLetter | Undecodable
 
 
 class OutcomeEncoder:
@@ -65,7 +67,7 @@ class OutcomeEncoder:
         encode_document: EncodeDocument,
         metrics: ProcessorMetrics,
     ) -> None:
-        """`transform` returns a document as BSON or as what `encode_document` makes BSON of."""
+        """`encode_document` makes BSON of what `transform` returns."""
         self._run = job.run
         self._topic = job.topics.replay
         self._codec = codec
@@ -75,7 +77,8 @@ class OutcomeEncoder:
         self._metrics = metrics
 
     def of_row(self, record: SourceRecord, event: AuditEvent, partition: int) -> bytes:
-        """Return the outcome of a row that the record holds: a log, a skip or a dead letter."""
+        """Return the outcome of a row that the record holds, in the plain way: a log, a skip or a dead letter."""
+        self._metrics.rows_by_plain_way += 1
         try:
             result = self._transform(event)
         except UnreadableTopicError:
@@ -86,8 +89,6 @@ class OutcomeEncoder:
             except Exception as error:  # a defect of a rule costs one record, not the replay
                 detail = f"{type(error).__name__} in {_where(error)}"
                 return self.dead_letter(record, event, partition, DeadLetterCause.TRANSFORM_FAILED, detail)
-        if isinstance(result, bytes):
-            return self._log(record, event, partition, result)
         if type(result) is Skip:
             reason = str(result.reason)
             self._metrics.skips[reason] += 1
@@ -155,14 +156,16 @@ class RunTransformer:
         transform: Transform,
         encode_document: EncodeDocument,
         metrics: ProcessorMetrics,
+        rows: RowEncoder | None = None,
     ) -> None:
-        """`transform` and `encode_document` are `OutcomeEncoder`'s."""
+        """`transform` and `encode_document` are `OutcomeEncoder`'s, for whatever `rows` does not know."""
         self._job = job
         self._topic = job.topics.replay
         self._accounts = ("", job.company_sso_id)  # the topic is one account's, so a row need not say it
         self._codec = codec
         self._encoder = OutcomeEncoder(job, codec, transform, encode_document, metrics)
         self._metrics = metrics
+        self._rows = rows
 
     def decode(self, records: Sequence[SourceRecord]) -> list[Decoded]:
         """Return what each record is, in order. Raises UnreadableTopicError for a row that lacks its schema."""
@@ -171,6 +174,8 @@ class RunTransformer:
     def _decode(self, record: SourceRecord) -> Decoded:
         if record.value is None:
             return Undecodable("a tombstone: the record has no value")
+        if self._rows is not None and record.key is not None and (row := self._rows.row(record.value)) is not None:
+            return row
         try:
             decoded = self._codec.decode(record.value)
         except UnknownSchemaError as error:
@@ -198,7 +203,12 @@ class RunTransformer:
             if high.ended and not isinstance(what, SnapshotMarker):
                 metrics.beyond_end += 1  # of a later run's stretch, which a rerun from the beginning comes across
                 continue
-            if isinstance(what, AuditEvent):
+            if isinstance(what, Row):
+                if high.is_republished(what.id_range, what.audit_id):
+                    metrics.republished += 1
+                    continue
+                value = self._of_row(record, what, partition)
+            elif isinstance(what, AuditEvent):
                 if what.company_sso_id not in self._accounts:
                     # Before the high-water: an id of somebody else's must not make ours look published twice.
                     detail = "the row is another account's"
@@ -227,10 +237,28 @@ class RunTransformer:
         metrics.records_in += len(records)
         return messages
 
+    def _of_row(self, record: SourceRecord, row: Row, partition: int) -> bytes:
+        rows = self._rows
+        assert rows is not None
+        try:
+            value = rows.outcome(row, record.offset)
+        except UnreadableTopicError:
+            raise  # of a reference table: it says nothing of the row
+        except Exception:  # the plain way says what is wrong
+            value = None
+        if value is None:
+            event = self._codec.decode_as(AuditEvent, record.value or b"")
+            return self._encoder.of_row(record, event, partition)
+        if (reason := rows.skip) is None:
+            self._metrics.logs += 1
+        else:
+            self._metrics.skips[str(reason)] += 1
+        return value
+
 
 def acting_users(decoded: Iterable[Decoded]) -> set[int]:
     """Return the ids of the CRM users who did something in a run."""
-    return {what.user_id for what in decoded if isinstance(what, AuditEvent) and what.user_id}
+    return {what.user_id for what in decoded if isinstance(what, Row | AuditEvent) and what.user_id}
 
 
 def _where(error: BaseException) -> str:

@@ -17,6 +17,7 @@ class ProcessorMetrics:
     logs: int = 0
     skips: Counter[str] = field(default_factory=Counter)  # by SkipReason
     dead_letters: Counter[str] = field(default_factory=Counter)  # by DeadLetterCause
+    rows_by_plain_way: int = 0  # whose form the fast way does not know; all of a live feed
     markers: int = 0  # passed over or forwarded
     republished: int = 0  # rows that the snapshot published a second time
     beyond_end: int = 0  # behind this run's end marker: not its own
@@ -44,6 +45,7 @@ class ProcessorMetrics:
             **{f"skip.{reason}": count for reason, count in sorted(self.skips.items())},
             "dead_letters": self.dead_letters.total(),
             **{f"dead_letter.{cause}": count for cause, count in sorted(self.dead_letters.items())},
+            "rows_by_plain_way": self.rows_by_plain_way,
             "markers": self.markers,
             "republished": self.republished,
             "beyond_end": self.beyond_end,
@@ -70,6 +72,7 @@ class ProcessorMetrics:
                 Value("outcomes_total", n, {"outcome": "dead_letter", "reason": why})
                 for why, n in list(self.dead_letters.items())
             ),
+            Value("rows_by_plain_way_total", self.rows_by_plain_way),
             Value("records_republished_total", self.republished),
             Value("runs_total", self.runs),
             Value("transform_seconds_total", self.transform_s),

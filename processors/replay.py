@@ -6,6 +6,7 @@ from functools import partial
 from processors.app import Parts, Surroundings
 from processors.batches import Decoded, RunTransformer, SourceRecord, acting_users
 from processors.encoding import documents
+from processors.encoding.rows import RowEncoder
 from processors.encoding.transform import Transformer
 from processors.lookups.answers import TableLookups, of_account
 from processors.lookups.directory import UserDirectory
@@ -29,6 +30,7 @@ def replay_parts(around: Surroundings) -> Parts:
     directory = UserDirectory(url, job.company_sso_id)
     lookups = TableLookups(app.tables, directory if url else None)
     rules = Transformer(mapping.load(job.mapping_path), job.company_sso_id)
+    rows = RowEncoder(rules, lookups, around.codec, job.run)
 
     async def prepare(_: Sequence[SourceRecord], decoded: Sequence[Decoded]) -> Sequence[Decoded]:
         await lookups.prefetch_users(acting_users(decoded))
@@ -39,9 +41,7 @@ def replay_parts(around: Surroundings) -> Parts:
         return {**rules.counts.as_dict(), **of_directory}
 
     return Parts(
-        RunTransformer(
-            job, around.codec, lambda event: rules.to_bson(event, lookups), documents.encode, around.metrics
-        ),
+        RunTransformer(job, around.codec, rows.plain, documents.encode, around.metrics, rows),
         prepare,
         partial(HighWater, job.run),
         counts,

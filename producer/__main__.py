@@ -13,11 +13,11 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from functools import partial
 
 from producer import markers
 from producer.audits import AuditReader, connect, resolve
 from producer.checkpoint import Checkpoint
+from producer.core import RecordKeys
 from producer.cursor import next_number, share_out
 from producer.messages import Encoder
 from producer.parallel import end_with_parent, ranges_of_run, read_in_children, split_for
@@ -34,7 +34,6 @@ from schemas.process.mongodb import open_database
 from schemas.process.registry import codec_for
 from schemas.process.waiting import StoppedError, stop_on_signals
 from schemas.source.mapping import load
-from schemas.source.person import record_key
 from schemas.vocabulary import ExitCode
 
 logger = logging.getLogger("producer")
@@ -74,7 +73,7 @@ def run(only: frozenset[int], stop: threading.Event) -> None:
             checkpoint.take_over()
         snapshot = Snapshot(
             reader,
-            Encoder(codec, partial(record_key, rule=mapping.person), topic, job.run, record_bytes),
+            Encoder(codec, RecordKeys(mapping.person).key, topic, job.run, record_bytes),
             publisher,
             checkpoint,
             Bounds(job.top_audit_id, job.snapshot_xmax, settings.horizon_wait_s, settings.checkpoint_rows),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any, NamedTuple, Protocol, cast
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import psycopg
 from psycopg import sql
 
+from producer.core import EPOCH_2000_US, YEAR_1_US, YEAR_10000_US, EventMaker
 from producer.cursor import EARLIEST, Gap, in_gaps
 from producer.cursor import clip as clip_gaps
 from producer.messages import Defect, Page
@@ -32,7 +33,6 @@ from producer.session import (
     where,
 )
 from schemas.errors import BadInputError
-from schemas.records import AuditEvent
 from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import DeadLetterCause
 
@@ -59,9 +59,6 @@ __all__ = [  # what callers that have a source need of its sessions comes from h
 
 logger = logging.getLogger(__name__)
 
-# PostgreSQL counts microseconds from 2000-01-01, and sends infinity as the largest 64-bit number.
-EPOCH_2000_US = 946_684_800_000_000
-YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
 LARGE_ROW_KEPT_CHARS = 16 * 1024
 GAPS_A_PAGE_MAX = 500
 WINDOW_MIN = 1_000  # ids; a scan of so few that takes too long is not cured by scanning fewer
@@ -515,41 +512,40 @@ class AuditReader:
         return _Rows(rows, cast("int", rows[-1][0]) if len(rows) >= page_rows else highs[-1], raw=raw)
 
     def _to_page(self, read: _Rows, cursor: int, id_range: int) -> Page:
-        events: list[AuditEvent] = []
+        source, end = self._source, read.end
         defects: dict[int, Defect] = {}
-        changes_are_json, company, tag = self._source.changes_are_json, self._source.company_sso_id, self._tag
-        size, end = 0, read.end
         rows = self._texts(read.rows, defects) if read.raw else read.rows
-        for (
-            id_, at, auditable_type, auditable_id, associated_type, associated_id, user_type, user_id, username, action,
-            changes, version, comment, request_uuid, owner,
-        ) in rows:  # fmt: skip
-            if owner != tag:
-                raise _foreign_row(id_, company)
-            at_us = at + EPOCH_2000_US
-            if changes is None:
-                if size > PAGE_BYTES_MAX:
-                    end = events[-1].audit_id
-                    break
-                changes, comment, defect = self._large(id_)
-                if defect is not None:
-                    defects[id_] = defect
-            if not YEAR_1_US <= at_us < YEAR_10000_US:
-                at_us = max(YEAR_1_US, min(at_us, YEAR_10000_US - 1))
-                detail = "created_at is NULL, infinite or outside of the years 1 to 9999"
-                defects[id_] = Defect(DeadLetterCause.UNDECODABLE_RECORD, detail)
-            size += len(changes) + len(comment)
-            events.append(
-                AuditEvent(
-                    id_, id_range, at_us, auditable_type, auditable_id, associated_type, associated_id, user_type,
-                    user_id, username, action, changes, changes_are_json, version, comment, request_uuid, company,
-                )
-            )  # fmt: skip
-        if self._source.mapping is not None:
-            events = [*map(self._source.mapping.named_now, events)]
+        unusual = partial(self._like_the_others, defects)
+        events, size, are_all = EventMaker(source.company_sso_id, self._tag, source.changes_are_json, unusual).events(
+            rows, id_range
+        )
+        if not are_all:
+            end = events[-1].audit_id
+        if source.mapping is not None:
+            events = [*map(source.mapping.named_now, events)]
         self._page_rows = next_page_rows(self._page_rows, self._limits.page_rows, size)
         defects = {id_: defect for id_, defect in defects.items() if id_ <= end}
         return Page(tuple(events), end, tuple(clip_gaps(read.gaps, cursor, end)), defects)
+
+    def _like_the_others(self, defects: dict[int, Defect], row: Row, size: int) -> Row | None:
+        """Return a row that is large or of no moment as one that is neither; its defects are noted.
+
+        None if a page that has `size` characters has no room for it. Raises BadInputError for another account's row.
+        """
+        id_, at, changes, comment = row[0], row[1], row[10], row[12]
+        if row[14] != self._tag:
+            raise _foreign_row(id_, self._source.company_sso_id)
+        if changes is None:
+            if size > PAGE_BYTES_MAX:
+                return None
+            changes, comment, defect = self._large(id_)
+            if defect is not None:
+                defects[id_] = defect
+        if not YEAR_1_US <= at + EPOCH_2000_US < YEAR_10000_US:
+            at = max(YEAR_1_US, min(at + EPOCH_2000_US, YEAR_10000_US - 1)) - EPOCH_2000_US
+            detail = "created_at is NULL, infinite or outside of the years 1 to 9999"
+            defects[id_] = Defect(DeadLetterCause.UNDECODABLE_RECORD, detail)
+        return (id_, at, *row[2:10], changes, row[11], comment, *row[13:])
 
     def _texts(self, rows: Sequence[Row], defects: dict[int, Defect]) -> Iterator[Row]:
         """Yield rows of bytes as rows of texts; notes those that are none, with what can be shown of them."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from producer.core import records_of
 from producer.cursor import Gap
 from schemas.codec import Codec
 from schemas.records import AuditEvent, DeadLetter
@@ -54,6 +55,7 @@ class Encoded:
 
     records: list[tuple[bytes, bytes]]
     dead_letters: int  # how many of them
+    bytes: int  # of all keys and values
 
 
 class Encoder:
@@ -62,6 +64,7 @@ class Encoder:
     def __init__(self, codec: Codec, key_of: KeyOf, topic: str, run: int, record_bytes_max: int) -> None:
         """`record_bytes_max` is what the topic takes of key and value together."""
         self._codec = codec
+        self._encode = codec.encoder(AuditEvent)
         self._key_of = key_of
         self._topic = topic
         self._run = run
@@ -73,21 +76,21 @@ class Encoder:
         A row that is no whole audit event travels as a dead letter in its place, so that it is counted as failed
         instead of stopping the snapshot or going missing.
         """
-        encode, key_of, size_max = self._codec.encode, self._key_of, self._record_bytes_max
-        records = []
-        dead_letters = 0
-        for event in page.events:
-            key = key_of(event).encode()
-            value = encode(event)
-            if len(key) + len(value) > size_max:
-                detail = f"the record has {len(value)} bytes; the replay topic takes {size_max}"
-                value = self._dead_letter(event, key, Defect(DeadLetterCause.ROW_TOO_LARGE, detail), now_us)
-                dead_letters += 1
-            elif event.audit_id in page.defects:
-                value = self._dead_letter(event, key, page.defects[event.audit_id], now_us)
-                dead_letters += 1
-            records.append((key, value))
-        return Encoded(records, dead_letters)
+        records, too_large, size = records_of(page.events, self._key_of, self._encode, self._record_bytes_max)
+        defects = {place: self._too_large(records[place][1]) for place in too_large}
+        if page.defects:
+            of_rows = enumerate(page.events)
+            defects = {n: page.defects[e.audit_id] for n, e in of_rows if e.audit_id in page.defects} | defects
+        for place, defect in defects.items():
+            key, value = records[place]
+            letter = self._dead_letter(page.events[place], key, defect, now_us)
+            records[place] = key, letter
+            size += len(letter) - len(value)
+        return Encoded(records, len(defects), size)
+
+    def _too_large(self, value: bytes) -> Defect:
+        detail = f"the record has {len(value)} bytes; the replay topic takes {self._record_bytes_max}"
+        return Defect(DeadLetterCause.ROW_TOO_LARGE, detail)
 
     def _dead_letter(self, event: AuditEvent, key: bytes, defect: Defect, now_us: int) -> bytes:
         """Return the dead letter of a row; its payload is an audit event again, cut so far that it fits."""

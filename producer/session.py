@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.numeric import Int8BinaryLoader
 
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.process.client_errors import kind_of
 from schemas.secrets import about
 
 logger = logging.getLogger(__name__)
@@ -222,8 +223,7 @@ class Connection:
     def _wait(self, patience: "_Patience", error: Exception) -> None:
         """Return when the read may be tried again; raises the error if that is no use, ReplayError if it took long."""
         lost = self._db.closed or isinstance(error, ServiceUnreachableError)
-        passing = isinstance(error, psycopg.OperationalError) and not isinstance(error, psycopg.errors.QueryCanceled)
-        if not (lost or passing):
+        if not (lost or kind_of(error) is ServiceUnreachableError):
             raise error
         interrupted = isinstance(error, InterruptedQueryError | psycopg.errors.TransactionRollback) and not lost
         if not interrupted:
@@ -456,9 +456,9 @@ def answering(what: str) -> Iterator[None]:
             f"{what}: {first_line(error)}",
             "raise CRM_REPLAY_STATEMENT_TIMEOUT_S, or see why the CRM's database is slow",
         ) from error
-    except psycopg.OperationalError as error:
-        raise ReplayError(
-            f"{what}: {first_line(error)}", "start again when the server is back; nothing is lost"
-        ) from error
     except psycopg.Error as error:
+        if kind_of(error) is ServiceUnreachableError:
+            raise ReplayError(
+                f"{what}: {first_line(error)}", "start again when the server is back; nothing is lost"
+            ) from error
         raise BadInputError(f"{what}: {first_line(error)}", "mend the source mapping") from error

@@ -30,9 +30,6 @@ from schemas.process.waiting import StoppedError
 
 logger = logging.getLogger(__name__)
 
-NEWEST_IDS = 10_000  # below the top: a transaction may have drawn an id and not yet have a transaction id to be seen by
-GAPS_NOTED_MAX = 5_000  # the checkpoint carries them all; more have to wait for the horizon
-HORIZON_POLL_S = 0.5
 HORIZON_LOG_S = 10.0
 # A chunk ends with the page that reaches one of these bounds, or the one in the settings.
 CHUNK_BYTES = 8 * 1024 * 1024  # of keys and values: two chunks are in memory
@@ -47,6 +44,9 @@ class Bounds:
     xmax: int  # transactions below it, if they had an id when the job started, may still commit ids up to `top`
     horizon_wait_s: float
     checkpoint_rows: int  # a chunk ends with the page that reaches them
+    horizon_poll_s: float = 0.5
+    newest_ids: int = 10_000  # below the top: a transaction may have drawn one and not yet have an id to be seen by
+    gaps_noted_max: int = 5_000  # the checkpoint carries them all; more have to wait for the horizon
 
 
 class Prepared(NamedTuple):
@@ -137,7 +137,7 @@ class Snapshot:
             chunk.append(prepared)
             self._last_rows = len(records)
             rows += len(records)
-            size += sum(len(key) + len(value) for key, value in records)
+            size += prepared.encoded.bytes
             if rows >= self._bounds.checkpoint_rows or size >= CHUNK_BYTES or time.monotonic() - began >= CHUNK_S:
                 break
             if range_.done or self._too_many_gaps(range_) or self._stop():
@@ -197,13 +197,13 @@ class Snapshot:
             if now - logged >= HORIZON_LOG_S or logged == started:
                 logged = now
                 logger.info("waiting for transactions older than the job: %s", self._reader.oldest_transactions())
-            time.sleep(HORIZON_POLL_S)
+            time.sleep(self._bounds.horizon_poll_s)
 
     def _prepare(self, range_: IdRange) -> Prepared:
         """Return the next page, encoded."""
-        if not self._horizon_passed and time.monotonic() - self._asked_at >= HORIZON_POLL_S:
+        if not self._horizon_passed and time.monotonic() - self._asked_at >= self._bounds.horizon_poll_s:
             self._ask_for_horizon()
-        newest_from = self._bounds.top - NEWEST_IDS
+        newest_from = self._bounds.top - self._bounds.newest_ids
         in_newest = range_.cursor >= newest_from
         work = self._traces.begin("page", **{"crm_replay.id_range": range_.id_range})
         asked_at = time.monotonic()
@@ -223,7 +223,7 @@ class Snapshot:
         return Prepared(page, encoded, work)
 
     def _too_many_gaps(self, range_: IdRange) -> bool:
-        return len(range_.gaps) >= GAPS_NOTED_MAX and not self._horizon_passed
+        return len(range_.gaps) >= self._bounds.gaps_noted_max and not self._horizon_passed
 
     def _ask_for_horizon(self) -> bool:
         if not self._horizon_passed:

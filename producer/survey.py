@@ -11,7 +11,6 @@ import psycopg
 from psycopg import sql
 
 from producer.audits import (
-    EPOCH_2000_US,
     AuditSource,
     Connection,
     answering,
@@ -21,6 +20,7 @@ from producer.audits import (
     resolve,
     sql_text,
 )
+from producer.core import EPOCH_2000_US
 from producer.cursor import EARLIEST, cutoff
 from producer.visibility import require_whole_tables, tables_read
 from schemas.errors import BadInputError

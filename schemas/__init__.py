@@ -3,3 +3,7 @@
 source/   how a CRM's rows are read, pure
 process/  what every process does at its start
 """
+
+from schemas import compiled
+
+compiled.install()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import fastavro
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 
-from schemas import flat_avro
+from schemas import avro
 from schemas.errors import UndecodableRecordError, UnknownSchemaError
 from schemas.records import RECORD_TYPES, OutcomeBatch, Record
 
@@ -28,6 +28,8 @@ SINGLE_OBJECT_HEADER_BYTES = 10
 CONFLUENT_MARKER = b"\x00"
 CONFLUENT_HEADER_BYTES = 5
 REFUSED_MAX = 1_000  # frames whose refusal is remembered
+Encode = Callable[[Any], bytes]
+Decode = Callable[[bytes], Any]
 SchemaOf = Callable[[int], str | None]  # the registry's Avro schema with an id, as JSON text; None if it has none
 
 
@@ -93,10 +95,10 @@ class Codec:
         self._header_bytes = SINGLE_OBJECT_HEADER_BYTES if schema_ids is None else CONFLUENT_HEADER_BYTES
         self._look_up = look_up
         self._frames: dict[type[Record], bytes] = {}
-        self._encoders: dict[type[Record], flat_avro.Encode] = {}
-        self._decoders: dict[bytes, tuple[type[Record], flat_avro.Decode]] = {}  # by frame
+        self._encoders: dict[type[Record], Encode] = {}
+        self._decoders: dict[bytes, tuple[type[Record], Decode]] = {}  # by frame
         self._types: dict[bytes, type[Record]] = {}  # by single-object frame
-        self._body_decoders: dict[tuple[type[Record], int], flat_avro.Decode] = {}  # by type and length of the frame
+        self._body_decoders: dict[tuple[type[Record], int], Decode] = {}  # by type and length of the frame
         self._refused: dict[bytes, UndecodableRecordError] = {}  # frames that were looked up in vain
         for record_type in RECORD_TYPES:
             schema = schema_of(record_type)
@@ -106,12 +108,12 @@ class Codec:
             if schema_ids is not None:
                 header = CONFLUENT_MARKER + schema_ids[record_type].to_bytes(4, "big")
             self._frames[record_type] = header
-            self._encoders[record_type] = flat_avro.compile_encoder(schema, header)
+            self._encoders[record_type] = avro.RecordEncoder(avro.kinds_of(schema), header).encode
             self._learn(header, record_type)
 
-    def _learn(self, header: bytes, record_type: type[Record]) -> tuple[type[Record], flat_avro.Decode]:
+    def _learn(self, header: bytes, record_type: type[Record]) -> tuple[type[Record], Decode]:
         """Return the decoder of values with this frame, which are records of that type; it is known from now on."""
-        decode = flat_avro.compile_decoder(schema_of(record_type), record_type, len(header))
+        decode = _decoder(record_type, len(header))
         self._decoders[header] = record_type, decode
         return record_type, decode
 
@@ -123,7 +125,7 @@ class Codec:
         """Return the bytes in front of every value of this type that `encode` returns."""
         return self._frames[record_type]
 
-    def encoder(self, record_type: type[Record]) -> flat_avro.Encode:
+    def encoder(self, record_type: type[Record]) -> Encode:
         """Return `encode` for records of one type, which may be plain tuples of its fields."""
         return self._encoders[record_type]
 
@@ -169,7 +171,7 @@ class Codec:
         except (EOFError, IndexError, ValueError):
             return alone
 
-    def _decoder_of(self, header: bytes) -> tuple[type[Record], flat_avro.Decode]:
+    def _decoder_of(self, header: bytes) -> tuple[type[Record], Decode]:
         """Return record type and decoder of a frame that this codec does not write."""
         if (known := self._decoders.get(header)) is not None:
             return known
@@ -209,10 +211,10 @@ class Codec:
         found, _ = self._decoder_of(data[: header_bytes(data)])
         _require_type(found, record_type)
 
-    def _body_decoder(self, record_type: type[Record], frame_bytes: int) -> flat_avro.Decode:
+    def _body_decoder(self, record_type: type[Record], frame_bytes: int) -> Decode:
         key = record_type, frame_bytes
         if (decode := self._body_decoders.get(key)) is None:
-            decode = flat_avro.compile_decoder(schema_of(record_type), record_type, frame_bytes)
+            decode = _decoder(record_type, frame_bytes)
             self._body_decoders[key] = decode
         return decode
 
@@ -231,6 +233,10 @@ class Codec:
         record = self.decode(data)
         _require_type(type(record), record_type)
         return cast("R", record)
+
+
+def _decoder(record_type: type[Record], frame_bytes: int) -> Decode:
+    return avro.RecordDecoder(avro.kinds_of(schema_of(record_type)), record_type, frame_bytes).decode
 
 
 def _require_type(found: type, wanted: type) -> None:

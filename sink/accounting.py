@@ -12,11 +12,12 @@ from typing import Generic, Protocol, TypeVar
 
 from schemas.errors import ReplayError
 from schemas.records import DeadLetter
-from sink.counting import Advance, Decided, PartitionProgress, advance
-from sink.decoding import Batch, Source
+from sink.counting import Advance, PartitionProgress, advance
+from sink.decoding import Batch
 from sink.documents import BatchOutcome
 from sink.effects import Effect, Seam
 from sink.metrics import SinkMetrics
+from sink.records import Decided, Source
 from sink.waiting import Waiting
 
 log = logging.getLogger(__name__)

@@ -27,14 +27,14 @@ from schemas.process.tracing import OFF, Traces, Work, context_of
 from schemas.process.waiting import StoppedError
 from schemas.records import DeadLetter
 from sink.accounting import Accounting
-from sink.counting import Decided
 from sink.dead_letters import DeadLetterTopic, now_us
-from sink.decoding import Batch, Taken
+from sink.decoding import Batch
 from sink.documents import BatchOutcome
 from sink.effects import Effect, Seam, straight
 from sink.group import Group
 from sink.indexes import UNIQUE_EXTERNAL_ID
 from sink.metrics import SinkMetrics
+from sink.records import Decided, Taken
 from sink.settings import SinkSettings
 from sink.waiting import Waiting
 from sink.writer import write_batch

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
-from typing import NamedTuple
 
 from schemas.codec import Codec
 from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
@@ -11,35 +11,13 @@ from schemas.identity import ID_BYTES
 from schemas.job import ReplayJob
 from schemas.process.tracing import UNTRACED, Work
 from schemas.records import ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker
-from schemas.vocabulary import ActorKind, DeadLetterCause, MarkerEdge, SkipReason, countable
-from sink.counting import FELL_BACK, NO_OFFSET, Bin, Decided
-from sink.documents import BSON_LENGTH_BYTES, AccountCheck, BatchOutcome, IdMaker, is_whole
-
-# How the actor «[Deleted CRM User]» is encoded: a document `actor` that begins with the text `type`.
-_ACTOR = b"\x03actor\x00"
-_TYPE_AT = len(_ACTOR) + BSON_LENGTH_BYTES
-_DELETED_USER = ActorKind.DELETED_USER.encode() + b"\x00"
-_TYPE_DELETED_USER = b"\x02type\x00" + len(_DELETED_USER).to_bytes(4, "little") + _DELETED_USER
-
-
-class Taken(NamedTuple):
-    """An outcome as it came from the outcomes topic, alone or in a batch; a null value is taken as empty bytes."""
-
-    partition: int
-    offset: int  # of the record, which several may share
-    key: bytes
-    value: bytes
-
+from schemas.vocabulary import DeadLetterCause, MarkerEdge, SkipReason, countable
+from sink.core import IdMaker, LogReader, fell_back
+from sink.counting import NO_OFFSET
+from sink.documents import AccountCheck, BatchOutcome, is_whole
+from sink.records import Bin, Decided, Source, Taken
 
 _VALUE = itemgetter(Taken._fields.index("value"))
-
-
-class Source(NamedTuple):
-    """Where a document of a batch came from: its record, and the place of that record in `Batch.decided`."""
-
-    position: int
-    record: ActivityLog
-    taken: Taken
 
 
 @dataclass
@@ -78,6 +56,9 @@ class Decoder:
         self._document_bytes_max = document_bytes_max
         self._is_ours = AccountCheck(job.company_sso_id)
         self._with_id = IdMaker(job.run)
+        self._reader = LogReader(
+            codec.frame(ActivityLog), job.run, self._is_ours.begin, self._with_id, document_bytes_max - ID_BYTES
+        )
 
     def batch(self, messages: Iterable[Taken], now_us: int) -> Batch:
         """Return the messages as a batch; `now_us` dates the dead letters. Nothing in a message can make this raise.
@@ -86,41 +67,35 @@ class Decoder:
         UnreadableTopicError, where an outcome of this run has a frame that cannot be looked up.
         """
         batch = Batch()
-        decided, documents, sources = batch.decided, batch.documents, batch.sources
-        decode, is_ours, with_id, run = self._codec.decode, self._is_ours, self._with_id, self._run
-        document_bytes_max = self._document_bytes_max - ID_BYTES
-        deleted_user, type_at, type_end = _TYPE_DELETED_USER, _TYPE_AT, _TYPE_AT + len(_TYPE_DELETED_USER)
-        messages = list(messages)
-        batch.records, batch.bytes = len(messages), sum(map(len, map(_VALUE, messages)))
-        for taken in messages:
-            partition, offset, _, value = taken
-            records = decided.get(partition)
-            if records is None:
-                records = decided[partition] = []
-            try:
-                record = decode(value)
-            except UndecodableRecordError as error:
-                self._refuse_what_is_ours(taken, error)
-                batch.undecodable += 1
-                records.append(self._undecodable(taken, error.what, now_us))
-                continue
-            # Nearly every record is a fit log of this run: no call is made for it that can be spared.
-            if type(record) is ActivityLog and record.run == run and record.audit_id > 0:
-                document = record.document
-                if is_whole(document) and len(document) <= document_bytes_max and is_ours(document):
-                    sources.append(Source(len(records), record, taken))
-                    documents.append(with_id(record.audit_id, document))
-                    # Nothing before the actor is a document: it is the account, the customer, category and action.
-                    actor = document.find(_ACTOR)
-                    reason = FELL_BACK if document[actor + type_at : actor + type_end] == deleted_user else ""
-                    records.append(
-                        Decided(offset, record.source_offset, record.audit_id, record.id_range, Bin.MIGRATED, reason)
-                    )
-                else:
-                    records.append(self._unfit(record, taken, now_us))
-            else:
-                records.append(self._other(record, taken, batch, now_us))
+        outcomes = list(messages)
+        batch.records, batch.bytes = len(outcomes), sum(map(len, map(_VALUE, outcomes)))
+        other = partial(self._decode, batch, now_us)
+        self._reader.read(outcomes, batch.decided, batch.documents, batch.sources, other)
         return batch
+
+    def _decode(self, batch: Batch, now_us: int, taken: Taken, records: list[Decided]) -> None:
+        """Add to `records` where a record ends that is not, as nearly all are, a fit log of this run and frame."""
+        try:
+            record = self._codec.decode(taken.value)
+        except UndecodableRecordError as error:
+            self._refuse_what_is_ours(taken, error)
+            batch.undecodable += 1
+            records.append(self._undecodable(taken, error.what, now_us))
+            return
+        if not (isinstance(record, ActivityLog) and record.run == self._run and record.audit_id > 0):
+            records.append(self._other(record, taken, batch, now_us))
+            return
+        document = record.document
+        is_fit = is_whole(document) and len(document) + ID_BYTES <= self._document_bytes_max
+        if not (is_fit and self._is_ours(document)):
+            records.append(self._unfit(record, taken, now_us))
+            return
+        batch.sources.append(Source(len(records), record, taken))
+        batch.documents.append(self._with_id(record.audit_id, document))
+        reason = fell_back(document)
+        records.append(
+            Decided(taken.offset, record.source_offset, record.audit_id, record.id_range, Bin.MIGRATED, reason)
+        )
 
     def _other(self, record: Record, taken: Taken, batch: Batch, now_us: int) -> Decided:
         """Return the bin of anything but a log of this run."""

@@ -7,8 +7,6 @@ from typing import Any
 
 import bson
 
-from schemas.identity import AUDIT_ID_BYTES, ID_BYTES, OBJECT_ID_FIELD, RUN_BYTES, replay_id
-
 BSON_LENGTH_BYTES = 4
 BSON_BYTES_MIN = 5  # an empty document
 DEPTH_MAX = 180  # levels of nesting that MongoDB stores
@@ -40,19 +38,6 @@ class BatchOutcome:
     redelivered: frozenset[int] = frozenset()  # this very run had written it before
     duplicates: frozenset[int] = frozenset()  # the unique index had this external_id from elsewhere
     failed: Mapping[int, Refusal] = field(default_factory=dict)
-
-
-class IdMaker:
-    """Puts the `_id` of one run in front of documents."""
-
-    def __init__(self, run: int) -> None:
-        """`run` is the first half of every `_id` made."""
-        self._start = OBJECT_ID_FIELD + replay_id(run, 0)[:RUN_BYTES]
-
-    def __call__(self, audit_id: int, document: bytes) -> bytes:
-        """Return the BSON document with its `_id` in front; the rest is copied, never decoded."""
-        length = (len(document) + ID_BYTES).to_bytes(BSON_LENGTH_BYTES, "little")
-        return length + self._start + audit_id.to_bytes(AUDIT_ID_BYTES, "big") + document[BSON_LENGTH_BYTES:]
 
 
 def is_whole(document: bytes) -> bool:
@@ -88,12 +73,12 @@ class AccountCheck:
         """`company_sso_id` is the only account that may pass."""
         self._company_sso_id = company_sso_id
         # The processors write company_sso_id first; a document then starts as one of this field alone.
-        self._start = bson.encode({"company_sso_id": company_sso_id})[BSON_LENGTH_BYTES:-1]
-        self._end = BSON_LENGTH_BYTES + len(self._start)
+        self.begin = bson.encode({"company_sso_id": company_sso_id})[BSON_LENGTH_BYTES:-1]
+        self._end = BSON_LENGTH_BYTES + len(self.begin)
 
     def __call__(self, document: bytes) -> bool:
         """Return whether `company_sso_id` of the BSON document is the account."""
-        if document[BSON_LENGTH_BYTES : self._end] == self._start:
+        if document[BSON_LENGTH_BYTES : self._end] == self.begin:
             return True
         try:
             return bool(bson.decode(document).get("company_sso_id") == self._company_sso_id)

@@ -55,6 +55,7 @@ from ops.runner.replay import run_account
 from producer import markers, references
 from producer.survey import survey
 from schemas.collections import ACTIVITY_LOGS
+from schemas.compiled import hot_paths
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
 from schemas.process.mongodb import connect
@@ -110,6 +111,7 @@ class Measured:
             "cpu_s": {name: cost.cpu_s for name, cost in self.costs.items()},
             "peak_mib": {name: cost.peak_mib for name, cost in self.costs.items()},
             **({"growth_mib": dict(self.growth_mib)} if self.growth_mib else {}),
+            "hot_paths": hot_paths(),
             **self.more,
         }
 

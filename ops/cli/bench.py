@@ -13,6 +13,7 @@ from ops.cli import host
 from ops.cli.options import Partitions, Workers
 from ops.local.services import Service
 from ops.runner.forkserver import forked
+from schemas.compiled import hot_paths
 
 if TYPE_CHECKING:
     from ops.bench.stages import Measured
@@ -50,6 +51,7 @@ def bench(
     def say(text: str) -> None:
         console.print(text, highlight=False, style="dim")
 
+    say(f"hot paths: {hot_paths()}")
     wanted = stages.require_stages(stage or ())
     with forked() as forks:  # as `run` does it, though once for all repeats
         options = RunOptions(partitions=partitions, processors=processors, sinks=sinks, home=host.home(), forks=forks)

@@ -22,6 +22,7 @@ import typer
 from rich.console import Console
 from typer.exceptions import Abort, Exit, TyperException
 
+from schemas.compiled import hot_paths
 from schemas.errors import ReplayError
 from schemas.process.client_errors import kind_of, server_of
 from schemas.secrets import without_secrets
@@ -106,7 +107,7 @@ def application(only: str | None = None) -> typer.Typer:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"crm-replay {version(PACKAGE)}")
+        typer.echo(f"crm-replay {version(PACKAGE)}\nhot paths: {hot_paths()}")
         raise Exit(0)
 
 

@@ -13,14 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from pymongo.errors import (
-    ConnectionFailure,
-    ExecutionTimeout,
-    PyMongoError,
-    ServerSelectionTimeoutError,
-    WaitQueueTimeoutError,
-    WTimeoutError,
-)
+from pymongo.errors import PyMongoError, ServerSelectionTimeoutError, WaitQueueTimeoutError
 
 from ops.control.envelope import ApiError, RespCode
 from ops.control.settings import ControlSettings
@@ -28,9 +21,9 @@ from ops.jobs.requests import Control, RequestRefusedError
 from ops.jobs.store import JobStore
 from ops.kafka.lag import LagReader
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.process.client_errors import kind_of
 from schemas.process.connections import Connections
 from schemas.process.mongodb import open_database
-from schemas.server_state import is_outage
 from sink.writer import NotAnsweredError
 
 T = TypeVar("T")
@@ -40,7 +33,6 @@ WATCHING_THREADS = 8
 READ_MAX_S = 10.0
 DOWN_S = 1.0  # after a server was found unavailable, other requests fail at once
 RETRY_AFTER = {"retry-after": "5"}
-OUTAGES = (ConnectionFailure, ExecutionTimeout, WTimeoutError, NotAnsweredError, ServiceUnreachableError)
 
 
 class Pool:
@@ -139,7 +131,7 @@ def answer_to(error: Exception) -> ApiError | None:
         return ApiError(error.http_status, error.resp_code, str(error), meta=error.meta)
     if isinstance(error, ServiceUnreachableError):
         return unavailable(error.what)
-    if isinstance(error, OUTAGES) or (isinstance(error, PyMongoError) and (error.timeout or is_outage(error))):
+    if isinstance(error, NotAnsweredError) or kind_of(error) is ServiceUnreachableError:
         return unavailable("MongoDB does not answer")
     if isinstance(error, BadInputError):
         return ApiError(400, RespCode.VALIDATION_ERROR, str(error))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 
 from ops.enrich.run import Enrichment, EnrichOptions, Referents, Run, Scope
 from ops.jobs.enrichments import EnrichmentState, counts_of, in_words, view_of
@@ -28,10 +28,11 @@ from processors.lookups.tables import ReferenceTables
 from producer.cursor import EARLIEST, Gap
 from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
+from schemas.process.client_errors import kind_of, server_of
 from schemas.process.connections import Connections
 from schemas.process.mongodb import Database
 from schemas.process.waiting import Deadline
-from schemas.server_state import NOT_LET_IN, is_outage
+from schemas.server_state import NOT_LET_IN
 from schemas.source.mapping import SourceMapping
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
@@ -180,7 +181,9 @@ class RunEnrichment:
             try:
                 self._note(state, fields)
                 break
-            except ConnectionFailure as error:
+            except PyMongoError as error:
+                if not _mongodb_is_away(error):
+                    raise
                 self._wait(error)
         if state is EnrichmentState.PENDING:
             self._view.note(in_words(view_of(self._job.enrichment), self._job.company_sso_id))
@@ -202,7 +205,8 @@ def _mongodb_is_away(error: Exception) -> bool:
     """Whether MongoDB keeps the enrichment from its end by a state that passes: the sinks wait for the same."""
     if isinstance(error, ServiceUnreachableError):
         return isinstance(error.__cause__, PyMongoError)  # producer.checkpoint's words for it
-    return isinstance(error, ConnectionFailure | NotAnsweredError) or is_outage(error)
+    of_mongodb = server_of(error) == "MongoDB" and kind_of(error) is ServiceUnreachableError
+    return isinstance(error, NotAnsweredError) or of_mongodb
 
 
 def _may_pass(error: Exception) -> bool:

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from confluent_kafka import KafkaException
-from pymongo.errors import ConnectionFailure, PyMongoError
+from pymongo.errors import PyMongoError
 
 from ops.jobs import audit_log, operations
 from ops.jobs.jobs import LEASE_S, Job
@@ -424,7 +424,7 @@ def _work(
     while True:
         try:
             return RunResult(*conclude(job, stretch, around, view), seconds)
-        except ConnectionFailure as error:
+        except PyMongoError as error:
             patience.wait(error)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pymongo
-from pymongo.errors import ConnectionFailure, PyMongoError
+from pymongo.errors import PyMongoError
 
 from ops.jobs.jobs import Job
 from ops.progress import RunView
@@ -16,6 +16,8 @@ from ops.runner.lease import ANSWER_MAX_S, QUICK_STOP_S, Lease, OutageError, Sil
 from ops.runner.options import RunOptions, Stretch
 from ops.runner.processes import ProcessGaveUpError, Supervised, Supervisor, child_environment, python_module
 from ops.runner.surroundings import Surroundings
+from schemas.errors import ServiceUnreachableError
+from schemas.process.client_errors import kind_of
 from schemas.process.connections import Connections
 from schemas.process.exposition import of_children
 from schemas.topics import AccountTopics
@@ -38,7 +40,12 @@ class Patience:
         self._since: float | None = None
 
     def wait(self, error: Exception) -> None:
-        """Wait a moment. Raises OutageError when it has lasted too long, InterruptedRunError when asked to stop."""
+        """Wait a moment. Raises OutageError when it has lasted too long, InterruptedRunError when asked to stop.
+
+        Raises the error itself if it is a client's and no outage.
+        """
+        if kind_of(error) not in (None, ServiceUnreachableError):
+            raise error
         now = time.monotonic()
         if self._since is None:
             self._since = now
@@ -164,8 +171,6 @@ def _watch(
             if halted or job.status is JobStatus.HALTED:
                 raise halted_by(store.get(job.job_id) or job)
         except PyMongoError as error:  # the sinks sit it out too; their counts are on file
-            if not (isinstance(error, ConnectionFailure) or error.timeout):
-                raise
             patience.wait(error)
             continue
         patience.over()

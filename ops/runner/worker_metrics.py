@@ -12,13 +12,13 @@ import os
 import shutil
 import socket
 import urllib.request
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from schemas.process.exposition import DIRECTORY_VARIABLE, Collected, asked_port, listening
-from schemas.process.metrics import METRICS, Value
+from schemas.process.exposition import DIRECTORY_VARIABLE, Collected, asked_port, listening, of_process
+from schemas.process.metrics import METRICS
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -145,6 +145,6 @@ def _of_process(role: str) -> "CollectorRegistry":
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
-    here: Sequence[Value] = (Value("process_info", 1, {"role": role, "account": "", "job_id": "", "run": ""}),)
+    here = of_process({"role": role, "account": "", "job_id": "", "run": ""})
     registry.register(Collected(lambda: here))  # type: ignore[arg-type]
     return registry

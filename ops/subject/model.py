@@ -9,9 +9,9 @@ import bson
 from bson.codec_options import CodecOptions
 
 from ops.jobs.letters import payload_of
+from schemas.avro import varint
 from schemas.codec import Codec
 from schemas.errors import BadInputError, UndecodableRecordError, UnknownSchemaError
-from schemas.flat_avro import varint
 from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, Record, Referent
 from schemas.source.mapping import PersonRule
 from schemas.source.person import PERSON_ID_MAX, person_candidates

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from processors.batches import KEY_BYTES_MAX, OutcomeEncoder, SourceRecord, Transform, Undecodable
 from processors.encoding import documents
-from processors.encoding.transform import Transformer
+from processors.encoding.transform import Transformed, Transformer
 from processors.feed.change_events import Refused as ChangeRefused
 from processors.feed.decoding import Decoded, FeedDecoder
 from processors.lookups.tables import HighWater
@@ -34,15 +34,15 @@ class AccountRules:
         self._lookups = lookups
         self._of: dict[str, tuple[Transformer, Lookups]] = {}
 
-    def transform(self, event: AuditEvent) -> bytes | Skip | Refused:
-        """Return what the row becomes by its account's rules: the document as BSON, or why there is none."""
+    def transform(self, event: AuditEvent) -> Transformed | Skip | Refused:
+        """Return what the row becomes by its account's rules."""
         account = event.company_sso_id
         known = self._of.get(account)
         if known is None:
             if len(self._of) >= TRANSFORMERS_MAX:
                 self._of.clear()
             known = self._of[account] = (self._rules.for_account(account), self._lookups(account))
-        return known[0].to_bson(event, known[1])
+        return known[0].transform(event, known[1])
 
 
 class FeedTransformer:

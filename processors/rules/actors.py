@@ -26,26 +26,28 @@ class ActorRules:
     def __init__(self, mapping: SourceMapping) -> None:
         """The two actors that are nobody in particular are made once."""
         self.fell_back: Counter[FellBack] = Counter()  # actors that became the deleted user, by case
-        self._user_type = mapping.users.type
+        self.user_type = mapping.users.type
         self.deleted_user = str(ActorKind.DELETED_USER), None, mapping.actors.deleted_user
         self.system = str(ActorKind.SYSTEM), None, mapping.actors.system
         self._user = str(ActorKind.USER)
 
     def actor(self, event: AuditEvent, lookups: UserLookups) -> Actor:
-        """Return the actor's part of the document; one that becomes `deleted_user` has fallen back, by a case."""
-        user_id = event.user_id
+        """Return the actor's part of the document; one that becomes `deleted_user` has fallen back, and is counted."""
+        actor, fell_back = self.named(event.user_type, event.user_id, event.username, lookups)
+        if fell_back is not None:
+            self.fell_back[fell_back] += 1
+        return actor
+
+    def named(self, user_type: str, user_id: int, username: str, lookups: UserLookups) -> tuple[Actor, FellBack | None]:
+        """Return the actor, and by which case it has become `deleted_user`; it depends on nothing else."""
         if not user_id:
-            return self._deleted(FellBack.USERNAME_ONLY) if event.username else self.system
-        if event.user_type != self._user_type:
-            return self._deleted(FellBack.OTHER_TYPE)
+            return (self.deleted_user, FellBack.USERNAME_ONLY) if username else (self.system, None)
+        if user_type != self.user_type:
+            return self.deleted_user, FellBack.OTHER_TYPE
         user = lookups.user(user_id)
         if user is None or user.deleted:
-            return self._deleted(FellBack.NO_USER if user is None else FellBack.DELETED)
+            return self.deleted_user, FellBack.NO_USER if user is None else FellBack.DELETED
         sso_id = lookups.sso_id(user.email) if user.email else None
         if not sso_id:
-            return self._deleted(FellBack.NO_SSO_ID if user.email else FellBack.NO_EMAIL)
-        return self._user, sso_id, user.full_name
-
-    def _deleted(self, case: FellBack) -> Actor:
-        self.fell_back[case] += 1
-        return self.deleted_user
+            return self.deleted_user, FellBack.NO_SSO_ID if user.email else FellBack.NO_EMAIL
+        return (self._user, sso_id, user.full_name), None

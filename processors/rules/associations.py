@@ -53,6 +53,18 @@ class AssociationRules:
                 for place, (column, side) in enumerate(sides)
             )
 
+    def is_join(self, type_name: str) -> bool:
+        """Return whether rows of a type link records by their columns."""
+        return type_name in self._joins and type_name not in self._person_types
+
+    def links_itself(self, type_name: str) -> bool:
+        """Return whether a row of a type links the record that it is about."""
+        return type_name not in self._joins and type_name not in self._person_types
+
+    def has_name(self, type_name: str) -> bool:
+        """Return whether records of a type have names to look up."""
+        return type_name in self._has_names
+
     def columns_of(self, type_name: str) -> frozenset[str]:
         """Return the columns in which rows of a type say what they link."""
         return frozenset(side.column for side in self._joins.get(type_name, ()))

@@ -6,7 +6,7 @@ elsewhere: as a document and as BSON by `processors.encoding.transform`, its tra
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
@@ -26,8 +26,8 @@ from schemas.vocabulary import DeadLetterCause, FellBack, SkipReason
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What a BSON date and Python's datetime both hold, in microseconds: the years 1 to 9999, up to the last one's last day.
-_CREATED_AT_MIN = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
-_CREATED_AT_END = (datetime(9999, 12, 31, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1) + 1000
+CREATED_AT_MIN = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
+CREATED_AT_END = (datetime(9999, 12, 31, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1) + 1000
 _NOTHING: dict[str, Any] = {}
 
 
@@ -46,14 +46,6 @@ class Refused(NamedTuple):
     detail: str
 
 
-class ChangesRead(Protocol):
-    """A row's changes, read in whatever way its renderer needs."""
-
-    @property
-    def values(self) -> Mapping[str, Any]:
-        """Return the columns by name, at least those of `Rules.deciding_columns`."""
-
-
 class Decision(NamedTuple):
     """An activity log is made of the row: all of it that takes a rule."""
 
@@ -61,14 +53,9 @@ class Decision(NamedTuple):
     action: str
     person_id: str
     contact: Contact
-    changes: ChangesRead
+    changes: Columns
     actor: Actor
     links: tuple[Link, ...]
-
-
-# A Decision's fields, for the renderer that every row of a replay passes: making the NamedTuple and taking it apart
-# would cost 3 % of what a row costs (decision 65).
-Decided = tuple[str, str, str, Contact, ChangesRead, Actor, tuple[Link, ...]]
 
 
 class Answer(NamedTuple):
@@ -129,14 +116,14 @@ class Rules:
         self.company_sso_id = company_sso_id
         self.change_rules = ChangeRules(mapping)
         self._live = live
-        self._person = mapping.person
-        self._categories = category_rules(mapping)
+        self.person = mapping.person
+        self.categories = category_rules(mapping)
         self._clock_columns = {
             type_name: columns for type_name in mapping.scope if (columns := self.change_rules.clock_columns(type_name))
         }
-        self._actors = ActorRules(mapping)
-        self.counts.fell_back = self._actors.fell_back
-        self._associations = AssociationRules(mapping)
+        self.actors = ActorRules(mapping)
+        self.counts.fell_back = self.actors.fell_back
+        self.associations = AssociationRules(mapping)
 
     def for_account(self, company_sso_id: str) -> "Rules":
         """Return these rules for another account; what they know and count is shared."""
@@ -146,7 +133,7 @@ class Rules:
 
     def is_mapped(self, event: AuditEvent) -> bool:
         """Return whether the row's type and action have a category; the others need no look-up."""
-        return (event.auditable_type, event.action) in self._categories
+        return (event.auditable_type, event.action) in self.categories
 
     def decide(
         self,
@@ -155,38 +142,23 @@ class Rules:
         columns: Columns | Unreadable | None = None,
         trail: list[Answer] | None = None,
     ) -> Decision | Skip | Refused:
-        """Return what the row becomes, or why it becomes nothing.
+        """Return what the row becomes, or why it becomes nothing. Here is the order of the rules.
 
         `columns` is what `read` has returned of the row before. `trail` gets each rule's answer, up to and with that of
         the one that decides.
         """
-        decided = self.decided(event, lookups, None, columns, trail)
-        return decided if isinstance(decided, Skip | Refused) else Decision(*decided)
-
-    def decided(
-        self,
-        event: AuditEvent,
-        lookups: Lookups,
-        read_changes: Callable[[AuditEvent], ChangesRead | None] | None = None,
-        columns: Columns | Unreadable | None = None,
-        trail: list[Answer] | None = None,
-    ) -> Decided | Skip | Refused:
-        """Return the same as `decide`, bare. Here is the order of the rules.
-
-        `read_changes` is called before `read` where only `deciding_columns` are needed; None: the row has to be read.
-        """
-        rule = self._categories.get((event.auditable_type, event.action))
+        rule = self.categories.get((event.auditable_type, event.action))
         if trail is not None:
             trail.append(Answer("scope", {"rule": rule}))
         if rule is None:
             return _UNMAPPED
 
         # The comment is tried alone at first: it names the person of most rows, without their changes being read.
-        resolved = resolve(comment_candidates(event.comment, self._person), self.company_sso_id, lookups)
+        resolved = resolve(comment_candidates(event.comment, self.person), self.company_sso_id, lookups)
         if resolved is None:
             if columns is None:
                 columns = self.read(event)
-            further = further_candidates(event, self._person, _values(columns))
+            further = further_candidates(event, self.person, _values(columns))
             resolved = resolve(further, self.company_sso_id, lookups)
         if trail is not None:
             trail.append(Answer("contact", {"tried": self._tried(event, columns, resolved)}))
@@ -200,27 +172,19 @@ class Rules:
         if reason is not None:
             return _OTHER_SIDE[reason]
 
-        changes: ChangesRead | None = None
         if columns is None:
-            if read_changes is not None:
-                changes = read_changes(event)
-            if changes is None:
-                columns = self.read(event)
+            columns = self.read(event)
         if trail is not None:
             trail.append(Answer("changes", {"columns": columns}))
-        if columns is not None:
-            if type(columns) is Unreadable:
-                cause = DeadLetterCause.DOCUMENT_TOO_LARGE if columns.too_large else DeadLetterCause.UNDECODABLE_CHANGES
-                return Refused(cause, columns.why)
-            changes = columns
-        if not _CREATED_AT_MIN <= event.created_at < _CREATED_AT_END:
+        if isinstance(columns, Unreadable):
+            cause = DeadLetterCause.DOCUMENT_TOO_LARGE if columns.too_large else DeadLetterCause.UNDECODABLE_CHANGES
+            return Refused(cause, columns.why)
+        if not CREATED_AT_MIN <= event.created_at < CREATED_AT_END:
             if trail is not None:
                 trail.append(Answer("timestamp", {"created_at": event.created_at}))
             return _UNDATED
-        if columns is not None:
-            self._count(columns)
-        assert changes is not None
-        values = changes.values
+        self._count(columns)
+        values = columns.values
 
         action = rule.action
         if rule.status_column in values:
@@ -229,9 +193,9 @@ class Rules:
             action = action_of(rule, values)
             if trail is not None and changes_status(rule, values):
                 trail.append(Answer("status", {"rule": rule, "action": action}))
-        actor = self._actors.actor(event, lookups)
-        links = self._associations.links(event, values, lookups)
-        return rule.category, action, person_id, contact, changes, actor, links
+        actor = self.actors.actor(event, lookups)
+        links = self.associations.links(event, values, lookups)
+        return Decision(rule.category, action, person_id, contact, columns, actor, links)
 
     def read(self, event: AuditEvent) -> Columns | Unreadable:
         """Return all columns of the row's changes, or why they cannot be read."""
@@ -242,7 +206,7 @@ class Rules:
 
     def deciding_columns(self, type_name: str, action: str) -> frozenset[str]:
         """Return the columns of mapped rows whose values decide more than the log's `changes`."""
-        return self._associations.columns_of(type_name) | {self._categories[type_name, action].status_column}
+        return self.associations.columns_of(type_name) | {self.categories[type_name, action].status_column}
 
     def _count(self, columns: Columns) -> None:
         """Count what is remarkable about the reading of a row that becomes a log."""
@@ -254,7 +218,7 @@ class Rules:
     ) -> list[dict[str, Any]]:
         """Return the persons that were tried, each with the first place where the row names it."""
         tried: list[dict[str, Any]] = []
-        for person_id, place in placed_candidates(event, self._person, _values(columns)).items():
+        for person_id, place in placed_candidates(event, self.person, _values(columns)).items():
             is_the_one = resolved is not None and resolved[0] == person_id
             customer_id = resolved[1].customer_id if resolved is not None and is_the_one else None
             tried.append({"person_id": person_id, "from": str(place), "customer_id": customer_id})

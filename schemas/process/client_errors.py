@@ -31,7 +31,13 @@ _KAFKA_PASSES = (
 
 def server_of(error: BaseException) -> str | None:
     """Return the server whose client raised the error; None for an error of no client library."""
-    return SERVERS.get(type(error).__module__.partition(".")[0])
+    return SERVERS.get(_library_of(error))
+
+
+def _library_of(error: BaseException) -> str:
+    """Return the package of the error's class, or of the client's class that it is derived from; "" for any other."""
+    packages = (kind.__module__.partition(".")[0] for kind in type(error).__mro__)
+    return next((package for package in packages if package in SERVERS), "")
 
 
 def kind_of(error: BaseException) -> type[ReplayError] | None:
@@ -40,8 +46,8 @@ def kind_of(error: BaseException) -> type[ReplayError] | None:
     ServiceUnreachableError: the server is away or in a state that passes, so the same call can succeed later.
     BadInputError: the address or the client's configuration is wrong. ReplayError: the server has refused the call.
     """
-    library = type(error).__module__.partition(".")[0]
-    if library not in SERVERS:
+    library = _library_of(error)
+    if not library:
         return None
     if library == "psycopg":
         return _of_psycopg(error)

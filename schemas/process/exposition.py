@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from schemas.compiled import COMPILED, hot_paths
 from schemas.errors import BadInputError
 from schemas.process.metrics import METRICS, Kind, Value
 
@@ -80,9 +81,15 @@ def serving(
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
-    registry.register(Collected(lambda: [*read(), Value("process_info", 1, labels)]))  # type: ignore[arg-type]
+    here = of_process(labels)
+    registry.register(Collected(lambda: [*read(), *here]))  # type: ignore[arg-type]
     with listening(asked, registry, environ) as (address, port), _announced(f"{address}:{port}", role, labels, environ):
         yield port
+
+
+def of_process(labels: Mapping[str, str]) -> tuple[Value, ...]:
+    """Return what each process reports of itself; `labels` are those of `process_info`."""
+    return Value("process_info", 1, labels), Value("hot_paths_compiled", hot_paths() == COMPILED)
 
 
 def asked_port(environ: Mapping[str, str]) -> int | None:

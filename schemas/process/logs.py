@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 import structlog
 
+from schemas.compiled import COMPILED, hot_paths
 from schemas.errors import BadInputError, ReplayError
 from schemas.secrets import without_secrets
 
@@ -121,6 +122,8 @@ def configure(process: str, *, stream: TextIO | None = None, environ: Mapping[st
     threading.excepthook = lambda raised: _uncaught(
         raised.exc_type, raised.exc_value or raised.exc_type(), raised.exc_traceback
     )
+    if hot_paths() != COMPILED:
+        logging.getLogger(__name__).info("hot paths: %s", hot_paths())
 
 
 def is_utf8(stream: TextIO) -> bool:

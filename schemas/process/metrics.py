@@ -69,6 +69,7 @@ PRODUCER = (
 PROCESSORS = (
     _counter("records_processed_total", "Records taken from the input topic"),
     _counter("outcomes_total", "Outcomes: log, skip or dead_letter, with the reason or cause", "outcome", "reason"),
+    _counter("rows_by_plain_way_total", "Rows that the fast way does not know; all of them where it is absent"),
     _counter("records_republished_total", "Records dropped because the snapshot had published them before"),
     _counter("runs_total", "Runs of records handled"),
     _counter("transform_seconds_total", "Time in decoding, rules and encoding"),
@@ -125,7 +126,10 @@ ENRICHMENTS = (
     _gauge("enrichment_updated_timestamp_seconds", "When the account's last enrichment was heard of", "account"),
 )
 RUNNER = (_gauge("worker_up", "1 if the runner could ask its worker, else 0", "role", "worker", "account"),)
-PROCESS = (_gauge("process_info", "1; which process of which job and run this is", "role", "account", "job_id", "run"),)
+PROCESS = (
+    _gauge("process_info", "1; which process of which job and run this is", "role", "account", "job_id", "run"),
+    _gauge("hot_paths_compiled", "1 if the process runs the compiled hot paths, 0 if they are interpreted"),
+)
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric for metric in (*PRODUCER, *PROCESSORS, *LIVE, *SINK, *JOBS, *ENRICHMENTS, *RUNNER, *PROCESS)

@@ -10,9 +10,9 @@ from pymongo.write_concern import WriteConcern
 
 from schemas.collections import JOBS
 from schemas.errors import BadInputError, ServiceUnreachableError
+from schemas.process.client_errors import kind_of
 from schemas.process.connections import Connections
 from schemas.secrets import about
-from schemas.server_state import is_outage
 
 Document = dict[str, Any]
 Documents = Collection[Document]
@@ -57,7 +57,7 @@ def connect(connections: Connections, app_name: str = "crm-replay") -> Database:
         database[JOBS].find_one({}, {"_id": 1})
     except OperationFailure as error:
         client.close()
-        if is_outage(error):
+        if kind_of(error) is ServiceUnreachableError:
             raise ServiceUnreachableError(
                 f"MongoDB does not answer (code {error.code})",
                 "see that every shard has a primary that can be reached",

@@ -13,6 +13,7 @@ from typing import TypeVar
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
 FOR_EVER_S = float("inf")
+SET_MAX_S = 0.5
 
 
 class StoppedError(Exception):
@@ -83,8 +84,17 @@ def stop_on_signals(stop: threading.Event | None = None, *, second_ends: bool = 
         if second_ends and signals:
             os._exit(128 + number)
         signals.append(number)
-        # Not here: the thread that is interrupted may be waiting for the event, and hold the lock that `set` needs.
-        _thread.start_new_thread(event.set, ())
+        # In a thread: the code that is interrupted may be waiting for the event, and hold the lock that `set` needs. It
+        # seldom does, and the event is set before it continues.
+        done = threading.Lock()
+        done.acquire()
+
+        def set_event() -> None:
+            event.set()
+            done.release()
+
+        _thread.start_new_thread(set_event, ())
+        done.acquire(timeout=SET_MAX_S)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -7,9 +7,9 @@ from schemas.errors import UndecodableRecordError
 from schemas.identity import ID_BYTES, OBJECT_ID_FIELD, feed_id
 from schemas.job import LiveFeed
 from schemas.records import ActivityLog
-from sink.counting import Bin, Decided
-from sink.decoding import Batch, Decoder, Source, Taken
+from sink.decoding import Batch, Decoder
 from sink.documents import BSON_LENGTH_BYTES, is_whole
+from sink.records import Bin, Decided, Source, Taken
 
 ACCOUNT_FIRST = b"\x02company_sso_id\x00"  # BSON: a text of this name
 

@@ -9,11 +9,11 @@ from pymongo.errors import BulkWriteError
 
 from schemas.process.mongodb import Document, Documents
 from schemas.records import DeadLetter
-from sink.counting import Advance, Bin, Decided, PartitionProgress
-from sink.decoding import Source
+from sink.counting import Advance, PartitionProgress
 from sink.documents import DUPLICATE_KEY
 from sink.feed.decoding import LiveDecoder
 from sink.progress import RunTotals, from_document, sums_of, to_fields
+from sink.records import Bin, Decided, Source
 
 Key = tuple[int, str]  # partition and account; "" has what cannot be told to be anybody's
 

@@ -35,7 +35,7 @@ from ops.control.console_models import (
 )
 from ops.control.edge import SECURITY_HEADERS
 from schemas.topics import AccountTopics
-from tests.fixtures.browser import WEB, Asked, PageServer, Reply, file_reply
+from tests.fixtures.browser import WEB, Asked, PageServer, Reply, file_route
 
 NOW = dt.datetime(2026, 3, 2, 3, 14, 7, tzinfo=dt.UTC)  # also the clock of the pages
 RUNNING, DONE, HALTED, FRESH = "acme-industries", "borealis-foods", "cobalt-retail", "delta-labs"
@@ -392,7 +392,7 @@ class ConsoleServer:
         self._lock = threading.Lock()
         for path in sorted((WEB / "console").iterdir()):
             name = "" if path.name == "index.html" else path.name
-            server.routes[f"/console/{name}"] = lambda _asked, path=path: file_reply(path, **SECURITY_HEADERS)
+            server.routes[f"/console/{name}"] = file_route(path, **SECURITY_HEADERS)
         api = {
             "session": lambda _asked: as_json(Session(user="mira", version="0.1.0", now=NOW)),
             "accounts": lambda _asked: as_json(AccountList(accounts=self.rows(), next_cursor=None)),

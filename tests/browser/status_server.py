@@ -3,12 +3,12 @@
 import datetime as dt
 import json
 import threading
-import time
 from typing import Any
 
 from playwright.sync_api import Page
 
-from tests.fixtures.browser import WEB, Asked, NewPage, PageServer, Reply, file_reply
+from tests.fixtures.browser import WEB, Asked, NewPage, PageServer, Reply, file_route
+from tests.support.waiting import wait_until
 
 STATUS = "/v1/crm_migration/status"
 INTERVAL_MS = 15_000
@@ -34,7 +34,7 @@ class StatusServer:
         self.hold: threading.Event | None = None
         server.routes[STATUS] = self._status
         for path in sorted((WEB / "embed").glob("*.js")):
-            server.routes[f"/assets/{path.name}"] = lambda _asked, path=path: file_reply(path)
+            server.routes[f"/assets/{path.name}"] = file_route(path)
 
     def page(self, html: str, path: str = "/", **headers: str) -> str:
         """Serve a page; return its address."""
@@ -55,10 +55,7 @@ class StatusServer:
 
     def wait_until_asked(self, times: int) -> None:
         """Return when so many questions have come in, all in all."""
-        deadline = time.monotonic() + 30
-        while self.asked < times:
-            assert time.monotonic() < deadline, f"asked {self.asked} times, not {times}"
-            time.sleep(0.02)
+        wait_until(lambda: self.asked >= times, f"asked {times} times")
 
     @property
     def questions(self) -> list[Asked]:

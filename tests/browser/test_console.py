@@ -3,7 +3,7 @@
 import datetime as dt
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -561,7 +561,7 @@ def test_a_tab_in_the_back_gives_its_place_to_others(open_console: Open, control
 
 WIDTHS = {"desktop": DESKTOP, "phone": PHONE}
 # Each view in both schemes and at both widths would take axe minutes; every look is there, and each view in one or two.
-VIEWS = [
+VIEWS: list[tuple[str | None, Literal["light", "dark"], str, str]] = [
     (None, "light", "desktop", "console-accounts"),
     (None, "dark", "phone", "console-accounts-phone-dark"),
     (RUNNING, "dark", "desktop", "console-account-dark"),

@@ -14,8 +14,7 @@ from ops.local.generator import GENERATED_MAPPING
 from schemas.collections import ACTIVITY_LOGS
 from schemas.source.mapping import load
 from tests.browser.pictures import picture
-from tests.e2e.conftest import Crm, crm  # noqa: F401 - a fixture
-from tests.e2e.test_run import generated
+from tests.e2e.conftest import Crm, crm, generated  # noqa: F401 - a fixture
 from tests.fixtures.browser import NewPage, violations
 from tests.integration.control.http_server import PASSWORD, USER, Served, serving, token
 

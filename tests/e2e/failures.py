@@ -6,6 +6,7 @@ import resource
 import selectors
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections import deque
@@ -165,3 +166,16 @@ def reading(pipe: Iterable[str] | None) -> Iterator[list[str]]:
         yield lines
     finally:
         thread.join(10)
+
+
+def workers_of(runner: subprocess.Popen[str]) -> dict[int, str]:
+    """Return pid -> role of the runner's live workers."""
+    found = {}
+    for pid in Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split():
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if b"-m" in words:
+            found[int(pid)] = words[words.index(b"-m") + 1].decode()
+    return found

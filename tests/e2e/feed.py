@@ -4,13 +4,17 @@ import contextlib
 import json
 import signal
 import subprocess
+import time
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import NewTopic
 
 from ops.feed.feed import LiveOptions, LiveStatus, feed_of, prepare, status_of
 from ops.kafka import admin as kafka_admin
@@ -21,6 +25,7 @@ from schemas.source.mapping import load
 from schemas.source.person import record_key
 from tests.e2e.conftest import Crm
 from tests.e2e.failures import reading
+from tests.support import factories
 from tests.support.waiting import wait_until
 
 DRAINED_WITHIN_S = 240.0
@@ -146,7 +151,7 @@ def dead_letters_of(feed: Feed) -> list[Any]:
     topic = feed.feed.topics.dead_letters
     config = {**feed.crm.connections.kafka(), "group.id": f"{topic}.read", "enable.partition.eof": True}
     consumer = Consumer(config)
-    letters = []
+    letters: list[Any] = []
     try:
         consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
         while True:
@@ -162,3 +167,76 @@ def dead_letters_of(feed: Feed) -> list[Any]:
 def as_json(text: str) -> Any:
     """Return what a command has answered."""
     return json.loads(text)
+
+
+ONE, OTHER = "acme-1", "acme-2"
+
+
+SYNCED = datetime(2024, 1, 1, 12, 0, tzinfo=UTC)
+
+
+def us(moment: datetime) -> int:
+    return int(moment.timestamp()) * 1_000_000 + moment.microsecond
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def row(audit_id: int, account: str, person: int, created_at: int, **values: Any) -> AuditEvent:
+    """Return a person's update."""
+    of = {"audit_id": audit_id, "company_sso_id": account, "auditable_id": person, "created_at": created_at}
+    update = {"auditable_type": "Crm::Person", "audited_changes": "---\nfirst_name:\n- A\n- B\n", "version": 2}
+    return factories.event(**{**of, **update, **values})
+
+
+def change(operation: str, audit_id: int, person: int, created_at: int) -> bytes:
+    """Return a change event as Debezium writes it, in JSON without schemas."""
+    values = row(audit_id, "", person, created_at)._asdict()
+    columns = {
+        name: values[name] or None for name in values if name not in ("audit_id", "id_range", "changes_are_json")
+    }
+    audit = {**columns, "id": audit_id, "created_at": created_at, "remote_address": None}
+    before = audit if operation == "u" else None
+    source = {"schema": "public", "table": "audits"}
+    return json.dumps({"op": operation, "before": before, "after": audit, "source": source, "ts_ms": 1}).encode()
+
+
+def add_contact(crm: Crm, account: str, person: int, created_at: datetime) -> str:
+    customer = f"cus-{account}-{person}"
+    crm.database["contacts"].insert_one(
+        {"company_sso_id": account, "customer_id": customer, "crm_data": {"id": person}, "created_at": created_at}
+    )
+    return customer
+
+
+def made_again(crm: Crm, topic: str, partitions: int) -> None:
+    """Delete a topic and make it again, with other records to come."""
+    admin = kafka_admin.client(crm.connections.kafka())
+    admin.delete_topics([topic], operation_timeout=30)[topic].result(30)
+
+    def create() -> bool:
+        with contextlib.suppress(KafkaException):
+            admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=1)])[topic].result(30)
+            return True
+        return False
+
+    wait_until(create, "the topic to be deleted, and made again")
+
+
+def records_on(bootstrap: str, topic: str) -> list[tuple[bytes | None, bytes | None, Any]]:
+    """Return key, value and headers of everything that is on a topic by now; nothing if it does not exist."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": topic, "enable.partition.eof": True})
+    with closing(consumer):
+        partitions = consumer.list_topics(topic, 30).topics[topic].partitions
+        left = set(partitions)
+        consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
+        found = []
+        while left:
+            message = consumer.poll(30)
+            assert message is not None
+            if message.error() is not None:
+                left.discard(message.partition())
+            else:
+                found.append((message.key(), message.value(), message.headers()))
+        return found

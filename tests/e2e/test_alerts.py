@@ -80,7 +80,7 @@ class Prometheus:
         return {alert["labels"]["alertname"] for alert in self.ask("alerts")["alerts"] if alert["state"] == "firing"}
 
 
-def until(met: Callable[[], bool], what: str, why_not: Callable[[], object] = str) -> None:
+def until(met: Callable[[], object], what: str, why_not: Callable[[], object] = str) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -119,7 +119,9 @@ def watched(crm: Crm, prometheus_programs: Path, tmp_path: Path) -> Iterator[tup
 
 
 @pytest.mark.timeout(600)
-def test_rules_fire_on_a_dead_letter_a_stall_and_a_halt_and_every_metric_is_there(watched: tuple[Crm, Prometheus]):
+def test_rules_fire_on_a_dead_letter_a_stall_and_a_halt_and_every_metric_is_there(
+    watched: tuple[Crm, Prometheus],
+) -> None:
     crm, prometheus = watched
     assert crm.call("generate", "--audits", "4000", "--contacts").returncode == 0
     with psycopg.connect(crm.dsn, autocommit=True) as db:

@@ -66,7 +66,6 @@ def test_a_clean_copy_passes_and_every_defect_is_found_by_its_own_check(sample_c
     lost = logs.find_one_and_delete({"company_sso_id": account, "category": "deal"})
     changed = logs.find_one({"company_sso_id": account, "category": "note"})
     assert lost is not None
-    assert changed is not None
     logs.update_one({"_id": changed["_id"]}, {"$set": {"action": "delete"}})
     logs.insert_one({"company_sso_id": "nobody", "source_tag": "crm_migration", "external_id": "crm_audit:1"})
     customer = logs.find_one({"company_sso_id": account, "category": "task"})

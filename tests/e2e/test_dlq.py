@@ -1,21 +1,19 @@
 """Dead letters on real servers: listed, shown, and their rows sent through the topology again."""
 
 import json
-import time
-import uuid
 from typing import Any
 
 import psycopg
-import pytest
 from confluent_kafka import Producer
 
 from ops.jobs.letters import RETRIES_MAX
 from ops.jobs.store import JobStore
 from ops.local.sample_crm import SAMPLE_YAML
 from schemas.codec import Codec
-from schemas.records import AuditEvent
 from schemas.topics import AccountTopics
 from tests.e2e.conftest import Crm, mapping_of
+from tests.support.factories import event
+from tests.support.waiting import wait_until
 
 MAPPING = mapping_of(SAMPLE_YAML)
 MENDED, UNREADABLE = 1200008, 1200021  # rows of one person whom the platform knows
@@ -29,45 +27,24 @@ def change(crm: Crm, audit_id: int, column: str, value: str) -> str:
     with psycopg.connect(crm.dsn, autocommit=True) as db:
         before = db.execute(f"SELECT {column} FROM audits WHERE id = %s", (audit_id,)).fetchone()
         db.execute(f"UPDATE audits SET {column} = %s WHERE id = %s", (value, audit_id))
-    assert before is not None
     return str(before[0])
 
 
-@pytest.fixture
-def account(sample_crm: Crm) -> str:
-    """Give the sample account under a name of its own: a topic that was just deleted has no leader for a while."""
-    name = f"{SAMPLE_YAML}-{uuid.uuid4().hex[:8]}"
-    for collection in ("contacts", "crm_contact_id_map"):
-        sample_crm.database[collection].update_many({"company_sso_id": SAMPLE_YAML}, {"$set": {"company_sso_id": name}})
-    return name
+def listed(crm: Crm, account: str, *words: str) -> Any:
+    return crm.json("dlq", "list", "--account", account, *words)
 
 
-def listed(crm: Crm, account: str, *words: str) -> dict[str, Any]:
-    done = crm.call("dlq", "list", "--account", account, "--json", *words)
-    assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+def shown(crm: Crm, account: str, *words: str) -> Any:
+    return crm.json("dlq", "show", "--account", account, *words)
 
 
-def shown(crm: Crm, account: str, *words: str) -> dict[str, Any]:
-    done = crm.call("dlq", "show", "--account", account, "--json", *words)
-    assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
-
-
-def retried(crm: Crm, account: str, *words: str, code: int = 0) -> dict[str, Any]:
-    done = crm.call("dlq", "retry", "--account", account, "--reason", "a test", "--yes", "--json", *words)
-    assert done.returncode == code, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+def retried(crm: Crm, account: str, *words: str, code: int = 0) -> Any:
+    return crm.json("dlq", "retry", "--account", account, "--reason", "a test", "--yes", *words, code=code)
 
 
 def counted(crm: Crm, account: str) -> dict[str, Any]:
     """Return the counts in the account's status, after a look whether they add up."""
-    done = crm.call("status", "--account", account, "--json")
-    assert done.returncode == 0, done.stderr
-    job: dict[str, Any] = json.loads(done.stdout)
+    job = crm.status(account)
     assert job["records_total"] == job["records_attempted"]
     assert job["records_attempted"] == job["records_migrated"] + job["records_skipped"] + job["records_failed"]
     assert job["records_skipped"] == sum(job["skips_by_reason"].values())
@@ -77,7 +54,9 @@ def counted(crm: Crm, account: str) -> dict[str, Any]:
     return job
 
 
-def test_a_mended_row_is_migrated_by_a_retry_and_one_that_fails_each_time_is_left_out(sample_crm, account):
+def test_a_mended_row_is_migrated_by_a_retry_and_one_that_fails_each_time_is_left_out(
+    sample_crm: Crm, account: str
+) -> None:
     whole = {
         audit_id: change(sample_crm, audit_id, "audited_changes", f"--- [{SECRET}") for audit_id in (MENDED, UNREADABLE)
     }
@@ -112,7 +91,6 @@ def test_a_mended_row_is_migrated_by_a_retry_and_one_that_fails_each_time_is_lef
     assert status["records_migrated"] == job["records_migrated"] + 1
     assert (status["failures_by_cause"], status["records_repaired"]) == ({"undecodable_changes": 1}, 1)
     attempt = retries.find_one({})
-    assert attempt is not None
     assert (attempt["reason"], attempt["outcome"], attempt["job_id"]) == ("a test", "done", again["job_id"])
     assert attempt["outcomes"] == again["outcomes"]
     after = {(each["audit_id"], each["run"]): each for each in listed(sample_crm, account)["dead_letters"]}
@@ -141,7 +119,9 @@ def test_a_mended_row_is_migrated_by_a_retry_and_one_that_fails_each_time_is_lef
     assert len(sample_crm.logs(account)) == job["records_migrated"] + 2
 
 
-def test_a_later_run_that_skips_the_row_resolves_it_and_so_does_a_retry_that_does(sample_crm, account):
+def test_a_later_run_that_skips_the_row_resolves_it_and_so_does_a_retry_that_does(
+    sample_crm: Crm, account: str
+) -> None:
     for audit_id in (MENDED, UNREADABLE):
         change(sample_crm, audit_id, "audited_changes", "--- [never closed")
     job = sample_crm.run(account, "--mapping", MAPPING)
@@ -162,18 +142,14 @@ def test_a_later_run_that_skips_the_row_resolves_it_and_so_does_a_retry_that_doe
     assert listed(sample_crm, account)["states"]["resolved"] == 2
 
 
-def test_bytes_that_are_no_row_are_listed_and_shown_and_cannot_be_retried(sample_crm, account):
+def test_bytes_that_are_no_row_are_listed_and_shown_and_cannot_be_retried(sample_crm: Crm, account: str) -> None:
     topics, store = AccountTopics.of(account), JobStore(sample_crm.database)
     producer = Producer(sample_crm.connections.kafka())
-    foreign = AuditEvent(
-        MENDED, 0, 0, "Crm::Person", 50001, "", 0, "", 0, "", "create", "", False, 1, "", "", "another account"
-    )
+    person = {"auditable_type": "Crm::Person", "auditable_id": 50001}
+    foreign = event(audit_id=MENDED, action="create", company_sso_id="another account", **person)
     with sample_crm.start("run", "--account", account, "--mapping", MAPPING, "--json") as runner:
-        deadline = time.monotonic() + 60
-        while (job := store.latest(account)) is None or not job.begin_offsets:
-            assert time.monotonic() < deadline
-            assert runner.poll() is None
-            time.sleep(0.005)
+        wait_until(lambda: (job := store.latest(account)) is not None and job.begin_offsets, "the run has begun")
+        assert runner.poll() is None
         # The snapshot's process is only just being started; these come before its first row.
         producer.produce(topics.replay, GARBAGE, b"50001", 0)
         producer.produce(topics.replay, Codec().encode(foreign), b"50001", 0)
@@ -201,19 +177,20 @@ def test_bytes_that_are_no_row_are_listed_and_shown_and_cannot_be_retried(sample
     assert sample_crm.database["crm_replay_retries"].count_documents({}) == 0
 
 
-def test_an_account_without_dead_letters_has_none_and_wrong_calls_are_refused(sample_crm, account):
+def test_an_account_without_dead_letters_has_none_and_wrong_calls_are_refused(sample_crm: Crm, account: str) -> None:
     for words in (("list",), ("show", "0"), ("retry", "--reason", "a test", "--yes")):
         done = sample_crm.call("dlq", *words, "--account", account)
         assert (done.returncode, done.stdout.strip()) == (0, "no dead letters"), done.stderr
     assert listed(sample_crm, account)["dead_letters"] == []
-    for words, says in (
+    wrong: tuple[tuple[tuple[str, ...], str], ...] = (
         (("list", "--cause", "bad_luck"), "bad_luck is no cause"),
         (("show",), "name one dead letter"),
         (("show", "0", "--audit-id", "7"), "name one dead letter"),
         (("retry", "--reason", " "), "--reason is empty"),
         (("retry", "--reason", "a test", "--audit-ids", "x"), "x is no audit id"),
-    ):
-        done = sample_crm.call("dlq", *words, "--account", account)
+    )
+    for call, says in wrong:
+        done = sample_crm.call("dlq", *call, "--account", account)
         assert done.returncode == 2, done.stdout
         assert says in done.stderr
     down = sample_crm.call("dlq", "list", "--account", account, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9")

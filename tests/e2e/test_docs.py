@@ -88,13 +88,13 @@ def shell(crm: Crm, tmp_path: Path) -> Shell:
     return Shell(crm, tmp_path, "crm-1", GENERATED_MAPPING)
 
 
-def test_every_page_with_commands_is_run_or_says_why_not():
+def test_every_page_with_commands_is_run_or_says_why_not() -> None:
     with_commands = {name_of(page) for page in PAGES if blocks(page)}
     assert with_commands <= RUN | NOT_RUN
     assert with_commands >= RUN
 
 
-def test_links_between_the_pages_lead_somewhere():
+def test_links_between_the_pages_lead_somewhere() -> None:
     for page in (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "DECISIONS.md"):
         text = re.sub(r"(?s)```.*?```", "", page.read_text())
         for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -113,7 +113,7 @@ def test_links_between_the_pages_lead_somewhere():
 
 
 @pytest.mark.timeout(900)
-def test_the_tutorial_from_its_first_to_its_last_line(shell: Shell):
+def test_the_tutorial_from_its_first_to_its_last_line(shell: Shell) -> None:
     script = "\n".join(blocks(ROOT / "docs/tutorial.md"))
     # The session's servers stand in for those that the page starts and stops; the rest is as it stands.
     assert script.count("services up") == script.count("services down") == 1
@@ -124,7 +124,7 @@ def test_the_tutorial_from_its_first_to_its_last_line(shell: Shell):
 
 
 @pytest.mark.timeout(900)
-def test_the_how_to_pages_commands(shell: Shell):
+def test_the_how_to_pages_commands(shell: Shell) -> None:
     shell.works("crm-replay generate --audits 3000 --contacts && crm-replay run --account $ACCOUNT --mapping $MAPPING")
     for block in blocks(ROOT / "docs/how-to.md"):
         shell.works(block)
@@ -168,7 +168,7 @@ def _no_roles_left(postgres_dsn: str) -> Iterator[None]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("_no_roles_left")
-def test_following_the_runbook_literally_works(shell: Shell, crm: Crm):
+def test_following_the_runbook_literally_works(shell: Shell, crm: Crm) -> None:
     found = sections()
     shell.works("crm-replay generate --audits 3000 --contacts")
     as_in_production(shell, crm)
@@ -179,7 +179,6 @@ def test_following_the_runbook_literally_works(shell: Shell, crm: Crm):
     assert "completed" in follow("go-live") or crm.database["activity_logs"].count_documents({}) > 0
     follow("")
     job = crm.database["crm_activity_log_migration_jobs"].find_one({"company_sso_id": "crm-1"})
-    assert job is not None
     assert job["status"] == "completed"
     jobs = crm.database["crm_activity_log_migration_jobs"]
 
@@ -209,6 +208,6 @@ def test_following_the_runbook_literally_works(shell: Shell, crm: Crm):
     }  # fmt: skip
 
 
-def test_bash_and_the_tools_of_the_pages_are_here():
+def test_bash_and_the_tools_of_the_pages_are_here() -> None:
     assert all(shutil.which(tool) for tool in ("bash", "head", "cp"))
     assert services.Service.KAFKA.variable == "KAFKA_BOOTSTRAP_SERVERS"

@@ -20,9 +20,8 @@ from ops.jobs.store import JobStore
 from ops.local import sandbox
 from ops.local.sample.contacts import seed_contacts
 from ops.local.sample_crm import SAMPLE_YAML, load_sample
-from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus
-from tests.e2e.conftest import Crm, mapping_of
+from tests.e2e.conftest import Crm, connections_of, mapping_of
 from tests.fixtures.effects import EFFECTS, Fault, Stage
 from tests.fixtures.faults import Faults
 
@@ -106,7 +105,7 @@ def replay(
         )
     crm = Crm(environment, mongo_database, tmp_path / "home")
     yield Replay(crm, tmp_path)
-    sandbox.forget(Connections(**{name.lower(): value for name, value in environment.items()}), SAMPLE_YAML)
+    sandbox.forget(connections_of(environment), SAMPLE_YAML)
 
 
 def chain(replay: Replay, number: int) -> None:

@@ -19,29 +19,15 @@ from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
 from schemas.errors import BadInputError, ReplayError
 from sink.enricher import Enricher
-from tests.e2e.conftest import Crm, mapping_of
+from tests.e2e.conftest import DIES_AT_ITS_FIFTH_BATCH, Crm, everything, mapping_of, without_links
 
 pytestmark = pytest.mark.services
-CATEGORIES, ACTIONS = ["deal", "company", "ticket", "task"], ["link", "unlink", "won", "resolved", "completed"]
-ASSOCIATIONS = {"category": {"$in": CATEGORIES}, "action": {"$in": ACTIONS}}
 LINKS = ("crm_person_id", "linked_entity_type", "linked_entity_id", "linked_entity_name")
-KILLED = """
-import os, signal, sys
+KILLED = f"""{DIES_AT_ITS_FIFTH_BATCH}
 from ops.enrich import run as enrich
 from ops.local import services
 from ops.progress import PlainView
-from sink.enricher import Enricher
 
-patch, batches = Enricher.patch, []
-
-def patch_and_die(self, rows, *turn):
-    outcomes = patch(self, rows, *turn)
-    batches.append(len(rows))
-    if len(batches) == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return outcomes
-
-Enricher.patch = patch_and_die
 options = enrich.EnrichOptions(mapping_path=sys.argv[2], batch_rows=5)
 enrich.enrich_account(sys.argv[1], options, services.connections(), PlainView())
 """
@@ -52,19 +38,6 @@ def enrich(crm: Crm, **options: Any) -> dict[str, Any]:
     report = enrich_account(SAMPLE_YAML, EnrichOptions(**options), crm.connections, view).as_dict()
     assert sum(report["outcomes"].values()) == report["association_rows"]
     return report
-
-
-def everything(crm: Crm) -> list[dict[str, Any]]:
-    return list(crm.database["activity_logs"].find().sort("_id", 1))
-
-
-def without_links(crm: Crm, account: str) -> list[dict[str, Any]]:
-    """Take from the account's association logs what the replay had written of their links; return them as they were."""
-    logs = crm.database["activity_logs"]
-    before = list(logs.find({"company_sso_id": account, **ASSOCIATIONS}).sort("_id", 1))
-    gone = {f"metadata.{key}": 1 for log in before for key in log["metadata"] if key not in ("request_id", "version")}
-    logs.update_many({"company_sso_id": account, **ASSOCIATIONS}, {"$unset": gone})
-    return before
 
 
 def test_what_logs_lack_is_added_once_and_nothing_else_changes_whatever_dies(sample_crm: Crm) -> None:

@@ -1,11 +1,9 @@
 """The lineage of a row on real servers, whatever became of it, and with parts that are not there."""
 
 import json
-import uuid
 from typing import Any
 
 import psycopg
-import pytest
 from confluent_kafka.admin import AdminClient
 
 from ops.checks.explain.collect import explain_row
@@ -13,9 +11,8 @@ from ops.kafka.rows import partition_of
 from ops.local.generator import GENERATED_MAPPING, Plan, generate_crm
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
-from schemas.process.connections import Connections
 from schemas.topics import AccountTopics
-from tests.e2e.conftest import Crm, mapping_of
+from tests.e2e.conftest import Crm, connections_of, mapping_of
 
 MAPPING = mapping_of(SAMPLE_YAML)
 MIGRATED, UNREADABLE, TOO_LARGE = 1200008, 1200021, 1200036  # rows of person 50001
@@ -28,18 +25,9 @@ NOWHERE = {
 }
 
 
-@pytest.fixture
-def account(sample_crm: Crm) -> str:
-    """Give the sample account under a name of its own: a topic that was just deleted has no leader for a while."""
-    name = f"{SAMPLE_YAML}-{uuid.uuid4().hex[:8]}"
-    for collection in ("contacts", "crm_contact_id_map"):
-        sample_crm.database[collection].update_many({"company_sso_id": SAMPLE_YAML}, {"$set": {"company_sso_id": name}})
-    return name
-
-
 def explained(crm: Crm, account: str, audit_id: int, mapping: str = "", **environment: str) -> dict[str, Any]:
     """Return the lineage as `--json` prints it."""
-    connections = Connections(**{name.lower(): value for name, value in {**crm.environment, **environment}.items()})
+    connections = connections_of({**crm.environment, **environment})
     lineage = explain_row(account, audit_id, connections, mapping, PlainView()).as_dict()
     return dict(json.loads(json.dumps(lineage)))
 
@@ -53,7 +41,7 @@ def add_row(crm: Crm, audit_id: int, created_at: str) -> None:
         )
 
 
-def test_each_end_of_a_row_is_told_with_the_rule_that_made_it(sample_crm, account):
+def test_each_end_of_a_row_is_told_with_the_rule_that_made_it(sample_crm: Crm, account: str) -> None:
     with psycopg.connect(sample_crm.dsn, autocommit=True) as db:
         db.execute("UPDATE audits SET audited_changes = '--- [never closed' WHERE id = %s", (UNREADABLE,))
         db.execute("UPDATE audits SET audited_changes = repeat('x', 21000000) WHERE id = %s", (TOO_LARGE,))
@@ -116,7 +104,7 @@ def test_each_end_of_a_row_is_told_with_the_rule_that_made_it(sample_crm, accoun
     assert lineage["verdict"].startswith("failed: undecodable_changes")
 
 
-def test_a_server_that_is_down_costs_its_own_parts_alone(sample_crm, account):
+def test_a_server_that_is_down_costs_its_own_parts_alone(sample_crm: Crm, account: str) -> None:
     job = sample_crm.run(account, "--mapping", MAPPING)
 
     def without(*names: str) -> dict[str, Any]:
@@ -136,14 +124,14 @@ def test_a_server_that_is_down_costs_its_own_parts_alone(sample_crm, account):
     assert len(nothing.stderr.strip().splitlines()) == 1
 
 
-def test_of_another_accounts_row_nothing_is_told(crm):
+def test_of_another_accounts_row_nothing_is_told(crm: Crm) -> None:
     accounts = generate_crm(crm.dsn, Plan(500, 2, 7)).accounts
     ours, others = list(accounts)[:2]
     query = (
         "SELECT min(audits.id) FROM crm.audits JOIN crm.accounts ON accounts.id = account_id WHERE company_sso_id = %s"
     )
     with psycopg.connect(crm.dsn) as db:
-        own, theirs = (db.execute(query, (name,)).fetchone()[0] for name in (ours, others))  # type: ignore[index]
+        own, theirs = (db.execute(query, (name,)).fetchone()[0] for name in (ours, others))
     lineage = explained(crm, ours, theirs, GENERATED_MAPPING)
     assert lineage["source"] == {"exists": True, "of_account": False, "out_of_scope": ["it is another account's"]}
     assert (lineage["key"], lineage["decision"]) == (None, None)
@@ -153,7 +141,7 @@ def test_of_another_accounts_row_nothing_is_told(crm):
     assert "there is no topic" in lineage["not_looked_at"]["decision"]
 
 
-def test_wrong_calls_are_refused(crm):
+def test_wrong_calls_are_refused(crm: Crm) -> None:
     generate_crm(crm.dsn, Plan(500, 2, 7))
     for account, words, says in (
         ("nobody", ("7", "--mapping", GENERATED_MAPPING), "the CRM has no account nobody"),

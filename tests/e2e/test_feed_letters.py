@@ -1,6 +1,5 @@
 """A live feed's dead letters on real servers: listed, shown, explained, and their records sent through it again."""
 
-import json
 from typing import Any
 
 import pytest
@@ -12,20 +11,11 @@ from ops.kafka import admin as kafka_admin
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
 from tests.e2e.conftest import Crm, mapping_of
-from tests.e2e.feed import Feed, feed_on
-from tests.e2e.test_debezium import records_on
-from tests.e2e.test_live import change, now_us
+from tests.e2e.feed import Feed, change, feed_on, now_us, records_on
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
 MENDED, BROKEN = 9_000_001, 9_000_002  # rows that the source does not have any more
-
-
-def asked(crm: Crm, *words: str, code: int = 0) -> dict[str, Any]:
-    done = crm.call(*words, "--json")
-    assert done.returncode == code, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
 
 
 def told(crm: Crm, feed: Feed) -> dict[str, Any]:
@@ -49,25 +39,25 @@ def test_what_a_feed_could_not_take_is_listed_shown_explained_and_sent_through_i
         with feed.running("--no-names"):
             publish_what_fails(feed, int(contact["crm_data"]["id"]))
             feed.wait_drained()
-        listed = asked(crm, "dlq", "list", *name)
+        listed = crm.json("dlq", "list", *name)
         assert (listed["feed"], listed["states"]) == (feed.feed.feed, {"waiting": 2, "resolved": 0, "no_row": 1})
         causes = {letter["audit_id"]: letter["cause"] for letter in listed["dead_letters"]}
         assert causes == {MENDED: "unknown_account", BROKEN: "undecodable_changes", None: "unreadable_change"}
         assert len(crm.call("dlq", "list", *name, "--cause", "unknown_account").stdout.splitlines()) == 3
-        shown = asked(crm, "dlq", "show", *name, "--audit-id", str(MENDED))
+        shown = crm.json("dlq", "show", *name, "--audit-id", str(MENDED))
         assert (shown["audit_id"], shown["state"], shown["retries"]) == (MENDED, "waiting", [])
         story = told(crm, feed)
         assert story["verdict"] == f"failed: unknown_account by the live feed {feed.feed.feed}"
         assert story["live_feed"]["letters"][0]["offset"] == shown["offset"]
 
         retry = ("dlq", "retry", *name, "--reason", "the feed knows the account by now", "--yes")
-        assert len(asked(crm, *retry, "--dry-run")["would_retry"]) == 3
+        assert len(crm.json(*retry, "--dry-run")["would_retry"]) == 3
         assert crm.database["crm_replay_retries"].count_documents({}) == 0
-        away = asked(crm, *retry, "--cause", "unreadable_change", "--wait", "0")  # sent, though nobody takes it yet
+        away = crm.json(*retry, "--cause", "unreadable_change", "--wait", "0")  # sent, though nobody takes it yet
         assert (len(away["sent"]), away["passed"], away["failed_again"]) == (1, False, [])
         with feed.running("--no-names", "--account", SAMPLE_YAML):
             feed.wait_drained()
-            again = asked(crm, *retry, "--wait", "240", code=1)
+            again = crm.json(*retry, "--wait", "240", code=1)
         assert (len(again["sent"]), again["with_headers"], again["not_sent"], again["passed"]) == (3, 3, [], True)
         assert len(again["failed_again"]) == 2
         assert [log["external_id"] for log in crm.logs(SAMPLE_YAML)] == [f"crm_audit:{MENDED}"]
@@ -77,7 +67,7 @@ def test_what_a_feed_could_not_take_is_listed_shown_explained_and_sent_through_i
         copies = [record for record in records if record[0] == b"7"]
         assert len(copies) == 2
         assert copies[0] == copies[1]  # key, value and headers
-        after = asked(crm, "dlq", "list", *name)
+        after = crm.json("dlq", "list", *name)
         assert after["states"] == {"waiting": 1, "resolved": 4, "no_row": 1}
         of_rows = {letter["audit_id"]: letter for letter in after["dead_letters"]}  # the last of each
         assert (of_rows[MENDED]["state"], of_rows[MENDED]["why"]) == ("resolved", "it has a document")
@@ -91,7 +81,7 @@ def test_what_a_feed_could_not_take_is_listed_shown_explained_and_sent_through_i
         everything = TopicPartition(feed.feed.topic, 0, records_end)
         admin = AdminClient(crm.connections.kafka())
         admin.delete_records([everything])[everything].result(60)
-        bare = asked(crm, *retry, "--wait", "0", "--audit-ids", str(BROKEN))
+        bare = crm.json(*retry, "--wait", "0", "--audit-ids", str(BROKEN))
         assert (len(bare["sent"]), bare["with_headers"], bare["not_sent"]) == (1, 0, [])
 
         assert crm.call("dlq", "list", "--account", SAMPLE_YAML, *name).returncode == 2

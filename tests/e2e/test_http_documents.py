@@ -83,7 +83,7 @@ def test_documents_that_came_by_http_belong_to_the_replay_and_are_no_fault_of_it
     assert (
         crm.call("rerun", "--account", account, "--mapping", MAPPING, "--audit-ids", "1200001-1200003").returncode == 0
     )
-    after = json.loads(crm.call("status", "--account", account, "--json").stdout)
+    after = crm.status(account)
     assert (after["documents"], after["accuracy_pct"]) == (second["documents"], 100.0)
 
     # A document of no known origin still fails the run: what came by HTTP hides nothing.
@@ -95,7 +95,7 @@ def test_documents_that_came_by_http_belong_to_the_replay_and_are_no_fault_of_it
 
     assert crm.call("rollback", "--account", account, "--yes").returncode == 0
     assert crm.logs(account) == []
-    taken_back = json.loads(crm.call("status", "--account", account, "--json").stdout)
+    taken_back = crm.status(account)
     assert (taken_back["enrichment"], taken_back["http_documents"]) == (None, None)
     shown = crm.call("status", "--account", account).stdout
     assert "None" not in shown

@@ -108,7 +108,6 @@ def test_what_ends_a_replay_of_chosen_rows_or_a_rerun_is_in_its_job(
     with pytest.raises(KeyError):
         replay.rerun_account(SAMPLE_YAML, options, connections, view)
     again = store.latest(SAMPLE_YAML)
-    assert again is not None
     assert again.run > whole.run
     assert (again.owner, (again.error or "").startswith("ended by KeyError")) == (None, True)
 
@@ -142,6 +141,5 @@ def test_a_resumed_job_of_which_too_much_has_failed_halts_at_once_and_says_what_
     assert "crm-replay dlq retry" in line
     assert "--failure-bound" in line
     present = store.get(job["job_id"])
-    assert present is not None
     assert (present.status, present.failures_by_cause["write_refused"]) == (JobStatus.HALTED, 600)
     assert f"{present.records_failed} of {present.records_migrated + present.records_skipped + 600}" in line

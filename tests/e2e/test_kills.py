@@ -7,34 +7,20 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
 from ops.local.generator import GENERATED_MAPPING
-from tests.e2e.conftest import Crm
-from tests.e2e.test_run import generated
+from tests.e2e.conftest import Crm, generated
+from tests.e2e.failures import workers_of
+from tests.fixtures.faults import Faults
 
 ROUNDS = int(os.environ.get("CRM_REPLAY_KILL_ROUNDS", "1"))
 SEED = int(os.environ.get("CRM_REPLAY_KILL_SEED", "1"))
 AUDITS = 42_000  # of all accounts: half of them are the largest one's
 KILLS = 6
 SMALL = {"CRM_REPLAY_PAGE_ROWS": "200", "CRM_REPLAY_CHECKPOINT_ROWS": "400"}
-
-
-def workers_of(runner: subprocess.Popen[str]) -> dict[int, str]:
-    """Return pid -> role of the runner's live workers."""
-    found = {}
-    for pid in Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split():
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if b"-m" in words:
-            found[int(pid)] = words[words.index(b"-m") + 1].decode()
-    return found
 
 
 def tortured_run(crm: Crm, account: str, dice: random.Random) -> tuple[dict[str, object], list[str]]:
@@ -65,7 +51,7 @@ def tortured_run(crm: Crm, account: str, dice: random.Random) -> tuple[dict[str,
 
 @pytest.mark.slow
 @pytest.mark.timeout(300 + 200 * ROUNDS)
-def test_runs_whose_workers_are_killed_end_like_an_uninterrupted_one(crm, record_faults):
+def test_runs_whose_workers_are_killed_end_like_an_uninterrupted_one(crm: Crm, record_faults: Faults) -> None:
     account = generated(crm, AUDITS)
     uninterrupted = crm.run(account, "--mapping", GENERATED_MAPPING)
     expected = crm.logs(account)

@@ -1,74 +1,41 @@
 """The live feed through every real part: Kafka, Faust workers, MongoDB; `crm-replay live` as a user starts it."""
 
 import contextlib
-import json
 import os
 import signal
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import NewTopic
 
 from ops.feed.feed import LiveOptions, feed_of, prepare
 from ops.kafka import admin as kafka_admin
 from ops.local.sample_crm import load_sample
 from schemas.errors import BadInputError
-from schemas.records import AuditEvent
 from tests.e2e.conftest import Crm
-from tests.e2e.failures import reading
-from tests.e2e.feed import Feed, Headers, dead_letters_of, feed_on
-from tests.e2e.test_kills import workers_of
+from tests.e2e.failures import reading, workers_of
+from tests.e2e.feed import (
+    ONE,
+    OTHER,
+    SYNCED,
+    Feed,
+    Headers,
+    add_contact,
+    change,
+    dead_letters_of,
+    feed_on,
+    made_again,
+    now_us,
+    row,
+    us,
+)
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
 PATIENCE_S = 180.0  # with a machine that has other things to do
 WATCHED_WITHIN_S = 90.0
-ONE, OTHER = "acme-1", "acme-2"
-SYNCED = datetime(2024, 1, 1, 12, 0, tzinfo=UTC)
-
-
-def us(moment: datetime) -> int:
-    return int(moment.timestamp()) * 1_000_000 + moment.microsecond
-
-
-def now_us() -> int:
-    return time.time_ns() // 1000
-
-
-def row(audit_id: int, account: str, person: int, created_at: int, **values: Any) -> AuditEvent:
-    """Return a person's update."""
-    fields: dict[str, Any] = {
-        "audit_id": audit_id, "id_range": 0, "created_at": created_at, "auditable_type": "Crm::Person",
-        "auditable_id": person, "associated_type": "", "associated_id": 0, "user_type": "", "user_id": 0,
-        "username": "", "action": "update", "audited_changes": "---\nfirst_name:\n- A\n- B\n",
-        "changes_are_json": False, "version": 2, "comment": "", "request_uuid": "", "company_sso_id": account,
-    }  # fmt: skip
-    return AuditEvent(**{**fields, **values})
-
-
-def change(operation: str, audit_id: int, person: int, created_at: int) -> bytes:
-    """Return a change event as Debezium writes it, in JSON without schemas."""
-    values = row(audit_id, "", person, created_at)._asdict()
-    columns = {
-        name: values[name] or None for name in values if name not in ("audit_id", "id_range", "changes_are_json")
-    }
-    audit = {**columns, "id": audit_id, "created_at": created_at, "remote_address": None}
-    before = audit if operation == "u" else None
-    source = {"schema": "public", "table": "audits"}
-    return json.dumps({"op": operation, "before": before, "after": audit, "source": source, "ts_ms": 1}).encode()
-
-
-def add_contact(crm: Crm, account: str, person: int, created_at: datetime) -> str:
-    customer = f"cus-{account}-{person}"
-    crm.database["contacts"].insert_one(
-        {"company_sso_id": account, "customer_id": customer, "crm_data": {"id": person}, "created_at": created_at}
-    )
-    return customer
 
 
 @contextlib.contextmanager
@@ -189,20 +156,6 @@ def test_a_topic_that_was_made_anew_begins_a_new_run_and_one_that_is_there_keeps
         assert feed_of(crm.database, feed.feed.feed) == anew
     with pytest.raises(BadInputError, match="reads"):
         prepare(LiveOptions(feed=feed.feed.feed, topic="another"), crm.connections, crm.database)
-
-
-def made_again(crm: Crm, topic: str, partitions: int) -> None:
-    """Delete a topic and make it again, with other records to come."""
-    admin = kafka_admin.client(crm.connections.kafka())
-    admin.delete_topics([topic], operation_timeout=30)[topic].result(30)
-
-    def create() -> bool:
-        with contextlib.suppress(KafkaException):
-            admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=1)])[topic].result(30)
-            return True
-        return False
-
-    wait_until(create, "the topic to be deleted, and made again")
 
 
 @pytest.mark.parametrize(

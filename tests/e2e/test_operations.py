@@ -1,7 +1,6 @@
 """Halting, resuming and rolling back, from the command line."""
 
 import json
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,39 +11,34 @@ from ops.jobs.jobs import progress_pct
 from ops.jobs.store import JobStore
 from ops.local.generator import GENERATED_MAPPING
 from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
-from tests.e2e.conftest import Crm, mapping_of
-from tests.e2e.test_run import generated
+from tests.e2e.conftest import Crm, generated, mapping_of
+from tests.support.waiting import wait_until
 
 
-def test_a_halted_job_stops_its_workers_and_resumes_to_the_same_end(crm):
+def test_a_halted_job_stops_its_workers_and_resumes_to_the_same_end(crm: Crm) -> None:
     account = generated(crm, 24_000)
     with crm.start("run", "--account", account, "--mapping", GENERATED_MAPPING) as runner:
-        deadline = time.monotonic() + 60
-        while crm.database["activity_logs"].estimated_document_count() < 100:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        crm.wait_written(100)
         operations.halt(JobStore(crm.database), account, "the CRM is slow today")
         _, err = runner.communicate(timeout=60)
     assert runner.returncode == 1
     assert "the CRM is slow today" in err
     written = crm.database["activity_logs"].count_documents({})
-    status = json.loads(crm.call("status", "--account", account, "--json").stdout)
+    status = crm.status(account)
     assert (status["status"], status["error"]) == ("halted", "the CRM is slow today")
     assert status["records_migrated"] <= written
 
     refused = crm.call("run", "--account", account, "--mapping", GENERATED_MAPPING)
     assert refused.returncode == 2
     assert "crm-replay resume" in refused.stderr
-    resumed = crm.call("resume", "--account", account, "--mapping", GENERATED_MAPPING, "--json")
-    assert resumed.returncode == 0, resumed.stderr
-    job = json.loads(resumed.stdout)
+    job = crm.json("resume", "--account", account, "--mapping", GENERATED_MAPPING)
     assert (job["status"], job["documents"]) == ("completed", job["records_migrated"])
     assert job["records_migrated"] == len(crm.logs(account)) > written
 
 
 def status_of(crm: Crm, account: str) -> dict[str, Any]:
     """Return the account's status, after a look whether its counts add up."""
-    job: dict[str, Any] = json.loads(crm.call("status", "--account", account, "--json").stdout)
+    job: dict[str, Any] = crm.status(account)
     assert job["records_attempted"] == job["records_migrated"] + job["records_skipped"] + job["records_failed"]
     assert job["records_skipped"] == sum(job["skips_by_reason"].values())
     assert job["records_failed"] == sum(job["failures_by_cause"].values())
@@ -52,7 +46,7 @@ def status_of(crm: Crm, account: str) -> dict[str, Any]:
     return job
 
 
-def test_a_job_that_halts_itself_adds_up_and_its_rows_are_retried_and_it_resumes_to_a_whole_copy(crm):
+def test_a_job_that_halts_itself_adds_up_and_its_rows_are_retried_and_it_resumes_to_a_whole_copy(crm: Crm) -> None:
     account = generated(crm, 6_000)
     with psycopg.connect(crm.dsn, autocommit=True) as db:
         db.execute("CREATE TABLE kept AS SELECT id, audited_changes FROM crm.audits WHERE id % 2 = 0")
@@ -76,11 +70,10 @@ def test_a_job_that_halts_itself_adds_up_and_its_rows_are_retried_and_it_resumes
     assert (status["status"], status["records_failed"], status["records_repaired"]) == ("halted", 0, failed)
     assert status["records_attempted"] == seen
     assert status["error"].startswith(f"0 of {seen} records are failed")
-    resumed = crm.call("resume", *words, "--json")
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = crm.json("resume", *words)
     status = status_of(crm, account)
     assert (status["status"], status["error"], status["accuracy_pct"]) == ("completed", None, 100.0)
-    assert status["records_attempted"] == status["records_total"] == json.loads(resumed.stdout)["records_total"]
+    assert status["records_attempted"] == status["records_total"] == resumed["records_total"]
     # The retry has moved the groups, so the history was read from the beginning: what was there is a duplicate.
     assert status["documents"] == status["records_migrated"] + status["records_duplicate"] == len(crm.logs(account))
     assert status["records_failed"] == 0
@@ -89,7 +82,7 @@ def test_a_job_that_halts_itself_adds_up_and_its_rows_are_retried_and_it_resumes
     assert status["actors_fell_back"] == written.count(status["run"].to_bytes(4, "big")) > 0
 
 
-def test_a_row_that_is_committed_late_is_counted_and_said(sample_crm):
+def test_a_row_that_is_committed_late_is_counted_and_said(sample_crm: Crm) -> None:
     late, like = 1200038, 1200008  # an id that no row has
     with psycopg.connect(sample_crm.dsn) as writing:
         assert writing.execute("SELECT 1 FROM audits WHERE id = %s", (late,)).fetchone() is None
@@ -99,10 +92,7 @@ def test_a_row_that_is_committed_late_is_counted_and_said(sample_crm):
         words = ("--account", SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
         with sample_crm.start("run", *words, "--json") as runner:
             read = sample_crm.database["crm_replay_checkpoints"]
-            deadline = time.monotonic() + 120
-            while read.count_documents({"done": True, "late": False}) == 0:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            wait_until(lambda: read.count_documents({"done": True, "late": False}), "the range is read", 120)
             writing.commit()
             out, err = runner.communicate(timeout=120)
     assert runner.returncode == 0, err
@@ -113,7 +103,7 @@ def test_a_row_that_is_committed_late_is_counted_and_said(sample_crm):
     assert "records_late" in shown
 
 
-def test_rolling_back_removes_the_replays_documents_alone_and_a_new_run_brings_them_back(sample_crm):
+def test_rolling_back_removes_the_replays_documents_alone_and_a_new_run_brings_them_back(sample_crm: Crm) -> None:
     live = {"company_sso_id": SAMPLE_YAML, "customer_id": "someone", "category": "note", "external_id": "crm_audit:1"}
     sample_crm.database["activity_logs"].insert_one(dict(live))
     sample_crm.run(SAMPLE_JSONB, "--mapping", mapping_of(SAMPLE_JSONB))
@@ -123,8 +113,7 @@ def test_rolling_back_removes_the_replays_documents_alone_and_a_new_run_brings_t
     unsure = sample_crm.call("rollback", "--account", SAMPLE_YAML)
     assert unsure.returncode != 0
     assert sample_crm.logs(SAMPLE_YAML) == ours
-    done = sample_crm.call("rollback", "--account", SAMPLE_YAML, "--yes", "--json")
-    assert json.loads(done.stdout) == {"records_removed": len(ours) - 1}
+    assert sample_crm.json("rollback", "--account", SAMPLE_YAML, "--yes") == {"records_removed": len(ours) - 1}
     for account in (SAMPLE_YAML, "never-replayed"):
         resumed = sample_crm.call("resume", "--account", account, "--mapping", mapping_of(SAMPLE_YAML))
         assert resumed.returncode == 2
@@ -135,31 +124,27 @@ def test_rolling_back_removes_the_replays_documents_alone_and_a_new_run_brings_t
     assert (status["status"], status["records_migrated"], status["documents"]) == ("rolled_back", 0, 0)
     assert (status["progress_pct"], status["accuracy_pct"]) == (0.0, None)
     assert status["rollback"] == {"removed": len(ours) - 1, "remaining": 0}
-    again = sample_crm.call("rollback", "--account", SAMPLE_YAML, "--yes", "--json")
-    assert json.loads(again.stdout) == {"records_removed": 0}
+    assert sample_crm.json("rollback", "--account", SAMPLE_YAML, "--yes") == {"records_removed": 0}
 
     back = sample_crm.run(SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
     assert back["records_migrated"] == len(ours) - 1
     assert sample_crm.logs(SAMPLE_YAML) == ours
 
 
-def test_what_has_no_job_cannot_be_halted_or_rolled_back(crm):
+def test_what_has_no_job_cannot_be_halted_or_rolled_back(crm: Crm) -> None:
     for words in (("halt",), ("rollback", "--yes")):
         done = crm.call(*words, "--account", "nobody")
         assert done.returncode == 2
         assert "nobody has no job" in done.stderr
 
 
-def test_a_rerun_reads_the_topics_again_and_inserts_nothing_a_lost_document_comes_back(sample_crm):
+def test_a_rerun_reads_the_topics_again_and_inserts_nothing_a_lost_document_comes_back(sample_crm: Crm) -> None:
     account, mapping = SAMPLE_YAML, mapping_of(SAMPLE_YAML)
     first = sample_crm.run(account, "--mapping", mapping)
     logs = sample_crm.logs(account)
 
-    def rerun(*words: str) -> dict[str, Any]:
-        done = sample_crm.call("rerun", "--account", account, "--mapping", mapping, "--json", *words)
-        assert done.returncode == 0, done.stderr
-        job: dict[str, Any] = json.loads(done.stdout)
-        return job
+    def rerun(*words: str) -> Any:
+        return sample_crm.json("rerun", "--account", account, "--mapping", mapping, *words)
 
     again = rerun()
     assert again["job_id"] == first["job_id"]
@@ -183,13 +168,13 @@ def test_a_rerun_reads_the_topics_again_and_inserts_nothing_a_lost_document_come
     assert recent["accuracy_pct"] == 100.0
 
     # Replays of a part leave the account's own job as it was, and a rerun passes over what they published.
-    status = json.loads(sample_crm.call("status", "--account", account, "--json").stdout)
+    status = sample_crm.status(account)
     assert (status["job_id"], status["run"], status["status"]) == (again["job_id"], again["run"], "completed")
     last = rerun()
     assert (last["records_migrated"], last["records_total"], last["accuracy_pct"]) == (0, 326, 100.0)
 
 
-def test_a_rerun_without_a_run_and_wrong_ids_are_refused(sample_crm):
+def test_a_rerun_without_a_run_and_wrong_ids_are_refused(sample_crm: Crm) -> None:
     for words, says in (
         ((), "has never been replayed"),
         (("--audit-ids", "7,x"), "x is no audit id"),

@@ -2,10 +2,8 @@
 
 import json
 import os
-import uuid
 from collections.abc import Iterator
 
-import psycopg
 import pytest
 
 from ops.local import services
@@ -38,18 +36,9 @@ def registry(service_environment: dict[str, str]) -> Iterator[str]:
 
 @pytest.fixture
 def account(sample_crm: Crm) -> str:
-    """Give the sample's account under a name that no other test's topics have, with one row that cannot be read."""
-    name = f"{SAMPLE_YAML}-{uuid.uuid4().hex[:8]}"
-    for collection in ("contacts", "crm_contact_id_map"):
-        sample_crm.database[collection].update_many({"company_sso_id": SAMPLE_YAML}, {"$set": {"company_sso_id": name}})
-    with psycopg.connect(sample_crm.dsn, autocommit=True) as db:
-        db.execute(
-            "INSERT INTO audits (id, auditable_type, auditable_id, action, audited_changes, version, created_at)"
-            " SELECT %s, auditable_type, auditable_id, 'update', '--- [never closed', 99, '2023-01-15 10:00:00'"
-            " FROM audits WHERE auditable_type = 'Crm::Person' AND auditable_id = 50001 LIMIT 1",
-            (UNREADABLE,),
-        )
-    return name
+    """Give the sample's account under a name of its own, with one row that cannot be read."""
+    sample_crm.add_row(UNREADABLE, "--- [never closed")
+    return sample_crm.renamed(SAMPLE_YAML)
 
 
 def test_every_command_reads_a_run_that_was_framed_by_a_registry(sample_crm: Crm, account: str, registry: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from ops.checks.nightly.run import check_enrichment
 from ops.checks.preflight import Verdict
-from ops.enrich.run import EnrichOptions, enrich_account
+from ops.enrich.run import EnrichOptions, Run, enrich_account
 from ops.jobs.store import JobStore
 from ops.local.sample_crm import SAMPLE_YAML
 from ops.progress import PlainView
@@ -22,13 +22,11 @@ from ops.runner.options import RunOptions, RunResult
 from ops.runner.replay import run_account
 from schemas.errors import ServiceUnreachableError
 from schemas.vocabulary import JobStatus
-from tests.e2e.conftest import Crm, mapping_of
-from tests.e2e.test_enrich import everything, without_links
+from tests.e2e.conftest import DIES_AT_ITS_FIFTH_BATCH, Crm, everything, mapping_of, without_links
 
 pytestmark = pytest.mark.services
 MAPPING = mapping_of(SAMPLE_YAML)
-KILLED = """
-import os, signal, sys
+KILLED = f"""{DIES_AT_ITS_FIFTH_BATCH}
 from functools import partial
 from pathlib import Path
 from ops.enrich import run as enrich
@@ -37,18 +35,6 @@ from ops.runner import enrichment as run_enrichment
 from ops.runner.options import RunOptions
 from ops.runner.replay import run_account
 from ops.progress import PlainView
-from sink.enricher import Enricher
-
-patch, batches = Enricher.patch, []
-
-def patch_and_die(self, rows, *turn):
-    outcomes = patch(self, rows, *turn)
-    batches.append(len(rows))
-    if len(batches) == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return outcomes
-
-Enricher.patch = patch_and_die
 run_enrichment.EnrichOptions = partial(enrich.EnrichOptions, batch_rows=5)
 options = RunOptions(mapping_path=sys.argv[2], home=Path(os.environ["CRM_REPLAY_HOME"]))
 run_account(sys.argv[1], options, services.connections(), PlainView())
@@ -106,7 +92,7 @@ def test_a_run_enriches_its_rows_whatever_dies(
     assert 0 < enriched["already_complete"] <= 15  # the batches in flight: patched, and not yet counted
     assert everything(crm) == whole
     assert (resumed["records_migrated"], resumed["records_skipped"]) == (0, first["records_total"])
-    status = json.loads(crm.call("status", "--account", SAMPLE_YAML, "--json").stdout)
+    status = crm.status(SAMPLE_YAML)
     assert status["enrichment"] == enriched
     assert crm.call("verify", "--account", SAMPLE_YAML, "--mapping", MAPPING).returncode == 0
 
@@ -131,11 +117,11 @@ def test_a_run_enriches_its_rows_whatever_dies(
             tries.append(self)
             raise ServiceUnreachableError("cannot connect to PostgreSQL database crm", "check it")
 
-        patched.setattr(enrichment.Run, "enrich", away)
+        patched.setattr(Run, "enrich", away)
         result = run_here(crm, patched)
     assert len(tries) == 2
     assert (result.job.status, result.job.accuracy_pct, result.job.error) == ("completed", 100.0, None)
-    status = json.loads(crm.call("status", "--account", SAMPLE_YAML, "--json").stdout)
+    status = crm.status(SAMPLE_YAML)
     assert status["enrichment"]["state"] == "pending"
     assert "cannot connect to PostgreSQL" in status["enrichment"]["error"]
     assert result.job.enrichment is not None
@@ -154,17 +140,16 @@ def test_a_run_enriches_its_rows_whatever_dies(
     # Halted in the middle of it: the job stays halted, and a resume is a resume.
     without_links(crm, SAMPLE_YAML)
     with monkeypatch.context() as patched:
-        enrich = enrichment.Run.enrich
+        enrich = Run.enrich
 
-        def halted_meanwhile(self: enrichment.Run) -> Any:
+        def halted_meanwhile(self: Run) -> Any:
             store = JobStore(crm.database)
             job = store.latest(SAMPLE_YAML)
-            assert job is not None
             store.transition(job.job_id, job.status, JobStatus.HALTED, "halted by a test")
             return enrich(self)
 
         patched.setattr(enrichment, "SAVE_EVERY_S", 0.0)
-        patched.setattr(enrichment.Run, "enrich", halted_meanwhile)
+        patched.setattr(Run, "enrich", halted_meanwhile)
         with pytest.raises(HaltedError, match="halted by a test"):
             run_here(crm, patched)
     assert job_of(crm)["status"] == "halted"

@@ -3,70 +3,19 @@
 The source is throttled, so that a job of a few hundred rows lasts long enough for what is done to it.
 """
 
-import json
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import pytest
 
-from ops.jobs import coverage, flags, requests
+from ops.jobs import requests
 from ops.jobs.jobs import NEVER
 from ops.jobs.tasks import TaskKind
 from ops.local.sample_crm import SAMPLE_YAML
-from schemas.source.mapping import load
-from tests.e2e.conftest import Crm, mapping_of
-from tests.e2e.test_enrich import everything, without_links
-
-PATIENCE_S = 240.0
-SLOW = {"CRM_REPLAY_PAGE_ROWS": "10", "CRM_REPLAY_SOURCE_ROWS_PER_S": "25"}  # 326 rows in 13 s
-JOBS = "crm_activity_log_migration_jobs"
-
-
-def wait_for(what: str, condition: Callable[[], Any]) -> Any:
-    """Return the condition's first true value."""
-    give_up_at = time.monotonic() + PATIENCE_S
-    while True:
-        if found := condition():
-            return found
-        assert time.monotonic() < give_up_at, what
-        time.sleep(0.05)
-
-
-@contextmanager
-def daemon(crm: Crm, *words: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """Give a running daemon; afterwards it is asked to stop, and what it said is on its `said`."""
-    with crm.start("runner", *words, **environment) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            _, process.said = process.communicate(timeout=60)  # type: ignore[attr-defined]
-
-
-def asked_for(crm: Crm, account: str) -> dict[str, Any]:
-    """Ask for the account's migration, with contacts and flag as they have to be; return the answer."""
-    persons = coverage.persons_in_scope(crm.dsn, load(mapping_of(account)), account).ids
-    known = coverage.known_persons(crm.database, account, persons)
-    born = crm.database["contacts"].find_one({"company_sso_id": account, "crm_data.id": {"$exists": True}})
-    for person in persons:
-        if person not in known:
-            contact = {"company_sso_id": account, "customer_id": f"c{person}", "crm_data": {"id": int(person)}}
-            crm.database["contacts"].insert_one({**contact, "created_at": born["created_at"]})  # type: ignore[index]
-    flags.write(crm.database, account, True, "a test")
-    done = crm.call("trigger", "--account", account, "--mapping", mapping_of(account), "--json")
-    assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
-
-
-def job_of(crm: Crm, account: str) -> dict[str, Any]:
-    return crm.database[JOBS].find_one({"company_sso_id": account}) or {}
+from tests.e2e.conftest import Crm, everything, mapping_of, without_links
+from tests.e2e.daemon import JOBS, PATIENCE_S, SLOW, asked_for, completed, daemon, job_of, wait_for
 
 
 def workers_of(process: psutil.Process) -> dict[str, psutil.Process]:
@@ -92,20 +41,6 @@ def job_runner(daemon_process: subprocess.Popen[str]) -> psutil.Process | None:
 
 def writing(crm: Crm, account: str, more_than: int) -> bool:
     return crm.database["activity_logs"].count_documents({"company_sso_id": account}) > more_than
-
-
-def completed(crm: Crm, account: str) -> dict[str, Any]:
-    job: dict[str, Any] = wait_for(f"{account} completed", lambda: _over(crm, account))
-    assert (job["status"], job["accuracy_pct"]) == ("completed", 100.0), job["error"]
-    assert job["records_total"] == job["records_migrated"] + job["records_skipped"] + job["records_failed"] == 326
-    there_before = job["skips_by_reason"].get("duplicate_external_id", 0)
-    assert len(crm.logs(account)) == job["records_migrated"] + there_before > 200
-    return job
-
-
-def _over(crm: Crm, account: str) -> dict[str, Any] | None:
-    job = job_of(crm, account)
-    return job if job["status"] != "in_progress" else None
 
 
 @pytest.mark.slow

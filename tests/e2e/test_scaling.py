@@ -7,7 +7,6 @@ leaves is not waited for shows in its session: it would last longer than the tes
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +19,10 @@ from ops.jobs.store import JobStore
 from ops.kafka import admin as kafka_admin
 from ops.local.generator import GENERATED_MAPPING
 from schemas.topics import AccountTopics
-from tests.e2e.conftest import Crm
-from tests.e2e.test_kills import workers_of
-from tests.e2e.test_run import generated
+from tests.e2e.conftest import Crm, generated
+from tests.e2e.failures import workers_of
 from tests.fixtures.faults import Faults
+from tests.support.programs import Program
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -116,9 +115,9 @@ def test_workers_join_and_leave_a_run_and_nothing_is_lost(crm: Crm, record_fault
     groups = {"processors": Group(admin, topics.processors_group), "sinks": Group(admin, topics.sink_group)}
     written = crm.database["activity_logs"].estimated_document_count
     words = ("run", "--account", account, "--mapping", GENERATED_MAPPING, "--json", "--partitions", str(PARTITIONS))
-    joined: list[subprocess.Popen[str]] = []
+    joined: list[Program] = []
 
-    def join(**environment: str) -> list[subprocess.Popen[str]]:
+    def join(**environment: str) -> list[Program]:
         """Start a processor and a sink, as on another host."""
         both = [crm.start(role, "--account", account, **environment) for role in ("process", "sink")]
         joined.extend(both)
@@ -135,7 +134,6 @@ def test_workers_join_and_leave_a_run_and_nothing_is_lost(crm: Crm, record_fault
             throttle = Throttle(producer, published)
             throttle.until(500)
             job = JobStore(crm.database).latest(account)
-            assert job is not None
             total = job.records_total
             moved(groups, 1, "the run's own workers", PATIENCE_S)
 

@@ -29,9 +29,8 @@ from producer.references import find_contacts
 from schemas.source.mapping import load
 from schemas.source.person import person_candidates
 from tests.e2e.conftest import Crm
-from tests.e2e.failures import reading
+from tests.e2e.failures import reading, workers_of
 from tests.e2e.feed import Feed, feed_on
-from tests.e2e.test_kills import workers_of
 from tests.e2e.writing_crm import Journal, Writers
 from tests.fixtures.faults import Faults
 from tests.support.waiting import wait_until
@@ -55,10 +54,13 @@ def account_of(crm: Crm) -> tuple[str, int, list[int]]:
     accounts = generate_crm(crm.dsn, Plan(AUDITS, 2, 7)).accounts
     account = max(accounts, key=lambda name: accounts[name])
     with closing(connect(crm.dsn)) as db:
-        row = db.execute("SELECT id FROM crm.accounts WHERE company_sso_id = %s", (account,)).fetchone()
+        row = db.execute(
+            "SELECT id FROM crm.accounts WHERE company_sso_id = %(account)s", {"account": account}
+        ).fetchone()
         assert row is not None
         persons = db.execute(
-            "SELECT id FROM crm.crm_people WHERE account_id = %s ORDER BY id LIMIT %s", (row[0], PERSONS)
+            "SELECT id FROM crm.crm_people WHERE account_id = %(account)s ORDER BY id LIMIT %(persons)s",
+            {"account": row[0], "persons": PERSONS},
         ).fetchall()
     return account, row[0], [person for (person,) in persons]
 
@@ -157,7 +159,6 @@ def replay_until_done(crm: Crm, account: str, dice: random.Random) -> tuple[int,
         assert time.monotonic() < deadline
         time.sleep(2)
     job = JobStore(crm.database).latest(account)
-    assert job is not None
     return job.top_audit_id, killed
 
 

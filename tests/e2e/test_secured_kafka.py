@@ -101,7 +101,9 @@ def secured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
         }
 
 
-def test_a_run_logs_in_to_kafka_with_every_process_and_a_wrong_password_is_one_line(secured, sample_crm: Crm):
+def test_a_run_logs_in_to_kafka_with_every_process_and_a_wrong_password_is_one_line(
+    secured: dict[str, str], sample_crm: Crm
+) -> None:
     sample_crm.environment |= secured
     job = sample_crm.run(SAMPLE_YAML, "--mapping", mapping_of(SAMPLE_YAML))
     assert (job["status"], job["records_failed"]) == ("completed", 0)

@@ -23,10 +23,8 @@ from ops.kafka import admin as kafka_admin
 from ops.local.generator import GENERATED_MAPPING
 from ops.local.services import Service
 from schemas.topics import AccountTopics
-from tests.e2e.conftest import Crm
-from tests.e2e.failures import Servers, SlowProxy, reading
-from tests.e2e.test_kills import workers_of
-from tests.e2e.test_run import generated
+from tests.e2e.conftest import Crm, generated
+from tests.e2e.failures import Servers, SlowProxy, reading, workers_of
 from tests.fixtures.faults import Faults
 from tests.fixtures.services import private_home
 from tests.support.waiting import wait_until
@@ -106,7 +104,6 @@ class Replayed:
 
     def finish(self, runner: subprocess.Popen[str], said: list[str]) -> tuple[dict[str, Any], int]:
         """Return the job once it is completed, and how often it had to be taken up again."""
-        assert runner.stdout is not None
         out, taken_up = runner.stdout.read(), 0
         if runner.wait(RUN_TIMEOUT_S) != 0:
             # A run may give up, if it says so in one line and the same command goes on.
@@ -204,7 +201,7 @@ def test_a_slow_mongodb_makes_the_run_slower_and_not_bigger(replayed: Replayed, 
 def set_message_bytes_max(run: Replayed, topic: str, bytes_max: int) -> None:
     entry = ConfigEntry("max.message.bytes", str(bytes_max), incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-    admin = AdminClient(run.kafka)  # to be kept until it has answered
+    admin = AdminClient({**run.kafka})  # to be kept until it has answered
     admin.incremental_alter_configs([resource])[resource].result(10)
 
 

@@ -6,7 +6,7 @@ from ops.local.sample_crm import SAMPLE_YAML
 from schemas.topics import AccountTopics
 from tests.e2e.conftest import Crm, mapping_of
 from tests.e2e.failures import reading
-from tests.e2e.test_live import made_again
+from tests.e2e.feed import made_again
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]

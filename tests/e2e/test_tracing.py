@@ -12,11 +12,10 @@ from ops.local.sample_crm import SAMPLE_JSONB, SAMPLE_YAML
 from schemas.process.tracing import context_of
 from schemas.topics import AccountTopics
 from tests.e2e.conftest import Crm, mapping_of
-from tests.e2e.feed import feed_on
-from tests.e2e.test_live import ONE, SYNCED, add_contact, row, us
-from tests.e2e.test_log_privacy import personal_values
+from tests.e2e.feed import ONE, SYNCED, add_contact, feed_on, row, us
 from tests.fixtures.otlp import ReceivedSpan, receiver
 from tests.fixtures.services import _free_port
+from tests.support.personal import personal_values
 
 # Every attribute that there is: none can hold what a row says.
 ATTRIBUTES = {
@@ -66,7 +65,7 @@ def headers_of(message: Message) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.timeout(300)
-def test_a_page_is_followed_from_its_read_to_the_bulk_write_and_the_run_beside_it_is_not(sample_crm):
+def test_a_page_is_followed_from_its_read_to_the_bulk_write_and_the_run_beside_it_is_not(sample_crm: Crm) -> None:
     with receiver() as collector:
         replay(
             sample_crm,

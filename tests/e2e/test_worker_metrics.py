@@ -7,12 +7,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ops.local.sample_crm import SAMPLE_YAML
-from tests.e2e.test_runner import SLOW, Crm, _over, asked_for, completed, daemon, wait_for
+from tests.e2e.conftest import Crm
+from tests.e2e.daemon import SLOW, asked_for, completed, daemon, over, wait_for
 from tests.fixtures.services import _free_port
 
 
 @pytest.mark.slow
-def test_a_runners_port_tells_the_metrics_of_all_its_workers_and_forgets_those_that_have_ended(sample_crm: Crm):
+def test_a_runners_port_tells_the_metrics_of_all_its_workers_and_forgets_those_that_have_ended(sample_crm: Crm) -> None:
     port = _free_port()
     asked_for(sample_crm, SAMPLE_YAML)
     seen: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))  # metric -> role -> workers
@@ -39,7 +40,7 @@ def test_a_runners_port_tells_the_metrics_of_all_its_workers_and_forgets_those_t
 
     with daemon(sample_crm, **SLOW, CRM_REPLAY_ID_RANGES="2", CRM_REPLAY_METRICS_PORT=str(port)):
         wait_for("the runner", scrape)
-        wait_for("the end", lambda: scrape() and _over(sample_crm, SAMPLE_YAML))
+        wait_for("the end", lambda: scrape() and over(sample_crm, SAMPLE_YAML))
         completed(sample_crm, SAMPLE_YAML)
         wait_for("those that have ended are gone", lambda: scrape() and running == {"runner"})
     # The snapshot's process, and one for each of the two ranges of ids that it has given to others.

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -14,6 +15,7 @@ from psycopg import sql
 from pymongo.database import Database
 
 from schemas.records import AuditEvent
+from tests.support.factories import event
 
 SCHEMA = "crm"
 ROWS_A_TRANSACTION_MAX = 4
@@ -80,13 +82,12 @@ class Writers:
         self._threads: list[threading.Thread] = []
         with psycopg.connect(dsn, autocommit=True) as db:
             top = db.execute(f"SELECT max(id) FROM {SCHEMA}.audits").fetchone()
-            assert top is not None
             db.execute(sql.SQL("CREATE SEQUENCE crm.audits_live START {}").format(sql.Literal(top[0] + 1)))
 
     def start(self, writers: int, contacts_per_s: float) -> None:
         """Write from now on."""
         tasks: list[Callable[[], None]] = [
-            lambda n=n: self._write(random.Random(f"{self._seed}/{n}")) for n in range(writers)
+            partial(self._write, random.Random(f"{self._seed}/{n}")) for n in range(writers)
         ]
         self._writing = [self._thread(task) for task in tasks]
         self._threads = [*self._writing]
@@ -163,26 +164,11 @@ class Writers:
         ).fetchone()
         assert found is not None
         created_at = int(now.timestamp()) * 1_000_000 + now.microsecond
-        event = AuditEvent(
-            found[0],
-            0,
-            created_at,
-            kind,
-            record,
-            "",
-            0,
-            "",
-            0,
-            "",
-            action,
-            changes,
-            False,
-            1,
-            comment,
-            "",
-            self._account,
-        )
-        return event, person
+        written = event(
+            audit_id=found[0], created_at=created_at, auditable_type=kind, auditable_id=record, action=action,
+            audited_changes=changes, comment=comment, company_sso_id=self._account,
+        )  # fmt: skip
+        return written, person
 
     def _sync(self, dice: random.Random, per_s: float) -> None:
         """Make persons contacts at random moments; each can be read some time after its created_at."""

@@ -1,31 +1,32 @@
 """Rows of kinds that others met, with the right answer: through the public command, and by every way of reading."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ops.checks.file_rows import FileLookups, read_events
+from ops.checks.file_rows import FileLookups, event_of
 from processors.encoding import documents
+from processors.encoding.rows import RowEncoder
 from processors.encoding.transform import Transformed, Transformer
+from schemas.codec import Codec
 from schemas.source import mapping
 from schemas.source.audited_changes import Columns, Unreadable, read
-from tests.unit.ops.cli.test_transform import run
+from tests.support.golden import as_lines, cases
+from tests.support.transform_command import run
 
-HERE = Path(__file__).parent / "outside"
-EXPECTED = [json.loads(line) for line in (HERE / "expected.jsonl").read_text("utf-8").split("\n")[:-1]]
-EVENTS = list(read_events(str(HERE / "rows.jsonl")))
-CASES = pytest.mark.parametrize("number", range(len(EXPECTED)), ids=[f"{e['id']}: {e['note']}" for e in EXPECTED])
+OUTSIDE = cases("outside")
+EVENTS = {name: event_of(case.row, name) for name, case in OUTSIDE.items()}
+CASES = pytest.mark.parametrize("name", OUTSIDE)
 
 
-def test_every_row_has_an_answer() -> None:
-    assert [event.audit_id for event in EVENTS] == [expected["id"] for expected in EXPECTED]
+def test_every_case_says_why_it_is_there() -> None:
+    assert len({case.why for case in OUTSIDE.values()}) == len(OUTSIDE)
 
 
 @CASES
-def test_a_row_reads_as_ruby_reads_it(number: int) -> None:
-    event, expected = EVENTS[number], EXPECTED[number]
+def test_a_row_reads_as_ruby_reads_it(name: str) -> None:
+    event, expected = EVENTS[name], OUTSIDE[name].outcome
     result = read(event.audited_changes, event.changes_are_json)
     if expected["outcome"] == "log":
         assert isinstance(result, Columns)
@@ -38,35 +39,38 @@ def test_a_row_reads_as_ruby_reads_it(number: int) -> None:
 
 
 def test_a_json_column_with_the_same_text_reads_the_same() -> None:
-    texts = [event.audited_changes for event in EVENTS if not event.audited_changes.startswith("---")]
+    texts = [event.audited_changes for event in EVENTS.values() if not event.audited_changes.startswith("---")]
     assert len(texts) > 5
     for text in texts:
         assert read(text, is_json=True) == read(text)
 
 
 @CASES
-def test_the_document_is_the_same_by_both_ways(number: int) -> None:
-    event = EVENTS[number]
+def test_the_document_is_the_same_by_both_ways(name: str) -> None:
+    event = EVENTS[name]
     transformer, lookups = Transformer(mapping.load(None), "company"), FileLookups("company", None, {})
-    one, other = transformer.transform(event, lookups), transformer.to_bson(event, lookups)
+    one, other = (
+        transformer.transform(event, lookups),
+        RowEncoder(transformer, lookups, Codec(), fast=True).document(event),
+    )
     assert other == (documents.encode(one.document) if isinstance(one, Transformed) else one)
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> list[dict[str, Any]]:
-    result = run("--rows", HERE / "rows.jsonl")
+def outcomes() -> dict[str, Any]:
+    result = run("--rows", "-", text=as_lines(OUTSIDE))
     assert result.exit_code == 0
-    return [json.loads(line) for line in result.stdout.split("\n")[:-1]]
+    return dict(zip(OUTSIDE, map(json.loads, result.stdout.split("\n")[:-1]), strict=True))
 
 
 @CASES
-def test_a_row_becomes_what_was_agreed(outcomes: list[dict[str, Any]], number: int) -> None:
-    outcome, expected = outcomes[number], EXPECTED[number]
-    assert (outcome["id"], outcome["outcome"]) == (expected["id"], expected["outcome"])
+def test_a_row_becomes_what_was_agreed(outcomes: dict[str, Any], name: str) -> None:
+    outcome, expected = outcomes[name], OUTSIDE[name].outcome
+    assert (outcome["id"], outcome["outcome"]) == (OUTSIDE[name].row["id"], expected["outcome"])
     assert outcome.get("reason") == expected.get("reason")
     if expected["outcome"] != "log":
         return
-    action = EVENTS[number].action
+    action = EVENTS[name].action
     sides = {change["field"]: [change["from"], change["to"]] for change in outcome["document"]["changes"]}
     if action == "update":
         assert sides == {

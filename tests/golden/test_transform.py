@@ -3,30 +3,51 @@
 import json
 from pathlib import Path
 
+import orjson
 import pytest
 
-from tests.unit.ops.cli.test_transform import run
+from ops.checks.file_rows import FileLookups, event_of, read_contacts, read_users
+from processors.encoding import documents
+from processors.encoding.rows import RowEncoder
+from processors.encoding.transform import Transformed, Transformer
+from schemas.codec import Codec
+from schemas.source import mapping
+from tests.support.golden import GOLDEN, as_lines, cases
+from tests.support.transform_command import run
 
-HERE = Path(__file__).parent / "transform"
 SAMPLE = Path(__file__).parents[2] / "ops" / "local" / "sample"
-WANTED = (HERE / "outcomes.jsonl").read_text("utf-8").split("\n")[:-1]
+COMPANY = "company-a"
+CONTACTS, USERS = GOLDEN / "transform" / "contacts.jsonl", SAMPLE / "users.jsonl"
+CASES = cases("transform")
 
 
 @pytest.fixture(scope="module")
-def found() -> list[str]:
+def found() -> dict[str, str]:
+    """Return the line that the command has printed for each case."""
     result = run(
-        "--rows", HERE / "rows.jsonl", "--contacts", HERE / "contacts.jsonl",
-        "--users", SAMPLE / "users.jsonl", "--company", "company-a",
+        "--rows", "-", "--contacts", CONTACTS, "--users", USERS, "--company", COMPANY, text=as_lines(CASES),
     )  # fmt: skip
     assert result.exit_code == 0
-    return result.stdout.split("\n")[:-1]
+    return dict(zip(CASES, result.stdout.split("\n")[:-1], strict=True))
 
 
-@pytest.mark.parametrize("number", range(len(WANTED)), ids=[str(json.loads(line)["id"]) for line in WANTED])
-def test_a_row_becomes_what_was_agreed(found: list[str], number: int) -> None:
-    assert json.loads(found[number]) == json.loads(WANTED[number])
-    assert found[number] == WANTED[number]  # to the byte: also the order of the keys
+@pytest.mark.parametrize("name", CASES)
+def test_a_row_becomes_what_was_agreed(found: dict[str, str], name: str) -> None:
+    assert json.loads(found[name]) == CASES[name].outcome, CASES[name].why
+    assert found[name] == orjson.dumps(CASES[name].outcome).decode()  # to the byte: also the order of the keys
 
 
-def test_no_row_is_missing_or_added(found: list[str]) -> None:
-    assert len(found) == len(WANTED) == len((HERE / "rows.jsonl").read_text("utf-8").split("\n")) - 1
+@pytest.mark.parametrize("name", CASES)
+def test_the_core_makes_the_same(name: str) -> None:
+    lookups = FileLookups(COMPANY, read_contacts(str(CONTACTS), COMPANY), read_users(str(USERS)))
+    rules = mapping.load(None)
+    rows = RowEncoder(Transformer(rules, COMPANY), lookups, Codec(), fast=True)
+    event = rules.named_now(event_of(CASES[name].row, name))
+    plain = rows.plain(event)
+    wanted = documents.encode(plain.document) if isinstance(plain, Transformed) else plain
+    assert rows.document(event) == wanted
+
+
+def test_no_row_is_missing_or_added_and_each_says_why_it_is_there(found: dict[str, str]) -> None:
+    assert [json.loads(line)["id"] for line in found.values()] == [case.row["id"] for case in CASES.values()]
+    assert len({case.why for case in CASES.values()}) == len(CASES)

@@ -4,7 +4,6 @@ from typing import Any
 
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
-from pymongo.database import Database
 
 from processors.encoding import documents
 
@@ -14,7 +13,7 @@ KEYS = [
 ]  # fmt: skip
 
 
-def test_every_key_is_stored_and_comes_back_byte_for_byte(mongo_database: Database[dict[str, Any]]) -> None:
+def test_every_key_is_stored_and_comes_back_byte_for_byte(mongo_database: Any) -> None:
     values: list[Any] = [{key: {key: [{key: 1}]}} for key in KEYS]
     values += [{"$ref": "a", "$id": 1}, {"$ref": "a", "$id": 1, "$db": "b"}, {"$numberLong": "1"}, dict.fromkeys(KEYS)]
     logs = mongo_database.get_collection("logs", CodecOptions(document_class=RawBSONDocument))
@@ -22,5 +21,4 @@ def test_every_key_is_stored_and_comes_back_byte_for_byte(mongo_database: Databa
         encoded = documents.encode({"_id": number, "changes": [{"field": "x", "from": value, "to": value}]})
         logs.insert_one(RawBSONDocument(encoded))
         found = logs.find_one({"_id": number})
-        assert found is not None
         assert found.raw == encoded

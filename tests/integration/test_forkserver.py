@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_processes import alive
+from tests.support.programs import alive
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is none")
@@ -74,11 +74,9 @@ class Owner:
             text=True,
         )
 
-    def said(self) -> dict[str, Any]:
+    def said(self) -> Any:
         """Return the next line that it prints, which is JSON."""
-        assert self.process.stdout is not None
-        found: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return found
+        return json.loads(self.process.stdout.readline())
 
 
 @contextmanager
@@ -91,7 +89,7 @@ def owner(place: Path, script: str) -> Iterator[Owner]:
         found.process.communicate()
 
 
-def test_what_is_forked_is_what_the_command_would_be(tmp_path):
+def test_what_is_forked_is_what_the_command_would_be(tmp_path: Path) -> None:
     script = """
 with forked(("worker_here",)) as forks:
     with log.open("ab") as out:
@@ -112,7 +110,7 @@ with forked(("worker_here",)) as forks:
     assert by_fork == by_command
 
 
-def test_however_it_ends_its_owner_is_told(tmp_path):
+def test_however_it_ends_its_owner_is_told(tmp_path: Path) -> None:
     script = """
 with forked(("worker_here",)) as forks, log.open("ab") as out:
     def spawn(*words, **options):
@@ -143,7 +141,7 @@ with forked(("worker_here",)) as forks, log.open("ab") as out:
     assert "hello to you" in said
 
 
-def test_the_server_and_its_workers_end_with_the_owner(tmp_path):
+def test_the_server_and_its_workers_end_with_the_owner(tmp_path: Path) -> None:
     script = """
 with forked(("worker_here",)) as forks, log.open("ab") as out:
     child = forks.spawn([*command, "sleep"], environment, out=out.fileno(), err=out.fileno())
@@ -159,7 +157,7 @@ with forked(("worker_here",)) as forks, log.open("ab") as out:
         wait_until(lambda: not alive(told["worker"]) and not alive(told["server"]), "both end")
 
 
-def test_a_worker_outlives_the_server_and_is_started_again_without_it(tmp_path):
+def test_a_worker_outlives_the_server_and_is_started_again_without_it(tmp_path: Path) -> None:
     script = """
 processes.RESTART_BACKOFF_S = 0.0
 with forked(("worker_here",)) as forks, Supervisor() as supervisor:
@@ -179,7 +177,7 @@ with forked(("worker_here",)) as forks, Supervisor() as supervisor:
         assert here.process.wait(20) == 0
 
 
-def test_what_a_killed_child_leaves_behind_is_adopted_and_buried(tmp_path):
+def test_what_a_killed_child_leaves_behind_is_adopted_and_buried(tmp_path: Path) -> None:
     script = """
 with forked(("worker_here",)) as forks, log.open("ab") as out:
     code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True); sys.stdin.read()"
@@ -200,7 +198,7 @@ with forked(("worker_here",)) as forks, log.open("ab") as out:
         assert here.said() == {"mine": -9}
 
 
-def test_a_process_with_threads_gets_no_server(tmp_path):
+def test_a_process_with_threads_gets_no_server(tmp_path: Path) -> None:
     script = """
 import threading
 threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
@@ -211,7 +209,7 @@ with forked() as forks:
         assert here.said() == {"server": None}
 
 
-def test_where_the_kernel_gives_no_orphans_there_is_no_server(tmp_path):
+def test_where_the_kernel_gives_no_orphans_there_is_no_server(tmp_path: Path) -> None:
     script = """
 from ops.runner import forkserver
 forkserver._prctl = lambda *_: -1

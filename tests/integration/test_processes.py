@@ -5,27 +5,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ops.runner import processes
 from ops.runner.processes import ProcessGaveUpError, Supervised, Supervisor, child_environment
+from tests.support.programs import alive
 from tests.support.waiting import wait_until
 
 
-def python(name: str, code: str, tmp_path: Path, **options: object) -> Supervised:
+def python(name: str, code: str, tmp_path: Path, **options: Any) -> Supervised:
     return Supervised(name, [sys.executable, "-c", code], child_environment(), tmp_path / f"{name}.log", **options)
 
 
-def alive(pid: int) -> bool:
-    """Alive and not a zombie that its new parent has not collected yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def test_a_process_that_finishes_is_reported_once_and_not_started_again(tmp_path):
+def test_a_process_that_finishes_is_reported_once_and_not_started_again(tmp_path: Path) -> None:
     with Supervisor() as supervisor:
         done = python("done", "print('bye')", tmp_path, finishes=True)
         supervisor.add(done)
@@ -35,7 +29,7 @@ def test_a_process_that_finishes_is_reported_once_and_not_started_again(tmp_path
         assert (done.returncode, done.restarts, done.last_lines()) == (0, 0, "bye")
 
 
-def test_a_crashed_process_is_started_again_and_keeps_its_log(tmp_path):
+def test_a_crashed_process_is_started_again_and_keeps_its_log(tmp_path: Path) -> None:
     code = f"""
 import pathlib, sys, time
 mark = pathlib.Path({str(tmp_path / "mark")!r})
@@ -52,7 +46,9 @@ mark.touch(); print("first life"); sys.exit(7)
     assert not worker.running
 
 
-def test_a_process_that_keeps_crashing_is_given_up_with_its_last_words(tmp_path, monkeypatch):
+def test_a_process_that_keeps_crashing_is_given_up_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(processes, "RESTART_BACKOFF_S", 0.0)
     with Supervisor() as supervisor:
         supervisor.add(python("broken", "raise SystemExit('no such table')", tmp_path))
@@ -60,7 +56,7 @@ def test_a_process_that_keeps_crashing_is_given_up_with_its_last_words(tmp_path,
             wait_until(lambda: supervisor.check() != [], "the supervisor gives it up")
 
 
-def test_an_exit_code_that_is_an_answer_is_not_a_crash(tmp_path):
+def test_an_exit_code_that_is_an_answer_is_not_a_crash(tmp_path: Path) -> None:
     with Supervisor() as supervisor:
         halted = python("sink", "raise SystemExit(3)", tmp_path, final_codes=frozenset({3}))
         supervisor.add(halted)
@@ -68,7 +64,9 @@ def test_an_exit_code_that_is_an_answer_is_not_a_crash(tmp_path):
         assert [p.returncode for p in supervisor.check()] == [3]
 
 
-def test_what_ends_as_by_bad_input_is_given_up_at_its_first_start_and_started_again_after_a_crash(tmp_path):
+def test_what_ends_as_by_bad_input_is_given_up_at_its_first_start_and_started_again_after_a_crash(
+    tmp_path: Path,
+) -> None:
     hopeless = frozenset({2})
     with Supervisor() as supervisor:
         supervisor.add(
@@ -93,7 +91,7 @@ sys.exit([1, 2][lived])
         assert worker.restarts == 2
 
 
-def test_a_process_that_ignores_sigterm_is_killed(tmp_path):
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(60)"
     supervisor = Supervisor()
     stubborn = python("stubborn", code, tmp_path)
@@ -103,7 +101,7 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path):
     assert stubborn.returncode == -signal.SIGKILL
 
 
-def test_children_end_when_their_supervisor_is_killed(tmp_path):
+def test_children_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
     code = f"""
 import time
 from pathlib import Path

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ class Registry(BaseHTTPRequestHandler):
     schemas: dict[int, dict[str, str] | None]  # None: the registry is in trouble
     says: bytes | None  # whatever is asked, if it is no registry
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         if self.says is not None:
             self.say(self.says)
             return
@@ -37,7 +38,7 @@ class Registry(BaseHTTPRequestHandler):
         else:
             self.answer(500 if found is None else 404, {"error_code": 40403, "message": "Schema not found"})
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         sent = self.rfile.read(int(self.headers["Content-Length"]))
         if self.says is not None:
             self.say(self.says)
@@ -75,7 +76,7 @@ def registry() -> Iterator[str]:
     server.server_close()
 
 
-def test_records_are_framed_with_the_registrys_ids(registry):
+def test_records_are_framed_with_the_registrys_ids(registry: str) -> None:
     codec = codec_for(registry)
     user = User(7, "a@example.com", "A", False)
     data = codec.encode(user)
@@ -96,7 +97,7 @@ def test_records_are_framed_with_the_registrys_ids(registry):
         b" " * (ANSWER_BYTES_MAX + 1),
     ],
 )
-def test_what_is_no_registry_is_told_so(registry, says):
+def test_what_is_no_registry_is_told_so(registry: str, says: Any) -> None:
     Registry.says = says
     for ask in (lambda: codec_for(registry), lambda: SchemaLookup(registry)(5)):
         with pytest.raises(ServiceUnreachableError, match="is no schema registry"):
@@ -104,13 +105,13 @@ def test_what_is_no_registry_is_told_so(registry, says):
 
 
 @pytest.mark.parametrize("schema_id", ['"x"', "-1", "4294967296", "null", "1.5", "true"])
-def test_an_id_that_no_frame_holds_is_no_registrys(registry, schema_id):
+def test_an_id_that_no_frame_holds_is_no_registrys(registry: str, schema_id: str) -> None:
     Registry.says = f'{{"id": {schema_id}}}'.encode()
     with pytest.raises(ServiceUnreachableError, match="is no schema registry"):
         codec_for(registry)
 
 
-def test_an_answer_that_trickles_does_not_hold_up_for_ever(registry, monkeypatch):
+def test_an_answer_that_trickles_does_not_hold_up_for_ever(registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Trickling(Registry):
         def say(self, data: bytes, status: int = 200) -> None:
             self.send_response(status)
@@ -127,17 +128,17 @@ def test_an_answer_that_trickles_does_not_hold_up_for_ever(registry, monkeypatch
         codec_for(registry)
 
 
-def test_a_second_process_reads_what_the_first_wrote(registry):
+def test_a_second_process_reads_what_the_first_wrote(registry: str) -> None:
     record = Referent("Crm::Deal", 7001, "Renewal")
     assert codec_for(registry).decode(codec_for(registry).encode(record)) == record
 
 
-def test_what_was_written_without_a_registry_is_read_with_one(registry):
+def test_what_was_written_without_a_registry_is_read_with_one(registry: str) -> None:
     record = Referent("Crm::Deal", 7001, "Renewal")
     assert codec_for(registry).decode(codec_for("").encode(record)) == record
 
 
-def test_what_was_written_with_ids_that_the_registry_gives_no_more_is_read(registry):
+def test_what_was_written_with_ids_that_the_registry_gives_no_more_is_read(registry: str) -> None:
     record = Referent("Crm::Deal", 7001, "Renewal")
     before = codec_for(registry).encode(record)
     (schema_id,) = (number for schema, number in Registry.ids.items() if '"Referent"' in schema)
@@ -151,18 +152,18 @@ def test_what_was_written_with_ids_that_the_registry_gives_no_more_is_read(regis
         codec_for(registry).decode(before)
 
 
-def test_a_refused_schema_is_named(registry):
+def test_a_refused_schema_is_named(registry: str) -> None:
     Registry.refuses = {"crm.audit.replay.User"}
     with pytest.raises(BadInputError, match="refused user"):
         codec_for(registry)
 
 
-def test_a_registry_that_is_not_there_is_one_clear_line():
+def test_a_registry_that_is_not_there_is_one_clear_line() -> None:
     with pytest.raises(ServiceUnreachableError, match="does not answer"):
         codec_for("http://127.0.0.1:9")
 
 
-def test_a_schema_of_others_is_asked_for_once(registry):
+def test_a_schema_of_others_is_asked_for_once(registry: str) -> None:
     Registry.schemas = {7: {"schema": '{"type": "string"}'}, 8: {"schema": "syntax", "schemaType": "PROTOBUF"}}
     lookup = SchemaLookup(registry)
     assert lookup(7) == '{"type": "string"}'
@@ -175,7 +176,7 @@ def test_a_schema_of_others_is_asked_for_once(registry):
     lookup.close()
 
 
-def test_a_registry_that_does_not_say_is_an_outage_and_no_answer(registry):
+def test_a_registry_that_does_not_say_is_an_outage_and_no_answer(registry: str) -> None:
     Registry.schemas = {7: None}
     lookup = SchemaLookup(registry)
     with pytest.raises(ServiceUnreachableError, match="answers 500"):
@@ -187,7 +188,7 @@ def test_a_registry_that_does_not_say_is_an_outage_and_no_answer(registry):
     nobody.close()
 
 
-def test_a_change_event_is_read_with_the_registrys_schema(registry):
+def test_a_change_event_is_read_with_the_registrys_schema(registry: str) -> None:
     recorded = Path(__file__).parents[1] / "golden" / "change_events" / "debezium-3.7.jsonl"
     value = json.loads(recorded.read_text("utf-8").splitlines()[0])["value"].encode()
     schema, framed = as_avro(value, 12)

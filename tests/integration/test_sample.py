@@ -43,7 +43,8 @@ def test_every_sample_row_is_loaded_byte_for_byte(database_dsn: str) -> None:
 def test_the_jsonb_rows_print_as_they_were_given(database_dsn: str) -> None:
     load_sample(database_dsn)
     with psycopg.connect(database_dsn) as db:
-        there = dict(db.execute("SELECT id, audited_changes::text FROM jsonb_variant.audits").fetchall())
+        query = "SELECT id, audited_changes::text FROM jsonb_variant.audits"
+        there: dict[int, str] = dict(db.execute(query).fetchall())
     assert there == {row["id"]: row["audited_changes"] for row in json_lines("audits_jsonb")}
 
 

@@ -77,7 +77,7 @@ class Program(subprocess.Popen[Any]):
         told = os.read(self._status, NUMBER.size)
         os.close(self._status)
         if not told:
-            raise ChildProcessError(f"the process that forked {self.args} has ended")
+            raise ChildProcessError(f"the process that forked {self.args!r} has ended")
         return self.pid, NUMBER.unpack(told)[0]
 
 
@@ -199,3 +199,11 @@ def _bury(statuses: dict[int, int]) -> None:
 
 if __name__ == "__main__":
     serve(socket.socket(fileno=int(sys.argv[1])))
+
+
+def alive(pid: int) -> bool:
+    """Alive and not a zombie that its new parent has not collected yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.unit.test_imports import PACKAGES, ROOT
+from tests.support.sources import PACKAGES, ROOT
 
 HEADING = "## Where things are\n"
 

@@ -13,7 +13,7 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
 
 
-def test_the_index_has_every_entry_with_its_title_date_and_status():
+def test_the_index_has_every_entry_with_its_title_date_and_status() -> None:
     entries = ENTRY.findall(TEXT)
     assert [number for number, *_ in entries] == re.findall(r"(?m)^## (\d+)\.", TEXT)
     wanted = [
@@ -23,7 +23,7 @@ def test_the_index_has_every_entry_with_its_title_date_and_status():
     assert re.findall(r"(?m)^\| \[\d+\].*$", TEXT) == wanted
 
 
-def test_a_status_is_accepted_or_names_later_entries():
+def test_a_status_is_accepted_or_names_later_entries() -> None:
     status_of = {int(number): status for number, _, _, status in ENTRY.findall(TEXT)}
     assert list(status_of) == sorted(status_of)
     for number, status in status_of.items():

@@ -4,13 +4,11 @@ Read from the sources, so that a module nobody imports in the tests counts as we
 """
 
 import ast
-from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("schemas", "producer", "processors", "sink", "ops")
+from tests.support.sources import IMPORTS, PACKAGES, ROOT, SOURCES, imports_in, module_name
 
 # Libraries that talk to a server, or know how: none of them in a module that decides with values.
 CLIENT_LIBRARIES = {"aiokafka", "confluent_kafka", "faust", "httpx", "mode", "psycopg", "pymongo", "socket", "requests"}
@@ -42,41 +40,6 @@ PURE = {
     "ops.local.generator.pieces",
     "ops.local.generator.plain",
     "ops.local.generator.psych",
-}
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def sources() -> dict[str, Path]:
-    return {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
-
-
-def imports_in(source: str, module: str, is_package: bool, modules: Collection[str] = ()) -> Iterator[str]:
-    """Yield the full name of everything a source imports, wherever in it that stands.
-
-    `from package import module` is an import of that module, if it is one of `modules`, and not of the package itself.
-    """
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = module.split(".")[: len(module.split(".")) - node.level + is_package]
-                base = ".".join((*above, *filter(None, [node.module])))
-            names = [f"{base}.{alias.name}" for alias in node.names]
-            yield from names
-            if not all(name in modules for name in names):
-                yield base
-
-
-SOURCES = sources()
-IMPORTS = {
-    module: set(imports_in(path.read_text("utf-8"), module, path.name == "__init__.py", SOURCES))
-    for module, path in SOURCES.items()
 }
 
 
@@ -205,6 +168,20 @@ def test_nothing_imports_a_main_module() -> None:
 
 def test_nothing_but_the_tests_imports_the_tests() -> None:
     wrong = {module for module, names in IMPORTS.items() if any(name.split(".")[0] == "tests" for name in names)}
+    assert not wrong
+
+
+def test_no_test_module_is_imported() -> None:
+    """What several of them need is in `tests/support`, in `tests/fixtures`, or in a module beside them."""
+    sources = sorted((ROOT / "tests").rglob("*.py"))
+    tests = {module_name(path): path for path in sources}
+    wrong = {
+        f"{module} imports {name}"
+        for module, path in tests.items()
+        for name in imports_in(path.read_text("utf-8"), module, path.name == "__init__.py", tests)
+        if any(part.startswith("test_") for part in name.split(".")) and name.startswith("tests.")
+    }
+    assert len(tests) > 200
     assert not wrong
 
 

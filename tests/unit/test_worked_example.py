@@ -13,7 +13,8 @@ from ops.checks.file_rows import FileLookups, event_of
 from ops.cli.transform import outcome_line
 from processors.encoding.transform import Transformer
 from schemas.source import mapping
-from tests.unit.test_imports import PACKAGES, ROOT
+from tests.support.golden import Case
+from tests.support.sources import PACKAGES, ROOT
 
 HEADING = "### A worked example\n"
 EXPLAINED = """
@@ -34,23 +35,21 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def golden() -> tuple[str, str]:
-    """Return the golden case: the row and its outcome."""
+def golden() -> Case:
+    """Return the golden case."""
     (case,) = blocks("json")
-    row, outcome = case.splitlines()
-    return row, outcome
+    return Case(**json.loads(case))
 
 
 @pytest.fixture(scope="module")
-def copy(golden: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the root of a copy of the tree that the example has been applied to."""
     root = tmp_path_factory.mktemp("worked_example")
     shutil.copy(ROOT / "pyproject.toml", root)
     for package in (*PACKAGES, "tests"):
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
-    for name, line in zip(("rows.jsonl", "outcomes.jsonl"), golden, strict=True):
-        with (root / "tests/golden/transform" / name).open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+    (case,) = blocks("json")
+    (root / "tests/golden/transform/load-test.json").write_text(case, "utf-8")
     (diff,) = blocks("diff")
     applied = subprocess.run(
         ["git", "apply", "-"], cwd=root, input=diff, text=True, capture_output=True, timeout=60, check=False
@@ -68,24 +67,28 @@ def in_copy(root: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_without_the_rule_the_row_becomes_something_else(golden: tuple[str, str]) -> None:
-    row, outcome = golden
-    event = event_of(json.loads(row), "the row")
+def test_without_the_rule_the_row_becomes_something_else(golden: Case) -> None:
+    event = event_of(golden.row, "the row")
     without = outcome_line(event, Transformer(mapping.load(None), "A"), FileLookups("A", None, {}))
-    assert json.loads(without)["outcome"] != json.loads(outcome)["outcome"]
+    assert json.loads(without)["outcome"] != golden.outcome["outcome"]
 
 
-def test_with_it_the_golden_case_passes(copy: Path, golden: tuple[str, str]) -> None:
-    case = str(json.loads(golden[0])["id"])
-    said = in_copy(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/golden/test_transform.py", "-k", case)
-    assert "1 passed" in said
+def test_with_it_the_golden_case_passes(copy: Path) -> None:
+    said = in_copy(
+        copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/golden/test_transform.py", "-k", "load-test"
+    )
+    assert "2 passed" in said
 
 
-def test_explain_tells_of_it_without_an_edit(copy: Path, golden: tuple[str, str]) -> None:
-    assert "('rehearsal', 'skip', 'load test True')" in in_copy(copy, "-c", EXPLAINED, golden[0])
+def test_explain_tells_of_it_without_an_edit(copy: Path, golden: Case) -> None:
+    assert "('rehearsal', 'skip', 'load test True')" in in_copy(copy, "-c", EXPLAINED, json.dumps(golden.row))
 
 
-def test_it_is_two_edits_of_the_product() -> None:
+def test_it_is_three_edits_of_the_product() -> None:
     (diff,) = blocks("diff")
     edited = re.findall(r"^\+\+\+ b/(\S+)$", diff, re.MULTILINE)
-    assert sorted(edited) == ["processors/rules/decide.py", "processors/rules/rehearsals.py"]
+    assert sorted(edited) == [
+        "processors/encoding/core.py",
+        "processors/rules/decide.py",
+        "processors/rules/rehearsals.py",
+    ]

@@ -23,6 +23,7 @@ from ops.checks.verify.expected import Expected, expected_of
 from ops.jobs.documents import rows_with_document
 from ops.kafka import admin as kafka_admin
 from ops.progress import RunView
+from processors.encoding.rows import RowEncoder
 from processors.encoding.transform import Transformer
 from processors.lookups.answers import TableLookups, decoded
 from processors.lookups.directory import UserDirectory
@@ -182,6 +183,7 @@ class _DryRun:
         url = connections.user_directory_url
         self._directory = UserDirectory(url, account) if url else None
         self._lookups = TableLookups(decoded(tables, codec, account), self._directory)
+        self._rows = RowEncoder(transformer, self._lookups, codec)
         self._loop = asyncio.new_event_loop()
         self._database = database
         self._has_index = UNIQUE_EXTERNAL_ID.name in _index_names(database[ACTIVITY_LOGS])
@@ -219,7 +221,7 @@ class _DryRun:
             self.tally.text_bytes += len(event.audited_changes.encode("utf-8", "replace")) + len(event.comment)
             self.tally.event_bytes += len(self._codec.encode(event))
             defect = page.defects.get(event.audit_id)
-            expected: Expected = defect.cause if defect else expected_of(event, self._transformer, self._lookups)
+            expected: Expected = defect.cause if defect else expected_of(event, self._rows)
             if isinstance(expected, bytes):
                 logs.append((event, expected))
             elif isinstance(expected, SkipReason):

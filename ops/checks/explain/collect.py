@@ -27,11 +27,13 @@ from ops.jobs.store import JobStore
 from ops.kafka import admin as kafka_admin
 from ops.kafka.rows import Topics, partition_of
 from ops.progress import RunView
+from processors.encoding.rows import RowEncoder
 from processors.encoding.transform import Transformer
 from processors.lookups.answers import TableLookups, decoded
 from processors.lookups.directory import UserDirectory
 from processors.lookups.tables import ReferenceTables
-from producer.audits import EPOCH_2000_US, UNDECODABLE, AuditReader, Limits, answering, connect, resolve
+from producer.audits import UNDECODABLE, AuditReader, Limits, answering, connect, resolve
+from producer.core import EPOCH_2000_US
 from producer.cursor import EARLIEST
 from producer.settings import ProducerSettings
 from producer.topics import message_bytes_max
@@ -307,7 +309,9 @@ class _Collector:
             decided = [Step("source", "refuse", f"{self._row.defect}: it never reaches the rules")]
         else:
             lookups = self._lookups(event)
-            self._expected = expected_of(event, Transformer(self._mapping, self._account), lookups)
+            self._expected = expected_of(
+                event, RowEncoder(Transformer(self._mapping, self._account), lookups, self._topics.codec)
+            )
             decided = steps(event, self._mapping, self._account, lookups)
             if not isinstance(self._expected, bytes) and decided[-1].verdict == "pass":
                 # What only shows when the document is made: too large, or a defect of a rule.

@@ -1,8 +1,8 @@
 """Pure: the expected outcome of a source row, by the code of the producer and the processors."""
 
 from processors.encoding import documents
-from processors.encoding.transform import Transformer
-from processors.rules.decide import Lookups, Skip
+from processors.encoding.rows import RowEncoder
+from processors.rules.decide import Skip
 from schemas.errors import UnreadableTopicError
 from schemas.records import AuditEvent
 from schemas.vocabulary import DeadLetterCause, SkipReason
@@ -10,13 +10,13 @@ from schemas.vocabulary import DeadLetterCause, SkipReason
 Expected = bytes | SkipReason | DeadLetterCause
 
 
-def expected_of(event: AuditEvent, transformer: Transformer, lookups: Lookups) -> Expected:
+def expected_of(event: AuditEvent, rows: RowEncoder) -> Expected:
     """Return the row's document (BSON without `_id`), or why it has none. Nothing in a row can make this raise.
 
     Raises UnreadableTopicError for a reference that cannot be read.
     """
     try:
-        result = transformer.to_bson(event, lookups)
+        result = rows.document(event)
     except UnreadableTopicError:
         raise  # of a reference table: it is not about the row
     except Exception:  # the processors dead-letter a defect of a rule, and so must be expected here

@@ -19,6 +19,7 @@ from ops.checks.verify.expected import Expected, expected_of
 from ops.checks.verify.lookups import KeptLookups
 from ops.checks.verify.model import Finding, Kind, Tally
 from ops.checks.verify.seals import ACTING_MAX, WITHOUT_MAX, Evidence, Letters, Seal, SealStore, answers_fingerprint
+from processors.encoding.rows import RowEncoder
 from processors.encoding.transform import Transformer
 from processors.lookups.answers import TableLookups, decoded
 from processors.lookups.directory import UserDirectory
@@ -97,7 +98,6 @@ class SegmentChecker:
         """Connects at once."""
         self._work = work
         self._account = work.company_sso_id
-        self._transformer = Transformer(work.mapping, work.company_sso_id)
         self._reader = AuditReader(work.connections.crm_audit_database_url, work.source, EARLIEST, work.limits)
         self._database = connect(work.connections, app_name="crm-replay-verify")
         logs: Documents = self._database[ACTIVITY_LOGS]
@@ -107,6 +107,7 @@ class SegmentChecker:
         self._loop = asyncio.new_event_loop()
         self._tables = TableLookups(decoded(work.tables, work.codec, work.company_sso_id), self._directory)
         self._lookups = KeptLookups(self._tables)
+        self._rows = RowEncoder(Transformer(work.mapping, work.company_sso_id), self._lookups, work.codec)
         self._seals = SealStore(self._database, work.company_sso_id)
         self._letters = Letters(work.dead_letters)
         self._collected = _Collected()
@@ -224,12 +225,12 @@ class SegmentChecker:
             acting = {event.user_id for event in page.events if event.user_id}
             self._ask_directory(acting)
             self._collected.acting |= acting
-        transformer, lookups = self._transformer, self._lookups
+        rows = self._rows
         bodies, created_at = segment.bodies, segment.created_at
         for event in page.events:
             audit_id = event.audit_id
             created_at[audit_id] = event.created_at
-            expected = expected_of(event, transformer, lookups)
+            expected = expected_of(event, rows)
             if type(expected) is bytes:
                 bodies[audit_id] = body_of(expected)
             elif type(expected) is SkipReason:

@@ -12,6 +12,7 @@ from ops.local.services.layout import ServiceSettings
 from processors.feed.worker import LiveSettings
 from processors.settings import ProcessorSettings
 from producer.settings import ProducerSettings
+from schemas import compiled
 from schemas.process import exposition, logs
 from schemas.process.connections import Connections
 from schemas.process.environment import EnvironmentSettings
@@ -47,6 +48,7 @@ OTHERS = (
     (exposition.PORT_VARIABLE, "", "serve metrics here, a runner also its workers'; 0: any free port; empty: none"),
     (exposition.ADDRESS_VARIABLE, "127.0.0.1", "address that metrics are served on"),
     (exposition.DIRECTORY_VARIABLE, "", "each process announces its port in a file here, for `file_sd_configs`"),
+    (compiled.VARIABLE, "1", "0: run the hot paths from their sources, to debug them"),
     ("CRM_REPLAY_WORKER", "", "runner: the process's name in groups, logs and metrics"),
 )
 OF_RUNNER = frozenset(("job", "worker", "exit_at_end"))
@@ -100,4 +102,5 @@ def _others() -> str:
     rows = "".join(
         f"| `{name}` | {f'`{default}`' if default else ''} | {cell(what)} |\n" for name, default, what in OTHERS
     )
-    return f"\n## Logs and metrics\n\nOf every process.\n\n| name | default | what |\n| --- | --- | --- |\n{rows}"
+    head = "## Each process\n\nLogs, metrics and hot paths.\n\n| name | default | what |\n| --- | --- | --- |"
+    return f"\n{head}\n{rows}"

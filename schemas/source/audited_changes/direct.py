@@ -25,7 +25,7 @@ _ZONE = "!ruby/object:ActiveSupport::TimeZone"
 _ANCHORED = re.compile(r"&([0-9]{1,6}) (.+)")
 
 ROOTS = ("---", f"--- {_HWIA}")
-_EMPTY_ROOTS = frozenset(("---\n", "--- {}\n", f"--- {_HWIA} {{}}\n"))
+EMPTY_ROOTS = frozenset(("---\n", "--- {}\n", f"--- {_HWIA} {{}}\n"))
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|:?[A-Za-z_][A-Za-z0-9_ /-]*[A-Za-z0-9_]|[0-9]{1,9}")
 _INSTANT = re.compile(
     r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8]) (?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{9} Z"
@@ -69,7 +69,7 @@ def read_directly(text: str) -> dict[str, Any] | None:
     if lines[-1] or not is_plain(lines):
         return None
     if lines[0] not in ROOTS:
-        return {} if text in _EMPTY_ROOTS else None
+        return {} if text in EMPTY_ROOTS else None
     try:
         return Document(lines).root()
     except UnknownFormError:

@@ -16,7 +16,7 @@ _FLOAT_TO_WATCH = 2.0**63
 # the beginning of a string, and a megabyte would take a day.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKET = re.compile(r"[\[\]{}]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def read_json(text: str) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from bson import ObjectId
 
 from ops.checks.model import Verdict
 from ops.checks.nightly.run import check_job
-from ops.jobs import http_documents, migrations
+from ops.jobs import http_documents
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore, NewJob
 from ops.runner.repairs import _written
@@ -22,12 +22,6 @@ from sink.progress import Progress
 pytestmark = pytest.mark.services
 
 ACCOUNT = "acme"
-
-
-@pytest.fixture
-def database(mongo_database: Any) -> Any:
-    migrations.up(mongo_database)
-    return mongo_database
 
 
 def completed(database: Any, migrated: int, failed: int, documents: int) -> Job:

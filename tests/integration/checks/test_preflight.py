@@ -85,7 +85,7 @@ def role(place: Connections, *statements: str) -> Iterator[str]:
     name = f"pf_{uuid.uuid4().hex[:8]}"
     with psycopg.connect(place.crm_audit_database_url, autocommit=True) as db:
         for statement in ("CREATE ROLE {} LOGIN PASSWORD 'x'", *statements):
-            db.execute(sql.SQL(statement).format(sql.Identifier(name)))  # type: ignore[arg-type]
+            db.execute(sql.SQL(statement).format(sql.Identifier(name)))
         try:
             yield make_conninfo(place.crm_audit_database_url, user=name, password="x")
         finally:

@@ -60,7 +60,6 @@ def test_every_account_that_anybody_knows_of_is_in_the_report(mongo_database: An
     )
     assert (lines["flagged"].rows_left, lines["planned"].rows_left) == (500, None)
     gate = lines["flagged"].gate
-    assert gate is not None
     assert (gate.name, gate.turn) == ("preflight", "platform")
     assert (found.rows_done, found.rows_left, found.uncounted) == (65, 75 + 500 + 7, 1)
     assert found.burn_up[-1].done == 65

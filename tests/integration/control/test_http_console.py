@@ -15,7 +15,6 @@ from typing import Any
 
 import bson
 import httpx
-import pymongo
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
@@ -34,6 +33,7 @@ from schemas.records import ActivityLog, DeadLetter
 from schemas.topics import AccountTopics
 from schemas.vocabulary import JobStatus
 from sink.progress import RunTotals
+from tests.fixtures.services import mongo_scratch
 from tests.integration.control.http_server import PASSWORD, USER, Served, account, refused, serving
 from tests.support.programs import Program
 from tests.support.waiting import wait_until
@@ -44,12 +44,9 @@ API = "/console/api"
 
 @pytest.fixture(scope="module")
 def database(mongodb_url: str) -> Iterator[Any]:
-    client: Any = pymongo.MongoClient(mongodb_url, tz_aware=True)
-    name = f"http_{uuid.uuid4().hex[:8]}"
-    migrations.up(client[name])
-    yield client[name]
-    client.drop_database(name)
-    client.close()
+    with mongo_scratch(mongodb_url) as database:
+        migrations.up(database)
+        yield database
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +278,6 @@ def test_work_for_a_runner_is_queued_once(served: Served, database: Any) -> None
     queued = served.client.post(f"{API}/dlq-retry", json=body)
     assert queued.status_code == 202
     task = TaskStore(database).get(queued.json()["task"]["task_id"])
-    assert task is not None
     assert (task.kind, task.requested_by) == (TaskKind.DLQ_RETRY, USER)
     assert task.arguments == {"cause": "write_refused", "audit_ids": [5, 6], "force": True}
 

@@ -21,6 +21,7 @@ from ops.control.edge import CSP
 from schemas.process.connections import Connections
 from sink import database
 from tests.integration.control.http_server import PASSWORD, USER, Served, account, bearer, refused, serving, token
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.services
 STATUS = "/private/activity_logs/crm_migration/status?company_sso_id=a"
@@ -194,10 +195,7 @@ def test_keys_in_a_file_are_read_again_and_a_removed_one_is_worth_nothing(
         two = bearer(token(EC_KEY, "ES256", {"kid": "two"}))
         assert [browser.get(SESSION_STATUS, headers=each).status_code for each in (one, two)] == [200, 200]
         path.write_text(json.dumps({"keys": [jwk(EC_KEY, "two", "ES256")]}))
-        deadline = time.monotonic() + 60
-        while browser.get(SESSION_STATUS, headers=one).status_code == 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: browser.get(SESSION_STATUS, headers=one).status_code != 200, "the key is known no more")
         assert browser.get(SESSION_STATUS, headers=two).status_code == 200
 
 
@@ -358,13 +356,11 @@ def test_a_body_over_the_limit_is_not_read(served: Served) -> None:
 
 def logged(caplog: pytest.LogCaptureFixture, name: str, request_id: str) -> logging.LogRecord:
     """Return the line about a request; it is written once the answer is on its way."""
-    deadline = time.monotonic() + 60
-    while True:
-        for record in list(caplog.records):
-            if record.name == name and record.__dict__.get("request_id") == request_id:
-                return record
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+
+    def found() -> list[logging.LogRecord]:
+        return [each for each in caplog.records if (each.name, each.__dict__.get("request_id")) == (name, request_id)]
+
+    return wait_until(found, "the line is written")[0]
 
 
 def test_a_defect_is_logged_with_its_trace_and_answered_without(
@@ -380,7 +376,6 @@ def test_a_defect_is_logged_with_its_trace_and_answered_without(
     meta = refused(answer, 500, "INTERNAL_ERROR")
     assert meta == {"request_id": "find-me"}
     assert "secret" not in answer.text
-    assert record.exc_info is not None
     assert str(record.exc_info[1]) == "secret detail"
 
 
@@ -407,9 +402,9 @@ def test_a_sane_request_id_is_kept(served: Served, given: str) -> None:
     assert served.client.get("/healthz", headers={"x-request-id": given}).headers["x-request-id"] == given
 
 
-@pytest.mark.parametrize("given", ["", "x" * 129, "a b", 'a"b', "<script>", "ü".encode()])
-def test_a_request_id_that_is_not_is_replaced(served: Served, given: str | bytes) -> None:
-    made = served.client.get("/healthz", headers={"x-request-id": given}).headers["x-request-id"]  # type: ignore[dict-item]
+@pytest.mark.parametrize("given", [b"", b"x" * 129, b"a b", b'a"b', b"<script>", "ü".encode()])
+def test_a_request_id_that_is_not_is_replaced(served: Served, given: bytes) -> None:
+    made = served.client.get("/healthz", headers={b"x-request-id": given}).headers["x-request-id"]
     assert len(made) == 32
 
 

@@ -2,20 +2,14 @@
 
 import datetime as dt
 import threading
-import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
-import psycopg
-import pymongo
 import pytest
 from bson import ObjectId
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 from pymongo.errors import AutoReconnect
 
 from ops.control import activity_logs
@@ -23,12 +17,16 @@ from ops.jobs import audit_log, flags, http_documents, migrations, operations
 from ops.jobs.jobs import Job
 from ops.jobs.operations import RollbackRefusedError
 from ops.jobs.store import JobStore, NewJob
+from processors.encoding.documents import encode
 from schemas.identity import replay_id
 from schemas.process.connections import Connections
 from schemas.vocabulary import JobStatus
+from sink import rollback as documents
 from sink.progress import RunTotals
+from tests.fixtures.services import mongo_scratch, postgres_database
 from tests.integration.control.http_server import Served, account, refused, serving
 from tests.integration.producer.crm import add_audits, make_audits
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.services
 ROUTE = "/private/activity_logs/crm_migration"
@@ -37,26 +35,18 @@ AFTER_ALL_ROWS = "2200-01-01T00:00:00Z"  # a beginning with no rows behind it: n
 
 @pytest.fixture(scope="module")
 def database(mongodb_url: str) -> Iterator[Any]:
-    client: Any = pymongo.MongoClient(mongodb_url, tz_aware=True)
-    name = f"http_{uuid.uuid4().hex[:8]}"
-    migrations.up(client[name])
-    yield client[name]
-    client.drop_database(name)
-    client.close()
+    with mongo_scratch(mongodb_url) as database:
+        migrations.up(database)
+        yield database
 
 
 @pytest.fixture(scope="module")
 def source(postgres_dsn: str) -> Iterator[str]:
     """A CRM with three rows of a person who is nobody's contact."""
-    name = f"http_{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(postgres_dsn, autocommit=True) as db:
-        db.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    dsn = make_conninfo(postgres_dsn, dbname=name)
-    make_audits(dsn)
-    add_audits(dsn, (1, 2, 3), auditable_type="Crm::Person", auditable_id=77)
-    yield dsn
-    with psycopg.connect(postgres_dsn, autocommit=True) as db:
-        db.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with postgres_database(postgres_dsn) as dsn:
+        make_audits(dsn)
+        add_audits(dsn, (1, 2, 3), auditable_type="Crm::Person", auditable_id=77)
+        yield dsn
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +85,6 @@ def test_a_migration_is_started_and_its_job_says_who_asked(served: Served, datab
     )
     assert answer.status_code == 201
     job = JobStore(database).latest(company)
-    assert job is not None
     assert answer.json() == {"job_id": job.job_id, "status": "in_progress"}
     assert job.triggered_by == "a-service"
     assert job.date_range_start == dt.datetime(2200, 1, 1, tzinfo=dt.UTC)
@@ -204,7 +193,6 @@ def test_the_status_has_progress_counts_and_once_validated_the_accuracy(served: 
 
     assert status() == {"status": "in_progress", "progress_pct": 50.0, **counts}
     job = store.save_totals(job, totals, accuracy_pct=98.88, documents=91)
-    assert job.documents_at is not None
     counted = {"documents": 91, "documents_at": job.documents_at.isoformat().replace("+00:00", "Z")}
     assert status() == {"status": "in_progress", "progress_pct": 50.0, **counts, **counted, "accuracy_pct": 98.88}
 
@@ -248,7 +236,6 @@ def test_a_roll_back_removes_the_accounts_documents_and_then_none(served: Served
     assert [left.get("native") for left in database["activity_logs"].find({"company_sso_id": company})] == [True]
     assert list(database["activity_logs"].find({"company_sso_id": other}).sort("_id")) == before
     job = JobStore(database).latest(company)
-    assert job is not None
     assert job.status is JobStatus.ROLLED_BACK
 
 
@@ -303,10 +290,9 @@ def test_a_roll_back_that_cannot_remove_everything_says_so(
     def stuck(*_args: Any, **_kwargs: Any) -> int:
         raise RollbackFailedError("5 documents are still there", "roll back again")
 
-    from ops.jobs import operations
     from sink.rollback import RollbackFailedError
 
-    monkeypatch.setattr(operations.documents, "rollback", stuck)
+    monkeypatch.setattr(documents, "rollback", stuck)
     refused(served.client.post(f"{ROUTE}/rollback", json={"company_sso_id": company}), 500, "ROLLBACK_FAILED")
 
 
@@ -317,10 +303,9 @@ def test_asking_again_joins_the_roll_back_that_runs(
     company = account()
     make_job(database, company, JobStatus.COMPLETED)
     served.client.post("/private/activity_logs/migrate", json={"records": [log_of(company, n) for n in range(1, 8)]})
-    from ops.jobs import operations
 
-    removing, let_go, calls = threading.Event(), threading.Event(), []
-    real = operations.documents.rollback
+    removing, let_go, calls = threading.Event(), threading.Event(), list[Any]()
+    real = documents.rollback
 
     def slow(*args: Any, **kwargs: Any) -> int:
         calls.append(args)
@@ -328,7 +313,7 @@ def test_asking_again_joins_the_roll_back_that_runs(
         assert let_go.wait(60)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(operations.documents, "rollback", slow)
+    monkeypatch.setattr(documents, "rollback", slow)
 
     def ask(timeout: float) -> Any:
         with served.bare(auth=served.client.auth) as client:
@@ -354,16 +339,15 @@ def test_a_roll_back_whose_answer_no_client_received_answers_with_the_whole_numb
     company = account()
     make_job(database, company, JobStatus.COMPLETED)
     served.client.post("/private/activity_logs/migrate", json={"records": [log_of(company, n) for n in range(1, 8)]})
-    from ops.jobs import operations
 
-    removing, let_go, real = threading.Event(), threading.Event(), operations.documents.rollback
+    removing, let_go, real = threading.Event(), threading.Event(), documents.rollback
 
     def slow(*args: Any, **kwargs: Any) -> int:
         removing.set()
         assert let_go.wait(60)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(operations.documents, "rollback", slow)
+    monkeypatch.setattr(documents, "rollback", slow)
     body = {"company_sso_id": company}
     with served.bare(auth=served.client.auth) as client, pytest.raises(httpx.ReadTimeout):
         client.post(f"{ROUTE}/rollback", json=body, timeout=httpx.Timeout(60.0, read=0.5))
@@ -371,24 +355,17 @@ def test_a_roll_back_whose_answer_no_client_received_answers_with_the_whole_numb
     let_go.set()
     in_progress(served, 0)
     job = JobStore(database).latest(company)
-    assert job is not None
-    assert job.rollback is not None
     assert job.rollback["finished_at"] is not None
     answers = [served.client.post(f"{ROUTE}/rollback", json=body).json() for _ in range(2)]
     assert answers == [{"records_removed": 7}, {"records_removed": 0}]
     job = JobStore(database).latest(company)
-    assert job is not None
-    assert job.rollback is not None
     assert job.rollback["removed"] == 7  # what was removed stays on file
 
 
 def in_progress(served: Served, requests: int) -> None:
     """Wait until the server is at work on so many requests, besides the one that asks."""
-    deadline = time.monotonic() + 60
     wanted = f"crm_control_requests_in_progress {requests + 1}.0"
-    while wanted not in served.client.get("/metrics").text:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: wanted in served.client.get("/metrics").text, f"{requests} requests are at work")
 
 
 # ---- activity logs ---------------------------------------------------------------------------------------------------
@@ -526,10 +503,9 @@ def test_a_record_that_the_server_refuses_fails_alone(
     """Keys with NUL and numbers beyond 64 bits are stored as the processors store them; bad BSON fails by itself."""
     company = account()
     odd = log_of(company, 5, metadata={"nul\0key": 2**70})
-    real = activity_logs.encode
 
     def broken_second(document: dict[str, Any]) -> bytes:
-        encoded = real(document)
+        encoded = encode(document)
         return encoded[:-8] + b"\xff\xff\xff\xff\xff\xff\xff\0" if document["external_id"] == "crm_audit:6" else encoded
 
     monkeypatch.setattr(activity_logs, "encode", broken_second)

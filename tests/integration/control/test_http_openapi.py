@@ -2,19 +2,14 @@
 
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psycopg
-import pymongo
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from ops.jobs import migrations
 from schemas.process.connections import Connections
+from tests.fixtures.services import mongo_scratch, postgres_database
 from tests.integration.control.http_server import PASSWORD, USER, Served, serving, token
 from tests.integration.producer.crm import make_audits
 
@@ -25,26 +20,18 @@ EXAMPLES = 2  # of each operation, besides those that cover the schema's corners
 
 @pytest.fixture(scope="module")
 def served(mongodb_url: str, postgres_dsn: str, kafka_bootstrap: str) -> Iterator[Served]:
-    name = f"openapi_{uuid.uuid4().hex[:8]}"
-    client: Any = pymongo.MongoClient(mongodb_url)
-    migrations.up(client[name])
-    with psycopg.connect(postgres_dsn, autocommit=True) as db:
-        db.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    dsn = make_conninfo(postgres_dsn, dbname=name)
-    make_audits(dsn)
-    connections = Connections(
-        mongodb_url=mongodb_url,
-        mongodb_database=name,
-        crm_audit_database_url=dsn,
-        kafka_bootstrap_servers=kafka_bootstrap,
-    )
-    # Wrong logins are part of the examples, and not what is looked for.
-    with serving(connections, auth_failures_max=10**6, auth_failures_address_max=10**6) as running:
-        yield running
-    client.drop_database(name)
-    client.close()
-    with psycopg.connect(postgres_dsn, autocommit=True) as db:
-        db.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with mongo_scratch(mongodb_url) as database, postgres_database(postgres_dsn) as dsn:
+        migrations.up(database)
+        make_audits(dsn)
+        connections = Connections(
+            mongodb_url=mongodb_url,
+            mongodb_database=database.name,
+            crm_audit_database_url=dsn,
+            kafka_bootstrap_servers=kafka_bootstrap,
+        )
+        # Wrong logins are part of the examples, and not what is looked for.
+        with serving(connections, auth_failures_max=10**6, auth_failures_address_max=10**6) as running:
+            yield running
 
 
 def test_schemathesis_finds_nothing(served: Served, tmp_path: Path) -> None:

@@ -1,16 +1,6 @@
-"""A migrated database, and activity logs as the replay and the live feed write them."""
+"""Activity logs as the replay and the live feed write them."""
 
 from typing import Any
-
-import pytest
-
-from ops.jobs import migrations
-
-
-@pytest.fixture
-def database(mongo_database: Any) -> Any:
-    migrations.up(mongo_database)
-    return mongo_database
 
 
 def document(audit_id: int, account: str = "a", **more: Any) -> dict[str, Any]:

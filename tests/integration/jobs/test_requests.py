@@ -1,16 +1,14 @@
 """Requests about jobs, as HTTP, command line and console make them, on a real PostgreSQL and MongoDB."""
 
 import threading
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import psycopg
 import pymongo
 import pytest
 
-from ops.jobs import audit_log, coverage, flags, guards, migrations, requests
+from ops.jobs import audit_log, coverage, flags, guards, migrations, operations, requests
 from ops.jobs.requests import Control, RequestRefusedError
 from ops.jobs.store import JobStore
 from ops.jobs.tasks import TaskKind, TaskLostError, TaskStatus, TaskStore
@@ -20,7 +18,10 @@ from schemas.errors import BadInputError
 from schemas.process.connections import Connections
 from schemas.source.mapping import load
 from schemas.vocabulary import JobStatus
+from sink import rollback as documents
 from sink.indexes import CONTACT_BY_CRM_ID, CONTACT_ID_MAP_UNIQUE
+from tests.fixtures.services import postgres_database
+from tests.support.waiting import at_once
 
 pytestmark = pytest.mark.services
 ACCOUNT = SAMPLE_YAML
@@ -30,14 +31,9 @@ MAPPING = str(mapping_path(ACCOUNT))
 @pytest.fixture(scope="module")
 def crm_dsn(postgres_dsn: str) -> Iterator[str]:
     """The sample CRM, for all tests here: none of them changes it."""
-    name = f"test_{uuid.uuid4().hex[:10]}"
-    with psycopg.connect(postgres_dsn, autocommit=True) as db:
-        db.execute(f"CREATE DATABASE {name}")
-    dsn = psycopg.conninfo.make_conninfo(postgres_dsn, dbname=name)
-    load_sample(dsn)
-    yield dsn
-    with psycopg.connect(postgres_dsn, autocommit=True) as db:
-        db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with postgres_database(postgres_dsn) as dsn:
+        load_sample(dsn)
+        yield dsn
 
 
 @pytest.fixture
@@ -152,11 +148,7 @@ def test_fifty_at_once_make_one_job(control: Control, mongodb_url: str) -> None:
         except RequestRefusedError as error:
             outcomes.append(error.resp_code.value)
 
-    threads = [threading.Thread(target=trigger, args=(number,)) for number in range(50)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(50, trigger)
     for client in clients:
         client.close()
     assert Counter(outcomes) == {"made": 1, "JOB_ALREADY_RUNNING": 49}
@@ -211,9 +203,7 @@ def test_a_job_is_halted_resumed_and_rolled_back_and_refuses_what_its_state_forb
     assert seen == [7]
     assert logs.count_documents({}) == 1
     rolled_back = store.get(job.job_id)
-    assert rolled_back is not None
     assert rolled_back.status is JobStatus.ROLLED_BACK
-    assert rolled_back.rollback is not None
     assert (rolled_back.rollback["removed"], rolled_back.rollback["remaining"], rolled_back.rollback["by"]) == (
         7, 0, "ann",
     )  # fmt: skip
@@ -238,7 +228,7 @@ def test_an_interrupted_roll_back_ends_with_the_number_of_the_whole(control: Con
     requests.halt(control, ACCOUNT, by="ann")
     ours = {"company_sso_id": ACCOUNT, "source_tag": "crm_migration"}
     control.database["activity_logs"].insert_many([{**ours, "external_id": f"crm_audit:{n}"} for n in range(12)])
-    real = requests.operations.documents.rollback
+    real = documents.rollback
 
     class Killed(BaseException):
         pass
@@ -250,7 +240,7 @@ def test_an_interrupted_roll_back_ends_with_the_number_of_the_whole(control: Con
         return real(*args, **kwargs, batch_documents=5)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(requests.operations.documents, "rollback", in_fives)
+        patched.setattr(documents, "rollback", in_fives)
         with pytest.raises(Killed):
             requests.rollback(control, ACCOUNT, by="ann", on_batch=killed)
         seen: list[int] = []
@@ -261,8 +251,6 @@ def test_an_interrupted_roll_back_ends_with_the_number_of_the_whole(control: Con
     control.database["crm_activity_log_migration_jobs"].update_one({}, {"$set": {"rollback.unanswered": True}})
     assert [requests.rollback(control, ACCOUNT, by="bob") for _ in range(2)] == [12, 0]
     rolled_back = store.get(job.job_id)
-    assert rolled_back is not None
-    assert rolled_back.rollback is not None
     assert (rolled_back.rollback["removed"], rolled_back.rollback["remaining"], rolled_back.documents) == (12, 0, 0)
 
 
@@ -286,10 +274,10 @@ def test_a_roll_back_waits_for_the_halted_runner_to_end_its_processes(
     job = store.claim(requests.trigger(control, ACCOUNT, triggered_by="ann").job_id, "runner 1")
     assert job is not None
     requests.halt(control, ACCOUNT, by="ann")
-    monkeypatch.setattr(requests.operations, "STOPPING_MAX_S", 0.3)
+    monkeypatch.setattr(operations, "STOPPING_MAX_S", 0.3)
     assert refused(requests.rollback, control, ACCOUNT, by="ann") == ("JOB_ALREADY_RUNNING", 409)
     assert (store.get(job.job_id) or job).status is JobStatus.HALTED
-    monkeypatch.setattr(requests.operations, "STOPPING_MAX_S", 30.0)
+    monkeypatch.setattr(operations, "STOPPING_MAX_S", 30.0)
     removed: list[int] = []
     waiting = threading.Thread(target=lambda: removed.append(requests.rollback(control, ACCOUNT, by="ann")))
     waiting.start()
@@ -325,17 +313,14 @@ def test_of_a_kind_an_account_has_one_task_and_a_silent_runner_loses_it(control:
     assert (store.get(verify.task_id) or second).progress == {"done": 1, "total": 2, "text": "$dollar"}
     store.finish(taken_over, {"equal": True})
     done = store.get(verify.task_id)
-    assert done is not None
     assert (done.status, done.result, done.error) == (TaskStatus.DONE, {"equal": True}, None)
     store.give_back(first)
     given_back = store.get(preflight.task_id)
-    assert given_back is not None
     assert (given_back.status, given_back.attempts) == (TaskStatus.QUEUED, 0)
     for _ in range(3):
         assert store.claim_next("runner 3", -1) is not None
     assert store.claim_next("runner 3", -1) is None  # three runners have died of it
     failed = store.get(preflight.task_id)
-    assert failed is not None
     assert failed.status is TaskStatus.FAILED
     assert "3 runners" in (failed.error or "")
     assert [task.task_id for task in store.tasks(ACCOUNT)] == [verify.task_id, preflight.task_id]

@@ -3,7 +3,6 @@
 import contextlib
 import datetime as dt
 import threading
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from schemas.vocabulary import JobStatus
 from sink.counting import PartitionProgress
 from sink.job_counts import Move
 from sink.progress import Progress, RunTotals
+from tests.support.waiting import at_once, wait_until
 
 pytestmark = pytest.mark.services
 CUTOFF = dt.datetime(2023, 4, 5, 6, 7, 8, 123456, tzinfo=dt.UTC)
@@ -95,11 +95,7 @@ def test_of_many_at_once_one_creates_the_job(store: JobStore) -> None:
         with contextlib.suppress(JobAlreadyRunningError):
             made.append(store.create(NEW))
 
-    threads = [threading.Thread(target=create) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(8, lambda _: create())
     assert len(made) == 1
 
 
@@ -109,11 +105,7 @@ def test_runs_rise_and_are_unique_also_when_drawn_at_once(store: JobStore) -> No
     def draw() -> None:
         runs.extend(store.next_run() for _ in range(25))
 
-    threads = [threading.Thread(target=draw) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(4, lambda _: draw())
     assert len(set(runs)) == 100
     assert store.next_run() > max(runs)
     assert 1_700_000_000 < min(runs) < max(runs) < 2**31
@@ -234,7 +226,6 @@ def test_a_roll_back_leaves_no_count_of_rows_that_are_in_no_bin(store: JobStore,
     store.note_rollback(gone, removed=0, remaining=900, by="x")
     store.note_rollback(gone, removed=900, remaining=0, by="x", finished=True)
     present = store.get(job.job_id)
-    assert present is not None
     assert (present.documents, present.records_migrated) == (0, 0)
 
 
@@ -317,7 +308,6 @@ def test_a_job_has_one_owner_until_it_is_released(store: JobStore) -> None:
     store.renew(job)
     store.release(job)
     claimed = store.claim_next("second")
-    assert claimed is not None
     assert (claimed.job_id, claimed.owner, claimed.fence) == (job.job_id, "second", 2)
     assert claimed.lease_until > claimed.heartbeat_at >= job.heartbeat_at
     with pytest.raises(LeaseLostError, match="owned by second"):
@@ -329,7 +319,6 @@ def test_a_halted_job_keeps_its_reason_whatever_ends_its_runner(store: JobStore)
     store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.HALTED, "the CRM is being migrated")
     store.release(job, attempts=1, error="the run was interrupted")
     released = store.get(job.job_id)
-    assert released is not None
     assert (released.status, released.owner, released.error) == (JobStatus.HALTED, None, "the CRM is being migrated")
 
 
@@ -339,10 +328,7 @@ def test_a_lease_that_is_not_renewed_runs_out_by_the_servers_clock(
     job = store.create(NEW, owner="first")
     monkeypatch.setattr("ops.jobs.store.LEASE_S", 0.5)
     store.renew(job)
-    deadline = time.monotonic() + 60
-    while (claimed := store.claim_next("second")) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    claimed = wait_until(lambda: store.claim_next("second"), "the lease has run out")
     assert claimed.fence == 2
     with pytest.raises(LeaseLostError):
         store.renew(job)
@@ -374,11 +360,9 @@ def test_a_job_given_back_with_a_pause_is_not_claimed_by_chance_but_by_name(stor
     store.release(job, pause_s=600, attempts=2, error="Kafka does not answer")
     assert store.claim_next("second") is None
     waiting = store.get(job.job_id)
-    assert waiting is not None
     assert (waiting.owner, waiting.attempts, waiting.error) == (None, 2, "Kafka does not answer")
     assert waiting.waiting(dt.datetime.now(dt.UTC))
     claimed = store.claim(job.job_id, "second")
-    assert claimed is not None
     assert not claimed.waiting(dt.datetime.now(dt.UTC))
 
 
@@ -393,11 +377,7 @@ def test_the_job_that_has_waited_longest_is_claimed_first_and_each_by_one(store:
         while (job := store.claim_next(owner)) is not None:
             claimed.append(job.job_id)
 
-    threads = [threading.Thread(target=claim, args=(f"runner {number}",)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(4, lambda number: claim(f"runner {number}"))
     assert sorted(claimed) == sorted(job.job_id for job in jobs if job is not jobs[3])
 
 
@@ -421,11 +401,9 @@ def test_a_job_whose_copy_was_proved_is_completed_with_the_proofs_counts(store: 
     store.release(job)
     store.complete_proved(halted, ledger, {"write_refused": 10})
     done = store.get(job.job_id)
-    assert done is not None
     assert (done.status, done.error, done.progress_pct) == (JobStatus.COMPLETED, None, 100.0)
     assert (done.records_total, done.records_migrated, done.records_skipped, done.records_failed) == (900, 800, 90, 10)
     assert (done.skips_by_reason, done.failures_by_cause) == (ledger.skipped, {"write_refused": 10})
-    assert done.proof is not None
     assert (done.proof["at"], done.proof["run"]) == (done.finished_at, job.run)
     with pytest.raises(JobChangedError):
         store.complete_proved(halted, ledger, {})

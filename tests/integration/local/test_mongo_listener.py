@@ -20,6 +20,7 @@ from ops.local import services
 from ops.local.services import Service
 from ops.local.services.detached import stop
 from tests.integration.local.conftest import Stack
+from tests.support.waiting import at_once
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("without_urls")]
 
@@ -192,11 +193,7 @@ def test_many_connections_at_once(stack: Stack, database: Any) -> None:
         except PyMongoError as error:
             problems.append(error)
 
-    threads = [threading.Thread(target=write, args=(number,)) for number in range(60)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(60, write)
     assert problems == []
     assert database.many.count_documents({}) == 60 * 100
 

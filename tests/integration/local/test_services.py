@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import urllib.parse
 import uuid
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from ops.local.services.layout import Home
 from schemas.errors import BadInputError
 from schemas.process.connections import Connections
 from tests.integration.local.conftest import Stack
+from tests.support.waiting import at_once
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("without_urls")]
 
@@ -156,7 +156,6 @@ def test_a_server_left_by_an_up_that_died_is_replaced(stack: Stack) -> None:
         kafka_bootstrap_servers=stack.endpoints.kafka_bootstrap_servers, mongodb_url=stack.endpoints.mongodb_url
     )
     assert services.up(stack.home) == stack.endpoints
-    assert left is not None
     assert not left.alive
 
 
@@ -166,7 +165,6 @@ def test_a_stale_process_file_never_hits_another_process(empty_home: Path) -> No
     kill(Process.read(home.process_file(Service.MONGODB)))
     with bystander() as other:
         mark = start_mark(other.pid)
-        assert mark is not None
         stale = Process(other.pid, mark[:-1] + ("0" if mark[-1] != "0" else "1"))  # the id was given to another process
         stale.write(home.process_file(Service.MONGODB))
         stale.write(home.ready_file(Service.MONGODB))
@@ -312,11 +310,7 @@ def test_an_interrupted_up_stops_what_it_has_started(empty_home: Path) -> None:
 def test_two_ups_at_once_start_one_set_of_servers(empty_home: Path) -> None:
     only = [Service.POSTGRES, Service.MONGODB]
     found: list[services.Endpoints] = []
-    threads = [threading.Thread(target=lambda: found.append(services.up(empty_home, only=only))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(2, lambda _: found.append(services.up(empty_home, only=only)))
     assert len(found) == 2
     assert found[0] == found[1]
     servers = [line for line in processes_of(empty_home) if "--data" in line or re.search(r"postgres -D", line)]

@@ -16,6 +16,7 @@ from ops.kafka import admin as kafka_admin
 from schemas.codec import Codec
 from schemas.job import ReplayJob
 from schemas.records import AuditEvent, Outcome, Record, SnapshotMarker
+from tests.support import factories
 from tests.support.programs import Program
 from tests.support.waiting import wait_until
 
@@ -27,24 +28,10 @@ Value = bytes | None
 
 def event(audit_id: int, **changes: Any) -> AuditEvent:
     """Return an audit event of about 150 bytes."""
-    return AuditEvent(
-        audit_id=audit_id,
-        id_range=0,
-        created_at=1_700_000_000_000_000 + audit_id,
-        auditable_type="Crm::Person",
-        auditable_id=audit_id % 500 + 1,
-        associated_type="",
-        associated_id=0,
-        user_type="",
-        user_id=0,
-        username="",
-        action="update",
-        audited_changes="---\nfirst_name:\n- Ada\n- Grace\n",
-        changes_are_json=False,
-        version=3,
-        comment="",
-        request_uuid="8f14e45f-ceea-467f-a8f5-5f1a3f0c7a10",
-    )._replace(**changes)
+    person = {"auditable_type": "Crm::Person", "auditable_id": audit_id % 500 + 1, "version": 3}
+    made = {"created_at": 1_700_000_000_000_000 + audit_id, "request_uuid": "8f14e45f-ceea-467f-a8f5-5f1a3f0c7a10"}
+    text = "---\nfirst_name:\n- Ada\n- Grace\n"
+    return factories.event(**{**person, **made, "audit_id": audit_id, "audited_changes": text, **changes})
 
 
 @dataclass

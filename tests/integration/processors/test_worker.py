@@ -14,6 +14,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
+from ops.checks.file_rows import event_of
 from ops.kafka import admin as kafka_admin
 from processors.batches import PAYLOAD_BYTES_MAX
 from schemas.process.logs import last_event
@@ -288,28 +289,6 @@ def sample(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n") if line]
 
 
-def to_event(row: dict[str, Any]) -> AuditEvent:
-    created = datetime.fromisoformat(row["created_at"])
-    return AuditEvent(
-        audit_id=row["id"],
-        id_range=0,
-        created_at=int(created.timestamp()) * 1_000_000 + created.microsecond,
-        auditable_type=row["auditable_type"] or "",
-        auditable_id=row["auditable_id"] or 0,
-        associated_type=row["associated_type"] or "",
-        associated_id=row["associated_id"] or 0,
-        user_type=row["user_type"] or "",
-        user_id=row["user_id"] or 0,
-        username=row["username"] or "",
-        action=row["action"] or "",
-        audited_changes=row["audited_changes"] or "",
-        changes_are_json=False,
-        version=row["version"] or 0,
-        comment=row["comment"] or "",
-        request_uuid=row["request_uuid"] or "",
-    )
-
-
 def test_real_rows_become_activity_logs_by_the_products_own_process(new_job: NewJob) -> None:
     job = new_job(2)
     rows = sample("audits_yaml")
@@ -325,7 +304,7 @@ def test_real_rows_become_activity_logs_by_the_products_own_process(new_job: New
             for u in sample("users")
         ),
     )
-    job.publish_snapshot(to_event(row) for row in rows)
+    job.publish_snapshot(event_of(row, "a row") for row in rows)
     job.begin()
     process = Program.call("processors", env=job.environment("a", **UNTIL_END))
     assert process.returncode == 0, process.stderr

@@ -13,14 +13,18 @@ import psycopg
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from producer.audits import AuditSource, connect, resolve
+from producer.audits import AuditSource, resolve
+from producer.session import connect
 from schemas.codec import Codec
+from schemas.errors import ReplayError
 from schemas.job import ReplayJob
 from schemas.records import AuditEvent, DeadLetter, Record, SnapshotMarker
 from schemas.source.mapping import SourceMapping, load
 from schemas.topics import AccountTopics
 from tests.support.programs import Program
+from tests.support.waiting import wait_until
 
 SAMPLE = files("ops.local").joinpath("sample")
 YAML_ROWS, JSONB_ROWS = 326, 202
@@ -197,7 +201,22 @@ def everything_on(bootstrap: str, topic: str) -> list[tuple[int, bytes | None, b
                 if message.error():
                     unread.discard(message.partition())
                 else:
-                    found.append((message.partition(), message.key(), message.value()))
+                    found.append((message.partition() or 0, message.key(), message.value()))
     finally:
         consumer.close()
     return found
+
+
+def dsn_on_standby(dsn: str, standby_dsn: str, table: str) -> str:
+    """Return the DSN of a database on the standby, once its table has arrived there."""
+    there = make_conninfo(standby_dsn, dbname=conninfo_to_dict(dsn)["dbname"])
+
+    def is_there() -> bool:
+        try:
+            with connect(there) as db:
+                return bool(db.execute("SELECT to_regclass(%(table)s) IS NOT NULL", {"table": table}).fetchall()[0][0])
+        except ReplayError:  # the database has not arrived yet
+            return False
+
+    wait_until(is_there, "the database is on the standby")
+    return there

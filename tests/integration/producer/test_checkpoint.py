@@ -53,7 +53,8 @@ def test_saving_again_replaces_and_gaps_are_kept_though_not_sent_again(mongo_dat
 
 
 def test_a_server_that_is_gone_is_one_line() -> None:
-    with pymongo.MongoClient("mongodb://127.0.0.1:1", serverSelectionTimeoutMS=200) as client:
+    client: pymongo.MongoClient[Any] = pymongo.MongoClient("mongodb://127.0.0.1:1", serverSelectionTimeoutMS=200)
+    with client:
         checkpoint = Checkpoint(client["cdp"], "job", 1, outage_max_s=0.1)
         with pytest.raises(ServiceUnreachableError, match=r"^MongoDB does not answer \(loading the cursor\)"):
             checkpoint.load()
@@ -68,7 +69,7 @@ def test_an_outage_is_sat_out(mongo_database: Any, mongodb_url: str) -> None:
     door.bind(("127.0.0.1", 0))
     port = door.getsockname()[1]
     server = parse_uri(mongodb_url)["nodelist"][0]
-    away = pymongo.MongoClient(
+    away: pymongo.MongoClient[Any] = pymongo.MongoClient(
         f"mongodb://127.0.0.1:{port}/?directConnection=true", serverSelectionTimeoutMS=200, heartbeatFrequencyMS=500
     )
     opened = threading.Event()

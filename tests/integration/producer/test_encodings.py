@@ -1,19 +1,18 @@
 """Databases whose bytes are not all text: a row that cannot be decoded costs that row, and no other."""
 
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from producer.audits import AuditReader, Limits
 from producer.messages import Page
+from schemas.codec import Codec
 from schemas.records import AuditEvent
+from tests.fixtures.services import postgres_database
 from tests.integration.producer import crm
 from tests.integration.producer.conftest import MakeJob
 from tests.integration.producer.crm import source_of
@@ -27,22 +26,15 @@ LIMITS = Limits(row_bytes_max=200_000)
 @pytest.fixture
 def make_database(postgres_dsn: str) -> Iterator[MakeDatabase]:
     """Return `make(encoding) -> dsn` of a database with an empty audits table."""
-    made = []
+    with ExitStack() as stack:
 
-    def make(encoding: str) -> str:
-        name = f"test_{uuid.uuid4().hex[:10]}"
-        with psycopg.connect(postgres_dsn, autocommit=True) as db:
-            query = "CREATE DATABASE {} ENCODING {} TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
-            db.execute(sql.SQL(query).format(sql.Identifier(name), sql.Literal(encoding)))
-        made.append(name)
-        dsn = make_conninfo(postgres_dsn, dbname=name)
-        crm.make_audits(dsn)
-        return dsn
+        def make(encoding: str) -> str:
+            options = f"ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+            dsn = stack.enter_context(postgres_database(postgres_dsn, options))
+            crm.make_audits(dsn)
+            return dsn
 
-    yield make
-    with psycopg.connect(postgres_dsn, autocommit=True) as db:
-        for name in made:
-            db.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        yield make
 
 
 def put(dsn: str, id_: int, column: str, text: bytes) -> None:
@@ -129,4 +121,4 @@ def test_such_a_row_is_a_dead_letter_and_the_run_goes_to_its_end(
     assert sorted(event.audit_id for event in here.events()) == [1, 2, 4, 5, 6, 8, 9, 10]
     letters = {letter.audit_id: letter for letter in here.dead_letters()}
     assert {id_: letter.cause for id_, letter in letters.items()} == dict.fromkeys((3, 7), "undecodable_record")
-    assert isinstance(crm.Codec().decode(letters[3].payload), AuditEvent)
+    assert isinstance(Codec().decode(letters[3].payload), AuditEvent)

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from ops.checks.preflight.source import check_replica
 from producer.audits import AuditReader, AuditSource, Connection, Limits, QueryTooSlowError, answering, connect
@@ -20,7 +20,7 @@ from producer.survey import count_in_scope, first_behind, survey
 from schemas.codec import Codec
 from schemas.errors import ReplayError
 from tests.integration.producer import crm
-from tests.integration.producer.crm import mapping_with, source_of
+from tests.integration.producer.crm import dsn_on_standby, mapping_with, source_of
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.services
@@ -101,7 +101,7 @@ def test_a_query_that_is_cancelled_or_cut_off_is_asked_again(
 def test_a_session_that_is_ended_before_its_first_answer_is_opened_again(
     database_dsn: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle, ended = Connection._ask_back, []
+    settle, ended = Connection._ask_back, list[Any]()
 
     def interrupted(self: Connection, db: psycopg.Connection[Any], settings: Any) -> None:
         if len(ended) < 2:
@@ -212,17 +212,7 @@ def test_the_final_count_waits_for_a_server_that_is_away_for_a_moment(database_d
 def on_standby(database_dsn: str, standby_dsn: str) -> str:
     """Return the DSN of the test's database, with slow audits, on the standby."""
     make_slow_audits(database_dsn)
-    dsn = make_conninfo(standby_dsn, dbname=conninfo_to_dict(database_dsn)["dbname"])
-
-    def is_there() -> bool:
-        try:
-            with connect(dsn) as db:
-                return bool(db.execute(f"SELECT to_regclass('{SLOW}') IS NOT NULL").fetchall()[0][0])
-        except ReplayError:  # the database has not arrived yet
-            return False
-
-    wait_until(is_there, "the database is on the standby")
-    return dsn
+    return dsn_on_standby(database_dsn, standby_dsn, SLOW)
 
 
 @pytest.mark.parametrize("read", [read_page, counted, surveyed, fingerprint], ids=lambda read: read.__name__)

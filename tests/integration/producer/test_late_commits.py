@@ -16,7 +16,6 @@ from psycopg.conninfo import make_conninfo
 from ops.checks.preflight.source import check_late_commits
 from producer.audits import AuditReader, AuditSource, Limits, connect
 from producer.survey import survey, writers_of
-from schemas.errors import ReplayError
 from tests.integration.producer import crm
 from tests.integration.producer.conftest import MakeJob
 from tests.integration.producer.crm import mapping_with, source_of
@@ -222,17 +221,7 @@ def replayed(primary: psycopg.Connection[Any], standby: Any) -> None:
 def on_standby(database_dsn: str, standby_dsn: str) -> str:
     """Return the DSN of the test's database on the standby."""
     crm.make_audits(database_dsn)
-    dsn = make_conninfo(standby_dsn, dbname=psycopg.conninfo.conninfo_to_dict(database_dsn)["dbname"])
-
-    def is_there() -> bool:
-        try:
-            with connect(dsn) as db:
-                return bool(db.execute("SELECT to_regclass('users') IS NOT NULL").fetchall()[0][0])
-        except ReplayError:  # the database has not arrived yet
-            return False
-
-    wait_until(is_there, "the database is on the standby")
-    return dsn
+    return crm.dsn_on_standby(database_dsn, standby_dsn, "users")
 
 
 def test_a_standby_waits_for_what_the_log_has_named_in_every_order(database_dsn: str, on_standby: str) -> None:

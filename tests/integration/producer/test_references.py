@@ -1,6 +1,5 @@
 """Reference topics and markers on real servers."""
 
-import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from schemas.codec import Codec
 from schemas.errors import BadInputError, ReplayError
 from schemas.records import Contact, Record, Referent, User
 from schemas.source.mapping import SourceMapping, load
+from tests.fixtures.services import postgres_database
 from tests.integration.producer import crm
 from tests.integration.producer.conftest import MakeJob
 
@@ -153,7 +153,7 @@ def test_referents_are_the_accounts_own_where_the_table_can_tell(make_job: MakeJ
 def test_a_begin_marker_is_the_first_record_of_every_partition(make_job: MakeJob) -> None:
     here = make_job(partitions=4)
     kafka, topic = {"bootstrap.servers": here.kafka}, here.job.topics.replay
-    mark = {"job_id": "job1", "run": 7, "codec": Codec()}
+    mark: dict[str, Any] = {"job_id": "job1", "run": 7, "codec": Codec()}
     assert markers.begin(kafka, topic, 4, **mark) == (0, 0, 0, 0)
     assert markers.begin(kafka, topic, 4, **mark) == (1, 1, 1, 1)
     assert markers.end(kafka, topic, 4, **mark) == (2, 2, 2, 2)
@@ -188,12 +188,9 @@ def test_a_server_that_is_not_there_is_one_line(make_job: MakeJob, mongo_databas
 @pytest.fixture
 def sql_ascii_dsn(postgres_dsn: str) -> Iterator[str]:
     """A database that does not know what its bytes mean."""
-    name = f"test_{uuid.uuid4().hex[:10]}"
-    with psycopg.connect(postgres_dsn, autocommit=True) as db:
-        db.execute(f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
-    yield psycopg.conninfo.make_conninfo(postgres_dsn, dbname=name)
-    with psycopg.connect(postgres_dsn, autocommit=True) as db:
-        db.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    options = "ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    with postgres_database(postgres_dsn, options) as dsn:
+        yield dsn
 
 
 def test_users_and_referents_with_odd_values_cost_themselves_only(

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import yaml
 
+from ops.checks.file_rows import event_of
 from producer.audits import AuditReader, Limits, connect, resolve
 from schemas.collections import CHECKPOINTS
 from schemas.process.logs import last_event
@@ -51,6 +52,10 @@ def saved_rows(mongo: Any) -> int:
     return sum(document["rows"] for document in mongo[CHECKPOINTS].find())
 
 
+def wait_saved(mongo: Any, rows: int) -> None:
+    wait_until(lambda: saved_rows(mongo) >= rows, "rows are saved")
+
+
 @pytest.mark.parametrize(
     ("name", "schema", "rows"),
     [("audits_yaml", "public", crm.YAML_ROWS), ("audits_jsonb", "jsonb_variant", crm.JSONB_ROWS)],
@@ -66,24 +71,8 @@ def test_every_row_of_the_sample_arrives_once_and_byte_for_byte(
     events = here.events()
     assert len(events) == rows
     assert {event.audit_id: event for event in events} == {
-        id_: AuditEvent(
-            audit_id=id_,
-            id_range=0,
-            created_at=micros(row["created_at"]),
-            auditable_type=row["auditable_type"],
-            auditable_id=row["auditable_id"],
-            associated_type=row["associated_type"] or "",
-            associated_id=row["associated_id"] or 0,
-            user_type=row["user_type"] or "",
-            user_id=row["user_id"] or 0,
-            username=row["username"] or "",
-            action=row["action"],
-            audited_changes=row["audited_changes"] or "",
-            changes_are_json=name == "audits_jsonb",
-            version=row["version"] or 0,
-            comment=row["comment"] or "",
-            request_uuid=row["request_uuid"] or "",
-            company_sso_id=here.job.company_sso_id,
+        id_: event_of(row, name)._replace(
+            changes_are_json=name == "audits_jsonb", company_sso_id=here.job.company_sso_id
         )
         for id_, row in stored.items()
     }
@@ -177,7 +166,7 @@ def test_after_a_sigkill_nothing_is_missing_and_repetitions_are_recognised(
     small = {"CRM_REPLAY_PAGE_ROWS": "100", "CRM_REPLAY_CHECKPOINT_ROWS": "400"}
     for milestone in (2_000, 9_000):
         process = here.start(**small)
-        wait_until(lambda at=milestone: saved_rows(mongo_database) >= at, "rows are saved")
+        wait_saved(mongo_database, milestone)
         process.kill()
         process.communicate()
         assert saved_rows(mongo_database) < 20_000, "killed too late to show anything"
@@ -197,7 +186,7 @@ def test_sigterm_stops_after_the_chunk_and_the_next_start_repeats_nothing(
     crm.make_audits(here.dsn)
     crm.add_audits(here.dsn, range(1, 20_001))
     process = here.start(CRM_REPLAY_PAGE_ROWS="50")
-    wait_until(lambda: saved_rows(mongo_database) >= 1_000, "rows are saved")
+    wait_saved(mongo_database, 1_000)
     process.terminate()
     _, said = process.communicate(timeout=30)
     assert process.returncode == ExitCode.STOPPED, said
@@ -223,7 +212,7 @@ def test_the_number_of_ranges_may_change_with_every_start(make_job: MakeJob, mon
     ):
         process = here.start(CRM_REPLAY_ID_RANGES=readers, **small)
         children = psutil.Process(process.pid)
-        wait_until(lambda at=milestone: saved_rows(mongo_database) >= at, "rows are saved")
+        wait_saved(mongo_database, milestone)
         readers_started = children.children()
         process.send_signal(how)
         _, said = process.communicate(timeout=30)
@@ -256,7 +245,6 @@ def test_rows_of_a_transaction_open_across_the_run_are_waited_for_and_come_late(
         here = here.with_job(top_audit_id=top, snapshot_xmax=xmax)
         process = here.start(CRM_REPLAY_PAGE_ROWS="100")
         wait_until(lambda: saved_rows(mongo_database) == 1_496, "all other rows are published meanwhile")
-        assert process.stderr is not None
         waiting = process.stderr.readline()
         assert process.poll() is None, "it waits"
         slow.commit()
@@ -291,7 +279,7 @@ def test_a_row_that_commits_after_a_sigkill_is_not_taken_for_a_repetition(
             top, xmax = db.execute(resolve(db, load_without_referents(), "x").query("horizon")).fetchall()[0][1:]
         here = here.with_job(top_audit_id=top, snapshot_xmax=xmax)
         process = here.start(CRM_REPLAY_PAGE_ROWS="50")
-        wait_until(lambda: saved_rows(mongo_database) >= 1_000, "rows are saved")
+        wait_saved(mongo_database, 1_000)
         process.kill()
         process.communicate()
         slow.commit()
@@ -364,7 +352,7 @@ def test_a_connection_that_is_cut_is_opened_again(make_job: MakeJob, mongo_datab
     cuts = 0
     with psycopg.connect(here.dsn, autocommit=True) as db:
         for milestone in (1_000, 5_000, 9_000):
-            wait_until(lambda at=milestone: saved_rows(mongo_database) >= at, "rows are saved")
+            wait_saved(mongo_database, milestone)
             ended = db.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND application_name = 'crm-replay'"
@@ -448,7 +436,7 @@ def test_a_failed_reader_ends_the_others_and_the_whole(make_job: MakeJob, mongo_
     crm.make_audits(here.dsn)
     crm.add_audits(here.dsn, range(1, 20_001))
     process = here.start(CRM_REPLAY_ID_RANGES="2", CRM_REPLAY_PAGE_ROWS="50", CRM_REPLAY_ID_WINDOW="1000")
-    wait_until(lambda: saved_rows(mongo_database) >= 500, "rows are saved")
+    wait_saved(mongo_database, 500)
     children: list[psutil.Process] = psutil.Process(process.pid).children()
     assert len(children) == 2
     children[0].kill()

@@ -46,13 +46,13 @@ def promtool(programs: Path, *words: str | Path) -> subprocess.CompletedProcess[
     )
 
 
-def test_prometheus_takes_the_configuration_and_the_rules(prometheus_programs: Path):
+def test_prometheus_takes_the_configuration_and_the_rules(prometheus_programs: Path) -> None:
     for words in (("check", "config", ROOT / "ops/prometheus/prometheus.yml"), ("check", "rules", RULES)):
         done = promtool(prometheus_programs, *words)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_prometheus_takes_the_configuration_for_kubernetes(prometheus_programs: Path, tmp_path: Path):
+def test_prometheus_takes_the_configuration_for_kubernetes(prometheus_programs: Path, tmp_path: Path) -> None:
     configuration = yaml.safe_load((ROOT / "ops/prometheus/kubernetes.yml").read_text())
     (job,) = configuration["scrape_configs"]
     # Debian's Prometheus is built without the discovery of pods; all else is checked.
@@ -65,7 +65,7 @@ def test_prometheus_takes_the_configuration_for_kubernetes(prometheus_programs: 
     assert re.match(r"crm-replay-", job["job_name"])  # by which the alert on targets knows ours
 
 
-def test_each_rule_fires_on_its_case_and_is_silent_beside_it(prometheus_programs: Path):
+def test_each_rule_fires_on_its_case_and_is_silent_beside_it(prometheus_programs: Path) -> None:
     done = promtool(prometheus_programs, "test", "rules", TESTS)
     assert done.returncode == 0, done.stdout + done.stderr
     cases = [case for test in yaml.safe_load(TESTS.read_text())["tests"] for case in test["alert_rule_test"]]
@@ -73,7 +73,7 @@ def test_each_rule_fires_on_its_case_and_is_silent_beside_it(prometheus_programs
     assert fired == alerts().keys()
 
 
-def test_a_rule_that_is_changed_is_noticed(prometheus_programs: Path, tmp_path: Path):
+def test_a_rule_that_is_changed_is_noticed(prometheus_programs: Path, tmp_path: Path) -> None:
     text = RULES.read_text()
     for found, instead in (("> 0.05", "> 0.5"), ('status="halted"}) == 1', 'status="halted"}) == 2')):
         assert found in text
@@ -93,13 +93,13 @@ def queries() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("where", "expression"), list(queries()), ids=lambda value: " ".join(value.split())[:60])
-def test_every_query_asks_for_metrics_that_exist(where: str, expression: str):
+def test_every_query_asks_for_metrics_that_exist(where: str, expression: str) -> None:
     asked = names_in(expression)
     assert asked, f"{where} asks for nothing of ours"
     assert asked <= existing(), f"{where} asks for what nobody measures"
 
 
-def test_each_alert_says_what_to_do_in_a_section_that_the_runbook_has():
+def test_each_alert_says_what_to_do_in_a_section_that_the_runbook_has() -> None:
     headings = re.findall(r"(?m)^#+ .*?(?:\{#([\w-]+)\})?$", (ROOT / "ops/runbook.md").read_text())
     anchors = set(re.findall(r'<a id="([\w-]+)"></a>', (ROOT / "ops/runbook.md").read_text())) | set(headings)
     for name, rule in alerts().items():

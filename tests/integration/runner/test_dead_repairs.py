@@ -58,7 +58,5 @@ def test_what_it_has_repaired_is_counted_and_it_has_failed(
         assert end_dead()
     assert not end_dead()
     ended, now = store.get(dead.job_id), store.latest("a")
-    assert ended is not None
     assert (ended.status, ended.error, ended.owner) == (JobStatus.FAILED, repairs.RUNNER_DIED, None)
-    assert now is not None
     assert (now.records_migrated, now.records_failed, now.records_repaired, now.documents) == (2, 1, 1, 2)

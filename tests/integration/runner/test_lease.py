@@ -3,8 +3,7 @@
 import datetime as dt
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ops.runner.options import RunOptions, Stretch
 from ops.runner.processes import Supervised
 from ops.runner.watch import Patience, run_processes
 from schemas.process.connections import Connections
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.services
 PATIENCE_S = 60.0
@@ -89,13 +89,6 @@ class Run:
         return any(worker.running for worker in self.workers)
 
 
-def wait_for(condition: Callable[[], Any]) -> None:
-    give_up_at = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.01)
-
-
 @pytest.fixture
 def run(mongo_database: Any, mongodb_url: str, tmp_path: Path) -> Run:
     migrations.up(mongo_database)
@@ -109,7 +102,7 @@ def running(run: Run) -> Iterator[Any]:
         thread = threading.Thread(target=run.work, args=(lease,))
         thread.start()
         try:
-            wait_for(run.starts)
+            wait_until(run.starts, "the workers are started")
             yield lease
         finally:
             run.stop.set()
@@ -128,17 +121,16 @@ def test_workers_are_stopped_while_the_lease_still_holds_and_started_again_if_it
 
         lease._store.renew = unreachable
         away.set()
-        wait_for(lambda: run.view.said)
+        wait_until(lambda: run.view.said, "the outage is said")
         assert not run.alive()  # and the lease, of 15 s, has not run out
         assert run.store.claim_next("another") is None
         assert "could not be renewed" in run.view.said[0]
         before = run.starts()
         away.clear()
-        wait_for(lambda: run.starts() > before)
+        wait_until(lambda: run.starts() > before, "they are started again")
         assert run.alive()
     assert isinstance(run.error, InterruptedRunError)
     released = run.store.claim_next("another")
-    assert released is not None
     assert released.fence == 2
 
 
@@ -150,10 +142,9 @@ def test_workers_are_stopped_when_another_has_taken_the_job_over(run: Run, mongo
             mongo_database["crm_activity_log_migration_jobs"].update_one({}, {"$set": {"lease_until": NEVER}})
             return run.store.claim_next("another") is not None
 
-        wait_for(take_over)
-        wait_for(lambda: run.error is not None)
+        wait_until(take_over, "the lease is taken over")
+        wait_until(lambda: run.error is not None, "the runner has ended")
         assert isinstance(run.error, LeaseLostError)
         assert not run.alive()
     after = run.store.get(run.job.job_id)
-    assert after is not None
     assert (after.owner, after.fence) == ("another", 2)  # what it had lost it has not released

@@ -142,11 +142,11 @@ class Account:
             partition = TopicPartition(self.job.topics.dead_letters, 0, 0)
             end = consumer.get_watermark_offsets(partition, timeout=10)[1]
             consumer.assign([partition])
-            found = []
+            found: list[DeadLetter] = []
             while len(found) < end:
                 for message in consumer.consume(end - len(found), 5):
                     assert message.error() is None
-                    found.append(CODEC.decode_as(DeadLetter, message.value()))
+                    found.append(CODEC.decode_as(DeadLetter, message.value() or b""))
             return found
         finally:
             consumer.close()
@@ -164,7 +164,7 @@ class Account:
 def make_account(kafka_bootstrap: str, mongodb_url: str, mongo_database: Any) -> Iterator[Callable[..., Account]]:
     """Make an account with empty topics and a migrated database."""
     kafka = {"bootstrap.servers": kafka_bootstrap}
-    admin = AdminClient(kafka)
+    admin = AdminClient({**kafka})
     made: list[Account] = []
 
     def make(partitions: int = 1, run: int = 7) -> Account:

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime as dt
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,11 +11,14 @@ from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
 from pymongo.errors import AutoReconnect
 
 from ops.jobs import migrations
 from sink.enricher import STATEMENT_BYTES_MAX, Enricher
 from sink.match_key import Association, Outcome
+from tests.fixtures.services import mongo_scratch
+from tests.support.plans import stages
 
 pytestmark = pytest.mark.services
 T0 = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
@@ -54,14 +56,9 @@ def log_of(row: Association, *, live: bool = False, shift_ms: int = 0, **metadat
 
 @pytest.fixture(scope="module")
 def migrated(mongodb_url: str) -> Iterator[Any]:
-    import pymongo
-
-    client: Any = pymongo.MongoClient(mongodb_url, tz_aware=True)
-    database = client[f"test_{uuid.uuid4().hex[:10]}"]
-    migrations.up(database)
-    yield database
-    client.drop_database(database.name)
-    client.close()
+    with mongo_scratch(mongodb_url) as database:
+        migrations.up(database)
+        yield database
 
 
 @pytest.fixture
@@ -79,9 +76,8 @@ def raw(logs: Any) -> dict[Any, bytes]:
     return {document["_id"]: document.raw for document in found}
 
 
-def metadata_of(logs: Any, document_id: Any) -> dict[str, Any]:
-    found: dict[str, Any] = logs.find_one({"_id": document_id})["metadata"]
-    return found
+def metadata_of(logs: Any, document_id: Any) -> Any:
+    return logs.find_one({"_id": document_id})["metadata"]
 
 
 def test_what_is_missing_is_added_and_a_second_time_nothing(logs: Any) -> None:
@@ -161,6 +157,11 @@ def test_metadata_that_is_no_document_and_dates_that_python_lacks_are_left_as_th
 # ---- beside other writers
 
 
+def enricher_of(logs: Any) -> Enricher:
+    """Return an enricher of account a; `logs` may be what stands before a collection."""
+    return Enricher(logs, "a")
+
+
 class Meanwhile:
     """A collection to which somebody else writes between a read and the update after it, once for each of `writes`."""
 
@@ -196,7 +197,7 @@ def test_a_field_that_appears_meanwhile_stays_and_the_rest_is_added(logs: Any) -
     def write_to_the_live_log() -> None:
         logs.update_one({"_id": 7}, {"$set": {"external_id": "theirs"}})
 
-    outcomes = Enricher(Meanwhile(logs, write, write_to_the_live_log), "a").patch(rows)
+    outcomes = enricher_of(Meanwhile(logs, write, write_to_the_live_log)).patch(rows)
     assert outcomes == [
         Outcome.PATCHED,
         Outcome.COMPLETE,
@@ -293,18 +294,11 @@ def test_an_outage_is_raised_and_the_batch_can_be_patched_again(logs: Any) -> No
         raise AutoReconnect("connection closed")
 
     with pytest.raises(AutoReconnect):
-        Enricher(Meanwhile(logs, cut), "a").patch(rows)
+        enricher_of(Meanwhile(logs, cut)).patch(rows)
     assert Enricher(logs, "a").patch(rows) == [Outcome.PATCHED] * 3
 
 
 # ---- by index, in few commands
-
-
-def stages(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    found = [plan]
-    for inner in [plan[name] for name in ("inputStage",) if name in plan] + plan.get("inputStages", []):
-        found += stages(inner)
-    return found
 
 
 def test_a_batch_is_a_handful_of_commands_each_by_an_index(logs: Any) -> None:
@@ -344,7 +338,7 @@ def test_a_batch_is_a_handful_of_commands_each_by_an_index(logs: Any) -> None:
             sent.append(("update", "_id_", self._explain({"update": self._logs.name, "updates": [update]})))
             return self._logs.bulk_write(updates, ordered=ordered)
 
-    assert Enricher(Explaining(logs), "a").patch(rows) == [Outcome.PATCHED] * 600
+    assert enricher_of(Explaining(logs)).patch(rows) == [Outcome.PATCHED] * 600
     assert [(name, hint) for name, hint, _ in sent] == [
         ("find", "uniq_company_external_id"),
         ("update", "_id_"),
@@ -379,9 +373,9 @@ documents = st.fixed_dictionaries(
         "external_id": st.one_of(st.none(), st.integers(1, 6).map(lambda number: f"crm_audit:{number}")),
     },
 )
-associations = st.builds(
+associations: SearchStrategy[Association] = st.builds(
     lambda audit_id, customer, kind, seconds, ids, texts: Association(
-        audit_id, f"crm_audit:{audit_id}", customer, *kind, T0_MS + seconds * 1000, ids, texts
+        audit_id, f"crm_audit:{audit_id}", customer, kind[0], kind[1], T0_MS + seconds * 1000, ids, texts
     ),
     st.integers(1, 6),
     st.sampled_from(["c1", "c2"]),
@@ -422,7 +416,7 @@ def test_only_missing_metadata_ever_changes_and_a_second_time_nothing(
                 logs.update_one({"_id": number}, {"$set": {f"metadata.{key}": value}})
 
     before = {document["_id"]: document for document in logs.find()}
-    outcomes = Enricher(Meanwhile(logs, write), "a").patch(rows)
+    outcomes = enricher_of(Meanwhile(logs, write)).patch(rows)
     assert len(outcomes) == len(rows)
     after = {document["_id"]: document for document in logs.find()}
     assert set(after) == stored_ids

@@ -12,11 +12,12 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure
 
 from ops.jobs import migrations
+from schemas.collections import ACTIVITY_LOGS
 from schemas.identity import SOURCE_TAG
-from sink import rollback as module
 from sink.indexes import COMPANY_SOURCE_TAG, UNIQUE_EXTERNAL_ID
 from sink.purge import purge
 from sink.rollback import EXACTLY, RollbackFailedError, documents_of, rollback
+from tests.support.plans import stages
 
 pytestmark = pytest.mark.services
 OURS = 2_300
@@ -91,14 +92,6 @@ def test_a_rollback_that_is_killed_goes_on_where_it_was(mongodb_url: str, databa
     assert left(database) == others
 
 
-def stages(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the stages of a plan from the outermost in."""
-    found = [plan]
-    for inner in [plan[name] for name in ("inputStage",) if name in plan] + plan.get("inputStages", []):
-        found += stages(inner)
-    return found
-
-
 def test_what_goes_is_found_counted_and_deleted_by_index(database: Any) -> None:
     """The commands that rollback really sends, explained: no stage of any of them scans the collection."""
     explained: list[tuple[str, list[dict[str, Any]]]] = []
@@ -127,7 +120,7 @@ def test_what_goes_is_found_counted_and_deleted_by_index(database: Any) -> None:
             self._explain("count", {"query": query, "hint": hint})
             return self._logs.count_documents(query, hint=hint)
 
-    stand_in = {module.ACTIVITY_LOGS: Explaining(database["activity_logs"])}
+    stand_in: Any = {ACTIVITY_LOGS: Explaining(database["activity_logs"])}
     assert documents_of(stand_in, "a") == OURS
     assert rollback(stand_in, "a", batch_documents=1_000) == OURS
     assert [name for name, _ in explained] == ["count", "find", "delete", "find", "delete", "find", "delete", "find"]
@@ -151,8 +144,9 @@ def test_documents_that_a_server_does_not_delete_are_an_error_and_no_endless_loo
         def delete_many(self, query: Any, *, hint: str, collation: Any) -> Any:
             return self._logs.delete_many({**query, "_id": "nobody"}, hint=hint)
 
+    stubborn: Any = {ACTIVITY_LOGS: Stubborn(database["activity_logs"])}
     with pytest.raises(RollbackFailedError, match="still there"):
-        rollback({module.ACTIVITY_LOGS: Stubborn(database["activity_logs"])}, "a")
+        rollback(stubborn, "a")
     assert documents_of(database, "a") == OURS
 
 

@@ -15,12 +15,11 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from pymongo.errors import AutoReconnect
 
 from schemas.errors import BadInputError
-from schemas.identity import replay_id
+from schemas.identity import ID_BYTES, replay_id
 from schemas.process.topic_watch import TopicReplacedError
-from schemas.records import AuditEvent
+from schemas.records import AuditEvent, Record
 from schemas.vocabulary import DeadLetterCause
 from sink.dead_letters import DeadLetterTopic
-from sink.documents import ID_BYTES
 from sink.effects import Effect
 from sink.group import OutcomesLostError
 from sink.halting import HaltedError, JobGate
@@ -73,7 +72,7 @@ def test_a_document_is_stored_byte_for_byte_behind_its_id(account: Account) -> N
 
 
 def test_the_same_outcomes_again_insert_nothing_and_count_nothing(account: Account) -> None:
-    records = [account.log(1), account.skip(2), account.log(3), account.dead_letter(4)]
+    records: list[Record] = [account.log(1), account.skip(2), account.log(3), account.dead_letter(4)]
     account.publish([*records, *records, account.end()])
     sink = account.run_sink(sink_batch_records=4)
     assert sink.metrics.inserted == 2
@@ -155,7 +154,15 @@ def test_outcomes_in_batches_end_as_those_alone_do_whatever_is_among_them(accoun
     inside = bytearray(refused.document)
     inside[inside.index(b"category") - 1] = 0x7E
     refused = refused._replace(document=bytes(inside))
-    mixed = [account.log(1), account.log(2), account.skip(3), broken, refused, b"poison", account.dead_letter(6)]
+    mixed: list[Any] = [
+        account.log(1),
+        account.log(2),
+        account.skip(3),
+        broken,
+        refused,
+        b"poison",
+        account.dead_letter(6),
+    ]
     account.publish([*mixed, account.log(7)], together=20)
     account.publish([account.log(8), account.end()])
     account.publish([*mixed, account.end()], together=3)  # a processor repeats some of it, cut in another way

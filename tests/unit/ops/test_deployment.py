@@ -38,12 +38,12 @@ def containers() -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, container
 
 
-def test_the_pages_of_the_reference_are_those_of_the_code():
+def test_the_pages_of_the_reference_are_those_of_the_code() -> None:
     for name, page in pages(get_command(application())).items():
         assert (ROOT / "docs/reference" / name).read_text() == page, f"{name} is old: crm-replay reference"
 
 
-def test_what_the_image_copies_is_there_and_it_does_not_run_as_root():
+def test_what_the_image_copies_is_there_and_it_does_not_run_as_root() -> None:
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     copied = [
         word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]
@@ -58,7 +58,7 @@ def test_what_the_image_copies_is_there_and_it_does_not_run_as_root():
     assert lines.index("USER 10001") > max(number for number, line in enumerate(lines) if line.startswith("RUN "))
 
 
-def test_the_workbench_is_not_in_the_image():
+def test_the_workbench_is_not_in_the_image() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     for package in sorted({package for place in ALL.values() for package in place.needs}):
         path = package.replace(".", "/")
@@ -70,14 +70,14 @@ def pins(name: str) -> dict[str, str]:
     return dict(re.findall(r"(?m)^([\w.-]+)==([^ ;\\]+)", (ROOT / name).read_text()))
 
 
-def test_the_image_has_the_versions_that_are_tested_and_no_test_tools():
+def test_the_image_has_the_versions_that_are_tested_and_no_test_tools() -> None:
     image, tested = pins("requirements.runtime.lock"), pins("requirements.lock")
     assert image.items() <= tested.items()
     assert not {"pytest", "mypy", "ruff", "playwright", "schemathesis"} & image.keys()
 
 
 @pytest.mark.parametrize("file", RESOURCES, ids=lambda file: f"{file.parent.name}/{file.name}")
-def test_the_manifests_are_what_kubernetes_takes(file: Path):
+def test_the_manifests_are_what_kubernetes_takes(file: Path) -> None:
     tool = Path(sys.executable).with_name("kubernetes-validate")
     done = subprocess.run(
         [str(tool), "--strict", "--quiet", str(file)], capture_output=True, text=True, check=False, timeout=60
@@ -86,7 +86,7 @@ def test_the_manifests_are_what_kubernetes_takes(file: Path):
     assert (done.returncode, complaints) == (0, [])
 
 
-def test_every_file_of_a_folder_is_in_its_kustomization():
+def test_every_file_of_a_folder_is_in_its_kustomization() -> None:
     for kustomization in (file for file in MANIFESTS if file.name == "kustomization.yaml"):
         content = yaml.safe_load(kustomization.read_text())
         listed = set(content["resources"]) | {
@@ -96,7 +96,7 @@ def test_every_file_of_a_folder_is_in_its_kustomization():
 
 
 @pytest.mark.parametrize(("where", "container"), list(containers()), ids=lambda value: str(value)[:40])
-def test_containers_run_commands_and_settings_that_exist_without_rights(where: str, container: dict[str, Any]):
+def test_containers_run_commands_and_settings_that_exist_without_rights(where: str, container: dict[str, Any]) -> None:
     assert container["args"][0] in COMMANDS
     options = {option for word in container["args"][1:] if (option := str(word).split("=")[0]).startswith("--")}
     command = get_command(application()).commands[container["args"][0]]  # type: ignore[attr-defined]
@@ -107,7 +107,7 @@ def test_containers_run_commands_and_settings_that_exist_without_rights(where: s
     assert "limits" in container["resources"]
 
 
-def test_settings_in_the_config_map_and_in_compose_exist():
+def test_settings_in_the_config_map_and_in_compose_exist() -> None:
     given = {name for _, document in documents() if document["kind"] == "ConfigMap" for name in document["data"]}
     assert given
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
@@ -126,7 +126,7 @@ def test_settings_in_the_config_map_and_in_compose_exist():
     assert ports == [{"name": "http", "containerPort": int(port)}]
 
 
-def test_pods_serve_their_metrics_at_the_port_that_prometheus_is_told():
+def test_pods_serve_their_metrics_at_the_port_that_prometheus_is_told() -> None:
     annotated = 0
     for where, document in documents():
         template = document.get("spec", {}).get("template", {})
@@ -146,7 +146,7 @@ def test_pods_serve_their_metrics_at_the_port_that_prometheus_is_told():
     assert annotated >= 7
 
 
-def test_workers_are_scaled_by_the_lag_of_the_groups_that_they_join():
+def test_workers_are_scaled_by_the_lag_of_the_groups_that_they_join() -> None:
     acme, live = AccountTopics.of("ACME"), AccountTopics.of_feed(LIVE_FEED, LIVE_TOPIC)
     expected = {
         "account-workers/processors.yaml": (acme.processors_group, acme.replay),

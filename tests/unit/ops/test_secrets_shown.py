@@ -63,7 +63,8 @@ def test_a_registry_is_named_without_its_user() -> None:
 
 def test_settings_do_not_show_their_secrets() -> None:
     names = ("crm_audit_database_url", "mongodb_url", "schema_registry_url", "user_directory_url")
-    settings = Connections(**dict.fromkeys(names, CLOSED), kafka_sasl_password=SECRET)
+    given: dict[str, Any] = dict.fromkeys(names, CLOSED)
+    settings = Connections(**given, kafka_sasl_password=SECRET)
     assert SECRET not in repr(settings) + str(settings)
 
 

@@ -1,8 +1,7 @@
 """A run's records and the outcomes they become."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -14,29 +13,13 @@ from processors.metrics import ProcessorMetrics
 from processors.rules.decide import Refused, Skip
 from schemas.codec import Codec
 from schemas.errors import UnreadableTopicError
-from schemas.job import ReplayJob
 from schemas.records import RECORD_TYPES, ActivityLog, AuditEvent, DeadLetter, Outcome, SkippedRecord, SnapshotMarker
 from schemas.vocabulary import DeadLetterCause, SkipReason
+from tests.support.factories import JOB, Consumed
 
 CODEC = Codec()
-JOB = ReplayJob(
-    company_sso_id="account-1",
-    job_id="job-1",
-    run=9,
-    partitions=2,
-    top_audit_id=1,
-    snapshot_xmax=1,
-    cutoff=datetime(2020, 1, 1, tzinfo=UTC),
-    mapping_path="",
-)
 EVENT = AuditEvent(5, 1, 1000, "Crm::Person", 1, "", 0, "User", 3, "", "update", "--- {}\n", False, 1, "", "")
 Transform = Callable[[AuditEvent], Transformed | Skip | Refused]
-
-
-class Record(NamedTuple):
-    key: bytes | None
-    value: bytes | None
-    offset: int = 40
 
 
 def echo(event: AuditEvent) -> Transformed:
@@ -58,13 +41,13 @@ class Bench:
     def ended(self) -> bool:
         return self.high.ended
 
-    def run(self, *records: Record) -> list[tuple[bytes, Outcome | SnapshotMarker]]:
+    def run(self, *records: Consumed) -> list[tuple[bytes, Outcome | SnapshotMarker]]:
         decoded = self.transformer.decode(records)
         messages = self.transformer.outcomes(records, decoded, 1, self.high)
         return [(key, CODEC.decode(value)) for key, value in messages]  # type: ignore[misc]
 
     def one(self, event: AuditEvent = EVENT) -> Outcome | SnapshotMarker:
-        ((key, outcome),) = self.run(Record(b"k", CODEC.encode(event)))
+        ((key, outcome),) = self.run(Consumed(b"k", CODEC.encode(event)))
         assert key == b"k"
         return outcome
 
@@ -72,9 +55,9 @@ class Bench:
 def test_a_row_that_only_the_settings_keep_from_being_decoded_is_no_dead_letter() -> None:
     row = Codec({record_type: 1 + at for at, record_type in enumerate(RECORD_TYPES)}).encode(EVENT)
     with pytest.raises(UnreadableTopicError, match=r"offset 40 cannot be decoded: .*set SCHEMA_REGISTRY_URL"):
-        Bench().run(Record(b"k", CODEC.encode(EVENT)), Record(b"k", row))
+        Bench().run(Consumed(b"k", CODEC.encode(EVENT)), Consumed(b"k", row))
     for poison in (row[:-1], b"\0" * 40):
-        ((_, letter),) = Bench().run(Record(b"k", poison))
+        ((_, letter),) = Bench().run(Consumed(b"k", poison))
         assert isinstance(letter, DeadLetter)
 
 
@@ -148,13 +131,13 @@ def test_a_document_that_cannot_be_encoded_is_a_dead_letter() -> None:
 @pytest.mark.parametrize(
     ("record", "detail"),
     [
-        (Record(b"k", None), "a tombstone"),
-        (Record(b"k", b""), "unknown schema header"),
-        (Record(None, CODEC.encode(EVENT)), "audit 5 has no key"),
-        (Record(b"k", CODEC.encode(SkippedRecord(1, 1, 1, 1, "x"))), "a SkippedRecord stands where"),
+        (Consumed(b"k", None), "a tombstone"),
+        (Consumed(b"k", b""), "unknown schema header"),
+        (Consumed(None, CODEC.encode(EVENT)), "audit 5 has no key"),
+        (Consumed(b"k", CODEC.encode(SkippedRecord(1, 1, 1, 1, "x"))), "a SkippedRecord stands where"),
     ],
 )
-def test_what_is_no_event_is_a_dead_letter(record: Record, detail: str) -> None:
+def test_what_is_no_event_is_a_dead_letter(record: Consumed, detail: str) -> None:
     bench = Bench()
     ((key, letter),) = bench.run(record)
     assert isinstance(letter, DeadLetter)
@@ -166,14 +149,14 @@ def test_what_is_no_event_is_a_dead_letter(record: Record, detail: str) -> None:
 
 def test_a_dead_letter_is_bounded() -> None:
     bench = Bench(lambda _: Refused(DeadLetterCause.UNDECODABLE_CHANGES, "x" * 10_000))
-    ((key, letter),) = bench.run(Record(b"k" * (KEY_BYTES_MAX + 1), CODEC.encode(EVENT)))
+    ((key, letter),) = bench.run(Consumed(b"k" * (KEY_BYTES_MAX + 1), CODEC.encode(EVENT)))
     assert isinstance(letter, DeadLetter)
     assert len(letter.detail) == DETAIL_CHARACTERS_MAX
     assert len(key) == len(letter.key) == KEY_BYTES_MAX
 
 
-def marker(edge: str, job_id: str = "job-1", run: int = 4) -> Record:
-    return Record(b"", CODEC.encode(SnapshotMarker(edge, job_id, -1, run)), 77)
+def marker(edge: str, job_id: str = "job-1", run: int = 4) -> Consumed:
+    return Consumed(b"", CODEC.encode(SnapshotMarker(edge, job_id, -1, run)), 77)
 
 
 def test_only_this_jobs_end_marker_is_passed_on_in_this_runs_name() -> None:
@@ -187,7 +170,7 @@ def test_only_this_jobs_end_marker_is_passed_on_in_this_runs_name() -> None:
 
 def test_what_stands_behind_this_runs_end_is_another_runs_and_has_no_outcome_here() -> None:
     bench = Bench()
-    later = [Record(b"k", CODEC.encode(EVENT)), Record(b"k", b"garbage"), marker("end"), marker("begin", "job-2")]
+    later = [Consumed(b"k", CODEC.encode(EVENT)), Consumed(b"k", b"garbage"), marker("end"), marker("begin", "job-2")]
     assert bench.run(marker("end"), *later) == [(b"", SnapshotMarker("end", "job-1", 77, 9))]
     assert (bench.metrics.beyond_end, bench.metrics.markers) == (2, 3)
     assert bench.metrics.records_in == 5
@@ -197,7 +180,7 @@ def test_a_row_published_twice_has_one_outcome_also_if_that_was_a_dead_letter() 
     bench = Bench(
         lambda event: Refused(DeadLetterCause.UNDECODABLE_CHANGES, "") if event.audit_id == 5 else echo(event)
     )
-    rows = [Record(b"k", CODEC.encode(EVENT._replace(audit_id=n))) for n in (4, 5, 6, 4, 5, 6, 7)]
+    rows = [Consumed(b"k", CODEC.encode(EVENT._replace(audit_id=n))) for n in (4, 5, 6, 4, 5, 6, 7)]
     outcomes = [outcome for _, outcome in bench.run(*rows)]
     assert [type(outcome) for outcome in outcomes] == [ActivityLog, DeadLetter, ActivityLog, ActivityLog]
     assert bench.metrics.republished == 3
@@ -207,14 +190,14 @@ def test_a_row_published_twice_has_one_outcome_also_if_that_was_a_dead_letter() 
 
 def test_acting_users_are_those_of_the_events() -> None:
     bench = Bench()
-    records = [Record(b"k", CODEC.encode(EVENT._replace(user_id=n))) for n in (3, 0, 3, 8)]
-    assert acting_users(bench.transformer.decode([*records, marker("end"), Record(b"k", b"x")])) == {3, 8}
+    records = [Consumed(b"k", CODEC.encode(EVENT._replace(user_id=n))) for n in (3, 0, 3, 8)]
+    assert acting_users(bench.transformer.decode([*records, marker("end"), Consumed(b"k", b"x")])) == {3, 8}
 
 
 def test_a_row_the_snapshot_could_not_publish_is_passed_on_with_where_it_stands() -> None:
     bench = Bench()
     letter = DeadLetter(6, 1, "", -1, -1, 8, "row_too_large", "20 MB", b"k", b"cut", 5)
-    record = Record(None, CODEC.encode(letter), 41)
+    record = Consumed(None, CODEC.encode(letter), 41)
     passed = letter._replace(source_topic=JOB.topics.replay, source_partition=1, source_offset=41, run=9)
     assert bench.run(record) == [(b"", passed)]
     assert bench.run(record) == []  # published twice
@@ -224,7 +207,7 @@ def test_a_row_the_snapshot_could_not_publish_is_passed_on_with_where_it_stands(
 def test_a_cause_that_says_anything_is_no_name_of_a_metric() -> None:
     bench = Bench()
     letter = DeadLetter(6, 1, "", -1, -1, 8, "somebody@example.com", "20 MB", b"k", b"cut", 5)
-    assert len(bench.run(Record(None, CODEC.encode(letter), 41))) == 1
+    assert len(bench.run(Consumed(None, CODEC.encode(letter), 41))) == 1
     assert bench.metrics.dead_letters == {"unreadable_reason": 1}
 
 
@@ -232,7 +215,7 @@ def test_another_accounts_row_is_a_dead_letter_and_hides_none_of_ours() -> None:
     bench = Bench()
     foreign = EVENT._replace(audit_id=9_000, company_sso_id="account-2")
     ours = EVENT._replace(audit_id=7, company_sso_id=JOB.company_sso_id)
-    records = [Record(b"k", CODEC.encode(event), 40 + n) for n, event in enumerate((foreign, ours, foreign))]
+    records = [Consumed(b"k", CODEC.encode(event), 40 + n) for n, event in enumerate((foreign, ours, foreign))]
     first, second, third = [outcome for _, outcome in bench.run(*records)]
     assert isinstance(first, DeadLetter)
     assert isinstance(third, DeadLetter)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processors.batching import CommittedOffsetMissingError, Fetched, Run, RunApp, Stretch, split
+from tests.support.waiting import in_loop
 
 TOPIC = "replay"
 WIRE_TP = TopicPartition(TOPIC, 0)
@@ -167,7 +168,6 @@ class Simulation:
 
     def check(self) -> None:
         committed = self.partition.committed
-        assert committed is not None
         assert all(offset in self.handled for offset in self.partition.offsets if offset < committed.offset)
 
     async def finish(self) -> None:
@@ -185,177 +185,148 @@ class Simulation:
 opened: list[Simulation] = []
 
 
-def simulate(scenario: Coroutine[Any, Any, None]) -> None:
-    try:
-        asyncio.run(scenario)
-    finally:
-        while opened:
-            opened.pop().close()
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while opened:
+        opened.pop().close()
 
 
-def begun(offsets: list[int], end: int, committed: int = 1) -> Simulation:
-    return Simulation(Partition(offsets, end, committed))
+def begun(offsets: Sequence[int] = range(1, 30), end: int = 30, committed: int = 1) -> Simulation:
+    return Simulation(Partition(list(offsets), end, committed))
 
 
-def test_runs_cover_the_partition_without_a_hole_and_their_end_is_committed_with_the_note() -> None:
-    async def scenario() -> None:
-        simulation = begun([1, 2, 3, 6, 7, 8, 9, 15], 18)
-        await simulation.resume()
-        await simulation.deliver(await simulation.fetch())
-        runs = [message.value for message in simulation.queue]
-        assert [(run.begin, run.end, len(run.records)) for run in runs] == [(1, 6, 3), (6, 9, 3), (9, 10, 1)]
-        while simulation.queue:
-            simulation.handle("first")
-        await simulation.deliver(await simulation.fetch())
-        simulation.handle("second")
-        await simulation.commit()
-        assert simulation.partition.committed == OffsetAndMetadata(18, "second")
-        await simulation.resume()
-        assert simulation.consumer.stretches[FAUST_TP].begin_note == "second"
-
-    simulate(scenario())
+async def delivered(note_characters_max: int = 4096) -> Simulation:
+    """Return a simulation whose first records are in the queue."""
+    simulation = begun()
+    simulation.partition.note_characters_max = note_characters_max
+    await simulation.resume()
+    await simulation.deliver(await simulation.fetch())
+    return simulation
 
 
-def test_what_was_fetched_before_the_seek_is_not_delivered_after_it() -> None:
-    async def scenario() -> None:
-        simulation = begun(list(range(1, 30)), 30)
-        await simulation.resume()
-        await simulation.fetch()
-        late = await simulation.fetch()  # offsets 8 to 14
-        await simulation.resume()  # back to offset 1
-        await simulation.deliver(late)
-        assert not simulation.queue
-        await simulation.deliver(await simulation.fetch())
-        assert simulation.queue[0].value.begin == 1
-
-    simulate(scenario())
-
-
-def test_a_fetch_whose_result_got_lost_is_fetched_again_and_not_taken_for_a_hole() -> None:
-    async def scenario() -> None:
-        simulation = begun(list(range(1, 30)), 30)
-        await simulation.resume()
-        await simulation.fetch()  # whoever asked for it was cancelled
-        await simulation.deliver(await simulation.fetch())
-        assert not simulation.queue
-        await simulation.finish()
-        assert simulation.handled == set(range(1, 30))
-        assert simulation.partition.committed == OffsetAndMetadata(30, "")
-
-    simulate(scenario())
+@in_loop
+async def test_runs_cover_the_partition_without_a_hole_and_their_end_is_committed_with_the_note() -> None:
+    simulation = begun([1, 2, 3, 6, 7, 8, 9, 15], 18)
+    await simulation.resume()
+    await simulation.deliver(await simulation.fetch())
+    runs = [message.value for message in simulation.queue]
+    assert [(run.begin, run.end, len(run.records)) for run in runs] == [(1, 6, 3), (6, 9, 3), (9, 10, 1)]
+    while simulation.queue:
+        simulation.handle("first")
+    await simulation.deliver(await simulation.fetch())
+    simulation.handle("second")
+    await simulation.commit()
+    assert simulation.partition.committed == OffsetAndMetadata(18, "second")
+    await simulation.resume()
+    assert simulation.consumer.stretches[FAUST_TP].begin_note == "second"
 
 
-def test_once_the_flow_is_suspended_the_rest_is_dropped_and_comes_again() -> None:
-    async def scenario() -> None:
-        simulation = begun(list(range(1, 30)), 30)
-        await simulation.resume()
-        simulation.suspend_in_callback = True
-        await simulation.deliver(await simulation.fetch())
-        assert simulation.consumer.stretches[FAUST_TP].delivered == 1
-        await simulation.finish()
-        assert simulation.handled == set(range(1, 30))
-
-    simulate(scenario())
-
-
-def test_an_ack_of_a_former_assignment_moves_nothing() -> None:
-    async def scenario() -> None:
-        simulation = begun(list(range(1, 30)), 30)
-        await simulation.resume()
-        await simulation.deliver(await simulation.fetch())
-        former = simulation.queue[0]
-        await simulation.resume()
-        former.value.set_handled("")
-        assert simulation.consumer.ack(former) is False
-        assert await simulation.consumer.force_commit() is False
-        assert simulation.partition.committed == OffsetAndMetadata(1, "")
-
-    simulate(scenario())
+@in_loop
+async def test_what_was_fetched_before_the_seek_is_not_delivered_after_it() -> None:
+    simulation = begun()
+    await simulation.resume()
+    await simulation.fetch()
+    late = await simulation.fetch()  # offsets 8 to 14
+    await simulation.resume()  # back to offset 1
+    await simulation.deliver(late)
+    assert not simulation.queue
+    await simulation.deliver(await simulation.fetch())
+    assert simulation.queue[0].value.begin == 1
 
 
-def test_an_ack_without_being_handled_moves_nothing() -> None:
-    async def scenario() -> None:
-        simulation = begun(list(range(1, 30)), 30)
-        await simulation.resume()
-        await simulation.deliver(await simulation.fetch())
-        assert simulation.consumer.ack(simulation.queue[0]) is False  # as Faust does with what a stream skips
-        assert simulation.consumer.stretches[FAUST_TP].handled == 1
-
-    simulate(scenario())
-
-
-def test_acknowledging_a_run_before_the_one_in_front_of_it_is_an_error() -> None:
-    async def scenario() -> None:
-        simulation = begun(list(range(1, 30)), 30)
-        await simulation.resume()
-        await simulation.deliver(await simulation.fetch())
-        simulation.queue.popleft()
-        with pytest.raises(RuntimeError, match="a run from 4 was acknowledged, 1 comes first"):
-            simulation.handle()
-        assert simulation.consumer.stretches[FAUST_TP].handled == 1
-
-    simulate(scenario())
+@in_loop
+async def test_a_fetch_whose_result_got_lost_is_fetched_again_and_not_taken_for_a_hole() -> None:
+    simulation = begun()
+    await simulation.resume()
+    await simulation.fetch()  # whoever asked for it was cancelled
+    await simulation.deliver(await simulation.fetch())
+    assert not simulation.queue
+    await simulation.finish()
+    assert simulation.handled == set(range(1, 30))
+    assert simulation.partition.committed == OffsetAndMetadata(30, "")
 
 
-def test_a_run_that_was_delivered_twice_counts_once() -> None:
-    async def scenario() -> None:
-        simulation = begun(list(range(1, 30)), 30)
-        await simulation.resume()
-        await simulation.deliver(await simulation.fetch())
-        message = simulation.handle()
-        message.acked = False
-        assert simulation.consumer.ack(message) is False
-        assert simulation.consumer.stretches[FAUST_TP].handled == 4
-
-    simulate(scenario())
+@in_loop
+async def test_once_the_flow_is_suspended_the_rest_is_dropped_and_comes_again() -> None:
+    simulation = begun()
+    await simulation.resume()
+    simulation.suspend_in_callback = True
+    await simulation.deliver(await simulation.fetch())
+    assert simulation.consumer.stretches[FAUST_TP].delivered == 1
+    await simulation.finish()
+    assert simulation.handled == set(range(1, 30))
 
 
-def test_a_commit_that_failed_is_made_again() -> None:
-    async def scenario() -> None:
-        simulation = begun(list(range(1, 30)), 30)
-        await simulation.resume()
-        await simulation.deliver(await simulation.fetch())
+@in_loop
+async def test_an_ack_of_a_former_assignment_moves_nothing() -> None:
+    simulation = await delivered()
+    former = simulation.queue[0]
+    await simulation.resume()
+    former.value.set_handled("")
+    assert simulation.consumer.ack(former) is False
+    assert await simulation.consumer.force_commit() is False
+    assert simulation.partition.committed == OffsetAndMetadata(1, "")
+
+
+@in_loop
+async def test_an_ack_without_being_handled_moves_nothing() -> None:
+    simulation = await delivered()
+    assert simulation.consumer.ack(simulation.queue[0]) is False  # as Faust does with what a stream skips
+    assert simulation.consumer.stretches[FAUST_TP].handled == 1
+
+
+@in_loop
+async def test_acknowledging_a_run_before_the_one_in_front_of_it_is_an_error() -> None:
+    simulation = await delivered()
+    simulation.queue.popleft()
+    with pytest.raises(RuntimeError, match="a run from 4 was acknowledged, 1 comes first"):
         simulation.handle()
-        simulation.partition.commits_fail = True
-        assert await simulation.consumer.force_commit() is False
-        simulation.partition.commits_fail = False
-        assert await simulation.consumer.force_commit() is True
-        assert simulation.partition.committed == OffsetAndMetadata(4, "")
-        assert await simulation.consumer.force_commit() is False  # nothing new
-
-    simulate(scenario())
+    assert simulation.consumer.stretches[FAUST_TP].handled == 1
 
 
-def test_where_kafka_refuses_notes_the_offset_is_committed_without() -> None:
-    async def scenario() -> None:
-        simulation = begun(list(range(1, 30)), 30)
-        simulation.partition.note_characters_max = 3
+@in_loop
+async def test_a_run_that_was_delivered_twice_counts_once() -> None:
+    simulation = await delivered()
+    message = simulation.handle()
+    message.acked = False
+    assert simulation.consumer.ack(message) is False
+    assert simulation.consumer.stretches[FAUST_TP].handled == 4
+
+
+@in_loop
+async def test_a_commit_that_failed_is_made_again() -> None:
+    simulation = await delivered()
+    simulation.handle()
+    simulation.partition.commits_fail = True
+    assert await simulation.consumer.force_commit() is False
+    simulation.partition.commits_fail = False
+    assert await simulation.consumer.force_commit() is True
+    assert simulation.partition.committed == OffsetAndMetadata(4, "")
+    assert await simulation.consumer.force_commit() is False  # nothing new
+
+
+@in_loop
+async def test_where_kafka_refuses_notes_the_offset_is_committed_without() -> None:
+    simulation = await delivered(note_characters_max=3)
+    simulation.handle("note")
+    await simulation.commit()
+    assert simulation.partition.committed == OffsetAndMetadata(4, "")
+
+
+@in_loop
+async def test_nothing_begins_without_a_committed_offset() -> None:
+    simulation = Simulation(Partition([1, 2], 3, None))
+    with pytest.raises(CommittedOffsetMissingError, match=r"group unit has no committed offset on replay\[0\]"):
         await simulation.resume()
-        await simulation.deliver(await simulation.fetch())
-        simulation.handle("note")
-        await simulation.commit()
-        assert simulation.partition.committed == OffsetAndMetadata(4, "")
-
-    simulate(scenario())
 
 
-def test_nothing_begins_without_a_committed_offset() -> None:
-    async def scenario() -> None:
-        simulation = Simulation(Partition([1, 2], 3, None))
-        with pytest.raises(CommittedOffsetMissingError, match=r"group unit has no committed offset on replay\[0\]"):
-            await simulation.resume()
-
-    simulate(scenario())
-
-
-def test_records_before_the_first_seek_are_left_to_it() -> None:
-    async def scenario() -> None:
-        simulation = begun([1, 2, 3], 4)
-        assert await simulation.fetch() == {}
-        await simulation.finish()
-        assert simulation.handled == {1, 2, 3}
-
-    simulate(scenario())
+@in_loop
+async def test_records_before_the_first_seek_are_left_to_it() -> None:
+    simulation = begun([1, 2, 3], 4)
+    assert await simulation.fetch() == {}
+    await simulation.finish()
+    assert simulation.handled == {1, 2, 3}
 
 
 STEPS: tuple[str, ...] = (
@@ -419,10 +390,12 @@ def test_whatever_happens_nothing_is_committed_that_was_not_handled(
             await step(simulation, what, stale)
         await simulation.finish()
         assert simulation.handled == set(offsets)
-        assert simulation.partition.committed is not None
         assert simulation.partition.committed.offset > offsets[-1]
 
-    simulate(scenario())
+    try:
+        asyncio.run(scenario())
+    finally:
+        opened.pop().close()
 
 
 def test_a_run_knows_where_it_comes_from() -> None:

@@ -1,6 +1,5 @@
 """A run of records of several pages: each outcome goes on with the trace its record came with, or without any."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,8 +9,9 @@ from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import Delivery, OutcomeProducer
 from schemas.process.tracing import Headers, context_of
-from tests.unit.processors.test_app import TP, Bench, Event, parts
-from tests.unit.schemas.process.test_tracing import PAGE, Here, context
+from tests.support.bench import TP, Bench, Event, parts
+from tests.support.tracing import PAGE, Here, context
+from tests.support.waiting import in_loop
 
 FIRST, SECOND = context(1, 11), context(2, 21)
 
@@ -46,19 +46,17 @@ class Sent:
         assert delivery.done
 
 
-def handled(here: Here, records: Sequence[Record]) -> list[tuple[int, bytes]]:
-    async def scenario() -> list[tuple[int, bytes]]:
-        bench = Bench()
-        sent = Sent()
-        app, producer = cast("Any", bench.app), cast("OutcomeProducer", sent)
-        handler = RunHandler(app, parts(OneToOne()), producer, ProcessorMetrics(), None, here.traces)
-        event = Event(Run(TP, records, 1, 1 + len(records), bench.stretch), bench.acked)
-        await handler.handle(event)
-        await bench.settle()
-        assert bench.acked == [1]
-        return sent.outcomes
-
-    return asyncio.run(scenario())
+@in_loop
+async def handled(here: Here, records: Sequence[Record]) -> list[tuple[int, bytes]]:
+    bench = Bench()
+    sent = Sent()
+    app, producer = cast("Any", bench.app), cast("OutcomeProducer", sent)
+    handler = RunHandler(app, parts(OneToOne()), producer, ProcessorMetrics(), None, here.traces)
+    event = Event(Run(TP, records, 1, 1 + len(records), bench.stretch), bench.acked)
+    await handler.handle(event)
+    await bench.settle()
+    assert bench.acked == [1]
+    return sent.outcomes
 
 
 def test_each_outcome_goes_on_with_the_trace_of_its_record() -> None:

@@ -14,18 +14,9 @@ from producer.checkpoint import NUMBERS_TAKEN, FencedError
 from producer.cursor import IdRange, next_number
 from producer.messages import Encoder
 from producer.parallel import ranges_of_run, split_for
-from producer.snapshot import Bounds, Snapshot
-from tests.unit.producer.test_snapshot import (
-    CHECKPOINT_ROWS,
-    CODEC,
-    DiedError,
-    FakePublisher,
-    PatientReader,
-    World,
-    no_waiting,
-)
+from producer.snapshot import Snapshot
+from tests.support.world import CODEC, DiedError, FakePublisher, PatientReader, World, bounds_of
 
-__all__ = ["no_waiting"]  # a fixture, used by every test here
 WAIT_S = 30.0
 
 
@@ -69,7 +60,7 @@ def attempt(world: SharedWorld, fence: int, page_rows: int, window: int, readers
     checkpoint.take_over()
     encoder = Encoder(CODEC, lambda event: str(event.audit_id), "t", 1, 10_000)
     reader = PatientReader(world, page_rows, window)
-    snapshot = Snapshot(reader, encoder, FakePublisher(world), checkpoint, Bounds(world.top, 0, 60, CHECKPOINT_ROWS))
+    snapshot = Snapshot(reader, encoder, FakePublisher(world), checkpoint, bounds_of(world))
     ranges = ranges_of_run(checkpoint, 0, world.top)
     for range_ in split_for(readers, ranges, next_number(checkpoint.load()), checkpoint, list):
         snapshot.read(range_)

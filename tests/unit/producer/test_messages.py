@@ -1,39 +1,23 @@
 import gc
 import json
 import sys
-from functools import partial
 from importlib.resources import files
 from typing import Any
 
+from producer.core import RecordKeys
 from producer.messages import Defect, Encoder, Page
 from schemas.codec import Codec
 from schemas.records import AuditEvent, DeadLetter
 from schemas.source.mapping import PersonRule
-from schemas.source.person import record_key
 from schemas.vocabulary import DeadLetterCause
+from tests.support import factories
 
 CODEC = Codec()
 
 
 def event(audit_id: int, changes: str = "---\na: 1\n", comment: str = "") -> AuditEvent:
-    return AuditEvent(
-        audit_id,
-        2,
-        1_700_000_000_000_000,
-        "Crm::Deal",
-        5,
-        "",
-        0,
-        "User",
-        3,
-        "",
-        "update",
-        changes,
-        False,
-        1,
-        comment,
-        "r",
-    )
+    known = {"id_range": 2, "created_at": 1_700_000_000_000_000, "user_type": "User", "user_id": 3, "request_uuid": "r"}
+    return factories.event(audit_id=audit_id, audited_changes=changes, comment=comment, **known)
 
 
 def encoder(record_bytes_max: int = 100_000) -> Encoder:
@@ -77,7 +61,7 @@ def test_encoding_pages_keeps_nothing_of_them() -> None:
     """Memory must not follow the rows, whatever form their changes have."""
     texts = [row["audited_changes"] for row in sample_rows() if row["audited_changes"]]
     page = Page(tuple(event(number, text, '{"a": [') for number, text in enumerate(texts, 1)), end=len(texts))
-    real = Encoder(CODEC, partial(record_key, rule=PersonRule()), "topic", 9, 100_000)
+    real = Encoder(CODEC, RecordKeys(PersonRule()).key, "topic", 9, 100_000)
     for _ in range(3):  # fill the caches
         real.encode(page, now_us=0)
     gc.collect()

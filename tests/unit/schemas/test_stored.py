@@ -33,13 +33,13 @@ def test_what_can_be_decoded_is() -> None:
 @pytest.mark.parametrize("data", [b"\xffabc", b"ab\xc3\x28", b"\xed\xa0\x80a", b"\xf5\x80\x80\x80", b"abc\xe2"])
 @pytest.mark.parametrize("where", ["text", "key", "inside", "symbol"])
 def test_a_text_that_is_no_utf8_costs_its_document(data: bytes, where: str) -> None:
-    bad: dict[str, Any] = {
+    documents_by_place: dict[str, dict[str, Any]] = {
         "text": {"_id": "bad", "a": "x####"},
         "key": {"_id": "bad", "x####": 1},
         "inside": {"_id": "bad", "a": {"b": ["####"]}},
         "symbol": {"_id": "bad", "a": "#### symbol"},
-    }[where]
-    raw = damaged(bad, data)
+    }
+    raw = damaged(documents_by_place[where], data)
     if where == "symbol":
         raw = raw.replace(b"\x02a\x00", b"\x0ea\x00")
     documents, named = read(encode({"_id": 1}) + raw + encode({"_id": 2}), encode({"_id": 3}))

@@ -3,12 +3,16 @@
 import random
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.records import DeadLetter
-from sink.counting import Bin, Decided, PartitionProgress, advance
+from sink.counting import PartitionProgress, advance
 from sink.identity import ALL_IN_ONE, with_ids
+from sink.records import Bin, Decided
+
+pytestmark = pytest.mark.hot_paths
 
 LETTER = DeadLetter(1, 0, "t", 0, 0, 7, "cause", "", b"", b"", 0)
 

@@ -1,30 +1,36 @@
 """Bytes of the outcomes topic -> bins."""
 
-import datetime as dt
+from typing import Any
 
 import bson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ops.local.generator.history import History, Plan
+from ops.local.generator.plain import PlainHistory
+from processors.batches import RunTransformer
+from processors.encoding import documents
+from processors.encoding.rows import RowEncoder
+from processors.encoding.transform import Transformer
+from processors.lookups.tables import HighWater
+from processors.metrics import ProcessorMetrics
 from schemas.codec import Codec
 from schemas.errors import UnreadableTopicError
-from schemas.job import ReplayJob
-from schemas.records import RECORD_TYPES, ActivityLog, DeadLetter, SkippedRecord, SnapshotMarker
-from sink.counting import Bin
-from sink.decoding import Decoder, Taken
+from schemas.identity import ID_BYTES
+from schemas.records import RECORD_TYPES, ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker
+from schemas.source import mapping
+from sink.decoding import Batch, Decoder
 from sink.documents import BatchOutcome, Refusal
+from sink.records import Bin, Taken
+from tests.support.factories import Consumed, replay_job
+from tests.support.generator import audits
+from tests.support.lookups import Anyone
+from tests.unit.schemas.values import records, unhurried
 
-JOB = ReplayJob(
-    company_sso_id="acc",
-    job_id="j",
-    run=7,
-    partitions=2,
-    top_audit_id=100,
-    snapshot_xmax=0,
-    cutoff=dt.datetime(2020, 1, 1, tzinfo=dt.UTC),
-    mapping_path="",
-)
+JOB = replay_job(company_sso_id="acc", job_id="j", run=7, top_audit_id=100)
+pytestmark = pytest.mark.hot_paths
+
 CODEC = Codec()
 DECODER = Decoder(JOB, CODEC, 1000)
 DOCUMENT = bson.encode({"company_sso_id": "acc", "a": 1})
@@ -86,7 +92,6 @@ def test_the_servers_answer_moves_only_the_records_it_names() -> None:
     ]
     assert [(record.bin, record.reason) for record in decided[1]] == [(Bin.SKIPPED, "duplicate_external_id")]
     letter = decided[0][1].dead_letter
-    assert letter is not None
     assert (letter.audit_id, letter.source_topic, letter.detail) == (2, JOB.topics.replay, "code 121: no")
     assert (letter.payload, letter.key, letter.failed_at) == (log(2), b"key", 6)
 
@@ -102,7 +107,11 @@ def test_a_document_over_the_limit_is_never_sent() -> None:
 
 
 def test_a_record_whose_id_no_row_can_have_is_a_foreign_dead_letter() -> None:
-    records = (ActivityLog(-1, 0, 1, 7, DOCUMENT), ActivityLog(0, 0, 1, 7, DOCUMENT), SkippedRecord(-5, 0, 1, 7, "why"))
+    records: tuple[Record, ...] = (
+        ActivityLog(-1, 0, 1, 7, DOCUMENT),
+        ActivityLog(0, 0, 1, 7, DOCUMENT),
+        SkippedRecord(-5, 0, 1, 7, "why"),
+    )
     batch = DECODER.batch(taken(*map(CODEC.encode, records)), 5)
     assert batch.documents == []
     assert [(record.bin, record.reason) for record in batch.decided[0]] == [(Bin.FOREIGN, "undecodable_record")] * 3
@@ -121,3 +130,77 @@ def test_a_dead_letter_of_another_account_is_foreign_whatever_id_it_carries() ->
     known = letter._replace(audit_id=5, cause="undecodable_changes")
     batch = DECODER.batch(taken(*map(CODEC.encode, (letter, unknown, known))), 5)
     assert [record.bin for record in batch.decided[0]] == [Bin.FOREIGN, Bin.FOREIGN, Bin.FAILED]
+
+
+def by_the_codec(decoder: Decoder, outcomes: list[Taken]) -> Batch:
+    """Return outcomes as a batch, each in the way that those go which are no fit logs in their usual form."""
+    batch = Batch(records=len(outcomes), bytes=sum(len(outcome.value) for outcome in outcomes))
+    for outcome in outcomes:
+        decoder._decode(batch, 5, outcome, batch.decided.setdefault(outcome.partition, []))
+    return batch
+
+
+def require_equal(outcomes: list[Taken], decoder: Decoder = DECODER) -> int:
+    """Return how many documents they became, either way."""
+    batch = decoder.batch(outcomes, 5)
+    assert batch == by_the_codec(decoder, outcomes)
+    return len(batch.documents)
+
+
+def document(account: str, actor: str, size: int) -> bytes:
+    before = {"company_sso_id": account, "customer_id": "c"}
+    return bson.encode({**before, "actor": {"type": actor, "name": "n"}, "metadata": {"text": "x" * size}})
+
+
+NUMBERS = st.one_of(st.integers(-3, 200), st.integers(-(2**63), 2**63 - 1))
+DOCUMENTS = st.one_of(
+    st.builds(
+        document,
+        st.sampled_from(["acc", "ac", "acc2", ""]),
+        st.sampled_from(["deleted_user", "user", "deleted_user2", "system"]),
+        st.integers(0, 1200),
+    ),
+    st.sampled_from(
+        [DOCUMENT, DOCUMENT[:-1], DOCUMENT[:-1] + b"\x01", DOCUMENT + b"\0", b"", b"\x05\0\0\0\0", b"\x05\0\0\0"]
+    ),
+    st.binary(max_size=40),
+)
+LOGS = st.builds(ActivityLog, NUMBERS, NUMBERS, NUMBERS, st.sampled_from([7, 7, 7, 6, -7, 7 + 2**32]), DOCUMENTS)
+
+
+@unhurried
+@given(st.lists(st.tuples(st.integers(0, 2), LOGS), max_size=5))
+def test_a_log_ends_as_the_codec_s_reading_of_it_does(logs: list[tuple[int, ActivityLog]]) -> None:
+    require_equal([Taken(partition, at, b"k", CODEC.encode(one)) for at, (partition, one) in enumerate(logs)])
+
+
+@unhurried
+@given(LOGS, st.data())
+def test_changed_bytes_end_as_the_codec_s_reading_of_them_does(one: ActivityLog, data: st.DataObject) -> None:
+    value = bytearray(CODEC.encode(one))
+    at = data.draw(st.integers(0, len(value) - 1))
+    value[at] = data.draw(st.integers(0, 255))
+    end = data.draw(st.one_of(st.just(len(value)), st.integers(0, len(value))))
+    require_equal(taken(bytes(value[:end])))
+
+
+@unhurried
+@given(records)
+def test_any_record_ends_as_the_codec_s_reading_of_it_does(record: Record) -> None:
+    require_equal(taken(CODEC.encode(record)))
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_the_largest_document_is_as_large_for_both(more: int) -> None:
+    assert require_equal(taken(log(1)), Decoder(JOB, CODEC, len(DOCUMENT) + ID_BYTES + more)) == (more >= 0)
+
+
+@pytest.mark.parametrize("history", [PlainHistory, History])
+def test_outcomes_of_generated_rows_end_as_the_codec_s_reading_of_them_does(history: Any) -> None:
+    job = JOB.model_copy(update={"company_sso_id": "A"})
+    encoder = RowEncoder(Transformer(mapping.load(None), "A"), Anyone(), CODEC, job.run)
+    made = RunTransformer(job, CODEC, encoder.plain, documents.encode, ProcessorMetrics(), encoder)
+    rows = [row.event._replace(company_sso_id="A") for row in audits(history(Plan(1_000, 1, 1, "crm")))]
+    sent = [Consumed(b"k", CODEC.encode(row), at) for at, row in enumerate(rows)]
+    outcomes = [Taken(0, at, *of) for at, of in enumerate(made.outcomes(sent, made.decode(sent), 0, HighWater(7)))]
+    assert require_equal(outcomes, Decoder(job, CODEC, 16 * 1024 * 1024)) > 500

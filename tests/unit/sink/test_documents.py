@@ -6,19 +6,20 @@ from bson.raw_bson import RawBSONDocument
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.identity import replay_id
+from schemas.identity import ID_BYTES, replay_id
+from sink.core import IdMaker
 from sink.documents import (
     DEPTH_MAX,
-    ID_BYTES,
     AccountCheck,
     BatchOutcome,
-    IdMaker,
     Refusal,
     classify,
     is_sound,
     is_whole,
     scrub,
 )
+
+pytestmark = pytest.mark.hot_paths
 
 UNIQUE = "uniq_company_external_id"
 

@@ -12,8 +12,9 @@ from bson.datetime_ms import DatetimeMS
 from pymongo.errors import DuplicateKeyError
 
 from ops.jobs import coverage, migrations
-from processors.feed.mongo import MongoContacts, spellings
+from processors.feed.mongo import MongoContacts
 from producer.references import find_contacts
+from schemas.source.contact_rules import spellings
 
 ACCOUNTS = ("acme", "other")
 PERSONS = 60
@@ -265,7 +266,7 @@ def test_a_document_that_cannot_be_decoded_costs_that_contact_only(
 ) -> None:
     migrations.up(mongo_database)
     odd_documents(mongo_database)
-    damaged = Damaged(mongo_database)
+    damaged: Any = Damaged(mongo_database)
     synced = 1_704_067_200_000_000
     assert found_by_all(damaged, "acme") == {
         "1": (synced, "fine"),
@@ -276,7 +277,7 @@ def test_a_document_that_cannot_be_decoded_costs_that_contact_only(
         "14": (synced, "else"),
         "20": (263_384_265_600_000_000, "mapped"),
     }
-    found = find_contacts(damaged, "acme")  # type: ignore[arg-type]
+    found = find_contacts(damaged, "acme")
     assert found.undecodable == 5
     assert set(found.undecodable_named) == {"bad-1", "bad-\ufffda\ufffd(", "bad-3", "bad-4", "bad-5"}
     assert coverage.known_persons(damaged, "acme", ASKED) == {

@@ -3,7 +3,7 @@
 from ops.bench.transform import run, sample_events, typical_updates
 from processors.encoding.transform import Transformed, Transformer
 from schemas.source import mapping
-from tests.unit.processors.rules.test_transform import Anyone
+from tests.support.lookups import Anyone
 
 
 def test_every_mix_has_a_rate_and_a_share_of_the_slow_path() -> None:

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any
+from importlib.resources import files
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -66,7 +67,7 @@ def test_a_seal_is_the_same_after_it_was_kept() -> None:
         {"without": ["x"]},
     ],
 )
-def test_a_seal_of_another_release_or_that_somebody_has_altered_is_none(change) -> None:
+def test_a_seal_of_another_release_or_that_somebody_has_altered_is_none(change: dict[str, Any]) -> None:
     assert Seal.from_document({**SEAL.as_document("acme"), **change}) is None
     assert Seal.from_document({}) is None
 
@@ -84,7 +85,7 @@ TABLES = {"contacts": {b"1": b"a", b"12": b"b"}, "users": {b"1": b"a"}}
 SETTINGS = {"cutoff_us": 5, "dead_letters_expired": False}
 
 
-def test_anything_that_all_chunks_share_changes_the_basis(monkeypatch) -> None:
+def test_anything_that_all_chunks_share_changes_the_basis(monkeypatch: pytest.MonkeyPatch) -> None:
     mapping = load(None)
     basis = basis_of("acme", mapping, TABLES, SETTINGS)
     assert basis == basis_of("acme", mapping, dict(reversed(TABLES.items())), dict(reversed(SETTINGS.items())))
@@ -102,11 +103,11 @@ def test_anything_that_all_chunks_share_changes_the_basis(monkeypatch) -> None:
     assert len({basis, *others}) == 1 + len(others)
 
 
-def test_the_program_is_known_by_the_files_that_decide_what_a_row_becomes(monkeypatch) -> None:
-    names = {name for package in seals.CODE for name, _ in seals._sources(seals.files(package), package)}
+def test_the_program_is_known_by_the_files_that_decide_what_a_row_becomes(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {name for package in seals.CODE for name, _ in seals._sources(files(package), package)}
     assert {
         "processors/rules/decide.py",
-        "processors/encoding/written_changes.py",
+        "processors/encoding/changes_writer.py",
         "producer/audits.py",
         "producer/row.sql",
         "schemas/source/audited_changes/direct.py",
@@ -121,11 +122,12 @@ def test_the_program_is_known_by_the_files_that_decide_what_a_row_becomes(monkey
     code_fingerprint.cache_clear()
 
 
+Rows = dict[bytes, bytes]
 rows = st.dictionaries(st.binary(max_size=4), st.binary(max_size=4), max_size=5)
 
 
 @given(rows, rows)
-def test_tables_have_the_same_fingerprint_only_if_they_have_the_same_rows(one, other) -> None:
+def test_tables_have_the_same_fingerprint_only_if_they_have_the_same_rows(one: Rows, other: Rows) -> None:
     assert table_fingerprint(one) == table_fingerprint(dict(reversed(one.items())))
     assert (table_fingerprint(one) == table_fingerprint(other)) is (one == other)
 
@@ -154,7 +156,7 @@ def test_answers_of_the_directory_are_known_by_user() -> None:
 
 
 @given(st.integers(0, 2**62))
-def test_chunks_are_few_and_keep_their_ends_while_an_account_grows(span) -> None:
+def test_chunks_are_few_and_keep_their_ends_while_an_account_grows(span: int) -> None:
     ids = chunk_ids(span)
     assert CHUNK_IDS_MIN <= ids <= CHUNK_IDS_MAX
     assert span <= ids * CHUNKS_MAX or ids == CHUNK_IDS_MAX
@@ -186,21 +188,26 @@ class Collection:
         return [kept for kept in self.kept.values() if kept.get("company_sso_id") == query["company_sso_id"]]
 
 
+def store_of(collections: dict[str, Any], account: str) -> SealStore:
+    """Return the store of an account in a database that only has these collections."""
+    return SealStore(cast("Any", collections), account)
+
+
 def test_a_seal_replaces_the_one_before_it_and_those_of_another_basis_go() -> None:
     collection = Collection()
-    store = SealStore({SEALS: collection}, "acme")
+    store = store_of({SEALS: collection}, "acme")
     later = Seal.of(0, 4_000, EVIDENCE, TALLY)
     elsewhere = Seal.of(4_000, 6_000, replace(EVIDENCE, basis="of the release before"), TALLY)
     assert all(store.keep(seal) for seal in (SEAL, elsewhere, later))
     collection.kept["odd"] = {"company_sso_id": "acme", "basis": "basis"}
     assert store.load() == {0: later, 4_000: elsewhere}
-    assert SealStore({SEALS: collection}, "other").load() == {}
+    assert store_of({SEALS: collection}, "other").load() == {}
     store.drop_others("basis")
     assert store.load() == {0: later}
 
 
 def test_a_check_that_may_not_write_says_so_and_goes_on() -> None:
-    store = SealStore({SEALS: Collection(OperationFailure("not authorized", 13))}, "acme")
+    store = store_of({SEALS: Collection(OperationFailure("not authorized", 13))}, "acme")
     assert not store.keep(SEAL)
     store.drop_others("basis")
-    assert SealStore({SEALS: Collection(DuplicateKeyError("E11000"))}, "acme").keep(SEAL)
+    assert store_of({SEALS: Collection(DuplicateKeyError("E11000"))}, "acme").keep(SEAL)

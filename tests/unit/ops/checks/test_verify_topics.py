@@ -46,11 +46,11 @@ class Kafka:
 
 
 @pytest.fixture
-def kafka(monkeypatch) -> Kafka:
+def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:
     fake = Kafka()
     monkeypatch.setattr(topics, "spans", fake.spans)
     monkeypatch.setattr(topics, "records", fake.records)
-    monkeypatch.setattr(topics.kafka_admin, "committed_offsets", lambda _, group, *__: fake.committed[group])
+    monkeypatch.setattr("ops.kafka.admin.committed_offsets", lambda _, group, *__: fake.committed[group])
     return fake
 
 
@@ -69,7 +69,7 @@ def batch(*outcomes: Record) -> OutcomeBatch:
 MARKER = SnapshotMarker("end", "job", -1, RUN)
 
 
-def test_only_letters_of_the_run_or_later_about_the_accounts_own_rows_count(kafka) -> None:
+def test_only_letters_of_the_run_or_later_about_the_accounts_own_rows_count(kafka: Kafka) -> None:
     kafka.put(
         NAMES.dead_letters,
         0,
@@ -84,7 +84,7 @@ def test_only_letters_of_the_run_or_later_about_the_accounts_own_rows_count(kafk
     assert dead_letters({}, NAMES, Codec(), RUN) == {2: "undecodable_changes", 4: "row_too_large"}
 
 
-def test_a_row_is_followed_to_where_it_was_lost(kafka) -> None:
+def test_a_row_is_followed_to_where_it_was_lost(kafka: Kafka) -> None:
     kafka.put(NAMES.replay, 0, MARKER, event(1), event(2), event(300))
     kafka.put(NAMES.replay, 1, MARKER, event(4), event(2))
     kafka.put(
@@ -105,14 +105,14 @@ def test_a_row_is_followed_to_where_it_was_lost(kafka) -> None:
     assert RowLookup({}, Job(), Codec(), whole_topic=False).find([], print) == {}  # type: ignore[arg-type]
 
 
-def test_a_topic_that_has_let_records_go_proves_nothing(kafka) -> None:
+def test_a_topic_that_has_let_records_go_proves_nothing(kafka: Kafka) -> None:
     kafka.put(NAMES.replay, 0, MARKER, event(1))
     kafka.low[NAMES.replay, 0] = 1
     told = RowLookup({}, Job(), Codec(), whole_topic=False).find([9], lambda _: None)  # type: ignore[arg-type]
     assert "the place of the loss is unknown" in told[9]
 
 
-def test_a_group_must_have_committed_every_row_but_not_the_markers_behind_them(kafka) -> None:
+def test_a_group_must_have_committed_every_row_but_not_the_markers_behind_them(kafka: Kafka) -> None:
     kafka.put(NAMES.replay, 0, MARKER, event(1), MARKER, MARKER)
     kafka.put(NAMES.replay, 1, MARKER, event(2), event(3), MARKER)
     kafka.put(NAMES.outcomes, 0, SkippedRecord(1, 0, 1, RUN, "x"), batch(MARKER, MARKER))

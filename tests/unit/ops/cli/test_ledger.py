@@ -14,7 +14,7 @@ def ledger_text(ledger: Ledger) -> str:
     return out.getvalue()
 
 
-def test_a_balanced_ledger_says_so_with_every_bin():
+def test_a_balanced_ledger_says_so_with_every_bin() -> None:
     skipped = {"contact_not_found": 60, "post_sync_live_feed": 35}
     ledger = Ledger(1000, 900, skipped, 5, documents=900, late=11, repaired=12, actors_fell_back=13)
     text = ledger_text(ledger)
@@ -25,11 +25,11 @@ def test_a_balanced_ledger_says_so_with_every_bin():
     assert "OUT OF BALANCE" not in text
 
 
-def test_a_ledger_out_of_balance_says_by_how_much():
+def test_a_ledger_out_of_balance_says_by_how_much() -> None:
     assert "OUT OF BALANCE by 3" in ledger_text(Ledger(1000, 997, documents=997))
 
 
-def test_a_ledger_tells_of_types_that_are_not_read_and_leaves_them_out_of_its_sums():
+def test_a_ledger_tells_of_types_that_are_not_read_and_leaves_them_out_of_its_sums() -> None:
     ledger = Ledger(source_rows=5, migrated=5, documents=5, out_of_scope={"Crm::Widget": 12_345, "": 2, "[red]x[/]": 1})
     text = ledger_text(ledger)
     assert "not in scope, not read: Crm::Widget" in text
@@ -39,7 +39,7 @@ def test_a_ledger_tells_of_types_that_are_not_read_and_leaves_them_out_of_its_su
     assert "balanced" in text
 
 
-def test_an_account_in_brackets_is_no_markup():
+def test_an_account_in_brackets_is_no_markup() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, no_color=True, width=100)
     print_ledger(console, "acme[red]", Ledger(source_rows=0, migrated=0, failed=0, documents=0))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pymongo.errors
@@ -15,6 +16,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from ops.cli import main as cli
 from ops.cli.main import ALL, COMMANDS, application, main
+from schemas.compiled import hot_paths
 
 ROOT = Path(__file__).parents[4]
 
@@ -29,7 +31,7 @@ def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
 def test_the_version_is_that_of_the_newest_release_in_the_changelog(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capsys, "--version")
     released = re.findall(r"^## (\d\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
-    assert (code, out, err) == (0, f"crm-replay {released[0]}\n", "")
+    assert (code, out, err) == (0, f"crm-replay {released[0]}\nhot paths: {hot_paths()}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,9 @@ def test_the_version_is_that_of_the_newest_release_in_the_changelog(capsys: pyte
         (("dlq", "nope"), "No such command 'nope'"),
     ],
 )
-def test_a_wrong_call_says_what_is_wrong_and_is_exit_code_2(capsys, words, says):
+def test_a_wrong_call_says_what_is_wrong_and_is_exit_code_2(
+    capsys: pytest.CaptureFixture[str], words: Any, says: str
+) -> None:
     code, out, err = call(capsys, *words)
     assert (code, out) == (2, "")
     assert says in err
@@ -58,8 +62,10 @@ def test_a_wrong_call_says_what_is_wrong_and_is_exit_code_2(capsys, words, says)
         (psycopg.errors.AdminShutdown("terminating: Budi"), "PostgreSQL failed during the command ("),
     ],
 )
-def test_a_server_that_fails_in_the_middle_is_one_line_without_what_it_quotes(monkeypatch, capsys, error, says):
-    def fail(_called):
+def test_a_server_that_fails_in_the_middle_is_one_line_without_what_it_quotes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Any, says: str
+) -> None:
+    def fail(_called: object) -> None:
         raise error
 
     monkeypatch.setattr(cli, "application", fail)
@@ -71,8 +77,8 @@ def test_a_server_that_fails_in_the_middle_is_one_line_without_what_it_quotes(mo
     assert "Budi" not in err
 
 
-def test_a_defect_of_ours_keeps_its_trace(monkeypatch):
-    def fail(_called):
+def test_a_defect_of_ours_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_called: object) -> None:
         raise ValueError("a defect")
 
     monkeypatch.setattr(cli, "application", fail)
@@ -81,7 +87,7 @@ def test_a_defect_of_ours_keeps_its_trace(monkeypatch):
 
 
 @pytest.mark.parametrize("words", [("--account", "a"), ("--help",)])
-def test_an_interrupt_while_the_command_line_is_being_imported_is_one_line(words):
+def test_an_interrupt_while_the_command_line_is_being_imported_is_one_line(words: Any) -> None:
     script = f"""
 import sys
 
@@ -104,7 +110,9 @@ main()
     [("status",), ("flag",), ("flag", "on"), ("check",), ("enrich",), ("produce",), ("run",), ("seam",)],
 )
 @pytest.mark.parametrize("account", ["", "a\nb"])
-def test_what_is_no_account_is_refused_before_a_server_is_asked(capsys, monkeypatch, tmp_path, words, account):
+def test_what_is_no_account_is_refused_before_a_server_is_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: Any, account: str
+) -> None:
     monkeypatch.setenv("CRM_REPLAY_HOME", str(tmp_path))
     monkeypatch.setenv("MONGODB_URL", "mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=100")
     code, out, err = call(capsys, *words, "--account", account)
@@ -112,7 +120,7 @@ def test_what_is_no_account_is_refused_before_a_server_is_asked(capsys, monkeypa
     assert "is not a company_sso_id" in err
 
 
-def test_help_names_every_command_and_is_no_error(capsys):
+def test_help_names_every_command_and_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "--help")
     assert code == 0
     for name in COMMANDS:
@@ -120,7 +128,9 @@ def test_help_names_every_command_and_is_no_error(capsys):
         assert call(capsys, name, "--help")[0] == 0
 
 
-def test_a_setting_that_is_missing_is_one_line(capsys, monkeypatch, tmp_path):
+def test_a_setting_that_is_missing_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("CRM_REPLAY_HOME", str(tmp_path))
     for name in ("MONGODB_URL", "KAFKA_BOOTSTRAP_SERVERS", "CRM_AUDIT_DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
@@ -139,13 +149,13 @@ def test_a_setting_that_is_missing_is_one_line(capsys, monkeypatch, tmp_path):
         ("run", ("fastapi", "ops.local.generator", "ops.checks.preflight")),
     ],
 )
-def test_a_command_is_not_kept_waiting_by_what_others_import(command, strangers):
+def test_a_command_is_not_kept_waiting_by_what_others_import(command: str, strangers: Any) -> None:
     script = f"import sys; from ops.cli.main import application; application({command!r}); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not set(strangers) & set(done.stdout.split())
 
 
-def test_one_command_alone_is_called_as_among_all_others():
+def test_one_command_alone_is_called_as_among_all_others() -> None:
     one, everything = application("status"), application()
     assert len(one.registered_commands) == 1
     assert len(everything.registered_commands) + len(everything.registered_groups) == len(COMMANDS) + 1  # reference
@@ -183,7 +193,7 @@ cli.main(["show"])
 
 
 @pytest.mark.parametrize("environment", [ASCII, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}])
-def test_no_terminal_is_too_plain_for_what_a_command_prints(environment):
+def test_no_terminal_is_too_plain_for_what_a_command_prints(environment: Any) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PRINTS_ALL],
         env={**os.environ, **environment},
@@ -198,7 +208,7 @@ def test_no_terminal_is_too_plain_for_what_a_command_prints(environment):
     assert b"crm-replay: caf" in done.stderr
 
 
-def test_json_stays_json_on_a_plain_terminal():
+def test_json_stays_json_on_a_plain_terminal() -> None:
     prints = (
         "import logging, sys; from schemas.process import logs; from ops.cli.subject import json_line;"
         f" print(json_line({{'name': {SHOWN!a}}}, sys.stdout)); logs.configure('x'); logging.warning({SHOWN!a})"
@@ -213,7 +223,7 @@ def test_json_stays_json_on_a_plain_terminal():
         assert done.stdout.isascii() == (environment is ASCII)
 
 
-def test_every_command_is_in_this_directory():
+def test_every_command_is_in_this_directory() -> None:
     assert {name for name, place in COMMANDS.items() if not place.module.startswith("ops.cli.")} == set()
 
 
@@ -227,6 +237,7 @@ sys.meta_path = [finder for finder in sys.meta_path if getattr(finder, "__name__
 HELP_OF_ALL = f"""{OF_THE_TREE}
 from pathlib import Path
 import ops
+from schemas.compiled import hot_paths
 from ops.cli.main import ALL, COMMANDS, main
 
 assert Path(ops.__file__).is_relative_to(Path.cwd()), ops.__file__
@@ -247,7 +258,7 @@ CALL = f"{OF_THE_TREE}\nfrom ops.cli.main import main; main()"
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory):
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packages as the image has them."""
     tree = tmp_path_factory.mktemp("image")
     for package in ("schemas", "producer", "processors", "sink", "ops"):
@@ -256,21 +267,21 @@ def image(tmp_path_factory):
     return tree
 
 
-def test_the_image_has_every_command_but_those_of_the_workbench(image):
+def test_the_image_has_every_command_but_those_of_the_workbench(image: Path) -> None:
     command = [sys.executable, "-c", HELP_OF_ALL]
     done = subprocess.run(command, cwd=image, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
     assert done.stdout.splitlines()[-1].split()[1:] == sorted(ALL.keys() - WORKBENCH)
 
 
-def test_a_command_works_in_the_image(image):
+def test_a_command_works_in_the_image(image: Path) -> None:
     row = {"id": 5, "created_at": "2024-01-31T17:30:00Z", "auditable_type": "Crm::Person", "auditable_id": 7}
     command = [sys.executable, "-c", CALL, "transform", "--rows", "-"]
     done = subprocess.run(command, cwd=image, input=json.dumps(row), capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["id"] == 5
 
 
-def test_nothing_in_the_image_names_the_addresses_of_servers_that_are_not_set(image, tmp_path):
+def test_nothing_in_the_image_names_the_addresses_of_servers_that_are_not_set(image: Path, tmp_path: Path) -> None:
     unset = dict.fromkeys(("MONGODB_URL", "KAFKA_BOOTSTRAP_SERVERS", "CRM_AUDIT_DATABASE_URL"), "")
     command = [sys.executable, "-c", CALL, "status", "--account", "a"]
     environment = {**os.environ, **unset, "CRM_REPLAY_HOME": str(tmp_path)}

@@ -6,27 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from click.testing import Result
-from typer.testing import CliRunner
 
-from ops.cli.transform import transform_rows
 from schemas.errors import BadInputError
+from tests.support.transform_command import run
 from tests.unit.schemas.sample import as_stored, lines
 
 SAMPLE = Path(__file__).parents[4] / "ops" / "local" / "sample"
 ROW = {"id": 5, "created_at": "2024-01-31T17:30:00.123456Z", "auditable_type": "Crm::Person", "auditable_id": 7}
 REDACTED = {"national_id", "portal_token", "ssn"}
-
-
-def run(*arguments: str | Path, text: str | bytes | None = None) -> Result:
-    """Run the command; what it says of bad input is raised."""
-    app = typer.Typer()
-    app.command()(transform_rows)
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=text)
-    if isinstance(result.exception, BadInputError):
-        raise result.exception
-    return result
 
 
 def outcomes(*arguments: str | Path, text: str | bytes | None = None) -> list[dict[str, Any]]:

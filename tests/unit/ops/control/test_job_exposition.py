@@ -10,9 +10,10 @@ from ops.control import job_exposition as module
 from ops.control.backend import Backend
 from ops.control.job_exposition import KAFKA_AWAY_S, KAFKA_BUDGET_S, KAFKA_KNOWN_S, RESTING_LAG_FRESH_S, JobMetrics
 from ops.kafka.lag import ANSWER_TIMEOUT_S, Lag
+from schemas.collections import ENRICHMENTS
 from schemas.process.metrics import Value
 from schemas.vocabulary import JobStatus
-from tests.unit.ops.control.test_job_metrics import found, job
+from tests.support.jobs import found, job
 
 
 class Collection:
@@ -45,7 +46,7 @@ class World:
         monkeypatch.setattr(module, "ConsoleState", lambda _: None)
         store = SimpleNamespace(jobs=lambda limit: self.jobs[:limit])
         self.enrichments = Collection()
-        database = {module.ENRICHMENTS: self.enrichments}
+        database = {ENRICHMENTS: self.enrichments}
         backend = SimpleNamespace(store=store, lag=SimpleNamespace(of=self._lag), database=database)
         self._metrics = JobMetrics(cast("Backend", backend))
 

@@ -1,43 +1,17 @@
 """What Prometheus is told of jobs."""
 
 import datetime as dt
-from dataclasses import MISSING, fields
 from typing import Any
 
 import pytest
 
 from ops.control.job_metrics import enrichment_values, job_values
-from ops.jobs.jobs import Job
-from schemas.process.metrics import ENRICHMENTS, JOBS, METRICS, Value
+from schemas.process.metrics import ENRICHMENTS, JOBS, METRICS
 from schemas.vocabulary import JobStatus
 from sink.match_key import Outcome
+from tests.support.jobs import NOW, found, job
 
-NOW = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
-
-
-EMPTY = {"int": 0, "float": 0.0, "str": "", "bool": False, "tuple": (), "Mapping": {}, "datetime": NOW}
-
-
-def job(account: str, *, status: JobStatus = JobStatus.IN_PROGRESS, minutes: int = 0, **known: Any) -> Job:
-    """Return a job with these fields; all others are empty."""
-    at = NOW + dt.timedelta(minutes=minutes)
-    empty = {
-        field.name: EMPTY.get(getattr(field.type, "__name__", ""))
-        for field in fields(Job)
-        if field.default is MISSING and field.default_factory is MISSING
-    }
-    times = dict.fromkeys(("started_at", "updated_at", "heartbeat_at"), at)
-    given = {"company_sso_id": account, "job_id": f"{account}-{minutes}", "status": status}
-    return Job(**{**empty, **times, **given, **known})
-
-
-def found(values: list[Value], metric: str, **labels: str) -> list[float]:
-    return [
-        value.value for value in values if value.metric == metric and labels.items() <= dict(value.labels or {}).items()
-    ]
-
-
-BUSY = {
+BUSY: dict[str, Any] = {
     "records_total": 200,
     "records_migrated": 90,
     "records_skipped": 9,
@@ -51,7 +25,7 @@ BUSY = {
 }
 
 
-def test_a_job_has_a_value_for_each_metric_with_its_labels():
+def test_a_job_has_a_value_for_each_metric_with_its_labels() -> None:
     values = job_values([job("acme", **BUSY)], {"acme": {"processors": 7, "sink": 3}}, {"acme": 1})
     assert {value.metric for value in values} == {metric.name for metric in JOBS}
     for value in values:
@@ -67,14 +41,14 @@ def test_a_job_has_a_value_for_each_metric_with_its_labels():
     assert found(values, "dead_letters_waiting") == [1]
 
 
-def test_what_is_not_known_is_left_out_and_not_zero():
+def test_what_is_not_known_is_left_out_and_not_zero() -> None:
     values = job_values([job("acme", **{**BUSY, "accuracy_pct": None})], {"acme": {"sink": 3}}, {})
     assert found(values, "job_accuracy_ratio") == []
     assert found(values, "lag_records") == [3]
     assert found(values, "dead_letters_waiting") == []
 
 
-def test_an_accounts_last_whole_job_counts_and_lag_only_while_it_runs():
+def test_an_accounts_last_whole_job_counts_and_lag_only_while_it_runs() -> None:
     jobs = [
         job("acme", status=JobStatus.COMPLETED, minutes=2),
         job("acme", status=JobStatus.FAILED, minutes=1),
@@ -85,7 +59,7 @@ def test_an_accounts_last_whole_job_counts_and_lag_only_while_it_runs():
     assert found(values, "lag_records") == []
 
 
-def test_accounts_are_bounded_and_those_that_run_are_the_last_to_go():
+def test_accounts_are_bounded_and_those_that_run_are_the_last_to_go() -> None:
     jobs = [job(f"a{n}", status=JobStatus.COMPLETED, minutes=n) for n in range(1, 20)] + [job("runs", minutes=0)]
     values = job_values(jobs, {}, {}, accounts_max=3)
     assert {dict(value.labels or {})["account"] for value in values} == {"runs", "a19", "a18"}
@@ -98,7 +72,7 @@ def enrichment(account: str, *, minutes: int = 0, finished: bool = False, **know
     return {"_id": account, **empty, "updated_at": at, "finished_at": at if finished else None, **known}
 
 
-def test_an_enrichment_has_a_value_for_each_metric_and_outcome():
+def test_an_enrichment_has_a_value_for_each_metric_and_outcome() -> None:
     outcomes = {"patched": 30, "enrich_ambiguous": 2}
     values = enrichment_values([enrichment("acme", rows=50, rows_total=200, outcomes=outcomes, deleted_references=4)])
     assert {value.metric for value in values} == {metric.name for metric in ENRICHMENTS}
@@ -113,13 +87,13 @@ def test_an_enrichment_has_a_value_for_each_metric_and_outcome():
     assert found(values, "enrichment_updated_timestamp_seconds") == [NOW.timestamp()]
 
 
-def test_an_enrichment_that_is_over_is_whole_whatever_was_counted_before():
+def test_an_enrichment_that_is_over_is_whole_whatever_was_counted_before() -> None:
     values = enrichment_values([enrichment("acme", rows=7, rows_total=9, finished=True), enrichment("none")])
     assert found(values, "enrichment_unfinished", account="acme") == [0]
     assert found(values, "enrichment_progress_ratio", account="acme") == [1]
     assert found(values, "enrichment_progress_ratio", account="none") == [0]  # its rows have not been counted yet
 
 
-def test_enrichments_are_bounded_and_the_last_heard_of_stay():
+def test_enrichments_are_bounded_and_the_last_heard_of_stay() -> None:
     values = enrichment_values([enrichment(f"a{n}", minutes=n) for n in range(9)], accounts_max=2)
     assert {dict(value.labels or {})["account"] for value in values} == {"a8", "a7"}

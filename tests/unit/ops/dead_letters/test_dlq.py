@@ -1,6 +1,8 @@
 """Dead letters as a list: each failure once, what can be proven of its row, and which rows a retry takes."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,12 +49,12 @@ def event(audit_id: int = 7, changes: str = "---\nname: Budi\n") -> AuditEvent:
     )
 
 
-def test_a_failure_that_was_written_twice_is_listed_once_with_the_first_offset():
+def test_a_failure_that_was_written_twice_is_listed_once_with_the_first_offset() -> None:
     letters = [letter(0, at=5), letter(1, at=6), letter(2, at=5), letter(3, at=5, run=2)]
     assert [(each.offset, each.repeats) for each in once(letters)] == [(0, 1), (1, 0), (3, 0)]
 
 
-def test_records_that_are_no_dead_letters_are_each_listed():
+def test_records_that_are_no_dead_letters_are_each_listed() -> None:
     letters = [letter_of(offset, b"garbage", CODEC) for offset in (0, 1)]
     assert [(each.offset, each.cause, each.row) for each in once(letters)] == [
         (0, UNREADABLE, None),
@@ -61,7 +63,7 @@ def test_records_that_are_no_dead_letters_are_each_listed():
     assert letter_of(0, CODEC.encode(event()), CODEC).cause == UNREADABLE
 
 
-def test_a_dead_letter_is_read_without_its_payload():
+def test_a_dead_letter_is_read_without_its_payload() -> None:
     record = DeadLetter(7, 0, "replay", 2, 5, 1, CHANGES, "why", b"9", b"x" * 1000, 1_600_000_000_000_000)
     found = letter_of(3, CODEC.encode(record), CODEC)
     assert (found.offset, found.row, found.position, found.payload_bytes) == (3, 7, "replay/2@5", 1000)
@@ -70,7 +72,7 @@ def test_a_dead_letter_is_read_without_its_payload():
     assert moment(-(2**62)).year == 1
 
 
-def test_states_say_what_is_proven_and_how_often_a_row_has_failed():
+def test_states_say_what_is_proven_and_how_often_a_row_has_failed() -> None:
     letters = [letter(0, 7), letter(1, 8), letter(2, 7, run=2), letter(3, 0), letter(4, 9, cause=FOREIGN)]
     found = judge(letters, {8: "it has a document"})
     assert [(each.letter.offset, each.state, each.failures) for each in found] == [
@@ -87,7 +89,7 @@ def listed(*letters: Letter, resolved: tuple[int, ...] = ()) -> list[Listed]:
     return judge(letters, dict.fromkeys(resolved, "it has a document"))
 
 
-def test_a_retry_takes_every_waiting_row_once_and_says_what_it_leaves():
+def test_a_retry_takes_every_waiting_row_once_and_says_what_it_leaves() -> None:
     found = listed(
         letter(0, 9),
         letter(1, 7),
@@ -102,7 +104,7 @@ def test_a_retry_takes_every_waiting_row_once_and_says_what_it_leaves():
     assert (planned.no_audit_id, planned.other_accounts, planned.left_out) == ([4], [5], [])
 
 
-def test_the_cause_of_the_last_letter_decides_and_ids_narrow_it():
+def test_the_cause_of_the_last_letter_decides_and_ids_narrow_it() -> None:
     found = listed(
         letter(0, 7, cause=REFUSED), letter(1, 7, run=2), letter(2, 8, cause=REFUSED), letter(3, 9), resolved=(9,)
     )
@@ -112,7 +114,7 @@ def test_the_cause_of_the_last_letter_decides_and_ids_narrow_it():
     assert planned.left_out == [(9, "it is resolved: it has a document")]
 
 
-def test_a_row_that_has_failed_every_retry_is_left_out_unless_forced():
+def test_a_row_that_has_failed_every_retry_is_left_out_unless_forced() -> None:
     found, retried = listed(letter(0, 7), letter(1, 8)), {7: RETRIES_MAX, 8: RETRIES_MAX - 1}
     planned = plan(found, retried, cause="", audit_ids=None, force=False)
     assert planned.audit_ids == [8]
@@ -131,7 +133,7 @@ def attempt(outcome: str, ids: list[int], **groups: list[int]) -> dict[str, obje
     }
 
 
-def test_failed_retries_are_counted_in_a_row_and_an_unfinished_one_counts():
+def test_failed_retries_are_counted_in_a_row_and_an_unfinished_one_counts() -> None:
     attempts = [
         attempt("done", [7, 8], failed=[7, 8]),
         attempt("done", [8], migrated=[8]),
@@ -142,14 +144,14 @@ def test_failed_retries_are_counted_in_a_row_and_an_unfinished_one_counts():
     assert failed_retries(attempts) == {7: 3, 8: 1}
 
 
-def test_a_feeds_retry_sends_what_waits_of_a_row_the_last_and_what_has_no_row():
+def test_a_feeds_retry_sends_what_waits_of_a_row_the_last_and_what_has_no_row() -> None:
     found = listed(
         letter(0, 7), letter(1, 7, run=2), letter(2, 0), letter(3, 8), letter(4, 9, cause=REFUSED), resolved=(8,)
     )
     found.append(replace(found[2], letter=replace(found[2].letter, offset=5, source_topic="outcomes")))
     tried = [{"audit_ids": [9]}] * RETRIES_MAX
 
-    def offsets(**how):
+    def offsets(**how: Any) -> tuple[list[int], list[int]]:
         sending = chosen("replay", found, tried, **{"cause": "", "audit_ids": None, "force": False, **how})
         return [each.letter.offset for each in sending.letters], [offset for offset, _ in sending.left_out]
 
@@ -159,7 +161,7 @@ def test_a_feeds_retry_sends_what_waits_of_a_row_the_last_and_what_has_no_row():
     assert offsets(audit_ids=[7, 8]) == ([1], [])
 
 
-def test_outcomes_are_kept_by_what_they_are():
+def test_outcomes_are_kept_by_what_they_are() -> None:
     outcomes = {9: ("migrated", ""), 7: ("failed", CHANGES), 8: ("failed", CHANGES)}
     assert grouped(outcomes) == [
         {"outcome": "failed", "why": CHANGES, "audit_ids": [7, 8]},
@@ -167,7 +169,7 @@ def test_outcomes_are_kept_by_what_they_are():
     ]
 
 
-def test_payloads_are_shown_as_far_as_they_can_be_read():
+def test_payloads_are_shown_as_far_as_they_can_be_read() -> None:
     shown = payload_of(CODEC.encode(event()), CODEC)
     assert (shown["kind"], shown["fields"]["audited_changes"]) == ("AuditEvent", "---\nname: Budi\n")
     assert shown["fields"]["created_at"] == "2020-09-13T12:26:40+00:00"
@@ -179,7 +181,7 @@ def test_payloads_are_shown_as_far_as_they_can_be_read():
     assert payload_of(b"", CODEC)["kind"] == "empty"
 
 
-def test_a_log_in_a_payload_is_shown_as_its_document():
+def test_a_log_in_a_payload_is_shown_as_its_document() -> None:
     from bson import encode
 
     log = ActivityLog(7, 0, 1, 1, encode({"category": "deal", "changes": [{"to": 2**40}]}))
@@ -187,18 +189,18 @@ def test_a_log_in_a_payload_is_shown_as_its_document():
     assert shown["fields"]["document"] == {"category": "deal", "changes": [{"to": 2**40}]}
 
 
-def test_a_hex_dump_names_places_and_says_what_it_leaves_out():
+def test_a_hex_dump_names_places_and_says_what_it_leaves_out() -> None:
     assert hex_dump(b"\x00AB") == f"0000  {'00 41 42':<47}  .AB"
     lines = hex_dump(bytes(300), 32).splitlines()
     assert [line[:4] for line in lines[:2]] == ["0000", "0010"]
     assert lines[2] == "268 more bytes"
 
 
-def test_what_a_terminal_would_obey_is_written_out():
+def test_what_a_terminal_would_obey_is_written_out() -> None:
     assert printable("a\x1b[2Jb\nc\td\x9b") == "a\\x1b[2Jb\nc\td\\x9b"
 
 
-def test_audit_ids_are_numbers_ranges_or_a_file(tmp_path):
+def test_audit_ids_are_numbers_ranges_or_a_file(tmp_path: Path) -> None:
     assert parse_audit_ids("17,18, 20-22") == [17, 18, 20, 21, 22]
     file = tmp_path / "ids"
     file.write_text("1\n2-3\n")
@@ -216,6 +218,6 @@ def test_audit_ids_are_numbers_ranges_or_a_file(tmp_path):
         ("@/nowhere/at/all", "cannot be read"),
     ],
 )
-def test_wrong_audit_ids_are_named(text, says):
+def test_wrong_audit_ids_are_named(text: str, says: str) -> None:
     with pytest.raises(BadInputError, match=says):
         parse_audit_ids(text)

@@ -102,7 +102,6 @@ def test_enrichment_is_on_by_default_and_no_part_of_what_a_job_compares() -> Non
 def test_what_a_job_says_of_its_enrichment_in_words() -> None:
     counted = {"outcomes": {"patched": 1200, "complete": 3, "enrich_ambiguous": 2, "no_contact": 4}}
     done = view_of({"state": "done", **counted, "deleted_references": 5})
-    assert done is not None
     assert (done.state, done.association_rows, done.patched) == (EnrichmentState.DONE, 1209, 1200)
     assert in_words(done, "a") == (
         "association logs: 1,200 enriched, 3 complete already, 2 ambiguous; 5 name a deleted record"

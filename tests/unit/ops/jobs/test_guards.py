@@ -10,7 +10,7 @@ from schemas.vocabulary import JobStatus
 
 STATES: tuple[JobStatus | None, ...] = (None, *JobStatus)
 # Every pair of action and state that is refused, by the code of the refusal; what is not named is allowed.
-REFUSED = {
+REFUSED: dict[RespCode, set[tuple[Action, str | None]]] = {
     RespCode.JOB_NOT_FOUND: {
         (Action.HALT, None), (Action.RESUME, None), (Action.RERUN, None), (Action.ROLLBACK, None),
         (Action.VERIFY, None), (Action.DLQ_RETRY, None),
@@ -39,7 +39,6 @@ def test_every_action_in_every_state_is_allowed_or_refused_with_its_code(
     if expected is None:
         assert refused is None
     else:
-        assert refused is not None
         assert (refused.resp_code, bool(refused.what), bool(refused.to_do)) == (expected, True, True)
 
 
@@ -53,7 +52,6 @@ def test_an_action_that_is_allowed_is_a_transition_of_the_table() -> None:
 @pytest.mark.parametrize("status", STATES)
 def test_without_the_flag_nothing_is_triggered_and_everything_else_goes_on(status: JobStatus | None) -> None:
     refused = why_not(Action.TRIGGER, "a", status, flag_enabled=False)
-    assert refused is not None
     assert refused.resp_code is RespCode.FLAG_DISABLED
     for action in set(Action) - {Action.TRIGGER}:
         assert why_not(action, "a", status, flag_enabled=False) == why_not(action, "a", status, flag_enabled=True)
@@ -91,5 +89,4 @@ def test_ninety_nine_of_a_hundred_persons_have_to_be_contacts(
 def test_a_refusal_says_whether_it_has_seen_all_rows() -> None:
     for complete, says in ((True, "from all: 30 rows"), (False, "from a sample: 30 rows")):
         refused = contacts_refusal("a", Coverage(30, 10, 1, complete=complete))
-        assert refused is not None
         assert says in refused.what

@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 
-from ops.jobs.jobs import TRANSITIONS, Ledger, percent, progress_pct, refusal
+from ops.jobs.jobs import TRANSITIONS, Ledger, progress_pct, refusal
 from schemas.vocabulary import JobStatus
+from sink.job_counts import percent
 
 ALLOWED = {
     ("in_progress", "halted"),

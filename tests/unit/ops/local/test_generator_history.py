@@ -1,6 +1,5 @@
 """The generated history: always the same, valid, and with the skew and the accidents of a real CRM."""
 
-import hashlib
 import json
 import os
 import re
@@ -8,7 +7,6 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 
@@ -19,50 +17,11 @@ from ops.local.generator.history import HISTORY_BEGIN, HISTORY_END, UNKNOWN_PERS
 from ops.local.generator.pieces import ERAS, pieces_of, sample_updates
 from ops.local.generator.plain import PlainHistory
 from schemas.source.audited_changes import Columns, read
-from tests.unit.ops.local.test_generator_psych import NotOursError, read_back
+from tests.support.generator import ESCAPES, Audit, audits, digest
+from tests.support.psych import NotOursError, read_back
 
-ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 ROWS = 12_000
-
-
-@dataclass(frozen=True)
-class Audit:
-    """A generated row, its fields as PostgreSQL will have them."""
-
-    id: int
-    auditable_id: int
-    auditable_type: str
-    associated_id: int | None
-    associated_type: str | None
-    user_id: int | None
-    user_type: str | None
-    username: str | None
-    action: str
-    changes: str | None
-    version: int
-    comment: str | None
-    remote_address: str | None
-    request_uuid: str
-    created_at: str
-    account_id: int
-
-    @classmethod
-    def of(cls, line: str) -> "Audit":
-        f = [None if x == "\\N" else re.sub(r"\\(.)", lambda m: ESCAPES[m[1]], x) for x in line.split("\t")]
-        numbers = {0, 1, 3, 5, 10, 15}
-        return cls(*(int(x) if i in numbers and x is not None else x for i, x in enumerate(f)))  # type: ignore[arg-type]
-
-    @property
-    def record(self) -> tuple[str, int]:
-        return self.auditable_type, self.auditable_id
-
-
-def audits(history: History) -> Iterator[Audit]:
-    for text, rows in history.chunks():
-        lines = text.decode().split("\n")
-        assert lines.pop() == ""
-        assert len(lines) == rows
-        yield from map(Audit.of, lines)
+DIGEST_OF_3000 = "87a63f8b9656b71283827d714a2e7c8a50cf280b4127dde54852855e37215a72"
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +35,6 @@ def rows(history: tuple[History, list[Audit]]) -> list[Audit]:
     return history[1]
 
 
-def digest(plan: Plan) -> str:
-    made = PlainHistory(plan) if plan.shape == "peer" else History(plan)
-    sha = hashlib.sha256()
-    for text, _ in made.chunks():
-        sha.update(text)
-    return sha.hexdigest()
-
-
-DIGEST_OF_3000 = "87a63f8b9656b71283827d714a2e7c8a50cf280b4127dde54852855e37215a72"
-
-
 def test_a_plan_gives_the_bytes_it_has_always_given() -> None:
     # Raise `tables.VERSION` together with this digest: databases made before are then made anew.
     assert digest(Plan(3_000)) == DIGEST_OF_3000
@@ -95,7 +43,7 @@ def test_a_plan_gives_the_bytes_it_has_always_given() -> None:
 def test_neither_hash_seed_nor_time_zone_nor_locale_matter() -> None:
     code = (
         "from ops.local.generator.history import Plan\n"
-        "from tests.unit.ops.local.test_generator_history import digest\n"
+        "from tests.support.generator import digest\n"
         "print(digest(Plan(3000)))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "4711", "TZ": "Asia/Kathmandu", "LC_ALL": "C"}
@@ -296,7 +244,7 @@ def test_persons_are_skewed(rows: list[Audit]) -> None:
 
 
 def test_comments_name_the_person_in_most_rows_and_fail_in_a_few(rows: list[Audit]) -> None:
-    forms = Counter()
+    forms: Counter[str] = Counter()
     for row in rows:
         if row.comment is None:
             forms["none"] += 1
@@ -315,7 +263,7 @@ def test_comments_name_the_person_in_most_rows_and_fail_in_a_few(rows: list[Audi
 def test_all_kinds_of_actors_act(history: tuple[History, list[Audit]]) -> None:
     made, rows = history
     users = {user.id: user for user in made.users}
-    kinds = Counter()
+    kinds: Counter[str] = Counter()
     for row in rows:
         if row.user_type == "User":
             user = users.get(row.user_id or 0)

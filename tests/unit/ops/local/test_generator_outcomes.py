@@ -1,7 +1,7 @@
 """What becomes of generated rows: most turn into logs, a realistic few are skipped, and none is refused."""
 
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,20 +12,20 @@ from ops.local.generator.tables import crm_tables
 from ops.local.sample.contacts import generated_contacts
 from processors.encoding.transform import Transformed, Transformer
 from processors.rules.decide import Refused, Skip
-from schemas.records import AuditEvent, Contact, Referent, User
+from schemas.records import Contact
 from schemas.source.mapping import load
 from schemas.vocabulary import SkipReason
-from tests.unit.ops.local.test_generator_history import Audit, audits
+from tests.support.generator import EPOCH, audits
+from tests.support.lookups import Nothing
 
 ROWS = 12_000
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def microseconds(moment: datetime) -> int:
     return (moment - EPOCH) // timedelta(microseconds=1)
 
 
-class Tables:
+class Tables(Nothing):
     """What the processors' tables would hold of an account: its contacts, by id and by the map."""
 
     def __init__(self, history: History, account: Account) -> None:
@@ -52,36 +52,6 @@ class Tables:
     def contact(self, person_id: str) -> Contact | None:
         return self.contacts.get(person_id)
 
-    def user(self, user_id: int) -> User | None:
-        return None
-
-    def sso_id(self, email: str) -> str | None:
-        return None
-
-    def referent(self, referent_type: str, referent_id: int) -> Referent | None:
-        return None
-
-
-def event(row: Audit) -> AuditEvent:
-    return AuditEvent(
-        audit_id=row.id,
-        id_range=0,
-        created_at=microseconds(datetime.fromisoformat(row.created_at + "+00:00")),
-        auditable_type=row.auditable_type,
-        auditable_id=row.auditable_id,
-        associated_type=row.associated_type or "",
-        associated_id=row.associated_id or 0,
-        user_type=row.user_type or "",
-        user_id=row.user_id or 0,
-        username=row.username or "",
-        action=row.action,
-        audited_changes=row.changes or "",
-        changes_are_json=False,
-        version=row.version,
-        comment=row.comment or "",
-        request_uuid=row.request_uuid,
-    )
-
 
 @pytest.fixture(scope="module")
 def outcomes() -> list[Transformed | Skip | Refused]:
@@ -91,7 +61,7 @@ def outcomes() -> list[Transformed | Skip | Refused]:
     made: list[Transformed | Skip | Refused] = []
     for account in history.accounts:
         tables, transformer = Tables(history, account), Transformer(mapping, account.company_sso_id)
-        made += [transformer.transform(event(row), tables) for row in rows if row.account_id == account.number]
+        made += [transformer.transform(row.event, tables) for row in rows if row.account_id == account.number]
         assert sum(str(person) in tables.contacts for person in tables.people) > 0.99 * len(tables.people)
     return made
 

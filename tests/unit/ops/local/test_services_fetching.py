@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from ops.local.services.fetching import CancelledError, ToolCache, locked
 from ops.local.services.launcher import start_mark
 from schemas.errors import BadInputError
+from tests.support.waiting import at_once, wait_until
 
 
 @pytest.fixture
@@ -66,11 +66,7 @@ def test_two_at_once_fill_once_and_the_second_says_that_it_waits(cache: ToolCach
             waits.set()
 
     cache.say = say
-    threads = [threading.Thread(target=cache.path, args=("tool", "the tool", slow)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(2, lambda _: cache.path("tool", "the tool", slow))
     assert filled == 1
     assert (cache.directory / "tool" / "tool").exists()
 
@@ -116,8 +112,7 @@ def test_an_installer_is_ended_with_its_children_when_told(cache: ToolCache, tmp
     script = f"sleep 300 & echo $! > {running}.partial; mv {running}.partial {running}; wait"
 
     def tell() -> None:
-        while not running.exists():
-            time.sleep(0.01)
+        wait_until(running.exists, "the installer runs")
         cache.cancel.set()
 
     teller = threading.Thread(target=tell)
@@ -126,7 +121,4 @@ def test_an_installer_is_ended_with_its_children_when_told(cache: ToolCache, tmp
         cache.run("thing", ["/bin/sh", "-c", script], cwd=tmp_path)
     teller.join()
     child = int(running.read_text())
-    deadline = time.monotonic() + 20
-    while start_mark(child) is not None:  # it has been sent SIGKILL, and may take a moment to die of it
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: start_mark(child) is None, "SIGKILL takes effect")

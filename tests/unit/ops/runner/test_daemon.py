@@ -27,7 +27,7 @@ def test_a_daemon_waits_for_mongodb_and_says_so_once(
         if len(asked) <= 3:
             database["jobs"].find_one()
 
-    monkeypatch.setattr(daemon.migrations, "require_current", require_current)
+    monkeypatch.setattr("ops.jobs.migrations.require_current", require_current)
     monkeypatch.setattr(daemon.Daemon, "step", lambda self: False)
     daemon.Daemon(Connections(mongodb_url="mongodb://127.0.0.1:1"), daemon.Limits()).run(until_idle=True)
     said = [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines()]
@@ -40,7 +40,7 @@ def test_a_job_s_process_has_the_servers_of_its_daemon(monkeypatch: pytest.Monke
     """Which may be embedded ones, that no environment names: the process itself does not look for them."""
     monkeypatch.delenv("MONGODB_URL", raising=False)
     started: list[dict[str, str]] = []
-    monkeypatch.setattr(daemon.subprocess, "Popen", lambda _command, env, **_options: started.append(env))
+    monkeypatch.setattr("subprocess.Popen", lambda _command, env, **_options: started.append(env))
     daemon.Daemon(Connections(mongodb_url="mongodb://mongo.example"), daemon.Limits())._start_child()
     assert [env["MONGODB_URL"] for env in started] == ["mongodb://mongo.example"]
 

@@ -51,7 +51,6 @@ def test_what_was_asked_for_is_no_attempt_that_failed_and_yet_is_said(error: Bas
 @pytest.mark.parametrize("error", [InterruptedRunError("x"), OutageError("x"), ReplayError("x"), KeyError("x")])
 def test_a_replay_of_chosen_rows_fails_at_once_for_no_other_runner_knows_them(error: Exception) -> None:
     terms = terms_after(error, replace(JOB, partial=True), JOB)
-    assert terms is not None
     assert terms.fail
     assert terms.error
 
@@ -61,7 +60,6 @@ def test_an_outage_is_waited_for_however_long_with_growing_pauses(error: Excepti
     job, pauses = JOB, []
     for _ in range(100):
         terms = terms_after(error, job, job)
-        assert terms is not None
         assert not terms.fail
         assert terms.error == str(error)
         pauses.append(terms.pause_s)
@@ -75,7 +73,6 @@ def test_anything_else_is_tried_again_a_few_times_and_then_the_job_has_failed(er
     job = JOB
     for attempt in range(1, ATTEMPTS_MAX + 1):
         terms = terms_after(error, job, job)
-        assert terms is not None
         assert (terms.attempts, terms.fail) == (attempt, attempt == ATTEMPTS_MAX)
         assert terms.error == (str(error) if isinstance(error, ReplayError) else "ended by ValueError")
         job = replace(job, attempts=attempt)
@@ -91,5 +88,4 @@ def test_a_runner_that_got_on_with_the_job_begins_a_new_row_of_attempts() -> Non
     before = replace(JOB, attempts=ATTEMPTS_MAX - 1, records_migrated=5)
     for now in (replace(before, records_skipped=1), replace(before, run=2)):
         terms = terms_after(ReplayError("x"), before, now)
-        assert terms is not None
         assert (terms.attempts, terms.fail) == (1, False)

@@ -74,7 +74,9 @@ def environ() -> dict[str, str]:
     return {"CRM_REPLAY_METRICS_PORT": str(_free_port())}
 
 
-def test_a_runner_tells_what_its_workers_say_under_the_labels_of_targets(environ, tmp_path):
+def test_a_runner_tells_what_its_workers_say_under_the_labels_of_targets(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
     with gathering("runner", tmp_path, environ) as port:
         assert port == int(environ["CRM_REPLAY_METRICS_PORT"])
         with worker("h-a", environ, "acme", 3), worker("h-b", environ, "beta", 4):
@@ -100,7 +102,7 @@ def test_a_runner_tells_what_its_workers_say_under_the_labels_of_targets(environ
     assert not announced_in.exists()
 
 
-def test_a_worker_that_cannot_be_asked_is_down_and_the_others_are_told(environ, tmp_path):
+def test_a_worker_that_cannot_be_asked_is_down_and_the_others_are_told(environ: dict[str, str], tmp_path: Path) -> None:
     environ["CRM_REPLAY_METRICS_DIR"] = str(tmp_path / "given")
     with (
         gathering("runner", tmp_path, environ) as port,
@@ -112,6 +114,7 @@ def test_a_worker_that_cannot_be_asked_is_down_and_the_others_are_told(environ, 
         announce(directory, "strange", other)
         (directory / "half.json").write_text('[{"targets":')
         assert [target.labels["worker"] for target in targets_in(directory)] == ["h-a", "killed", "strange"]
+        assert port is not None
         found = told(port)
         assert {labels["worker"]: labels["value"] for labels in found["crm_replay_worker_up", "gauge"]} == {
             "h-a": 1.0,
@@ -123,14 +126,14 @@ def test_a_worker_that_cannot_be_asked_is_down_and_the_others_are_told(environ, 
 
 
 @pytest.mark.parametrize("port", ["", "0"])
-def test_where_each_process_is_a_target_a_runner_tells_nothing(port, tmp_path):
+def test_where_each_process_is_a_target_a_runner_tells_nothing(port: str, tmp_path: Path) -> None:
     environ = {"CRM_REPLAY_METRICS_PORT": port}
     with gathering("runner", tmp_path, environ) as found:
         assert found is None
         assert "CRM_REPLAY_METRICS_DIR" not in environ
 
 
-def test_a_port_that_cannot_be_had_is_one_line(environ, tmp_path):
+def test_a_port_that_cannot_be_had_is_one_line(environ: dict[str, str], tmp_path: Path) -> None:
     with (
         gathering("runner", tmp_path, environ),
         pytest.raises(BadInputError, match="metrics cannot be served on"),
@@ -144,7 +147,9 @@ def test_a_port_that_cannot_be_had_is_one_line(environ, tmp_path):
         pass
 
 
-def test_no_proxy_is_asked_for_a_worker(monkeypatch, environ, tmp_path):
+def test_no_proxy_is_asked_for_a_worker(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], tmp_path: Path
+) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     with gathering("runner", tmp_path, environ), worker("h-a", environ, "acme", 3):

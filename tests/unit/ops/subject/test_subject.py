@@ -11,25 +11,15 @@ from hypothesis import strategies as st
 from ops.subject.model import Certificate, Kept, Person, gone_by, is_about, shown_record
 from schemas.codec import Codec
 from schemas.errors import BadInputError
-from schemas.records import ActivityLog, AuditEvent, Contact, DeadLetter, Record, Referent, SkippedRecord
+from schemas.records import ActivityLog, Contact, DeadLetter, Record, Referent, SkippedRecord
 from schemas.source.mapping import PersonRule
 from schemas.source.person import PERSON_ID_MAX
 from sink.purge import of_person
+from tests.support.factories import event
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 CODEC = Codec()
 RULE = PersonRule()
-
-
-def event(**fields: object) -> AuditEvent:
-    defaults: dict[str, object] = dict.fromkeys(AuditEvent._fields, "")
-    numbers = ("audit_id", "id_range", "created_at", "auditable_id", "associated_id", "user_id", "version")
-    defaults |= dict.fromkeys(numbers, 0) | {
-        "changes_are_json": False,
-        "auditable_type": "Crm::Deal",
-        "action": "update",
-    }
-    return AuditEvent(**{**defaults, **fields})  # type: ignore[arg-type]
 
 
 def log(person_id: int, **more: object) -> ActivityLog:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processors.encoding import documents
+from schemas.identity import ID_BYTES
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters()),
@@ -48,7 +49,7 @@ def test_how_a_value_is_stored(value: Any, stored: Any) -> None:
 def test_a_document_of_16_mib_with_its_id_is_too_large() -> None:
     empty = len(documents.encode({"v": ""}))
     fits = documents.encode({"v": "x" * (documents.DOCUMENT_BYTES_MAX - empty)})
-    assert len(fits) + documents.ID_BYTES == documents.MONGODB_DOCUMENT_BYTES_MAX
+    assert len(fits) + ID_BYTES == documents.MONGODB_DOCUMENT_BYTES_MAX
     assert not documents.is_too_large(fits)
     assert documents.is_too_large(documents.encode({"v": "x" * (documents.DOCUMENT_BYTES_MAX - empty + 1)}))
 

@@ -6,10 +6,13 @@ The Avro side follows the rules that converters share: an optional type is a uni
 
 import json
 from base64 import b64decode
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
 import fastavro
+
+from schemas.source.mapping import SourceMapping, parse
 
 PRIMITIVES = {"int8": "int", "int16": "int", "int32": "int", "int64": "long", "float32": "float", "float64": "double",
               "boolean": "boolean", "string": "string", "bytes": "bytes"}  # fmt: skip
@@ -59,3 +62,32 @@ def _value(value: Any, schema: dict[str, Any]) -> Any:
     if value is not None and schema["type"] == "struct":
         return {field["field"]: _value(value[field["field"]], field) for field in schema["fields"]}
     return b64decode(value) if value is not None and schema["type"] == "bytes" else value
+
+
+MULTI_TENANT = """
+source: {account: {column: account_id, query: "SELECT id FROM a WHERE company_sso_id = %(company_sso_id)s", ...}}
+scope: [Crm::Deal]
+categories: {Crm::Deal: {category: deal}}
+"""
+ROW: Mapping[str, Any] = {
+    "id": 17,
+    "auditable_type": "Crm::Deal",
+    "auditable_id": 7,
+    "associated_type": None,
+    "associated_id": None,
+    "user_type": "User",
+    "user_id": 3,
+    "username": None,
+    "action": "update",
+    "audited_changes": "---\nname:\n- a\n- b\n",
+    "version": 2,
+    "comment": None,
+    "remote_address": "192.0.2.1",
+    "request_uuid": "8f14e45f-ceea-467f-a8f5-5f1a3f0c7a10",
+    "created_at": 1_700_000_000_123_456,
+}
+
+
+def multi_tenant(setting: str) -> SourceMapping:
+    """Return the mapping of a table of several accounts, with one more setting of its account column."""
+    return parse(MULTI_TENANT.replace("...", setting), "m.yaml")

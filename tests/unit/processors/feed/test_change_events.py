@@ -14,35 +14,13 @@ from processors.feed.change_events import SCHEMA_HEADER, ChangeDecoder, Headers,
 from schemas.codec import Codec
 from schemas.errors import MappingError, ServiceUnreachableError
 from schemas.records import AuditEvent, DeadLetter
-from schemas.source.mapping import SourceMapping, load, parse
+from schemas.source.mapping import SourceMapping, load
 from schemas.vocabulary import ChangeRefusal
-from tests.unit.processors.feed.connect_schemas import as_avro
+from tests.unit.processors.feed.connect_schemas import ROW, as_avro, multi_tenant
 
 RECORDED = Path(__file__).parents[3] / "golden" / "change_events" / "debezium-3.7.jsonl"
 MAPPING = load(None)
 ACCOUNT = "acme"
-MULTI_TENANT = """
-source: {account: {column: account_id, query: "SELECT id FROM a WHERE company_sso_id = %(company_sso_id)s", ...}}
-scope: [Crm::Deal]
-categories: {Crm::Deal: {category: deal}}
-"""
-ROW: Mapping[str, Any] = {
-    "id": 17,
-    "auditable_type": "Crm::Deal",
-    "auditable_id": 7,
-    "associated_type": None,
-    "associated_id": None,
-    "user_type": "User",
-    "user_id": 3,
-    "username": None,
-    "action": "update",
-    "audited_changes": "---\nname:\n- a\n- b\n",
-    "version": 2,
-    "comment": None,
-    "remote_address": "192.0.2.1",
-    "request_uuid": "8f14e45f-ceea-467f-a8f5-5f1a3f0c7a10",
-    "created_at": 1_700_000_000_123_456,
-}
 EVENT = AuditEvent(
     17, 0, 1_700_000_000_123_456, "Crm::Deal", 7, "", 0, "User", 3, "", "update", "---\nname:\n- a\n- b\n", False, 2,
     "", "8f14e45f-ceea-467f-a8f5-5f1a3f0c7a10", ACCOUNT,
@@ -50,7 +28,7 @@ EVENT = AuditEvent(
 
 
 def decoder(mapping: SourceMapping = MAPPING, **more: Any) -> ChangeDecoder:
-    return ChangeDecoder(mapping, **({"company_sso_id": ACCOUNT} if mapping is MAPPING else {}), **more)
+    return ChangeDecoder(mapping, **{**({"company_sso_id": ACCOUNT} if mapping is MAPPING else {}), **more})
 
 
 def decode(value: Any, headers: Headers = None) -> AuditEvent | Refused | None:
@@ -345,10 +323,6 @@ def test_json_columns_say_so_in_the_schema() -> None:
 
 
 # -- whose the row is
-
-
-def multi_tenant(setting: str) -> SourceMapping:
-    return parse(MULTI_TENANT.replace("...", setting), "m.yaml")
 
 
 def test_the_header_names_the_account_of_a_table_without_an_account_column() -> None:

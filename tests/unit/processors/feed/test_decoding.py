@@ -15,8 +15,7 @@ from schemas.codec import Codec
 from schemas.records import AuditEvent
 from schemas.source import mapping
 from schemas.source.mapping import SourceMapping
-from tests.unit.processors.feed.test_change_events import ROW, multi_tenant
-from tests.unit.processors.feed.test_change_events import decoder as of_change_events
+from tests.unit.processors.feed.connect_schemas import ROW, multi_tenant
 
 DEFAULT = mapping.load(None).model_dump(by_alias=True)
 RENAMED = SourceMapping.model_validate(DEFAULT | {"aliases": {"Person": "Crm::Person", "Deal": "Crm::Deal"}})
@@ -46,7 +45,7 @@ def test_a_row_under_a_former_name_is_called_by_the_name_now(value: Any) -> None
 
 def test_rows_of_a_new_account_are_decoded_again_once_it_is_published() -> None:
     published: dict[str, str] = {}
-    changes = of_change_events(multi_tenant("inverse: SELECT id FROM a"), account_of=published.get)
+    changes = ChangeDecoder(multi_tenant("inverse: SELECT id FROM a"), account_of=published.get)
     decoder = FeedDecoder(Codec(), changes, lambda event: event)
     values = (orjson.dumps({**ROW, "account_id": 42}), of_our_schema(), None)
     records = [cast("SourceRecord", Record(b"k", value)) for value in values]

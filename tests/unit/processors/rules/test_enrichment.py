@@ -13,9 +13,9 @@ from schemas.records import Referent
 from schemas.source import mapping
 from schemas.vocabulary import SkipReason
 from sink.indexes import ENRICHED_ACTIONS, ENRICHED_CATEGORIES
-from tests.unit.processors.rules.test_transform import BEFORE, ROW, WATERMARK, Anyone, Lookups
+from tests.support.factories import event
+from tests.support.lookups import BEFORE, ROW, WATERMARK, Anyone, Lookups
 from tests.unit.schemas.sample import rows
-from tests.unit.schemas.source.test_person import event
 
 MAPPING = mapping.load(None)
 FINDER = AssociationFinder(MAPPING, "A", ENRICHED_CATEGORIES, ENRICHED_ACTIONS)

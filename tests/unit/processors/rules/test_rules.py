@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ops.checks.file_rows import FileLookups
 from processors.encoding import documents
+from processors.encoding.rows import RowEncoder
 from processors.encoding.transform import Transformed, Transformer
 from processors.rules.actors import ActorRules
 from processors.rules.associations import AssociationRules, metadata_of, record_id_in
@@ -16,12 +17,13 @@ from processors.rules.categories import CategoryOf, action_of, category_rules, c
 from processors.rules.contacts import resolve
 from processors.rules.enrichment import AssociationFinder, AssociationLog
 from processors.rules.watermark import skip_reason
+from schemas.codec import Codec
 from schemas.records import AuditEvent, Contact, Referent, User
 from schemas.source import mapping
 from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import FellBack, SkipReason
 from sink.indexes import ENRICHED_ACTIONS, ENRICHED_CATEGORIES
-from tests.unit.schemas.source.test_person import event
+from tests.support.factories import event
 
 MAPPING = mapping.load(None)
 RULES = category_rules(MAPPING)
@@ -135,7 +137,9 @@ def test_every_reader_brings_a_status_to_its_action(changes: str) -> None:
     transformed = Transformer(MAPPING, "a").transform(row, lookups)
     assert isinstance(transformed, Transformed)
     assert transformed.document["action"] == "won"
-    assert Transformer(MAPPING, "a").to_bson(row, lookups) == documents.encode(transformed.document)
+    assert RowEncoder(Transformer(MAPPING, "a"), lookups, Codec()).document(row) == documents.encode(
+        transformed.document
+    )
     finder = AssociationFinder(MAPPING, "a", ENRICHED_CATEGORIES, ENRICHED_ACTIONS)
     assert finder.may_be(row)
     found = finder.find(row, lookups)
@@ -188,7 +192,6 @@ class Contacts:
 def test_persons_are_tried_until_one_has_a_contact() -> None:
     lookups = Contacts(Contact("A", "2", "customer-2", 0), Contact("A", "3", "customer-3", 0))
     found = resolve(("1", "2", "3"), "A", lookups)
-    assert found is not None
     assert (found[0], found[1].customer_id) == ("2", "customer-2")
     assert lookups.asked == ["1", "2"]
     assert resolve(("1", "9"), "A", lookups) is None

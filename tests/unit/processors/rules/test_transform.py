@@ -9,64 +9,21 @@ from hypothesis import strategies as st
 
 from processors.encoding.transform import Transformed, Transformer
 from processors.rules.decide import Answer, Refused, Rules, Skip
-from schemas.records import AuditEvent, Contact, Referent, User
+from schemas.records import AuditEvent
 from schemas.source import mapping
 from schemas.source.person import person_candidates
 from schemas.vocabulary import DeadLetterCause, SkipReason
+from tests.support.lookups import ROW, WATERMARK, Anyone, Lookups
 from tests.unit.schemas.sample import SampleRow, as_stored, row_id, rows
-from tests.unit.schemas.source.test_person import event
 
 MAPPING = mapping.load(None)
-WATERMARK = 1_700_000_000_000_000
-BEFORE = WATERMARK - 1
 REDACTED = {"encrypted_password", "national_id", "portal_token", "ssn", "secret"}
-
-
-class Lookups:
-    """Persons 1 to 9 are contacts of account A; users 1 to 9 are active."""
-
-    def __init__(self, account: str = "A", watermark: int = WATERMARK) -> None:
-        self._account = account
-        self._watermark = watermark
-
-    def contact(self, person_id: str) -> Contact | None:
-        if len(person_id) > 1:
-            return None
-        return Contact(self._account, person_id, f"{self._account}-{person_id}", self._watermark)
-
-    def user(self, user_id: int) -> User | None:
-        return User(user_id, f"u{user_id}@example.com", f"User {user_id}", False) if user_id < 10 else None
-
-    def sso_id(self, email: str) -> str | None:
-        return f"sso-{email}" if not email.startswith("u9") else None
-
-    def referent(self, referent_type: str, referent_id: int) -> Referent | None:
-        return Referent(referent_type, referent_id, "Renewal") if referent_id == 7 else None
-
-
-class Anyone(Lookups):
-    """Every person is a contact, synced after every row."""
-
-    def contact(self, person_id: str) -> Contact | None:
-        return Contact("A", person_id, f"contact-{person_id}", 2**62)
 
 
 def transformed(row: AuditEvent, live: bool = False, **fields: Any) -> dict[str, Any]:
     result = Transformer(MAPPING.model_copy(update=fields), "A", live=live).transform(row, Lookups())
     assert isinstance(result, Transformed), result
     return result.document
-
-
-ROW = event(
-    audit_id=42,
-    created_at=BEFORE,
-    comment='{"crm_person_id":1}',
-    audited_changes="---\ncrm_stage_id:\n- 31\n- 39\n",
-    user_type="User",
-    user_id=3,
-    request_uuid="r-1",
-    version=5,
-)
 
 
 def test_the_whole_document() -> None:

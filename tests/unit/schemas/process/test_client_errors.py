@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException
 from pymongo.errors import EncryptionError, OperationFailure
 
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
-from schemas.process.client_errors import SERVERS, kind_of
+from schemas.process.client_errors import SERVERS, kind_of, server_of
 
 LIBRARIES = (psycopg, psycopg.errors, pymongo.errors, confluent_kafka, confluent_kafka.error, aiokafka.errors, httpx)
 
@@ -111,3 +111,11 @@ def test_an_error_of_no_client_is_none(error: Exception) -> None:
 
 def test_an_outage_is_not_bad_input() -> None:
     assert not issubclass(ServiceUnreachableError, BadInputError)
+
+
+def test_a_class_of_ours_that_is_derived_from_a_client_s_is_of_that_client() -> None:
+    class OverError(psycopg.OperationalError):
+        pass
+
+    assert server_of(OverError()) == "PostgreSQL"
+    assert kind_of(OverError()) is ServiceUnreachableError

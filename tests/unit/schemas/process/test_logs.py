@@ -16,7 +16,7 @@ from schemas.process import logs
 
 
 @pytest.fixture
-def stream(monkeypatch) -> Iterator[io.StringIO]:
+def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """Give the stream that is logged to at DEBUG; afterwards logging is as it was."""
     root = logging.getLogger()
     handlers, level, hook = root.handlers[:], root.level, sys.excepthook
@@ -37,7 +37,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_a_line_has_time_level_event_and_what_was_bound(stream):
+def test_a_line_has_time_level_event_and_what_was_bound(stream: io.StringIO) -> None:
     logs.bind(account="acme", job_id="j1", run=7)
     logging.getLogger("sink").info("batch of %d written", 2000, extra={"seconds": 0.5})
     (line,) = lines(stream)
@@ -83,18 +83,18 @@ def test_a_line_has_time_level_event_and_what_was_bound(stream):
         ("run 0 of 12, 0.25 s, id 0", "run 0 of 12, 0.25 s, id 0"),
     ],
 )
-def test_addresses_numbers_credentials_and_values_are_taken_out_and_nothing_else(text, shown):
+def test_addresses_numbers_credentials_and_values_are_taken_out_and_nothing_else(text: str, shown: str) -> None:
     assert logs.scrub(text) == shown
 
 
-def test_fields_that_hold_a_row_are_withheld_however_deep(stream):
+def test_fields_that_hold_a_row_are_withheld_however_deep(stream: io.StringIO) -> None:
     extra = {"payload": {"a": "Budi"}, "row": {"audited_changes": "Budi", "id": 5, "list": [{"email": "Budi"}]}}
     logging.getLogger("x").info("a row", extra=extra)
     assert "Budi" not in stream.getvalue()
     assert lines(stream)[0]["row"]["id"] == 5
 
 
-def test_an_exception_is_its_type_and_places_and_its_text_only_if_that_cannot_be_a_value(stream):
+def test_an_exception_is_its_type_and_places_and_its_text_only_if_that_cannot_be_a_value(stream: io.StringIO) -> None:
     try:
         try:
             int("Budi Santoso")
@@ -111,7 +111,7 @@ def test_an_exception_is_its_type_and_places_and_its_text_only_if_that_cannot_be
     assert "Budi" not in stream.getvalue()
 
 
-def test_what_nobody_caught_is_logged_without_its_text(stream):
+def test_what_nobody_caught_is_logged_without_its_text(stream: io.StringIO) -> None:
     error = KeyError("Budi")
     sys.excepthook(KeyError, error, None)
     assert lines(stream)[0]["event"] == "ended by KeyError: [withheld]"
@@ -120,7 +120,7 @@ def test_what_nobody_caught_is_logged_without_its_text(stream):
     assert "no route" in stream.getvalue()
 
 
-def test_libraries_that_log_whole_messages_do_not_do_so_at_debug_either(stream):
+def test_libraries_that_log_whole_messages_do_not_do_so_at_debug_either(stream: io.StringIO) -> None:
     for name in ("pymongo.command", "aiokafka.conn", "faust.transport", "httpx"):
         logging.getLogger(name).debug("Budi")
     assert stream.getvalue() == ""
@@ -138,7 +138,7 @@ PEOPLE = (
 )  # fmt: skip
 
 
-def test_no_library_says_anything_of_a_person_at_any_level(stream):
+def test_no_library_says_anything_of_a_person_at_any_level(stream: io.StringIO) -> None:
     for name in LIBRARIES:
         for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
             for person in PEOPLE:
@@ -150,12 +150,12 @@ def test_no_library_says_anything_of_a_person_at_any_level(stream):
     assert not [part for part in ("siti", "Siti", "812-3456", "81234567890", "hunter2") if part in text]
 
 
-def test_a_long_text_is_cut(stream):
+def test_a_long_text_is_cut(stream: io.StringIO) -> None:
     logging.getLogger("x").info("%s", "y" * 100_000)
     assert len(stream.getvalue()) < 2_500
 
 
-def test_text_is_for_people_and_another_format_or_level_is_refused():
+def test_text_is_for_people_and_another_format_or_level_is_refused() -> None:
     out = io.StringIO()
     root = logging.getLogger()
     handlers, level, hook = root.handlers[:], root.level, sys.excepthook
@@ -176,7 +176,7 @@ def test_text_is_for_people_and_another_format_or_level_is_refused():
         assert says in str(refused.value)
 
 
-def test_the_last_line_of_a_log_is_read_back_whatever_its_format():
+def test_the_last_line_of_a_log_is_read_back_whatever_its_format() -> None:
     assert logs.last_event('{"event": "gave up", "level": "error"}') == "gave up"
     assert logs.last_event("plain words") == "plain words"
     assert logs.last_event("{not JSON") == "{not JSON"

@@ -4,18 +4,21 @@ import json
 import re
 import urllib.request
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from processors.metrics import ProcessorMetrics
 from producer.metrics import Counters
+from schemas.compiled import COMPILED, hot_paths
 from schemas.errors import BadInputError
 from schemas.process import metrics
 from schemas.process.exposition import of_children, serving
 from schemas.process.metrics import METRICS, Kind, Value
 from sink.metrics import SinkMetrics
 
-BUSY = {
+BUSY: dict[str, Any] = {
     "producer": Counters(rows=5, pages=2, cursors={0: 7, 1: 9}, cursor_saved_at=1.5, top_audit_id=10),
     "processors": ProcessorMetrics(
         records_in=6,
@@ -42,12 +45,12 @@ def served(port: int) -> str:
 
 
 @pytest.mark.parametrize("role", BUSY)
-def test_a_process_has_a_value_for_each_metric_of_its_role_and_no_other(role):
+def test_a_process_has_a_value_for_each_metric_of_its_role_and_no_other(role: Any) -> None:
     found = {value.metric for value in BUSY[role].values()}
     assert found == {metric.name for metric in OF_ROLE[role]}
 
 
-def test_names_follow_the_conventions_and_labels_are_given_as_declared():
+def test_names_follow_the_conventions_and_labels_are_given_as_declared() -> None:
     for metric in METRICS.values():
         assert re.fullmatch(r"crm_replay_[a-z][a-z_]+[a-z]", metric.full_name)
         assert metric.full_name.endswith("_total") == (metric.kind is Kind.COUNTER)
@@ -58,7 +61,7 @@ def test_names_follow_the_conventions_and_labels_are_given_as_declared():
 
 
 @pytest.mark.parametrize("role", BUSY)
-def test_prometheus_reads_them_at_the_port_that_is_announced(role, tmp_path):
+def test_prometheus_reads_them_at_the_port_that_is_announced(role: Any, tmp_path: Path) -> None:
     environ = {
         "CRM_REPLAY_METRICS_PORT": "0",
         "CRM_REPLAY_METRICS_DIR": str(tmp_path),
@@ -76,6 +79,7 @@ def test_prometheus_reads_them_at_the_port_that_is_announced(role, tmp_path):
     for metric in OF_ROLE[role]:
         assert f"# TYPE {metric.full_name} {metric.kind.value}\n" in text
     assert f'crm_replay_process_info{{account="acme",job_id="j",role="{role}",run="7"}} 1.0' in text
+    assert f"crm_replay_hot_paths_compiled {float(hot_paths() == COMPILED)}\n" in text
     assert "process_cpu_seconds_total" in text
     if role == "processors":
         assert 'crm_replay_outcomes_total{outcome="skip",reason="contact_not_found"} 2.0' in text
@@ -87,7 +91,7 @@ def test_prometheus_reads_them_at_the_port_that_is_announced(role, tmp_path):
     assert not list(tmp_path.iterdir())  # nobody scrapes a process that has ended
 
 
-def test_nothing_is_served_unless_asked_for_and_a_taken_port_is_one_line():
+def test_nothing_is_served_unless_asked_for_and_a_taken_port_is_one_line() -> None:
     with serving("sink", list, environ={}) as port:
         assert port is None
     with (
@@ -104,13 +108,13 @@ def test_nothing_is_served_unless_asked_for_and_a_taken_port_is_one_line():
             pass
 
 
-def test_a_name_that_nobody_declared_is_not_served_in_silence():
+def test_a_name_that_nobody_declared_is_not_served_in_silence() -> None:
     from schemas.process.exposition import Collected
 
     with pytest.raises(KeyError, match="rows_red_total"):
         list(Collected(lambda: [Value("rows_red_total", 1)]).collect())
 
 
-def test_children_take_any_port_where_their_parent_has_one():
+def test_children_take_any_port_where_their_parent_has_one() -> None:
     assert of_children({"CRM_REPLAY_METRICS_PORT": "9102"}) == {"CRM_REPLAY_METRICS_PORT": "0"}
     assert of_children({}) == {}

@@ -4,8 +4,6 @@ import logging
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,53 +12,23 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from schemas.errors import BadInputError
 from schemas.process import logs, spans, tracing
-from schemas.process.spans import Recorded
 from schemas.process.tracing import OFF, SPANS_MAX, UNTRACED, Headers, TracingSettings, context_of, pieces_of
 from tests.fixtures.otlp import receiver
-from tests.unit.test_imports import IMPORTS
+from tests.support.sources import IMPORTS
+from tests.support.tracing import PAGE, Here, context
+from tests.support.waiting import wait_until
 
 PREFIX = "CRM_REPLAY_TRACING_"
-PAGE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NOT_DRAWN = PAGE[:-1] + b"0"
 
 
-class Kept(SpanExporter):
-    """Keeps what was to be sent."""
-
-    def __init__(self) -> None:
-        self.spans: list[ReadableSpan] = []
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self.spans += spans
-        return SpanExportResult.SUCCESS
-
-
-class Here:
-    """The traces of a process, and what they were."""
-
-    def __init__(self, ratio: float = 1.0) -> None:
-        self._kept = Kept()
-        about = {"crm_replay.account": "acme"}
-        self.traces = Recorded("sink", TracingSettings(sample_ratio=ratio), about, self._kept)
-
-    def spans(self) -> list[ReadableSpan]:
-        """Return all spans, sent: nothing can be recorded after this."""
-        self.traces.close()
-        return self._kept.spans
-
-
 @pytest.fixture
-def here(monkeypatch) -> Here:
+def here(monkeypatch: pytest.MonkeyPatch) -> Here:
     monkeypatch.setenv("CRM_REPLAY_WORKER", "host-sink-0")
     return Here()
-
-
-def context(trace: int, span: int) -> bytes:
-    return f"00-{trace:032x}-{span:016x}-01".encode()
 
 
 def the_context(headers: Headers | None) -> bytes:
@@ -76,7 +44,7 @@ def parent_of(span: ReadableSpan) -> str:
 # ---- off -------------------------------------------------------------------------------------------------------------
 
 
-def test_tracing_is_off_unless_asked_for(monkeypatch):
+def test_tracing_is_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     assert tracing.start("sink", account="acme") is OFF
     monkeypatch.setenv(f"{PREFIX}SAMPLE_RATIO", "0")
@@ -90,7 +58,7 @@ def test_tracing_is_off_unless_asked_for(monkeypatch):
     OFF.close()
 
 
-def test_with_tracing_off_the_processes_do_not_import_opentelemetry():
+def test_with_tracing_off_the_processes_do_not_import_opentelemetry() -> None:
     code = """
 import sys
 import producer.__main__, processors.__main__, processors.feed.worker, sink.__main__
@@ -107,7 +75,7 @@ assert "opentelemetry.sdk.trace" in sys.modules
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_one_module_knows_opentelemetry():
+def test_one_module_knows_opentelemetry() -> None:
     assert [module for module, names in IMPORTS.items() if any(n.startswith("opentelemetry") for n in names)] == [
         "schemas.process.spans"
     ]
@@ -127,7 +95,7 @@ def test_one_module_knows_opentelemetry():
         ("ENDPOINT", "collector:4317", "no URL of HTTP"),
     ],
 )
-def test_a_wrong_setting_is_named(monkeypatch, name, value, says):
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:
     monkeypatch.setenv(PREFIX + name, value)
     with pytest.raises(BadInputError, match=says) as caught:
         tracing.start("sink")
@@ -143,11 +111,11 @@ def test_a_wrong_setting_is_named(monkeypatch, name, value, says):
         ("https://gate.example/otlp/v1/traces", "https://gate.example/otlp/v1/traces"),
     ],
 )
-def test_the_endpoint_is_a_base_address(endpoint, url):
+def test_the_endpoint_is_a_base_address(endpoint: str, url: str | None) -> None:
     assert TracingSettings(endpoint=endpoint).url == url
 
 
-def test_opentelemetrys_own_variables_are_heard(monkeypatch):
+def test_opentelemetrys_own_variables_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     with receiver() as collector:
         monkeypatch.setenv(f"{PREFIX}SAMPLE_RATIO", "1")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
@@ -174,7 +142,9 @@ def test_opentelemetrys_own_variables_are_heard(monkeypatch):
     assert span.process == "producer"
 
 
-def test_a_collector_that_is_away_costs_its_spans_and_a_line_of_the_log(monkeypatch, caplog):
+def test_a_collector_that_is_away_costs_its_spans_and_a_line_of_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(spans, "CLOSE_S", 0.5)
     monkeypatch.setenv(f"{PREFIX}SAMPLE_RATIO", "1")
     monkeypatch.setenv(f"{PREFIX}ENDPOINT", "http://127.0.0.1:9")
@@ -187,10 +157,7 @@ def test_a_collector_that_is_away_costs_its_spans_and_a_line_of_the_log(monkeypa
             assert work.headers is not None
             work.end()
         traces.close()
-        deadline = time.monotonic() + 30
-        while not (said := [record for record in caplog.records if record.name.startswith("opentelemetry")]):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        said = wait_until(lambda: [r for r in caplog.records if r.name.startswith("opentelemetry")], "it is logged")
     assert len(said) == 1
     # What it leaves behind draws lots for its pauses: hypothesis, in a test after this, would take them for its own.
     for thread in {*threading.enumerate()} - threads:
@@ -201,7 +168,7 @@ def test_a_collector_that_is_away_costs_its_spans_and_a_line_of_the_log(monkeypa
 # ---- who is traced ---------------------------------------------------------------------------------------------------
 
 
-def test_the_lot_falls_on_about_as_many_pages_as_were_asked_for():
+def test_the_lot_falls_on_about_as_many_pages_as_were_asked_for() -> None:
     here = Here(ratio=0.25)
     works = [here.traces.begin("page") for _ in range(2_000)]
     drawn = [work for work in works if work.followed]
@@ -212,7 +179,7 @@ def test_the_lot_falls_on_about_as_many_pages_as_were_asked_for():
     assert len({span.context.trace_id for span in here.spans() if span.context}) == len(drawn)
 
 
-def test_what_follows_a_drawn_page_is_followed_whatever_this_processs_own_ratio(here):
+def test_what_follows_a_drawn_page_is_followed_whatever_this_processs_own_ratio(here: Here) -> None:
     rarely = Here(ratio=1e-9)
     assert rarely.traces.begin("page") is UNTRACED
     work = rarely.traces.follow("run", [PAGE])
@@ -236,7 +203,7 @@ def test_what_follows_a_drawn_page_is_followed_whatever_this_processs_own_ratio(
         b"\xff" * 55,
     ],
 )
-def test_a_context_that_says_nothing_is_not_followed(here, nothing):
+def test_a_context_that_says_nothing_is_not_followed(here: Here, nothing: Any) -> None:
     assert here.traces.follow("run", [nothing]) is UNTRACED
     work = here.traces.follow("run", [nothing, PAGE])
     assert work.headers_after(nothing) is None
@@ -244,7 +211,7 @@ def test_a_context_that_says_nothing_is_not_followed(here, nothing):
     assert len(here.spans()) == 1
 
 
-def test_work_for_several_pages_is_a_span_in_each_of_their_traces(here):
+def test_work_for_several_pages_is_a_span_in_each_of_their_traces(here: Here) -> None:
     work = here.traces.follow("batch", [context(1, 11), context(2, 21), context(1, 12), context(1, 11)], rows=7)
     with work.step("bulk write", collection="activity_logs"):
         pass
@@ -262,7 +229,7 @@ def test_work_for_several_pages_is_a_span_in_each_of_their_traces(here):
         assert span.attributes == {"collection": "activity_logs"}
 
 
-def test_work_for_more_pages_than_spans_max_leaves_out_the_rest(here):
+def test_work_for_more_pages_than_spans_max_leaves_out_the_rest(here: Here) -> None:
     contexts = [context(number, number) for number in range(1, SPANS_MAX + 3)]
     work = here.traces.follow("batch", contexts)
     assert [work.headers_after(each) is None for each in contexts] == [False] * SPANS_MAX + [True] * 2
@@ -273,7 +240,7 @@ def test_work_for_more_pages_than_spans_max_leaves_out_the_rest(here):
 # ---- what is said ----------------------------------------------------------------------------------------------------
 
 
-def test_what_ends_in_an_error_says_which_kind_and_nothing_more(here):
+def test_what_ends_in_an_error_says_which_kind_and_nothing_more(here: Here) -> None:
     work = here.traces.begin("page")
     with pytest.raises(ValueError, match="siti"), work.step("encode"):
         raise ValueError("siti@contoh.co.id is no address")
@@ -284,13 +251,13 @@ def test_what_ends_in_an_error_says_which_kind_and_nothing_more(here):
     assert not any(span.events or span.status.description or "rows" in (span.attributes or {}) for span in found)
 
 
-def test_work_that_does_not_end_is_not_sent(here):
+def test_work_that_does_not_end_is_not_sent(here: Here) -> None:
     with here.traces.begin("page").step("read"):
         pass
     assert here.spans() == []
 
 
-def test_steps_lie_within_their_work_in_their_order(here):
+def test_steps_lie_within_their_work_in_their_order(here: Here) -> None:
     work = here.traces.begin("page")
     for name in ("read", "encode", "publish"):
         with work.step(name):
@@ -305,7 +272,7 @@ def test_steps_lie_within_their_work_in_their_order(here):
     assert inner[-1][1] <= times["page"][1]
 
 
-def test_what_is_logged_in_a_step_has_the_traces_id(here):
+def test_what_is_logged_in_a_step_has_the_traces_id(here: Here) -> None:
     handler = logging.getLogger("schemas.test_tracing")
     work = here.traces.follow("run", [PAGE])
     said: list[dict[str, Any]] = []
@@ -335,7 +302,7 @@ def test_what_is_logged_in_a_step_has_the_traces_id(here):
 
 
 @given(st.lists(st.sampled_from([b"", PAGE, NOT_DRAWN])))
-def test_pieces_are_all_records_in_their_order_and_neighbours_differ(contexts):
+def test_pieces_are_all_records_in_their_order_and_neighbours_differ(contexts: list[bytes]) -> None:
     headers = [[("other", b"1"), ("traceparent", each)] if each else None for each in contexts]
     pieces = pieces_of(headers)
     assert [piece.context for piece in pieces for _ in range(piece.begin, piece.end)] == contexts

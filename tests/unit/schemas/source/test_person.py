@@ -2,7 +2,6 @@
 # ruff: noqa: E501 - a table of fragments
 
 import time
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,14 +17,10 @@ from schemas.source.person import (
     person_candidates,
     record_key,
 )
+from tests.support.factories import event
 from tests.unit.schemas.sample import SampleRow, row_id, rows
 
 RULE = PersonRule()
-EMPTY = AuditEvent(1, 0, 0, "Crm::Deal", 7, "", 0, "", 0, "", "update", "", False, 1, "", "")
-
-
-def event(**fields: Any) -> AuditEvent:
-    return EMPTY._replace(**fields)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from schemas.codec import Codec
 from schemas.job import LiveFeed
 from schemas.records import ActivityLog, DeadLetter, SkippedRecord
 from schemas.vocabulary import DeadLetterCause, SkipReason
-from sink.counting import Bin, Decided, PartitionProgress
-from sink.decoding import Taken
+from sink.counting import PartitionProgress
 from sink.documents import is_whole
 from sink.feed.alarm import Alarm
 from sink.feed.decoding import LiveDecoder, account_in, with_id
 from sink.feed.progress import advance, totals_by_account
 from sink.progress import RunTotals, to_fields
+from sink.records import Bin, Decided, Taken
 
 CODEC = Codec()
 FEED = LiveFeed(job_id="live:t", run=7, partitions=2, mapping_path="", feed="t", topic="t.audits")

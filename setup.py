@@ -1,0 +1,42 @@
+"""Compiles the hot paths with mypyc, where a C compiler is; without one the package is installed all the same."""
+
+import runpy
+import warnings
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+HOT = runpy.run_path("schemas/compiled.py")
+# What is not named is not read: its types would differ with what is installed beside the compiler, and its constants
+# would be written into the extensions, whose digest does not cover it.
+OPTIONS = ["--config-file=", "--cache-dir=build/mypy_cache", "--follow-imports=skip", "--ignore-missing-imports"]
+
+
+def extensions() -> list[Extension]:
+    """Return one extension for each named module and their library; none where mypyc cannot make their C sources."""
+    try:
+        from mypyc.build import mypycify
+
+        paths = [str(source.relative_to(HOT["ROOT"])) for source in HOT["MODULES"].values()]
+        made = mypycify([*OPTIONS, *paths], group_name=f"schemas.{HOT['library_name']()}", target_dir="build")
+    except (ImportError, SystemExit) as error:  # mypyc ends the process where a source does not compile
+        warnings.warn(f"the hot paths are not compiled ({error})", stacklevel=1)
+        return []
+    for extension in made:
+        extension.optional = True
+    return made
+
+
+class Build(build_ext):
+    """Builds extensions; in place, those of other sources go."""
+
+    def run(self) -> None:
+        """Build them all."""
+        if self.inplace or self.editable_mode:
+            for path in HOT["built"]():
+                Path(path).unlink()
+        super().run()
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": Build})

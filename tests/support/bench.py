@@ -1,0 +1,117 @@
+"""The Faust application's agent with a producer and a transformer of the test's own."""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
+
+from processors.app import Parts, ReplayApp, RunHandler
+from processors.batching import Run, Stretch
+from processors.lookups.tables import HighWater
+from processors.metrics import ProcessorMetrics
+from processors.outcomes import OutcomeNotDeliveredError, OutcomeProducer
+
+TP = SimpleNamespace(topic="replay", partition=0)
+
+
+class FakeProducer:
+    """Deliveries are confirmed when the test says so."""
+
+    def __init__(self) -> None:
+        self.sent: list[int] = []
+        self.confirmations: list[asyncio.Event] = []
+        self.refuse: set[int] = set()
+
+    def send(self, messages: Sequence[Any], count: int, partition: int) -> int:
+        assert (count, partition) == (len(messages), 0)
+        self.sent.append(len(messages))
+        self.confirmations.append(asyncio.Event())
+        return len(self.sent) - 1
+
+    async def confirmed(self, delivery: int) -> None:
+        await self.confirmations[delivery].wait()
+        if delivery in self.refuse:
+            raise OutcomeNotDeliveredError("refused")
+
+
+class FakeTransformer:
+    def decode(self, records: Sequence[Any]) -> list[Any]:
+        return list(records)
+
+    def outcomes(self, records: Sequence[Any], _decoded: Any, _partition: int, high: HighWater) -> list[Any]:
+        for record in records:
+            high.is_republished(0, record)
+        return [(b"", b"")] * len(records)
+
+
+def parts(transformer: Any, *, begins_traces: bool = False) -> Parts:
+    """Return parts of a replay that look nothing up."""
+
+    async def prepare(_: Any, decoded: Sequence[Any]) -> Sequence[Any]:
+        await asyncio.sleep(0)
+        return decoded
+
+    async def aclose() -> None: ...
+
+    return Parts(transformer, prepare, partial(HighWater, 1), dict, aclose, "", begins_traces=begins_traces)
+
+
+class FakeApp:
+    def __init__(self) -> None:
+        self.tables = self
+        self.tables_fail = False
+        self.high_waters: dict[Stretch, HighWater] = {}
+        self.crashes: list[BaseException] = []
+        self.ends_checked = 0
+        self.crashed = asyncio.Event()
+
+    def check_end(self) -> None:
+        self.ends_checked += 1
+
+    def check(self) -> None:
+        if self.tables_fail:
+            raise OutcomeNotDeliveredError("the tables are gone")
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    async def crash(self, error: BaseException) -> None:
+        self.crashes.append(error)
+        self.crashed.set()
+
+
+class Event:
+    def __init__(self, run: Run, acked: list[int]) -> None:
+        self.value = run
+        self._acked = acked
+
+    def ack(self) -> bool:
+        self._acked.append(self.value.begin)
+        return True
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.app = FakeApp()
+        self.producer = FakeProducer()
+        self.stretch = Stretch(1, "", 1)
+        self.app.high_waters[self.stretch] = HighWater(1)
+        self.acked: list[int] = []
+        self.seen: list[int] = []
+        self.handler = RunHandler(
+            cast("ReplayApp", self.app),
+            parts(FakeTransformer()),
+            cast("OutcomeProducer", self.producer),
+            ProcessorMetrics(),
+            lambda run: self.seen.append(run.begin),
+        )
+
+    def event(self, begin: int, stretch: Stretch | None = None) -> Event:
+        records = [begin, begin + 1]
+        return Event(Run(TP, records, begin, begin + 2, stretch or self.stretch), self.acked)
+
+    async def settle(self) -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
