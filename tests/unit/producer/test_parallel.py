@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from producer import parallel
 from producer.cursor import IdRange
-from producer.parallel import StoppedError, read_in_children
+from producer.parallel import read_in_children
 from schemas.errors import ReplayError
+from schemas.process.waiting import StoppedError
 
 LOTS = [[IdRange(number, 0, 0, 9)] for number in range(2)]
 
@@ -19,7 +19,7 @@ def readers(monkeypatch: pytest.MonkeyPatch, commands: Sequence[str]) -> None:
     """Have shell commands in place of the readers."""
     start: Callable[..., Any] = subprocess.Popen
     left = iter(commands)
-    monkeypatch.setattr(parallel.subprocess, "Popen", lambda _, stdin: start(["sh", "-c", next(left)], stdin=stdin))
+    monkeypatch.setattr(subprocess, "Popen", lambda _, stdin: start(["sh", "-c", next(left)], stdin=stdin))
 
 
 def test_a_reader_that_is_stopped_before_it_can_say_so_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
