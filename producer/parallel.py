@@ -7,6 +7,7 @@ lived on would publish beside the one that a restart begins.
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -78,10 +79,12 @@ def read_in_children(lots: Sequence[Sequence[IdRange]], stop: Callable[[], bool]
         while running:
             for child in list(running):
                 try:
-                    codes.append(child.wait(CHILD_POLL_S))
+                    code = child.wait(CHILD_POLL_S)
                 except subprocess.TimeoutExpired:
                     continue
                 running.remove(child)
+                # One that was stopped while it started has no handler yet, and has published nothing.
+                codes.append(ExitCode.STOPPED if ending and code == -signal.SIGTERM else code)
             if not ending and (stop() or any(codes)):
                 ending = True
                 for child in running:

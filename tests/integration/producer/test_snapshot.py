@@ -215,10 +215,10 @@ def test_the_number_of_ranges_may_change_with_every_start(make_job: MakeJob, mon
         wait_saved(mongo_database, milestone)
         readers_started = children.children()
         process.send_signal(how)
-        process.communicate(timeout=30)
+        _, said = process.communicate(timeout=30)
         # A reader that lived on would publish beside the next start's.
         assert psutil.wait_procs(readers_started, timeout=10)[1] == []
-        assert process.returncode == (ExitCode.STOPPED if how == signal.SIGTERM else -signal.SIGKILL)
+        assert process.returncode == (ExitCode.STOPPED if how == signal.SIGTERM else -signal.SIGKILL), said
     code, said = here.run(CRM_REPLAY_ID_RANGES="4", **small)
     assert code == 0, said
     assert [event.audit_id for event in sorted(here.events_counted_once())] == ids
