@@ -24,7 +24,7 @@ from types import ModuleType
 VARIABLE = "CRM_REPLAY_COMPILED"
 COMPILED = "compiled"
 NO_COMPILER = "no C compiler: install gcc and Python's headers"
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent  # whatever link it is reached by
 ROOT = HERE.parent
 SUFFIX = EXTENSION_SUFFIXES[0]
 MODULES = {

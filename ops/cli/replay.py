@@ -24,7 +24,6 @@ from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore
 from ops.progress import RunView, view_for
 from ops.runner.forkserver import forked
-from schemas.compiled import hot_paths
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
 from schemas.topics import LIVE_FEED, encode_account
@@ -157,7 +156,6 @@ def _finish(replay: Callable[[Any, Connections, RunView], Any], account: str, op
     from ops.runner.worker_metrics import gathering  # only for commands that run workers
 
     view = view_for(Console(stderr=True))
-    view.note(f"hot paths: {hot_paths()}")
     with forked() as forks, gathering("runner", options.home):
         try:
             result = replay(replace(options, forks=forks), host.connections(), view)

@@ -52,6 +52,7 @@ from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, Gap, IdRange
 from producer.survey import Survey
 from schemas.collections import JOBS
+from schemas.compiled import hot_paths
 from schemas.errors import BadInputError, ReplayError
 from schemas.process.connections import Connections
 from schemas.process.waiting import Deadline, retrying, stop_on_signals
@@ -208,6 +209,7 @@ def _work_on(
     view: RunView,
     stop: threading.Event,
 ) -> RunResult:
+    view.note(f"hot paths: {hot_paths()}")
     job = lease.job
     if around.store.has_lost_its_place(job):
         view.note(
