@@ -38,13 +38,11 @@ GRANT_IT = (
     " in force"
 )
 CURSOR = "crm_replay_rows"
-# What ends a first query, or its connection, in a server that goes on: one that does not is found by connecting again.
-INTERRUPTIONS = (
-    psycopg.errors.TransactionRollback,
-    psycopg.errors.QueryCanceled,
-    psycopg.errors.AdminShutdown,
-    psycopg.errors.CrashShutdown,
-)
+# SQLSTATEs of what ends a first query, or its connection, in a server that goes on: one that does not is found by
+# connecting again. "40" is the class of rollbacks: what a standby's recovery ends is a 40001 or a 40P01, and psycopg's
+# classes of these are not derived from its TransactionRollback.
+ROLLED_BACK = "40"
+INTERRUPTIONS = (ROLLED_BACK, "57014", "57P01", "57P02")  # query_canceled, admin_shutdown, crash_shutdown
 # PgBouncer's words; it has no translations, and one code for all that it refuses.
 REFUSES_OPTIONS = "startup parameter"
 REFUSES_TRANSACTIONS = "statement pooling"
@@ -225,7 +223,7 @@ class Connection:
         lost = self._db.closed or isinstance(error, ServiceUnreachableError)
         if not (lost or kind_of(error) is ServiceUnreachableError):
             raise error
-        interrupted = isinstance(error, InterruptedQueryError | psycopg.errors.TransactionRollback) and not lost
+        interrupted = not lost and (isinstance(error, InterruptedQueryError) or _is_one_of(error, ROLLED_BACK))
         if not interrupted:
             self._db.close()
         patience.wait(error, interrupted=interrupted)
@@ -251,11 +249,11 @@ class Connection:
             db, settings = self._connect()
             try:
                 self._ask_back(db, settings)
-            except INTERRUPTIONS as error:
-                db.close()
-                patience.wait(error, interrupted=True)
             except psycopg.Error as error:
                 db.close()
+                if _is_one_of(error, *INTERRUPTIONS):
+                    patience.wait(error, interrupted=True)
+                    continue
                 if REFUSES_TRANSACTIONS in str(error):
                     raise BadInputError(
                         f"{self.where} is reached through a connection pooler that takes no transactions"
@@ -343,6 +341,11 @@ class Connection:
         ).fetchall()
         settings = {name: setting for _, name, setting in found}
         return found[0][0] if found else 0, [name for name, value in wanted.items() if settings.get(name) != value]
+
+
+def _is_one_of(error: Exception, *sqlstates: str) -> bool:
+    """Return whether the error has one of the SQLSTATEs, or is of one of the classes of them."""
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(sqlstates)
 
 
 class _Patience:

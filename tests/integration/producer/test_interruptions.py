@@ -97,16 +97,28 @@ def test_a_query_that_is_cancelled_or_cut_off_is_asked_again(
         assert (found.result(60), interrupted) == (expected, 2)
 
 
-@pytest.mark.parametrize("how", ["pg_cancel_backend", "pg_terminate_backend"])
+# What a standby's recovery says, by its SQLSTATE, to a session that has just been opened.
+BY_RECOVERY = "DO $$ BEGIN RAISE 'terminating connection due to conflict with recovery' USING ERRCODE = '{}'; END $$"
+
+
+@pytest.mark.parametrize(
+    "interruption",
+    [
+        "SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(10)",
+        "SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(10)",
+        BY_RECOVERY.format("40001"),
+        BY_RECOVERY.format("40P01"),
+    ],
+)
 def test_a_session_that_is_ended_before_its_first_answer_is_opened_again(
-    database_dsn: str, how: str, monkeypatch: pytest.MonkeyPatch
+    database_dsn: str, interruption: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settle, ended = Connection._ask_back, list[Any]()
 
     def interrupted(self: Connection, db: psycopg.Connection[Any], settings: Any) -> None:
         if len(ended) < 2:
             ended.append(db.info.backend_pid)
-            db.execute(f"SELECT {how}(pg_backend_pid()), pg_sleep(10)")
+            db.execute(interruption)
         settle(self, db, settings)
 
     monkeypatch.setattr(Connection, "_ask_back", interrupted)
