@@ -37,10 +37,11 @@ RUN_TIMEOUT_S = 200
 SAME = ("records_total", "records_migrated", "records_skipped", "records_failed", "skips_by_reason", "accuracy_pct")
 SMALL_BATCH, DELAY_S = 500, 0.1
 FETCHED_AHEAD_MIB = 32  # what a sink fetches ahead is 16 MiB, twice while a poll takes it over
-SMALL_PAGES = {
+WITH_A_MIDDLE = {  # to die in: small pieces, and four seconds between the first and the last of them
     "CRM_REPLAY_PAGE_ROWS": "200",
     "CRM_REPLAY_CHECKPOINT_ROWS": "400",
-}  # so that there is a middle of the run to die in
+    "CRM_REPLAY_SOURCE_ROWS_PER_S": "4500",
+}
 
 
 @dataclass
@@ -96,7 +97,7 @@ class Replayed:
         """Roll back, and give a run that has begun, with the lines it says."""
         if self.job:
             assert self.crm.call("rollback", "--account", self.account, "--yes").returncode == 0
-        with self.crm.start(*self.words, **{**SMALL_PAGES, **environment}) as runner, reading(runner.stderr) as said:
+        with self.crm.start(*self.words, **{**WITH_A_MIDDLE, **environment}) as runner, reading(runner.stderr) as said:
             try:
                 yield runner, said
             finally:
@@ -119,7 +120,8 @@ class Replayed:
     def measured_run(self, **environment: str) -> tuple[dict[str, Any], dict[str, float]]:
         """Run without a fault, in small batches; return the job and the peak memory of each role in MiB."""
         small_batches = {"CRM_REPLAY_SINK_BATCH_RECORDS": str(SMALL_BATCH), "CRM_REPLAY_PAGE_ROWS": "2000"}
-        with self.fresh_run(**small_batches, **environment) as (runner, said):
+        at_full_speed = {"CRM_REPLAY_SOURCE_ROWS_PER_S": "0"}
+        with self.fresh_run(**small_batches, **at_full_speed, **environment) as (runner, said):
             meter = Meter(lambda: {role: pid for pid, role in workers_of(runner).items()}).start()
             job, taken_up = self.finish(runner, said)
             meter.stop()
