@@ -27,6 +27,7 @@ from schemas.process.tracing import OFF, Traces, Work, context_of
 from schemas.process.waiting import StoppedError
 from schemas.records import DeadLetter
 from sink.accounting import Accounting
+from sink.core import taken_from
 from sink.dead_letters import DeadLetterTopic, now_us
 from sink.decoding import Batch
 from sink.documents import BatchOutcome
@@ -258,10 +259,7 @@ class Sink:
             if self._traces.on:
                 self._note_contexts(polled)
             for message in polled:
-                outcomes = self._taken(message)
-                self._outcomes_a_record = max(self._outcomes_a_record, len(outcomes))
-                size += sum(len(taken.value) for taken in outcomes)
-                self._gathered += outcomes
+                size += self._take(message)
             records += len(polled)
             if records:
                 self._record_bytes = max(1, size // records)
@@ -271,12 +269,15 @@ class Sink:
         gathered, self._gathered = self._gathered, []
         return gathered
 
-    def _taken(self, message: Message) -> list[Taken]:
-        """Return the outcomes in a message; a null value (a tombstone) is taken as empty bytes: no record."""
+    def _take(self, message: Message) -> int:
+        """Gather a message's outcomes; return their bytes. A null value (a tombstone) is taken as empty bytes."""
         partition, offset = message.partition(), message.offset()
-        outcomes = self._codec.outcomes(message.key() or b"", message.value() or b"")
-        # Partition and offset are there, for it is no error; key and value are bytes, for nothing deserializes them.
-        return [Taken(partition, offset, key, value) for key, value in outcomes]  # type: ignore[arg-type]
+        assert partition is not None  # for it is no error
+        assert offset is not None
+        # Key and value are bytes, for nothing deserializes them.
+        outcomes: Any = self._codec.outcomes(message.key() or b"", message.value() or b"")
+        self._outcomes_a_record = max(self._outcomes_a_record, len(outcomes))
+        return taken_from(partition, offset, outcomes, self._gathered)
 
     def _note_contexts(self, polled: Iterable[Message]) -> None:
         """Note the trace contexts that records came with, and their partitions."""

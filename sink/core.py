@@ -34,6 +34,16 @@ def fell_back(document: bytes) -> str:
     return FELL_BACK if document[at : at + len(TYPE_DELETED_USER)] == TYPE_DELETED_USER else ""
 
 
+def taken_from(partition: int, offset: int, outcomes: Sequence[tuple[bytes, bytes]], taken: list[Taken]) -> int:
+    """Add a record's outcomes to `taken`; return the bytes of their values."""
+    new = tuple.__new__
+    size: i64 = 0
+    for key, value in outcomes:
+        size += len(value)
+        taken.append(new(Taken, (partition, offset, key, value)))
+    return size
+
+
 class IdMaker:
     """Puts the `_id` of one run in front of documents."""
 

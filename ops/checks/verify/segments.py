@@ -16,7 +16,6 @@ from bson import ObjectId
 
 from ops.checks.verify.compare import BODY_AT, body_of, decode, differences, documents, expected_document, stored
 from ops.checks.verify.expected import Expected, expected_of
-from ops.checks.verify.lookups import KeptLookups
 from ops.checks.verify.model import Finding, Kind, Tally
 from ops.checks.verify.seals import ACTING_MAX, WITHOUT_MAX, Evidence, Letters, Seal, SealStore, answers_fingerprint
 from processors.encoding.rows import RowEncoder
@@ -106,8 +105,7 @@ class SegmentChecker:
         self._directory = UserDirectory(url, work.company_sso_id) if url else None
         self._loop = asyncio.new_event_loop()
         self._tables = TableLookups(decoded(work.tables, work.codec, work.company_sso_id), self._directory)
-        self._lookups = KeptLookups(self._tables)
-        self._rows = RowEncoder(Transformer(work.mapping, work.company_sso_id), self._lookups, work.codec)
+        self._rows = RowEncoder(Transformer(work.mapping, work.company_sso_id), self._tables, work.codec)
         self._seals = SealStore(self._database, work.company_sso_id)
         self._letters = Letters(work.dead_letters)
         self._collected = _Collected()

@@ -14,7 +14,6 @@ from bson import Int64, ObjectId
 from ops.checks.verify import workers
 from ops.checks.verify.compare import body_of, decode, differences, documents, expected_document, stored
 from ops.checks.verify.expected import expected_of
-from ops.checks.verify.lookups import KeptLookups
 from ops.checks.verify.model import REPAIR_MAX, Counted, Finding, Kind, Report, Tally, count_mismatches
 from ops.checks.verify.segments import Chunk
 from ops.checks.verify.topics import Seen, phrase
@@ -26,7 +25,7 @@ from processors.rules.decide import Refused, Skip
 from schemas.codec import SINGLE_OBJECT_HEADER_BYTES, Codec
 from schemas.errors import BadInputError, ReplayError
 from schemas.identity import replay_id
-from schemas.records import ActivityLog, Contact, DeadLetter, SkippedRecord
+from schemas.records import ActivityLog, DeadLetter, SkippedRecord
 from schemas.vocabulary import DeadLetterCause, SkipReason
 from sink.core import IdMaker
 from tests.support.factories import event
@@ -147,34 +146,6 @@ class Rules:
 )
 def test_a_row_is_expected_to_end_as_the_processors_end_it(result: Any, expected: Any) -> None:
     assert expected_of(None, Rules(result)) == expected  # type: ignore[arg-type]
-
-
-def test_kept_lookups_ask_once() -> None:
-    asked: list[object] = []
-
-    class Tables:
-        def contact(self, person_id: str) -> Contact | None:
-            asked.append(person_id)
-            return Contact("acme", person_id, "c", 1) if person_id == "1" else None
-
-        def user(self, user_id: int) -> None:
-            asked.append(user_id)
-
-        def referent(self, kind: str, number: int) -> None:
-            asked.append((kind, number))
-
-        def sso_id(self, email: str) -> str:
-            asked.append(email)
-            return "sso"
-
-    lookups = KeptLookups(Tables())  # type: ignore[arg-type]
-    for _ in range(2):
-        assert lookups.contact("1") == Contact("acme", "1", "c", 1)
-        assert lookups.contact("2") is None
-        assert lookups.user(7) is None
-        assert lookups.referent("Crm::Deal", 9) is None
-        assert lookups.sso_id("a@example.test") == "sso"
-    assert asked == ["1", "2", 7, ("Crm::Deal", 9), "a@example.test", "a@example.test"]
 
 
 # ---- what was found
