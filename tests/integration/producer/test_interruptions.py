@@ -284,7 +284,7 @@ def test_a_lag_that_the_server_does_not_tell_is_unknown_and_said_once(
         assert [reader.replica_lag() for _ in range(3)] == [None] * 3
     (said,) = [record.getMessage() for record in caplog.records]
     assert said == (
-        "how far the replica is behind is unknown (Function pg_last_wal_receive_lsn() is currently not supported for"
+        "the replica's lag is unknown (Function pg_last_wal_receive_lsn() is currently not supported for"
         " Aurora), reading without it"
     )
 
