@@ -12,7 +12,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
-FOR_EVER_S = float("inf")
+INDEFINITELY_S = float("inf")
 SET_MAX_S = 0.5
 
 
