@@ -155,7 +155,7 @@ class Accounting(Generic[K]):
             self._metrics.lost_races += 1
             stored = self._waiting.until_answered("MongoDB", partial(self._store.load, list(wanted)))
             self._states.update(stored)
-            # Dead letters of records that are new below are delivered already: they were new to the older progress, too.
+            # Dead letters of records that are new below were delivered: they were new to the older progress, too.
             wanted = {
                 key: self._rules.advance(stored[key], records).progress for key, records in counted.records.items()
             }

@@ -235,8 +235,8 @@ class Sink:
     def _gather(self) -> list[Taken]:
         """Return a batch of outcomes, bounded by count and bytes; empty after an idle poll.
 
-        All outcomes of a record are in one batch, even beyond a bound: those without a source offset are deduplicated by
-        the record's offset.
+        All outcomes of a record are in one batch, even beyond a bound: those without a source offset are deduplicated
+        by the record's offset.
         """
         self._gathered = []
         self._contexts = {}
@@ -297,8 +297,8 @@ class Sink:
         return self._traces.follow("batch", contexts, **of_batch)
 
     def _write(self, batch: Batch) -> tuple[BatchOutcome, float]:
-        # A crash before this line costs nothing. After it, the documents are stored and not counted: the next sink sends
-        # them again, meets their `_id`s, and counts them as migrated.
+        # A crash before this line costs nothing. After it, the documents are stored and not counted: the next sink
+        # sends them again, meets their `_id`s, and counts them as migrated.
         started = time.perf_counter()
         with batch.work.step("bulk write", **BULK_WRITE):
             outcome = self._waiting.until_answered(

@@ -133,7 +133,7 @@ class Tally:
         bins: Mapping[Bin, dict[str, int]],
         duplicate: str,
     ) -> None:
-        """Continue from these values; modifies `ranges` and `bins`. `duplicate` is the reason of skips with a document."""
+        """Continue from these values; modifies `ranges` and `bins`. `duplicate`: reason of skips with a document."""
         self.ranges = ranges
         self.source_offset = source_offset
         self.outcomes_offset = outcomes_offset

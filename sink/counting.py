@@ -1,8 +1,8 @@
 """Pure: which records of a batch are new, and a partition's counts after it.
 
 Records can be repeated: the producer publishes a page twice, a processor is killed before it acknowledges, the sink is
-killed before it commits. For one partition and id range the audit ids rise at their first occurrence, so a record is new
-if its id is above the high-water mark of its range; a record without an audit id, by its offset.
+killed before it commits. For one partition and id range the audit ids rise at their first occurrence, so a record is
+new if its id is above the high-water mark of its range; a record without an audit id, by its offset.
 """
 
 from collections.abc import Mapping, Sequence
