@@ -1,8 +1,8 @@
 """`python -m producer`: the snapshot of one run, from its saved cursors to its end markers.
 
 Environment: CRM_REPLAY_JOB, `schemas.process.connections.Connections`, `producer.settings.ProducerSettings`.
-Exit codes: 0 done; 1 an outage or a defect, start again; 2 bad input; 5 stopped on request (SIGTERM, SIGINT), start
-again to go on. Whatever ends it, also SIGKILL: start it again and it goes on from the saved cursors.
+Exit codes: 0 done; 1 an outage or a defect, start again; 2 bad input; 5 stopped on request (SIGTERM, SIGINT). After any
+end, SIGKILL included, a restart continues from the saved cursors.
 """
 
 import gc
@@ -38,11 +38,11 @@ from schemas.vocabulary import ExitCode
 
 logger = logging.getLogger("producer")
 
-GC_THRESHOLD = 100_000  # objects more than were freed; a page of 500 rows has about 2,000
+GC_THRESHOLD = 100_000  # allocations minus deallocations; a page of 500 rows has about 2,000 objects
 
 
 def run(only: frozenset[int], stop: threading.Event) -> None:
-    """Read and end the run; or read only these id ranges, for a parent that does the rest."""
+    """Read the whole run and publish its end markers; or read `only` these id ranges, in a child process."""
     settings = RunSettings.load()
     job = settings.job
     logs.bind(account=job.company_sso_id, job_id=job.job_id, run=job.run)
@@ -89,7 +89,7 @@ def run(only: frozenset[int], stop: threading.Event) -> None:
             traces=traces,
         )
         snapshot.counters.top_audit_id = job.top_audit_id
-        # A child's port is any, and its name its own: those in the environment are its parent's.
+        # A child takes any free port and a name of its own: the environment has its parent's.
         environ: Mapping[str, str] = os.environ
         if only and os.environ.get(PORT_VARIABLE):
             name = f"{os.environ.get('CRM_REPLAY_WORKER') or 'producer'}-{min(only)}"
@@ -105,7 +105,7 @@ def run(only: frozenset[int], stop: threading.Event) -> None:
         ranges = split_for(settings.id_ranges, ranges, next_number(checkpoint.load()), checkpoint, reader.spread)
         lots = share_out(ranges, settings.id_ranges)
         if len(lots) > 1:
-            # The readers share the rate: each child reads its part of it from here.
+            # The readers share the rate limit: each child reads its part of it from this variable.
             os.environ["CRM_REPLAY_SOURCE_ROWS_PER_S"] = str(settings.throttle(len(lots)).rows_per_s)
             read_in_children(lots, stop=stop.is_set)
         else:
@@ -126,15 +126,15 @@ def main() -> int:
     only = frozenset(int(number) for number in sys.argv[1:])
     if only:
         end_with_parent()
-    # Rows are freed by their reference counts; the default thresholds would walk through them several times a page,
-    # which is a fifth of the time.
+    # Rows are freed by reference counting; with the default thresholds the collector would scan them several times a
+    # page, which takes a fifth of the time.
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
     try:
         with stop_on_signals() as stop:
             run(only, stop)
     except StoppedError:
-        logger.info("stopped on request; start again to go on from the saved cursor")
+        logger.info("stopped on request; a restart continues from the saved cursor")
         return ExitCode.STOPPED
     except ReplayError as error:
         logger.error("%s", error)

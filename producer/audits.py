@@ -1,7 +1,6 @@
-"""Reads the CRM's audits table, and nothing but reads it. Alone in knowing the `.sql` files beside it.
+"""Reads the CRM's audits table, read-only. The only module that uses the `.sql` files beside it.
 
-Every statement is read-only and has a time limit by the server's own settings (`producer.session`), every value is a
-parameter.
+Every statement is read-only and limited in time by server settings (`producer.session`); every value is a parameter.
 """
 
 import logging
@@ -36,7 +35,7 @@ from schemas.errors import BadInputError
 from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import DeadLetterCause
 
-__all__ = [  # what callers that have a source need of its sessions comes from here, too
+__all__ = [  # with the names of `producer.session` that callers with a source need
     "CONNECT_TIMEOUT_S",
     "AuditReader",
     "AuditSource",
@@ -61,19 +60,19 @@ logger = logging.getLogger(__name__)
 
 LARGE_ROW_KEPT_CHARS = 16 * 1024
 GAPS_A_PAGE_MAX = 500
-WINDOW_MIN = 1_000  # ids; a scan of so few that takes too long is not cured by scanning fewer
-QUICK_PAGES_MAX = 64  # in a row, before a window that was cut grows again
-PAGE_BYTES_MAX = 16 * 1024 * 1024  # memory must not follow the rows: a page that gets larger ends early
+WINDOW_MIN = 1_000  # ids; if a scan of so few takes too long, a smaller one does not help
+QUICK_PAGES_MAX = 64  # consecutive quick pages before a reduced window grows again
+PAGE_BYTES_MAX = 16 * 1024 * 1024  # bounds the memory: a larger page ends early
 INLINE_BYTES_MAX = 64 * 1024  # of a row within a page; larger ones are fetched one by one
-GAPS_WINDOW_IDS = 20_000  # of a page whose gaps are looked for: every other id may be one, and all are saved
+GAPS_WINDOW_IDS = 20_000  # ids of a page that is searched for gaps: every other id may be one, and all are saved
 
-# What psycopg raises where the database's bytes are no text: itself (SQL_ASCII), or what the server says.
+# What psycopg raises for bytes that are not text: by itself (SQL_ASCII), or for the server's error.
 UNDECODABLE = (
     UnicodeDecodeError,
     psycopg.errors.UntranslatableCharacter,
     psycopg.errors.CharacterNotInRepertoire,
 )
-TEXTS_OF_ROW = (2, 4, 6, 8, 9, 10, 12, 13)  # the places of a row's texts in row.sql
+TEXTS_OF_ROW = (2, 4, 6, 8, 9, 10, 12, 13)  # positions of a row's texts in row.sql
 
 INTEGERS = frozenset({"int2", "int4", "int8"})
 TEXTS = frozenset({"text", "varchar", "bpchar", "citext"})
@@ -98,7 +97,7 @@ AUDIT_COLUMNS = {
 
 
 class RowKind(NamedTuple):
-    """Rows of one type and action; with a column, those whose changes can name it: never fewer, a few more."""
+    """Rows of one type and action; with a column, those whose changes may name it (false positives, no misses)."""
 
     type: str
     action: str
@@ -107,7 +106,7 @@ class RowKind(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AuditSource:
-    """One account's audits, found and checked."""
+    """Where one account's audits are, validated."""
 
     company_sso_id: str
     schema: str
@@ -117,19 +116,19 @@ class AuditSource:
     account: Any
     changes_are_json: bool
     created_at_has_zone: bool  # else it is UTC, as Rails writes it
-    kinds: tuple[RowKind, ...] = ()  # of the rows in scope that are wanted; empty: all of them
-    mapping: SourceMapping | None = None  # that has aliases of types
+    kinds: tuple[RowKind, ...] = ()  # the kinds of rows in scope that are read; empty: all
+    mapping: SourceMapping | None = None  # only one with aliases of types
 
     @property
     def types(self) -> tuple[str, ...]:
-        """What auditable_type can say of the rows in scope."""
+        """The values of auditable_type of rows in scope."""
         return self.scope if self.mapping is None else self.mapping.stored_types(self.scope)
 
     def query(self, *names: str, cutoff: datetime | None = None) -> sql.Composed:
-        """Return the named `.sql` files one after the other, with the table and the rows' predicates filled in.
+        """Return the named `.sql` files concatenated, with the table and the rows' predicates filled in.
 
-        `cutoff`: rows created before it are left out, and those that have no created_at. EARLIEST and None leave out
-        none: without a date range, a row belongs to the history whatever its created_at.
+        Rows created before `cutoff` are left out, and those without created_at. EARLIEST and None leave out no row:
+        without a date range, a row belongs to the history whatever its created_at.
         """
         since = sql.SQL("true" if cutoff is None or cutoff <= EARLIEST else "created_at >= %(cutoff)s")
         predicate: sql.Composable = sql.SQL("true")
@@ -148,24 +147,24 @@ class AuditSource:
 
     @property
     def tag(self) -> int:
-        """What every row that is read carries back: a number that no other source's statements have in their text."""
+        """The number that each row of this source's statements returns; no other source's statements contain it."""
         about = repr((self.company_sso_id, self.schema, self.relation, self.account_column, self.account, self.kinds))
         return int.from_bytes(sha256(about.encode()).digest()[:4], "big") >> 3 | 2**29  # small: it is in every row
 
     def moment(self, moment: datetime) -> datetime:
-        """Return a time as a parameter to compare created_at with."""
+        """Return a time as a parameter that compares with created_at."""
         moment = moment.astimezone(UTC)
         return moment if self.created_at_has_zone else moment.replace(tzinfo=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one query may touch."""
+    """How much one query may read."""
 
     page_rows: int = 500
-    id_window: int = 50_000  # ids one page may scan, whoever they belong to
+    id_window: int = 50_000  # ids one page may scan, of any account
     statement_timeout_s: float = 60.0
-    row_bytes_max: int = 900_000  # of a row's changes and comment; more does not fit the topic
+    row_bytes_max: int = 900_000  # of a row's changes and comment; more does not fit a record
 
 
 @cache
@@ -175,7 +174,7 @@ def sql_text(name: str) -> str:
 
 
 def _of_kinds(kinds: Sequence[RowKind]) -> sql.Composable:
-    """Return the predicate of rows that are of one of these kinds; what tells most rows apart comes first."""
+    """Return the predicate of rows that are of one of these kinds; the most selective condition comes first."""
     types: dict[tuple[str, str], list[sql.Composable]] = {}
     for kind in kinds:
         types.setdefault((kind.action, kind.column), []).append(_text(kind.type))
@@ -196,7 +195,7 @@ def _text(text: str) -> sql.SQL:
 
 
 def columns_of(db: Connection, schema: str, table: str) -> dict[str, str]:
-    """Return a table's columns with their types' names. Raises BadInputError if there is no such table."""
+    """Return the type name of each column of a table. Raises BadInputError if there is no such table."""
     with answering(f"table {schema}.{table}"):
         query = sql.SQL(sql_text("columns"))
         columns: dict[str, str] = dict(db.execute(query, {"schema": schema, "table": table}).fetchall())
@@ -215,9 +214,9 @@ def require_columns(columns: dict[str, str], table: str, wanted: Sequence[str]) 
 
 
 def resolve(db: Connection, mapping: SourceMapping, company_sso_id: str) -> AuditSource:
-    """Return where this account's audits are, after checking table, columns, their types and the account itself.
+    """Return where this account's audits are, after validating table, columns, their types and the account.
 
-    Raises BadInputError with one line for whatever is not as the mapping says.
+    Raises BadInputError, in one line, for the first difference from the mapping.
     """
     table = mapping.source
     name = f"{table.schema_name}.{table.table}"
@@ -244,7 +243,7 @@ def resolve(db: Connection, mapping: SourceMapping, company_sso_id: str) -> Audi
         created_at_has_zone=columns["created_at"] == "timestamptz",
         mapping=mapping if mapping.aliases else None,
     )
-    with answering(f"table {name}"):  # shows early that we may read it, and that account value and column compare
+    with answering(f"table {name}"):  # fails early without SELECT, or if account value and column do not compare
         db.execute(
             source.query("count"),
             {"cursor": 0, "window_end": 0, "scope": [], "account": account},
@@ -259,21 +258,21 @@ def _account_value(db: Connection, query: str, company_sso_id: str) -> Any:
     if not values:
         raise BadInputError(f"the CRM has no account {company_sso_id}", "check the company_sso_id")
     if len(values) > 1:
-        raise BadInputError(f"the CRM has several accounts {company_sso_id}", "mend the source mapping's account query")
+        raise BadInputError(f"the CRM has several accounts {company_sso_id}", "fix the source mapping's account query")
     return values.pop()
 
 
 class LagUnknownError(Exception):
-    """A replica that does not tell how far it is behind: Aurora's refuse the functions for it (0A000)."""
+    """A replica whose lag cannot be queried: Aurora's refuse the functions for it (0A000)."""
 
 
 def replica_lag(db: Connection) -> float | None:
-    """Return how many seconds this replica is behind its primary; None if it is no replica.
+    """Return this replica's lag in seconds; None on a primary.
 
-    One that has replayed all it has received is not behind, however long ago the primary's last transaction was. Raises
+    A replica that has replayed all it received has no lag, however old the primary's last transaction is. Raises
     LagUnknownError, ReplayError for an outage.
     """
-    with answering("asking how far the replica is behind"):
+    with answering("reading the replica's lag"):
         try:
             lag = db.rows(sql_text("replica_lag"), {})[0][0]
         except (psycopg.NotSupportedError, psycopg.ProgrammingError) as error:
@@ -291,7 +290,7 @@ class Reader(Protocol):
         ...
 
     def late_page_after(self, cursor: int, gaps: Sequence[Gap], id_range: int) -> Page:
-        """Return the next page of the rows that have appeared in `gaps` since."""
+        """Return the next page of the rows that have been committed in `gaps` since."""
         ...
 
     def horizon_passed(self, xmax: int) -> bool:
@@ -299,25 +298,25 @@ class Reader(Protocol):
         ...
 
     def oldest_transactions(self) -> str:
-        """Return a phrase for the operator: who holds the horizon back."""
+        """Return, in words for the operator, which transactions hold the horizon back."""
         ...
 
 
 @dataclass(slots=True)
 class Window:
-    """How many ids a page may scan: fewer after one that reached the time limit, more again once pages are quick."""
+    """How many ids a page may scan: fewer after a page that reached the time limit, more once pages are quick."""
 
     ids_max: int
     ids: int = 0
-    quick: int = 0  # pages in a row
-    quick_wanted: int = 1  # of them before it grows; more after each page that was too slow
+    quick: int = 0  # consecutive quick pages
+    quick_wanted: int = 1  # of them before it grows; doubles after each page that was too slow
 
     def __post_init__(self) -> None:
-        """Begins at its largest."""
+        """Start at the maximum."""
         self.ids = self.ids or self.ids_max
 
     def too_slow(self) -> bool:
-        """Shrink after a page that reached the time limit; return False if that is no use."""
+        """Shrink after a page that reached the time limit; return False if it is at its minimum."""
         if self.ids <= WINDOW_MIN:
             return False
         self.ids = max(WINDOW_MIN, self.ids // 4)
@@ -325,7 +324,7 @@ class Window:
         return True
 
     def answered(self, seconds: float, limit_s: float) -> None:
-        """Grow after enough pages that would be far from the limit with twice as many ids."""
+        """Grow after enough pages that took a quarter of the limit at most."""
         if self.ids >= self.ids_max:
             return
         self.quick = self.quick + 1 if seconds * 4 <= limit_s else 0
@@ -334,17 +333,17 @@ class Window:
 
 
 class RowQuery:
-    """A query for rows as it is sent: for texts, and where one of the rows is no text, for bytes."""
+    """A query for rows, as text; and as bytes, for rows that cannot be decoded as text."""
 
     def __init__(self, source: AuditSource, raw: str, *names: str, cutoff: datetime | None = None) -> None:
-        """`names` are the `.sql` files of the query, `raw` the one that is put around it."""
+        """`names` are the `.sql` files of the query, `raw` is the one that wraps it."""
         self.texts = source.query(*names, cutoff=cutoff).as_bytes(None)
         self.raw = sql_text(raw).encode().replace(b"{rows}", self.texts)
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """What was read of a page."""
+    """The rows of a page."""
 
     rows: list[Row]
     end: int
@@ -353,12 +352,12 @@ class _Rows:
 
 
 class AuditReader:
-    """One connection to the audits of one account; reads pages. A lost connection is opened again."""
+    """Reads pages of one account's audits on one connection, and reconnects when it is lost."""
 
     def __init__(
         self, dsn: str, source: AuditSource, cutoff: datetime, limits: Limits, writers: Sequence[str] = ()
     ) -> None:
-        """Connects at once. The source has been read, so a server that does not answer is tried again for a while.
+        """Connect at once, with retries: `source` shows that the server has answered before.
 
         With a cutoff of EARLIEST no row is left out. `writers` are the job's: see `horizon_passed`. Raises ReplayError.
         """
@@ -390,10 +389,10 @@ class AuditReader:
     def page_after(
         self, cursor: int, last: int, id_range: int, gaps_known: Sequence[Gap], *, look_for_gaps: bool
     ) -> Page:
-        """Return the next page of (cursor, last]; it ends above `cursor`, and holds no row beyond the window.
+        """Return the next page of (cursor, last]; it ends above `cursor`, and has no row beyond the window.
 
-        Where a page takes longer than the time limit, the window shrinks. Raises ReplayError for an outage,
-        BadInputError for a row that is another account's.
+        If a page exceeds the time limit, the window shrinks. Raises ReplayError for an outage, BadInputError for a row
+        of another account.
         """
         while True:
             began = time.monotonic()
@@ -411,7 +410,7 @@ class AuditReader:
                 return self._db.read(self._to_page, read, cursor, id_range)
 
     def late_page_after(self, cursor: int, gaps: Sequence[Gap], id_range: int) -> Page:
-        """Return the next page of the rows that have appeared in `gaps`, which are in rising order."""
+        """Return the next page of the rows that have been committed in `gaps`, which are in ascending order."""
         ahead = clip_gaps(gaps, cursor, gaps[-1][1])[:GAPS_A_PAGE_MAX]
         with answering("reading the gaps again"):
             read = self._decodable(self._read_gaps, ahead)
@@ -422,46 +421,43 @@ class AuditReader:
 
         None if it takes too long, or if the rows cannot be sent.
         """
-        with suppress(QueryTooSlowError), answering("taking the fingerprint of rows"), suppress(*UNDECODABLE):
+        with suppress(QueryTooSlowError), answering("computing the fingerprint of rows"), suppress(*UNDECODABLE):
             return self._db.read(self._fingerprint, low, high)
         return None
 
     def spread(self) -> list[int]:
-        """Return ids with about the same number of rows between any two neighbours; empty if nobody has counted."""
-        with answering("asking for the spread of the ids"):
+        """Return ids with about the same number of rows between any two neighbours; empty without statistics."""
+        with answering("reading the distribution of the ids"):
             rows = self._db.rows(
                 self._source.query("spread"), {"schema": self._source.schema, "relation": self._source.relation}
             )
         return [int(id_) for id_ in rows[0][0]] if rows and rows[0][0] else []
 
     def replica_lag(self) -> float | None:
-        """Return how many seconds this replica is behind its primary; None if it is no replica, or cannot tell.
-
-        That it cannot is said once.
-        """
+        """Return this replica's lag in seconds; None on a primary, or if it is unknown (logged once)."""
         if self._lag_unknown:
             return None
         try:
             return replica_lag(self._db)
         except LagUnknownError as error:
             self._lag_unknown = True
-            logger.warning("how far the replica is behind is unknown (%s), reading without it", error)
+            logger.warning("the replica's lag is unknown (%s), reading without it", error)
             return None
 
     def horizon_passed(self, xmax: int) -> bool:
-        """Return whether no transaction can commit a row of the job any more that has not committed it by now.
+        """Return whether all transactions that may commit a row of the job have ended.
 
         They are those below `xmax`, and the `writers` (virtual transaction ids) that had no transaction id yet when the
         job started.
         """
-        with answering("asking for the oldest open transaction"):
+        with answering("reading the oldest open transaction"):
             passed = bool(self._db.rows(sql_text("horizon_passed"), {"xmax": xmax})[0][0])
             if passed and self._writers:
                 passed = not self._db.rows(sql_text("writers_left"), {"writers": self._writers})[0][0]
         return passed
 
     def oldest_transactions(self) -> str:
-        """Return a phrase for the operator: who holds the horizon back, as far as we may see it."""
+        """Return, in words for the operator, which transactions hold the horizon back, as far as the role sees them."""
         query = (
             "SELECT 'pid ' || pid, usename::text, extract(epoch FROM now() - xact_start)::bigint AS age"
             " FROM pg_stat_activity WHERE xact_start IS NOT NULL AND (backend_xid IS NOT NULL OR pid IN"
@@ -469,20 +465,20 @@ class AuditReader:
             " UNION ALL SELECT 'prepared transaction ' || gid, owner, extract(epoch FROM now() - prepared)::bigint"
             " FROM pg_prepared_xacts ORDER BY age DESC LIMIT 3"
         )
-        with answering("looking for the oldest open transaction"):
+        with answering("reading the oldest open transactions"):
             rows = self._db.rows(query, {"writers": self._writers})
         seen = [f"{who} of {user}, open for {age} s" for who, user, age in rows]
-        return "; ".join(seen) or "this role may not see whose (pg_read_all_stats would let it)"
+        return "; ".join(seen) or "this role may not see which (grant it pg_read_all_stats)"
 
     def _decodable(self, read: Callable[..., _Rows], *args: Any) -> _Rows:
-        """Return what `read` reads: as texts, or as bytes where one of the rows is no text."""
+        """Return what `read` reads: as texts, or as bytes if a row cannot be decoded."""
         try:
             return self._db.read(read, *args, raw=False)
         except UNDECODABLE:
             return self._db.read(read, *args, raw=True)
 
     def _read_page(self, cursor: int, last: int, look_for_gaps: bool, *, raw: bool) -> _Rows:
-        """Return the rows of a page, where it ends, and the gaps in it: rows and gaps of one and the same snapshot."""
+        """Return the rows of a page, its end, and its gaps; rows and gaps are read in one database snapshot."""
         if not look_for_gaps:
             return self._read_rows(cursor, last, self._window.ids, raw)
         with self._db.transaction():
@@ -499,12 +495,12 @@ class AuditReader:
             return _Rows(rows, cast("int", rows[-1][0]), raw=raw)
         if rows or window_end == last:
             return _Rows(rows, window_end, raw=raw)
-        # An empty window: jump to where there is a row again, of whatever account.
+        # An empty window: skip to the next row, of any account.
         following = self._query(self._next_id, {"window_end": window_end, "last": last})
         return _Rows(rows, cast("int", following[0][0]) - 1 if following else last)
 
     def _read_gaps(self, gaps: Sequence[Gap], *, raw: bool) -> _Rows:
-        """Return the rows that stand in these gaps now."""
+        """Return the rows that are in these gaps now."""
         lows, highs = [low for low, _ in gaps], [high for _, high in gaps]
         page_rows = self._page_rows
         query = self._gap_page.raw if raw else self._gap_page.texts
@@ -515,7 +511,7 @@ class AuditReader:
         source, end = self._source, read.end
         defects: dict[int, Defect] = {}
         rows = self._texts(read.rows, defects) if read.raw else read.rows
-        unusual = partial(self._like_the_others, defects)
+        unusual = partial(self._normalized, defects)
         events, size, are_all = EventMaker(source.company_sso_id, self._tag, source.changes_are_json, unusual).events(
             rows, id_range
         )
@@ -527,8 +523,8 @@ class AuditReader:
         defects = {id_: defect for id_, defect in defects.items() if id_ <= end}
         return Page(tuple(events), end, tuple(clip_gaps(read.gaps, cursor, end)), defects)
 
-    def _like_the_others(self, defects: dict[int, Defect], row: Row, size: int) -> Row | None:
-        """Return a row that is large or of no moment as one that is neither; its defects are noted.
+    def _normalized(self, defects: dict[int, Defect], row: Row, size: int) -> Row | None:
+        """Return a row that is large or has no valid created_at as a common one; its defects go to `defects`.
 
         None if a page that has `size` characters has no room for it. Raises BadInputError for another account's row.
         """
@@ -548,7 +544,7 @@ class AuditReader:
         return (id_, at, *row[2:10], changes, row[11], comment, *row[13:])
 
     def _texts(self, rows: Sequence[Row], defects: dict[int, Defect]) -> Iterator[Row]:
-        """Yield rows of bytes as rows of texts; notes those that are none, with what can be shown of them."""
+        """Yield rows of bytes as rows of texts; what cannot be decoded is replaced and recorded as a defect."""
         for row in rows:
             raw = [row[at] or b"" for at in TEXTS_OF_ROW]
             if all(text.isascii() for text in raw):
@@ -558,7 +554,7 @@ class AuditReader:
                 if self._db.server_encoding == "SQL_ASCII":
                     yield _with_texts(row, "utf-8")
                     continue
-                # The server is what knows its encoding; alone in its page, the row spoils no other.
+                # Only the server knows its encoding; read alone, the row makes no other one fail.
                 alone = self._read_gaps([(row[0], row[0])], raw=False).rows
             except UNDECODABLE:
                 defects[row[0]] = _no_text(self._db.server_encoding)
@@ -567,9 +563,9 @@ class AuditReader:
             yield from alone
 
     def _large(self, audit_id: int) -> tuple[str, str, Defect | None]:
-        """Return a large row's changes and comment; with a defect if the topic does not take them, or they are no text.
+        """Return a large row's changes and comment; with a defect if they are too large for a record, or not text.
 
-        What the topic does not take is cut short.
+        What is too large is truncated.
         """
         size_max, defect = self._limits.row_bytes_max, None
         values = {"id": audit_id, "size_max": size_max, "kept": LARGE_ROW_KEPT_CHARS}
@@ -607,12 +603,12 @@ def _with_texts(row: Row, encoding: str, errors: str = "strict") -> Row:
 
 
 def _no_text(encoding: str) -> Defect:
-    said = f"the row has bytes that are no text in the database's encoding, {encoding}"
-    return Defect(DeadLetterCause.UNDECODABLE_RECORD, said)
+    detail = f"the row has bytes that are no text in the database's encoding, {encoding}"
+    return Defect(DeadLetterCause.UNDECODABLE_RECORD, detail)
 
 
 def _foreign_row(audit_id: int, company_sso_id: str) -> BadInputError:
-    """Return the error for a row that is not the account's: nothing of its page is used."""
+    """Return the error for a row of another account: nothing of its page is used."""
     return BadInputError(
         f"PostgreSQL answered a query for account {company_sso_id} with row {audit_id}, which is not that account's",
         "a pooler or proxy has mixed up two clients: connect to PostgreSQL itself",
@@ -620,7 +616,7 @@ def _foreign_row(audit_id: int, company_sso_id: str) -> BadInputError:
 
 
 def next_page_rows(page_rows: int, page_rows_max: int, page_bytes: int) -> int:
-    """Return how many rows the next page asks for: fewer after a page of large rows, as memory is bounded."""
+    """Return the row limit of the next page: lower after a page of large rows, as memory is bounded."""
     if page_bytes > PAGE_BYTES_MAX:
         return max(1, page_rows // 4)
     if page_bytes * 4 < PAGE_BYTES_MAX:

@@ -1,4 +1,4 @@
-"""The resume cursor: one document per job, run and id range in `crm_replay_checkpoints`. It writes nothing else."""
+"""The resume cursor: one document per job, run and id range in `crm_replay_checkpoints`. Writes no other collection."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -19,19 +19,19 @@ from schemas.process.waiting import Deadline, retrying
 logger = logging.getLogger(__name__)
 
 FIRST_FENCE = 1
-# More than a process can begin: it splits for 64 readers at most, and begins one late range.
+# More than a process can create: it splits for 64 readers at most, and adds one late range.
 NUMBERS_TAKEN = 130
 
 
 class FencedError(ReplayError):
-    """Another runner has taken the job up: what this process still reads is the other's to publish."""
+    """Another runner has taken over the job, and publishes what this process still reads."""
 
 
 class Saves(Protocol):
     """Where the snapshot keeps its ranges; `Checkpoint` is the real one."""
 
     def load(self) -> list[IdRange]:
-        """Return all ranges of this run, in no order."""
+        """Return all ranges of this run, unordered."""
         ...
 
     def save(self, range_: IdRange) -> None:
@@ -52,11 +52,11 @@ class Checkpoint:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         outage_max_s: float = 60.0,
     ) -> None:
-        """Write concern majority, journaled: a cursor taken back costs a repetition, but a gap taken back a row.
+        """Write concern majority, journaled: a cursor rolled back costs a repetition, but a gap rolled back a row.
 
-        `fence` is the number of the runner that this process works for. Once `take_over` was called with a higher one,
-        nothing is saved under this one, so a process that slept through the end of its runner's lease publishes at most
-        the page whose gaps it had saved before.
+        `fence` is the fencing token of this process's runner. After `take_over` with a higher one, nothing is saved
+        under this one, so a process that was suspended beyond its runner's lease publishes at most the page whose gaps
+        it had saved before.
         """
         self._collection = database.get_collection(CHECKPOINTS, write_concern=WriteConcern(w="majority", j=True))
         self._job_id = job_id
@@ -67,10 +67,10 @@ class Checkpoint:
         self._gaps_saved: dict[int, tuple[Gap, ...]] = {}
 
     def take_over(self) -> None:
-        """Make the run's ranges this runner's, before they are loaded: no process of a former one saves any from then.
+        """Fence the run's ranges before they are loaded: from then on no process of a former runner can save one.
 
-        That goes for ranges, too, that a former one has not begun yet: their numbers are taken, by ranges that are void
-        until this runner begins them. A job's first runner has nobody before it.
+        This includes ranges that a former runner has not created yet: void ranges reserve their numbers until this
+        runner creates them. A no-op for a job's first runner.
         """
         if self._fence <= FIRST_FENCE:
             return
@@ -87,20 +87,20 @@ class Checkpoint:
             self._collection.bulk_write(updates, ordered=False)
 
     def load(self) -> list[IdRange]:
-        """Return all ranges of this run, in no order; empty before the first one."""
+        """Return all ranges of this run, unordered; empty before the first save."""
         with answering("loading the cursor"):
             run = {"job_id": self._job_id, "run": self._run, "void": {"$ne": True}}
             return [from_document(found) for found in self._collection.find(run)]
 
     def save(self, range_: IdRange) -> None:
-        """Save the range; returns once the server has it. Saving is repeatable, so an outage is sat out for a while.
+        """Save the range; return once it is durable. Idempotent, so it is retried for `outage_max_s`.
 
-        Raises FencedError if another runner has taken over, ReplayError if the server stays away or refuses.
+        Raises FencedError if another runner has taken over, ReplayError if the outage lasts or the server refuses.
         """
         document = {**to_document(range_, self._job_id, self._run, self._now()), "fence": self._fence, "void": False}
         if self._gaps_saved.get(range_.id_range) == range_.gaps:
             del document["gaps"]  # they may be thousands, and change seldom
-        # Where a higher number stands, nothing matches, and the insert that follows meets the `_id`.
+        # With a higher fence stored, nothing matches, and the insert of the upsert violates the `_id` index.
         key = {"_id": document.pop("_id"), "$or": [{"fence": {"$lte": self._fence}}, {"fence": None}]}
 
         def save() -> None:
@@ -141,7 +141,7 @@ def to_document(range_: IdRange, job_id: str, run: int, now: datetime) -> Docume
 
 
 def from_document(document: Document) -> IdRange:
-    """Return the range a document holds; its numbers as plain int: psycopg refuses lists that mix it with BSON's."""
+    """Return the range in a document; its numbers as plain int: psycopg refuses lists that mix int and Int64."""
     return IdRange(
         id_range=int(document["id_range"]),
         first=int(document["first"]),
@@ -157,7 +157,7 @@ def from_document(document: Document) -> IdRange:
 
 @contextmanager
 def answering(what: str) -> Iterator[None]:
-    """Turn MongoDB's errors into one line: ServiceUnreachableError, or ReplayError if it answered with a refusal."""
+    """Turn MongoDB's errors into one line: ServiceUnreachableError for an outage, ReplayError for a refusal."""
     try:
         yield
     except DuplicateKeyError:

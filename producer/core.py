@@ -1,7 +1,7 @@
-"""From a page of rows, as PostgreSQL sends them, to keyed records of the replay topic.
+"""A page of rows, as PostgreSQL sends them, to keyed records of the replay topic.
 
-Pure, and compiled where a C compiler is. Rows that are common go through here alone; what is unusual in one is left to
-the caller. `schemas.source.person.record_key` and fastavro are what keys and records are equal to.
+Pure, and compiled if a C compiler is available. The fast path of common rows; unusual rows are left to the caller. Keys
+equal those of `schemas.source.person.record_key`, records those of fastavro.
 """
 
 import re
@@ -15,14 +15,14 @@ from schemas.source.mapping import PersonRule
 from schemas.source.person import record_key
 
 Row = tuple[Any, ...]  # in the order of row.sql
-# Returns a row that is like the common ones; None if the page has to end before it.
+# Returns an unusual row as a common one; None if the page has to end before it.
 Unusual = Callable[[Row, int], Row | None]
 
 # PostgreSQL counts microseconds from 2000-01-01, and sends infinity as the largest 64-bit number.
 EPOCH_2000_US: Final = 946_684_800_000_000
 YEAR_1_US: Final = -62_135_596_800_000_000
 YEAR_10000_US: Final = 253_402_300_800_000_000
-DIGITS_MAX: Final = 18  # a number of so many digits is one that PostgreSQL can hold
+DIGITS_MAX: Final = 18  # any number of so many digits fits a bigint
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -30,14 +30,14 @@ class EventMaker:
     """Makes audit events of an account's rows."""
 
     def __init__(self, company_sso_id: str, tag: int, changes_are_json: bool, unusual: Unusual) -> None:
-        """`tag` is what the account's rows carry. `unusual` is called with any other row, and the characters so far."""
+        """`tag` marks the account's rows. `unusual` is called with each other row, and the characters so far."""
         self._company_sso_id = company_sso_id
         self._tag = tag
         self._changes_are_json = changes_are_json
         self._unusual = unusual
 
     def events(self, rows: Iterable[Row], id_range: int) -> tuple[list[AuditEvent], int, bool]:
-        """Return the events of a page, the characters of their changes and comments, and whether they are all rows."""
+        """Return the events of a page, the characters of their changes and comments, and whether no row is left."""
         company_sso_id, tag, changes_are_json = self._company_sso_id, self._tag, self._changes_are_json
         events: list[AuditEvent] = []
         new = tuple.__new__
@@ -68,9 +68,9 @@ class RecordKeys:
     """Record keys by a rule: `record_key`, without a call for most rows."""
 
     def __init__(self, rule: PersonRule) -> None:
-        """`rule` says where a row names its person."""
+        """`rule` defines where a row names its person."""
         self._rule = rule
-        # What stands before the id in most comments. A name that JSON may escape is left to the other way.
+        # What precedes the id in most comments. A name that JSON may escape is left to `record_key`.
         self._begin = f'{{"{rule.comment_key}":' if _NAME.fullmatch(rule.comment_key) else ""
 
     def key(self, event: AuditEvent) -> str:
@@ -78,7 +78,7 @@ class RecordKeys:
         return self._plain(event[14]) or record_key(event, self._rule)
 
     def _plain(self, comment: str) -> str:
-        """Return the person's id in a comment that consists of nothing else; "" for any other comment."""
+        """Return the person's id in a comment that contains nothing else; "" for any other comment."""
         begin = self._begin
         size: i64 = len(comment) - len(begin) - 1
         if begin == "" or size < 1 or size > DIGITS_MAX or not comment.startswith(begin) or not comment.endswith("}"):
@@ -93,7 +93,7 @@ def records_of(
     encode: Callable[[Any], bytes],
     record_bytes_max: int,
 ) -> tuple[list[tuple[bytes, bytes]], list[int], int]:
-    """Return key and value of each event, the places of those with more bytes than allowed, and the bytes of all."""
+    """Return key and value of each event, the positions of those over `record_bytes_max`, and the bytes of all."""
     records: list[tuple[bytes, bytes]] = []
     too_large: list[int] = []
     size_max: i64 = record_bytes_max

@@ -1,5 +1,5 @@
--- What the account has among the ids of one window, by whether the type is in scope and by type. `since` is the job's
--- condition on created_at; a row whose created_at is no moment of the years 1 to 9999 can become no activity log.
+-- Counts of the account's rows in one window of ids, by whether the type is in scope and by type. `since` is the job's
+-- condition on created_at; a row whose created_at is not in the years 1 to 9999 cannot become an activity log.
 SELECT COALESCE(auditable_type = ANY(%(scope)s::text[]), false), COALESCE(auditable_type, '')::text,
        count(*) FILTER (WHERE {since}), count(*) FILTER (WHERE created_at IS NULL),
        count(*) FILTER (WHERE {since} AND (created_at >= '0001-01-01 00:00:00+00'

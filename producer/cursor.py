@@ -1,8 +1,8 @@
-"""Pure: where a snapshot stands, what is left of it, and how it is shared out.
+"""Pure: the progress of a snapshot, what is left of it, and how that is split among readers.
 
-A snapshot is a set of id ranges. Each is read upwards by one reader at a time and published under its own number, so
-that on every partition the ids of one number rise at their first occurrence, whoever repeats what; that is what
-processors and sink dedup and count by (DECISIONS.md, decision 8). Everything here serves that one promise.
+A snapshot is a set of id ranges. Each is read in ascending order by one reader at a time and published under its own
+number, so that on every partition the ids of one number rise at their first occurrence, whatever is repeated. By that
+invariant processors and sink deduplicate and count (DECISIONS.md, decision 8).
 """
 
 from bisect import bisect_right
@@ -12,33 +12,33 @@ from datetime import UTC, datetime
 
 from schemas.errors import CursorDidNotAdvanceError
 
-Gap = tuple[int, int]  # first and last of a run of ids that had no row at all, of any type or account
+Gap = tuple[int, int]  # first and last of consecutive ids that had no row, of any type or account
 
-EARLIEST = datetime(1, 1, 1, tzinfo=UTC)  # what Python can hold; PostgreSQL has earlier ones, and -infinity
+EARLIEST = datetime(1, 1, 1, tzinfo=UTC)  # Python's minimum; PostgreSQL has earlier ones, and -infinity
 
 
 @dataclass(frozen=True, slots=True)
 class IdRange:
     """The ids in (first, last], read up to and including `cursor`."""
 
-    id_range: int  # its number, in every record it publishes
+    id_range: int  # its number, in every record of it
     first: int
     cursor: int
     last: int
     rows: int = 0  # published and confirmed, each counted once
     reach: int = 0  # no id above it has been published under this number
     gaps: tuple[Gap, ...] = ()  # ids without a row when they were read, to be read again before the end
-    gaps_to: int = 0  # up to here `gaps` is complete; noted before the rows around them are published
-    late: bool = False  # this is the second look at the other ranges' gaps
+    gaps_to: int = 0  # up to here `gaps` is complete; saved before the rows around them are published
+    late: bool = False  # the second read of the other ranges' gaps
 
     @property
     def done(self) -> bool:
-        """Nothing is left to read."""
+        """Whether the whole range is read."""
         return self.cursor >= self.last
 
     @property
     def left(self) -> int:
-        """How many ids are left to read."""
+        """The number of ids left to read."""
         return max(0, self.last - self.cursor)
 
 
@@ -50,7 +50,7 @@ def cutoff(date_range_start: datetime | None, earliest_row: datetime | None, now
 
 
 def advance(range_: IdRange, page_end: int, rows: int) -> IdRange:
-    """Return the range after a page that has scanned up to `page_end` and of which `rows` were published.
+    """Return the range after a page that was scanned up to `page_end` and of which `rows` were published.
 
     Raises CursorDidNotAdvanceError.
     """
@@ -60,18 +60,15 @@ def advance(range_: IdRange, page_end: int, rows: int) -> IdRange:
 
 
 def announce(range_: IdRange, ahead: IdRange) -> IdRange:
-    """Return a range as it has to be saved before what lies between it and `ahead` is published.
-
-    `ahead` is what it will be after that.
-    """
+    """Return a range as it has to be saved before the rows between it and `ahead`, its next state, are published."""
     return replace(range_, reach=max(range_.reach, ahead.cursor), gaps=ahead.gaps, gaps_to=ahead.gaps_to)
 
 
 def note_gaps(range_: IdRange, found: Iterable[Gap], scanned_to: int) -> IdRange:
-    """Return the range with the gaps found between what it knew and `scanned_to`; what was noted stays as it was.
+    """Return the range with the gaps found between `gaps_to` and `scanned_to`; known gaps stay as they are.
 
-    A gap that was noted may have been filled since. Its row then still belongs to the late range, since rows behind it
-    may have been published already: under one number, ids must rise.
+    A known gap may have been filled since. Its row still belongs to the late range, as rows above it may have been
+    published already: under one number, ids must rise.
     """
     if scanned_to <= range_.gaps_to:
         return range_
@@ -86,20 +83,20 @@ def clip(gaps: Iterable[Gap], above: int, up_to: int) -> list[Gap]:
 
 
 def in_gaps(gaps: Sequence[Gap], audit_id: int) -> bool:
-    """Return whether an id lies in one of the gaps, which are in rising order."""
+    """Return whether an id lies in one of the gaps, which are in ascending order."""
     at = bisect_right(gaps, audit_id, key=lambda gap: gap[0]) - 1
     return at >= 0 and audit_id <= gaps[at][1]
 
 
 def all_gaps(ranges: Iterable[IdRange]) -> list[Gap]:
-    """Return the gaps of all ranges in rising order."""
+    """Return the gaps of all ranges in ascending order."""
     return sorted(gap for range_ in ranges for gap in range_.gaps)
 
 
 def reconcile(ranges: Iterable[IdRange]) -> list[IdRange]:
-    """Return the ranges but the late one in rising order, none reaching into the next.
+    """Return the ranges except the late one, in ascending order and without overlaps.
 
-    A split saves the new tail before it shortens the head; a death in between leaves the head too long.
+    A split saves the new tail before it shortens the head; a crash in between leaves the head too long.
     """
     ordered = sorted((range_ for range_ in ranges if not range_.late), key=lambda range_: range_.first)
     return [
@@ -109,16 +106,15 @@ def reconcile(ranges: Iterable[IdRange]) -> list[IdRange]:
 
 
 def next_number(ranges: Iterable[IdRange]) -> int:
-    """Return the smallest number above all that are taken."""
+    """Return the smallest number above all that are in use."""
     return max((range_.id_range for range_ in ranges), default=-1) + 1
 
 
 def split(range_: IdRange, number: int, ids: Sequence[int]) -> tuple[IdRange, IdRange] | None:
-    """Return a range as its head, which keeps the number, and a tail under a new one; None if it is too short.
+    """Return a range as its head, which keeps the number, and a tail under a new number; None if it is too short.
 
-    `ids` are ids with about the same number of rows between any two neighbours (empty: unknown), since ids may be far
-    from evenly spread. Nothing above `reach` has been published yet and nothing above `gaps_to` noted, so the
-    tail begins behind both.
+    `ids` are ids with about the same number of rows between any two neighbours (empty: unknown), as ids may be spread
+    unevenly. The tail begins above `reach` (published) and `gaps_to` (searched for gaps).
     """
     low = max(range_.cursor, range_.reach, range_.gaps_to)
     inside = [id_ for id_ in ids if low < id_ < range_.last]
@@ -130,7 +126,7 @@ def split(range_: IdRange, number: int, ids: Sequence[int]) -> tuple[IdRange, Id
 
 
 def share_out(ranges: Sequence[IdRange], readers: int) -> list[list[IdRange]]:
-    """Return what is left of the ranges in at most `readers` lots of about the same number of ids."""
+    """Return the unfinished ranges in at most `readers` groups of about the same number of ids."""
     lots: list[list[IdRange]] = [[] for _ in range(readers)]
     for range_ in sorted((range_ for range_ in ranges if not range_.done), key=lambda range_: -range_.left):
         min(lots, key=lambda lot: sum(member.left for member in lot)).append(range_)
@@ -138,7 +134,7 @@ def share_out(ranges: Sequence[IdRange], readers: int) -> list[list[IdRange]]:
 
 
 def progress(ranges: Iterable[IdRange]) -> float:
-    """Return the part of the ids that has been read, 0.0 to 1.0; it never says 1.0 before the end."""
+    """Return the part of the ids that has been read, 0.0 to 1.0; below 1.0 until the end."""
     read = whole = 0
     for range_ in ranges:
         if not range_.late:

@@ -1,4 +1,4 @@
--- The rows in scope that stand now at ids which had no row when they were first read.
+-- The rows in scope at ids that had no row when they were first read.
 WITH audit AS (
     SELECT late.* FROM unnest(%(lows)s::bigint[], %(highs)s::bigint[]) AS gap (low, high)
     CROSS JOIN LATERAL (

@@ -1,5 +1,5 @@
--- Ids in (cursor, scanned_to] that have no row at all, whatever its type or account, as runs in rising order. They belong
--- to transactions that were rolled back, to deleted rows, or to transactions that have yet to commit.
+-- Ids in (cursor, scanned_to] without a row of any type or account, as intervals in ascending order. They belong to
+-- transactions that were rolled back, to deleted rows, or to transactions that have yet to commit.
 SELECT before + 1, id - 1
 FROM (
     SELECT id, lag(id, 1, %(cursor)s::bigint) OVER (ORDER BY id) AS before

@@ -5,7 +5,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from producer.publisher import PRODUCER_CONFIG, REPEATABLE, introduce
+from producer.publisher import PRODUCER_CONFIG, REPEATABLE, fetch_metadata
 from producer.topics import check_topic
 from schemas.codec import Codec
 from schemas.errors import ReplayError
@@ -19,7 +19,7 @@ def begin(
     """Publish a begin marker on every partition; return their offsets, by partition.
 
     Raises ServiceUnreachableError, BadInputError for a topic that is missing or has another number of partitions,
-    ReplayError if a marker was not taken. May be repeated: a second begin marker is one that everybody passes over.
+    ReplayError if a marker was not delivered. Idempotent: consumers ignore a second begin marker.
     """
     return _publish(kafka, topic, partitions, SnapshotMarker(MarkerEdge.BEGIN.value, job_id, -1, run), codec)
 
@@ -27,9 +27,9 @@ def begin(
 def end(
     kafka: Mapping[str, Any], topic: str, partitions: int, *, job_id: str, run: int, codec: Codec
 ) -> tuple[int, ...]:
-    """Publish an end marker on every partition, when all rows before it are confirmed; return their offsets.
+    """Publish an end marker on every partition, once all rows are confirmed; return their offsets.
 
-    A repetition is harmless: the first end marker of a run is the one that counts. Raises like `begin`.
+    Idempotent: the first end marker of a run counts. Raises like `begin`.
     """
     return _publish(kafka, topic, partitions, SnapshotMarker(MarkerEdge.END.value, job_id, -1, run), codec)
 
@@ -50,7 +50,7 @@ def _publish(
 
     producer = Producer({**PRODUCER_CONFIG, **REPEATABLE, **kafka, "delivery.report.only.error": False})
     value = codec.encode(marker)
-    introduce(producer, topic)
+    fetch_metadata(producer, topic)
     try:
         for partition in range(partitions):
             producer.produce(topic, value, partition=partition, on_delivery=delivered)
@@ -59,6 +59,6 @@ def _publish(
     except KafkaException as error:
         failures.append(error.args[0])
     if failures or len(offsets) != partitions:
-        cause = failures[0].str() if failures else "the broker gave no offset"
+        cause = failures[0].str() if failures else "the broker returned no offset"
         raise ReplayError(f"Kafka did not take the {marker.edge} markers for {topic}: {cause}", "start again")
     return tuple(offsets[partition] for partition in range(partitions))

@@ -1,4 +1,4 @@
-"""Pure: a page of rows -> the keyed records that are published for it, one a row, in the rows' order."""
+"""Pure: a page of rows -> the keyed records that are published for it, one per row, in order."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,16 +34,16 @@ class Defect:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What lies in (cursor, end] of one id range."""
+    """The rows in (cursor, end] of one id range."""
 
     events: tuple[AuditEvent, ...]
-    end: int  # everything up to here has been scanned
-    gaps: tuple[Gap, ...] = ()  # ids without a row, if they were looked for
-    defects: Mapping[int, Defect] = field(default_factory=dict)  # by audit id: why an event is not the whole row
+    end: int  # scanned up to here
+    gaps: tuple[Gap, ...] = ()  # ids without a row, if the page was searched for them
+    defects: Mapping[int, Defect] = field(default_factory=dict)  # by audit id: why an event is not the complete row
 
     @property
     def sound(self) -> tuple[AuditEvent, ...]:
-        """The events that are whole rows; the others are dead letters."""
+        """The events that are complete rows; the others are dead letters."""
         if not self.defects:
             return self.events
         return tuple(event for event in self.events if event.audit_id not in self.defects)
@@ -51,7 +51,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A page's records, keys and values, one a row."""
+    """A page's records, keys and values, one per row."""
 
     records: list[tuple[bytes, bytes]]
     dead_letters: int  # how many of them
@@ -59,10 +59,10 @@ class Encoded:
 
 
 class Encoder:
-    """Makes records of rows."""
+    """Encodes rows as records."""
 
     def __init__(self, codec: Codec, key_of: KeyOf, topic: str, run: int, record_bytes_max: int) -> None:
-        """`record_bytes_max` is what the topic takes of key and value together."""
+        """`record_bytes_max` is the topic's limit for key and value together."""
         self._codec = codec
         self._encode = codec.encoder(AuditEvent)
         self._key_of = key_of
@@ -73,8 +73,8 @@ class Encoder:
     def encode(self, page: Page, now_us: int) -> Encoded:
         """Return key and value of each of the page's rows, in id order.
 
-        A row that is no whole audit event travels as a dead letter in its place, so that it is counted as failed
-        instead of stopping the snapshot or going missing.
+        A row that is not a complete audit event is replaced by a dead letter, so that it is counted as failed and
+        neither stops the snapshot nor gets lost.
         """
         records, too_large, size = records_of(page.events, self._key_of, self._encode, self._record_bytes_max)
         defects = {place: self._too_large(records[place][1]) for place in too_large}
@@ -93,7 +93,7 @@ class Encoder:
         return Defect(DeadLetterCause.ROW_TOO_LARGE, detail)
 
     def _dead_letter(self, event: AuditEvent, key: bytes, defect: Defect, now_us: int) -> bytes:
-        """Return the dead letter of a row; its payload is an audit event again, cut so far that it fits."""
+        """Return the dead letter of a row; its payload is the audit event, truncated to fit."""
         kept = min(KEPT_CHARS_MAX, self._record_bytes_max // (8 * len(TEXT_FIELDS)))
         payload = self._codec.encode(event._replace(**{name: getattr(event, name)[:kept] for name in TEXT_FIELDS}))
         return self._codec.encode(
@@ -101,7 +101,7 @@ class Encoder:
                 audit_id=event.audit_id,
                 id_range=event.id_range,
                 source_topic=self._topic,
-                source_partition=-1,  # the reader of the topic knows both
+                source_partition=-1,  # the topic's consumer knows both
                 source_offset=-1,
                 run=self._run,
                 cause=defect.cause,

@@ -1,4 +1,4 @@
-"""What the snapshot counts, for its log lines and its end report."""
+"""The snapshot's counters, for its log lines and its metrics."""
 
 import time
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ class Counters:
 
     rows: int = 0  # published and confirmed
     pages: int = 0
-    dead_letters: int = 0  # of the rows: those published as what could be kept of them
+    dead_letters: int = 0  # of the rows: published as dead letters
     gaps_noted: int = 0
-    late_rows: int = 0  # of the rows: found in gaps by the second look («holes filled»)
+    late_rows: int = 0  # of the rows: found in gaps by the second read
     rows_read: int = 0
     read_s: float = 0.0  # in the source's page queries
     throttle_wait_s: float = 0.0
@@ -24,7 +24,7 @@ class Counters:
     top_audit_id: int = 0
 
     def count(self, page: Page, encoded: Encoded, *, late: bool = False) -> None:
-        """Add a page that is confirmed and saved."""
+        """Add a page whose delivery is confirmed and whose cursor is saved."""
         rows = len(encoded.records)
         self.pages += 1
         self.rows += rows
@@ -34,12 +34,12 @@ class Counters:
             self.late_rows += rows
 
     def saved(self, id_range: int, cursor: int) -> None:
-        """Note that a range's cursor is on file."""
+        """Record a range's saved cursor."""
         self.cursors[id_range] = cursor
         self.cursor_saved_at = time.time()
 
     def values(self) -> list[Value]:
-        """Return everything under its public name."""
+        """Return all counters under their metric names."""
         found = [
             Value("rows_read_total", self.rows_read),
             Value("rows_published_total", self.rows),

@@ -1,8 +1,8 @@
-"""Who reads which id range: one process, or a child process for each lot of ranges.
+"""Which process reads which id ranges: this one, or a child process per group of ranges.
 
-Ranges live in the checkpoint and readers are only hands: any number of them takes up what is left, whoever began it.
-Processes and not threads, since reading is bound by Python's own work. A child ends with its parent: a reader that
-lived on would publish beside the one that a restart begins.
+The state of ranges is in the checkpoint, so any number of readers can resume what others began. Processes and not
+threads, since reading is CPU-bound in Python. A child ends with its parent: otherwise it would publish beside the
+readers of a restarted parent.
 """
 
 import logging
@@ -27,7 +27,7 @@ Spread = Callable[[], Sequence[int]]
 
 
 def ranges_of_run(checkpoint: Saves, first: int, top: int) -> list[IdRange]:
-    """Return the ranges of this run as they stand, in rising order; a run's first start makes one of (first, top]."""
+    """Return this run's ranges as saved, in ascending order; a run's first start creates one for (first, top]."""
     ranges = reconcile(checkpoint.load())
     if not ranges and first < top:
         ranges = [IdRange(0, first=first, cursor=first, last=top)]
@@ -36,10 +36,10 @@ def ranges_of_run(checkpoint: Saves, first: int, top: int) -> list[IdRange]:
 
 
 def split_for(readers: int, ranges: Sequence[IdRange], taken: int, checkpoint: Saves, spread: Spread) -> list[IdRange]:
-    """Return the ranges, split until each reader has one or nothing is left that is worth a split.
+    """Return the ranges, split until each reader has one or no range is large enough to split.
 
-    `taken` is the next free number. The tail is saved before its head is shortened: a death in between leaves an
-    overlap, which `reconcile` mends, and never a hole.
+    `taken` is the next free number. The tail is saved before its head is shortened: a crash in between leaves an
+    overlap, which `reconcile` removes, and never a hole.
     """
     divided = list(ranges)
     bounds = spread() if sum(not range_.done for range_ in divided) < readers else ()
@@ -57,17 +57,17 @@ def split_for(readers: int, ranges: Sequence[IdRange], taken: int, checkpoint: S
 
 
 def weight(range_: IdRange, bounds: Sequence[int]) -> tuple[int, int]:
-    """Return how much is left of a range: first by the bounds of equal row counts inside it, then by ids."""
+    """Return how much of a range is left: by the bounds of equal row counts inside it, then by ids."""
     return sum(range_.cursor < id_ <= range_.last for id_ in bounds), range_.left
 
 
 def read_in_children(lots: Sequence[Sequence[IdRange]], stop: Callable[[], bool]) -> None:
-    """Read each lot of ranges in a child process; return when all are done.
+    """Read each group of ranges in a child process; return when all are done.
 
-    Raises StoppedError when asked to stop, and ReplayError or BadInputError if a child failed (it has said why); the
+    Raises StoppedError on a stop request, and ReplayError or BadInputError if a child failed (it has logged why); the
     other children then stop after their page.
     """
-    # The command is this very program; the numbers are our own.
+    # The command is this program; the numbers are our own.
     children = [
         subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "producer", *(str(range_.id_range) for range_ in lot)], stdin=subprocess.PIPE
@@ -83,7 +83,7 @@ def read_in_children(lots: Sequence[Sequence[IdRange]], stop: Callable[[], bool]
                 except subprocess.TimeoutExpired:
                     continue
                 running.remove(child)
-                # One that was stopped while it started has no handler yet, and has published nothing.
+                # A child that was stopped during its start has no signal handler yet, and has published nothing.
                 codes.append(ExitCode.STOPPED if ending and code == -signal.SIGTERM else code)
             if not ending and (stop() or any(codes)):
                 ending = True
@@ -92,18 +92,18 @@ def read_in_children(lots: Sequence[Sequence[IdRange]], stop: Callable[[], bool]
     finally:
         for child in children:
             if child.stdin is not None:
-                child.stdin.close()  # ends whatever still runs
+                child.stdin.close()  # ends a child that still runs
             child.wait()
     worst = next((code for code in codes if code not in (0, ExitCode.STOPPED)), 0)
     if worst:
         error = BadInputError if worst == ExitCode.BAD_INPUT else ReplayError
-        raise error(f"a reader of an id range ended with code {worst}", "see what it said above, and start again")
+        raise error(f"a reader of an id range ended with code {worst}", "see its log lines above, and start again")
     if any(codes):
         raise StoppedError
 
 
 def end_with_parent() -> None:
-    """End this process at once when its parent is gone: the parent holds the other end of our standard input."""
+    """End this process as soon as its parent is gone: the parent holds the other end of its standard input."""
 
     def watch() -> None:
         while os.read(0, 1):  # not sys.stdin: its lock must not be held when the interpreter ends

@@ -17,25 +17,25 @@ logger = logging.getLogger(__name__)
 
 DELIVERY_TIMEOUT_S = 120.0  # without a single confirmation
 
-# For what may be repeated and has no order on a partition: a producer that need not ask for an id first.
+# For records that may be repeated in any order: a producer that needs no producer id.
 REPEATABLE: dict[str, Any] = {"enable.idempotence": False, "enable.gapless.guarantee": False}
 
-Keyed = tuple[bytes | None, bytes | None]  # key and value; no value is a tombstone
+Keyed = tuple[bytes | None, bytes | None]  # key and value; without a value, a tombstone
 
 PRODUCER_CONFIG: dict[str, Any] = {
     "enable.idempotence": True,
     "acks": "all",
-    # The Java client's hash, said out loud: librdkafka's default is another one, and a key must have one partition
-    # whoever produces it.
+    # The Java client's hash, explicitly: librdkafka's default differs, and a key must have one partition with every
+    # client.
     "partitioner": "murmur2",
     "compression.type": "lz4",
     "linger.ms": 5,
-    # A message never expires on its own, and none may be left out: librdkafka would go on with those behind it, and a
-    # row published later under the same number lies below the high-water marks and would be dropped as a repetition.
+    # A message never expires, and none may be skipped: librdkafka would continue with the following ones, and a row
+    # published later under the same number is below the high-water mark and would be dropped as a repetition.
     "delivery.timeout.ms": 0,
     "enable.gapless.guarantee": True,
     "delivery.report.only.error": True,
-    "queue.buffering.max.kbytes": 64 * 1024,  # bounds the memory; `produce` waits when it is full
+    "queue.buffering.max.kbytes": 64 * 1024,  # bounds the memory; `publish` waits while it is full
     "log_level": 3,
 }
 
@@ -44,11 +44,11 @@ class Publishes(Protocol):
     """What the snapshot publishes with; `Publisher` is the real one."""
 
     def publish(self, records: Iterable[Keyed], headers: Headers | None = None) -> None:
-        """Hand records over for delivery, in this order on every partition, each with these headers."""
+        """Queue records for delivery, in this order on every partition, each with these headers."""
         ...
 
     def flush(self) -> None:
-        """Return once everything published so far is confirmed; raise if anything is not."""
+        """Return once everything published so far is confirmed; raise if a delivery fails."""
         ...
 
 
@@ -56,23 +56,23 @@ class Publisher:
     """Publishes to one topic."""
 
     def __init__(self, kafka: Mapping[str, Any], topic: str, message_bytes_max: int = 1_000_000) -> None:
-        """`kafka` is a confluent-kafka configuration with at least the servers; does not wait for them."""
+        """`kafka` is a confluent-kafka configuration with at least the servers; does not connect yet."""
         self._topic = topic
         self._failure: KafkaError | None = None
-        # A batch may not be larger than what the topic takes of a message: to the broker the batch is the message.
+        # The broker applies the topic's message limit to the whole batch.
         batch_bytes = min(1_000_000, message_bytes_max)
         self._producer = Producer(
             {**PRODUCER_CONFIG, "message.max.bytes": message_bytes_max, "batch.size": batch_bytes, **kafka},
             logger=logger,
         )
-        self._introduced = False
+        self._has_metadata = False
 
     def publish(self, records: Iterable[Keyed], headers: Headers | None = None) -> None:
-        """Hand records over; waits while the queue is full. Raises ReplayError if an earlier delivery has failed."""
+        """Queue records; waits while the queue is full. Raises ReplayError if an earlier delivery has failed."""
         produce, topic, failed = self._producer.produce, self._topic, self._failed
-        if not self._introduced:
-            introduce(self._producer, topic)
-            self._introduced = True
+        if not self._has_metadata:
+            fetch_metadata(self._producer, topic)
+            self._has_metadata = True
         if headers:
             produce = partial(produce, headers=headers)
         for key, value in records:
@@ -89,9 +89,9 @@ class Publisher:
         self._raise_failure()
 
     def flush(self) -> None:
-        """Return once every delivery is confirmed. Raises ReplayError with the cause of the first that is not.
+        """Return once every delivery is confirmed. Raises ReplayError with the cause of the first failure.
 
-        Only failures are reported one by one; that the queue is empty and no failure was reported proves the rest.
+        Only failures have delivery reports: an empty queue without a reported failure confirms all records.
         """
         left, moved_at = len(self._producer), time.monotonic()
         while still := self._flush(1.0):
@@ -106,17 +106,17 @@ class Publisher:
         self._raise_failure()
 
     def close(self) -> None:
-        """Drop what has not been delivered; what matters was flushed."""
+        """Drop what has not been delivered; callers flush what has to be."""
         self._producer.purge()
         self._flush(1.0)
 
     def _flush(self, timeout_s: float) -> int:
-        """Return how many records are still on their way after the time-out, or fewer if all are sooner."""
+        """Wait until nothing is queued or in flight, `timeout_s` at most; return how many records are left."""
         try:
             return self._producer.flush(timeout_s)
         except (KafkaException, SystemError):
-            # A fatal error surfaces out of whichever call is made next (as a SystemError where a callback ran before).
-            # The failed deliveries come with the call after it, with the cause.
+            # A fatal error is raised by the next call of any kind (as a SystemError if a callback ran before). The call
+            # after it delivers the reports of failure, with the cause.
             return self._producer.flush(timeout_s)
 
     def _failed(self, error: KafkaError | None, _: Message) -> None:
@@ -130,17 +130,16 @@ class Publisher:
     def _not_delivered(self, error: KafkaError) -> ReplayError:
         return ReplayError(
             f"Kafka did not take a record for {self._topic}: {error.str()}",
-            "start again when the cause is gone; the cursor is kept, nothing is lost",
+            "start again when the cause is removed; the cursor is kept, nothing is lost",
         )
 
 
-def introduce(producer: Producer, topic: str) -> None:
-    """Let a new idempotent producer meet its cluster and topic; returns after the time-out where nobody answers.
+def fetch_metadata(producer: Producer, topic: str) -> None:
+    """Connect a new idempotent producer and fetch the topic's metadata; return after the time-out during an outage.
 
-    One that is given a record before it has its producer id waits for half a second; one that does not know the topic
-    yet, for a tenth.
+    A first record delays delivery by half a second without a producer id, and by a tenth without the metadata.
     """
-    with contextlib.suppress(KafkaException):  # whoever waits for the delivery hears of it
+    with contextlib.suppress(KafkaException):  # the delivery reports it
         producer.list_topics(topic, timeout=CHECK_TIMEOUT_S)
 
 

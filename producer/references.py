@@ -1,7 +1,7 @@
 """Publishes what the processors look up: contacts, users and referents, completely, to their compacted topics.
 
-Every key there is gets its present value, and every key that a former publication left behind and that is gone now gets
-a tombstone. So a table loaded from the topic is the source as it was at this moment. May be repeated at any time.
+Every key gets its present value, and every key of a former publication that no longer exists gets a tombstone. So a
+table loaded from the topic equals the source at this moment. Idempotent.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -42,13 +42,13 @@ Progress = Callable[[str, int], None]  # "contacts", "users" or "referents"; rec
 
 FETCH_ROWS = 5_000
 REPLACEMENT = "\ufffd"
-NAMED_MAX = 5  # contacts named of those that something is wrong with
+NAMED_MAX = 5  # records named of those with a defect
 BATCH_RECORDS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceCounts:
-    """What was published, and what of the contacts could not be."""
+    """What was published, and which contacts and texts were unusable."""
 
     contacts: int
     users: int
@@ -56,17 +56,17 @@ class ReferenceCounts:
     tombstones: int
     contacts_doubled: int  # contacts left out because an older one has the same CRM person id
     contacts_mapped: int  # of the contacts: found through crm_contact_id_map only
-    contacts_unusable: int  # without a created_at that is a date, hence without a watermark
+    contacts_unusable: int  # created_at is not a date, so there is no watermark
     mapped_missing: int  # entries of crm_contact_id_map whose customer has no contact in this account
-    contacts_undecodable: int  # contacts and id map entries that cannot be decoded, so that it is not known whose
+    contacts_undecodable: int  # contacts and id map entries that cannot be decoded, so that their person is unknown
     contacts_odd_id: int  # with a CRM person id in a form that no look-up finds
-    texts_repaired: int  # users and referents with bytes that are not UTF-8 in a text: U+FFFD stands for them
+    texts_repaired: int  # users and referents with bytes that are not UTF-8 in a text, replaced by U+FFFD
     undecodable_named: tuple[str, ...]  # the first few of them, by `_id`
     odd_ids_named: tuple[str, ...]
     repaired_named: tuple[str, ...]  # by record key
 
-    def said(self) -> list[str]:
-        """Return a line for each kind of record that could not be read as it is."""
+    def warnings(self) -> list[str]:
+        """Return a line for each kind of unusable record."""
         skipped = "their history is skipped as contact_not_found"
         return [
             f"{named(count, first, what)} {why}"
@@ -100,7 +100,7 @@ class FoundContacts:
     mapped_missing: int
     undecodable: int = 0
     odd_ids: int = 0
-    undecodable_named: tuple[str, ...] = ()  # the first few `_id`s, as they may be shown
+    undecodable_named: tuple[str, ...] = ()  # the first few `_id`s, as `stored.shown_id` shows them
     odd_ids_named: tuple[str, ...] = ()
 
 
@@ -118,20 +118,20 @@ def publish(
 ) -> ReferenceCounts:
     """Publish all three reference topics; returns once every delivery is confirmed.
 
-    Raises ServiceUnreachableError or BadInputError before anything is published, ReplayError for an outage in between:
-    then publish again. Keeps the contacts (about 300 bytes each) and the keys of one topic at a time in memory.
+    Raises ServiceUnreachableError or BadInputError before anything is published, ReplayError for an outage later: then
+    publish again. Keeps the contacts (about 300 bytes each) and the keys of one topic at a time in memory.
     """
     admin = AdminClient({**kafka, "log_level": 0})
     partitions = check_topics(kafka, topics.references, admin)
     with ExitStack() as open_, connect(dsn, statement_timeout_s) as db:
-        # All of them now, so that each has its producer id when it is needed.
+        # Opened early, so that each has its producer id when it is needed.
         publishers = {
             topic: open_.enter_context(closing(Publisher(kafka, topic, message_bytes_max(kafka, topic, admin))))
             for topic in topics.references
         }
         account = resolve(db, mapping, company_sso_id).account
         found = find_contacts(mongo, company_sso_id)
-        held = offsets_held_by(admin, partitions)  # late: of topics just made, Kafka does not tell at once
+        held = offsets_held_by(admin, partitions)  # late: topics just created have no leader yet
         tombstones = 0
 
         def run(name: str, topic: str, records: Iterator[tuple[str, bytes]]) -> int:
@@ -177,9 +177,9 @@ def publish_feed(
 ) -> tuple[int, int]:
     """Publish the users and referents of all accounts for a live feed; return how many of each.
 
-    Among the referents is what the account column's values stand for, if the mapping says so: key `@account:<value>`,
-    the account as its name. Contacts are not among them: the live feed asks MongoDB, for they appear while it runs.
-    Raises like `publish`.
+    The referents include the accounts of the account column's values, if the mapping has a query for them: key
+    `@account:<value>`, the account as its name. Contacts are left out: the live feed queries MongoDB, as they appear
+    while it runs. Raises like `publish`.
     """
     admin = AdminClient({**kafka, "log_level": 0})
     held = offsets_held_by(admin, check_topics(kafka, (topics.users, topics.referents), admin))
@@ -206,9 +206,9 @@ def read_tables(
     codec: Codec,
     statement_timeout_s: float = 60.0,
 ) -> dict[str, dict[bytes, bytes]]:
-    """Return what `publish` would publish, by table and key, without Kafka: for a look at a replay before it is made.
+    """Return what `publish` would publish, by table and key, without Kafka: for dry runs.
 
-    All of it in memory, as every processor has it. Raises like `publish`.
+    All in memory, as in a processor. Raises like `publish`.
     """
     with connect(dsn, statement_timeout_s) as db:
         account = resolve(db, mapping, company_sso_id).account
@@ -223,10 +223,10 @@ def read_tables(
 
 
 def find_contacts(mongo: Database, company_sso_id: str) -> FoundContacts:
-    """Return the account's contacts by CRM person id: those that carry it, then those that the id map names.
+    """Return the account's contacts by CRM person id: those that have it, then those that the id map names.
 
-    Of several contacts with one CRM person id the oldest wins (then the smaller customer_id): its watermark leaves the
-    most to the live feed, which has written since. A contact that cannot be decoded is left out, counted and named.
+    Of several contacts with one CRM person id the oldest wins (then the smaller customer_id): its watermark leaves most
+    to the live feed, which has written since. A contact that cannot be decoded is left out, counted and named.
     """
     direct: dict[str, Watermarked] = {}
     doubled = unusable = mapped = missing = 0
@@ -243,7 +243,7 @@ def find_contacts(mongo: Database, company_sso_id: str) -> FoundContacts:
         contacts = stored.find(mongo[CONTACTS], ours, CONTACT_FIELDS, undecodable.report, batch_size=FETCH_ROWS)
         for contact in contacts:
             if contact["company_sso_id"] != company_sso_id:
-                continue  # it is in a list of accounts: whose it is, is not said
+                continue  # a list of accounts: its owner is ambiguous
             person_id, customer = person_of(contact), customer_of(contact)
             if person_id is None:
                 if has_odd_person(contact):
@@ -276,7 +276,7 @@ def find_contacts(mongo: Database, company_sso_id: str) -> FoundContacts:
 
 
 class _Named:
-    """Contacts that something is wrong with: how many, and the first few by their `_id`."""
+    """Records with a defect: their number, and the first few by name."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -295,15 +295,15 @@ class _Named:
 
 
 def named(count: int, first: Sequence[str], what: str = "contacts") -> str:
-    """Return how many there are, and the first of them by their names."""
+    """Return the number in words, with the names of the first."""
     more = f" and {count - len(first):,} more" if count > len(first) else ""
     return f"{count:,} {what} ({', '.join(first)}{more})"
 
 
 class _Texts:
-    """How texts of the CRM's tables are read: as such, or as bytes where the server does not know what its bytes mean.
+    """Reads texts of the CRM's tables: as text, or as bytes from an SQL_ASCII database.
 
-    From an SQL_ASCII database it refuses to send what is not UTF-8, and with it the rows before and behind.
+    Such a server fails a whole query for one text that is not UTF-8.
     """
 
     def __init__(self, db: Connection) -> None:
@@ -315,7 +315,7 @@ class _Texts:
         return sql.SQL("convert_to({}, 'SQL_ASCII')").format(text) if self._as_bytes else text
 
     def read(self, *values: Any, key: str) -> list[str]:
-        """Return the texts of a record; U+FFFD stands for what is not UTF-8, and the record is counted."""
+        """Return the texts of a record; what is not UTF-8 becomes U+FFFD, and the record is counted."""
         texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
         if self._as_bytes and any(
             REPLACEMENT in text and text.encode() != value for text, value in zip(texts, values, strict=True)
@@ -345,7 +345,7 @@ def _user_records(db: Connection, mapping: SourceMapping, codec: Codec, texts: _
     what = f"reading {users.schema_name}.{users.table}"
     for user_id, email_read, name_read, deleted in _stream(db, query, {}, what):
         email, full_name = texts.read(email_read, name_read, key=f"user {user_id}")
-        # An email that cannot be read names no user of the directory.
+        # An email with replaced bytes finds no user in the directory.
         yield str(user_id), codec.encode(User(user_id, "" if REPLACEMENT in email else email, full_name, deleted))
 
 
@@ -377,10 +377,10 @@ def _referent_records(
 
 
 class NameReader:
-    """Reads what the CRM calls records of an account, on one connection; the query of each type is made once."""
+    """Reads the names of an account's records in the CRM, on one connection; queries are cached by type."""
 
     def __init__(self, db: Connection, mapping: SourceMapping, account: Any) -> None:
-        """`account` is the mapped account column's value, None if the whole database is one account's."""
+        """`account` is the mapped account column's value, None if the database has one account."""
         self._db = db
         self._mapping = mapping
         self._account = account
@@ -388,10 +388,9 @@ class NameReader:
         self._queries: dict[str, bytes] = {}
 
     def names_of(self, type_name: str, ids: Collection[int]) -> dict[int, str]:
-        """Return what the records of a type are called now, "" for one without a name; one that is gone is left out.
+        """Return the present names of records of a type, "" for one without a name; deleted ones are left out.
 
-        A record of another account is as good as gone. Raises KeyError for a type of which the mapping does not say
-        where its names are.
+        So are records of another account. Raises KeyError for a type that is not in the mapping's referents.
         """
         table = self._mapping.referents[type_name]
         with answering(f"reading {table.schema_name}.{table.table}"):
@@ -406,7 +405,7 @@ class NameReader:
 def _referent_query(
     db: Connection, mapping: SourceMapping, account: Any, type_name: str, which: sql.Composable, texts: _Texts
 ) -> sql.Composed:
-    """Return the query for ids and names of the account's records of a type; `which` is a predicate."""
+    """Return the query for id and name of the account's records of a type; `which` is a predicate."""
     table = mapping.referents[type_name]
     account_column = mapping.source.account.column if mapping.source.account and account is not None else None
     predicate: sql.Composable = sql.SQL("true")
@@ -414,7 +413,7 @@ def _referent_query(
         predicate = sql.SQL("{} = %(account)s").format(sql.Identifier(account_column))
     return sql.SQL("SELECT {id}::bigint, {name} FROM {table} WHERE {which} AND {account}").format(
         id=sql.Identifier(table.id),
-        # The mapping's expression is the operator's own SQL; its per cent signs are not placeholders.
+        # The mapping's expression is the operator's SQL; its per cent signs are not placeholders.
         name=texts.select(sql.SQL(table.name.replace("%", "%%"))),
         table=sql.Identifier(table.schema_name, table.table),
         which=which,
@@ -423,13 +422,13 @@ def _referent_query(
 
 
 def _stream(db: Connection, query: sql.Composed, values: Mapping[str, Any], what: str) -> Iterator[tuple[Any, ...]]:
-    """Yield a query's rows, which are in the order of their ids, without holding them all."""
+    """Yield a query's rows, ordered by id, without holding them all."""
     with answering(what):
         yield from db.ordered(query, values)
 
 
 def _order(columns: Mapping[str, str], id_: str) -> sql.Composable:
-    """Return what rows are read in the rising order of: their id as a number, by its index where it is one."""
+    """Return the sort expression of rows: the id as a number; the plain column, with its index, if it is one."""
     column = sql.Identifier(id_)
     return column if columns[id_] in INTEGERS else sql.SQL("{}::bigint").format(column)
 
@@ -437,7 +436,7 @@ def _order(columns: Mapping[str, str], id_: str) -> sql.Composable:
 def _publish_topic(
     publisher: Publisher, gone: set[bytes], records: Iterator[tuple[str, bytes]], progress: Callable[[int], None]
 ) -> tuple[int, int]:
-    """Publish all records, and tombstones for those keys of `gone` that none of them has; return how many of each."""
+    """Publish all records, and tombstones for the keys of `gone` that no record has; return how many of each."""
     published = 0
     while batch := [(key.encode(), value) for key, value in islice(records, BATCH_RECORDS)]:
         publisher.publish(batch)
@@ -451,10 +450,9 @@ def _publish_topic(
 
 
 def keys_on(kafka: Mapping[str, Any], topic: str, held: Sequence[tuple[int, int]]) -> set[bytes]:
-    """Return the keys whose last record on a topic is no tombstone, reading all of it once.
+    """Return the keys whose last record on a topic is not a tombstone, reading the whole topic once.
 
-    `held` are the first offset and the one behind the last of each partition. Raises ReplayError if Kafka stops
-    answering.
+    `held` has each partition's first offset and end offset. Raises ReplayError if Kafka stops answering.
     """
     keys: set[bytes] = set()
     for message in messages_held(kafka, topic, dict(enumerate(held))):

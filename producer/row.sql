@@ -1,7 +1,7 @@
--- The rest of every query that reads rows: `audit` as an AuditEvent has its fields. NULL is '' or 0, a created_at of NULL
--- no moment of the calendar, the changes are the text they print as. A row whose texts have more than size_max bytes comes
--- without them (NULL): large_row.sql fetches it. The last column is the source's own number, if the row is the account's:
--- whatever mixes up statements or answers on the way gives rows without it.
+-- The rest of every query that reads rows: `audit` with the fields of an AuditEvent. NULL becomes '' or 0, a created_at of
+-- NULL becomes -infinity, the changes are cast to text. A row whose texts have more than size_max bytes comes without them
+-- (NULL): large_row.sql fetches it. The last column is the source's tag, if the row is the account's: if a pooler or proxy
+-- mixes up statements or answers, the rows lack it.
 SELECT id::bigint, COALESCE(created_at, '-infinity'), COALESCE(auditable_type, '')::text, COALESCE(auditable_id, 0)::bigint,
        COALESCE(associated_type, '')::text, COALESCE(associated_id, 0)::bigint, COALESCE(user_type, '')::text,
        COALESCE(user_id, 0)::bigint, COALESCE(username, '')::text, COALESCE(action, '')::text,

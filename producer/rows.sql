@@ -1,5 +1,4 @@
--- The account's rows in a stretch of ids as they stand, for their fingerprint: every column of which page.sql and row.sql
--- make something.
+-- The account's rows in a range of ids, unconverted, for their fingerprint: every column that page.sql and row.sql use.
 COPY (
     SELECT id, created_at, auditable_type, auditable_id, associated_type, associated_id, user_type, user_id, username,
            action, audited_changes, version, comment, request_uuid

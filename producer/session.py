@@ -1,9 +1,9 @@
-"""A connection to the CRM's PostgreSQL: read-only, limited in time, and every read repeated where it was interrupted.
+"""A connection to the CRM's PostgreSQL: read-only, limited in time; interrupted reads are repeated.
 
-Alone in knowing how psycopg connects. A statement is never prepared under a name: behind a pooler the name may be that
-of another client's statement. A session's settings are queried after connecting. Where they are not as requested, or
-the server process is not the one that answered the connect (a pooler is in between), every statement runs in a
-transaction of its own that sets them with SET LOCAL, so that no other client of the pooler meets them.
+The only module that connects with psycopg. Statements are never prepared under a name: behind a pooler, another
+client's statement may have that name. A session's settings are queried after connecting. If they are not as requested,
+or another server process answers than the one of the connect (a pooler is in between), every statement runs in a
+transaction of its own that sets them with SET LOCAL, so that they do not leak to other clients of the pooler.
 """
 
 import logging
@@ -30,7 +30,7 @@ Row = tuple[Any, ...]
 Query = bytes | str | sql.SQL | sql.Composed
 
 CONNECT_TIMEOUT_S = 5
-RECONNECT_FOR_S = 60.0  # how long a lost connection is tried again before the reader gives up; its cursor is kept
+RECONNECT_FOR_S = 60.0  # how long reconnecting is tried before the read fails; its cursor is kept
 INTERRUPTIONS_MAX = 20  # of one read, by a standby's recovery or an administrator; each may take the time limit
 FETCH_ROWS = 5_000
 GRANT_IT = (
@@ -38,12 +38,12 @@ GRANT_IT = (
     " in force"
 )
 CURSOR = "crm_replay_rows"
-# SQLSTATEs of what ends a first query, or its connection, in a server that goes on: one that does not is found by
-# connecting again. "40" is the class of rollbacks: what a standby's recovery ends is a 40001 or a 40P01, and psycopg's
-# classes of these are not derived from its TransactionRollback.
+# SQLSTATEs with which a first query, or its connection, can end in a server that stays up; connecting again shows if it
+# does. "40" is the class of rollbacks: a standby's recovery causes a 40001 or a 40P01, whose psycopg classes are not
+# derived from its TransactionRollback.
 ROLLED_BACK = "40"
 INTERRUPTIONS = (ROLLED_BACK, "57014", "57P01", "57P02")  # query_canceled, admin_shutdown, crash_shutdown
-# PgBouncer's words; it has no translations, and one code for all that it refuses.
+# PgBouncer's messages; it has no translations, and one code for every refusal.
 REFUSES_OPTIONS = "startup parameter"
 REFUSES_TRANSACTIONS = "statement pooling"
 
@@ -60,7 +60,7 @@ class Answer:
     """The rows of one statement, complete."""
 
     def __init__(self, rows: list[Row]) -> None:
-        """Keeps the list."""
+        """Wrap the rows of a statement."""
         self._rows = rows
 
     def fetchall(self) -> list[Row]:
@@ -77,13 +77,13 @@ class Answer:
 
 
 class Connection:
-    """Reads, and reads again: a lost connection is opened again, an interrupted statement repeated.
+    """Reads with retries: a lost connection is opened again, an interrupted statement repeated.
 
-    Not for two threads at once.
+    Not thread-safe.
     """
 
     def __init__(self, dsn: str, statement_timeout_s: float = 60.0, *, patient: bool = False) -> None:
-        """Connects at once; tries again only if `patient`. Raises as `connect` says."""
+        """Connect at once, with retries only if `patient`. Raises like `connect`."""
         if not dsn:
             raise BadInputError("CRM_AUDIT_DATABASE_URL is not set", "give the CRM's PostgreSQL database")
         self.where = where(dsn)
@@ -105,7 +105,7 @@ class Connection:
 
     @property
     def info(self) -> psycopg.ConnectionInfo:
-        """What is known of the session."""
+        """Psycopg's information about the session."""
         return self._db.info
 
     @property
@@ -128,9 +128,9 @@ class Connection:
         return self.read(self._rows, query, values, True)
 
     def read(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what `read` returns; it is called again where it was interrupted: reading again is always safe.
+        """Return what `read` returns; it is called again after an interruption, as reading is idempotent.
 
-        Within another `read` it is that one which is repeated. Raises ReplayError if the server stays away.
+        Of nested calls the outermost is repeated. Raises ReplayError if the outage lasts.
         """
         if self._reading:
             return read(*args, **kwargs)
@@ -147,10 +147,10 @@ class Connection:
             self._reading = False
 
     def ordered(self, query: Query, values: Mapping[str, Any]) -> Iterator[Row]:
-        """Yield a query's rows without holding them all, from a cursor on the server in a transaction of its own.
+        """Yield a query's rows without holding them all, from a server-side cursor in a transaction of its own.
 
-        The rows have to come in the rising order of their first column, an integer, and behind `%(after)s`: that is
-        where an interrupted reading resumes.
+        The rows have to be in ascending order of their first column, an integer, and above `%(after)s`, from which an
+        interrupted query resumes.
         """
         after = resumed_behind = -(2**63)
         patience = _Patience(self.where)
@@ -180,7 +180,7 @@ class Connection:
     def transaction(self) -> Iterator[None]:
         """Run the block's statements in one transaction: repeatable read, read-only, with the session's settings."""
         try:
-            self._db.execute(self._begin)  # of a pooled session this is two statements, of which the second may fail
+            self._db.execute(self._begin)  # in a pooled session two statements, of which the second may fail
             self._in_transaction = True
             yield
         except BaseException:
@@ -206,9 +206,9 @@ class Connection:
 
     @contextmanager
     def _limited(self) -> Iterator[None]:
-        """Tell a statement that reached its time limit from one that was cancelled before: the code is the same.
+        """Raise InterruptedQueryError for a statement that was cancelled before its time limit: the code is the same.
 
-        By the time it took, since the server's words depend on its language.
+        Decided by the elapsed time, as the server's message depends on its language.
         """
         began = time.monotonic()
         try:
@@ -219,7 +219,7 @@ class Connection:
             raise InterruptedQueryError(first_line(error)) from error
 
     def _wait(self, patience: "_Patience", error: Exception) -> None:
-        """Return when the read may be tried again; raises the error if that is no use, ReplayError if it took long."""
+        """Return when the read may be retried; raise the error if it is permanent, ReplayError after too long."""
         lost = self._db.closed or isinstance(error, ServiceUnreachableError)
         if not (lost or kind_of(error) is ServiceUnreachableError):
             raise error
@@ -243,12 +243,12 @@ class Connection:
                 patience.wait(error, interrupted=False)
 
     def _open(self) -> psycopg.Connection[Row]:
-        """Return a new connection. Raises as `connect` says, at once, but for a first query that is interrupted."""
+        """Return a new connection. Retries only an interrupted first query. Raises like `connect`."""
         patience = _Patience(self.where)
         while True:
             db, settings = self._connect()
             try:
-                self._ask_back(db, settings)
+                self._check_session(db, settings)
             except psycopg.Error as error:
                 db.close()
                 if _is_one_of(error, *INTERRUPTIONS):
@@ -256,7 +256,7 @@ class Connection:
                     continue
                 if REFUSES_TRANSACTIONS in str(error):
                     raise BadInputError(
-                        f"{self.where} is reached through a connection pooler that takes no transactions"
+                        f"{self.where} is reached through a connection pooler that does not support transactions"
                         f" ({first_line(error)})",
                         "set its pool_mode to transaction or session, or connect to PostgreSQL itself",
                     ) from error
@@ -274,9 +274,9 @@ class Connection:
         try:
             given = conninfo_to_dict(self._dsn)
             if not re.fullmatch(r"[0-9,]*", str(given.get("port") or "")):  # more likely a part of a password
-                raise psycopg.ProgrammingError("what stands for its port is no number")
-            # With row_security=off a query that a policy would hide rows from fails, whenever the policy has come; the
-            # operator may state otherwise in the DSN (producer.visibility).
+                raise psycopg.ProgrammingError("the port is not a number")
+            # With row_security=off a query that a policy would hide rows from fails, also if the policy is added during
+            # a run; the operator may override this in the DSN (producer.visibility).
             stated = settings_in(str(given.pop("options", None) or ""))
             settings = {"row_security": "off", **stated, **self._wanted()}
             options = " ".join(f"-c {name}={_escaped(value)}" for name, value in settings.items())
@@ -288,7 +288,7 @@ class Connection:
                 db = _connect(given)
         except psycopg.OperationalError as error:
             raise ServiceUnreachableError(
-                f"{self.where} does not let us in ({first_line(error)})", "check CRM_AUDIT_DATABASE_URL"
+                f"cannot connect to {self.where} ({first_line(error)})", "check CRM_AUDIT_DATABASE_URL"
             ) from error
         except psycopg.Error as error:
             raise BadInputError(
@@ -296,7 +296,7 @@ class Connection:
                 "postgresql://user@host/db",
             ) from None
         db.prepare_threshold = None
-        # A timestamp's eight bytes are read as the number they are: a datetime per row would cost more than the rest.
+        # Timestamps are loaded as their 64-bit integer: a datetime per row would cost more than the rest.
         db.adapters.register_loader("timestamp", Int8BinaryLoader)
         db.adapters.register_loader("timestamptz", Int8BinaryLoader)
         return db, settings
@@ -310,8 +310,8 @@ class Connection:
             "client_encoding": "UTF8",
         }
 
-    def _ask_back(self, db: psycopg.Connection[Row], settings: Mapping[str, str]) -> None:
-        """Find out whether the session keeps its settings; if not, whether a transaction does. Raises BadInputError."""
+    def _check_session(self, db: psycopg.Connection[Row], settings: Mapping[str, str]) -> None:
+        """Check whether the session keeps its settings, else whether a transaction does. Raises BadInputError."""
         begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
         self._begin = begin.encode()
         pid, wrong = self._differing(db)
@@ -328,13 +328,13 @@ class Connection:
         db.execute("COMMIT")
         if wrong:
             raise BadInputError(
-                f"{self.where} is reached through a connection pooler that does not keep {', '.join(wrong)} for the"
-                " length of a transaction",
+                f"{self.where} is reached through a connection pooler that does not keep {', '.join(wrong)} within a"
+                " transaction",
                 "connect to PostgreSQL itself",
             )
 
     def _differing(self, db: psycopg.Connection[Row]) -> tuple[int, list[str]]:
-        """Return the id of the process that answers, and which of the settings are not as wanted."""
+        """Return the id of the server process, and which of the settings differ from the wanted ones."""
         wanted = self._wanted()
         found = db.execute(
             "SELECT pg_backend_pid(), name, setting FROM pg_settings WHERE name = ANY(%s)", [list(wanted)]
@@ -344,12 +344,12 @@ class Connection:
 
 
 def _is_one_of(error: Exception, *sqlstates: str) -> bool:
-    """Return whether the error has one of the SQLSTATEs, or is of one of the classes of them."""
+    """Return whether the error has one of the SQLSTATEs, or is in one of these SQLSTATE classes."""
     return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(sqlstates)
 
 
 class _Patience:
-    """How long one read is tried again."""
+    """The retries of one read."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -358,7 +358,7 @@ class _Patience:
         self._pause_s = 0.1
 
     def wait(self, error: Exception, *, interrupted: bool) -> None:
-        """Say it and wait. Raises ReplayError once it has taken too long."""
+        """Log the error and wait. Raises ReplayError after too long or too many interruptions."""
         now = time.monotonic()
         if interrupted:
             self._interruptions += 1
@@ -367,15 +367,16 @@ class _Patience:
                     f"{self._name} has interrupted a query {self._interruptions} times ({first_line(error)})",
                     "on a standby set hot_standby_feedback = on, or raise max_standby_streaming_delay; start again",
                 ) from error
-            logger.warning("PostgreSQL has interrupted a query (%s), trying again", first_line(error))
+            logger.warning("PostgreSQL has interrupted a query (%s), retrying", first_line(error))
         else:
             if self._give_up_at is None:
                 self._give_up_at = now + RECONNECT_FOR_S
             if now > self._give_up_at:
                 raise ReplayError(
-                    f"{self._name} has been away for a minute ({first_line(error)})", "start again when it is back"
+                    f"{self._name} has been unavailable for a minute ({first_line(error)})",
+                    "start again when it is back",
                 ) from error
-            logger.warning("the connection to PostgreSQL is lost (%s), trying again", first_line(error))
+            logger.warning("the connection to PostgreSQL is lost (%s), retrying", first_line(error))
         time.sleep(self._pause_s)
         self._pause_s = min(5.0, self._pause_s * 2)
 
@@ -383,8 +384,8 @@ class _Patience:
 def connect(dsn: str, statement_timeout_s: float = 60.0, *, patient: bool = False) -> Connection:
     """Return a read-only connection that is never idle in a transaction.
 
-    Raises BadInputError for a DSN that is none and for a pooler that keeps no settings, ServiceUnreachableError for a
-    server that does not let us in. `patient`: it did before, so it is tried again for a while; then ReplayError.
+    Raises BadInputError for an invalid DSN and for a pooler that keeps no settings, ServiceUnreachableError if the
+    connection fails. `patient`: retried for a minute, as it has succeeded before; then ReplayError.
     """
     return Connection(dsn, statement_timeout_s, patient=patient)
 
@@ -397,12 +398,12 @@ def _connect(given: Mapping[str, Any]) -> psycopg.Connection[Row]:
         "keepalives_interval": 10,
         "keepalives_count": 3,
     }
-    # A parameter of its own besides: poolers keep this one for each of their clients.
+    # Besides `options`, as a parameter of its own: poolers keep this one for each client.
     return psycopg.connect(make_conninfo(**{**defaults, **given, "client_encoding": "UTF8"}), autocommit=True)
 
 
 def settings_in(options: str) -> dict[str, str]:
-    """Return the settings that libpq's `options` make. Raises BadInputError for any other switch."""
+    """Return the settings in libpq's `options`. Raises BadInputError for any other switch."""
     words: list[str] = []
     word, escaped = "", False
     for letter in options:
@@ -433,7 +434,7 @@ def _escaped(value: str) -> str:
 
 
 def where(dsn: str) -> str:
-    """Return what may be shown of a DSN: database, host and port."""
+    """Return a DSN's database, host and port: the parts that may be shown."""
     try:
         parts = conninfo_to_dict(dsn)
     except psycopg.Error:
@@ -449,7 +450,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def answering(what: str) -> Iterator[None]:
-    """Turn what PostgreSQL says against a query into one line: BadInputError, or ReplayError for an outage."""
+    """Turn PostgreSQL's error for a query into one line: BadInputError, or ReplayError for an outage."""
     try:
         yield
     except psycopg.errors.InsufficientPrivilege as error:
@@ -457,11 +458,11 @@ def answering(what: str) -> Iterator[None]:
     except psycopg.errors.QueryCanceled as error:
         raise QueryTooSlowError(
             f"{what}: {first_line(error)}",
-            "raise CRM_REPLAY_STATEMENT_TIMEOUT_S, or see why the CRM's database is slow",
+            "raise CRM_REPLAY_STATEMENT_TIMEOUT_S, or find out why the CRM's database is slow",
         ) from error
     except psycopg.Error as error:
         if kind_of(error) is ServiceUnreachableError:
             raise ReplayError(
                 f"{what}: {first_line(error)}", "start again when the server is back; nothing is lost"
             ) from error
-        raise BadInputError(f"{what}: {first_line(error)}", "mend the source mapping") from error
+        raise BadInputError(f"{what}: {first_line(error)}", "fix the source mapping") from error

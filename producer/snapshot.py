@@ -1,14 +1,14 @@
-"""The loop: read, save, publish, flush. In this order; beside each step stands what a death there costs.
+"""The loop: read, save, publish, flush, in this order; a comment at each step says what a crash there costs.
 
-Pages are published some at a time (a chunk), and the next chunk is read and encoded while the brokers confirm the last
-one. One save between the two says that the last one is confirmed, and what the next one is about to publish; a death
-repeats one chunk at most.
+Pages are published in chunks, and the next chunk is read and encoded while the brokers confirm the last one. One save
+between the two records that the last one is confirmed, and what the next one is about to publish; a crash repeats one
+chunk at most.
 
-Ids are not committed in the order in which they are given out. So an id that has no row yet, a gap, is noted while a
-transaction that was open when the job started may still fill it, and again in the newest stretch. The gap is saved
-before the rows around it are published: whatever dies and is repeated later, a row that fills it keeps out of the main
-stream and is found by the second look, under a number of its own. Without that, a repeated page could show a row in the
-middle of ids that were published before, and everybody downstream would take it for a repetition.
+Ids are not committed in the order in which they are assigned. So an id without a row, a gap, is recorded while a
+transaction that was open when the job started may still fill it, and always among the newest ids. The gap is saved
+before the rows around it are published: whatever is repeated later, a row that fills it is left out of its range and
+found by the second read, under a number of its own. Otherwise a repeated page could contain a new row among ids that
+were published before, and consumers would drop it as a repetition.
 """
 
 import logging
@@ -33,20 +33,20 @@ logger = logging.getLogger(__name__)
 HORIZON_LOG_S = 10.0
 # A chunk ends with the page that reaches one of these bounds, or the one in the settings.
 CHUNK_BYTES = 8 * 1024 * 1024  # of keys and values: two chunks are in memory
-CHUNK_S = 1.0  # of reading: where the source is slow, what it gives is not held back
+CHUNK_S = 1.0  # of reading: rows of a slow source are not delayed longer
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What the job has fixed."""
+    """The bounds of a snapshot, fixed by job and settings."""
 
     top: int  # newest id when the job started
     xmax: int  # transactions below it, if they had an id when the job started, may still commit ids up to `top`
     horizon_wait_s: float
     checkpoint_rows: int  # a chunk ends with the page that reaches them
     horizon_poll_s: float = 0.5
-    newest_ids: int = 10_000  # below the top: a transaction may have drawn one and not yet have an id to be seen by
-    gaps_noted_max: int = 5_000  # the checkpoint carries them all; more have to wait for the horizon
+    newest_ids: int = 10_000  # below the top: a transaction may have drawn one before it has an id of its own
+    gaps_noted_max: int = 5_000  # all are in the checkpoint; beyond this, reading waits for the horizon
 
 
 class Prepared(NamedTuple):
@@ -58,7 +58,7 @@ class Prepared(NamedTuple):
 
 
 class Snapshot:
-    """Reads id ranges into the replay topic."""
+    """Publishes id ranges to the replay topic."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Snapshot:
         pause: Callable[[int, float], None] = lambda rows, query_s: None,  # noqa: ARG005
         traces: Traces = OFF,
     ) -> None:
-        """`stop` is asked between pages; `pause` is told a page's rows and seconds and waits for the source's sake."""
+        """`stop` is polled between pages; `pause` gets a page's rows and seconds and throttles the reading."""
         self._reader = reader
         self._encoder = encoder
         self._publisher = publisher
@@ -84,14 +84,14 @@ class Snapshot:
         self._traces = traces
         self.counters = counters if counters is not None else Counters()
         self._horizon_passed = False
-        self._asked_at = float("-inf")
-        self._asked_s = 0.0  # how long the last page took to read
-        self._last_rows = 0  # and how many rows it has
+        self._horizon_read_at = float("-inf")
+        self._last_read_s = 0.0  # of the last page
+        self._last_rows = 0
 
     def read(self, range_: IdRange) -> IdRange:
-        """Publish the rest of a range; return it, done. Raises StoppedError between chunks, when asked to."""
-        published: list[Prepared] = []  # and perhaps not confirmed yet
-        behind = range_  # what the range is once they are
+        """Publish the rest of a range; return it, done. Raises StoppedError between chunks, on a stop request."""
+        published: list[Prepared] = []  # not necessarily confirmed yet
+        behind = range_  # the range once they are confirmed
         while not range_.done:
             pages: list[Prepared] = []
             ahead = behind
@@ -102,9 +102,9 @@ class Snapshot:
                     self._publisher.flush()  # raises if any delivery failed; the cursor stays
             range_ = announce(behind, ahead)
             with _step(published, "save cursor"):
-                # Dying before this line publishes the last chunk again, under the same number. It also stands between
-                # the reading of the next chunk and its publishing: if another runner has taken over, and noted a gap
-                # where a row was read by now, it raises, and the row is the other's to publish.
+                # A crash before this line publishes the last chunk again, under the same number. The save comes between
+                # reading and publishing of the next chunk: if another runner has taken over, and recorded a gap where a
+                # row was read here, it raises, and the other runner publishes the row.
                 self._checkpoint.save(range_)
             for page, encoded, work in published:
                 work.end(**_of_page(page, encoded))
@@ -113,7 +113,7 @@ class Snapshot:
             if self._stop() and not range_.done:
                 raise StoppedError
             if not (pages or range_.done):
-                self.wait_for_horizon()  # nothing is on its way, and there are too many gaps to go on
+                self.wait_for_horizon()  # nothing is in flight, and there are too many gaps to continue
             for _, encoded, work in pages:
                 with work.step("publish"):
                     self._publisher.publish(encoded.records, work.headers)
@@ -121,16 +121,16 @@ class Snapshot:
         return range_
 
     def _read_chunk(self, range_: IdRange, *, pause_first: bool) -> tuple[list[Prepared], IdRange]:
-        """Return the next pages, encoded, and the range behind them, with their gaps.
+        """Return the next pages, encoded, and the range after them, with their gaps.
 
-        The source is given its pause between two pages, `pause_first` before the first one, too.
+        Pauses between two pages; with `pause_first` before the first one, too.
         """
         chunk: list[Prepared] = []
         rows = size = 0
         began = time.monotonic()
         while True:
             if chunk or pause_first:
-                self._pause(self._last_rows, self._asked_s)
+                self._pause(self._last_rows, self._last_read_s)
             prepared = self._prepare(range_)
             page, records = prepared.page, prepared.encoded.records
             range_ = advance(note_gaps(range_, page.gaps, page.end), page.end, len(records))
@@ -145,10 +145,10 @@ class Snapshot:
         return chunk, range_
 
     def read_late_rows(self, ranges: Sequence[IdRange]) -> IdRange | None:
-        """Look at the gaps of all ranges again once nobody can fill them any more; return the late range, done.
+        """Read the gaps of all ranges again once no transaction can fill them; return the late range, done.
 
-        None if there is nothing to look at. Raises ReplayError if transactions older than the job stay open for longer
-        than the bound, StoppedError when asked to.
+        None if there are no gaps. Raises ReplayError if transactions older than the job stay open for longer than the
+        bound, StoppedError on a stop request.
         """
         gaps = all_gaps(range_ for range_ in ranges if not range_.late)
         if not gaps:
@@ -181,10 +181,10 @@ class Snapshot:
     def wait_for_horizon(self) -> None:
         """Return once every transaction that was open when the job started has ended.
 
-        Raises ReplayError when that takes longer than the bound, StoppedError when asked to.
+        Raises ReplayError when that takes longer than the bound, StoppedError on a stop request.
         """
         started = logged = time.monotonic()
-        while not self._ask_for_horizon():
+        while not self._read_horizon():
             now = time.monotonic()
             if self._stop():
                 raise StoppedError
@@ -201,12 +201,12 @@ class Snapshot:
 
     def _prepare(self, range_: IdRange) -> Prepared:
         """Return the next page, encoded."""
-        if not self._horizon_passed and time.monotonic() - self._asked_at >= self._bounds.horizon_poll_s:
-            self._ask_for_horizon()
+        if not self._horizon_passed and time.monotonic() - self._horizon_read_at >= self._bounds.horizon_poll_s:
+            self._read_horizon()
         newest_from = self._bounds.top - self._bounds.newest_ids
         in_newest = range_.cursor >= newest_from
         work = self._traces.begin("page", **{"crm_replay.id_range": range_.id_range})
-        asked_at = time.monotonic()
+        began = time.monotonic()
         with work.step("read"):
             page = self._reader.page_after(
                 range_.cursor,
@@ -215,8 +215,8 @@ class Snapshot:
                 range_.gaps if range_.gaps_to > range_.cursor else (),
                 look_for_gaps=in_newest or not self._horizon_passed,
             )
-        self._asked_s = time.monotonic() - asked_at
-        self.counters.read_s += self._asked_s
+        self._last_read_s = time.monotonic() - began
+        self.counters.read_s += self._last_read_s
         self.counters.rows_read += len(page.events)
         with work.step("encode"):
             encoded = self._encoder.encode(page, now_us())
@@ -225,15 +225,15 @@ class Snapshot:
     def _too_many_gaps(self, range_: IdRange) -> bool:
         return len(range_.gaps) >= self._bounds.gaps_noted_max and not self._horizon_passed
 
-    def _ask_for_horizon(self) -> bool:
+    def _read_horizon(self) -> bool:
         if not self._horizon_passed:
             self._horizon_passed = self._reader.horizon_passed(self._bounds.xmax)
-            self._asked_at = time.monotonic()
+            self._horizon_read_at = time.monotonic()
         return self._horizon_passed
 
 
 def _step(pages: Iterable[Prepared], name: str) -> ExitStack:
-    """Return a step that is one of each of the pages."""
+    """Return a context that is a step of each page's span."""
     steps = ExitStack()
     for _, _, work in pages:
         steps.enter_context(work.step(name))
@@ -241,7 +241,7 @@ def _step(pages: Iterable[Prepared], name: str) -> ExitStack:
 
 
 def _of_page(page: Page, encoded: Encoded) -> dict[str, int]:
-    """Return what a page's span says of it: where it is in the source, and how much it became."""
+    """Return the attributes of a page's span: its end in the source, and its numbers of records."""
     return {
         "crm_replay.page_end": page.end,
         "crm_replay.rows": len(encoded.records),

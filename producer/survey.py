@@ -1,4 +1,4 @@
-"""What has to be known of the source before a job exists: that it is readable, what is in scope, where it ends."""
+"""The survey of the source before a job exists: whether it is readable, what is in scope, where it ends."""
 
 import logging
 from collections import Counter
@@ -28,20 +28,20 @@ from schemas.source.mapping import SourceMapping
 
 logger = logging.getLogger(__name__)
 
-COUNT_WINDOW_IDS = 500_000  # a count is many short queries and not one long one
+COUNT_WINDOW_IDS = 500_000  # a count is many short queries instead of a long one
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SERVER_VERSION_MIN = 130_000  # pg_current_snapshot
 IDS_NAMED_MAX = 5
-OTHER_TYPES_MAX = 100  # out of scope, counted by name; a table has some dozens, unless anything writes any text there
+OTHER_TYPES_MAX = 100  # out of scope, counted by name; usual are some dozens
 REMAINING_TYPES = "(other types)"
 
 Progress = Callable[[int, int], None]  # id scanned up to, newest id
 
 
 class UnreplayableIdsError(BadInputError):
-    """Rows in scope have ids that a replay cannot tell them by.
+    """Rows in scope have ids that do not identify them in a replay.
 
-    Below 1: high-water marks and `_id`s cannot hold them (DECISIONS.md, decision 50). Or one id for several rows.
+    Ids below 1: high-water marks and `_id`s cannot hold them (DECISIONS.md, decision 50). Or one id for several rows.
     """
 
 
@@ -50,24 +50,24 @@ class Survey:
     """The source as it is when a job starts."""
 
     rows: int  # in scope and in the date range; without one, all in scope
-    rows_without_created_at: int  # of the account and of types in scope; no date range has them
-    rows_outside_calendar: int  # of `rows`: their created_at is NULL, infinite or outside of the years 1 to 9999
+    rows_without_created_at: int  # of the account and of types in scope; in no date range
+    rows_outside_calendar: int  # of `rows`: created_at is NULL, infinite or outside of the years 1 to 9999
     min_id: int  # of the account's rows of types in scope; 0 if there are none
     max_id: int
     top_audit_id: int  # newest id of the whole table
     snapshot_xmax: int  # transactions below it, if they have an id already, may still commit ids up to top
-    writers: tuple[str, ...]  # virtual ids of the transactions that may, and had no transaction id yet
-    cutoff: datetime  # aware UTC; where the date range or else the account's history begins
+    writers: tuple[str, ...]  # virtual ids of transactions that may, too, and had no transaction id yet
+    cutoff: datetime  # aware UTC; start of the date range or else of the account's history
     out_of_scope_by_type: Mapping[str, int]  # rows of the account and the date range that are not read
     account: Any  # the mapped account column's value; None if the whole table is this account's
     changes_are_json: bool
     created_at_has_zone: bool
-    notes: tuple[str, ...] = ()  # of tables that may show a part of their rows: a view, policies
+    notes: tuple[str, ...] = ()  # on tables that may show only a part of their rows: a view, policies
 
 
 @dataclass(frozen=True, slots=True)
 class InScope:
-    """A count of the rows in scope up to an id, and of those beside them. Fields as of `Survey`."""
+    """A count of the rows in scope up to an id, and of those out of scope. Fields as in `Survey`."""
 
     rows: int
     rows_without_created_at: int
@@ -87,11 +87,11 @@ def survey(
     statement_timeout_s: float = 60.0,
     progress: Progress | None = None,
 ) -> Survey:
-    """Return what a job has to know; reads only.
+    """Return the survey of an account's source; read-only.
 
-    Raises BadInputError in one line for a missing table or column, one of another type, a name expression that does
-    not work, an unknown account, rows or columns that are hidden from the role; UnreplayableIdsError for ids
-    below 1 or of several rows; ServiceUnreachableError for a server that does not let us in.
+    Raises BadInputError in one line for a missing table or column, one of another type, an invalid name expression, an
+    unknown account, rows or columns that are hidden from the role; UnreplayableIdsError for ids below 1 or of several
+    rows; ServiceUnreachableError if the connection fails.
     """
     with connect(dsn, statement_timeout_s) as db:
         if db.info.server_version < SERVER_VERSION_MIN:
@@ -100,13 +100,13 @@ def survey(
         source = resolve(db, mapping, company_sso_id)
         check_references(db, mapping)
         require_ids(db, source, date_range_start)
-        with answering("asking for the newest id"):
+        with answering("reading the newest id"):
             _, top, xmax = db.execute(source.query("horizon")).fetchall()[0]
-        # Behind the newest id: what drew an id up to it is either here, or has ended and can be read.
+        # After the newest id: a transaction that drew an id up to it is among these, or has ended and is visible.
         writers = writers_of(db, source)
         top = max(top, 0)  # another account's ids may all be below 1
         found = count(db, source, top, date_range_start, progress)
-        with answering("asking for the time"):
+        with answering("reading the server's time"):
             now = db.execute("SELECT extract(epoch FROM now())::float8").fetchall()[0][0]
     return Survey(
         rows=found.rows,
@@ -136,16 +136,16 @@ def count_in_scope(
     statement_timeout_s: float = 60.0,
     progress: Progress | None = None,
 ) -> InScope:
-    """Return the count of the rows a job reads, late ones included: what the ledger has to add up to.
+    """Return the count of the rows a job reads, late ones included: the total of the ledger.
 
     A cutoff of EARLIEST leaves out no row.
     """
-    with connect(dsn, statement_timeout_s, patient=True) as db:  # at the end of a run, an outage is sat out
+    with connect(dsn, statement_timeout_s, patient=True) as db:  # at the end of a run, an outage is retried
         return count(db, resolve(db, mapping, company_sso_id), top_audit_id, cutoff, progress)
 
 
 def count(db: Connection, source: AuditSource, top: int, start: datetime | None, progress: Progress | None) -> InScope:
-    """Return the count of the rows in scope up to `top`, window by window; empty stretches of ids are jumped over."""
+    """Return the count of the rows in scope up to `top`, window by window; empty id ranges are skipped."""
     rows = without = outside = min_id = max_id = 0
     others: Counter[str] = Counter()
     earliest: datetime | None = None
@@ -166,7 +166,7 @@ def count(db: Connection, source: AuditSource, top: int, start: datetime | None,
         lows, highs = [], []
         for in_scope, type_name, found, undated, odd, low, high, oldest in answers:
             if not in_scope:
-                others[now.get(type_name, type_name)] += found  # the name that a scope takes
+                others[now.get(type_name, type_name)] += found  # under the present name, as in a scope
                 continue
             rows += found
             without += undated
@@ -189,7 +189,7 @@ def count(db: Connection, source: AuditSource, top: int, start: datetime | None,
 
 
 def _most_frequent(types: "Counter[str]") -> "Counter[str]":
-    """Return the counts of the most frequent types, and the sum of the others under a name of its own."""
+    """Return the counts of the most frequent types, and the sum of the others as REMAINING_TYPES."""
     remaining = types.pop(REMAINING_TYPES, 0)
     kept = Counter(dict(types.most_common(OTHER_TYPES_MAX)))
     remaining += types.total() - kept.total()
@@ -205,7 +205,7 @@ def require_ids(db: Connection, source: AuditSource, date_range_start: datetime 
         "named_max": IDS_NAMED_MAX,
     }
     _require_positive(db, source, date_range_start, values)
-    with answering("asking whether ids are unique"):
+    with answering("checking whether ids are unique"):
         named = {"schema": source.schema, "relation": source.relation}
         unique = db.execute(sql_text("unique_ids"), named).fetchall()[0][0]
     if not unique:
@@ -219,7 +219,7 @@ def _require_unique(db: Connection, source: AuditSource, start: datetime | None,
     cursor = first_behind(db, source, 0, newest) - 1
     while cursor < newest:
         window_end = min(cursor + COUNT_WINDOW_IDS, newest)
-        with answering("looking for ids of several rows"):
+        with answering("searching for ids of several rows"):
             found = db.execute(query, {**values, "cursor": cursor, "window_end": window_end}).fetchall()
         if found:
             first += [audit_id for audit_id, _ in found]
@@ -228,10 +228,10 @@ def _require_unique(db: Connection, source: AuditSource, start: datetime | None,
     if not count:
         return
     named = ", ".join(map(str, first[:IDS_NAMED_MAX]))
-    have = "id stands" if count == 1 else "ids stand"
+    have = "id belongs" if count == 1 else "ids belong"
     raise UnreplayableIdsError(
-        f"in {source.schema}.{source.relation} {count:,} {have} for more than one audit row in scope"
-        f" ({named}{', and more' if count > IDS_NAMED_MAX else ''}), so which row an id means cannot be told",
+        f"in {source.schema}.{source.relation} {count:,} {have} to more than one audit row in scope"
+        f" ({named}{', and more' if count > IDS_NAMED_MAX else ''}), so they do not identify a row",
         "name a table or a view in the source mapping that has each id once",
     )
 
@@ -239,7 +239,7 @@ def _require_unique(db: Connection, source: AuditSource, start: datetime | None,
 def _require_positive(
     db: Connection, source: AuditSource, date_range_start: datetime | None, values: Mapping[str, Any]
 ) -> None:
-    with answering("looking for ids below 1"):
+    with answering("searching for ids below 1"):
         found = db.execute(source.query("ids_below_1", cutoff=date_range_start), values).fetchall()
     if not found:
         return
@@ -256,29 +256,29 @@ def _require_positive(
 def writers_of(db: Connection, source: AuditSource) -> tuple[str, ...]:
     """Return the virtual ids of the transactions that may have drawn an audit id and not yet committed it.
 
-    Empty on a standby, which knows nothing of them, and for a role that may not read pg_locks (every role may, unless
+    Empty on a standby, where they are not visible, and for a role that may not read pg_locks (every role may, unless
     that was revoked).
     """
     values = {"schema": source.schema, "relation": source.relation}
     try:
         return tuple(row[0] for row in db.execute(sql_text("writers"), values).fetchall())
     except psycopg.errors.InsufficientPrivilege as error:
-        logger.warning("open transactions without a transaction id are not known: %s", error)
+        logger.warning("open transactions without a transaction id are unknown: %s", error)
         return ()
     except psycopg.Error:
-        with answering("looking for open transactions"):
+        with answering("reading open transactions"):
             raise
 
 
 def first_behind(db: Connection, source: AuditSource, audit_id: int, top: int) -> int:
-    """Return the first id above `audit_id` that has a row, of whatever account; `top + 1` if none has."""
-    with answering("looking for the next id"):
+    """Return the first id above `audit_id` that has a row, of any account; `top + 1` if there is none."""
+    with answering("reading the next id"):
         found = db.execute(source.query("next_id"), {"window_end": audit_id, "last": top}).fetchall()
     return cast("int", found[0][0]) if found else top + 1
 
 
 def _moment(since_2000_us: int) -> datetime:
-    """Return PostgreSQL's binary timestamp as aware UTC, the years before 1 as the first moment there is."""
+    """Return PostgreSQL's binary timestamp as aware UTC, years before 1 as EARLIEST."""
     try:
         return EPOCH + timedelta(microseconds=since_2000_us + EPOCH_2000_US)
     except OverflowError:
@@ -286,7 +286,7 @@ def _moment(since_2000_us: int) -> datetime:
 
 
 def check_references(db: Connection, mapping: SourceMapping) -> None:
-    """Raise BadInputError if the tables of users and referents are not as the mapping says."""
+    """Raise BadInputError if the tables of users and referents differ from the mapping."""
     users = mapping.users
     columns = columns_of(db, users.schema_name, users.table)
     wanted = (users.id, users.email, users.full_name, users.deleted_at)

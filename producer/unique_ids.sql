@@ -1,5 +1,5 @@
--- Whether the database itself keeps two rows from having one id: a unique index over id alone. A view has none, a table that
--- others inherit from has one for its own rows only, and a partitioned table has one over its partition key, too.
+-- Whether the database enforces unique ids: by a unique index over id alone. A view has none, a table that others inherit
+-- from has one for its own rows only, and a partitioned table has one over its partition key, too.
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_index AS index
     JOIN pg_catalog.pg_class AS class ON class.oid = index.indrelid

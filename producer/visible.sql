@@ -1,5 +1,5 @@
--- What a role can see of a table: what kind of relation it is (pg_class.relkind), whether row-level security hides rows
--- from this role, and which of some columns it may not read.
+-- What a role sees of a table: its kind (pg_class.relkind), whether row-level security applies to this role, and which of
+-- some columns it may not read.
 SELECT class.oid::bigint, class.relkind::text, row_security_active(class.oid),
        ARRAY(SELECT named.name FROM unnest(%(columns)s::text[]) WITH ORDINALITY AS named (name, place)
              JOIN pg_catalog.pg_attribute AS attribute

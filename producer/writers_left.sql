@@ -1,2 +1,2 @@
--- Whether any of these virtual transactions runs still, or is prepared: each holds a lock to its end.
+-- Whether any of these virtual transactions is still open or prepared: each holds a lock until its end.
 SELECT EXISTS (SELECT FROM pg_locks WHERE virtualtransaction = ANY(%(writers)s::text[]))

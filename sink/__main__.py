@@ -1,5 +1,5 @@
 """Wiring of one sink process: `python -m sink`. Exit codes: 0 done or stopped, 1 defect, 2 bad input, 3 halted,
-4 a topic was deleted and made again.
+4 a topic was deleted and created again.
 """
 
 import gc
@@ -15,20 +15,20 @@ from schemas.process.mongodb import Database, connect
 from schemas.process.registry import codec_for
 from schemas.process.waiting import Deadline, retrying, stop_on_signals
 from sink.consumer import Sink
-from sink.effects import Seam, straight
+from sink.effects import EffectHook, no_hook
 from sink.feed import sink as live
 from sink.replay import replay_parts
 from sink.settings import SinkSettings
 
 CONNECT_EVERY_S = 1.0
-GC_THRESHOLD = 50_000  # a batch makes some ten thousand objects, none of them in cycles
+GC_THRESHOLD = 50_000  # a batch creates some ten thousand objects, none of them in cycles
 
 
 def connect_patiently(connections: Connections, patience_s: float) -> Database:
-    """Return the database; a sink that is started again in the middle of an outage waits for its end."""
+    """Return the database; retried for `patience_s`, as a sink may restart during an outage."""
 
     def passes(error: ServiceUnreachableError) -> bool:
-        logging.getLogger("sink").warning("%s; trying again", error.what)
+        logging.getLogger("sink").warning("%s; retrying", error.what)
         return True
 
     return retrying(
@@ -40,7 +40,7 @@ def connect_patiently(connections: Connections, patience_s: float) -> Database:
     )
 
 
-def main(seam: Seam = straight) -> int:
+def main(hook: EffectHook = no_hook) -> int:
     """Run a sink until it ends; return the exit code."""
     try:
         logs.configure("sink")
@@ -56,8 +56,8 @@ def main(seam: Seam = straight) -> int:
             parts = (
                 partial(live.feed_parts, settings.job) if isinstance(settings, live.LiveSinkSettings) else replay_parts
             )
-            sink = Sink(settings, kafka, database, codec, parts, seam=seam, traces=traces)
-            gc.freeze()  # what the imports made stays: the collector need not look at it with every batch
+            sink = Sink(settings, kafka, database, codec, parts, hook=hook, traces=traces)
+            gc.freeze()  # objects of the imports are permanent: the collector skips them
             gc.set_threshold(GC_THRESHOLD)
             about = {"account": job.company_sso_id, "job_id": job.job_id, "run": str(job.run)}
             with stop_on_signals(sink.stopping), serving("sink", sink.metrics.values, about=about):

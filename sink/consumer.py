@@ -1,10 +1,10 @@
 """Poll, write, dead-letter, count, commit, in that order.
 
-Every step may be repeated: a bulk write meets its own `_id`s, a dead letter says which record it is about, progress is
-compared before it is set, a commit that is lost only brings records again. So whatever dies between two steps, the next
-sink repeats the batch and ends with the same collection and the same counts.
+Every step is idempotent: a bulk write meets its own `_id`s, a dead letter identifies its record, progress is saved by
+compare-and-set, a lost commit only causes redelivery. So after a crash between two steps, the next sink repeats the
+batch and ends with the same collection and the same counts.
 
-What a replay and a live feed do differently is handed in as `Parts`: `sink.replay` and `sink.feed.sink` make them.
+What differs between a replay and a live feed is passed in as `Parts`: `sink.replay` and `sink.feed.sink` create them.
 """
 
 import logging
@@ -31,7 +31,7 @@ from sink.core import taken_from
 from sink.dead_letters import DeadLetterTopic, now_us
 from sink.decoding import Batch
 from sink.documents import BatchOutcome
-from sink.effects import Effect, Seam, straight
+from sink.effects import Effect, EffectHook, no_hook
 from sink.group import Group
 from sink.indexes import UNIQUE_EXTERNAL_ID
 from sink.metrics import SinkMetrics
@@ -43,13 +43,13 @@ from sink.writer import write_batch
 log = logging.getLogger(__name__)
 
 FIRST_RECORD_BYTES_GUESS = 2_000
-POLL_IDLE_S = 0.1  # also how long a sink that has nothing to do takes to hear that it is to end
-POLL_IN_FLIGHT_S = 0.02  # nothing new comes: see to the batch in flight instead
+POLL_IDLE_S = 0.1  # also how long an idle sink takes to react to a stop request
+POLL_IN_FLIGHT_S = 0.02  # without new records, the batch in flight comes first
 BULK_WRITE = {"db.system.name": "mongodb", "db.collection.name": ACTIVITY_LOGS, "db.operation.name": "bulkWrite"}
 
 
 class Identity(Protocol):
-    """Which documents records become, under which `_id`, and in which bin each record ends. Pure."""
+    """Records to documents with their `_id`s, and to bins. Pure."""
 
     def batch(self, messages: Iterable[Taken], now_us: int) -> Batch:
         """Return the messages as a batch; `now_us` dates the dead letters."""
@@ -64,22 +64,22 @@ class Gate(Protocol):
     """Whether the sink continues."""
 
     def check(self, *, at_once: bool) -> None:
-        """Raise ReplayError if it does not; at most once a while, but for `at_once`."""
+        """Raise ReplayError if it does not; rate-limited unless `at_once`."""
         ...
 
     def has_ended(self) -> bool:
-        """Return whether everything that there was to be consumed has been counted."""
+        """Return whether every record of the run has been counted."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the loop and its parts have in common."""
+    """What the loop and its parts share."""
 
     settings: SinkSettings
     database: Database
     codec: Codec
-    seam: Seam
+    hook: EffectHook
     metrics: SinkMetrics
     waiting: Waiting
     document_bytes_max: int  # the server's limit of a document with its `_id`
@@ -87,7 +87,7 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a replay and a live feed do differently."""
+    """What differs between a replay and a live feed."""
 
     identity: Identity
     accounting: Accounting[Any]
@@ -97,7 +97,7 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A batch that a writer's thread is writing."""
+    """A batch that a writer thread is writing."""
 
     batch: Batch
     written: Future[tuple[BatchOutcome, float]]  # with the seconds it took
@@ -114,48 +114,48 @@ class Sink:
         codec: Codec,
         parts: Callable[[Surroundings], Parts],
         *,
-        seam: Seam = straight,
+        hook: EffectHook = no_hook,
         traces: Traces = OFF,
     ) -> None:
-        """Open a sink; `kafka` is the connection's configuration, `seam` stands around every durable effect."""
+        """Open a sink; `kafka` is the connection's configuration, `hook` wraps every durable effect."""
         self.job: ReplayJob = settings.job
         self.metrics = SinkMetrics()
         self._settings = settings
         self._topics = self.job.topics
-        self._seam = seam
+        self._hook = hook
         self._traces = traces
         self._waiting = Waiting(self.metrics)
-        self.stopping = self._waiting.stopping  # to be set: the loop then ends after the batch in hand
+        self.stopping = self._waiting.stopping  # once set, the loop ends after the batches in flight
         hello: Document = database.client.admin.command("hello")
         document_bytes_max = int(hello.get("maxBsonObjectSize", 16 * 1024 * 1024))
         self._parts = parts(
-            Surroundings(settings, database, codec, seam, self.metrics, self._waiting, document_bytes_max)
+            Surroundings(settings, database, codec, hook, self.metrics, self._waiting, document_bytes_max)
         )
-        self._contexts: dict[bytes, int] = {}  # partition by trace context, of the records gathered
+        self._contexts: dict[bytes, int] = {}  # partition by trace context, of the gathered records
         self._logs: Documents = database[ACTIVITY_LOGS]
         self._writers = ThreadPoolExecutor(settings.sink_writers, thread_name_prefix="writer")
         self._in_flight: deque[InFlight] = deque()  # in the order in which they were polled
         self._dead_letters = DeadLetterTopic(kafka, self._topics.dead_letters, codec)
         self._gathered: list[Taken] = []
         self._record_bytes = FIRST_RECORD_BYTES_GUESS
-        self._resting: Positions | None = None  # where it is, while it has nothing in hand and asks for records
-        self._outcomes_a_record = 1  # the most that were met
+        self._idle_positions: Positions | None = None  # while it polls with no batch in progress
+        self._outcomes_a_record = 1  # maximum so far
         self._codec = codec
         self._kafka = kafka
-        self._group = Group(settings, kafka, self._waiting, self.metrics, seam)
+        self._group = Group(settings, kafka, self._waiting, self.metrics, hook)
 
     def run(self) -> None:
-        """Sink until asked to stop, or until the run has ended if that was asked for.
+        """Consume until stopped, or with `exit_at_end` until the run has ended.
 
-        Raises HaltedError when the job is halted, OutcomesLostError, BadInputError for a topic that is not there, and
-        what `TopicWatch` raises.
+        Raises HaltedError when the job is halted, OutcomesLostError, BadInputError for a missing topic, and what
+        `TopicWatch` raises.
         """
         gate = self._parts.gate
         watch = TopicWatch(
             KafkaQuestions(self._kafka),
             self._topics.outcomes,
             to_do=self._parts.topic_replaced_to_do,
-            positions=lambda: self._resting,
+            positions=lambda: self._idle_positions,
         )
         try:
             self._group.require_topics()
@@ -164,7 +164,7 @@ class Sink:
             gate.check(at_once=True)
             self._group.join(finish=self._drain, forget=self._forget)
             while not self.stopping.is_set():
-                self._waiting.raise_trouble()
+                self._waiting.raise_error()
                 batch = self._parts.identity.batch(self._gather(), now_us())
                 if self._contexts:
                     batch.work = self._follow(batch)
@@ -175,19 +175,19 @@ class Sink:
                 self.metrics.log_if_due()
             self._drain()
         except StoppedError:
-            log.info("stopped while a server did not answer; the batch in hand comes again")
+            log.info("stopped while a server did not answer; the batch in progress is delivered again")
         finally:
-            self.stopping.set()  # ends the waiting of a batch that is still in flight; it comes again
+            self.stopping.set()  # ends the retries of a batch that is still in flight; it is delivered again
             self._writers.shutdown()
             self._in_flight.clear()
             self._group.close()
-            watch.close()  # may wait for an answer of Kafka
+            watch.close()  # may wait for a response of Kafka
             self.metrics.log()
 
     def _turn(self, batch: Batch | None) -> int:
-        """Have a batch written, and account for the oldest one in flight meanwhile; return its number of dead letters.
+        """Submit a batch for writing, and account for the oldest one in flight; return its number of dead letters.
 
-        Batches are accounted for in the order in which they were polled, whichever is written first.
+        Batches are accounted for in the order in which they were polled, also if a later one is written first.
         """
         must_wait = batch is None or len(self._in_flight) >= self._settings.sink_writers
         oldest = self._oldest_written(wait=must_wait)
@@ -202,7 +202,7 @@ class Sink:
         return dead_letters
 
     def _oldest_written(self, *, wait: bool) -> tuple[Batch, BatchOutcome] | None:
-        """Return the oldest batch in flight with the server's answer; None if there is none, or none yet."""
+        """Return the oldest batch in flight with the server's answer; None without a batch or an answer."""
         if not self._in_flight or not (wait or self._in_flight[0].written.done()):
             return None
         batch, written = self._in_flight[0].batch, self._in_flight[0].written
@@ -227,33 +227,33 @@ class Sink:
             raise BadInputError(f"{ACTIVITY_LOGS} lacks the unique index {index.name}", "crm-replay migrate up")
 
     def _forget(self, partitions: set[int]) -> None:
-        """Drop what was only gathered of partitions that are new or gone, and what is known of their counts."""
+        """Drop gathered records and cached counts of partitions that were assigned or revoked."""
         self._gathered = [taken for taken in self._gathered if taken.partition not in partitions]
         self._parts.accounting.forget(partitions)
 
     # --- a batch ---
 
     def _gather(self) -> list[Taken]:
-        """Return a batch of outcomes, bounded by count and bytes; empty after an idle moment.
+        """Return a batch of outcomes, bounded by count and bytes; empty after an idle poll.
 
-        All outcomes of a record are in one batch, also where they exceed a bound: what has no source offset is known as
-        counted by the record's.
+        All outcomes of a record are in one batch, even beyond a bound: those without a source offset are deduplicated
+        by the record's offset.
         """
         self._gathered = []
         self._contexts = {}
         records = size = 0
         deadline = 0.0
         while len(self._gathered) < self._settings.sink_batch_records and size < self._settings.sink_batch_bytes:
-            # Ask for what fits by the size of the records so far, so that large ones overshoot by one poll only.
+            # Poll as many as fit by the size of the last records, so that large ones overshoot by one poll only.
             room = (self._settings.sink_batch_bytes - size) // self._record_bytes + 1
             left = (self._settings.sink_batch_records - len(self._gathered)) // self._outcomes_a_record
             wanted = max(1, min(room, left))
             idle_s = POLL_IN_FLIGHT_S if self._in_flight else POLL_IDLE_S
             wait_s = max(0.0, deadline - time.monotonic()) if deadline else idle_s
             if not deadline:
-                self._resting = None if self._in_flight else self._group.positions()
-                polled = self._group.consume(1, wait_s)  # the first record starts the clock
-                self._resting = None
+                self._idle_positions = None if self._in_flight else self._group.positions()
+                polled = self._group.consume(1, wait_s)  # the first record starts the linger time
+                self._idle_positions = None
             else:
                 polled = self._group.consume(wanted, wait_s)
             if self._traces.on:
@@ -280,14 +280,14 @@ class Sink:
         return taken_from(partition, offset, outcomes, self._gathered)
 
     def _note_contexts(self, polled: Iterable[Message]) -> None:
-        """Note the trace contexts that records came with, and their partitions."""
+        """Collect the trace contexts of records, with their partitions."""
         for message in polled:
             headers, partition = message.headers(), message.partition()
             if isinstance(headers, list) and partition is not None and (context := context_of(headers)):
                 self._contexts[context] = partition
 
     def _follow(self, batch: Batch) -> Work:
-        """Return the batch as work in each trace that it has records of."""
+        """Return the batch as work in each trace of its records."""
         contexts = [context for context, partition in self._contexts.items() if partition in batch.decided]
         of_batch: dict[str, str | int] = {
             "messaging.system": "kafka",
@@ -298,26 +298,26 @@ class Sink:
         return self._traces.follow("batch", contexts, **of_batch)
 
     def _write(self, batch: Batch) -> tuple[BatchOutcome, float]:
-        # Dying before this line costs nothing. Dying after it: the documents are there, uncounted; the next sink sends
-        # them again, meets their `_id`s, and counts them as migrated.
+        # A crash before this line costs nothing. After it, the documents are stored and not counted: the next sink
+        # sends them again, meets their `_id`s, and counts them as migrated.
         started = time.perf_counter()
         with batch.work.step("bulk write", **BULK_WRITE):
             outcome = self._waiting.until_answered(
-                "MongoDB", lambda: self._seam(Effect.WRITE_LOGS, lambda: write_batch(self._logs, batch.documents))
+                "MongoDB", lambda: self._hook(Effect.WRITE_LOGS, lambda: write_batch(self._logs, batch.documents))
             )
         return outcome, time.perf_counter() - started
 
     def _account(self, batch: Batch, outcome: BatchOutcome) -> int:
-        """Do everything that follows a batch's write; return its number of dead letters once it is committed."""
+        """Dead-letter, count and commit a written batch; return its number of dead letters."""
         decided = self._parts.identity.decide(batch, outcome, now_us())
         counted = self._parts.accounting.count(decided, batch, outcome)
         dead_letters = counted.dead_letters
         self._deliver(dead_letters)
 
-        # Dying before this line brings the same dead letters once more: each names run, partition and source offset.
+        # A crash before this line repeats the dead letters: each has its run, partition and source offset.
         self._parts.accounting.save(counted)
 
-        # Dying before this line: the batch comes again, is written again without effect, and counts nothing.
+        # A crash before this line redelivers the batch: it is written again without effect, and counts nothing.
         self._group.commit(batch.next_offsets, batch.next_source_offsets)
         return len(dead_letters)
 
@@ -326,7 +326,7 @@ class Sink:
             return
         self._waiting.until_answered(
             "Kafka",
-            lambda: self._seam(
+            lambda: self._hook(
                 Effect.DELIVER_DEAD_LETTERS,
                 lambda: self._dead_letters.deliver(dead_letters, lambda: not self.stopping.is_set()),
             ),
@@ -335,7 +335,7 @@ class Sink:
 
 
 def _of_outcome(outcome: BatchOutcome, dead_letters: int) -> dict[str, int]:
-    """Return what a batch's span says came of it."""
+    """Return the outcome attributes of a batch's span."""
     return {
         "crm_replay.inserted": len(outcome.inserted),
         "crm_replay.redelivered": len(outcome.redelivered),

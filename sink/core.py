@@ -1,7 +1,7 @@
-"""From outcomes to documents, and to counts: the loops over a batch's records.
+"""Outcomes to documents and to counts: the loops over a batch's records.
 
-Pure, and compiled where a C compiler is. A fit log of the run goes through here alone; any other record is left to the
-caller. `Codec` and `AccountCheck` are what that is equal to.
+Pure, and compiled if a C compiler is available. The fast path of valid logs of the run; other records are left to the
+caller. Equivalent to `Codec` and `AccountCheck`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ TYPE_DELETED_USER: Final = b"\x02type\x00" + len(_DELETED_USER).to_bytes(4, "lit
 
 def fell_back(document: bytes) -> str:
     """Return FELL_BACK if the document's actor is the deleted user, else ""."""
-    # Nothing before the actor is a document: it is the account, the customer, category and action.
+    # No field before the actor is a document: they are account, customer, category and action.
     at = document.find(ACTOR) + TYPE_AT
     return FELL_BACK if document[at : at + len(TYPE_DELETED_USER)] == TYPE_DELETED_USER else ""
 
@@ -45,14 +45,14 @@ def taken_from(partition: int, offset: int, outcomes: Sequence[tuple[bytes, byte
 
 
 class IdMaker:
-    """Puts the `_id` of one run in front of documents."""
+    """Prepends the `_id`s of one run to documents."""
 
     def __init__(self, run: int) -> None:
-        """`run` is the first half of every `_id` made."""
+        """`run` is the first half of every `_id`."""
         self._begin = OBJECT_ID_FIELD + replay_id(run, 0)[:RUN_BYTES]
 
     def __call__(self, audit_id: int, document: bytes) -> bytes:
-        """Return the BSON document with its `_id` in front; the rest is copied, never decoded."""
+        """Return the BSON document with its `_id` first; the rest is copied, never decoded."""
         out = BytesWriter()
         write_i32_le(out, len(document) + len(self._begin) + AUDIT_ID_BYTES)
         out.write(self._begin)
@@ -62,12 +62,12 @@ class IdMaker:
 
 
 class LogReader:
-    """Reads the activity logs of one run and account, and makes their documents."""
+    """Decodes the activity logs of one run and account to documents."""
 
     def __init__(
         self, header: bytes, run: int, account_begin: bytes, with_id: IdMaker, document_bytes_max: int
     ) -> None:
-        """`header` is in front of a log's fields, `account_begin` behind the length of its document.
+        """`header` precedes a log's fields, `account_begin` follows the length of its document.
 
         `document_bytes_max` is without the `_id`.
         """
@@ -85,9 +85,9 @@ class LogReader:
         sources: list[Source],
         other: Callable[[Taken, list[Decided]], None],
     ) -> None:
-        """Add each outcome's end to those of its partition; a log's document and where it came from to theirs.
+        """Append each outcome's bin to its partition's; a log's document and its source to `documents` and `sources`.
 
-        `other` is called for what is no fit log of the run, with the outcome and its partition's ends.
+        `other` is called for anything but a valid log of the run, with the outcome and its partition's records.
         """
         migrated = Bin.MIGRATED
         new = tuple.__new__
@@ -107,7 +107,7 @@ class LogReader:
             records.append(new(Decided, (taken[1], log[2], log[0], log[1], migrated, fell_back(document), None)))
 
     def _log(self, value: bytes) -> tuple[int, int, int, int, bytes] | None:
-        """Return the fields of a fit log: whole, of the run and the account, and not too large; None for any other."""
+        """Return the fields of a valid log: complete, of run and account, and not too large; None for any other."""
         if not value.startswith(self._header):
             return None
         reader = Reader(value, len(self._header))
@@ -133,7 +133,7 @@ class LogReader:
 
 
 class Tally:
-    """Counts records in the order of their offsets; none that is at or below the highest audit id of its range."""
+    """Counts records in offset order; those at or below the high-water mark of their id range are repetitions."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class Tally:
         bins: Mapping[Bin, dict[str, int]],
         duplicate: str,
     ) -> None:
-        """Goes on from these, and changes `ranges` and the counts in `bins`. `duplicate`: of a skip with a document."""
+        """Continue from these values; modifies `ranges` and `bins`. `duplicate`: reason of skips with a document."""
         self.ranges = ranges
         self.source_offset = source_offset
         self.outcomes_offset = outcomes_offset
@@ -180,11 +180,11 @@ class Tally:
                 is_new = audit_id > ranges.get(id_range, 0)
                 if is_new:
                     ranges[id_range] = audit_id
-            # Its audit id, if it has one, belongs to somebody else and must not move a range's high-water.
+            # Its audit id, if it has one, is not this account's and must not move a range's high-water mark.
             elif from_offset >= 0:
                 is_new = from_offset > source_offset
             else:
-                is_new = offset > before  # which all outcomes of a record have in common
+                is_new = offset > before  # shared by all outcomes of a record
             if from_offset > source_offset:
                 source_offset = from_offset
             if not is_new:

@@ -1,8 +1,8 @@
-"""Pure: which records of a batch are new, and what a partition's counts are after it.
+"""Pure: which records of a batch are new, and a partition's counts after it.
 
-A record can come again: the producer publishes a page twice, a processor is killed before it acknowledged, the sink is
-killed before it committed. For one partition and id range the audit ids rise at their first occurrence, so the highest
-id counted per range says of any record whether it is new. Where no audit id can be told, the offset does.
+Records can be repeated: the producer publishes a page twice, a processor is killed before it acknowledges, the sink is
+killed before it commits. For one partition and id range the audit ids rise at their first occurrence, so a record is
+new if its id is above the high-water mark of its range; a record without an audit id, by its offset.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ DUPLICATE = SkipReason.DUPLICATE_EXTERNAL_ID.value
 
 @dataclass(frozen=True, slots=True)
 class PartitionProgress:
-    """What one run has counted of one partition. `version` rises with every save; the rest never falls."""
+    """The counts of one partition in one run. `version` rises with every save; no value ever falls."""
 
     version: int = 0
     outcomes_offset: int = NO_OFFSET
@@ -33,11 +33,11 @@ class PartitionProgress:
     foreign: Mapping[str, int] = field(default_factory=dict)
     ended: bool = False
     actors_fell_back: int = 0  # of the migrated
-    with_document: Identities | None = field(default_factory=dict)  # None: an older release has begun to count
+    with_document: Identities | None = field(default_factory=dict)  # None: counted by an older release
 
 
 class Advance(NamedTuple):
-    """A partition's progress after a batch, and the dead letters of those records that were new."""
+    """A partition's progress after a batch, and the dead letters of new records."""
 
     progress: PartitionProgress
     dead_letters: tuple[DeadLetter, ...]
@@ -45,9 +45,9 @@ class Advance(NamedTuple):
 
 
 def advance(progress: PartitionProgress, batch: Sequence[Decided], id_shift: int = ALL_IN_ONE) -> Advance:
-    """Return the progress after the batch, whose records come in offset order. To count it again changes nothing.
+    """Return the progress after the batch, whose records are in offset order. Idempotent.
 
-    `id_shift` makes the ranges by which the rows with a document are told apart (sink.identity).
+    `id_shift` defines the id ranges of the rows with a document (sink.identity).
     """
     bins = {
         Bin.SKIPPED: dict(progress.skipped),

@@ -1,4 +1,4 @@
-"""I/O: dead letters to their topic, each delivery confirmed."""
+"""I/O: publishes dead letters to their topic, each delivery confirmed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,14 +9,14 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from schemas.codec import Codec
 from schemas.records import DeadLetter
 
-RECORD_BYTES_MAX = 20 * 1024 * 1024  # as the topics are made
+RECORD_BYTES_MAX = 20 * 1024 * 1024  # as the topics are created
 FLUSH_SLICE_S = 0.2
 DELIVERY_TIMEOUT_MS = 60_000
 TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE,)  # refused by librdkafka before it is sent, or by the broker
 
 
 class DeadLetterTopic:
-    """Where the dead letters of one account go."""
+    """The dead letter topic of one account."""
 
     def __init__(self, kafka: dict[str, Any], topic: str, codec: Codec) -> None:
         """`kafka` is the connection's configuration."""
@@ -33,10 +33,10 @@ class DeadLetterTopic:
         )
 
     def deliver(self, dead_letters: Sequence[DeadLetter], keep_waiting: Callable[[], bool]) -> None:
-        """Return when the broker has confirmed every one of them.
+        """Return when the broker has confirmed all of them.
 
-        One that is too large for the topic goes without its payload; its source position still says where that is.
-        Raises KafkaException if a delivery failed or `keep_waiting` said no; all of them are then to be sent again.
+        One that is too large for the topic is sent without its payload, which its source position still locates. Raises
+        KafkaException if a delivery fails or `keep_waiting` returns False; all of them are then to be sent again.
         """
         refused: list[tuple[DeadLetter, KafkaError]] = []
         for dead_letter in dead_letters:
@@ -68,18 +68,18 @@ class DeadLetterTopic:
                 return
 
     def _flush(self, keep_waiting: Callable[[], bool]) -> None:
-        # One more look after `keep_waiting` says no, so that a stop does not give up what is as good as delivered.
+        # A flush precedes each check of `keep_waiting`, so that a stop still gets confirmations that are due.
         while self._producer.flush(FLUSH_SLICE_S):
             if not keep_waiting():
                 raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "stopped before every delivery was confirmed"))  # noqa: SLF001
 
 
 def without_payload(dead_letter: DeadLetter) -> DeadLetter:
-    """Return the dead letter with an empty payload, and a detail that says so."""
+    """Return the dead letter with an empty payload, noted in its detail."""
     left_out = f"{dead_letter.detail} [payload of {len(dead_letter.payload)} bytes left out]".strip()
     return dead_letter._replace(payload=b"", detail=left_out)
 
 
 def now_us() -> int:
-    """Return the time now in microseconds since 1970-01-01 UTC."""
+    """Return the present time in microseconds since 1970-01-01 UTC."""
     return time.time_ns() // 1000

@@ -1,4 +1,4 @@
-"""Pure: bytes of the outcomes topic -> a batch of documents to write, and the bin each record is about to end in."""
+"""Pure: bytes of the outcomes topic -> a batch of documents to write, and each record's bin."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ _VALUE = itemgetter(Taken._fields.index("value"))
 
 @dataclass
 class Batch:
-    """What one poll brought. `decided` has every record in offset order; a log counts as migrated until refused."""
+    """The records of one poll. `decided` has every record in offset order; a log counts as migrated until refused."""
 
     decided: dict[int, list[Decided]] = field(default_factory=dict)  # by partition
     documents: list[bytes] = field(default_factory=list)  # BSON with _id
@@ -31,11 +31,11 @@ class Batch:
     bytes: int = 0
     other_runs: int = 0
     undecodable: int = 0
-    work: Work = field(default=UNTRACED, compare=False, repr=False)  # what the traces know it as
+    work: Work = field(default=UNTRACED, compare=False, repr=False)  # its spans
 
     @property
     def next_offsets(self) -> dict[int, int]:
-        """What is to be committed of each partition once everything else is done."""
+        """By partition, the offset to commit after all other effects."""
         return {partition: records[-1].offset + 1 for partition, records in self.decided.items()}
 
     @property
@@ -61,10 +61,10 @@ class Decoder:
         )
 
     def batch(self, messages: Iterable[Taken], now_us: int) -> Batch:
-        """Return the messages as a batch; `now_us` dates the dead letters. Nothing in a message can make this raise.
+        """Return the messages as a batch; `now_us` dates the dead letters. No content of a message raises an error.
 
-        But ServiceUnreachableError, where a schema registry that is down would have to say what a frame is, and
-        UnreadableTopicError, where an outcome of this run has a frame that cannot be looked up.
+        Raises ServiceUnreachableError if a frame's schema has to be read from a registry that is down, and
+        UnreadableTopicError if the schema of an outcome of this run cannot be looked up.
         """
         batch = Batch()
         outcomes = list(messages)
@@ -74,7 +74,7 @@ class Decoder:
         return batch
 
     def _decode(self, batch: Batch, now_us: int, taken: Taken, records: list[Decided]) -> None:
-        """Add to `records` where a record ends that is not, as nearly all are, a fit log of this run and frame."""
+        """Append to `records` the bin of a record that the fast path left: not a valid log of this run and frame."""
         try:
             record = self._codec.decode(taken.value)
         except UndecodableRecordError as error:
@@ -113,7 +113,7 @@ class Decoder:
             reason = countable(record.reason)
             return Decided(offset, record.source_offset, record.audit_id, record.id_range, Bin.SKIPPED, reason)
         if isinstance(record, DeadLetter):
-            # Whatever audit id a record of another account carries, it is none of this account's.
+            # An audit id of another account is none of this account's.
             foreign = record.audit_id <= 0 or record.cause == DeadLetterCause.WRONG_ACCOUNT
             into = Bin.FOREIGN if foreign else Bin.FAILED
             cause = countable(record.cause)
@@ -123,7 +123,7 @@ class Decoder:
         return Decided(offset, record.source_offset, 0, 0, Bin.PASSED_OVER)
 
     def _unfit(self, record: ActivityLog, taken: Taken, now_us: int) -> Decided:
-        """Return the bin of a log whose document is not sent at all."""
+        """Return the bin of a log whose document is not written."""
         size = len(record.document)
         if not is_whole(record.document):
             return self.failed(record, taken, DeadLetterCause.UNDECODABLE_RECORD, "the document is not BSON", now_us)
@@ -135,7 +135,7 @@ class Decoder:
         )
 
     def _refuse_what_is_ours(self, taken: Taken, error: UndecodableRecordError) -> None:
-        """Raise UnreadableTopicError for an outcome of this run that only the settings keep from being decoded."""
+        """Raise UnreadableTopicError for an outcome of this run that is undecodable only because of the settings."""
         if not isinstance(error, UnknownSchemaError):
             return
         value = taken.value
@@ -160,7 +160,7 @@ class Decoder:
         return Decided(taken.offset, NO_OFFSET, 0, 0, Bin.FOREIGN, letter.cause, letter)
 
     def failed(self, record: ActivityLog, taken: Taken, cause: DeadLetterCause, detail: str, now_us: int) -> Decided:
-        """Return a log's end as a dead letter. Its source position is that of the audit event, so it can be retried."""
+        """Return a failed log with its dead letter. Its source position is the audit event's, so it can be retried."""
         letter = DeadLetter(
             audit_id=record.audit_id,
             id_range=record.id_range,

@@ -1,4 +1,4 @@
-"""Pure: record -> document, server's answer -> what became of each document."""
+"""Pure: checks of documents, and the server's answer -> the outcome of each document."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,14 +13,14 @@ DEPTH_MAX = 180  # levels of nesting that MongoDB stores
 DUPLICATE_KEY = 11000
 PRIMARY_KEY_INDEX = "_id_"
 _INDEX_IN_MESSAGE = re.compile(r" index: (\S+)")
-# Values of a document appear in a server's message inside quotes, braces or brackets; none of them may be logged.
+# A server's message has values of a document inside quotes, braces or brackets; they must not be logged.
 _VALUES_IN_MESSAGE = re.compile(r"\{.*\}|\[.*\]|\"[^\"]*\"|'[^']*'|\{.*$|\[.*$|\"[^\"]*$|'[^']*$", re.DOTALL)
 MESSAGE_LENGTH_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why the server did not take one document; `message` is without any of the document's values."""
+    """Why the server refused one document; `message` has none of the document's values."""
 
     code: int
     message: str
@@ -32,16 +32,16 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class BatchOutcome:
-    """What became of each document of a batch, by its position in it. Every position is in exactly one of the four."""
+    """The outcome of each document of a batch, by position. Every position is in exactly one of the four."""
 
     inserted: frozenset[int] = frozenset()
-    redelivered: frozenset[int] = frozenset()  # this very run had written it before
-    duplicates: frozenset[int] = frozenset()  # the unique index had this external_id from elsewhere
+    redelivered: frozenset[int] = frozenset()  # written by this run before
+    duplicates: frozenset[int] = frozenset()  # another writer's document has this external_id
     failed: Mapping[int, Refusal] = field(default_factory=dict)
 
 
 def is_whole(document: bytes) -> bool:
-    """Return whether the bytes have a BSON document's length and end; what is between is not looked at."""
+    """Return whether the bytes have a BSON document's length and end; the content is not checked."""
     return (
         len(document) >= BSON_BYTES_MIN
         and int.from_bytes(document[:BSON_LENGTH_BYTES], "little") == len(document)
@@ -50,9 +50,9 @@ def is_whole(document: bytes) -> bool:
 
 
 def is_sound(document: bytes) -> bool:
-    """Return whether a server can read the BSON document: every field is whole, nothing nested too deep.
+    """Return whether a server can read the BSON document: every field is complete, nesting is within the limit.
 
-    Costs a full decode; only for a document that is under suspicion.
+    Costs a full decode; only for a suspicious document.
     """
     try:
         level: list[Any] = [bson.decode(document)]
@@ -67,12 +67,12 @@ def is_sound(document: bytes) -> bool:
 
 
 class AccountCheck:
-    """Tells whether a document is this account's, in a fraction of a microsecond where the account comes first."""
+    """Checks whether a document is this account's; fast if the account is the first field."""
 
     def __init__(self, company_sso_id: str) -> None:
-        """`company_sso_id` is the only account that may pass."""
+        """`company_sso_id` is the account."""
         self._company_sso_id = company_sso_id
-        # The processors write company_sso_id first; a document then starts as one of this field alone.
+        # The processors write company_sso_id first, so a document starts like one with this field alone.
         self.begin = bson.encode({"company_sso_id": company_sso_id})[BSON_LENGTH_BYTES:-1]
         self._end = BSON_LENGTH_BYTES + len(self.begin)
 
@@ -87,12 +87,12 @@ class AccountCheck:
 
 
 def scrub(message: str) -> str:
-    """Return a server's message without the values it quotes, in one line of bounded length."""
+    """Return a server's message without quoted values, in one line of bounded length."""
     return " ".join(_VALUES_IN_MESSAGE.sub("…", message).split())[:MESSAGE_LENGTH_MAX]
 
 
 def violated_index(error: Mapping[str, Any]) -> str | None:
-    """Return the name of the index that a write error names as violated; None if it is no duplicate key error."""
+    """Return the violated index of a write error, "" if unnamed; None if it is no duplicate key error."""
     if error.get("code") != DUPLICATE_KEY:
         return None
     named = _INDEX_IN_MESSAGE.search(str(error.get("errmsg", "")))
@@ -100,7 +100,7 @@ def violated_index(error: Mapping[str, Any]) -> str | None:
 
 
 def classify(sent: int, write_errors: Iterable[Mapping[str, Any]], unique_index: str) -> BatchOutcome:
-    """Return what became of each of `sent` documents. Only `_id_` and `unique_index` make a duplicate, no other index.
+    """Return the outcome of each of `sent` documents. Only `_id_` and `unique_index` cause a duplicate.
 
     Raises ValueError if the answer names a document twice or one that was not sent.
     """
@@ -111,7 +111,7 @@ def classify(sent: int, write_errors: Iterable[Mapping[str, Any]], unique_index:
     for error in write_errors:
         position = int(error["index"])
         if position not in inserted:
-            raise ValueError(f"the answer names document {position} of {sent} twice, or it was never sent")
+            raise ValueError(f"the answer names document {position} of {sent} twice, or it was not sent")
         inserted.discard(position)
         index = violated_index(error)
         if index == PRIMARY_KEY_INDEX:

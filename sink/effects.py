@@ -1,4 +1,4 @@
-"""The seam around every durable effect of the sink, so that tests can die, fail or dawdle at exactly one of them."""
+"""The hook around every durable effect of the sink, by which tests crash, fail or delay exactly one of them."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Effect(StrEnum):
-    """What outlives this process, in the order in which one batch does it."""
+    """The durable effects, in their order within one batch."""
 
     WRITE_LOGS = "write_logs"
     DELIVER_DEAD_LETTERS = "deliver_dead_letters"
@@ -16,13 +16,13 @@ class Effect(StrEnum):
     COMMIT_OFFSETS = "commit_offsets"
 
 
-class Seam(Protocol):
-    """Runs an effect. A test's own seam may do something before or after it, or raise instead of it."""
+class EffectHook(Protocol):
+    """Runs an effect. A test's hook may do something before or after it, or raise instead."""
 
     def __call__(self, effect: Effect, run: Callable[[], T]) -> T:
         """Return what `run` returns."""
 
 
-def straight(effect: Effect, run: Callable[[], T]) -> T:  # noqa: ARG001  production has nothing to add
-    """Return what the effect returns: the seam of a real sink."""
+def no_hook(effect: Effect, run: Callable[[], T]) -> T:  # noqa: ARG001  production only runs it
+    """Return what the effect returns: the hook of a real sink."""
     return run()

@@ -1,12 +1,11 @@
-"""The one in-place update: adds metadata that association logs lack, and changes nothing that is there.
+"""The only in-place update: adds metadata that association logs lack, and changes no existing value.
 
-A batch of rows costs one read by external_id and one update by `_id`, and for the rows that are left one read by match
-key and one more update. The server merges what an update adds under what is there when it is applied: whatever another
-writer has added between the read and the write stays. So a patch can be repeated, and dying anywhere costs nothing:
-what has been added is found complete the next time.
+A batch of rows costs one read by external_id and one update by `_id`, and for the remaining rows one read by match key
+and one more update. The server merges an update's fields under those present when it is applied: values that another
+writer has added between the read and the write stay. So a patch is idempotent, and a crash costs nothing.
 
-Batches can be patched at the same time, by threads: documents that rows find by external_id are theirs alone. Only by
-match key can two batches find the same one, so that part of a batch waits for its turn.
+Batches can be patched concurrently, by threads: a document found by external_id belongs to one row. Only by match key
+can two batches find the same document, so this part of a batch waits for its turn.
 """
 
 import logging
@@ -30,18 +29,18 @@ from sink.writer import require_answer
 log = logging.getLogger(__name__)
 
 WINDOW_MS = 2_000  # how far a live log's time may be from its row's
-STATEMENT_BYTES_MAX = 1024 * 1024  # of what one update adds; the server takes 16 MiB, names are of any length
+STATEMENT_BYTES_MAX = 1024 * 1024  # of the fields in one update; the server's limit is 16 MiB, names have none
 OWN_FIELDS = {"external_id": 1, "category": 1, "action": 1, "metadata": 1}
 FIELDS = {**OWN_FIELDS, "customer_id": 1, "timestamp": 1}
 BY_ID = "_id_"  # every collection's own index
-# A live feed's documents may hold dates that Python's own type does not, and texts that are no UTF-8.
+# A live feed's documents may have dates beyond Python's range, and texts that are not UTF-8.
 TOLERANT: CodecOptions[Document] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_MS, unicode_decode_error_handler="replace"
 )
 
 
 class _Patch(NamedTuple):
-    """What one document is to be given, for the sake of the row at `position`."""
+    """The fields to add to one document, for the row at `position`."""
 
     position: int
     document_id: Any
@@ -54,18 +53,17 @@ class Enricher:
     def __init__(
         self, logs: Documents, company_sso_id: str, *, window_ms: int = WINDOW_MS, dry_run: bool = False
     ) -> None:
-        """`logs` is `activity_logs`; with `dry_run` nothing is written, and `patched` is what would be."""
+        """`logs` is `activity_logs`; with `dry_run` nothing is written, and `patched` counts what would be."""
         self._logs = logs.with_options(codec_options=TOLERANT)
         self._account = company_sso_id
         self._window_ms = window_ms
         self._dry_run = dry_run
 
     def patch(self, rows: Sequence[Association], turn: Callable[[], object] = lambda: None) -> list[Outcome]:
-        """Add what the rows' documents lack; return what became of each row, in their order.
+        """Add what the rows' documents lack; return the outcome of each row, in their order.
 
-        Of several batches at once, each of the later ones gives a `turn` that returns when those before it are done,
-        and raises if one of them has failed. Raises pymongo's error, or NotAnsweredError, when the answer is
-        unknown: then patch the batch again.
+        With concurrent batches, `turn` returns when the preceding ones are done, and raises if one of them has failed.
+        Raises pymongo's error, or NotAnsweredError, when the answer is unknown: then patch the batch again.
         """
         outcomes: list[Outcome] = [Outcome.NO_DOCUMENT] * len(rows)
         own = self._by_external_id(rows)
@@ -86,7 +84,7 @@ class Enricher:
     def _patch(
         self, rows: Sequence[Association], fitting: Mapping[int, Sequence[Document]], outcomes: list[Outcome]
     ) -> None:
-        """Patch the documents that fit rows, by the rows' positions."""
+        """Patch the documents that match rows, by the rows' positions."""
         targets: dict[ObjectId | bytes, list[int]] = {}  # document's _id -> positions of the rows that found it
         documents: dict[ObjectId | bytes, Document] = {}
         for at, found in fitting.items():
@@ -112,7 +110,7 @@ class Enricher:
             self._write(patches, outcomes)
 
     def _by_external_id(self, rows: Sequence[Association]) -> dict[str, Document]:
-        """Return the rows' own documents, whoever wrote them."""
+        """Return the rows' documents by external_id, of any writer."""
         wanted = [row.external_id for row in rows]
         if not wanted:
             return {}
@@ -122,10 +120,9 @@ class Enricher:
         }
 
     def _by_match_key(self, rows: Sequence[Association]) -> dict[MatchKey, list[tuple[int, Document]]]:
-        """Return the documents without external_id that have a row's match key, or may have, with their times.
+        """Return the documents without external_id that have a row's match key, with their times.
 
-        One question for all of them: a step in the index for each customer with each category and action takes the
-        server next to nothing beside what a question takes.
+        One query for all rows: an index step for each customer, category and action is cheap compared to a query.
         """
         wanted = {match_key(row) for row in rows}
         times = [row.timestamp_ms for row in rows]
@@ -133,12 +130,12 @@ class Enricher:
             "company_sso_id": self._account,
             "customer_id": {"$in": list({row.customer_id for row in rows})},
             "category": {"$in": list({row.category for row in rows})},
-            **ENRICHMENT_MATCH.partial,  # as the index says it: for fewer actions, a server walks through all of it
+            **ENRICHMENT_MATCH.partial,  # exactly as in the index: for fewer actions, a server scans all of it
             "timestamp": {
                 "$gte": DatetimeMS(min(times) - self._window_ms),
                 "$lte": DatetimeMS(max(times) + self._window_ms),
             },
-            "external_id": None,  # true where there is none
+            "external_id": None,  # matches a missing field, too
         }
         by_key: dict[MatchKey, list[tuple[int, Document]]] = defaultdict(list)
         for document in self._logs.find(query, FIELDS, hint=ENRICHMENT_MATCH.name):
@@ -147,13 +144,13 @@ class Enricher:
         return by_key
 
     def _write(self, patches: Sequence[_Patch], outcomes: list[Outcome]) -> None:
-        """Write the patches, and look once more at the documents where one has met something else than was read."""
+        """Write the patches, and read the documents again if one was changed since it was read."""
         try:
             if self._logs.bulk_write([*_statements(patches)], ordered=False).modified_count == len(patches):
                 return
         except BulkWriteError as error:
             require_answer(error)
-            self._write_one_by_one(patches, outcomes)  # one that is refused has stopped its whole statement
+            self._write_one_by_one(patches, outcomes)  # a refused one has stopped its whole statement
         left = [patch for patch in patches if outcomes[patch.position] is not Outcome.REFUSED]
         query = {"_id": {"$in": [patch.document_id for patch in left]}}
         now = {_hashable(found["_id"]): found.get("metadata") for found in self._logs.find(query, {"metadata": 1})}
@@ -165,10 +162,10 @@ class Enricher:
             elif not isinstance(metadata, dict):
                 outcomes[patch.position] = Outcome.CONFLICT
             elif all(metadata.get(key) != value for key, value in patch.fields.items()):
-                outcomes[patch.position] = Outcome.COMPLETE  # by somebody else
+                outcomes[patch.position] = Outcome.COMPLETE  # by another writer
 
     def _write_one_by_one(self, patches: Sequence[_Patch], outcomes: list[Outcome]) -> None:
-        """Write the patches with a statement each, and name the ones that are refused."""
+        """Write each patch in a statement of its own, and mark those that are refused."""
         try:
             self._logs.bulk_write([_statement(patch) for patch in patches], ordered=False)
         except BulkWriteError as error:
@@ -191,26 +188,26 @@ def _statements(patches: Sequence[_Patch]) -> Iterator[UpdateMany]:
 
 
 def _statement_of_many(patches: Sequence[_Patch]) -> UpdateMany:
-    """Return one update of many documents: for the server two thirds of the work of as many updates of one document.
+    """Return one update of many documents: two thirds of the server's work for as many single updates.
 
-    What they are given are two constants that the server reads once: their ids, and under the same place the fields.
+    It has two constants that the server parses once: the ids, and at the same positions the fields.
     """
     ids = [patch.document_id for patch in patches]
-    nothing: Document = {}  # at the end, where place -1 is: that of a document which is none of these
+    nothing: Document = {}  # last, at index -1: for a document that is not in `ids`
     fields = {"$literal": [*(patch.fields for patch in patches), nothing]}
     own = {"$arrayElemAt": [fields, {"$indexOfArray": [{"$literal": ids}, "$_id"]}]}
     return UpdateMany({"_id": {"$in": ids}}, _added(own), hint=BY_ID)
 
 
 def _statement(patch: _Patch) -> UpdateOne:
-    # By `_id` and nothing else: that takes a server's shortest way, a third of what one more condition costs.
+    # By `_id` only: the server's fast path, a third of the cost with one more condition.
     return UpdateOne({"_id": patch.document_id}, _added({"$literal": patch.fields}))
 
 
 def _added(fields: Document) -> list[Document]:
-    """Return the update that adds what an expression gives to `metadata`, behind and under what is there.
+    """Return the update that adds an expression's fields to `metadata`, after and without replacing existing ones.
 
-    What is there and no document stays as it is.
+    A `metadata` that is not a document stays as it is.
     """
     merged = {"$mergeObjects": ["$metadata", fields, "$metadata"]}
     is_document = {"$in": [{"$type": "$metadata"}, ["missing", "object"]]}
@@ -218,5 +215,5 @@ def _added(fields: Document) -> list[Document]:
 
 
 def _hashable(document_id: Any) -> ObjectId | bytes:
-    """Return what stands for an `_id`: a live feed's can be of any type, a document included."""
+    """Return a hashable form of an `_id`: a live feed's can be of any type, a document included."""
     return document_id if type(document_id) is ObjectId else bson.encode({"": document_id})

@@ -1,13 +1,13 @@
-"""Pure: when too many records of a job have failed, and what the operator reads of it."""
+"""Pure: when too many records of a job have failed, and the messages for the operator."""
 
 from sink.job_counts import RunTotals
 
 FAILURE_RATE_MAX = 0.10
-SEEN_MIN = 500  # one page: before it, a handful of failures would be a rate
+SEEN_MIN = 500  # one page: with fewer, a handful of failures would exceed the rate
 
 
 def seen_of(totals: RunTotals) -> int:
-    """Return how many records have ended in a bin, those that are no known source rows included."""
+    """Return how many records have ended in a bin, including those of no known source row."""
     return totals.accounted + totals.foreign_total
 
 
@@ -17,21 +17,21 @@ def failed_of(totals: RunTotals) -> int:
 
 
 def failure_rate(totals: RunTotals) -> float:
-    """Return failed / (migrated + skipped + failed) over the whole life of the run; 0.0 before anything was seen."""
+    """Return failed / (migrated + skipped + failed) over the whole run; 0.0 before the first record."""
     seen = seen_of(totals)
     return failed_of(totals) / seen if seen > 0 else 0.0
 
 
 def too_many_failed(totals: RunTotals, bound: float | None = None) -> bool:
-    """Return whether the job has to halt; `bound` is the one that an operator has raised, if one has.
+    """Return whether the job has to halt; `bound` is an operator's, if one is set.
 
-    `totals` have repaired rows in their new bins (`job_counts.present`): rows that were retried fail no more.
+    `totals` have repaired rows in their new bins (`job_counts.present`).
     """
     return seen_of(totals) >= SEEN_MIN and failure_rate(totals) > (bound or FAILURE_RATE_MAX)
 
 
 def halt_reason(totals: RunTotals, bound: float | None = None) -> str:
-    """Return why a job is halted of which too many records have failed; the numbers are those of its document."""
+    """Return why a job is halted for failed records; the numbers are those of its document."""
     failed, limit = f"{failed_of(totals)} of {seen_of(totals)} records", f"{(bound or FAILURE_RATE_MAX) * 100:g}%"
     if too_many_failed(totals, bound):
         return f"{failed} failed, more than {limit}"

@@ -9,10 +9,10 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.process.topic_watch import Positions
-from sink.effects import Effect, Seam
+from sink.effects import Effect, EffectHook
 from sink.metrics import SinkMetrics
 from sink.settings import SinkSettings
-from sink.waiting import NOT_OURS_ANY_MORE, Waiting
+from sink.waiting import ASSIGNMENT_LOST, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +28,15 @@ class Group:
     """The sink's membership. The callbacks of a rebalance run inside `consume`."""
 
     def __init__(
-        self, settings: SinkSettings, kafka: dict[str, Any], waiting: Waiting, metrics: SinkMetrics, seam: Seam
+        self, settings: SinkSettings, kafka: dict[str, Any], waiting: Waiting, metrics: SinkMetrics, hook: EffectHook
     ) -> None:
         """Open the consumer; `kafka` is the connection's configuration."""
         self._settings = settings
         self._topics = settings.job.topics
         self._waiting = waiting
         self._metrics = metrics
-        self._seam = seam
-        self._begins: dict[int, int] = {}  # by partition: where it was assigned
+        self._hook = hook
+        self._begins: dict[int, int] = {}  # by partition: the offset at its assignment
         self._positions: dict[int, int] = {}
         self._positions_seen_at = 0.0
         self._consumer = Consumer(self._config(kafka), logger=log)
@@ -47,7 +47,7 @@ class Group:
             "group.id": self._topics.sink_group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            # Where a group has no offset yet we say where to begin; an offset that Kafka has deleted is an error.
+            # `assigned` sets the start of a group without offsets; an offset that Kafka has deleted is an error.
             "auto.offset.reset": "error",
             "allow.auto.create.topics": False,
             "session.timeout.ms": self._settings.sink_session_timeout_ms,
@@ -60,16 +60,16 @@ class Group:
         return config
 
     def require_topics(self) -> None:
-        """Wait for Kafka for a while. Raises ServiceUnreachableError, and BadInputError for a missing topic."""
+        """Check the topics, with retries. Raises ServiceUnreachableError, and BadInputError for a missing topic."""
         wanted = (self._topics.outcomes, self._topics.dead_letters)
 
-        def ask() -> dict[str, Any]:
-            """Return the topics that are there, without all the others of the cluster."""
+        def existing() -> dict[str, Any]:
+            """Return those that exist, without the other topics of the cluster."""
             found = {name: self._consumer.list_topics(name, timeout=ANSWER_TIMEOUT_S).topics[name] for name in wanted}
             return {name: topic for name, topic in found.items() if topic.error is None}
 
         try:
-            known = self._waiting.until_answered("Kafka", ask, self._settings.sink_patience_s)
+            known = self._waiting.until_answered("Kafka", existing, self._settings.sink_patience_s)
         except KafkaException as error:
             raise ServiceUnreachableError(
                 f"Kafka does not answer ({error.args[0].str()})",
@@ -80,10 +80,10 @@ class Group:
                 raise BadInputError(f"topic {topic} does not exist", "start the job with crm-replay run")
 
     def join(self, finish: Callable[[], object], forget: Callable[[set[int]], None]) -> None:
-        """Subscribe. `finish` is called while revoked partitions are still ours, `forget` for what is new or gone."""
+        """Subscribe. `finish` is called before partitions are revoked, `forget` after an assignment or revocation."""
 
         def assigned(consumer: Consumer, partitions: list[TopicPartition]) -> None:
-            """Begin where the group had committed, or at the beginning; counts are read when they are needed."""
+            """Start at the group's committed offsets, or at the beginning; counts are read on demand."""
             committed = self._waiting.until_answered("Kafka", lambda: self._committed(partitions))
             forget({partition.partition for partition in partitions})
             for partition in committed:
@@ -95,7 +95,7 @@ class Group:
             log.info("assigned %s", {p.partition: p.offset for p in committed})
 
         def lost(_consumer: Consumer, partitions: list[TopicPartition]) -> None:
-            """Forget what is another sink's by now; a batch in flight finds out when it saves its progress."""
+            """Forget partitions that another sink may own; a batch in flight fails to save its progress."""
             gone = {partition.partition for partition in partitions}
             forget(gone)
             log.info("revoked %s", sorted(gone))
@@ -149,10 +149,10 @@ class Group:
         return self._positions
 
     def commit(self, next_offsets: Mapping[int, int], next_source_offsets: Mapping[int, int]) -> None:
-        """Commit, by partition, the offset of the next record; what another sink has by now is left to it.
+        """Commit, by partition, the offset of the next record; partitions that another sink owns are left to it.
 
-        Where the next outcome's record stands on the replay topic, if that is known, is the metadata: a record of
-        outcomes has many rows, and by this the lag is told in rows (ops.kafka.lag).
+        The metadata is the next outcome's source offset on the replay topic, if it is known: a record of outcomes has
+        many rows, and from this the lag is computed in rows (ops.kafka.lag).
         """
         offsets = [
             TopicPartition(self._topics.outcomes, partition, offset, str(next_source_offsets.get(partition, "")))
@@ -166,12 +166,12 @@ class Group:
                     raise KafkaException(answer.error)
 
         try:
-            self._waiting.until_answered("Kafka", lambda: self._seam(Effect.COMMIT_OFFSETS, commit))
+            self._waiting.until_answered("Kafka", lambda: self._hook(Effect.COMMIT_OFFSETS, commit))
         except KafkaException as error:
-            if error.args[0].code() not in NOT_OURS_ANY_MORE:
+            if error.args[0].code() not in ASSIGNMENT_LOST:
                 raise
-            log.warning("offsets not committed (%s); the batch comes again and counts nothing", error.args[0].str())
+            log.warning("offsets not committed (%s); the batch is delivered again, uncounted", error.args[0].str())
 
     def close(self) -> None:
-        """Leave the group: the others take over at once."""
+        """Leave the group: the other sinks take over at once."""
         self._consumer.close()

@@ -1,4 +1,4 @@
-"""I/O: the one update that halts a job of which too many records have failed (`failure_rate` has the rule)."""
+"""I/O: the update that halts a job with too many failed records (the rule is in `failure_rate`)."""
 
 import datetime as dt
 import time
@@ -18,13 +18,13 @@ END_CHECK_S = 0.25
 
 
 class HaltedError(ReplayError):
-    """The job is halted, or this run may not write any more; offsets are kept."""
+    """The job is halted, or this run may no longer write; offsets are kept."""
 
     exit_code = ExitCode.HALTED
 
 
 class JobGate:
-    """Says whether this run may go on writing, and shuts it."""
+    """Whether this run may continue to write, and the halt of its job."""
 
     def __init__(self, jobs: Documents, job_id: str, run: int) -> None:
         """`jobs` is `crm_activity_log_migration_jobs`."""
@@ -34,9 +34,9 @@ class JobGate:
         self._known: Document = {}
 
     def closed_because(self) -> str | None:
-        """Return why this run must not write any more, or None. Also reads what `too_many` and `halt` go by.
+        """Return why this run must no longer write, or None. Also reads the fields that `too_many` and `halt` use.
 
-        A job without a document is nobody's to stop (a sink that is run by hand).
+        A job without a document never closes (a sink that is run by hand).
         """
         fields = {"status": 1, "run": 1, "failure_bound": 1, "failure_halt": 1, "repaired": 1, "records_total": 1}
         job = self._jobs.find_one({"_id": self._job_id}, fields)
@@ -54,7 +54,7 @@ class JobGate:
         return repaired_in(self._known.get("repaired"))
 
     def too_many(self, totals: RunTotals) -> bool:
-        """Return whether too many records have failed, over the job's whole life; `totals` are the sinks'."""
+        """Return whether too many records have failed, over the whole run; `totals` are the sinks'."""
         return too_many_failed(present(totals, self._repaired), self._known.get("failure_bound"))
 
     def _fields(self, totals: RunTotals) -> dict[str, Any]:
@@ -62,9 +62,9 @@ class JobGate:
         return {**counts, "updated_at": dt.datetime.now(dt.UTC)}
 
     def halt(self, totals: RunTotals) -> str:
-        """Mark the job halted, if it is in progress and at this run; return the reason, also if another was first.
+        """Mark the job halted, if it is in progress and at this run; return the reason, also after a lost race.
 
-        Every count is of these totals, and so is the reason. Batches in flight are counted after it: `settle`.
+        Counts and reason come from these totals. Batches in flight are counted later: `settle`.
         """
         reason = halt_reason(present(totals, self._repaired), self._known.get("failure_bound"))
         self._jobs.update_one(
@@ -81,10 +81,10 @@ class JobGate:
         return reason
 
     def settle(self, totals: RunTotals) -> None:
-        """Bring the counts of a halted job, and the numbers in its reason, up to what has been counted since.
+        """Update the counts of a halted job, and the numbers in its reason, to what has been counted since.
 
-        Called by each process that has ended its counting. Totals that are older than what is there change nothing, nor
-        do those of a job that has gone on, or of which rows have been repaired meanwhile.
+        Called by each process that has finished counting. A no-op with totals older than the stored ones, for a job
+        that has been resumed, and if rows have been repaired meanwhile.
         """
         self.closed_because()
         if self._known.get("run") != self._run or self._known.get("status") != JobStatus.HALTED:
@@ -107,7 +107,7 @@ class JobGate:
 
 
 class ReplayGate:
-    """Ends a sink whose job is halted, halts one of which too many records have failed, and knows the run's end."""
+    """Ends a sink whose job is halted, halts a job with too many failed records, and detects the run's end."""
 
     def __init__(self, jobs: Documents, job: ReplayJob, progress: Progress, waiting: Waiting) -> None:
         """`jobs` is `crm_activity_log_migration_jobs`."""
@@ -119,7 +119,7 @@ class ReplayGate:
         self._end_seen_at = 0.0
 
     def check(self, *, at_once: bool) -> None:
-        """Raise HaltedError if the job does not go on; halt it if too many records have failed."""
+        """Raise HaltedError if the job does not continue; halt it if too many records have failed."""
         now = time.monotonic()
         if not at_once and now - self._seen_at < GATE_EVERY_S:
             return
@@ -127,7 +127,7 @@ class ReplayGate:
         closed = self._until_answered("MongoDB", self._gate.closed_because)
         if closed is not None:
             self._until_answered("MongoDB", lambda: self._gate.settle(self._progress.totals()))
-            raise HaltedError(closed, "offsets are kept; crm-replay resume goes on where it stopped")
+            raise HaltedError(closed, "offsets are kept; crm-replay resume continues where it stopped")
         totals = self._until_answered("MongoDB", self._progress.totals)
         if self._gate.too_many(totals):
             reason = self._until_answered("MongoDB", lambda: self._gate.halt(totals))
@@ -135,7 +135,7 @@ class ReplayGate:
             raise HaltedError(reason, what_to_do(self._job.company_sso_id))
 
     def has_ended(self) -> bool:
-        """Return whether the sinks have counted the end of every partition of the run."""
+        """Return whether the sinks have counted the end marker of every partition of the run."""
         now = time.monotonic()
         if now - self._end_seen_at < END_CHECK_S:
             return False

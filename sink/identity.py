@@ -1,29 +1,29 @@
-"""Pure: which rows have a document, as numbers that two sides can compare: by id range, how many, and a checksum.
+"""Pure: which rows have a document, as figures that two sides can compare: a count and a checksum per id range.
 
-Counts alone can agree by chance: a document that is gone and one too many make a right number. So the sink adds up the
-ids of the rows whose documents it has written or met, and the end of a run adds up those of the documents. A checksum
-is a sum of scrambled ids, in whatever order; where both figures of a range are the same, so are its ids.
+Counts alone can agree by chance: a missing and a surplus document cancel out. So the sink sums the ids of the rows
+whose documents it has written or met, and the end of a run sums those of the documents. A checksum is a sum of
+scrambled ids, independent of their order; if both figures of a range are equal, so are its ids.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
-RANGES_BITS = 6  # an account's ids are told apart in up to 64 ranges
+RANGES_BITS = 6  # an account's ids are divided into up to 64 ranges
 ALL_IN_ONE = 64  # a shift that leaves one range
-_SPREAD = 0x9E3779B97F4A7C15  # odd, and near 2**64 / 1.618: neighbours go far from each other
+_SPREAD = 0x9E3779B97F4A7C15  # odd, and near 2**64 / 1.618: a Fibonacci hash
 _UPPER = 2**64 - 1
-_SUM = 2**63 - 1  # as large a number as MongoDB keeps
+_SUM = 2**63 - 1  # MongoDB's largest integer
 
 Figure = tuple[int, int]  # how many ids, and their checksum
 Identities = Mapping[int, Figure]  # by range: an id shifted to the right
 
 
 def shift_of(top_audit_id: int) -> int:
-    """Return by how many bits an id is shifted to give its range, where `top_audit_id` is the newest."""
+    """Return the right shift of an id to its range; `top_audit_id` is the newest id."""
     return max(0, top_audit_id.bit_length() - RANGES_BITS)
 
 
 def ids_of(id_range: int, shift: int) -> tuple[int, int]:
-    """Return the id below the first of a range, and its last."""
+    """Return the bounds of a range: the id below its first, and its last."""
     return (id_range << shift) - 1, ((id_range + 1) << shift) - 1
 
 
@@ -34,7 +34,7 @@ def with_ids(known: Identities, audit_ids: Sequence[int], shift: int) -> Identit
     after = dict(known)
     for id_range, ids in _by_range(audit_ids, shift).items():
         count, checksum = after.get(id_range, (0, 0))
-        # Scrambled, and not only multiplied: the sum would be that of the ids, and a pair could stand for another.
+        # Scrambled, and not only multiplied: else the sum would be linear, and two pairs of ids could have the same.
         more = sum([spread ^ spread >> 32 for spread in [audit_id * _SPREAD & _UPPER for audit_id in ids]])
         after[id_range] = count + len(ids), checksum + more & _SUM
     return after
@@ -51,7 +51,7 @@ def _by_range(audit_ids: Sequence[int], shift: int) -> Mapping[int, Sequence[int
 
 
 def added(parts: Iterable[Identities]) -> Identities:
-    """Return the figures of several parts, which have no id in common, as one."""
+    """Return the sum of the figures of several parts, which have no id in common."""
     total: dict[int, Figure] = {}
     for part in parts:
         for id_range, (count, checksum) in part.items():
@@ -71,6 +71,6 @@ def without(known: Identities, audit_ids: Sequence[int], shift: int) -> Identiti
 
 
 def unlike(ours: Identities, theirs: Identities) -> list[int]:
-    """Return the ranges whose ids are not the same on both sides, in rising order."""
+    """Return the ranges whose ids differ, in ascending order."""
     ranges = ours.keys() | theirs.keys()
     return sorted(at for at in ranges if ours.get(at, (0, 0)) != theirs.get(at, (0, 0)))

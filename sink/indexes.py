@@ -1,4 +1,4 @@
-"""The unique idempotency index and its neighbours. Definitions: ops.jobs.migrations makes them."""
+"""Definitions of the indexes; ops.jobs.migrations creates them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from schemas.collections import (
     TASKS,
 )
 
-# The only logs that lack names when they are written, so the only ones the enricher looks for.
+# The only logs that lack names when they are written, so the only ones that the enricher searches.
 ENRICHED_ACTIONS = ("link", "unlink", "won", "resolved", "completed")
 ENRICHED_CATEGORIES = ("deal", "company", "ticket", "task")
 
@@ -42,7 +42,7 @@ class Index:
         return options
 
 
-# Decides what is a duplicate. Documents of other origins need no external_id and are not in it.
+# Detects duplicates. Documents of other origins need no external_id and are not in it.
 UNIQUE_EXTERNAL_ID = Index(
     ACTIVITY_LOGS,
     "uniq_company_external_id",
@@ -68,10 +68,10 @@ CONTACT_BY_CRM_ID = Index(CONTACTS, "idx_company_crm_data_id", ("company_sso_id"
 CONTACT_ID_MAP_UNIQUE = Index(
     CONTACT_ID_MAP, "uniq_company_crm_person_id", ("company_sso_id", "crm_person_id"), unique=True
 )
-# For the live feed, which asks for the contacts of a few persons at a time: those that only the id map names.
+# For the live feed, which queries the contacts of a few persons at a time: those that only the id map names.
 CONTACT_BY_CUSTOMER = Index(CONTACTS, "idx_company_customer_id", ("company_sso_id", "customer_id"))
-# What the live feed wrote before it knew external ids, by customer and time: the report about the seam looks there.
-# `external_id: null` is also true where there is none, so a document of ours is in no such index and costs nothing.
+# What the live feed wrote before it had external ids, by customer and time: for the report about the handover.
+# `external_id: null` also matches a missing field, so no document of ours is in this index.
 LEGACY_LOGS = Index(
     ACTIVITY_LOGS,
     "idx_legacy_customer_time",
@@ -87,11 +87,11 @@ UNIQUE_RUN = Index(JOBS, "uniq_run", ("run",), unique=True, partial={"run": {"$e
 PROGRESS_BY_RUN = Index(PROGRESS, "uniq_job_run_partition", ("job_id", "run", "partition"), unique=True)
 CHECKPOINTS_BY_RUN = Index(CHECKPOINTS, "idx_job_run", ("job_id", "run"))
 RETRIES_BY_COMPANY = Index(RETRIES, "idx_company_started_at", ("company_sso_id", "started_at"))
-# Of several requests that have all seen the same last job (or none), one makes the next.
+# Of several requests that have read the same last job (or none), one creates the next.
 ONE_FOLLOWS = Index(
     JOBS, "uniq_company_follows", ("company_sso_id", "follows"), unique=True, partial={"follows": {"$exists": True}}
 )
-# Of a kind, one task of an account is queued or running; also how runners find them.
+# At most one task of a kind and account is queued or running; also for the runners' queries.
 ONE_ACTIVE_TASK = Index(
     TASKS, "uniq_active_company_kind", ("company_sso_id", "kind"), unique=True, partial={"active": True}
 )

@@ -1,7 +1,7 @@
-"""Pure: what a job's document says of its rows. One set of totals makes all of it, so it adds up at every moment.
+"""Pure: the counts in a job's document. All come from one set of totals, so they add up at any time.
 
-Each row is in one bin: migrated, skipped by a reason, or failed by a cause. A row that failed and that a replay of
-chosen rows has brought to another end since is in that bin, and counted once more as repaired.
+Each row is in one bin: migrated, skipped by a reason, or failed by a cause. A failed row that a retry has moved to
+another bin is counted in that bin, and also as repaired.
 """
 
 import datetime as dt
@@ -14,7 +14,7 @@ from schemas.vocabulary import SkipReason
 
 @dataclass(frozen=True, slots=True)
 class RunTotals:
-    """The counts of a run over all partitions. `foreign` are dead letters that are no known source rows."""
+    """The counts of a run over all partitions. `foreign` are dead letters of no known source row."""
 
     migrated: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class RunTotals:
 
     @property
     def foreign_total(self) -> int:
-        """Dead letters that are no known source rows."""
+        """Dead letters of no known source row."""
         return sum(self.foreign.values())
 
     @property
@@ -47,7 +47,7 @@ class RunTotals:
 
 
 class Move(NamedTuple):
-    """A row that left the bin `failed`: the cause it had failed by, and where it is now."""
+    """A row that left the bin `failed`: its former cause, and its new bin."""
 
     cause: str
     skipped: str | None = None  # the reason; None: it was migrated
@@ -58,7 +58,7 @@ class Move(NamedTuple):
 class Repaired:
     """The rows of a run that have left the bin `failed`."""
 
-    failed: Mapping[str, int] = field(default_factory=dict)  # by the cause they had failed by
+    failed: Mapping[str, int] = field(default_factory=dict)  # by former cause
     migrated: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
     actors_fell_back: int = 0
@@ -69,7 +69,7 @@ class Repaired:
         return sum(self.failed.values())
 
     def as_document(self) -> dict[str, Any]:
-        """Return it as the job's document keeps it."""
+        """Return it as stored in the job's document."""
         return {
             "failed": dict(self.failed),
             "migrated": self.migrated,
@@ -79,12 +79,12 @@ class Repaired:
 
 
 def repaired_in(document: Mapping[str, Any] | None) -> Repaired:
-    """Return what the job's document keeps; nothing in that of a job without repairs."""
+    """Return the repaired rows in a job's document; empty for a job without repairs."""
     return Repaired(**document) if document else Repaired()
 
 
 def repaired_by(moves: Iterable[Move], totals: RunTotals) -> Repaired:
-    """Return the moves in sum. No more rows leave a cause than the run has counted there: letters are at least once."""
+    """Return the sum of the moves. At most as many rows leave a cause as it has: dead letters are at least once."""
     failed: dict[str, int] = {}
     skipped: dict[str, int] = {}
     migrated = fell_back = 0
@@ -101,12 +101,12 @@ def repaired_by(moves: Iterable[Move], totals: RunTotals) -> Repaired:
 
 
 def has_document(move: Move) -> bool:
-    """Return whether the row's repair has ended with a document of it in place."""
+    """Return whether the repaired row has a document."""
     return move.skipped in (None, SkipReason.DUPLICATE_EXTERNAL_ID)
 
 
 def present(totals: RunTotals, repaired: Repaired) -> RunTotals:
-    """Return where the run's rows are now: as the sinks have counted them, repaired ones in their new bins."""
+    """Return the run's rows by present bin: as the sinks have counted them, repaired ones in their new bins."""
     if not repaired.total:
         return totals
     failed = {cause: count - repaired.failed.get(cause, 0) for cause, count in totals.failed.items()}
@@ -123,9 +123,9 @@ def present(totals: RunTotals, repaired: Repaired) -> RunTotals:
 
 
 def job_fields(totals: RunTotals, repaired: Repaired, records_total: int) -> dict[str, Any]:
-    """Return every count of a job's document; `totals` are the sinks', `records_total` is what is known so far.
+    """Return every count of a job's document; `totals` are the sinks', `records_total` is the stored total.
 
-    A row that was committed after the source had been counted raises the total when it is counted.
+    A row that was committed after the survey raises the total when it is counted.
     """
     now = present(totals, repaired)
     total = max(records_total, now.accounted)
@@ -150,10 +150,10 @@ def duplicates(skips_by_reason: Mapping[str, int]) -> int:
 
 
 def percent(part: int, whole: int) -> float:
-    """Return part of whole in per cent, cut to two digits so that 100.0 is never said too early."""
+    """Return part of whole in per cent, truncated to two digits: 100.0 only when complete."""
     return part * 10_000 // whole / 100
 
 
 def progress_pct(accounted: int, records_total: int) -> float:
-    """Return how far a job is, 0.0 to 100.0; a job without rows is done at once."""
+    """Return a job's progress, 0.0 to 100.0; 100.0 for a job without rows."""
     return min(100.0, percent(accounted, records_total)) if records_total > 0 else 100.0

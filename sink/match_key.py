@@ -1,7 +1,7 @@
-"""Pure: which document an association row enriches, with what, and what forbids it.
+"""Pure: which document an association row enriches, with which fields, and which conflicts prevent it.
 
-A document is found by its external_id; one of a live feed that has none, by the match key: customer, category, action,
-linked record, and a time within a window of the row's. The account is part of every query that finds one.
+A document is found by its external_id; a live feed's without one by the match key: customer, category, action, linked
+record, and a time within a window around the row's. The account is part of every query.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,20 +13,20 @@ DELETED_REFERENCE = "[Deleted reference]"  # the name of a record that the CRM n
 
 
 class Outcome(StrEnum):
-    """What became of an association row. Each is in exactly one bin; stored and graphed: add values, rename none."""
+    """The outcome of an association row, exactly one each. Stored and graphed: add values, never rename one."""
 
     PATCHED = "patched"  # metadata was missing and has been added
     COMPLETE = "complete"  # nothing was missing
-    ENRICH_AMBIGUOUS = "enrich_ambiguous"  # several documents fit the row, or several rows the document
-    CONFLICT = "conflict"  # the document says something else: another action, record or person
-    REFUSED = "refused"  # MongoDB did not take the patch
+    ENRICH_AMBIGUOUS = "enrich_ambiguous"  # several documents match the row, or several rows the document
+    CONFLICT = "conflict"  # the document has another action, record or person
+    REFUSED = "refused"  # MongoDB refused the patch
     NO_DOCUMENT = "no_document"  # neither by external_id nor by match key
-    NO_CONTACT = "no_contact"  # the row is nobody's, so it has no log
-    UNREADABLE = "unreadable"  # the row itself cannot be understood
+    NO_CONTACT = "no_contact"  # the row has no contact, so it has no log
+    UNREADABLE = "unreadable"  # the row cannot be decoded
 
 
 class Association(NamedTuple):
-    """What an association row says of its log."""
+    """The fields of an association row that concern its log."""
 
     audit_id: int
     external_id: str
@@ -34,12 +34,12 @@ class Association(NamedTuple):
     category: str
     action: str
     timestamp_ms: int  # since 1970 UTC
-    ids: Mapping[str, Any]  # metadata that identifies: where a document has it, it has to agree
-    texts: Mapping[str, str]  # types and names: where a document has it, its own is as good
+    ids: Mapping[str, Any]  # identifying metadata: a value in the document has to agree
+    texts: Mapping[str, str]  # types and names: a value in the document is kept
 
 
 class MatchKey(NamedTuple):
-    """What a live log without external_id has in common with its row, besides account and time."""
+    """The fields that a live log without external_id shares with its row, besides account and time."""
 
     customer_id: str
     category: str
@@ -48,7 +48,7 @@ class MatchKey(NamedTuple):
 
 
 def match_key(association: Association) -> MatchKey | None:
-    """Return the row's match key; None if it does not say what it links."""
+    """Return the row's match key; None if it lacks the linked record."""
     linked_id = same_form(association.ids.get(LINKED_ID))
     if linked_id is None:
         return None
@@ -66,7 +66,7 @@ def key_of(document: Mapping[str, Any]) -> MatchKey | None:
 
 
 def same_form(value: Any) -> int | str | None:
-    """Return an id in the one form in which ids are compared, however it is stored; None for what is no id."""
+    """Return an id in the canonical form for comparisons; None for a value that is no id."""
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, float):
@@ -82,7 +82,7 @@ def same_form(value: Any) -> int | str | None:
 def candidates(
     association: Association, by_key: Mapping[MatchKey, Sequence[tuple[int, Any]]], window_ms: int
 ) -> list[Any]:
-    """Return the documents that fit the row: (time in ms, document) of the same key, within the window."""
+    """Return the documents that match the row, from (time in ms, document) by key: same key, within the window."""
     key = match_key(association)
     if key is None:
         return []
@@ -90,9 +90,9 @@ def candidates(
 
 
 def missing(association: Association, document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the metadata that the document lacks, by key; None if the document says something else than the row.
+    """Return the metadata that the document lacks, by key; None if the document contradicts the row.
 
-    What is there stays, whatever it is; a null is there, and contradicts nothing.
+    Existing values stay; a null is an existing value that contradicts nothing.
     """
     if (document.get("category"), document.get("action")) != (association.category, association.action):
         return None

@@ -1,4 +1,4 @@
-"""What a sink counts about itself since its start. The job's exact counts are in its progress documents."""
+"""A sink's counters since its start. The job's exact counts are in its progress documents."""
 
 import logging
 import time
@@ -15,23 +15,23 @@ LOG_EVERY_S = 30.0
 
 @dataclass
 class SinkMetrics:
-    """Plain counters of one process."""
+    """The counters of one process."""
 
     batches: int = 0
     records: int = 0
     bytes: int = 0
     write_seconds: float = 0.0
     inserted: int = 0
-    redelivered: int = 0  # this run had written them before
-    duplicates: int = 0  # somebody else had
+    redelivered: int = 0  # written by this run before
+    duplicates: int = 0  # written by another writer
     failed: int = 0
     dead_letters: int = 0
-    repeated: int = 0  # had been counted before
-    repeats_inserted: int = 0  # counted before, yet new to the collection: a processor changed its mind
-    other_runs: int = 0  # left over from another run and passed over
+    repeated: int = 0  # counted before
+    repeats_inserted: int = 0  # counted before, yet new to the collection: two outcomes of one row differ
+    other_runs: int = 0  # of another run, ignored
     undecodable: int = 0
-    lost_races: int = 0  # progress that another sink had moved meanwhile
-    retries: int = 0  # of effects that were not answered
+    lost_races: int = 0  # progress that another sink had saved meanwhile
+    retries: int = 0  # of effects without an answer
     rebalances: int = 0
     _logged_at: float = field(default_factory=time.monotonic, repr=False)
 
@@ -53,7 +53,7 @@ class SinkMetrics:
         return {name: value for name, value in asdict(self).items() if not name.startswith("_")}
 
     def values(self) -> list[Value]:
-        """Return everything under its public name."""
+        """Return all counters under their metric names."""
         sent = {
             "inserted": self.inserted,
             "redelivered": self.redelivered,

@@ -27,7 +27,7 @@ class Progress:
         return f"{self._job_id}/{self._run}/{partition}"
 
     def load(self, partitions: Sequence[int]) -> dict[int, PartitionProgress]:
-        """Return each partition's progress as stored; a partition that has none gets an empty one, stored."""
+        """Return each partition's progress as stored; a missing one is created empty."""
         found = self._find(partitions)
         for partition in partitions:
             if partition not in found:
@@ -47,10 +47,10 @@ class Progress:
             self._collection.insert_one({**key, **to_fields(empty), "updated_at": _now()})
 
     def save(self, progress: Mapping[int, PartitionProgress]) -> bool:
-        """Save each partition's progress, if the stored one is still the version before it; return whether all were.
+        """Save each partition's progress whose stored version is the preceding one; return whether all were saved.
 
-        One atomic update a partition, all in one command. After False, load again and recompute: a partition that was
-        saved then has nothing new in the batch.
+        One atomic update per partition, all in one command. After False, load again and recompute: for a partition that
+        was saved the batch then has nothing new.
         """
         now = _now()
         updates: list[UpdateOne] = [
@@ -130,7 +130,7 @@ def from_document(document: Mapping[str, Any]) -> PartitionProgress:
 
 
 def identities_of(collection: Documents, job_id: str, run: int) -> Identities | None:
-    """Return which rows of a run have a document, over all partitions; None if an older release has counted some."""
+    """Return the figures of a run's rows with a document, over all partitions; None if an old release counted some."""
     found = collection.find({"job_id": job_id, "run": run}, {"with_document": 1, "migrated": 1, "skipped": 1})
     parts = [_figures(document) for document in found]
     known = [part for part in parts if part is not None]
@@ -138,7 +138,7 @@ def identities_of(collection: Documents, job_id: str, run: int) -> Identities | 
 
 
 def _figures(document: Mapping[str, Any]) -> Identities | None:
-    """Return the figures in a stored document; None where a sink of an older release has counted without them."""
+    """Return the figures in a stored document; None if a sink of an older release has counted without them."""
     stored = document.get("with_document")
     if stored is None:
         return None

@@ -1,7 +1,7 @@
-"""The delete for one person: activity logs made from the CRM's audits, by account and CRM person id.
+"""The delete for one person: activity logs from the CRM's audits, by account and CRM person id.
 
-Beside `rollback`, the only deleter there is. Documents of other origins have no external_id of ours and are never
-touched: they are the platform's own to erase.
+The only deleter besides `rollback`. Documents of other origins have no external_id of ours and are never touched: the
+platform erases its own.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,7 @@ BATCH_DOCUMENTS = 1_000
 
 
 def of_person(company_sso_id: str, person_id: str, customer_ids: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the query for a person's documents: those that name the person, or their customer and nobody."""
+    """Return the query for a person's documents: those that name the person, or the customer and no person."""
     ids: list[Any] = [person_id]
     if person_id.isascii() and person_id.isdigit():
         ids.append(int(person_id))
@@ -35,7 +35,7 @@ def of_person(company_sso_id: str, person_id: str, customer_ids: Iterable[str] =
 def find(
     database: Database, company_sso_id: str, person_id: str, customer_ids: Iterable[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Yield the person's documents. No index has the person: the account's documents are read, by the unique index."""
+    """Yield the person's documents. No index has the person: all documents of the account are scanned, by index."""
     logs: Documents = database[ACTIVITY_LOGS]
     yield from logs.find(of_person(company_sso_id, person_id, customer_ids), hint=UNIQUE_EXTERNAL_ID.name)
 
@@ -49,22 +49,22 @@ def purge(
     batch_documents: int = BATCH_DOCUMENTS,
     on_batch: Callable[[int], None] = lambda removed: None,  # noqa: ARG005
 ) -> int:
-    """Delete the person's documents and return how many this call removed; again: 0. Goes on after a death.
+    """Delete the person's documents and return how many this call removed. Idempotent; can be resumed after a crash.
 
     Raises RollbackFailedError if documents cannot be removed, pymongo's errors for an outage.
     """
     logs: Documents = database[ACTIVITY_LOGS]
     query = of_person(company_sso_id, person_id, customer_ids)
     found = logs.find(query, {"_id": 1}, hint=UNIQUE_EXTERNAL_ID.name, collation=EXACTLY)
-    ids = iter([document["_id"] for document in found])  # of one person: they fit, and deleting moves no cursor
+    ids = iter([document["_id"] for document in found])  # of one person: they fit in memory, and no cursor stays open
     removed = 0
     while batch := list(islice(ids, batch_documents)):
-        # The condition once more: what has been changed meanwhile to be somebody else's stays.
+        # The condition again: a document that was changed to another person's meanwhile stays.
         gone = logs.delete_many({"_id": {"$in": batch}, **query}, hint=PRIMARY_KEY, collation=EXACTLY)
         removed += gone.deleted_count
         on_batch(removed)
     if logs.find_one(query, {"_id": 1}, hint=UNIQUE_EXTERNAL_ID.name, collation=EXACTLY) is not None:
         raise RollbackFailedError(
-            f"{removed} documents were removed, but some are there still", "purge again; see the server's log"
+            f"{removed} documents were removed, but some remain", "purge again; see the server's log"
         )
     return removed

@@ -1,4 +1,4 @@
-"""An outcome as it came, and what it ends as: the tuples that a batch consists of."""
+"""The tuples of a batch: an outcome as received, and its bin."""
 
 from enum import StrEnum
 from typing import NamedTuple
@@ -9,7 +9,7 @@ FELL_BACK = "fell_back"  # a migrated log whose actor is the deleted user
 
 
 class Taken(NamedTuple):
-    """An outcome as it came from the outcomes topic, alone or in a batch; a null value is taken as empty bytes."""
+    """An outcome as received from the outcomes topic, alone or in an outcome batch; empty bytes for a null value."""
 
     partition: int
     offset: int  # of the record, which several may share
@@ -18,7 +18,7 @@ class Taken(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a document of a batch came from: its record, and the place of that record in `Batch.decided`."""
+    """The source of a batch's document: its record, and that record's position in `Batch.decided`."""
 
     position: int
     record: ActivityLog
@@ -26,14 +26,14 @@ class Source(NamedTuple):
 
 
 class Bin(StrEnum):
-    """Where a record ends. `foreign`: a dead letter that cannot be told to be a source row of this account."""
+    """Where a record ends. `foreign`: a dead letter that is not known to be a source row of this account."""
 
     MIGRATED = "migrated"
     SKIPPED = "skipped"
     FAILED = "failed"
     FOREIGN = "foreign"
-    ENDED = "ended"  # not a record but the end marker
-    PASSED_OVER = "passed_over"  # of another run, or a marker that counts nothing
+    ENDED = "ended"  # the end marker
+    PASSED_OVER = "passed_over"  # of another run, or another marker
 
 
 class Decided(NamedTuple):

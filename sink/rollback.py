@@ -1,4 +1,4 @@
-"""The one delete: what the replay wrote for an account, by account and source_tag."""
+"""The delete of what the replay wrote for an account, by account and source_tag."""
 
 from collections.abc import Callable
 
@@ -10,14 +10,14 @@ from schemas.identity import SOURCE_TAG
 from schemas.process.mongodb import Database, Documents
 from sink.indexes import COMPANY_SOURCE_TAG
 
-PRIMARY_KEY = "_id_"  # the name that every server gives that index
-# Byte by byte, whatever the collection says: where its collation ignores case, another tenant could be this one.
+PRIMARY_KEY = "_id_"  # the index's name on every server
+# Binary comparison, overriding the collection's collation: one that ignores case could match another tenant.
 EXACTLY = Collation("simple")
-BATCH_DOCUMENTS = 5_000  # about a fifth of a second each; other writers get their turn in between
+BATCH_DOCUMENTS = 5_000  # about a fifth of a second each; other writers run in between
 
 
 class RollbackFailedError(ReplayError):
-    """Documents that are to go are still there."""
+    """Documents that were to be deleted remain."""
 
 
 def rollback(
@@ -29,12 +29,12 @@ def rollback(
 ) -> int:
     """Delete the account's documents with our source_tag and return how many this call removed.
 
-    Whatever happens half-way, call it again: it goes on with what is left, and removes 0 in the end. `on_batch` is told
-    the number removed so far. Found by index; other accounts' documents and those of the live feed are not touched.
-    Raises RollbackFailedError if a batch of documents cannot be removed, pymongo's errors for an outage.
+    Idempotent; after an interruption, call it again. `on_batch` receives the number removed so far. Found by index;
+    other accounts' documents and those of the live feed are not touched. Raises RollbackFailedError if a batch of
+    documents cannot be removed, pymongo's errors for an outage.
     """
     logs: Documents = database[ACTIVITY_LOGS]
-    # The delete says the condition once more: a document that lost its tag meanwhile is somebody else's now.
+    # The delete repeats the condition: a document that lost its tag meanwhile belongs to another writer.
     ours = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}
     removed = 0
     while True:
@@ -42,20 +42,20 @@ def rollback(
         ids = [document["_id"] for document in found]
         if not ids:
             return removed
-        # By the primary key, said out loud: by the account's index, each batch could read all that is left of it.
+        # Explicitly by the primary key: by the account's index, each batch could scan all its remaining documents.
         gone = logs.delete_many({"_id": {"$in": ids}, **ours}, hint=PRIMARY_KEY, collation=EXACTLY)
         deleted = gone.deleted_count
         if deleted == 0 and logs.find_one({"_id": ids[0], **ours}, {"_id": 1}, collation=EXACTLY) is not None:
             raise RollbackFailedError(
-                f"{removed} documents of account {company_sso_id} were removed, the next are still there",
-                "see the server's log, then roll back again: it goes on where it stopped",
+                f"{removed} documents of account {company_sso_id} were removed, the next could not be",
+                "see the server's log, then roll back again: it continues where it stopped",
             )
         removed += deleted
         on_batch(removed)
 
 
 def documents_of(database: Database, company_sso_id: str) -> int:
-    """Return how many documents of the account have our source_tag; counted in the index alone."""
+    """Return how many documents of the account have our source_tag, counted by a covered query."""
     logs: Documents = database[ACTIVITY_LOGS]
     query = {"company_sso_id": company_sso_id, "source_tag": SOURCE_TAG}
     return logs.count_documents(query, hint=COMPANY_SOURCE_TAG.name)

@@ -1,4 +1,4 @@
-"""An effect is repeated until its server answers; every wait ends as soon as the sink is to end."""
+"""Retries of an effect until its server answers; every wait ends as soon as the sink is stopped."""
 
 import logging
 import threading
@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException
 from pymongo.errors import ConfigurationError, InvalidOperation, PyMongoError
 
 from schemas.errors import ReplayError
-from schemas.process.waiting import FOR_EVER_S, Deadline, retrying
+from schemas.process.waiting import INDEFINITELY_S, Deadline, retrying
 from sink.metrics import SinkMetrics
 from sink.writer import NotAnsweredError
 
@@ -20,8 +20,8 @@ T = TypeVar("T")
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 
-# The group has moved on without us: what was to be committed is another sink's now, and will be repeated there.
-NOT_OURS_ANY_MORE = frozenset(
+# The group has rebalanced: another sink owns what was to be committed, and will repeat it.
+ASSIGNMENT_LOST = frozenset(
     (
         KafkaError.ILLEGAL_GENERATION,
         KafkaError.UNKNOWN_MEMBER_ID,
@@ -35,27 +35,27 @@ NOT_OURS_ANY_MORE = frozenset(
 
 
 class Waiting:
-    """Whether the sink is to end, and the waits that end with it. Used by the loop, its writers and its parts."""
+    """The stop request, and the waits that end with it. Used by the loop, its writers and its parts."""
 
     def __init__(self, metrics: SinkMetrics) -> None:
-        """`metrics` counts the retries. Setting `stopping` asks for the end."""
+        """`metrics` counts the retries. Setting `stopping` stops the sink."""
         self._metrics = metrics
         self.stopping = threading.Event()
-        self._trouble: ReplayError | None = None
+        self._error: ReplayError | None = None
 
     def end_with(self, error: ReplayError) -> None:
-        """Have the loop end with this error; called from any thread."""
-        self._trouble = error
+        """End the loop with this error; thread-safe."""
+        self._error = error
 
-    def raise_trouble(self) -> None:
-        """Raise the error that the sink is to end with, if there is one."""
-        if self._trouble is not None:
-            raise self._trouble
+    def raise_error(self) -> None:
+        """Raise the error given to `end_with`, if there is one."""
+        if self._error is not None:
+            raise self._error
 
-    def until_answered(self, server: str, effect: Callable[[], T], within_s: float = FOR_EVER_S) -> T:
-        """Return what the effect returns; while the server does not answer, try again with back-off.
+    def until_answered(self, server: str, effect: Callable[[], T], within_s: float = INDEFINITELY_S) -> T:
+        """Return what the effect returns; retried with back-off while the server does not answer.
 
-        Raises StoppedError when asked to stop meanwhile, what is no outage, and an outage that lasts `within_s`.
+        Raises StoppedError on a stop request, any other error at once, and an outage that lasts `within_s`.
         """
         return retrying(
             effect,
@@ -67,20 +67,20 @@ class Waiting:
         )
 
     def _passes(self, server: str, error: Exception) -> bool:
-        self.raise_trouble()
+        self.raise_error()
         if isinstance(error, InvalidOperation | ConfigurationError):
-            return False  # a defect of ours, which no waiting mends
+            return False  # a defect of ours, which retries do not fix
         if isinstance(error, KafkaException):
             kafka_error = error.args[0]
-            if kafka_error.fatal() or kafka_error.code() in NOT_OURS_ANY_MORE:
+            if kafka_error.fatal() or kafka_error.code() in ASSIGNMENT_LOST:
                 return False
             cause = kafka_error.str()
         else:
-            # Errors that are a document's own never come here; a server that refuses everything (no primary, no space,
-            # no permission) is waited for: an operator has to repair it, and nothing is lost meanwhile.
+            # A document's own errors never get here; a server that refuses everything (no primary, no space, no
+            # permission) is retried: an operator has to repair it, and nothing is lost meanwhile.
             code = getattr(error, "code", None)
             cause = error.what if isinstance(error, NotAnsweredError) else type(error).__name__
             cause += f" {code}" if code else ""
-        log.warning("%s does not answer (%s); trying again", server, cause)
+        log.warning("%s does not answer (%s); retrying", server, cause)
         self._metrics.retries += 1
         return True

@@ -17,7 +17,7 @@ from sink.indexes import UNIQUE_EXTERNAL_ID
 
 log = logging.getLogger(__name__)
 
-# Codes with which a server refuses a whole command for the sake of what is in a document.
+# Codes with which a server refuses a whole command because of one document's content.
 # BadValue, FailedToParse, Overflow (nested too deep), InvalidBSON, BSONObjectTooLarge
 REFUSED_FOR_A_DOCUMENT = frozenset((2, 9, 15, 22, 10334))
 
@@ -25,26 +25,26 @@ UNSOUND = Refusal(22, "the document is not BSON that a server can read")  # Inva
 
 
 class CountsDisagreeError(ReplayError):
-    """The server's answer does not add up to what was sent; nothing of the batch is counted or committed."""
+    """The counts in the server's answer do not match what was sent; nothing of the batch is counted or committed."""
 
 
 class NotAnsweredError(ReplayError):
-    """The server's state kept it from answering for every document. The batch is to be written again."""
+    """The outcome of some documents is unknown because of the server's state. The batch is to be written again."""
 
 
 class WriteConcernUnmetError(NotAnsweredError):
-    """The documents were written, but not as safely as asked."""
+    """The documents were written, but the write concern was not met."""
 
 
 class ServerStateError(NotAnsweredError):
-    """Some documents were refused for the server's state, as a mongos does while one of its shards is away."""
+    """Some documents were refused for the server's state, as by a mongos while a shard is unavailable."""
 
 
 def write_batch(collection: Documents, documents: Sequence[bytes]) -> BatchOutcome:
     """Insert what is new; each document ends in exactly one of inserted, redelivered, duplicates, failed.
 
-    `documents` are BSON with `_id`, none over the server's limit. A refused one is tried once more. Safe to repeat.
-    Raises pymongo's error or NotAnsweredError only when the answer is unknown: then commit no offset.
+    `documents` are BSON with `_id`, none over the server's limit. A refused one is retried once. Idempotent. Raises
+    pymongo's error or NotAnsweredError only when the outcome is unknown: then commit no offset.
     """
     outcome = _insert(collection, documents)
     if outcome.failed:
@@ -58,11 +58,11 @@ def write_batch(collection: Documents, documents: Sequence[bytes]) -> BatchOutco
 
 
 def _insert(collection: Documents, documents: Sequence[bytes]) -> BatchOutcome:
-    """Insert once; the outcome of every document."""
+    """Insert once; return the outcome of every document."""
     if not documents:
         return BatchOutcome()
     sent = len(documents)
-    # The bytes go out as they are; pymongo splits them at the server's message size.
+    # The bytes are sent unchanged; pymongo splits them by the server's message size.
     requests: list[Any] = [InsertOne(RawBSONDocument(document)) for document in documents]
     errors: list[dict[str, Any]] = []
     try:
@@ -75,8 +75,8 @@ def _insert(collection: Documents, documents: Sequence[bytes]) -> BatchOutcome:
             raise
         if isinstance(error, OperationFailure) and error.code in REFUSED_FOR_A_DOCUMENT:
             return _isolate(collection, documents, Refusal(error.code, scrub(error.args[0])))
-        # A server may drop the connection of a client that sends broken BSON, or speak of an internal error: no outage,
-        # and it would never end.
+        # A server may drop the connection after broken BSON, or report an internal error: taken for an outage, it would
+        # be retried indefinitely.
         unsound = {position for position, document in enumerate(documents) if not is_sound(document)}
         if not unsound:
             raise
@@ -90,20 +90,20 @@ def _insert(collection: Documents, documents: Sequence[bytes]) -> BatchOutcome:
 
 
 def require_answer(error: BulkWriteError) -> None:
-    """Raise NotAnsweredError if the answer to a bulk write leaves open what became of a document."""
+    """Raise NotAnsweredError if the outcome of a document is unknown after a bulk write."""
     if error.details["writeConcernErrors"]:
         raise WriteConcernUnmetError("the write concern was not met", "check the replica set") from None
     for refusal in error.details["writeErrors"]:
         if is_server_state(refusal):
             why = scrub(str(refusal.get("errmsg", "")))
             raise ServerStateError(
-                f"MongoDB does not take writes at present (code {refusal['code']}: {why})",
-                "see that every shard has a primary that can be reached",
+                f"MongoDB does not accept writes at present (code {refusal['code']}: {why})",
+                "check that every shard has a reachable primary",
             ) from None
 
 
 def _isolate(collection: Documents, documents: Sequence[bytes], refusal: Refusal) -> BatchOutcome:
-    """Insert the halves of a batch that was refused as a whole; in the end only the documents to blame have failed."""
+    """Insert the halves of a batch that was refused as a whole, until only the causing documents have failed."""
     if len(documents) == 1:
         return BatchOutcome(failed={0: refusal})
     half = len(documents) // 2
@@ -117,7 +117,7 @@ def _isolate(collection: Documents, documents: Sequence[bytes], refusal: Refusal
 
 
 def _without(collection: Documents, documents: Sequence[bytes], unsound: set[int]) -> BatchOutcome:
-    """Insert all but the unsound documents, which have failed."""
+    """Insert all except the unsound documents, which have failed."""
     sound = [position for position in range(len(documents)) if position not in unsound]
     outcome = _insert(collection, [documents[position] for position in sound])
     return BatchOutcome(
@@ -129,7 +129,7 @@ def _without(collection: Documents, documents: Sequence[bytes], unsound: set[int
 
 
 def _retry_failed(collection: Documents, documents: Sequence[bytes], outcome: BatchOutcome) -> BatchOutcome:
-    """Try each failed document once more: a refusal that no list has may have been a passing one."""
+    """Retry each failed document once: a refusal that is in no list may have been temporary."""
     positions = sorted(position for position, refusal in outcome.failed.items() if refusal is not UNSOUND)
     if not positions:
         return outcome
@@ -146,10 +146,10 @@ def _retry_failed(collection: Documents, documents: Sequence[bytes], outcome: Ba
 
 
 def _own_among_duplicates(collection: Documents, documents: Sequence[bytes], outcome: BatchOutcome) -> BatchOutcome:
-    """Move to `redelivered` the duplicates whose stored document has the very `_id` that was sent.
+    """Move to `redelivered` the duplicates whose stored document has the `_id` that was sent.
 
-    A server names one of the violated indexes, and none promises that it is `_id_`. The look-up is by the unique index
-    and costs a tenth of what refusing the duplicates has cost.
+    A server names one of the violated indexes, which is not always `_id_`. The look-up uses the unique index and costs
+    a tenth of what the refusal of the duplicates costs.
     """
     positions = sorted(outcome.duplicates)
     ids = [RawBSONDocument(documents[position])["_id"] for position in positions]

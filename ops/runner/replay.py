@@ -385,8 +385,8 @@ def _prepare(
         f"references published: {published.contacts:,} contacts, {published.users:,} users, "
         f"{published.referents:,} referents"
     )
-    for said in published.said():
-        view.note(said)
+    for warning in published.warnings():
+        view.note(warning)
     check()
     if not job.planned_begin:
         outcomes_end = kafka_admin.end_offsets(kafka, topics.outcomes, partitions)

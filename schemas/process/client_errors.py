@@ -1,13 +1,13 @@
-"""Which of our errors a client library's error is. One decision; the words are the caller's, who knows what it did.
+"""Maps a client library's error to our error class. The message is the caller's, which knows the operation.
 
-Told by the library's own base classes and codes. A library is imported only to classify an error of its own: a command
-must not wait for the import of those it does not use.
+Classified by the library's base classes and codes. A library is imported only to classify an error of its own: a
+command must not wait for imports that it does not use.
 """
 
 from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.server_state import is_outage
 
-# By the package whose error it is; confluent_kafka's own are in its C module.
+# By the error's package; confluent_kafka's are in its C module.
 SERVERS = {
     "psycopg": "PostgreSQL",
     "pymongo": "MongoDB",
@@ -17,8 +17,8 @@ SERVERS = {
     "aiokafka": "Kafka",
     "httpx": "the HTTP server",
 }
-# librdkafka marks errors as retriable for its transactions only, so the codes say it: its own, and the brokers' of a
-# leader, a coordinator or a controller that is moving, of replicas that are behind, and of a quota.
+# librdkafka marks errors as retriable for its transactions only, so they are listed by code: its own, and the brokers'
+# for a moving leader, coordinator or controller, for lagging replicas, and for a quota.
 _KAFKA_PASSES = (
     "_TRANSPORT", "_ALL_BROKERS_DOWN", "_RESOLVE", "_TIMED_OUT", "_MSG_TIMED_OUT", "_TIMED_OUT_QUEUE", "_WAIT_COORD",
     "_RETRY", "_SSL", "REQUEST_TIMED_OUT", "NETWORK_EXCEPTION", "BROKER_NOT_AVAILABLE", "LEADER_NOT_AVAILABLE",
@@ -35,15 +35,15 @@ def server_of(error: BaseException) -> str | None:
 
 
 def _library_of(error: BaseException) -> str:
-    """Return the package of the error's class, or of the client's class that it is derived from; "" for any other."""
+    """Return the package of the error's class, or of a client's class that it is derived from; "" for any other."""
     packages = (kind.__module__.partition(".")[0] for kind in type(error).__mro__)
     return next((package for package in packages if package in SERVERS), "")
 
 
 def kind_of(error: BaseException) -> type[ReplayError] | None:
-    """Return the class of ours that a client's error is; None for an error of no client library.
+    """Return our class for a client's error; None for an error of no client library.
 
-    ServiceUnreachableError: the server is away or in a state that passes, so the same call can succeed later.
+    ServiceUnreachableError: the server is unavailable or in a temporary state, so the call can succeed later.
     BadInputError: the address or the client's configuration is wrong. ReplayError: the server has refused the call.
     """
     library = _library_of(error)
@@ -62,7 +62,7 @@ def _of_psycopg(error: BaseException) -> type[ReplayError]:
     from psycopg import OperationalError
     from psycopg.errors import QueryCanceled
 
-    # A statement over its time limit is an operational error as well, but the server is there.
+    # A statement over its time limit is an OperationalError, too, but the server is available.
     away = isinstance(error, OperationalError) and not isinstance(error, QueryCanceled)
     return ServiceUnreachableError if away else ReplayError
 

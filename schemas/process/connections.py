@@ -1,4 +1,4 @@
-"""Where the servers are and how to log in: read from the environment, the same way in every process."""
+"""Addresses and credentials of the servers: read from the environment, the same way in every process."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -9,14 +9,14 @@ from schemas.errors import BadInputError
 from schemas.process.environment import FILE_SUFFIX, EnvironmentSettings
 
 SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
-# librdkafka's are 100 ms. Half of the first is how long a new client waits for its first connection, and a run opens
-# some thirty; the second is waited for after a question about a topic that was just made. Both double with failures.
+# librdkafka's defaults are 100 ms. A new client waits half of the first for its first connection, and a run opens some
+# thirty; the second delays a query about a topic that was just created. Both double with failures.
 BACKOFF_MS = {"reconnect.backoff.ms": 20, "retry.backoff.ms": 20}
-SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")  # those that both of our Kafka clients speak
+SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")  # those that both of our Kafka clients support
 
 
 class Connections(EnvironmentSettings):
-    """Addresses of the user's servers. An empty one is not configured; the embedded servers fill it in.
+    """Addresses of the user's servers. An empty one is not configured; the embedded servers set it.
 
     TLS of PostgreSQL and MongoDB is part of their URLs (`sslmode`, `sslrootcert`; `tls`, `tlsCAFile`), Kafka's is here.
     """
@@ -31,7 +31,7 @@ class Connections(EnvironmentSettings):
     kafka_sasl_password: SecretStr = Field(SecretStr(""), description="with SASL")
     kafka_ssl_ca_file: str = Field("", description="CA certificates (PEM) of the brokers; empty: the system's")
     kafka_ssl_certificate_file: str = Field(
-        "", description="this client's certificate (PEM), if the brokers ask for it"
+        "", description="this client's certificate (PEM), if the brokers require one"
     )
     kafka_ssl_key_file: str = Field("", description="its private key (PEM)")
     kafka_ssl_key_password: SecretStr = Field(SecretStr(""), description="of the private key, if it has one")
@@ -44,7 +44,7 @@ class Connections(EnvironmentSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        """Raise BadInputError for what no Kafka client could use, before one has tried."""
+        """Raise BadInputError for settings that no Kafka client can use."""
         if self.kafka_security_protocol not in SECURITY_PROTOCOLS:
             raise BadInputError(
                 f"KAFKA_SECURITY_PROTOCOL={self.kafka_security_protocol}", f"one of {', '.join(SECURITY_PROTOCOLS)}"
@@ -71,12 +71,12 @@ class Connections(EnvironmentSettings):
 
     @property
     def kafka_sasl(self) -> bool:
-        """Whether Kafka asks for a user."""
+        """Whether Kafka requires a user."""
         return self.kafka_security_protocol.startswith("SASL")
 
     @property
     def kafka_tls(self) -> bool:
-        """Whether Kafka is reached over TLS."""
+        """Whether Kafka is connected over TLS."""
         return self.kafka_security_protocol.endswith("SSL")
 
     def require(self, *names: str) -> None:
@@ -88,7 +88,7 @@ class Connections(EnvironmentSettings):
                 )
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that give a child process these settings, wherever they came from here."""
+        """Return the variables that pass these settings to a child process, from any source."""
         found: dict[str, str] = {}
         for name, value in self:
             plain = value.get_secret_value() if isinstance(value, SecretStr) else str(value)

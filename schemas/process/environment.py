@@ -1,6 +1,6 @@
-"""Settings from the environment; one that cannot be used becomes one line of error.
+"""Settings from the environment; an invalid one becomes one line of error.
 
-Some can also be read from a file: `NAME_FILE` names one that holds the value of `NAME`, as secrets do.
+Some can also be read from a file: `NAME_FILE` names one that has the value of `NAME`, for secrets.
 """
 
 import os
@@ -17,7 +17,7 @@ FILE_SUFFIX = "_FILE"
 
 
 class FromFiles(PydanticBaseSettingsSource):
-    """Reads each setting from the file that `<PREFIX><NAME>_FILE` names, without the line's end."""
+    """Reads each setting from the file that `<PREFIX><NAME>_FILE` names, without the trailing newline."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
         """Return the value, the field's name, and that it is not JSON; raises BadInputError for an unusable file."""
@@ -40,15 +40,15 @@ class FromFiles(PydanticBaseSettingsSource):
 
 
 class Settings(BaseSettings):
-    """Settings from the environment; what the code passes comes first. A field of JSON is a `Json[...]`."""
+    """Settings from the environment; arguments take precedence. A field of JSON is a `Json[...]`."""
 
     model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_", env_ignore_empty=True, extra="ignore")
 
     @classmethod
     def load(cls, **given: Any) -> Self:
-        """Return the settings; what is None in `given` is not given.
+        """Return the settings; None in `given` is ignored.
 
-        Raises BadInputError naming the first variable that is missing or wrong.
+        Raises BadInputError naming the first variable that is missing or invalid.
         """
         try:
             return cls(**{name: value for name, value in given.items() if value is not None})
@@ -77,5 +77,5 @@ class EnvironmentSettings(Settings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return where settings come from, the strongest first."""
+        """Return the sources of settings, by precedence."""
         return init_settings, env_settings, FromFiles(settings_cls)

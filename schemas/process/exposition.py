@@ -1,7 +1,7 @@
-"""A process's metrics over HTTP, as Prometheus scrapes them, and a file that says where (`file_sd_configs`).
+"""A process's metrics over HTTP for Prometheus, and a file with its address for service discovery (`file_sd_configs`).
 
-Nothing is served unless the environment asks: `CRM_REPLAY_METRICS_PORT` is the port (0: any free one);
-`CRM_REPLAY_METRICS_DIR` is where `<worker>.json` announces the address of a process whose port nobody knows beforehand.
+Served only if `CRM_REPLAY_METRICS_PORT` is set (0: any free port); `CRM_REPLAY_METRICS_DIR` is the directory where
+`<worker>.json` announces the address of a process.
 """
 
 import contextlib
@@ -27,23 +27,23 @@ PORT_VARIABLE, ADDRESS_VARIABLE, DIRECTORY_VARIABLE = (
 
 
 def of_children(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return what the processes that this one starts are told: a port cannot be everybody's, so any free one."""
+    """Return the variables for child processes: any free port, as they cannot share this process's."""
     return {PORT_VARIABLE: "0"} if environ.get(PORT_VARIABLE) else {}
 
 
 class Collected:
-    """A Prometheus collector that asks `read` for the values at each scrape."""
+    """A Prometheus collector that calls `read` for the values at each scrape."""
 
     def __init__(self, read: Callable[[], Iterable[Value]]) -> None:
-        """`read` is called in a thread of its own and only reads."""
+        """`read` is called in another thread and must have no side effects."""
         self._read = read
 
     def describe(self) -> list[object]:
-        """Return nothing: what there is depends on the moment."""
+        """Return nothing: the metrics vary over time."""
         return []
 
     def collect(self) -> Iterator[object]:
-        """Yield a family for each metric that has a value now; raises KeyError for a name nobody declared."""
+        """Yield a family for each metric that has a value now; raises KeyError for an undeclared name."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
@@ -66,9 +66,9 @@ def serving(
     about: Mapping[str, str] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Iterator[int | None]:
-    """Serve the values while the context lasts; give the port, or None if the environment does not ask for metrics.
+    """Serve the values while the context lasts; yield the port, or None if the environment sets none.
 
-    `about` are labels of `process_info`: account, job_id, run. Raises BadInputError for a port that cannot be had.
+    `about` are labels of `process_info`: account, job_id, run. Raises BadInputError for an invalid or used port.
     """
     asked = asked_port(environ)
     if asked is None:
@@ -88,17 +88,17 @@ def serving(
 
 
 def of_process(labels: Mapping[str, str]) -> tuple[Value, ...]:
-    """Return what each process reports of itself; `labels` are those of `process_info`."""
+    """Return the metrics of the process itself; `labels` are those of `process_info`."""
     return Value("process_info", 1, labels), Value("hot_paths_compiled", hot_paths() == COMPILED)
 
 
 def asked_port(environ: Mapping[str, str]) -> int | None:
-    """Return the port that the environment asks for, None for none. Raises BadInputError for what is no port."""
+    """Return the port in the environment, None if it is not set. Raises BadInputError for an invalid port."""
     asked = environ.get(PORT_VARIABLE, "")
     if not asked:
         return None
     if not asked.isdecimal() or int(asked) > 65_535:
-        raise BadInputError(f"{PORT_VARIABLE}={asked} is no port", "0 to 65535; 0 takes any free one")
+        raise BadInputError(f"{PORT_VARIABLE}={asked} is no port", "0 to 65535; 0 for any free port")
     return int(asked)
 
 
@@ -106,7 +106,7 @@ def asked_port(environ: Mapping[str, str]) -> int | None:
 def listening(
     asked: int, registry: "CollectorRegistry", environ: Mapping[str, str] = os.environ
 ) -> Iterator[tuple[str, int]]:
-    """Serve a registry while the context lasts; give address and port. Raises BadInputError if the port is taken."""
+    """Serve a registry while the context lasts; yield address and port. Raises BadInputError if the port is in use."""
     from prometheus_client import start_http_server
 
     address = environ.get(ADDRESS_VARIABLE) or "127.0.0.1"
@@ -127,7 +127,7 @@ def listening(
 
 @contextlib.contextmanager
 def _announced(target: str, role: str, labels: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[None]:
-    """Keep a file in the directory that Prometheus watches; what a killed process leaves, its successor overwrites."""
+    """Keep a file in the directory that Prometheus watches; the file of a killed process is overwritten by the next."""
     directory = environ.get(DIRECTORY_VARIABLE, "")
     if not directory:
         yield
@@ -145,7 +145,7 @@ def _announced(target: str, role: str, labels: Mapping[str, str], environ: Mappi
         }
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}.tmp")  # Prometheus reads whenever it likes: never half a file
+    unfinished = file.with_suffix(f".{os.getpid()}.tmp")  # replaced atomically: Prometheus may read at any time
     unfinished.write_text(json.dumps(entry), encoding="utf-8")
     unfinished.replace(file)
     try:

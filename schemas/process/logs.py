@@ -1,8 +1,8 @@
 """The log of every process: one JSON object a line, bound to job and account, without personal data.
 
-Code logs through `logging` as always; `configure` decides what a line looks like. What a person may be known by is
-kept out twice: nothing of a row is ever passed to a logger, and `scrub` takes out what a library's message may carry
-(addresses, numbers, credentials, values in a server's complaint). `CRM_REPLAY_LOG_FORMAT=text` is for a shell.
+Code logs through `logging`; `configure` sets the format. Personal data is kept out twice: no content of a row is passed
+to a logger, and `scrub` removes what a library's message may contain (addresses, numbers, credentials, values in a
+server's error). `CRM_REPLAY_LOG_FORMAT=text` is for a shell.
 """
 
 import json
@@ -25,24 +25,24 @@ from schemas.secrets import without_secrets
 FORMAT_VARIABLE, LEVEL_VARIABLE = "CRM_REPLAY_LOG_FORMAT", "CRM_REPLAY_LOG_LEVEL"
 FORMATS = ("json", "text")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-TEXT_MAX = 2_000  # characters of one value: a line is read by people and paid for by the byte
-# They log whole commands, documents and messages at DEBUG, and what an operator needs at WARNING.
+TEXT_MAX = 2_000  # characters of one value: a line is read by people and stored at a price
+# These log whole commands, documents and messages at DEBUG, and what an operator needs at WARNING.
 CHATTY = ("aiokafka", "faust", "mode", "httpx", "httpcore", "urllib3", "opentelemetry", "asyncio")
 NEVER_BELOW_INFO = ("pymongo", "psycopg", "aiokafka", "faust", "httpx", "httpcore")
-# Fields that hold what a row says of somebody; no code of ours passes one, and none gets through.
+# Fields with a row's content; our code passes none, and none is logged.
 PERSONAL_KEYS = frozenset(
     ("payload", "fields", "changes", "audited_changes", "comment", "document", "value", "name", "full_name", "email",
      "phone", "username", "from", "to", "remote_address")
 )  # fmt: skip
-# The text of these says which value was wrong, and the value may be a person's.
+# The message of these contains the invalid value, which may be personal.
 WITHHELD = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 
-PERCENT = "%(?:25){0,2}"  # encoded once, or what was encoded before
+PERCENT = "%(?:25){0,2}"  # percent-encoded once or several times
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?i)\b(password|passwd|pwd|secret|token|api[_-]?key)(: +)(?!\[)\S+"), r"\1\2[secret]"),
     (re.compile(rf"(?<![\w.+%-])[\w.+%-]{{1,256}}(?:@|{PERCENT}40)[\w-]{{1,64}}(?:\.[\w-]{{1,64}})+"), "[email]"),
     (re.compile(rf"(?<![\w/:.-])(?:(?:\+|{PERCENT}2[Bb])\d|0(?=[1-9]))(?:[\d ().-]|{PERCENT}2\d){{7,}}\d"), "[phone]"),
-    # The query of an address, as HTTP clients log it: it names people, in percent-encoding, whatever the parameter.
+    # A URL's query, as HTTP clients log it: it names people, percent-encoded, in any parameter.
     (re.compile(r"\?[\w.%\[\]-]+=[^\s\"'<>]*"), "?[query]"),
     (re.compile(r"(?i)\bKey \(([^)]*)\)=\(.*?\)(?= |$|\.)"), r"Key (\1)=([value])"),
     (re.compile(r"(?i)\bdup key: \{.*\}"), "dup key: {[value]}"),
@@ -53,9 +53,9 @@ _bound: dict[str, object] = {}  # of this process: the same for all of its threa
 
 
 def scrub(text: str) -> str:
-    """Return a text without addresses, phone numbers, credentials and the values in a server's complaint."""
+    """Return a text without addresses, phone numbers, credentials and the values in a server's error."""
     length = len(text)
-    if length > TEXT_MAX:  # before the rules: they are for lines, and a cut address is none any more
+    if length > TEXT_MAX:  # at a word boundary: the rules do not match a truncated address
         text = text[:TEXT_MAX].rsplit(None, 1)[0]
     text = without_secrets(text)
     for pattern, instead in _RULES:
@@ -64,7 +64,7 @@ def scrub(text: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return what an exception says, as far as it cannot be about a person."""
+    """Return an exception's type and message, without personal data."""
     name = type(error).__name__
     if isinstance(error, ReplayError):
         return f"{name}: {scrub(str(error))}"
@@ -72,7 +72,7 @@ def describe(error: BaseException) -> str:
 
 
 def bind(**context: object) -> None:
-    """Add fields to every later line of this process; one that is None or empty is taken away."""
+    """Add fields to every later line of this process; one that is None or empty is removed."""
     for name, value in context.items():
         if value in (None, ""):
             _bound.pop(name, None)
@@ -81,9 +81,9 @@ def bind(**context: object) -> None:
 
 
 def configure(process: str, *, stream: TextIO | None = None, environ: Mapping[str, str] = os.environ) -> None:
-    """Have everything that this process logs written to `stream` (default: standard error), as the environment says.
+    """Log to `stream` (default: standard error), with format and level from the environment.
 
-    Raises BadInputError for a format or level that does not exist.
+    Raises BadInputError for an unknown format or level.
     """
     form = environ.get(FORMAT_VARIABLE) or "json"
     level = environ.get(LEVEL_VARIABLE) or "INFO"
@@ -127,25 +127,25 @@ def configure(process: str, *, stream: TextIO | None = None, environ: Mapping[st
 
 
 def is_utf8(stream: TextIO) -> bool:
-    """Return whether a stream takes every letter; one without an encoding (in memory) does."""
+    """Return whether a stream can encode every character; one without an encoding (in memory) can."""
     return (getattr(stream, "encoding", None) or "utf-8").lower().replace("_", "-") in ("utf-8", "utf8")
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Log what nobody caught: Python's own way prints the text, and with it what it is about."""
+    """Log an uncaught exception: Python's default prints its message, which may be personal."""
     if issubclass(kind, KeyboardInterrupt):
         return
     logging.getLogger(__name__).critical("ended by %s", describe(error), exc_info=(kind, error, trace))
 
 
 def _clean(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Bind the process's context; take out what may be personal; an exception becomes its type, text and places."""
+    """Add the process's context; remove personal data; an exception becomes its type, message and frames."""
     raised = event.pop("exc_info", None)
     found: dict[str, Any] = {"time": event.pop("time", None), "level": event.pop("level", None)}
     found["event"] = scrub(str(event.pop("event", "")))
     found |= _bound
     if (trace_id := event.pop("trace_id", None)) is not None:
-        found["trace_id"] = trace_id  # of schemas.process.spans: digits that could be taken for a phone number
+        found["trace_id"] = trace_id  # not scrubbed: its digits could match as a phone number
     for name, value in event.items():
         found[name] = "[withheld]" if name in PERSONAL_KEYS else _scrubbed(value)
     if raised:
@@ -177,7 +177,7 @@ def _places(trace: TracebackType | None) -> list[str]:
 
 
 def _text(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
-    """Return a line for people."""
+    """Return a human-readable line."""
     time, level, text = event.pop("time", ""), str(event.pop("level", "")), event.pop("event", "")
     event.pop("logger", None)
     rest = " ".join(f"{name}={value}" for name, value in event.items() if name not in ("job_id", "account"))
@@ -185,7 +185,7 @@ def _text(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str
 
 
 def last_event(line: str) -> str:
-    """Return what a line of a process's log says to a person: the event of a JSON line, any other line as it is."""
+    """Return the readable part of a line of a process's log: the event of a JSON line, any other line unchanged."""
     if not line.startswith("{"):
         return line
     try:

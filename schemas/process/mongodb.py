@@ -1,4 +1,4 @@
-"""The customer data platform's MongoDB, opened the same way in every process."""
+"""Connections to the customer data platform's MongoDB, the same in every process."""
 
 from typing import Any
 
@@ -19,13 +19,13 @@ Documents = Collection[Document]
 Database = pymongo.database.Database[Document]
 
 SERVER_SELECTION_TIMEOUT_MS = 5_000
-SOCKET_TIMEOUT_MS = 120_000  # longer than any batch takes; a connection that hangs is given up in the end
+SOCKET_TIMEOUT_MS = 120_000  # longer than any batch takes; closes a connection that hangs
 
 
 def open_database(connections: Connections, app_name: str = "crm-replay") -> Database:
-    """Return the database, not yet reached. Writes wait for the majority's journals unless the URL says otherwise.
+    """Return the database, not yet connected. Writes wait for the majority's journals unless the URL sets otherwise.
 
-    For a process that is of use while nobody answers there, too. Raises BadInputError for an address that is none.
+    For processes that are useful during an outage, too. Raises BadInputError for an invalid URL.
     """
     connections.require("mongodb_url")
     try:
@@ -46,24 +46,24 @@ def open_database(connections: Connections, app_name: str = "crm-replay") -> Dat
 
 
 def connect(connections: Connections, app_name: str = "crm-replay") -> Database:
-    """Return the database as `open_database` does, reached once.
+    """Return the database like `open_database`, after a first read.
 
-    Raises BadInputError for an address that is none, ServiceUnreachableError if nobody answers there.
+    Raises BadInputError for an invalid URL or credentials, ServiceUnreachableError if no server answers.
     """
     database = open_database(connections, app_name)
     client = database.client
     try:
-        # A ping is answered without a password; a read shows whether we are let in.
+        # A ping needs no authentication; a read does.
         database[JOBS].find_one({}, {"_id": 1})
     except OperationFailure as error:
         client.close()
         if kind_of(error) is ServiceUnreachableError:
             raise ServiceUnreachableError(
                 f"MongoDB does not answer (code {error.code})",
-                "see that every shard has a primary that can be reached",
+                "check that every shard has a reachable primary",
             ) from error
         raise BadInputError(
-            f"MongoDB refuses us (code {error.code})", "check the user and password in MONGODB_URL"
+            f"MongoDB refuses access (code {error.code})", "check the user and password in MONGODB_URL"
         ) from error
     except PyMongoError as error:
         client.close()

@@ -1,7 +1,6 @@
-"""The codec that fits the surroundings: single-object framing, or a Confluent schema registry's ids.
+"""The configured codec: single-object framing, or a Confluent schema registry's ids.
 
-The one module that asks a registry: at a process's start, and where a value on a topic names a schema
-that the process has not met before.
+The only module that queries a registry: at a process's start, and for a schema id on a topic that is not cached.
 """
 
 import json
@@ -17,23 +16,22 @@ from schemas.process.waiting import Deadline
 from schemas.records import RECORD_TYPES, Record
 from schemas.secrets import about, shown
 
-REGISTRY_TIMEOUT_S = 10.0  # of each answer as a whole, however steadily it trickles
+REGISTRY_TIMEOUT_S = 10.0  # of each answer as a whole, also a slow stream
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
 SCHEMA_IDS = range(2**32)  # a frame has four bytes for one
 
 
 @cache
 def _codec() -> Codec:
-    """Return the codec without a registry: a process, and what is forked from it, has the schemas compiled once."""
+    """Return the codec without a registry: a process and its forks compile the schemas once."""
     return Codec()
 
 
 def codec_for(schema_registry_url: str) -> Codec:
     """Return a codec that frames for the registry at this address, or single objects if it is empty.
 
-    It reads both. Registers every schema under the subject `<namespace>.<name>` (the record name strategy), which is
-    idempotent.
-    Raises ServiceUnreachableError, or BadInputError if the registry refuses a schema as incompatible.
+    It decodes both. Registers every schema under the subject `<namespace>.<name>` (the record name strategy), which is
+    idempotent. Raises ServiceUnreachableError, or BadInputError if the registry refuses a schema as incompatible.
     """
     if not schema_registry_url:
         return _codec()
@@ -42,7 +40,7 @@ def codec_for(schema_registry_url: str) -> Codec:
         for record_type in RECORD_TYPES:
             schema = schema_of(record_type)
             subject = f"{schema['namespace']}.{schema['name']}"
-            status, text = _ask(
+            status, text = _request(
                 client,
                 schema_registry_url,
                 "POST",
@@ -63,26 +61,26 @@ def codec_for(schema_registry_url: str) -> Codec:
 
 
 def _schema_in(schema_registry_url: str, schema_id: int) -> str | None:
-    """Return a registry's schema; by a connection of its own, for a codec lives on in the forks of its process."""
+    """Return a registry's schema; by a connection of its own, as forked processes inherit the codec."""
     with closing(SchemaLookup(schema_registry_url)) as look_up:
         return look_up(schema_id)
 
 
 def http_client(variable: str, url: str, timeout_s: float) -> httpx.Client:
-    """Return a client of the server at this address; raises BadInputError, naming the variable, if it is none."""
+    """Return a client of the server at this URL; raises BadInputError, naming the variable, for an invalid one."""
     try:
         return httpx.Client(base_url=url, timeout=timeout_s)
     except httpx.InvalidURL as error:
         raise BadInputError(
-            f"{variable} is not an address of HTTP ({about(error, url)})",
-            "like http://host:port; percent-encode what a password has of / @ : ? #",
+            f"{variable} is not an HTTP URL ({about(error, url)})",
+            "like http://host:port; percent-encode / @ : ? # in a password",
         ) from None
 
 
-def _ask(client: httpx.Client, url: str, method: str, path: str, **request: Any) -> tuple[int, str]:
+def _request(client: httpx.Client, url: str, method: str, path: str, **request: Any) -> tuple[int, str]:
     """Return the status and the text of a registry's answer.
 
-    Raises ServiceUnreachableError if there is none, or if it takes too long or is too long to be one.
+    Raises ServiceUnreachableError if there is none, if it takes too long, or if it is too large for a registry's.
     """
     deadline, body = Deadline(REGISTRY_TIMEOUT_S), bytearray()
     try:
@@ -102,7 +100,7 @@ def _ask(client: httpx.Client, url: str, method: str, path: str, **request: Any)
 
 
 def _object(text: str, url: str) -> dict[str, Any]:
-    """Return the JSON object of an answer; raises ServiceUnreachableError for what a proxy or a log-in page says."""
+    """Return the JSON object of an answer; raises ServiceUnreachableError for another, as of a proxy or log-in page."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -119,10 +117,10 @@ def _no_registry(url: str) -> ServiceUnreachableError:
 
 
 class SchemaLookup:
-    """The Avro schemas of others, by the id in front of their values; each is asked for once."""
+    """The Avro schemas of other writers, by the id in front of their values; each is cached."""
 
     def __init__(self, schema_registry_url: str) -> None:
-        """Nothing is asked yet."""
+        """Open the client; no request yet."""
         self._url = schema_registry_url
         self._client = http_client("SCHEMA_REGISTRY_URL", schema_registry_url, REGISTRY_TIMEOUT_S)
         self._schemas: dict[int, str] = {}
@@ -130,17 +128,17 @@ class SchemaLookup:
     def __call__(self, schema_id: int) -> str | None:
         """Return the schema as JSON text; None if the registry has none of this id, or no Avro one.
 
-        Raises ServiceUnreachableError if it does not say: then nothing is known of the value, which has to wait.
+        Raises ServiceUnreachableError if the registry does not answer: then the value cannot be classified yet.
         """
         known = self._schemas.get(schema_id)
         if known is not None:
             return known
-        status, text = _ask(self._client, self._url, "GET", f"/schemas/ids/{schema_id}")
+        status, text = _request(self._client, self._url, "GET", f"/schemas/ids/{schema_id}")
         if status == httpx.codes.NOT_FOUND:
-            return None  # asked again the next time: it may be registered by then
+            return None  # not cached: it may be registered later
         if status != httpx.codes.OK:
             raise ServiceUnreachableError(
-                f"the schema registry at {shown(self._url)} answers {status}", "see why it does not serve schemas"
+                f"the schema registry at {shown(self._url)} answers {status}", "find out why it does not serve schemas"
             )
         found = _object(text, self._url)
         if found.get("schemaType", "AVRO") != "AVRO" or not isinstance(found.get("schema"), str):

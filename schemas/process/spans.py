@@ -1,9 +1,9 @@
-"""Spans, recorded and sent over OTLP. Alone in knowing OpenTelemetry; imported only where tracing is on.
+"""Spans, recorded and exported over OTLP. The only module that uses OpenTelemetry; imported only if tracing is on.
 
-One page may become many runs, one run or bulk write hold records of many pages: so a piece of work is a span in each of
-the traces it belongs to, as a child of what came before it there. Nothing is sent of work that does not end, so a page
-that is read ahead and dropped leaves no trace. Spans hold counts, places and the kind of an error; never its text, and
-nothing of a row. A collector that is away costs its spans and a line of the log a minute; nobody waits for it.
+One page may become many batches, and one batch or bulk write may have records of many pages: so a piece of work is a
+span in each of its traces, as a child of the preceding work there. Work that does not end is not exported, so a page
+that is read ahead and dropped has no trace. Spans have counts, positions and the type of an error; never its message,
+and no content of a row. An unavailable collector costs its spans and one log line a minute; no work waits for it.
 """
 
 import logging
@@ -29,18 +29,18 @@ from schemas.process.tracing import SPANS_MAX, TRACEPARENT, UNTRACED, Attribute,
 
 TRACEPARENT_CHARACTERS = 55
 CLOSE_S = 2.0
-COMPLAIN_EVERY_S = 60.0
+LOG_EVERY_S = 60.0
 
 _propagator = TraceContextTextMapPropagator()
 
 
 class Step:
-    """A part of the work: when it was, and what was said of it."""
+    """A part of the work: its times and attributes."""
 
     __slots__ = ("attributes", "began_ns", "ended_ns", "error", "name")
 
     def __init__(self, name: str, attributes: Mapping[str, Attribute]) -> None:
-        """Begin now."""
+        """Start now."""
         self.name = name
         self.attributes = attributes
         self.began_ns = time.time_ns()
@@ -49,13 +49,13 @@ class Step:
 
 
 class Followed(Work):
-    """A piece of work that is a span in each of some traces. Steps may run in any thread, one after the other."""
+    """A piece of work that is a span in each of its traces. Steps may run in any thread, one after the other."""
 
     __slots__ = ("_after", "_ended", "_spans", "_steps", "_tracer")
     followed = True
 
     def __init__(self, tracer: trace.Tracer, spans: Mapping[int, Span], after: Mapping[bytes, int]) -> None:
-        """`spans` are by trace id, `after` has the trace id of each `traceparent` that the work follows."""
+        """`spans` are by trace id, `after` maps each `traceparent` that the work continues to its trace id."""
         self._tracer = tracer
         self._spans = spans
         self._after = after
@@ -64,16 +64,16 @@ class Followed(Work):
 
     @property
     def headers(self) -> Headers:
-        """The headers for the records that the work makes, where it belongs to one trace."""
+        """The headers for the records that the work produces, if it belongs to one trace."""
         return _headers(next(iter(self._spans.values())))
 
     def headers_after(self, context: bytes) -> Headers | None:
-        """Return the headers for what is made of records that came with this `traceparent`; None if not followed."""
+        """Return the headers for output from records with this `traceparent`; None if it is not traced."""
         trace_id = self._after.get(context)
         return None if trace_id is None else _headers(self._spans[trace_id])
 
     def step(self, name: str, **attributes: Attribute) -> AbstractContextManager[None]:
-        """Return a context for a part of the work: what is logged in it has the (first) trace's id."""
+        """Return a context for a part of the work: log lines in it have the (first) trace's id."""
         return self._step(name, attributes)
 
     @contextmanager
@@ -92,7 +92,7 @@ class Followed(Work):
                     self._end(step.error)
 
     def end(self, **attributes: Attribute) -> None:
-        """Say that it is done, and what came of it."""
+        """End the spans, with attributes of the result."""
         if not self._ended:
             for span in self._spans.values():
                 span.set_attributes(attributes)
@@ -113,7 +113,7 @@ class Followed(Work):
 
 
 class Recorded(Traces):
-    """The traces that a process reports."""
+    """The traces that a process exports."""
 
     on = True
 
@@ -124,7 +124,7 @@ class Recorded(Traces):
         about: Mapping[str, Attribute],
         exporter: SpanExporter | None = None,
     ) -> None:
-        """Send to where the settings say, or to `exporter`; nothing is sent yet. `about` is part of every span."""
+        """Export as configured, or to `exporter`; sends nothing yet. `about` is part of every span."""
         self._about = dict(about)
         name = os.environ.get("OTEL_SERVICE_NAME") or f"crm-replay-{process}"
         worker = os.environ.get("CRM_REPLAY_WORKER")
@@ -137,12 +137,12 @@ class Recorded(Traces):
         if exporter is None:
             headers = parse_env_headers(settings.headers.get_secret_value(), liberal=True)
             exporter = OTLPSpanExporter(settings.url, headers=headers)
-            logging.getLogger(OTLPSpanExporter.__module__).addFilter(_Seldom())  # a filter is not inherited
+            logging.getLogger(OTLPSpanExporter.__module__).addFilter(_RateLimit())  # a filter is not inherited
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("crm_replay")
 
     def begin(self, name: str, **attributes: Attribute) -> Work:
-        """Return work that begins a trace, if the lot falls on it."""
+        """Return work that begins a trace, if it is sampled."""
         span = self._tracer.start_span(
             name, Context(), SpanKind.PRODUCER, {**self._about, **attributes}, record_exception=False
         )
@@ -152,7 +152,7 @@ class Recorded(Traces):
         return Followed(self._tracer, {trace_id: span}, {b"": trace_id})
 
     def follow(self, name: str, contexts: Collection[bytes], **attributes: Attribute) -> Work:
-        """Return work that goes on with each trace among these `traceparent`s, UNTRACED if there is none."""
+        """Return work that continues each trace among these `traceparent`s, UNTRACED if there is none."""
         by_trace: dict[int, list[SpanContext]] = {}
         after: dict[bytes, int] = {}
         for context in dict.fromkeys(contexts):
@@ -177,14 +177,14 @@ class Recorded(Traces):
         return Followed(self._tracer, spans, after)
 
     def close(self) -> None:
-        """Send what is left, and stop; a collector that does not answer is waited for two seconds."""
+        """Export the remaining spans and stop; waits two seconds for the collector at most."""
         closing = threading.Thread(target=self._provider.shutdown, daemon=True, name="close-tracing")
         closing.start()
         closing.join(CLOSE_S)
 
 
 def _parse(context: bytes) -> SpanContext | None:
-    """Return what a `traceparent` says; None if it says nothing, or that nobody records the trace."""
+    """Return the context in a `traceparent`; None if it is invalid, or not sampled."""
     if len(context) != TRACEPARENT_CHARACTERS:
         return None
     carrier = {TRACEPARENT: context.decode("ascii", "replace")}
@@ -204,8 +204,8 @@ def _fail(span: Span, error: str) -> None:
         span.set_status(StatusCode.ERROR)
 
 
-class _Seldom(logging.Filter):
-    """Lets one line a minute through: a collector that is away would fill the log."""
+class _RateLimit(logging.Filter):
+    """Passes one line a minute: an unavailable collector would fill the log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class _Seldom(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002
         now = time.monotonic()
-        if now - self._last < COMPLAIN_EVERY_S:
+        if now - self._last < LOG_EVERY_S:
             return False
         self._last = now
         return True

@@ -1,13 +1,13 @@
-"""A watchdog for every process that consumes a topic: it ends one that could wait indefinitely without a word. I/O.
+"""A watchdog for every process that consumes a topic: it ends one that would wait indefinitely without an error. I/O.
 
-Two states of Kafka look to a consumer like a topic on which nothing happens:
+Two states look to a consumer like an idle topic:
 
-- its topic was deleted and made again. Positions and committed offsets are numbers of the topic that is gone. Where the
-  new one has fewer records, nothing comes; where it has more, the first ones would be jumped over.
-- records wait, the process has nothing in hand, and its position does not move.
+- its topic was deleted and created again. Positions and committed offsets belong to the deleted topic. If the new one
+  has fewer records, none is received; if it has more, the first ones would be skipped.
+- records are waiting, the process has none in progress, and its position does not move.
 
-A thread of its own queries Kafka at a slow rhythm and reports the cause once; the process then ends with it, and who
-supervises it decides what comes next. What Kafka does not answer decides nothing.
+A thread queries Kafka at a low rate and reports the cause once; the process then ends with it, and its supervisor
+decides how to continue. An unanswered query has no effect.
 """
 
 import logging
@@ -21,8 +21,8 @@ from schemas.vocabulary import ExitCode
 log = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 5.0
-GONE_AFTER_CHECKS = 3  # a broker learns of a topic a moment after it was made
-STALLED_AFTER_CHECKS = 12  # a minute: longer than any rebalance or fetch takes
+GONE_AFTER_CHECKS = 3  # a broker learns of a new topic with a delay
+STALLED_AFTER_CHECKS = 12  # a minute: longer than any rebalance or fetch
 ANSWER_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
 
@@ -33,27 +33,27 @@ RUN_AGAIN = "what it held is lost: halt the job, roll the account back and run i
 
 
 class TopicReplacedError(ReplayError):
-    """A topic is another one than the one that was consumed under its name, or is gone."""
+    """A consumed topic was deleted, or deleted and created again."""
 
     exit_code = ExitCode.TOPIC_REPLACED
 
 
 class StalledError(ReplayError):
-    """Records wait and nothing moves."""
+    """Records are waiting and the position does not move."""
 
 
 class Questions(Protocol):
-    """What the watch queries. Each raises for what is not answered."""
+    """The watch's queries. Each raises an error if it is not answered."""
 
     def topic_id(self, topic: str) -> str | None:
-        """Return Kafka's id of the topic; None: there is none of this name; "": this cluster has no ids."""
+        """Return Kafka's id of the topic; None: there is no such topic; "": this cluster has no ids."""
 
     def offsets(self, topic: str, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
-        """Return the first offset of each partition, and the one behind the last record that may be read."""
+        """Return the first offset of each partition, and its end offset for committed records."""
 
 
 class KafkaQuestions:
-    """Queries by an admin client, opened with the first question: a process that lives for seconds needs none."""
+    """Queries by an admin client, which is opened with the first query: short-lived processes need none."""
 
     def __init__(self, kafka: Mapping[str, Any]) -> None:
         """`kafka` is the connection's configuration."""
@@ -86,19 +86,19 @@ class KafkaQuestions:
         from confluent_kafka import IsolationLevel, TopicPartition
         from confluent_kafka.admin import OffsetSpec
 
-        def ask(spec: Any) -> dict[int, int]:
+        def query(spec: Any) -> dict[int, int]:
             wanted = {TopicPartition(topic, partition): spec for partition in partitions}
             answers = self._client().list_offsets(
                 wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ANSWER_TIMEOUT_S
             )
             return {tp.partition: int(future.result(ANSWER_TIMEOUT_S).offset) for tp, future in answers.items()}
 
-        first, end = ask(OffsetSpec.earliest()), ask(OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        first, end = query(OffsetSpec.earliest()), query(OffsetSpec.latest())  # type: ignore[no-untyped-call]
         return {partition: (first[partition], end[partition]) for partition in partitions}
 
 
 class TopicWatch:
-    """Watches the topics of one process: `topic`, whose records it has to handle, and others that it follows."""
+    """Watches the topics of one process: `topic`, which it consumes, and others that it reads."""
 
     def __init__(
         self,
@@ -110,9 +110,10 @@ class TopicWatch:
         to_do: str = "",
         positions: Callable[[], Positions | None] = lambda: None,
     ) -> None:
-        """`topic_id` is that of the topic that is meant; "": the one that is there at the first check.
+        """`topic_id` is the expected id; "": the id at the first check.
 
-        `positions` returns where the process is, None while it has something in hand. `to_do` ends the error's line.
+        `positions` returns the process's positions, None while it has records in progress. `to_do` ends the error's
+        line.
         """
         self._questions = questions
         self._topic = topic
@@ -120,19 +121,19 @@ class TopicWatch:
         self._to_do = to_do
         self._positions = positions
         self._missing: dict[str, int] = {}
-        # By partition: the position, and for how many checks records have waited there.
+        # By partition: the position, and for how many checks records have been waiting there.
         self._seen: dict[int, tuple[int, int]] = {}
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def check(self) -> None:
-        """Raise TopicReplacedError or StalledError where that is so; whatever Kafka's client raises is an outage."""
+        """Raise TopicReplacedError or StalledError; errors of Kafka's client are outages."""
         for topic, before in self._ids.items():
             self._check_id(topic, before)
         self._check_progress()
 
     def check_now(self) -> None:
-        """Check as `check` does; an outage is left to the process itself, which meets and reports it."""
+        """Check like `check`; an outage is ignored, as the process itself reports it."""
         try:
             self.check()
         except ReplayError:
@@ -150,12 +151,12 @@ class TopicWatch:
             return
         self._missing.pop(topic, None)
         if before and now and now != before:
-            raise TopicReplacedError(f"topic {topic} was deleted and made again", self._to_do)
+            raise TopicReplacedError(f"topic {topic} was deleted and created again", self._to_do)
         self._ids[topic] = now or before
 
     def _check_progress(self) -> None:
         positions = self._positions()
-        if positions is None:  # something in hand: neither a sign of life nor of standing still
+        if positions is None:  # records are in progress: no evidence of a stall
             return
         still = [at for at, position in positions.items() if self._seen.get(at, (None, 0))[0] == position]
         bounds = self._questions.offsets(self._topic, still) if still else {}
@@ -169,7 +170,7 @@ class TopicWatch:
                 raise StalledError(
                     f"{end - position:,} records wait on {self._topic}[{at}], and for "
                     f"{STALLED_AFTER_CHECKS * CHECK_EVERY_S:.0f} s none was received (position {position})",
-                    "this process ends, and is started again by its supervisor",
+                    "this process ends, and its supervisor restarts it",
                 )
             seen[at] = (positions[at], checks)
         self._seen = seen
@@ -185,12 +186,12 @@ class TopicWatch:
             try:
                 self.check_now()
             except ReplayError as error:
-                if not self._closing.is_set():  # who would hear of it may be gone
+                if not self._closing.is_set():  # `report` may be invalid by now
                     report(error)
                 return
 
     def close(self) -> None:
-        """Stop checking; a question under way is waited for a moment only."""
+        """Stop checking; waits for a pending query CLOSE_TIMEOUT_S at most."""
         self._closing.set()
         if self._thread is not None:
             self._thread.join(CLOSE_TIMEOUT_S)

@@ -1,9 +1,8 @@
-"""Traces: what became of one page of rows, from its read to the bulk write, across the processes.
+"""Traces: the path of one page of rows, from its read to the bulk write, across the processes.
 
-Off unless CRM_REPLAY_TRACING_SAMPLE_RATIO says otherwise: then a process holds `OFF`, whose work nobody follows, and
-nothing of OpenTelemetry is imported; what is recorded is in `schemas.process.spans`. The producer draws lots for each
-page, and only the records of a page that was drawn carry a header, the W3C's `traceparent`; processors and sinks go on
-with what they find there, and hand it on.
+Off unless CRM_REPLAY_TRACING_SAMPLE_RATIO is set: a process then has `OFF`, whose work is not traced, and OpenTelemetry
+is not imported; `schemas.process.spans` records. The producer samples pages, and only the records of a sampled page
+have the W3C header `traceparent`; processors and sinks continue its trace and pass it on.
 """
 
 from collections.abc import Collection, Iterable
@@ -19,13 +18,13 @@ from schemas.process.environment import EnvironmentSettings
 
 TRACEPARENT = "traceparent"
 TRACES_PATH = "/v1/traces"
-SPANS_MAX = 64  # of one piece of work: of a run or batch with records of more pages than that the rest is left out
-Headers = list[tuple[str, str | bytes | None]]  # as Kafka's clients have it
+SPANS_MAX = 64  # of one piece of work: further pages of a batch are not traced in it
+Headers = list[tuple[str, str | bytes | None]]  # the type in Kafka's clients
 Attribute = str | int | float | bool
 
 
 class TracingSettings(EnvironmentSettings):
-    """Whether and where a process reports its part of the traces; the same for all processes of a replay."""
+    """Whether and where a process exports its spans; the same for all processes of a replay."""
 
     model_config = SettingsConfigDict(env_prefix="CRM_REPLAY_TRACING_")
 
@@ -34,7 +33,7 @@ class TracingSettings(EnvironmentSettings):
     )
     endpoint: str = Field(
         "",
-        description="OTLP over HTTP: http://collector:4318; empty: as OTEL_EXPORTER_OTLP_ENDPOINT says, else localhost",
+        description="OTLP over HTTP: http://collector:4318; empty: OTEL_EXPORTER_OTLP_ENDPOINT, else localhost",
     )
     headers: SecretStr = Field(
         SecretStr(""), description="sent with it: name=value[,name=value...]; besides OTEL_EXPORTER_OTLP_HEADERS"
@@ -44,56 +43,56 @@ class TracingSettings(EnvironmentSettings):
     def _over_http(self) -> Self:
         if self.endpoint and urlsplit(self.endpoint).scheme not in ("http", "https"):
             raise BadInputError(
-                "CRM_REPLAY_TRACING_ENDPOINT is no URL of HTTP",
-                "like http://collector:4318; OTLP over gRPC is not spoken",
+                "CRM_REPLAY_TRACING_ENDPOINT is not an HTTP URL",
+                "like http://collector:4318; OTLP over gRPC is not supported",
             )
         return self
 
     @property
     def url(self) -> str | None:
-        """Return where spans are posted; None: OpenTelemetry's own variables say so."""
+        """Return the URL to which spans are posted; None: from OpenTelemetry's own variables."""
         base = self.endpoint.rstrip("/")
         return None if not base else base if base.endswith(TRACES_PATH) else base + TRACES_PATH
 
 
 class Work:
-    """A piece of work that nobody follows; `schemas.process.spans` has the one that is recorded."""
+    """A piece of work that is not traced; `schemas.process.spans.Followed` is one that is."""
 
     __slots__ = ()
     followed = False
 
     @property
     def headers(self) -> Headers | None:
-        """The headers for the records that the work makes."""
+        """The headers for the records that the work produces."""
         return None
 
     def step(self, name: str, **attributes: Attribute) -> AbstractContextManager[None]:  # noqa: ARG002
-        """Return a context for a part of the work; an exception that leaves it is the end of the work."""
+        """Return a context for a part of the work; an exception that leaves it ends the work."""
         return _NO_STEP
 
     def headers_after(self, context: bytes) -> Headers | None:  # noqa: ARG002
-        """Return the headers for what is made of records that came with this `traceparent`."""
+        """Return the headers for output from records with this `traceparent`."""
         return None
 
     def end(self, **attributes: Attribute) -> None:
-        """Say that it is done."""
+        """End the work."""
 
 
 class Traces:
-    """What a process can begin or go on with; this one does neither."""
+    """The traces that a process begins or continues; this one has none."""
 
     on = False
 
     def begin(self, name: str, **attributes: Attribute) -> Work:  # noqa: ARG002
-        """Return work that begins a trace, if the lot falls on it."""
+        """Return work that begins a trace, if it is sampled."""
         return UNTRACED
 
     def follow(self, name: str, contexts: Collection[bytes], **attributes: Attribute) -> Work:  # noqa: ARG002
-        """Return work that goes on with each trace among these `traceparent`s; more than SPANS_MAX it leaves out."""
+        """Return work that continues each trace among these `traceparent`s, SPANS_MAX at most."""
         return UNTRACED
 
     def close(self) -> None:
-        """Report what is left to report, and stop; takes two seconds at most."""
+        """Export the remaining spans and stop; takes two seconds at most."""
 
 
 _NO_STEP: AbstractContextManager[None] = nullcontext()
@@ -104,18 +103,18 @@ OFF = Traces()
 def start(process: str, **about: str | int) -> Traces:
     """Return the traces of this process; `about` (account, job_id, run) become attributes of each span.
 
-    Raises BadInputError for settings that cannot be used.
+    Raises BadInputError for invalid settings.
     """
     settings = TracingSettings.load()
     if not settings.sample_ratio:
         return OFF
-    from schemas.process.spans import Recorded  # OpenTelemetry: only for who wants it
+    from schemas.process.spans import Recorded  # imports OpenTelemetry
 
     return Recorded(process, settings, {f"crm_replay.{name}": value for name, value in about.items() if value != ""})
 
 
 class Piece(NamedTuple):
-    """Neighbours among records that have the same trace context, b"" for none."""
+    """Consecutive records with the same trace context, b"" for none."""
 
     begin: int
     end: int
@@ -131,7 +130,7 @@ def context_of(headers: Iterable[tuple[str, Any]] | None) -> bytes:
 
 
 def pieces_of(headers: Iterable[Iterable[tuple[str, Any]] | None]) -> list[Piece]:
-    """Return records, given by their headers, as pieces in their order."""
+    """Return the pieces of records, given by their headers, in order."""
     pieces: list[Piece] = []
     begin, at, before = 0, 0, b""
     for at, of_record in enumerate(headers, 1):

@@ -1,4 +1,4 @@
-"""How a process waits: until a time is over, until an effect succeeds, and no longer than until it is asked to stop."""
+"""How a process waits: until a deadline, until an effect succeeds, or until a stop request."""
 
 import _thread
 import os
@@ -12,36 +12,36 @@ from typing import TypeVar
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
-FOR_EVER_S = float("inf")
+INDEFINITELY_S = float("inf")
 SET_MAX_S = 0.5
 
 
 class StoppedError(Exception):
-    """Asked to stop while waiting."""
+    """A stop was requested while waiting."""
 
 
 class Deadline:
-    """A time that is given to something, by the monotonic clock."""
+    """A deadline by the monotonic clock."""
 
     def __init__(self, seconds: float, stop: threading.Event | None = None) -> None:
-        """It begins now. `stop` ends its waits."""
+        """`seconds` count from now. `stop` ends its waits."""
         self._at = time.monotonic() + seconds
         self._stop = stop or threading.Event()
 
     @property
     def left_s(self) -> float:
-        """Seconds that are left, never below 0."""
+        """The remaining seconds, never below 0."""
         return max(0.0, self._at - time.monotonic())
 
     @property
     def passed(self) -> bool:
-        """Whether the time is over."""
+        """Whether the deadline has passed."""
         return self.left_s == 0.0
 
     def wait(self, pause_s: float) -> bool:
-        """Return False at once if the time is over, else wait, at most until it is, and return True for another try.
+        """Return False at once if the deadline has passed; else wait, at most until then, and return True.
 
-        Raises StoppedError as soon as a stop is asked for.
+        Raises StoppedError as soon as a stop is requested.
         """
         left_s = self.left_s
         if self._stop.wait(min(pause_s, left_s)):
@@ -60,8 +60,8 @@ def retrying(
 ) -> T:
     """Return what `effect` returns; it is called again while it raises one of `errors` that passes.
 
-    The pauses double up to `pause_max_s`, if that is given. Raises the last error when `deadline` is over, and
-    StoppedError when that is stopped.
+    The pauses double up to `pause_max_s`, if given. Raises the last error when `deadline` has passed, and StoppedError
+    when that is stopped.
     """
     while True:
         try:
@@ -74,7 +74,7 @@ def retrying(
 
 @contextmanager
 def stop_on_signals(stop: threading.Event | None = None, *, second_ends: bool = False) -> Iterator[threading.Event]:
-    """Give an event that SIGINT and SIGTERM set; afterwards both are as before. Call it in the main thread.
+    """Yield an event that SIGINT and SIGTERM set; restores their handlers. Call it in the main thread.
 
     `second_ends`: a second signal ends the process at once.
     """
@@ -84,8 +84,8 @@ def stop_on_signals(stop: threading.Event | None = None, *, second_ends: bool = 
         if second_ends and signals:
             os._exit(128 + number)
         signals.append(number)
-        # In a thread: the code that is interrupted may be waiting for the event, and hold the lock that `set` needs. It
-        # seldom does, and the event is set before it continues.
+        # In a thread: the interrupted code may be waiting for the event, and hold the lock that `set` needs. It rarely
+        # does, and the event is set before it continues.
         done = threading.Lock()
         done.acquire()
 

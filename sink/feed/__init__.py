@@ -1,1 +1,1 @@
-"""The live feed's sink: what it does differently from a replay's."""
+"""The live feed's sink: what differs from a replay's."""

@@ -1,4 +1,4 @@
-"""What a live feed has instead of a halt: an alarm while too many of an account's records fail."""
+"""A live feed's alarm, instead of a halt, while too many of an account's records fail."""
 
 import logging
 import time
@@ -12,12 +12,12 @@ from sink.feed.progress import Key
 log = logging.getLogger(__name__)
 
 ALARM_EVERY_S = 60.0
-ALARM_SEEN_MIN = 50  # of an account in that time: a handful of failures is no rate
+ALARM_SEEN_MIN = 50  # of an account in that time: with fewer, a handful of failures would exceed the rate
 
 
 @dataclass
 class Alarm:
-    """Notices accounts of whose records too many fail at present. Pure but for the log."""
+    """Finds accounts with too many failed records in the last minute. Pure."""
 
     started_at: float
     seen: dict[str, int] = field(default_factory=dict)
@@ -25,12 +25,12 @@ class Alarm:
     sounded: int = 0
 
     def add(self, account: str, seen: int, failed: int) -> None:
-        """Add what has been counted of an account."""
+        """Add an account's counts."""
         self.seen[account] = self.seen.get(account, 0) + seen
         self.failed[account] = self.failed.get(account, 0) + failed
 
     def due(self, now: float) -> list[tuple[str, int, int]]:
-        """Return account, failed and seen where it is too much, once a minute; then start over."""
+        """Return account, failed and seen where the rate is exceeded, once a minute; then reset."""
         if now - self.started_at < ALARM_EVERY_S:
             return []
         over = [
@@ -44,23 +44,23 @@ class Alarm:
 
 
 class FeedGate:
-    """Sounds the alarm where it is due. Nothing halts a feed, and it has no end."""
+    """Raises the alarm. A feed is never halted and has no end."""
 
     def __init__(self, alarm: Alarm) -> None:
-        """`alarm` is told of the counts by `note`."""
+        """`note` adds counts to `alarm`."""
         self._alarm = alarm
 
     def note(self, before: Mapping[Key, PartitionProgress], after: Mapping[Key, PartitionProgress]) -> None:
-        """Add what a batch has added to the counts."""
+        """Add a batch's counts."""
         for key, state in after.items():
             earlier = before[key]
             self._alarm.add(key[1], _seen(state) - _seen(earlier), _failed(state) - _failed(earlier))
 
     def check(self, *, at_once: bool) -> None:  # noqa: ARG002
-        """Log each account of whose records too many have failed."""
+        """Log each account with too many failed records."""
         for account, failed, seen in self._alarm.due(time.monotonic()):
-            whose = f"account {account}" if account else "no account that can be read"
-            log.error("%d of %d records of %s failed in the last minute; see the dead letters", failed, seen, whose)
+            owner = f"account {account}" if account else "no readable account"
+            log.error("%d of %d records of %s failed in the last minute; see the dead letters", failed, seen, owner)
 
     def has_ended(self) -> bool:
         """Return False."""

@@ -1,4 +1,4 @@
-"""Pure: the outcomes of a feed -> documents whose `_id` says which record of the feed wrote them."""
+"""Pure: the outcomes of a feed -> documents whose `_id` identifies the feed's record that wrote them."""
 
 from collections.abc import Iterable
 
@@ -15,13 +15,13 @@ ACCOUNT_FIRST = b"\x02company_sso_id\x00"  # BSON: a text of this name
 
 
 def with_id(run: int, partition: int, offset: int, document: bytes) -> bytes:
-    """Return the BSON document with its `_id` in front."""
+    """Return the BSON document with its `_id` first."""
     length = (len(document) + ID_BYTES).to_bytes(BSON_LENGTH_BYTES, "little")
     return length + OBJECT_ID_FIELD + feed_id(run, partition, offset) + document[BSON_LENGTH_BYTES:]
 
 
 def account_in(document: bytes) -> str:
-    """Return the account of a BSON document that begins with it, as the processors write it; "" if it does not."""
+    """Return the account of a BSON document that begins with it, as the processors write it; else ""."""
     start = BSON_LENGTH_BYTES + len(ACCOUNT_FIRST)
     if document[BSON_LENGTH_BYTES:start] != ACCOUNT_FIRST:
         return ""
@@ -39,11 +39,11 @@ class LiveDecoder(Decoder):
         self._accounts: dict[tuple[int, int], str] = {}  # of records in flight, by partition and offset
 
     def take_account(self, partition: int, offset: int) -> str:
-        """Return the account under which a record of a batch came, and forget it."""
+        """Return and forget the account that was the key of a batch's record."""
         return self._accounts.pop((partition, offset), "")
 
     def batch(self, messages: Iterable[Taken], now_us: int) -> Batch:
-        """Return the messages as a batch. Nothing in a message can make this raise, but as `Decoder.batch` says."""
+        """Return the messages as a batch. Raises like `Decoder.batch`."""
         batch = Batch()
         for taken in messages:
             batch.records += 1
@@ -64,7 +64,7 @@ class LiveDecoder(Decoder):
         return batch
 
     def _log(self, record: ActivityLog, taken: Taken, batch: Batch, position: int, now_us: int) -> Decided:
-        """Return a log's bin, and have it written if it is fit: whole, of its account, not too large."""
+        """Return a log's bin; add its document if it is valid: complete, of its account, not too large."""
         document = record.document
         account = taken.key.decode("utf-8", "replace")
         if (

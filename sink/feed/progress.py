@@ -1,4 +1,4 @@
-"""The counts of a live feed: one document for each account and partition, by the highest source offset counted."""
+"""The counts of a live feed: one document per account and partition, deduplicated by source offset."""
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from sink.feed.decoding import LiveDecoder
 from sink.progress import RunTotals, from_document, sums_of, to_fields
 from sink.records import Bin, Decided, Source
 
-Key = tuple[int, str]  # partition and account; "" has what cannot be told to be anybody's
+Key = tuple[int, str]  # partition and account; "" for records of no known account
 
 
 def advance(progress: PartitionProgress, batch: Sequence[Decided]) -> Advance:
     """Return the progress of one account in one partition after its part of a batch, in offset order.
 
-    New is what stands behind the highest source offset counted; where that is not known, the outcome's own offset says.
-    To count a batch again changes nothing.
+    A record is new if its source offset is above the highest counted; one without a source offset, by the outcome's
+    offset. Idempotent.
     """
     source_offset, outcomes_offset = progress.source_offset, progress.outcomes_offset
     migrated, repeated = progress.migrated, 0
@@ -61,12 +61,12 @@ def advance(progress: PartitionProgress, batch: Sequence[Decided]) -> Advance:
 
 @dataclass(frozen=True, slots=True)
 class ByAccount:
-    """The feed's rules: counted by partition and account, against the highest source offset counted."""
+    """The feed's rules: records are counted by partition and account; new ones are above the highest source offset."""
 
     decoder: LiveDecoder
 
     def by_key(self, decided: Mapping[int, Sequence[Decided]]) -> dict[Key, list[Decided]]:
-        """Return the records by partition and account; what is nobody's for certain is under ""."""
+        """Return the records by partition and account; those of no known account under ""."""
         by_key: dict[Key, list[Decided]] = {}
         for partition, records in decided.items():
             for record in records:
@@ -84,7 +84,7 @@ class ByAccount:
         return advance(progress, records)
 
     def was_counted(self, states: Mapping[Key, PartitionProgress], source: Source) -> bool:
-        """Return whether the record is not above the highest source offset counted of its account."""
+        """Return whether the record is not above its account's highest counted source offset."""
         state = states.get((source.taken.partition, source.taken.key.decode("utf-8", "replace")))
         return state is not None and source.record.source_offset <= state.source_offset
 
@@ -95,7 +95,7 @@ def progress_job(feed: str, account: str) -> str:
 
 
 class LiveProgress:
-    """The progress documents of one run of a feed: one for each account and partition."""
+    """The progress documents of one run of a feed: one per account and partition."""
 
     def __init__(self, collection: Documents, feed: str, run: int) -> None:
         """`collection` is `crm_replay_progress`."""
@@ -107,7 +107,7 @@ class LiveProgress:
         return f"{progress_job(self._feed, key[1])}/{self._run}/{key[0]}"
 
     def load(self, keys: Sequence[Key]) -> dict[Key, PartitionProgress]:
-        """Return each progress as stored; one that there is not gets an empty one, stored."""
+        """Return each progress as stored; a missing one is created empty."""
         found = self._find(keys)
         if missing := [key for key in keys if key not in found]:
             self._create(missing)
@@ -142,7 +142,7 @@ class LiveProgress:
                 raise  # else another sink was first
 
     def save(self, progress: Mapping[Key, PartitionProgress]) -> bool:
-        """Save each progress if the stored one is still the version before it; return whether all were."""
+        """Save each progress whose stored version is the preceding one; return whether all were saved."""
         now = _now()
         updates: list[UpdateOne] = [
             UpdateOne(
@@ -154,7 +154,7 @@ class LiveProgress:
 
 
 def totals_by_account(collection: Documents, feed: str, run: int | None = None) -> dict[str, RunTotals]:
-    """Return the counts of a feed by account, as stored; of all its runs, or of one."""
+    """Return the counts of a feed by account, as stored; of all its runs, or one."""
     query: Document = {"job_id": {"$gte": progress_job(feed, ""), "$lt": f"live:{feed};"}}  # `;` follows `:`
     if run is not None:
         query["run"] = run

@@ -1,14 +1,13 @@
-"""The live feed's sink: the same poll, write, dead-letter, count, commit, for a topic of many accounts without an end.
+"""The live feed's sink: the same poll, write, dead-letter, count, commit, for an unbounded topic of many accounts.
 
-What differs from a replay's sink, and why:
+Differences from a replay's sink, and why:
 
-- **`_id`** says which record of the feed wrote a document (run, partition, source offset). So a record that is
-  delivered again meets its own `_id`; a row that the source sends twice, or that the replay has written, only the
-  unique index.
-- **Counts** are kept by account and partition, against the highest source offset counted: a feed's rows come in the
-  order of their commits, so their ids do not rise. An outcome's key is its account.
-- **Nothing is halted.** A feed has no job to halt, and one account's poison must not hold up the others: its dead
-  letters are kept, counted, and reported as an alarm while they exceed a tenth of what the account sends.
+- **`_id`** identifies the record of the feed that wrote a document (run, partition, source offset). So a redelivered
+  record meets its own `_id`; a row that the source sends twice, or that the replay has written, meets the unique index.
+- **Counts** are kept by account and partition, against the highest source offset counted: a feed's rows come in commit
+  order, so their ids do not rise. An outcome's key is its account.
+- **Nothing is halted.** A feed has no job to halt, and one account's poison records must not block the others: its dead
+  letters are kept, counted, and reported by an alarm while they exceed a tenth of the account's records.
 """
 
 import os
@@ -29,7 +28,7 @@ LIVE = "CRM_REPLAY_LIVE"  # in the environment of a process: it belongs to a liv
 
 
 class LiveSinkSettings(SinkSettings):
-    """What a sink of a live feed is told."""
+    """The settings of a live feed's sink."""
 
     job: Json[LiveFeed] = Field(description="the feed as JSON")
 
@@ -40,13 +39,13 @@ def is_wanted() -> bool:
 
 
 def feed_parts(feed: LiveFeed, around: Surroundings) -> Parts:
-    """Return what a feed's sink is made of."""
+    """Return the parts of a feed's sink."""
     decoder = LiveDecoder(feed, around.codec, around.document_bytes_max)
     gate = FeedGate(Alarm(time.monotonic()))
     progress = LiveProgress(around.database[PROGRESS], feed.feed, feed.run)
     return Parts(
         decoder,
-        Accounting(progress, ByAccount(decoder), around.waiting, around.metrics, around.seam, on_saved=gate.note),
+        Accounting(progress, ByAccount(decoder), around.waiting, around.metrics, around.hook, on_saved=gate.note),
         gate,
         "crm-replay seam names the rows whose outcomes are lost",
     )

@@ -183,7 +183,7 @@ def test_slow_and_failing_effects_lose_and_double_nothing(replay: Replay, record
     record_faults(failures, "effects of producer, processors and sink that failed, each once")
 
 
-def test_the_seam_knows_what_it_is_told(tmp_path: Path) -> None:
+def test_a_fault_is_injected_as_given(tmp_path: Path) -> None:
     fault = Fault.parse("after:commit:2", tmp_path)
     assert [fault.begin("commit"), fault.begin("deliver"), fault.begin("commit"), fault.begin("commit")] == [
         False,

@@ -180,7 +180,7 @@ def test_a_topic_made_again_under_a_running_feed_is_read_from_its_beginning(
         )
         wait_until(lambda: feed.counts(ONE)["migrated"] == 10 + rows_after, "the counts")
         # The watchdog may find it a moment after the rows have passed.
-        cause = f"topic {topic} was deleted and made again"
+        cause = f"topic {topic} was deleted and created again"
         wait_until(lambda: any(cause in line and "crm-replay seam" in line for line in feed.said), "the cause")
         assert (feed_of(crm.database, feed.feed.feed).run > feed.feed.run) == (which == "replay")
     assert {log["customer_id"] for log in crm.database["activity_logs"].find()} == {customer}

@@ -29,7 +29,7 @@ def test_a_run_whose_outcomes_were_made_again_ends_with_the_cause(sample_crm: Cr
             assert run.wait(60) == 1, said
         finally:
             run.kill()
-    assert f"topic {topic} was deleted and made again" in said[-1]
+    assert f"topic {topic} was deleted and created again" in said[-1]
     assert "run it again" in said[-1]
     assert list(logs.rglob("sink-0.log"))
     assert crm.call("halt", "--account", SAMPLE_YAML).returncode == 0

@@ -113,7 +113,7 @@ BY_RECOVERY = "DO $$ BEGIN RAISE 'terminating connection due to conflict with re
 def test_a_session_that_is_ended_before_its_first_answer_is_opened_again(
     database_dsn: str, interruption: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle, ended = Connection._ask_back, list[Any]()
+    settle, ended = Connection._check_session, list[Any]()
 
     def interrupted(self: Connection, db: psycopg.Connection[Any], settings: Any) -> None:
         if len(ended) < 2:
@@ -121,7 +121,7 @@ def test_a_session_that_is_ended_before_its_first_answer_is_opened_again(
             db.execute(interruption)
         settle(self, db, settings)
 
-    monkeypatch.setattr(Connection, "_ask_back", interrupted)
+    monkeypatch.setattr(Connection, "_check_session", interrupted)
     with connect(database_dsn) as db:
         assert db.execute("SELECT 1").fetchone() == (1,)
         assert len({*ended, db.info.backend_pid}) == 3
@@ -192,7 +192,7 @@ def test_a_server_that_stays_away_is_one_line_in_the_end(database_dsn: str, monk
             with connect(make_conninfo(database_dsn, user=role)) as source:
                 db.execute(f"ALTER ROLE {role} NOLOGIN")
                 db.execute("SELECT pg_terminate_backend(%s)", [source.info.backend_pid])
-                with pytest.raises(ReplayError, match=r"has been away for a minute \([^\n]+\): start again"):
+                with pytest.raises(ReplayError, match=r"has been unavailable for a minute \([^\n]+\): start again"):
                     source.execute("SELECT 1")
         finally:
             db.execute(f"DROP ROLE {role}")
@@ -284,7 +284,7 @@ def test_a_lag_that_the_server_does_not_tell_is_unknown_and_said_once(
         assert [reader.replica_lag() for _ in range(3)] == [None] * 3
     (said,) = [record.getMessage() for record in caplog.records]
     assert said == (
-        "how far the replica is behind is unknown (Function pg_last_wal_receive_lsn() is currently not supported for"
+        "the replica's lag is unknown (Function pg_last_wal_receive_lsn() is currently not supported for"
         " Aurora), reading without it"
     )
 

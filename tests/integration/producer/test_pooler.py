@@ -91,8 +91,8 @@ def test_a_pooler_without_transactions_is_refused_in_one_line(database_dsn: str,
     with pytest.raises(BadInputError) as refused:
         connect(make_pooler("statement"))
     assert re.fullmatch(
-        r"PostgreSQL database \w+ at 127\.0\.0\.1:\d+ is reached through a connection pooler that takes no transactions"
-        r" \([^\n]+\): set its pool_mode to transaction or session, or connect to PostgreSQL itself",
+        r"PostgreSQL database \w+ at 127\.0\.0\.1:\d+ is reached through a connection pooler that does not support"
+        r" transactions \([^\n]+\): set its pool_mode to transaction or session, or connect to PostgreSQL itself",
         str(refused.value),
     )
 

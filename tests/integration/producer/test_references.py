@@ -164,7 +164,7 @@ def test_a_begin_marker_is_the_first_record_of_every_partition(make_job: MakeJob
 def test_markers_refuse_a_topic_that_is_missing_or_of_another_size(make_job: MakeJob) -> None:
     here = make_job(partitions=2)
     kafka = {"bootstrap.servers": here.kafka}
-    with pytest.raises(BadInputError, match="has 2 partitions and the job says 3"):
+    with pytest.raises(BadInputError, match="has 2 partitions and the job has 3"):
         markers.begin(kafka, here.job.topics.replay, 3, job_id="j", run=1, codec=Codec())
     with pytest.raises(BadInputError, match=r"has no topic crm\.nowhere"):
         markers.begin(kafka, "crm.nowhere", 3, job_id="j", run=1, codec=Codec())
@@ -231,7 +231,7 @@ def test_users_and_referents_with_odd_values_cost_themselves_only(
         f"Crm::Deal:{deal_id}": Referent("Crm::Deal", deal_id, name) for deal_id, name in names.items()
     }
     assert (counts.texts_repaired, counts.repaired_named) == (3, ("user 2", "user 3", "Crm::Deal:8"))
-    assert ["user 2" in said for said in counts.said()] == [True]
+    assert ["user 2" in line for line in counts.warnings()] == [True]
     with connect(here.dsn) as reader:
         assert references.NameReader(reader, odd, None).names_of("Crm::Deal", [7, 8, 9, 10]) == names
 
@@ -257,6 +257,6 @@ def test_a_contact_that_was_made_outside_of_pythons_years_is_compared_like_any_o
         "1": Contact(account, "1", "late", 2**48 * 1000),
         "2": Contact(account, "2", "early", -(2**47) * 1000),
     }
-    assert counts.said() == [
+    assert counts.warnings() == [
         "1 contacts (odd) have a crm_data.id that is no plain number: their history is skipped as contact_not_found"
     ]

@@ -409,7 +409,7 @@ def test_bad_input_is_one_line_and_code_2(make_job: MakeJob) -> None:
     code, line = run_for_error(here, CRM_AUDIT_DATABASE_URL="")
     assert (code, "CRM_AUDIT_DATABASE_URL is not set" in line) == (2, True)
     code, line = run_for_error(here.with_job(partitions=4))
-    assert (code, "has 3 partitions and the job says 4" in line) == (2, True)
+    assert (code, "has 3 partitions and the job has 4" in line) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -427,7 +427,7 @@ def test_an_id_that_several_rows_have_is_refused(database_dsn: str, kind: str) -
     mapping = mapping_with(table="shown")
     with pytest.raises(UnreplayableIdsError) as caught:
         survey(database_dsn, mapping, "acme")
-    said = "in public.shown 7 ids stand for more than one audit row in scope (3, 5, 7, 8, 9, and more), so"
+    said = "in public.shown 7 ids belong to more than one audit row in scope (3, 5, 7, 8, 9, and more), so"
     assert said in str(caught.value)
     # What a date range leaves out, what is not in scope, and a table whose index forbids it, are no obstacle.
     with psycopg.connect(database_dsn) as db:

@@ -20,7 +20,7 @@ from schemas.job import ReplayJob
 from schemas.records import ActivityLog, DeadLetter, OutcomeBatch, Record, SkippedRecord, SnapshotMarker
 from schemas.vocabulary import MarkerEdge
 from sink.consumer import Sink
-from sink.effects import Seam, straight
+from sink.effects import EffectHook, no_hook
 from sink.progress import RunTotals, totals_of
 from sink.replay import replay_parts
 from sink.settings import SinkSettings
@@ -102,12 +102,12 @@ class Account:
             job=self.job.model_dump_json(), exit_at_end=True, **{"sink_session_timeout_ms": 6000, **more}
         )
 
-    def sink(self, seam: Seam = straight, **more: Any) -> Sink:
-        return Sink(self.settings(**more), self.kafka, self.database, CODEC, replay_parts, seam=seam)
+    def sink(self, hook: EffectHook = no_hook, **more: Any) -> Sink:
+        return Sink(self.settings(**more), self.kafka, self.database, CODEC, replay_parts, hook=hook)
 
-    def run_sink(self, seam: Seam = straight, **more: Any) -> Sink:
+    def run_sink(self, hook: EffectHook = no_hook, **more: Any) -> Sink:
         """Run a sink in this process until the run has ended; return it."""
-        sink = self.sink(seam, **more)
+        sink = self.sink(hook, **more)
         sink.run()
         return sink
 

@@ -145,7 +145,7 @@ def test_documents_that_a_server_does_not_delete_are_an_error_and_no_endless_loo
             return self._logs.delete_many({**query, "_id": "nobody"}, hint=hint)
 
     stubborn: Any = {ACTIVITY_LOGS: Stubborn(database["activity_logs"])}
-    with pytest.raises(RollbackFailedError, match="still there"):
+    with pytest.raises(RollbackFailedError, match="the next could not be"):
         rollback(stubborn, "a")
     assert documents_of(database, "a") == OURS
 

@@ -470,7 +470,7 @@ def test_outcomes_that_were_deleted_and_made_again_end_the_sink(
         admin.delete_topics([topic], operation_timeout=30)[topic].result(30)
         wait_until(lambda: made(admin, topic), "the topic to be made again")
         account.publish([account.log(number) for number in range(101, 121)])
-        with pytest.raises(TopicReplacedError, match=r"outcomes\S* was deleted and made again: .* run it again"):
+        with pytest.raises(TopicReplacedError, match=r"outcomes\S* was deleted and created again: .* run it again"):
             running.result(60)
 
 

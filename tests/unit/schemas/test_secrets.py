@@ -114,7 +114,7 @@ def test_what_an_operator_needs_stays() -> None:
     hint = "postgresql://user@host/db"
     assert str(BadInputError("it is no address", hint)) == f"it is no address: {hint}"
     check = "check the user and password in MONGODB_URL, or start: crm-replay services up"
-    assert str(ReplayError("MongoDB refuses us (code 18)", check)) == f"MongoDB refuses us (code 18): {check}"
+    assert str(ReplayError("MongoDB refuses access (code 18)", check)) == f"MongoDB refuses access (code 18): {check}"
 
 
 def test_a_parser_quotes_no_part_of_the_address() -> None:

@@ -138,7 +138,7 @@ def test_a_mongodb_that_is_away_is_waited_for_as_in_the_rest_of_the_run(stage: S
     for away in (
         AutoReconnect("closed"),
         in_words,
-        ServerStateError("MongoDB does not take writes at present (code 133)"),
+        ServerStateError("MongoDB does not accept writes at present (code 133)"),
         OperationFailure("no primary", 133),
     ):
         stage.tries, stage.waited_for = [away for _ in range(9)], []

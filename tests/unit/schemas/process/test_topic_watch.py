@@ -36,7 +36,7 @@ def test_a_topic_made_again_is_noticed_at_the_next_check() -> None:
     watch = TopicWatch(kafka, "t", ["users"], to_do="start again")
     watch.check()
     kafka.ids["users"] = "v"
-    with pytest.raises(TopicReplacedError, match="topic users was deleted and made again: start again") as raised:
+    with pytest.raises(TopicReplacedError, match="topic users was deleted and created again: start again") as raised:
         watch.check()
     assert raised.value.exit_code == 4
 

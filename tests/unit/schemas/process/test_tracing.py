@@ -92,7 +92,7 @@ def test_one_module_knows_opentelemetry() -> None:
     [
         ("SAMPLE_RATIO", "2", "less than or equal to 1"),
         ("SAMPLE_RATIO", "much", "valid number"),
-        ("ENDPOINT", "collector:4317", "no URL of HTTP"),
+        ("ENDPOINT", "collector:4317", "not an HTTP URL"),
     ],
 )
 def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from schemas.process.waiting import FOR_EVER_S, Deadline, StoppedError, retrying, stop_on_signals
+from schemas.process.waiting import INDEFINITELY_S, Deadline, StoppedError, retrying, stop_on_signals
 
 
 class AwayError(Exception):
@@ -52,7 +52,7 @@ def test_a_wait_ends_with_the_deadline_and_there_is_none_behind_it() -> None:
 
 
 def test_a_deadline_that_never_comes_waits_as_long_as_it_is_told() -> None:
-    deadline = Deadline(FOR_EVER_S)
+    deadline = Deadline(INDEFINITELY_S)
     assert deadline.wait(0.001)
     assert not deadline.passed
 
@@ -61,17 +61,17 @@ def test_a_stop_ends_a_wait() -> None:
     stop = threading.Event()
     threading.Timer(0.05, stop.set).start()
     with pytest.raises(StoppedError):
-        Deadline(FOR_EVER_S, stop).wait(60.0)
+        Deadline(INDEFINITELY_S, stop).wait(60.0)
 
 
 def test_an_effect_is_tried_until_it_succeeds_with_growing_pauses() -> None:
-    server, waits = Server(answers_at=6), Waits(FOR_EVER_S)
+    server, waits = Server(answers_at=6), Waits(INDEFINITELY_S)
     assert retrying(server.ask, AwayError, waits, 0.1, 1.0) == 6
     assert waits.pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0])
 
 
 def test_pauses_stay_the_same_unless_told_otherwise() -> None:
-    waits = Waits(FOR_EVER_S)
+    waits = Waits(INDEFINITELY_S)
     retrying(Server(answers_at=4).ask, AwayError, waits, 0.3)
     assert waits.pauses == [0.3, 0.3, 0.3]
 
@@ -90,9 +90,9 @@ def test_the_last_error_is_raised_when_the_time_is_over() -> None:
 def test_what_does_not_pass_is_raised_at_once() -> None:
     server = Server(answers_at=5)
     with pytest.raises(AwayError, match=r"^3$"):
-        retrying(server.ask, AwayError, Waits(FOR_EVER_S), 60.0, passes=lambda error: error.args[0] < 3)
+        retrying(server.ask, AwayError, Waits(INDEFINITELY_S), 60.0, passes=lambda error: error.args[0] < 3)
     with pytest.raises(AwayError, match=r"^4$"):
-        retrying(server.ask, (KeyError, ValueError), Waits(FOR_EVER_S), 60.0)
+        retrying(server.ask, (KeyError, ValueError), Waits(INDEFINITELY_S), 60.0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
