@@ -84,6 +84,7 @@ class ExitCode(IntEnum):
     TOPIC_REPLACED = 4  # of a worker or a live feed: its topic is another one than the one that was consumed
     STOPPED = 5  # of a producer: stopped before the end, the cursor is kept
     ORPHANED = 6  # of a producer's reader: its parent is gone
+    STALLED = 7  # of a worker: it no longer moved; what it had not committed is delivered again
     INTERRUPTED = 130  # of a command, as shells have it: 128 + SIGINT; can be resumed
 
 

@@ -11,6 +11,7 @@ from schemas.errors import ReplayError, ServiceUnreachableError, worker_exit_cod
 from schemas.process import logs, tracing
 from schemas.process.connections import Connections
 from schemas.process.exposition import serving
+from schemas.process.liveness import end_process
 from schemas.process.mongodb import Database, connect
 from schemas.process.registry import codec_for
 from schemas.process.waiting import Deadline, retrying, stop_on_signals
@@ -42,6 +43,7 @@ def connect_patiently(connections: Connections, patience_s: float) -> Database:
 
 def main(hook: EffectHook = no_hook) -> int:
     """Run a sink until it ends; return the exit code."""
+    code, sink = 0, None
     try:
         logs.configure("sink")
         settings = (live.LiveSinkSettings if live.is_wanted() else SinkSettings).load()
@@ -60,15 +62,20 @@ def main(hook: EffectHook = no_hook) -> int:
             gc.freeze()  # objects of the imports are permanent: the collector skips them
             gc.set_threshold(GC_THRESHOLD)
             about = {"account": job.company_sso_id, "job_id": job.job_id, "run": str(job.run)}
-            with stop_on_signals(sink.stopping), serving("sink", sink.metrics.values, about=about):
+            with (
+                stop_on_signals(sink.stopping),
+                serving("sink", sink.metrics.values, about=about, liveness=sink.liveness),
+            ):
                 sink.run()
         finally:
             database.client.close()
             traces.close()
     except ReplayError as error:
         logging.getLogger("sink").error("%s", error)
-        return worker_exit_code(error)
-    return 0
+        code = worker_exit_code(error)
+    if sink is not None and sink.hangs:
+        end_process(code)  # the interpreter would wait for the client library
+    return code
 
 
 if __name__ == "__main__":

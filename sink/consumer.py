@@ -21,6 +21,7 @@ from schemas.codec import Codec
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError
 from schemas.job import ReplayJob
+from schemas.process.liveness import Liveness, Watchdog
 from schemas.process.mongodb import Database, Document, Documents
 from schemas.process.topic_watch import KafkaQuestions, Positions, TopicWatch
 from schemas.process.tracing import OFF, Traces, Work, context_of
@@ -124,7 +125,8 @@ class Sink:
         self._topics = self.job.topics
         self._hook = hook
         self._traces = traces
-        self._waiting = Waiting(self.metrics)
+        self.liveness = Liveness(settings.stalled_after_s)
+        self._waiting = Waiting(self.metrics, self.liveness)
         self.stopping = self._waiting.stopping  # once set, the loop ends after the batches in flight
         hello: Document = database.client.admin.command("hello")
         document_bytes_max = int(hello.get("maxBsonObjectSize", 16 * 1024 * 1024))
@@ -154,16 +156,20 @@ class Sink:
         watch = TopicWatch(
             KafkaQuestions(self._kafka),
             self._topics.outcomes,
+            group=self._topics.sink_group,
             to_do=self._parts.topic_replaced_to_do,
             positions=lambda: self._idle_positions,
         )
+        watchdog = Watchdog((self.liveness.check, watch.check_now), self._waiting.end_with)
         try:
             self._group.require_topics()
-            watch.start(self._waiting.end_with)
+            watchdog.start()
             self._require_unique_index()
             gate.check(at_once=True)
             self._group.join(finish=self._drain, forget=self._forget)
+            self.liveness.ready = True
             while not self.stopping.is_set():
+                self.liveness.turned()
                 self._waiting.raise_error()
                 batch = self._parts.identity.batch(self._gather(), now_us())
                 if self._contexts:
@@ -181,8 +187,13 @@ class Sink:
             self._writers.shutdown()
             self._in_flight.clear()
             self._group.close()
-            watch.close()  # may wait for a response of Kafka
+            watchdog.close()  # may wait for a response of Kafka
             self.metrics.log()
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a call of a client library has not returned: then only the end of the process ends it."""
+        return self._waiting.hangs
 
     def _turn(self, batch: Batch | None) -> int:
         """Submit a batch for writing, and account for the oldest one in flight; return its number of dead letters.
@@ -319,6 +330,7 @@ class Sink:
 
         # A crash before this line redelivers the batch: it is written again without effect, and counts nothing.
         self._group.commit(batch.next_offsets, batch.next_source_offsets)
+        self.liveness.progressed()
         return len(dead_letters)
 
     def _deliver(self, dead_letters: Sequence[DeadLetter]) -> None:

@@ -31,3 +31,9 @@ class SinkSettings(Settings):
         ge=1_000,
         description="time without a heartbeat after which other sinks take over a dead sink's partitions",
     )
+    stalled_after_s: float = Field(
+        180.0,
+        gt=0,
+        description="a worker whose loop has not turned for so long ends and is started again; one call of MongoDB's"
+        " client takes 120 s at most",
+    )

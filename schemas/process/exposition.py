@@ -10,10 +10,11 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from schemas.compiled import COMPILED, hot_paths
 from schemas.errors import BadInputError
+from schemas.process.liveness import Liveness
 from schemas.process.metrics import METRICS, Kind, Value
 
 if TYPE_CHECKING:
@@ -64,11 +65,13 @@ def serving(
     read: Callable[[], Iterable[Value]],
     *,
     about: Mapping[str, str] | None = None,
+    liveness: Liveness | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Iterator[int | None]:
     """Serve the values while the context lasts; yield the port, or None if the environment sets none.
 
-    `about` are labels of `process_info`: account, job_id, run. Raises BadInputError for an invalid or used port.
+    With `liveness` its times are metrics, and the port answers /livez and /readyz with 200 or 503. `about` are
+    labels of `process_info`: account, job_id, run. Raises BadInputError for an invalid or used port.
     """
     asked = asked_port(environ)
     if asked is None:
@@ -82,8 +85,12 @@ def serving(
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
     here = of_process(labels)
-    registry.register(Collected(lambda: [*read(), *here]))  # type: ignore[arg-type]
-    with listening(asked, registry, environ) as (address, port), _announced(f"{address}:{port}", role, labels, environ):
+    moved = liveness.values if liveness is not None else list
+    registry.register(Collected(lambda: [*read(), *moved(), *here]))  # type: ignore[arg-type]
+    with (
+        listening(asked, registry, environ, liveness) as (address, port),
+        _announced(f"{address}:{port}", role, labels, environ),
+    ):
         yield port
 
 
@@ -104,9 +111,15 @@ def asked_port(environ: Mapping[str, str]) -> int | None:
 
 @contextlib.contextmanager
 def listening(
-    asked: int, registry: "CollectorRegistry", environ: Mapping[str, str] = os.environ
+    asked: int,
+    registry: "CollectorRegistry",
+    environ: Mapping[str, str] = os.environ,
+    liveness: Liveness | None = None,
 ) -> Iterator[tuple[str, int]]:
-    """Serve a registry while the context lasts; yield address and port. Raises BadInputError if the port is in use."""
+    """Serve a registry, and the probes of `liveness`, while the context lasts; yield address and port.
+
+    Raises BadInputError if the port is in use.
+    """
     from prometheus_client import start_http_server
 
     address = environ.get(ADDRESS_VARIABLE) or "127.0.0.1"
@@ -117,12 +130,32 @@ def listening(
             f"metrics cannot be served on {address}:{asked} ({error.strerror or error})",
             f"choose another {PORT_VARIABLE}, or 0 for any free port",
         ) from None
+    if liveness is not None:
+        server.set_app(_with_probes(server.get_app(), liveness))
     try:
         yield address, int(server.server_port)
     finally:
         server.shutdown()
         server.server_close()
         thread.join(timeout=5)
+
+
+def _with_probes(metrics: Any, liveness: Liveness) -> Callable[..., Iterable[bytes]]:
+    """Return a WSGI application that answers the probes, and else as `metrics` does."""
+    probes = {"/livez": lambda: liveness.is_live, "/readyz": lambda: liveness.ready and liveness.is_live}
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        probe = probes.get(environ["PATH_INFO"])
+        if probe is None:
+            answered: Iterable[bytes] = metrics(environ, start_response)
+            return answered
+        passed = probe()
+        state = "ready" if liveness.ready else "starting"
+        body = f"{'ok' if passed else 'failed'}: {state}, last turn {liveness.since_turn_s:.1f} s ago\n".encode()
+        start_response("200 OK" if passed else "503 Service Unavailable", [("Content-Type", "text/plain")])
+        return [body]
+
+    return app
 
 
 @contextlib.contextmanager

@@ -129,6 +129,8 @@ ENRICHMENTS = (
 RUNNER = (_gauge("worker_up", "1 if the runner could scrape its worker, else 0", "role", "worker", "account"),)
 PROCESS = (
     _gauge("process_info", "1; which process of which job and run this is", "role", "account", "job_id", "run"),
+    _gauge("last_turn_timestamp_seconds", "When the worker's loop last turned; waiting for a server counts"),
+    _gauge("last_progress_timestamp_seconds", "When the worker last handled records, or started"),
     _gauge("hot_paths_compiled", "1 if the process runs the compiled hot paths, 0 if they are interpreted"),
 )
 

@@ -1,30 +1,28 @@
-"""A watchdog for every process that consumes a topic: it ends one that would wait indefinitely without an error. I/O.
+"""Two checks of the watchdog (`schemas.process.liveness`) for every process that consumes a topic. I/O.
 
-Two states look to a consumer like an idle topic:
+Three states of Kafka look to a consumer like a topic on which nothing happens:
 
-- its topic was deleted and created again. Positions and committed offsets belong to the deleted topic. If the new one
-  has fewer records, none is received; if it has more, the first ones would be skipped.
-- records are waiting, the process has none in progress, and its position does not move.
+- its topic was deleted and created again. Positions and committed offsets are numbers of the topic that is gone. Where
+  the new one has fewer records, nothing arrives; where it has more, the first ones would be skipped.
+- records wait, the process has nothing in hand, and its position does not move.
+- its group has no members: the broker has removed it, and it has not joined again.
 
-A thread queries Kafka at a low rate and reports the cause once; the process then ends with it, and its supervisor
-decides how to continue. An unanswered query has no effect.
+Kafka is queried at intervals. What it does not answer decides nothing.
 """
 
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from schemas.errors import ReplayError
+from schemas.process.liveness import CHECK_EVERY_S, StalledError
 from schemas.vocabulary import ExitCode
 
 log = logging.getLogger(__name__)
 
-CHECK_EVERY_S = 5.0
 GONE_AFTER_CHECKS = 3  # a broker learns of a new topic with a delay
 STALLED_AFTER_CHECKS = 12  # a minute: longer than any rebalance or fetch
 ANSWER_TIMEOUT_S = 10.0
-CLOSE_TIMEOUT_S = 2.0
 
 Positions = Mapping[int, int]  # by partition: the offset of the next record; below zero: not known
 
@@ -38,10 +36,6 @@ class TopicReplacedError(ReplayError):
     exit_code = ExitCode.TOPIC_REPLACED
 
 
-class StalledError(ReplayError):
-    """Records are waiting and the position does not move."""
-
-
 class Questions(Protocol):
     """The watch's queries. Each raises an error if it is not answered."""
 
@@ -50,6 +44,9 @@ class Questions(Protocol):
 
     def offsets(self, topic: str, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
         """Return the first offset of each partition, and its end offset for committed records."""
+
+    def members(self, group: str) -> int:
+        """Return how many members the consumer group has."""
 
 
 class KafkaQuestions:
@@ -96,9 +93,14 @@ class KafkaQuestions:
         first, end = query(OffsetSpec.earliest()), query(OffsetSpec.latest())  # type: ignore[no-untyped-call]
         return {partition: (first[partition], end[partition]) for partition in partitions}
 
+    def members(self, group: str) -> int:
+        """Return the size of the group, as `Questions` says."""
+        answer = self._client().describe_consumer_groups([group], request_timeout=ANSWER_TIMEOUT_S)
+        return len(answer[group].result(ANSWER_TIMEOUT_S).members)
+
 
 class TopicWatch:
-    """Watches the topics of one process: `topic`, which it consumes, and others that it reads."""
+    """Watches the topics of one process, `topic`, which it consumes, and others that it reads, and its `group`."""
 
     def __init__(
         self,
@@ -106,25 +108,26 @@ class TopicWatch:
         topic: str,
         others: Sequence[str] = (),
         *,
+        group: str,
         topic_id: str = "",
         to_do: str = "",
         positions: Callable[[], Positions | None] = lambda: None,
     ) -> None:
         """`topic_id` is the expected id; "": the id at the first check.
 
-        `positions` returns the process's positions, None while it has records in progress. `to_do` ends the error's
-        line.
+        `positions` returns the process's positions, None while it has records in progress or has not joined its group
+        yet. `to_do` ends the error's line.
         """
         self._questions = questions
         self._topic = topic
+        self._group = group
         self._ids: dict[str, str] = {topic: topic_id, **dict.fromkeys(others, "")}
         self._to_do = to_do
         self._positions = positions
         self._missing: dict[str, int] = {}
         # By partition: the position, and for how many checks records have been waiting there.
         self._seen: dict[int, tuple[int, int]] = {}
-        self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._checks_without_members = 0
 
     def check(self) -> None:
         """Raise TopicReplacedError or StalledError; errors of Kafka's client are outages."""
@@ -140,6 +143,7 @@ class TopicWatch:
             raise
         except Exception as error:
             self._seen.clear()
+            self._checks_without_members = 0
             log.debug("Kafka does not describe the topics (%s)", type(error).__name__)
 
     def _check_id(self, topic: str, before: str) -> None:
@@ -158,6 +162,7 @@ class TopicWatch:
         positions = self._positions()
         if positions is None:  # records are in progress: no evidence of a stall
             return
+        self._check_members(positions)
         still = [at for at, position in positions.items() if self._seen.get(at, (None, 0))[0] == position]
         bounds = self._questions.offsets(self._topic, still) if still else {}
         seen = {at: (position, 0) for at, position in positions.items()}
@@ -175,23 +180,18 @@ class TopicWatch:
             seen[at] = (positions[at], checks)
         self._seen = seen
 
-    def start(self, report: Callable[[ReplayError], None]) -> "TopicWatch":
-        """Check at intervals in a thread, which calls `report` with the first error and ends."""
-        self._thread = threading.Thread(target=self._keep_checking, args=(report,), name="topic-watch", daemon=True)
-        self._thread.start()
-        return self
+    def _check_members(self, positions: Positions) -> None:
+        """Raise StalledError if the process has no partitions, and for long no process is a member of its group.
 
-    def _keep_checking(self, report: Callable[[ReplayError], None]) -> None:
-        while not self._closing.wait(CHECK_EVERY_S):
-            try:
-                self.check_now()
-            except ReplayError as error:
-                if not self._closing.is_set():  # `report` may be invalid by now
-                    report(error)
-                return
-
-    def close(self) -> None:
-        """Stop checking; waits for a pending query CLOSE_TIMEOUT_S at most."""
-        self._closing.set()
-        if self._thread is not None:
-            self._thread.join(CLOSE_TIMEOUT_S)
+        A member without partitions is none: where the others have them all, it waits for one of them to leave.
+        """
+        if positions or self._questions.members(self._group) > 0:
+            self._checks_without_members = 0
+            return
+        self._checks_without_members += 1
+        if self._checks_without_members >= STALLED_AFTER_CHECKS:
+            raise StalledError(
+                f"group {self._group} has had no members for {STALLED_AFTER_CHECKS * CHECK_EVERY_S:.0f} s, so this"
+                " process is none either",
+                "this process ends, and is started again by its supervisor",
+            )
