@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 
-from processors.app import BeforeAck, Parts, ReplayApp, RunHandler, Surroundings, add_agent, build_app
+from processors.app import BatchHandler, BeforeAck, Parts, ReplayApp, Surroundings, add_agent, build_app
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import OutcomeProducer
 from processors.settings import ProcessorSettings
@@ -53,7 +53,7 @@ async def run_worker(
     app.high_water = made.high_water
     app.fetch_bytes_min = made.fetch_bytes_min
     producer = OutcomeProducer(connections.kafka(), job.topics.outcomes, settings.delivery_timeout_s)
-    add_agent(app, job.topics.replay, RunHandler(app, made, producer, metrics, before_ack, traces))
+    add_agent(app, job.topics.replay, BatchHandler(app, made, producer, metrics, before_ack, traces))
     watch = TopicWatch(
         KafkaQuestions(connections.kafka()),
         job.topics.replay,
