@@ -146,7 +146,7 @@ class OutcomeEncoder:
         )
 
 
-class RunTransformer:
+class BatchTransformer:
     """Turns runs of a replay into outcomes; one per process."""
 
     def __init__(

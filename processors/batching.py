@@ -1,25 +1,24 @@
-"""Faust with runs of records instead of single records. With `tables`, all that knows Faust's and aiokafka's insides.
+"""Faust with batches instead of single records. With `tables`, the only code on Faust's and aiokafka's internals.
 
 Faust makes two asyncio tasks, an event, two queue hops and an ack out of every record: 3,500 records/s. Here one Faust
-message is a *run*, the records fetched from one partition, up to a bound: the same groups, assignment, rebalancing,
+message is a *batch*, the records fetched from one partition, up to a bound: the same groups, assignment, rebalancing,
 streams and commits, at fifty times the rate.
 
-A rebalance is where records get lost, in Faust as it comes too: records fetched before the seek to the committed
-offset are handed over after it; a fetch whose caller was cancelled has moved the position all the same; records of a
-queue that is cleared are gone; and in each case what follows looks like a hole in the log, which Faust marks as
-acknowledged. So nothing is inferred from offsets here. What this worker has to handle of a partition is a `Stretch`,
-with three facts:
+Records get lost at a rebalance, with unmodified Faust too: records fetched before the seek to the committed offset are
+delivered after it; a fetch whose caller was cancelled has advanced the position nevertheless; records of a cleared
+queue are gone. In each case what follows looks like a gap in the log, which Faust marks as acknowledged. So nothing is
+inferred from offsets here. What this worker has to handle of a partition is an `Assignment`, with three invariants:
 
-- it begins at the offset committed at the broker, read in the consumer's thread in the same breath as the seek to it;
-- every fetch says from which position to which it reached, again read in that thread, in the same breath as the fetch.
-  Only a fetch that begins where the last delivered run ended is delivered, offsets without a record included (aborted
+- it begins at the offset committed at the broker, read in the consumer's thread atomically with the seek to it;
+- every fetch reports the positions between which it read, taken in that thread atomically with the fetch. Only a fetch
+  that begins where the last delivered batch ended is delivered, offsets without a record included (aborted
   transactions, compaction); anything else is fetched again;
-- a run that was handled moves the stretch on only if it begins where the last handled one ended.
+- a handled batch advances the assignment only if it begins where the last handled one ended.
 
-What is committed is the end of the last handled run of a stretch, and so everything before it has been handled. A
+What is committed is the end of the last handled batch of an assignment, so everything before it has been handled. A
 group without a committed offset, or one whose records retention has deleted, ends the worker
 (`auto_offset_reset=none`): there is no offset it could begin at without a guess. A new assignment or a new seek makes
-new stretches, and runs of an old one no longer count. tests/integration/processors/test_rebalance.py is the proof.
+new assignments, and batches of an old one no longer count. tests/integration/processors/test_rebalance.py proves it.
 """
 
 # ruff: noqa: SLF001 - the private parts of faust-streaming 0.15.3 and aiokafka 0.14, which are pinned for this
@@ -40,22 +39,22 @@ from mode.utils.futures import notify
 
 from schemas.errors import ReplayError
 
-RUN_CODEC = "run"
+BATCH_CODEC = "batch"
 FETCH_TIMEOUT_S = 1.0
 FETCH_WAIT_MS = 200  # for a fetch to fill; what is there by then is delivered
-FLOOD_RECORDS = 500  # that one fetch returns: more come, and the next one may wait for them
-COMMITTED_TIMEOUT_S = 30.0  # well below the request timeout at which Faust would go on without an answer
+FLOOD_RECORDS = 500  # that one fetch returns: under such load the next one may wait for more
+COMMITTED_TIMEOUT_S = 30.0  # well below the request timeout at which Faust would continue without an answer
 
 
 class CommittedOffsetMissingError(ReplayError):
-    """The group has no committed offset on a partition, so nobody can say what has been handled there."""
+    """The group has no committed offset on a partition, so it is unknown what has been handled there."""
 
 
 class RecordsGoneError(ReplayError):
-    """What the group would have to handle next is no longer on the topic."""
+    """The next records that the group has to handle are no longer on the topic."""
 
 
-class Stretch:
+class Assignment:
     """What this worker has to handle of one partition since it was assigned."""
 
     __slots__ = ("begin", "begin_note", "committed", "delivered", "epoch", "handled", "note")
@@ -65,26 +64,26 @@ class Stretch:
         self.begin = begin
         self.begin_note = note
         self.epoch = epoch
-        self.delivered = begin  # end of the last run that went to the stream
-        self.handled = begin  # end of the last run whose effects are confirmed
+        self.delivered = begin  # end of the last batch that went to the stream
+        self.handled = begin  # end of the last batch whose effects are confirmed
         self.committed = begin
         self.note = note  # metadata to commit together with `handled`
 
 
-class Run:
+class Batch:
     """Records of one partition, in order; covers every offset from `begin` up to but excluding `end`."""
 
-    __slots__ = ("begin", "end", "is_handled", "note", "records", "stretch", "tp")
+    __slots__ = ("assignment", "begin", "end", "is_handled", "note", "records", "tp")
 
-    def __init__(self, tp: Any, records: Sequence[Any], begin: int, end: int, stretch: Stretch) -> None:
+    def __init__(self, tp: Any, records: Sequence[Any], begin: int, end: int, assignment: Assignment) -> None:
         """`records` are aiokafka's, as they were parsed: `key`, `value`, `offset`, `timestamp`, `headers`."""
         self.tp = tp
         self.records = records
         self.begin = begin
         self.end = end
-        self.stretch = stretch
+        self.assignment = assignment
         self.is_handled = False
-        self.note = stretch.begin_note
+        self.note = assignment.begin_note
 
     @property
     def topic(self) -> str:
@@ -97,13 +96,13 @@ class Run:
         return int(self.tp.partition)
 
     def set_handled(self, note: str) -> None:
-        """Say that its effects are confirmed; only an ack after this counts. `note` is committed with its end."""
+        """Mark its effects as confirmed; only an ack after this counts. `note` is committed with its end."""
         self.is_handled = True
         self.note = note
 
 
 class Fetched:
-    """Records of one partition that one fetch returned, and from which position to which it reached."""
+    """Records of one partition that one fetch returned, and the positions between which it read."""
 
     __slots__ = ("begin", "end", "epoch", "records")
 
@@ -116,9 +115,9 @@ class Fetched:
 
 
 def split(records: Sequence[Any], end: int, records_max: int, bytes_max: int) -> Iterator[tuple[Sequence[Any], int]]:
-    """Yield the records in pieces within both bounds, each with the offset after it; the last one ends at `end`.
+    """Yield slices of the records within both bounds, each with the offset after it; the last one ends at `end`.
 
-    A single record over `bytes_max` is a piece of its own.
+    A single record over `bytes_max` is a slice of its own.
     """
     start = 0
     size = 0
@@ -132,19 +131,19 @@ def split(records: Sequence[Any], end: int, records_max: int, bytes_max: int) ->
 
 
 class ParsedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
-    """Gives records as they were parsed. To copy the eleven fields of each took longer than to parse it."""
+    """Returns records as parsed: copying the eleven fields of each took longer than parsing it."""
 
     def _consumer_record(self, _tp: Any, record: Any) -> Any:
         return record
 
 
-fetcher.PartitionRecords = ParsedRecords  # the fetcher makes them by this name; no other consumer is in the process
+fetcher.PartitionRecords = ParsedRecords  # the fetcher creates them by this name; no other consumer is in the process
 
 
-class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """aiokafka's consumer in its own thread and event loop; what is atomic here is atomic for the consumer."""
 
-    consumer: "RunConsumer"
+    consumer: "BatchConsumer"
 
     def __post_init__(self) -> None:
         """Faust's hook at the end of its constructor."""
@@ -156,7 +155,7 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     def _create_worker_consumer(self, transport: Any) -> Any:
         """Set what Faust has no settings for.
 
-        It reads what aborted transactions have written, unless it is exactly-once itself; we never do.
+        Faust reads what aborted transactions have written, unless it is exactly-once itself; this worker never does.
         """
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"
@@ -164,7 +163,7 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         return consumer
 
     async def seek_to_committed(self) -> Mapping[Any, int]:
-        """Begin a new stretch on every assigned partition and return where each begins.
+        """Begin a new assignment on every assigned partition and return where each begins.
 
         Raises CommittedOffsetMissingError, and aiokafka's IllegalStateError if the assignment has changed meanwhile.
         """
@@ -181,18 +180,18 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             raise CommittedOffsetMissingError(
                 f"group {self.app.conf.id} has no committed offset on {missing[0].topic}[{missing[0].partition}]"
                 f" ({len(missing)} of {len(assigned)} partitions)",
-                "let crm-replay run start the workers: it commits where each partition begins",
+                "let crm-replay run start the workers: it commits the first offset of each partition",
             )
-        stretches = {}
-        for tp in assigned:  # no await from here on: seek, epoch and stretch belong together
+        assignments = {}
+        for tp in assigned:  # no await from here on: seek, epoch and assignment belong together
             offset, note = committed[tp].offset, committed[tp].metadata or ""
             self._seek_now(tp, offset)
-            stretches[TP(tp.topic, tp.partition)] = Stretch(offset, note, self._epoch)
-        self.consumer.stretches = stretches
-        return {tp: stretch.begin for tp, stretch in stretches.items()}
+            assignments[TP(tp.topic, tp.partition)] = Assignment(offset, note, self._epoch)
+        self.consumer.assignments = assignments
+        return {tp: assignment.begin for tp, assignment in assignments.items()}
 
     def position(self, tp: Any) -> int:
-        """Return where the next fetch begins, offsets without a record passed; below zero: not known. Any thread."""
+        """Return where the next fetch begins, offsets without a record skipped; below zero: unknown. Any thread."""
         consumer = self._consumer
         subscription = consumer._subscription.subscription if consumer is not None else None
         assignment = subscription.assignment if subscription is not None else None
@@ -200,17 +199,17 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         return state._position if state is not None and state._position is not None else -1
 
     def reached(self, tp: Any) -> int | None:
-        """Return the position after the last fetch or seek; to be asked while no fetch is under way."""
+        """Return the position after the last fetch or seek; to be called while no fetch is in progress."""
         return self._reached.get(tp)
 
-    async def seek_back(self, tp: Any, stretch: Stretch) -> None:
-        """Fetch again what `stretch` has not delivered yet."""
-        await self.call_thread(self._seek_back, tp, stretch)
+    async def seek_back(self, tp: Any, assignment: Assignment) -> None:
+        """Fetch again what `assignment` has not delivered yet."""
+        await self.call_thread(self._seek_back, tp, assignment)
 
-    async def _seek_back(self, tp: Any, stretch: Stretch) -> None:
-        if self.consumer.stretches.get(tp) is stretch:
-            self._seek_now(TopicPartition(tp.topic, tp.partition), stretch.delivered)
-            stretch.epoch = self._epoch
+    async def _seek_back(self, tp: Any, assignment: Assignment) -> None:
+        if self.consumer.assignments.get(tp) is assignment:
+            self._seek_now(TopicPartition(tp.topic, tp.partition), assignment.delivered)
+            assignment.epoch = self._epoch
 
     def _seek_now(self, tp: TopicPartition, offset: int) -> None:
         self._ensure_consumer().seek(tp, offset)
@@ -229,16 +228,16 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         for tp, of_partition in records.items():  # no await since aiokafka moved the positions
             state = consumer._subscription.subscription.assignment.state_value(tp)
             if state is None or tp not in self._reached:
-                continue  # no longer assigned, or not sought yet: the seek to come fetches it again
+                continue  # no longer assigned, or no seek yet: the coming seek fetches it again
             end = max(state.position, of_partition[-1].offset + 1)
             fetched[TP(tp.topic, tp.partition)] = Fetched(of_partition, self._reached[tp], end, self._sought[tp])
             self._reached[tp] = end
         return fetched
 
     async def _commit(self, offsets: Mapping[Any, tuple[int, str]]) -> set[Any]:
-        """Commit offsets with their notes; return the partitions for which Kafka has taken them.
+        """Commit offsets with their notes; return the partitions for which Kafka has accepted them.
 
-        An empty answer means that the group has rebalanced: what was handled will be delivered once more.
+        An empty result means that the group has rebalanced: handled records will be delivered again.
         """
         consumer = self._ensure_consumer()
         assigned = consumer.assignment()
@@ -251,62 +250,64 @@ class RunConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             try:
                 await consumer.commit(wanted)
             except OffsetMetadataTooLargeError:  # the broker's offset.metadata.max.bytes is below Kafka's default
-                self.log.warning("Kafka refuses the notes on the offsets, they are committed without")
+                self.log.warning("Kafka refuses the metadata of the offsets; they are committed without it")
                 await consumer.commit({tp: OffsetAndMetadata(offset.offset, "") for tp, offset in wanted.items()})
         except (CommitFailedError, IllegalStateError) as error:
-            self.log.info("offsets were not committed, their records come once more: %s", error)
+            self.log.info("offsets were not committed, their records will be delivered again: %s", error)
             return set()
         self.tp_last_committed_at.update(dict.fromkeys(mine, now))
         return set(mine)
 
     async def on_thread_stop(self) -> None:
-        """Leave the group for good if the app is told to; a static member that just dies keeps its place."""
+        """Leave the group if the app is to; a static member that just dies keeps its membership."""
         if self.app.leaving and self._consumer is not None:
             # aiokafka sends LeaveGroup only for a member without an instance id.
             self._consumer._coordinator._group_instance_id = None
         await super().on_thread_stop()
 
 
-class RunConsumer(driver.Consumer):  # type: ignore[misc]
-    """Faust's consumer; delivers runs and commits the ends of stretches."""
+class BatchConsumer(driver.Consumer):  # type: ignore[misc]
+    """Faust's consumer; delivers batches and commits the ends of assignments."""
 
     consumer_stopped_errors: ClassVar[Any] = driver.Consumer.consumer_stopped_errors
-    stretches: dict[Any, Stretch]
+    assignments: dict[Any, Assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take what Faust passes."""
-        self.stretches = {}
+        """Accept Faust's arguments."""
+        self.assignments = {}
         super().__init__(*args, **kwargs)
 
-    def _new_consumer_thread(self) -> RunConsumerThread:
-        return RunConsumerThread(self, loop=self.loop, beacon=self.beacon)
+    def _new_consumer_thread(self) -> BatchConsumerThread:
+        return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     # -- assignment
 
     async def on_partitions_assigned(self, assigned: set[Any], generation_id: int = 0) -> None:
-        """Forget the stretches of the former assignment; `perform_seek` makes the new ones."""
-        self.stretches = {}
+        """Discard the former assignments; `perform_seek` creates the new ones."""
+        self.assignments = {}
         await super().on_partitions_assigned(assigned, generation_id)
 
     async def perform_seek(self) -> None:
-        """Begin new stretches at the committed offsets."""
+        """Begin new assignments at the committed offsets."""
         begins = await self.seek_to_committed()
         self._read_offset.update(begins)
         self._committed_offset.update(begins)
-        await self.app.on_stretches(self.stretches)
+        await self.app.on_assignments(self.assignments)
 
     def on_buffer_full(self, tp: Any) -> None:
-        """Do nothing: a full queue makes the delivery wait, and Faust's way round would sleep for a second."""
+        """Do nothing: a full queue makes the delivery wait; Faust's handling would sleep for a second."""
 
     def on_buffer_drop(self, tp: Any) -> None:
         """Do nothing, like `on_buffer_full`."""
 
     def resting_positions(self) -> dict[int, int] | None:
-        """Return the position on each assigned partition, None while anything in hand is not handled. Any thread."""
-        stretches = dict(self.stretches)
-        if any(stretch.handled != stretch.delivered for stretch in stretches.values()):
+        """Return the position on each assigned partition, None while a delivered batch is unhandled. Any thread."""
+        assignments = dict(self.assignments)
+        if any(assignment.handled != assignment.delivered for assignment in assignments.values()):
             return None
-        return {tp.partition: max(stretch.delivered, self._thread.position(tp)) for tp, stretch in stretches.items()}
+        return {
+            tp.partition: max(assignment.delivered, self._thread.position(tp)) for tp, assignment in assignments.items()
+        }
 
     # -- delivery
 
@@ -319,7 +320,7 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
                     await self._take(fetched or {})
         except OffsetOutOfRangeError as error:
             raise RecordsGoneError(
-                f"the topic has no records at the committed offset any more ({error.args[0]})",
+                f"the topic no longer has the records at the committed offset ({error.args[0]})",
                 "its retention has deleted them: publish the snapshot again, or reset the group knowingly",
             ) from error
         except self.consumer_stopped_errors:
@@ -333,97 +334,104 @@ class RunConsumer(driver.Consumer):  # type: ignore[misc]
         """Deliver what one fetch returned."""
         for tp, of_partition in fetched.items():
             if not await self._deliver(tp, of_partition):
-                return  # the flow is suspended; whoever resumes it seeks first
-        if not fetched:  # at the end of the log no later fetch would show that an earlier one was lost
-            for tp, stretch in list(self.stretches.items()):
-                if self._thread.reached(tp) != stretch.delivered:
-                    await self._fetch_again(tp, stretch)
+                return  # the flow is suspended; resuming it begins with a seek
+        if not fetched:  # at the end of the log no later fetch would reveal that an earlier one was lost
+            for tp, assignment in list(self.assignments.items()):
+                if self._thread.reached(tp) != assignment.delivered:
+                    await self._fetch_again(tp, assignment)
 
-    async def _fetch_again(self, tp: Any, stretch: Stretch) -> None:
-        self.log.info("fetching %s[%d] again from offset %d", tp.topic, tp.partition, stretch.delivered)
-        await self._thread.seek_back(tp, stretch)
+    async def _fetch_again(self, tp: Any, assignment: Assignment) -> None:
+        self.log.info("fetching %s[%d] again from offset %d", tp.topic, tp.partition, assignment.delivered)
+        await self._thread.seek_back(tp, assignment)
 
     async def _deliver(self, tp: Any, fetched: Fetched) -> bool:
-        """Hand over what was fetched from one partition; False once a rebalance has begun."""
-        stretch = self.stretches.get(tp)
+        """Deliver what was fetched from one partition; False once a rebalance has begun."""
+        assignment = self.assignments.get(tp)
         if not self.flow_active:
             return False
-        if stretch is None or fetched.epoch != stretch.epoch:
-            return True  # fetched before the last seek, which has it fetched again
-        if fetched.begin != stretch.delivered:
-            await self._fetch_again(tp, stretch)
+        if assignment is None or fetched.epoch != assignment.epoch:
+            return True  # fetched before the last seek, after which it is fetched again
+        if fetched.begin != assignment.delivered:
+            await self._fetch_again(tp, assignment)
             return True
-        for records, end in split(fetched.records, fetched.end, self.app.run_records_max, self.app.run_bytes_max):
-            run = Run(tp, records, stretch.delivered, end, stretch)
-            message = self._message_of(run)
+        for records, end in split(fetched.records, fetched.end, self.app.batch_records_max, self.app.batch_bytes_max):
+            batch = Batch(tp, records, assignment.delivered, end, assignment)
+            message = self._message_of(batch)
             await self.wait_first(self.callback(message), self.suspend_flow.wait())
-            if self.suspend_flow.is_set() or self.should_stop or self.stretches.get(tp) is not stretch:
-                return False  # it may or may not be in a queue; the stretch does not count it as delivered
-            stretch.delivered = end
+            if self.suspend_flow.is_set() or self.should_stop or self.assignments.get(tp) is not assignment:
+                return False  # it may or may not be in a queue; the assignment does not count it as delivered
+            assignment.delivered = end
         return True
 
-    def _message_of(self, run: Run) -> Any:
-        """Return a run as Faust's message; its place and time are those of the last record."""
-        last = run.records[-1]
-        place = (run.topic, run.partition, last.offset, last.timestamp / 1000, last.timestamp_type)
+    def _message_of(self, batch: Batch) -> Any:
+        """Return a batch as Faust's message, with offset and time of its last record."""
+        last = batch.records[-1]
+        place = (batch.topic, batch.partition, last.offset, last.timestamp / 1000, last.timestamp_type)
         generation = self.app.consumer_generation_id
-        message = ConsumerMessage(*place, None, None, None, None, tp=run.tp, generation_id=generation)
-        message.value = run
+        message = ConsumerMessage(*place, None, None, None, None, tp=batch.tp, generation_id=generation)
+        message.value = batch
         return message
 
     # -- acks and commits
 
     def ack(self, message: Any) -> bool:
-        """Move the run's stretch on if the run was handled; True if it did.
+        """Advance the batch's assignment if the batch was handled; True if it did.
 
         Faust also acks messages that a stream has skipped: those were not handled and do not count. Raises
-        RuntimeError if runs before it have not been handled, which would be a defect.
+        RuntimeError if earlier batches have not been handled, which would be a defect.
         """
         if message.acked:
             return False
         message.acked = True
         self._unacked_messages.discard(message)
         notify(self._waiting_for_ack)
-        run = message.value
-        if not isinstance(run, Run) or not run.is_handled or self.stretches.get(run.tp) is not run.stretch:
+        batch = message.value
+        if (
+            not isinstance(batch, Batch)
+            or not batch.is_handled
+            or self.assignments.get(batch.tp) is not batch.assignment
+        ):
             return False
-        stretch = run.stretch
-        if run.end <= stretch.handled:
+        assignment = batch.assignment
+        if batch.end <= assignment.handled:
             return False  # delivered twice, and handled before
-        if run.begin != stretch.handled:
+        if batch.begin != assignment.handled:
             raise RuntimeError(
-                f"{run.topic}[{run.partition}]: a run from {run.begin} was acknowledged, {stretch.handled} comes first"
+                f"{batch.topic}[{batch.partition}]: a batch from {batch.begin} was acknowledged,"
+                f" {assignment.handled} comes first"
             )
-        stretch.note = run.note
-        stretch.handled = run.end
-        self._n_acked += len(run.records)
+        assignment.note = batch.note
+        assignment.handled = batch.end
+        self._n_acked += len(batch.records)
         return True
 
     async def force_commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002
-        """Commit the end of every stretch that has moved on; True if Kafka has taken all of them."""
-        due = {tp: stretch for tp, stretch in self.stretches.items() if stretch.handled > stretch.committed}
+        """Commit the end of every assignment that has advanced; True if Kafka has accepted all of them."""
+        due = {
+            tp: assignment for tp, assignment in self.assignments.items() if assignment.handled > assignment.committed
+        }
         if not due:
             return False
-        offsets = {tp: (stretch.handled, stretch.note) for tp, stretch in due.items()}
+        offsets = {tp: (assignment.handled, assignment.note) for tp, assignment in due.items()}
         committed = await self._thread.commit(offsets)
         for tp in committed:
             due[tp].committed = max(due[tp].committed, offsets[tp][0])
         return len(committed) == len(due)
 
     async def commit_and_end_transactions(self) -> None:
-        """Commit what was handled last, also if another commit was under way."""
+        """Commit what was handled last, also if another commit was in progress."""
         if not await self.commit():
             await self.commit()
 
 
-class RunTransport(driver.Transport):  # type: ignore[misc]
-    """Faust's transport with our consumer."""
+class BatchTransport(driver.Transport):  # type: ignore[misc]
+    """Faust's transport with this consumer."""
 
-    Consumer: ClassVar[type[RunConsumer]] = RunConsumer
+    Consumer: ClassVar[type[BatchConsumer]] = BatchConsumer
 
 
 class PassThrough(codecs.Codec):  # type: ignore[misc]
-    """A run is a Python object already: there is nothing to decode."""
+    """A batch is a Python object already: there is nothing to decode."""
 
     def loads(self, s: Any) -> Any:
         """Return it as it is."""
@@ -434,22 +442,22 @@ class PassThrough(codecs.Codec):  # type: ignore[misc]
         return obj
 
 
-codecs.register(RUN_CODEC, PassThrough())
+codecs.register(BATCH_CODEC, PassThrough())
 
 
-class RunApp(faust.App):  # type: ignore[misc]
-    """A Faust app whose topics deliver runs. It writes nothing to disk and creates no topics."""
+class BatchApp(faust.App):  # type: ignore[misc]
+    """A Faust app whose topics deliver batches. It writes nothing to disk and creates no topics."""
 
-    fetch_bytes_min = 1  # what a fetch waits for while records come by the hundred, FETCH_WAIT_MS at most
+    fetch_bytes_min = 1  # that a fetch waits for under load, FETCH_WAIT_MS at most
 
-    def __init__(self, *args: Any, run_records_max: int, run_bytes_max: int, **kwargs: Any) -> None:
-        """Take Faust's arguments, and the bounds of a run."""
-        self.run_records_max = run_records_max
-        self.run_bytes_max = run_bytes_max
-        self.leaving = False  # set it before stopping the app to hand the partitions over at once
+    def __init__(self, *args: Any, batch_records_max: int, batch_bytes_max: int, **kwargs: Any) -> None:
+        """Accept Faust's arguments, and the bounds of a batch."""
+        self.batch_records_max = batch_records_max
+        self.batch_bytes_max = batch_bytes_max
+        self.leaving = False  # set it before stopping the app to release the partitions at once
         super().__init__(
             *args,
-            table_standby_replicas=0,  # no table that Faust's assignor would have to see to
+            table_standby_replicas=0,  # no table for Faust's assignor to manage
             web_enabled=False,
             topic_allow_declare=False,
             topic_disable_leader=True,
@@ -457,24 +465,24 @@ class RunApp(faust.App):  # type: ignore[misc]
             **kwargs,
         )
 
-    def run_topic(self, name: str) -> Any:
-        """Return the topic `name` as a source of `Run`s."""
-        return self.topic(name, key_serializer="raw", value_serializer=RUN_CODEC)
+    def batch_topic(self, name: str) -> Any:
+        """Return the topic `name` as a source of `Batch` objects."""
+        return self.topic(name, key_serializer="raw", value_serializer=BATCH_CODEC)
 
-    async def on_stretches(self, stretches: Mapping[Any, Stretch]) -> None:
-        """Learn what this worker has to handle from now on; called after each rebalance, before any delivery."""
+    async def on_assignments(self, assignments: Mapping[Any, Assignment]) -> None:
+        """Receive what this worker has to handle from now on; called after each rebalance, before any delivery."""
 
     def resting_positions(self) -> dict[int, int] | None:
-        """Return what the consumer's does; None while there is no consumer."""
+        """Return the consumer's `resting_positions`; None while there is no consumer."""
         consumer = self._consumer
         return consumer.resting_positions() if consumer is not None else None
 
     def crashed_event(self) -> Any:
-        """Return the event that is set when the app cannot go on; `crash_reason` then says why."""
+        """Return the event that is set when the app cannot continue; `crash_reason` then has the error."""
         return self._crashed
 
-    def _new_transport(self) -> RunTransport:
-        return RunTransport(self.conf.broker_consumer, self)
+    def _new_transport(self) -> BatchTransport:
+        return BatchTransport(self.conf.broker_consumer, self)
 
     def _create_directories(self) -> None:
-        """Create none: there is nothing to keep."""
+        """Create none: nothing is stored."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from processors.app import Parts, Surroundings
-from processors.batches import Decoded, RunTransformer, SourceRecord, acting_users
+from processors.batches import BatchTransformer, Decoded, SourceRecord, acting_users
 from processors.encoding import documents
 from processors.encoding.rows import RowEncoder
 from processors.encoding.transform import Transformer
@@ -41,7 +41,7 @@ def replay_parts(around: Surroundings) -> Parts:
         return {**rules.counts.as_dict(), **of_directory}
 
     return Parts(
-        RunTransformer(job, around.codec, rows.plain, documents.encode, around.metrics, rows),
+        BatchTransformer(job, around.codec, rows.plain, documents.encode, around.metrics, rows),
         prepare,
         partial(HighWater, job.run),
         counts,

@@ -3,21 +3,19 @@
 import os
 import socket
 
-from pydantic import Field, Json
+from pydantic import Field
 
-from schemas.job import ReplayJob
 from schemas.process.connections import Connections
-from schemas.process.environment import Settings
+from schemas.process.environment import WorkerSettings
 
 
 def _unique_worker() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
-class ProcessorSettings(Settings):
+class ProcessorSettings(WorkerSettings):
     """Bounds and times of one worker; every name has the prefix CRM_REPLAY_ in the environment."""
 
-    job: Json[ReplayJob] = Field(description="the job, as JSON")
     worker: str = Field(
         default_factory=_unique_worker,
         description="name of this worker in its group; the same name after a restart gets the same partitions at once",

@@ -7,13 +7,14 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 
-from processors.app import BeforeAck, Parts, ReplayApp, RunHandler, Surroundings, add_agent, build_app
+from processors.app import BatchHandler, BeforeAck, Parts, ReplayApp, Surroundings, add_agent, build_app
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import OutcomeProducer
 from processors.settings import ProcessorSettings
 from schemas.errors import ReplayError
 from schemas.process.connections import Connections
 from schemas.process.exposition import serving
+from schemas.process.liveness import Liveness, Watchdog
 from schemas.process.metrics import Value
 from schemas.process.registry import codec_for
 from schemas.process.topic_watch import KafkaQuestions, TopicWatch
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 GC_THRESHOLD = 50_000  # a run makes some thousand objects, none of them in cycles: look for those now and then
 STOP_TIMEOUT_S = 9.0  # with what follows well below the 15 s after which the supervisor kills
 FLUSH_TIMEOUT_S = 2.0
+TURN_EVERY_S = 1.0
 
 
 class WorkerFailedError(ReplayError):
@@ -53,14 +55,15 @@ async def run_worker(
     app.high_water = made.high_water
     app.fetch_bytes_min = made.fetch_bytes_min
     producer = OutcomeProducer(connections.kafka(), job.topics.outcomes, settings.delivery_timeout_s)
-    add_agent(app, job.topics.replay, RunHandler(app, made, producer, metrics, before_ack, traces))
+    add_agent(app, job.topics.replay, BatchHandler(app, made, producer, metrics, before_ack, traces))
     watch = TopicWatch(
         KafkaQuestions(connections.kafka()),
         job.topics.replay,
         (job.topics.outcomes, *(table.changelog_topic_name for table in app.tables.values())),
+        group=job.topics.processors_group,
         topic_id=made.topic_id,
         to_do=made.topic_replaced_to_do,
-        positions=app.resting_positions,
+        positions=lambda: app.resting_positions() if app.liveness.ready else None,
     )
 
     def gather() -> None:
@@ -100,21 +103,29 @@ async def serve_measured(
         gather()
         return metrics.values()
 
-    reporting = asyncio.create_task(report(metrics, gather, interval_s))
+    tasks = [asyncio.create_task(report(metrics, gather, interval_s)), asyncio.create_task(turning(app.liveness))]
     loop = asyncio.get_running_loop()
 
     def end_with(error: ReplayError) -> None:
         loop.call_soon_threadsafe(lambda: loop.create_task(app.crash(error)))
 
-    watch.start(end_with)
+    watchdog = Watchdog((app.liveness.check, watch.check_now), end_with).start()
     try:
-        with serving("processors", values, about=about):
+        with serving("processors", values, about=about, liveness=app.liveness):
             await serve(app, stop)
     finally:
-        reporting.cancel()
-        await asyncio.to_thread(watch.close)
+        for task in tasks:
+            task.cancel()
+        await asyncio.to_thread(watchdog.close)
         gather()
         metrics.report()
+
+
+async def turning(liveness: Liveness) -> None:
+    """Note that the event loop turns, until cancelled."""
+    while True:
+        liveness.turned()
+        await asyncio.sleep(TURN_EVERY_S)
 
 
 async def serve(app: ReplayApp, stop: asyncio.Event) -> None:
@@ -128,6 +139,7 @@ async def serve(app: ReplayApp, stop: asyncio.Event) -> None:
         await asyncio.wait([starting, *ends], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             _raise_clearly(starting.exception())
+            app.liveness.ready = True
             log.info("worker of group %s started in %.1f s", app.conf.id, time.monotonic() - began)
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -1,11 +1,10 @@
 """The snapshot's environment, besides `schemas.process.connections.Connections`."""
 
-from pydantic import Field, Json
+from pydantic import Field
 
 from producer.audits import Limits
 from producer.throttle import Bounds
-from schemas.job import ReplayJob
-from schemas.process.environment import Settings
+from schemas.process.environment import Settings, WorkerSettings
 
 
 class ProducerSettings(Settings):
@@ -43,7 +42,5 @@ class ProducerSettings(Settings):
         return Limits(self.page_rows, self.id_window, self.statement_timeout_s, row_bytes_max)
 
 
-class RunSettings(ProducerSettings):
-    """The settings of a run's producer: those of the snapshot, and the job."""
-
-    job: Json[ReplayJob] = Field(description="the job as JSON")
+class RunSettings(ProducerSettings, WorkerSettings):
+    """The settings of a run's producer: those of the snapshot, and of a worker."""

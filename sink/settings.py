@@ -1,15 +1,13 @@
 """The sink's environment."""
 
-from pydantic import Field, Json
+from pydantic import Field
 
-from schemas.job import ReplayJob
-from schemas.process.environment import Settings
+from schemas.process.environment import WorkerSettings
 
 
-class SinkSettings(Settings):
+class SinkSettings(WorkerSettings):
     """The settings of one sink process, besides the servers' addresses (schemas.process.connections)."""
 
-    job: Json[ReplayJob] = Field(description="the job as JSON")
     exit_at_end: bool = Field(False, description="exit 0 once every partition of the run has ended")
     sink_instance_id: str = Field(
         "",
@@ -30,10 +28,4 @@ class SinkSettings(Settings):
         6_000,  # the least that brokers allow by default; taking partitions from a live sink costs no data
         ge=1_000,
         description="time without a heartbeat after which other sinks take over a dead sink's partitions",
-    )
-    stalled_after_s: float = Field(
-        180.0,
-        gt=0,
-        description="a worker whose loop has not turned for so long ends and is started again; one call of MongoDB's"
-        " client takes 120 s at most",
     )

@@ -1,4 +1,4 @@
-"""I/O: the end of a run: its counts held against the source and the documents, and the verdict."""
+"""I/O: the end of a run: its counts compared with the source and the documents, and the verdict."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +15,7 @@ from ops.jobs.store import LeaseLostError
 from ops.progress import RunView
 from ops.runner import repairs
 from ops.runner.lease import HaltedError, SilentError, halted_by
-from ops.runner.options import Stretch
+from ops.runner.options import RunInput
 from ops.runner.surroundings import Surroundings
 from producer.survey import count_in_scope
 from schemas.errors import ReplayError
@@ -24,21 +24,21 @@ from sink.identity import Identities, ids_of, shift_of, unlike, without
 from sink.job_counts import present
 from sink.progress import RunTotals
 
-SETTLE_MAX_S = 10.0  # of MongoDB, for the last counts of a run that is ending anyway
-VALIDATIONS_MAX = 5  # while others send documents by HTTP
+SETTLE_MAX_S = 10.0  # for MongoDB to save the last counts of a run that is ending anyway
+VALIDATIONS_MAX = 5  # while other clients send documents by HTTP
 
 
-def conclude(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> tuple[Job, Ledger]:
+def conclude(job: Job, run_input: RunInput, around: Surroundings, view: RunView) -> tuple[Job, Ledger]:
     """Validate, write the verdict into the job document and return both. May be repeated after an outage."""
     store, totals = around.store, around.store.aggregate_progress(job)
-    if stretch.published_at and totals.failed_total:
+    if run_input.published_at and totals.failed_total:
         met = repairs.met_by(job, store.partial_runs(job.company_sso_id), around.row_reader(), around.database)
         job = store.note_met(job, met, totals)
-    ledger, ranges, strays = _validated(job, stretch, around, present(totals, job.repaired))
+    ledger, ranges, strays = _validated(job, run_input, around, present(totals, job.repaired))
     if strays is not None:
         job = store.note_http_documents(job, strays)
     if ledger.ids_agree is None:
-        view.note("an older release has counted a part of this run: documents are counted, their ids are not compared")
+        view.note("an older release has counted part of this run: documents are counted, their ids are not compared")
     job = store.save_totals(
         job,
         totals,
@@ -49,10 +49,10 @@ def conclude(job: Job, stretch: Stretch, around: Surroundings, view: RunView) ->
     ledger = replace(
         ledger, late=job.records_late, repaired=job.records_repaired, actors_fell_back=job.actors_fell_back
     )
-    if stretch.audit_ids is None and dict(job.out_of_scope_by_type) != dict(ledger.out_of_scope):
+    if run_input.audit_ids is None and dict(job.out_of_scope_by_type) != dict(ledger.out_of_scope):
         job = store.note_out_of_scope(job, ledger.out_of_scope)  # late rows among them
     if job.partial:
-        _repair(job, stretch, around, view)
+        _repair(job, run_input, around, view)
     if ledger.balanced and ledger.documents_agree:
         verdict, reason = JobStatus.COMPLETED, ""
     else:
@@ -60,55 +60,55 @@ def conclude(job: Job, stretch: Stretch, around: Surroundings, view: RunView) ->
         reason = (
             f"{ledger.source_rows} source rows, {ledger.accounted} accounted for; "
             f"{ledger.documents_expected} documents expected, {ledger.documents} found; "
-            f"{_of_deleted(ledger)}{_named(job, stretch, around, ranges)}"
+            f"{_of_deleted(ledger)}{_named(job, run_input, around, ranges)}"
             f"crm-replay verify --account {job.company_sso_id} names the rows"
         )
     if job.status is verdict:
-        return job, ledger  # written before the outage; only its answer was lost
+        return job, ledger  # written before the outage; only the reply was lost
     return store.transition(job.job_id, JobStatus.IN_PROGRESS, verdict, reason, fence=job.fence), ledger
 
 
 @contextmanager
-def settling(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> Iterator[None]:
-    """Bring the job's counts up to the sinks' after its processes have been ended by an error, and raise that on."""
+def settling(job: Job, run_input: RunInput, around: Surroundings, view: RunView) -> Iterator[None]:
+    """Save the sinks' final counts after an error has ended the job's processes, and re-raise it."""
     try:
         yield
     except (SilentError, LeaseLostError):
         raise
     except BaseException as error:
         settled = None
-        # What ended the run is to be reported, whatever else goes wrong.
+        # The error that ended the run is reported, whatever else fails.
         with suppress(PyMongoError, KafkaException, ReplayError), pymongo.timeout(SETTLE_MAX_S):
             settled = around.store.save_totals(job, around.store.aggregate_progress(job))
             if job.partial:
-                _repair(settled, stretch, around, view)
+                _repair(settled, run_input, around, view)
         if settled is not None and isinstance(error, HaltedError):
             raise halted_by(settled) from error
         raise
 
 
 def _validated(
-    job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals
+    job: Job, run_input: RunInput, around: Surroundings, totals: RunTotals
 ) -> tuple[Ledger, list[int], dict[str, Any] | None]:
-    """Return the ledger, the id ranges whose documents are not those of their rows, and documents that came by HTTP.
+    """Return the ledger, the id ranges whose documents do not match their rows, and documents received by HTTP.
 
-    These are named and set apart where no row of the run accounts for them. What comes meanwhile is counted again.
+    The latter are excluded where no row of the run accounts for them. Documents that arrive meanwhile are recounted.
     """
     store, account, shift = around.store, job.company_sso_id, shift_of(job.top_audit_id)
     expected = store.identities(job)
     for last_try in (*[False] * (VALIDATIONS_MAX - 1), True):
         there = http_documents.count(around.database, account)
-        ledger = _ledger(job, stretch, around, totals)
-        found = None if expected is None else _identities(job, stretch, around, shift)
+        ledger = _ledger(job, run_input, around, totals)
+        found = None if expected is None else _identities(job, run_input, around, shift)
         ledger, ranges = _compared(ledger, expected, found)
         if ledger.documents_agree or ledger.documents is None or not there:
             break
-        from ops.checks.verify import http_strays  # all of verify: a rare need
+        from ops.checks.verify import http_strays  # imports all of verify, and is rarely needed
 
         strays = http_strays.counted(
-            job, stretch.audit_ids, around.database, around.connections, around.mapping, around.codec
+            job, run_input.audit_ids, around.database, around.connections, around.mapping, around.codec
         )
-        # If none has come since the documents were counted, what was found was counted.
+        # If none arrived after the documents were counted, those found were counted.
         if last_try or http_documents.count(around.database, account) == there:
             if not strays:
                 break
@@ -120,26 +120,26 @@ def _validated(
 
 
 def _compared(ledger: Ledger, expected: Identities | None, found: Identities | None) -> tuple[Ledger, list[int]]:
-    """Return the ledger with whether the documents are of the rows that should have one, and the ranges that differ."""
+    """Return the ledger with the comparison of documents and rows by id, and the ranges that differ."""
     if expected is None or found is None:
         return ledger, []
     ranges = unlike(expected, found)
     return replace(ledger, ids_agree=not ranges), ranges
 
 
-def _identities(job: Job, stretch: Stretch, around: Surroundings, shift: int) -> Identities:
-    """Return which rows have a document, of those that the run is over."""
-    if stretch.audit_ids is not None:
-        return documents.identities_of(around.database, job.company_sso_id, stretch.audit_ids, shift)
+def _identities(job: Job, run_input: RunInput, around: Surroundings, shift: int) -> Identities:
+    """Return which rows of the run have a document."""
+    if run_input.audit_ids is not None:
+        return documents.identities_of(around.database, job.company_sso_id, run_input.audit_ids, shift)
     since = None if job.date_range_start is None else job.cutoff
     return documents.identities_since(around.database, job.company_sso_id, since, shift)
 
 
-def _repair(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> None:
+def _repair(job: Job, run_input: RunInput, around: Surroundings, view: RunView) -> None:
     """Move the rows that a partial replay has repaired to their new bins in the account's job. May be repeated."""
     repairs.fold(
         job,
-        stretch.audit_ids,
+        run_input.audit_ids,
         around.store,
         around.row_reader(),
         around.database,
@@ -149,19 +149,19 @@ def _repair(job: Job, stretch: Stretch, around: Surroundings, view: RunView) -> 
 
 
 def _http_strays(whole: Job, around: Surroundings) -> int:
-    """Return how many documents came by HTTP and belong to no row of the job; its own validation leaves them out."""
+    """Return how many documents came by HTTP and belong to no row of the job; its validation excludes them."""
     if not http_documents.count(around.database, whole.company_sso_id):
         return 0
-    from ops.checks.verify import http_strays  # all of verify: a rare need
+    from ops.checks.verify import http_strays  # imports all of verify, and is rarely needed
 
     return len(http_strays.counted(whole, None, around.database, around.connections, around.mapping, around.codec))
 
 
-def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals) -> Ledger:
+def _ledger(job: Job, run_input: RunInput, around: Surroundings, totals: RunTotals) -> Ledger:
     account, database = job.company_sso_id, around.database
-    if stretch.audit_ids is not None:
-        ledger = validation.validate(database, account, totals, len(stretch.audit_ids))
-        return replace(ledger, documents=documents.count_of(database, account, stretch.audit_ids))
+    if run_input.audit_ids is not None:
+        ledger = validation.validate(database, account, totals, len(run_input.audit_ids))
+        return replace(ledger, documents=documents.count_of(database, account, run_input.audit_ids))
     source = count_in_scope(
         around.connections.crm_audit_database_url,
         around.mapping,
@@ -175,7 +175,7 @@ def _ledger(job: Job, stretch: Stretch, around: Surroundings, totals: RunTotals)
 
 
 def _of_deleted(ledger: Ledger) -> str:
-    """Return a phrase about rows that the CRM deleted after they had been read; empty if there are none."""
+    """Return a phrase about rows that the CRM deleted after they were read; empty if there are none."""
     if not ledger.deleted:
         return ""
     return (
@@ -184,15 +184,19 @@ def _of_deleted(ledger: Ledger) -> str:
     )
 
 
-def _named(job: Job, stretch: Stretch, around: Surroundings, ranges: Sequence[int]) -> str:
-    """Return what can be named of ranges whose documents are not those of their rows, as the beginning of a list."""
+def _named(job: Job, run_input: RunInput, around: Surroundings, ranges: Sequence[int]) -> str:
+    """Return the known differing ids of ranges whose documents do not match their rows, as the beginning of a list."""
     if not ranges:
         return ""
-    from ops.checks.verify.naming import named  # what a sound run does not need
+    from ops.checks.verify.naming import named  # not needed by a correct run
 
     shift = shift_of(job.top_audit_id)
     within = [ids_of(id_range, shift) for id_range in ranges]
     try:
-        return named(job, around.database, around.mapping, around.codec, around.connections, within, stretch.audit_ids)
+        return named(
+            job, around.database, around.mapping, around.codec, around.connections, within, run_input.audit_ids
+        )
     except (ReplayError, KafkaException) as error:
-        return f"which ids differ could not be told ({error.what if isinstance(error, ReplayError) else error}); "
+        return (
+            f"the differing ids could not be determined ({error.what if isinstance(error, ReplayError) else error}); "
+        )

@@ -1,14 +1,14 @@
-"""The runner's daemon: does what has been asked for over HTTP, from the console or by `crm-replay trigger`.
+"""The runner's daemon: executes what was requested over HTTP, from the console or by `crm-replay trigger`.
 
 It claims jobs and tasks from MongoDB, as many at a time as this host may run; any number of runners on any number of
-hosts share the work. Each job is a child process that renews the job's own lease, so the daemon can die, hang or be
-replaced without a job noticing more than SIGTERM, and a job that takes its process down takes nothing else with it.
-Children and workers would need seconds to import their libraries; a fork server has them loaded, and a child is kept
-ready all the same, for where there can be none. A task is a command of `crm-replay`, run as a process of its own; its
-`--json` is the task's result.
+hosts share the work. Each job is a child process that renews the job's own lease, so a job notices no more than SIGTERM
+when the daemon dies, hangs or is replaced, and a job that crashes its process affects nothing else. Children and
+workers would need seconds to import their libraries; a fork server has them loaded, and a child is kept ready as well,
+for hosts without a fork server. A task is a command of `crm-replay` in a process of its own; its `--json` output is the
+task's result.
 
-What a death costs: of the daemon, its children stop their workers and let go of their jobs; of a child, the job is free
-again at once; of the host, after the lease. Nothing durable is here.
+What a death costs: if the daemon dies, its children stop their workers and release their jobs; if a child dies, the job
+can be claimed again at once; if the host dies, after the lease. The daemon has no durable state.
 """
 
 import json
@@ -47,10 +47,10 @@ from schemas.process.mongodb import Database, open_database
 from schemas.process.waiting import Deadline
 
 POLL_EVERY_S = 0.5  # for work: two small queries by index
-LOOK_EVERY_S = 0.05  # at the children, which asks nobody else
+LOOK_EVERY_S = 0.05  # at the children, which needs no server
 TASK_LEASE_S = 30.0
 TASK_RENEW_EVERY_S = 2.0
-ANSWER_MAX_S = 5.0  # of MongoDB; the loop has others to look after
+ANSWER_MAX_S = 5.0  # of MongoDB; the loop has other children to watch
 OUTAGE_POLL_MAX_S = 5.0
 NO_ROOM_PAUSE_S = 5.0
 STOP_MAX_S = 30.0  # a job's runner ends its workers within 15 s, or kills them
@@ -64,7 +64,7 @@ Child = subprocess.Popen[str] | Forked
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a child is told on its standard input: which claimed job to run, and how."""
+    """What a child reads from its standard input: which claimed job to run, and how."""
 
     job_id: str
     owner: str
@@ -85,7 +85,7 @@ class JobChild:
 
 @dataclass(slots=True)
 class TaskChild:
-    """A claimed task and the process that does it."""
+    """A claimed task and the process that executes it."""
 
     task: Task
     process: subprocess.Popen[bytes]
@@ -93,42 +93,42 @@ class TaskChild:
     err: IO[bytes]
     arguments_file: Path | None
     renewed_at: float = 0.0
-    said: str = ""  # the last line on its standard error
+    last_said: str = ""  # the last line on its standard error
 
 
 @dataclass(slots=True)
 class Limits:
-    """How much this host does at a time, and with how many workers a job."""
+    """How many jobs and tasks this host runs at a time, and the workers of a job."""
 
     jobs: int = 4
     tasks: int = 2
     processors: int = 1
     sinks: int = 1
-    mapping_path: str = ""  # of this host; "": where the job says it is
+    mapping_path: str = ""  # of this host; "": the job's
     home: Path = Path(".crm-replay")
 
 
 def say(text: str) -> None:
-    """Say one line about one event."""
+    """Print one line about one event."""
     print(f"{datetime.now(UTC):%H:%M:%S} crm-replay runner: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 @dataclass(slots=True)
 class Daemon:
-    """Claims, starts, watches. One thread; `stop` ends it."""
+    """Claims, starts and watches jobs and tasks. One thread; `stop` ends it."""
 
     connections: Connections
     limits: Limits
     stop: threading.Event = field(default_factory=threading.Event)
     jobs: dict[str, JobChild] = field(default_factory=dict)
     tasks: dict[str, TaskChild] = field(default_factory=dict)
-    forks: ForkServer | None = None  # has loaded what a child and its workers need
+    forks: ForkServer | None = None  # with the libraries of a child and its workers loaded
     ready: list[Child] = field(default_factory=list)
     database: Database = field(init=False)
     outage: str = ""
 
     def run(self, *, until_idle: bool = False) -> None:
-        """Work until asked to stop, or with `until_idle` until nothing is left to do; then let go of everything."""
+        """Work until `stop`, or with `until_idle` until nothing is left to do; then release everything."""
         self.database = open_database(self.connections, app_name="crm-replay-runner")
         pause_s = POLL_EVERY_S
         checked = False
@@ -149,11 +149,11 @@ class Daemon:
                     self._does_not_answer(error)
                     pause_s = min(OUTAGE_POLL_MAX_S, max(POLL_EVERY_S, pause_s * 2))
         finally:
-            self._let_go()
+            self._release_all()
             self.database.client.close()
 
     def _pause(self, pause_s: float) -> bool:
-        """Wait, but not after the end of a child, which makes room for the next job; True when asked to stop."""
+        """Wait, but not beyond the end of a child, which makes room for the next job; True once `stop` is set."""
         deadline = Deadline(pause_s)
         while not self.stop.wait(min(LOOK_EVERY_S, deadline.left_s)):
             ended = any(process.poll() is not None for process in self._children())
@@ -162,7 +162,7 @@ class Daemon:
         return True
 
     def step_or_say(self) -> bool:
-        """Do a step; what another runner has changed in the midst of it is no reason to end."""
+        """Do a step; a change by another runner in the middle of it does not end the daemon."""
         try:
             return self.step()
         except JobChangedError as error:
@@ -170,7 +170,7 @@ class Daemon:
             return False
 
     def step(self) -> bool:
-        """Look after what runs, then claim what there is room for; return whether anything was claimed."""
+        """Check the children, then claim as much as there is room for; return whether anything was claimed."""
         for child in list(self.jobs.values()):
             self._look_after_job(child)
         for task_child in list(self.tasks.values()):
@@ -181,7 +181,7 @@ class Daemon:
         if len(self.tasks) < self.limits.tasks:
             claimed |= self._claim_task()
         self._keep_ready()
-        self._bury()
+        self._reap()
         return claimed
 
     # ---- jobs
@@ -194,7 +194,7 @@ class Daemon:
         account = job.company_sso_id
         try:
             process = self.ready.pop() if self.ready and self.ready[-1].poll() is None else self._start_child()
-        except OSError as error:  # no memory, too many processes: another host may do better
+        except OSError as error:  # no memory, too many processes: another host may have room
             why = f"no process could be started ({error.strerror})"
             store.release(job, pause_s=NO_ROOM_PAUSE_S, attempts=job.attempts, error=why)
             say(f"{account}: {why}; the job is free again")
@@ -212,9 +212,9 @@ class Daemon:
         self.jobs[job.job_id] = JobChild(job, process)
         try:
             process.stdin.write(json.dumps(asdict(order)) + "\n")
-            process.stdin.flush()  # not closed: its end tells the child that we are gone
+            process.stdin.flush()  # not closed: end of file tells the child that the daemon is gone
         except BrokenPipeError:
-            return True  # it has just died; the next look finds that, and frees the job
+            return True  # it has just died; the next check finds that, and releases the job
         how = "taking up" if job.begin_offsets else "starting"
         say(f"{account}: {how} job {job.job_id}, run {job.run}, as process {process.pid}")
         return True
@@ -224,48 +224,48 @@ class Daemon:
         if code is None:
             return
         job = child.job
-        if code != 0:  # it had no time to say why, nor to let go
-            from ops.runner.lease import Terms, let_go, terms_after
+        if code != 0:  # it had no time to report why, nor to release the job
+            from ops.runner.lease import Terms, release, terms_after
 
             why = f"its process ended with signal {-code}" if code < 0 else f"its process ended with code {code}"
             store = JobStore(self.database)
             present = store.get(job.job_id)
             terms = terms_after(ReplayError(why), job, present or job) or Terms()
             say(f"{job.company_sso_id}: {why}; {terms.in_words()}")
-            let_go(store, job, terms)
+            release(store, job, terms)
         close_pipes(child.process)
         del self.jobs[job.job_id]
 
     def _keep_ready(self) -> None:
-        """Have a child ready that has its libraries loaded, as long as there is room for a job."""
+        """Keep a child with its libraries loaded ready, as long as there is room for a job."""
         self.ready = [process for process in self.ready if process.poll() is None]
         if not self.ready and len(self.jobs) < self.limits.jobs:
             self.ready += [self._start_child() for _ in range(READY_CHILDREN)]
 
     def _start_child(self) -> Child:
-        """Return a process that loads what a run needs and then waits for its order."""
+        """Return a process that imports what a run needs and then waits for its order."""
         command = python_module("ops.runner.daemon")
         environment = child_environment(**self.connections.environment())
         if self.forks is not None:
             try:
-                # It sees our end at its standard input; a second SIGTERM would have it leave its job as it is.
+                # It detects the daemon's end at its standard input; a second SIGTERM would make it abandon its job.
                 return self.forks.spawn(command, environment, with_stdin=True, die_with_us=False)
             except OSError as error:
-                say(f"the fork server is gone ({error}); jobs start slower until this runner is started again")
+                say(f"the fork server is gone ({error}); jobs start slower until this runner is restarted")
                 self.forks = None
         return subprocess.Popen(  # noqa: S603 - our own module
             command,
             env=environment,
             stdin=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C reaches the daemon alone, which then stops them in order
+            start_new_session=True,  # Ctrl-C reaches only the daemon, which then stops them in order
         )
 
-    def _bury(self) -> None:
-        """Take note of the end of what a killed child has left to us: we adopt its workers, which end with it."""
+    def _reap(self) -> None:
+        """Reap the workers of killed children: this process adopts them, and they end with their parent."""
         if self.forks is None:
             return
-        self.forks.bury_others({process.pid for process in (*self._children(), *self.ready)})
+        self.forks.reap_others({process.pid for process in (*self._children(), *self.ready)})
 
     def _children(self) -> list[subprocess.Popen[Any] | Forked]:
         """Return the processes of all jobs and tasks."""
@@ -296,7 +296,7 @@ class Daemon:
             start_new_session=True,
         )
         self.tasks[task.task_id] = TaskChild(task, process, out, err, arguments_file, time.monotonic())
-        say(f"{task.company_sso_id}: {task.kind} asked for by {task.requested_by}, as process {process.pid}")
+        say(f"{task.company_sso_id}: {task.kind} requested by {task.requested_by}, as process {process.pid}")
         return True
 
     def _look_after_task(self, child: TaskChild) -> None:
@@ -305,9 +305,9 @@ class Daemon:
         try:
             if code is None:
                 said = last_line(child.err)
-                if said != child.said or time.monotonic() - child.renewed_at >= TASK_RENEW_EVERY_S:
+                if said != child.last_said or time.monotonic() - child.renewed_at >= TASK_RENEW_EVERY_S:
                     store.renew(task, TASK_LEASE_S, self._progress(task, said))
-                    child.said, child.renewed_at = said, time.monotonic()
+                    child.last_said, child.renewed_at = said, time.monotonic()
                 return
             result = result_of(child.out)
             error = None if result is not None else last_line(child.err) or f"ended with code {code}"
@@ -321,8 +321,8 @@ class Daemon:
     def _progress(self, task: Task, said: str) -> dict[str, Any]:
         if task.kind is TaskKind.ROLLBACK:
             job = JobStore(self.database).latest(task.company_sso_id)
-            told = (job.rollback if job else None) or {}
-            removed, left = told.get("removed", 0), told.get("remaining", 0)
+            rollback = (job.rollback if job else None) or {}
+            removed, left = rollback.get("removed", 0), rollback.get("remaining", 0)
             return {"done": removed, "total": removed + left, "text": said}
         return progress_of(said)
 
@@ -336,8 +336,8 @@ class Daemon:
 
     # ---- the end, and outages
 
-    def _let_go(self) -> None:
-        """End every child; jobs are let go by theirs, tasks are given back here."""
+    def _release_all(self) -> None:
+        """End every child; they release their jobs, tasks are released here."""
         for process in self.ready:
             close_pipes(process)  # nothing to do: it ends
         for child in self.jobs.values():
@@ -345,7 +345,7 @@ class Daemon:
         for task_child in self.tasks.values():
             end(task_child.process, signal.SIGTERM)
         if self.jobs or self.tasks:
-            say(f"stopping: {len(self.jobs)} jobs and {len(self.tasks)} tasks are let go")
+            say(f"stopping: {len(self.jobs)} jobs and {len(self.tasks)} tasks are released")
         deadline = Deadline(STOP_MAX_S)
         for process in (*self.ready, *self._children()):
             try:
@@ -360,13 +360,13 @@ class Daemon:
                 with pymongo.timeout(ANSWER_MAX_S):
                     TaskStore(self.database).give_back(task_child.task)
             except PyMongoError as error:
-                say(f"{task_child.task.kind} could not be given back ({type(error).__name__}); its lease runs out")
+                say(f"{task_child.task.kind} could not be released ({type(error).__name__}); its lease will expire")
             self._forget_task(task_child)
         say("stopped")
 
     def _does_not_answer(self, error: PyMongoError) -> None:
         if not self.outage:
-            say(f"MongoDB does not answer ({type(error).__name__}); waiting for it")
+            say(f"MongoDB does not answer ({type(error).__name__}); waiting")
         self.outage = type(error).__name__
 
     def _answers(self) -> None:
@@ -376,7 +376,7 @@ class Daemon:
 
 
 def close_pipes(process: Child) -> None:
-    """Close our end of a child's standard input."""
+    """Close this end of a child's standard input."""
     if process.stdin is not None:
         try:
             process.stdin.close()
@@ -385,7 +385,7 @@ def close_pipes(process: Child) -> None:
 
 
 def end(process: subprocess.Popen[Any] | Forked, number: int) -> None:
-    """Send a signal to a process and to what it has started in its session, if it is alive."""
+    """Send a signal to a process, SIGKILL to its whole session, if it is alive."""
     if process.poll() is None:
         try:
             os.killpg(process.pid, number) if number == signal.SIGKILL else process.send_signal(number)
@@ -402,7 +402,7 @@ def write_lines(values: list[int]) -> Path:
 
 
 def command_of(task: Task, mapping_path: str, audit_ids: Path | None) -> list[str]:
-    """Return the words of the command that does the task. Raises BadInputError for arguments it does not know."""
+    """Return the words of the command that executes the task. Raises BadInputError for unknown arguments."""
     account, arguments = f"--account={task.company_sso_id}", task.arguments
     known = {
         TaskKind.VERIFY: set[str](),
@@ -431,7 +431,7 @@ def command_of(task: Task, mapping_path: str, audit_ids: Path | None) -> list[st
 
 
 def result_of(out: IO[bytes]) -> dict[str, Any] | None:
-    """Return the JSON object that a command has printed; None if it has printed something else."""
+    """Return the JSON object that a command has printed; None for any other output."""
     out.seek(0)
     try:
         said = json.loads(out.read())
@@ -441,7 +441,7 @@ def result_of(out: IO[bytes]) -> dict[str, Any] | None:
 
 
 def last_line(err: IO[bytes]) -> str:
-    """Return the last line that a command has said."""
+    """Return the last line of a command's standard error."""
     size = err.seek(0, os.SEEK_END)
     err.seek(max(0, size - 16 * 1024))
     lines = [line.strip() for line in err.read().decode("utf-8", "replace").splitlines() if line.strip()]
@@ -449,7 +449,7 @@ def last_line(err: IO[bytes]) -> str:
 
 
 def progress_of(said: str) -> dict[str, Any]:
-    """Return how far a command is, from the line it has said last; {} before the first."""
+    """Return a command's progress, from its last line; {} before the first."""
     if not said:
         return {}
     found = PROGRESS.search(said)
@@ -463,25 +463,25 @@ def progress_of(said: str) -> dict[str, Any]:
 
 
 class _EventView:
-    """Says a run's notes in one line each; how far it is stands in the job document."""
+    """Prints a run's notes in one line each; its progress is in the job document."""
 
     def __init__(self, account: str) -> None:
         self._account = account
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Print one line."""
         say(f"{self._account}: {text}")
 
     def progress(self, done: int, total: int, skipped: Mapping[str, int], failed: int) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def close(self) -> None:
         """Nothing to do."""
 
 
 def child() -> int:
-    """Run the job that a line on standard input names; return the exit code: 0 if the job's document says it all."""
-    from ops.runner import replay as runner  # before the line is waited for: this takes a second
+    """Run the job that a line on standard input names; return the exit code: 0 if the job document has the result."""
+    from ops.runner import replay as runner  # before reading the line: the import takes a second
 
     with forked() as forks:
         return _child(runner, forks)
@@ -493,14 +493,14 @@ def _child(runner: Any, forks: ForkServer | None) -> int:
         return 0
     order = Order(**json.loads(line))
     threading.Thread(target=_end_with_daemon, daemon=True, name="end-with-daemon").start()
-    connections = Connections()  # the daemon's, which it has put into our environment
+    connections = Connections()  # the daemon's, from the environment
     database = open_database(connections, app_name="crm-replay-runner")
     try:
         with pymongo.timeout(ANSWER_MAX_S):
             found = JobStore(database).get(order.job_id)
         if found is None:
             return 0
-        # As it was claimed; if it is another's by now, that will show.
+        # As it was claimed; if another runner owns it by now, the fence shows it.
         job = replace(found, owner=order.owner, fence=order.fence)
         view = _EventView(job.company_sso_id)
         if job.partial:
@@ -530,18 +530,18 @@ def _child(runner: Any, forks: ForkServer | None) -> int:
 
 
 def _end_partial(job: Job, connections: Connections, database: Database, view: RunView) -> None:
-    """End a replay of chosen rows whose runner has died: which rows are left, only its command knew."""
+    """End a replay of chosen rows whose runner has died: only its command knew which rows are left."""
     try:
         topics = Topics(connections.kafka(), connections.schema_registry_url)
         repairs.end_claimed(job, JobStore(database), topics, database, view)
-    except (ReplayError, KafkaException, PyMongoError) as error:  # once the lease has run out, it is claimed again
+    except (ReplayError, KafkaException, PyMongoError) as error:  # after the lease has expired, it is claimed again
         view.note(f"a replay of chosen rows could not be ended: {error}")
     else:
         view.note(f"a replay of chosen rows has failed: {repairs.RUNNER_DIED}")
 
 
 def _end_with_daemon() -> None:
-    """Ask this process to stop when the daemon is gone: it holds the other end of our standard input."""
+    """Stop this process when the daemon is gone: it holds the other end of standard input."""
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

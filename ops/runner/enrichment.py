@@ -1,13 +1,13 @@
-"""The enrichment of a run: between the last end marker and the validation, which then has the last word.
+"""The enrichment of a run: between the last end marker and the validation, which comes last.
 
 So a completed job is an enriched one, and a runner that dies here leaves a job in progress that the next runner claims:
-it finds every partition ended and continues the enrichment where its cursor is (ops.enrich.run). What keeps the
-enrichment from its end never costs the run: after some tries the run is validated without it, and its job says that the
-enrichment is pending, and why. A server that is away is waited for as the run waits for it.
+it finds every partition ended and resumes the enrichment from its cursor (ops.enrich.run). An error of the enrichment
+never fails the run: after some retries the run is validated without it, and its job has the enrichment as pending, with
+the reason. During an outage it waits as the run does.
 
-A run goes through the rows that it covers itself: all up to its `top`, those from its cutoff on, or the chosen ones of
-a retry, a repair or a rerun of rows. Names come from the reference table that the run has published, so they are the
-names its other documents have; what that table lacks is looked up in the source.
+A run enriches the rows that it covers: all up to its `top`, those from its cutoff on, or the chosen ones of a retry, a
+repair or a rerun of rows. Names come from the reference table that the run has published, so they are the names in its
+other documents; names missing there are looked up in the source.
 """
 
 import datetime as dt
@@ -40,10 +40,10 @@ from sink.writer import NotAnsweredError
 
 log = logging.getLogger(__name__)
 
-PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # between tries: half a minute, as long as a server takes to start again
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # between tries: half a minute, as long as a server takes to restart
 SAVE_EVERY_S = 1.0
 TABLE_TIMEOUT_S = 60.0
-TABLE_ROWS_MAX = 500_000  # kept in memory, 100 MB or so; an account with more referents asks the source for names
+TABLE_ROWS_MAX = 500_000  # kept in memory, about 100 MB; for an account with more, names are read from the source
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Place:
 
 
 class _StopError(Exception):
-    """This runner has to stop, for the reason that is its cause; without one, the job was halted."""
+    """This runner has to stop, because of its `__cause__`; without one, the job was halted."""
 
 
 class RunEnrichment:
@@ -76,9 +76,9 @@ class RunEnrichment:
     ) -> None:
         """`gaps` are the chosen rows of a partial replay, None where it covers all from its cutoff to its top.
 
-        `check` raises when this runner has to stop. `wait` is called again and again while MongoDB is away; it raises
+        `check` raises when this runner has to stop. `wait` is called repeatedly during an outage of MongoDB; it raises
         when that has lasted too long, counted from the first call or the last of `answers`, which is called when the
-        enrichment has got on.
+        enrichment has progressed.
         """
         self._job = job
         self._gaps = None if gaps is None else tuple(gaps)
@@ -91,9 +91,9 @@ class RunEnrichment:
         self._saved_at = float("-inf")
 
     def run(self) -> Job:
-        """Enrich, and return the job with what came of it; one that was halted meanwhile comes back as that."""
+        """Enrich, and return the job with the result; if it was halted meanwhile, as halted."""
         if self._gaps == () or (self._job.enrichment or {}).get("state") == EnrichmentState.DONE:
-            return self._job  # nothing to go through, or done before a runner died
+            return self._job  # no rows, or done before a runner died
         failed = 0
         while True:
             try:
@@ -106,7 +106,7 @@ class RunEnrichment:
                 return self._job
             except JobChangedError:
                 raise
-            except Exception as error:  # whatever it is, the copy is whole without it
+            except Exception as error:  # of any kind: the copy is complete without the enrichment
                 if _mongodb_is_away(error):
                     self._wait(error)
                     continue
@@ -117,13 +117,13 @@ class RunEnrichment:
                         exc_info=None if isinstance(error, ReplayError | PyMongoError) else error,
                     )
                     return self._give_up(error)
-                self._view.note(f"the enrichment is tried again: {_text_of(error)}")
+                self._view.note(f"retrying the enrichment: {_text_of(error)}")
                 self._pause(PAUSES_S[failed])
                 failed += 1
         return self._finish(EnrichmentState.DONE, counts)
 
     def off(self) -> Job:
-        """Return the job, which says that its run does not enrich."""
+        """Return the job, with the enrichment of its run marked as off."""
         return self._finish(EnrichmentState.OFF, {})
 
     def _enrich(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class RunEnrichment:
             return counts_of(run.enrich())
 
     def _step(self, state: Enrichment) -> None:
-        """Note how far it is, now and then; whether this runner may continue is checked each time."""
+        """Save the progress from time to time; check each time whether this runner may continue."""
         if self._cursor not in (None, state.cursor):
             self._answers()
         self._cursor = state.cursor
@@ -163,7 +163,7 @@ class RunEnrichment:
                 raise _StopError
 
     def _table(self) -> Referents | None:
-        """Return the referents that the run has published, None if they are more than are kept in memory."""
+        """Return the referents that the run has published, None if they are too many for memory."""
         topics = AccountTopics.of(self._job.company_sso_id)
         tables = ReferenceTables(self._place.connections.kafka(), {"referents": topics.referents}, self._place.codec)
         rows = tables.rows["referents"]
@@ -202,15 +202,15 @@ class RunEnrichment:
 
 
 def _mongodb_is_away(error: Exception) -> bool:
-    """Whether MongoDB keeps the enrichment from its end by a state that passes: the sinks wait for the same."""
+    """Whether the error is a transient state of MongoDB, for which the sinks wait too."""
     if isinstance(error, ServiceUnreachableError):
-        return isinstance(error.__cause__, PyMongoError)  # producer.checkpoint's words for it
+        return isinstance(error.__cause__, PyMongoError)  # as producer.checkpoint raises it
     of_mongodb = server_of(error) == "MongoDB" and kind_of(error) is ServiceUnreachableError
     return isinstance(error, NotAnsweredError) or of_mongodb
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether another try can do better: after an outage, or where the account's cursor has gone to another process."""
+    """Whether a retry can succeed: after an outage, or if another process has taken the account's cursor."""
     if isinstance(error, BadInputError):
         return False
     if isinstance(error, OperationFailure) and error.code in NOT_LET_IN:
@@ -219,7 +219,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _text_of(error: Exception) -> str:
-    """Return an error in words; the text of one that is not ours may hold a row's values."""
+    """Return an error as text, without that of a library's error, which may contain a row's values."""
     if isinstance(error, OperationFailure):
         return f"MongoDB refuses (code {error.code}): see its log and the runner's rights"
     return str(error) if isinstance(error, ReplayError) else type(error).__name__

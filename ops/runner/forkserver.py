@@ -1,17 +1,16 @@
 """Workers with their libraries loaded: a process that imports once and forks them, in milliseconds instead of a second.
 
-A process that is to start others calls `forked` before it has threads or clients. Its child, the fork server, has none
-either, ever: it imports what workers need, waits for orders on a socket, and forks. What it forks becomes a child of
-the *owner*: it forks twice, and the owner has asked the kernel for the orphans among its descendants
-(PR_SET_CHILD_SUBREAPER). So exit codes, signals and the parent's death are what they are for any other child, and a
-worker that lives needs the server no more.
+A process that is to start others calls `forked` before it has threads or clients. Its child, the fork server, never has
+any: it imports what workers need, waits for orders on a socket, and forks. What it forks becomes a child of the
+*owner*: the server forks twice, and the owner is the subreaper of its descendants (PR_SET_CHILD_SUBREAPER). So exit
+codes, signals and the parent's death work as for any other child, and a running worker no longer needs the server.
 
-A worker is `python -m MODULE` in all that can be seen: a process, a session, an environment, files and arguments of its
-own. It ends as that would, except that the interpreter is not taken apart first.
+A worker looks like `python -m MODULE`: a process, a session, an environment, files and arguments of its own. It also
+ends like one, except that the interpreter is not finalized.
 
-What a death costs: of the owner, the server and the workers get SIGTERM; one that is just being forked waits for the
-owner's word, and ends without it. Of the server: `spawn` raises OSError, and whoever asked executes the command
-instead. Linux only: elsewhere, and in a process that has threads already, `forked` gives None.
+What a death costs: if the owner dies, the server and the workers get SIGTERM; a worker that is just being forked waits
+for the owner's go, and ends without it. If the server dies, `spawn` raises OSError, and its caller executes the command
+instead. Linux only: elsewhere, and in a process that already has threads, `forked` yields None.
 """
 
 import atexit
@@ -59,17 +58,17 @@ _GO = b"g"
 
 
 class Forked:
-    """A child that a fork server has made for us; like `subprocess.Popen`, as far as it goes."""
+    """A child that a fork server has forked; has the used part of the interface of `subprocess.Popen`."""
 
     def __init__(self, pid: int, argv: Sequence[str], stdin: IO[str] | None = None) -> None:
-        """`stdin` is our end of its standard input, if it has one."""
+        """`stdin` is the owner's end of its standard input, if it is a pipe."""
         self.pid = pid
         self.args = list(argv)
         self.stdin = stdin
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Return its exit code, negative for a signal; None while it lives."""
+        """Return its exit code, negative for a signal; None while it runs."""
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -85,7 +84,7 @@ class Forked:
         return code
 
     def send_signal(self, number: int) -> None:
-        """Send a signal if it is alive; until `poll` has seen its end, nobody else can have its number."""
+        """Send a signal if it is alive; until `poll` has reaped it, its pid cannot be reused."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -98,7 +97,7 @@ class ForkServer:
     """The owner's end of a fork server; see `forked`."""
 
     def __init__(self, pid: int, orders: socket.socket) -> None:
-        """Use `forked`."""
+        """Not to be called directly: use `forked`."""
         self._pid: int | None = pid
         self._orders = orders
         self._orders.settimeout(ANSWER_TIMEOUT_S)
@@ -115,15 +114,15 @@ class ForkServer:
     ) -> Forked:
         """Return a new child that does what `argv`, `[python, "-m", MODULE, ...]`, would do, in a session of its own.
 
-        `out` and `err` are files of ours. Its standard input is empty, or with `with_stdin` a pipe; with `die_with_us`
-        it gets SIGTERM when we end. Raises OSError if the server is gone or cannot fork.
+        `out` and `err` are descriptors of this process. Its standard input is empty, or with `with_stdin` a pipe; with
+        `die_with_us` it gets SIGTERM when this process ends. Raises OSError if the server is gone or cannot fork.
         """
         go, give = os.pipe()
         theirs, ours = os.pipe() if with_stdin else (os.open(os.devnull, os.O_RDONLY), None)
         try:
             order = {"argv": list(argv), "env": dict(env), "owner": os.getpid(), "die_with_owner": die_with_us}
             pid = self._ask(json.dumps(order).encode(), (theirs, out, err, go))
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # ChildProcessError if it is not ours
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # ChildProcessError if not a child
             os.write(give, _GO)
         except BaseException:
             if ours is not None:
@@ -135,13 +134,13 @@ class ForkServer:
         return Forked(pid, argv, None if ours is None else os.fdopen(ours, "w", encoding="utf-8"))
 
     def _ask(self, order: bytes, files: Sequence[int]) -> int:
-        """Return the number of the process that the server has forked; it waits for a word of ours."""
+        """Return the pid of the process that the server has forked; it waits for the owner's go."""
         try:
             socket.send_fds(self._orders, [_LENGTH.pack(len(order))], list(files))
             self._orders.sendall(order)
             (pid,) = _PID.unpack(_exactly(self._orders, _PID.size))
         except BaseException as error:
-            self.close()  # an answer that came later would be taken for the next order's
+            self.close()  # a late reply would be taken for the next order's
             if isinstance(error, OSError | EOFError):
                 raise OSError("the fork server does not answer") from error
             raise
@@ -149,16 +148,16 @@ class ForkServer:
             raise OSError(-pid, os.strerror(-pid))
         return int(pid)
 
-    def bury_others(self, ours: Collection[int]) -> None:
-        """Take note of the end of children that are not among `ours`: orphans that we have adopted."""
-        with suppress(ChildProcessError):  # there is none at all
+    def reap_others(self, ours: Collection[int]) -> None:
+        """Reap ended children that are not among `ours`: orphans that this process has adopted."""
+        with suppress(ChildProcessError):  # no child at all
             while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 if ended.si_pid in ours or ended.si_pid == self._pid:
-                    return  # whoever started it will ask; then comes the next
+                    return  # reaped by what started it; the others after that
                 os.waitpid(ended.si_pid, 0)
 
     def close(self) -> None:
-        """End the server; what it has forked goes on."""
+        """End the server; the processes that it has forked continue."""
         self._orders.close()
         if self._pid is not None:
             with suppress(ProcessLookupError, ChildProcessError):
@@ -169,9 +168,9 @@ class ForkServer:
 
 @contextmanager
 def forked(modules: Sequence[str] = WORKERS) -> Iterator[ForkServer | None]:
-    """Give a fork server that has `modules` loaded soon; None where there can be none. It ends with the context.
+    """Yield a fork server that loads `modules`; None where forking is not possible. It ends with the context.
 
-    To be called early: a process with threads cannot be forked safely, and the server's imports take as long as ours.
+    To be called early: a process with threads cannot be forked safely, and the server's imports take time.
     """
     server = _start(modules)
     try:
@@ -194,7 +193,7 @@ def _start(modules: Sequence[str]) -> ForkServer | None:
             ours.close()
             _serve(theirs, owner, modules)
             os._exit(0)
-        except BaseException:  # whatever it is, the owner's code above us must not run in this process
+        except BaseException:  # of any kind: the owner's code up the stack must not run in this process
             traceback.print_exc()
         finally:
             os._exit(1)
@@ -208,17 +207,17 @@ def _start(modules: Sequence[str]) -> ForkServer | None:
 def _serve(orders: socket.socket, owner: int, modules: Sequence[str]) -> None:
     """Import, then fork what is ordered until the owner is gone."""
     os.setsid()
-    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN) is signal.SIG_IGN  # as in what a shell has in its background
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN) is signal.SIG_IGN  # as in a background process of a shell
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _end_with(owner)
     _entitle(TITLE)
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
-    gc.disable()  # what is imported stays; and what the collector does not touch, its forks share
+    gc.disable()  # imports stay, and memory that the collector does not touch is shared with the forks
     load(modules)
     gc.freeze()
     if _has_threads():
-        return  # a library has started one: its locks would be forked as they happen to be
+        return  # a library has started one: its locks would be forked in an arbitrary state
     while True:
         header, files, _, _ = socket.recv_fds(orders, _LENGTH.size, 4)
         try:
@@ -233,7 +232,7 @@ def _serve(orders: socket.socket, owner: int, modules: Sequence[str]) -> None:
 
 
 def load(modules: Sequence[str]) -> None:
-    """Have ready what the workers among `modules` need from their first moment."""
+    """Import what the workers among `modules` need at their start."""
     for module in modules:
         _load(module)
     for module in LATER:
@@ -247,7 +246,7 @@ def load(modules: Sequence[str]) -> None:
 
 def _load(module: str) -> None:
     """Import what `python -m module` does."""
-    with suppress(Exception):  # whoever needs it says what is wrong with it
+    with suppress(Exception):  # the process that needs it reports the error
         import_module(module)
         import_module(_main_of(module))
 
@@ -258,7 +257,7 @@ def _main_of(module: str) -> str:
 
 
 def _fork(orders: socket.socket, order: Mapping[str, Any], files: Sequence[int]) -> int:
-    """Return the number of a process that waits for the owner's word, the owner's child by then."""
+    """Return the pid of a process that waits for the owner's go, by then a child of the owner."""
     reading, writing = os.pipe()
     try:
         between = os.fork()
@@ -293,7 +292,7 @@ def _fork_again(answer: int, order: Mapping[str, Any], files: Sequence[int]) -> 
 
 
 def _become(order: Mapping[str, Any], files: Sequence[int]) -> NoReturn:
-    """Be what the order says, once the owner has said so."""
+    """Become the process of the order, once the owner gives the go."""
     *streams, go = files
     if os.read(go, 1) != _GO:
         os._exit(0)
@@ -320,7 +319,7 @@ def _become(order: Mapping[str, Any], files: Sequence[int]) -> NoReturn:
 
 
 def _run(module: str) -> int:
-    """Return the exit code of `python -m module` in this process; what it leaves to the end of a process is done."""
+    """Return the exit code of `python -m module` in this process, with its exit handlers run."""
     sys.modules.pop(_main_of(module), None)  # to be executed now, and not for the second time
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -344,14 +343,14 @@ def _run(module: str) -> int:
 
 
 def _end_with(parent: int) -> None:
-    """Have the kernel send us SIGTERM when our parent ends; end at once if it has."""
+    """Have the kernel send SIGTERM when the parent ends; end at once if it has."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(0)
 
 
 def _has_threads() -> bool:
-    """Whether this process has other threads than this one, be they Python's or a library's."""
+    """Whether this process has other threads than this one, Python's or a library's."""
     return len([*Path("/proc/self/task").iterdir()]) > 1
 
 
@@ -360,7 +359,7 @@ def _prctl(option: int, value: int) -> int:
 
 
 def _entitle(words: Sequence[str]) -> None:
-    """Show `words` as the arguments of this process, where there is room: a fork has those of its parent."""
+    """Show `words` as the arguments of this process, if there is room: a fork has those of its parent."""
     stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     begin, end = int(stat[45]), int(stat[46])  # arg_start and arg_end, fields 48 and 49
     for first in (words[0], Path(words[0]).name):
@@ -371,7 +370,7 @@ def _entitle(words: Sequence[str]) -> None:
 
 
 def _exactly(stream: socket.socket, size: int) -> bytes:
-    """Return so many bytes. Raises EOFError if there are no more."""
+    """Return `size` bytes. Raises EOFError if there are fewer."""
     found = b""
     while len(found) < size:
         part = stream.recv(size - len(found))
@@ -382,7 +381,7 @@ def _exactly(stream: socket.socket, size: int) -> bytes:
 
 
 def _wait_for_end(pid: int, timeout: float | None) -> None:
-    """Return when the child has ended or the time is over; it is still to be waited for."""
+    """Return when the child has ended or the time is over; does not reap it."""
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:  # an old kernel

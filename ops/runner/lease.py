@@ -26,12 +26,12 @@ ANSWER_MAX_S = 3.0  # of MongoDB while workers run: a longer wait would outlast 
 QUICK_STOP_S = 2.0
 # Without a renewal for so long the processes are stopped: noticing and stopping has to fit into the rest of the lease.
 SILENCE_MAX_S = LEASE_S - ANSWER_MAX_S - QUICK_STOP_S - 1.0
-ATTEMPTS_MAX = 5  # of runners, in a row, that did not get on with a job
+ATTEMPTS_MAX = 5  # of runners, in a row, that made no progress with a job
 PAUSE_MAX_S = 60.0  # between them
 
 
 class InterruptedRunError(ReplayError):
-    """The run was asked to stop; it can be resumed."""
+    """The run was interrupted; it can be resumed."""
 
     exit_code = ExitCode.INTERRUPTED
 
@@ -45,27 +45,27 @@ class OutageError(ReplayError):
 
 
 class SilentError(Exception):
-    """The lease has not been renewed for too long; whether it is still ours shows when the database answers."""
+    """The lease has not been renewed for too long; whether it is still held is known once the database answers."""
 
 
 def halted_by(job: Job) -> HaltedError:
-    """Return the error of a halted job, with what its operator can do."""
+    """Return the error of a halted job, with the operator's next step."""
     to_do = f"crm-replay resume --account {job.company_sso_id} continues it"
     if job.partial:  # a resume is of the account's own job
-        to_do = "its rows are in no other run: ask for them again when the cause is gone"
+        to_do = "no other run contains its rows: request them again once the cause is fixed"
     elif job.failure_halt:
         to_do = what_to_do(job.company_sso_id)
     return HaltedError(f"the job is halted: {job.error}", to_do)
 
 
 def interrupted() -> InterruptedRunError:
-    """Return the error of a run that was asked to stop."""
-    return InterruptedRunError("interrupted", "the same command goes on from here")
+    """Return the error of an interrupted run."""
+    return InterruptedRunError("interrupted", "the same command resumes from here")
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How an unfinished job is released: after what pause it may be claimed again, or that it has failed."""
+    """How an unfinished job is released: after which pause it may be claimed again, or that it has failed."""
 
     pause_s: float = 0.0
     attempts: int = 0
@@ -75,30 +75,30 @@ class Terms:
     def in_words(self) -> str:
         """Return it as the end of a sentence."""
         if self.fail:
-            return "the job has failed; resume it when the cause is gone"
+            return "the job has failed; resume it once the cause is fixed"
         return f"again in {self.pause_s:.0f} s" if self.pause_s else "the job is free"
 
 
 def terms_after(error: BaseException, before: Job, now: Job) -> Terms | None:
-    """Return on what terms a job is released after an error; None if its document says all there is to say.
+    """Return the terms on which a job is released after an error; None if its document is complete already.
 
-    An outage is waited for as long as it takes. Anything else is tried again, ATTEMPTS_MAX times in a row without
-    having got on with the job; then the job has failed, and says why. A replay of chosen rows fails at once: only the
-    caller knows which rows, so no other runner can continue it.
+    An outage is retried indefinitely. Anything else is retried up to ATTEMPTS_MAX times in a row without progress;
+    then the job has failed, with the error. A replay of chosen rows fails at once: only the caller knows which rows,
+    so no other runner can continue it.
     """
     if isinstance(error, (HaltedError, JobChangedError, IllegalTransitionError)):
         return None
-    if isinstance(error, UnreplayableIdsError):  # no further try will find other ids
+    if isinstance(error, UnreplayableIdsError):  # a retry would find the same ids
         return Terms(attempts=now.attempts + 1, error=str(error), fail=True)
     if before.partial:
         return Terms(attempts=now.attempts, error=_in_words(error), fail=True)
     if isinstance(error, InterruptedRunError) or not isinstance(error, Exception):
         return Terms(attempts=now.attempts, error=_in_words(error))
-    got_on = (now.run, now.records_migrated + now.records_skipped + now.records_failed) != (
+    progressed = (now.run, now.records_migrated + now.records_skipped + now.records_failed) != (
         before.run,
         before.records_migrated + before.records_skipped + before.records_failed,
     )
-    attempts = 1 if got_on else now.attempts + 1
+    attempts = 1 if progressed else now.attempts + 1
     text = _in_words(error)
     outage = isinstance(error, (ServiceUnreachableError, OutageError, MigrationRefusedError))
     if attempts >= ATTEMPTS_MAX and not outage:
@@ -107,7 +107,7 @@ def terms_after(error: BaseException, before: Job, now: Job) -> Terms | None:
 
 
 def _in_words(error: BaseException) -> str:
-    """Return an error as the job's document keeps it: of a defect, whose text may be personal, its place."""
+    """Return an error as the job's document keeps it: of a defect, whose text may be personal, only its location."""
     if isinstance(error, ReplayError):
         return str(error)
     where = traceback.extract_tb(error.__traceback__)
@@ -115,8 +115,8 @@ def _in_words(error: BaseException) -> str:
     return f"ended by {type(error).__name__}{place}"
 
 
-def let_go(store: JobStore, job: Job, terms: Terms) -> None:
-    """Release a job on these terms; nothing happens if another runner has it, or if it is no longer in progress."""
+def release(store: JobStore, job: Job, terms: Terms) -> None:
+    """Release a job on these terms; do nothing if another runner owns it, or if it is no longer in progress."""
     try:
         if terms.fail:
             store.transition(job.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, terms.error or "", fence=job.fence)
@@ -136,9 +136,9 @@ class Lease:
         renew_every_s: float = RENEW_EVERY_S,
         silence_max_s: float = SILENCE_MAX_S,
     ) -> None:
-        """Nothing is renewed before the `with`. After an error the job is released on the terms of `terms_after`.
+        """Renewal begins with the `with`. After an error the job is released on the terms of `terms_after`.
 
-        `silence_max_s` without a renewal is when the run's processes have to be stopped.
+        After `silence_max_s` without a renewal the run's processes have to be stopped.
         """
         self.job = job
         self.silence_max_s = silence_max_s
@@ -156,7 +156,7 @@ class Lease:
         return self
 
     def __exit__(self, _type: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
-        """Stop renewing and release the job. Raises nothing: what ended the run is what its caller reports."""
+        """Stop renewing and release the job. Raises nothing: the caller reports the error that ended the run."""
         self._over.set()
         self._thread.join()
         # If MongoDB does not answer, the job can be claimed once the lease has run out.
@@ -167,7 +167,7 @@ class Lease:
     def _release(self, error: BaseException | None) -> None:
         now = self._store.get(self.job.job_id) if error is not None else None
         terms = terms_after(error, self.job, now) if error is not None and now is not None else None
-        let_go(self._store, self.job, terms or Terms())
+        release(self._store, self.job, terms or Terms())
 
     @property
     def renewed_lately(self) -> bool:
@@ -176,11 +176,11 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Whether the job has gone to another runner."""
+        """Whether another runner has taken the job over."""
         return self._lost is not None
 
     def check(self, stop: threading.Event) -> None:
-        """Raise LeaseLostError if the job has gone to another runner, InterruptedRunError when asked to stop."""
+        """Raise LeaseLostError if another runner has taken the job over, InterruptedRunError if `stop` is set."""
         if self._lost is not None:
             raise self._lost
         if stop.is_set():
@@ -196,7 +196,7 @@ class Lease:
             except LeaseLostError as error:
                 self._lost = error
                 return
-            except PyMongoError:  # an outage: the next renewal may get through, the main thread reports
+            except PyMongoError:  # an outage: the next renewal may succeed, the main thread reports
                 continue
 
 

@@ -1,4 +1,4 @@
-"""What a run is asked to do on this host, what it reads, and what came of it."""
+"""The options of a run on this host, its input, and its result."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +11,7 @@ from producer.cursor import IdRange
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a run is done on this host."""
+    """How a run is executed on this host."""
 
     mapping_path: str = ""
     partitions: int = 4
@@ -23,12 +23,12 @@ class RunOptions:
     reason: str = ""  # of a resume, for the audit log
     home: Path = Path(".crm-replay")
     enrich: bool | None = None  # whether the run enriches its association logs; None: as the source mapping says
-    forks: ForkServer | None = None  # forks its processes; without one each imports its libraries itself
+    forks: ForkServer | None = None  # forks its processes; without it each imports its libraries itself
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What came of a run."""
+    """The result of a run."""
 
     job: Job
     ledger: Ledger
@@ -36,9 +36,9 @@ class RunResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """What a run reads, where that is not simply everything from the source."""
+class RunInput:
+    """What a run reads, where that is not the whole source."""
 
     snapshot: IdRange | None = None  # saved as the snapshot's cursor before it starts
-    published_at: tuple[int, ...] = ()  # begin offsets of a former run's stretch, to be read again
-    audit_ids: tuple[int, ...] | None = None  # all that is replayed
+    published_at: tuple[int, ...] = ()  # begin offsets of an earlier run, whose records are read again
+    audit_ids: tuple[int, ...] | None = None  # the only rows that are replayed

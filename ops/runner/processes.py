@@ -1,7 +1,7 @@
 """The processes of one job on this host: started, watched, restarted after a crash, ended with their parent.
 
-Nothing durable is here. A child that dies is started again and takes up its work from what it had committed; when this
-process dies, the kernel sends its children SIGTERM (Linux), so no half of a job runs on unwatched.
+No state here is durable. A child that dies is restarted and resumes from what it had committed; when this process dies,
+the kernel sends its children SIGTERM (Linux), so no part of a job continues unsupervised.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from schemas.errors import BadInputError, ReplayError
 from schemas.process import logs
 from schemas.process.waiting import Deadline
 
-STOP_TIMEOUT_S = 15.0  # a graceful leave hands partitions over at once; longer than this means it hangs
-RESTARTS_MAX = 5  # in a row, each within RESTART_WINDOW_S of its start: then the cause is not a passing one
+STOP_TIMEOUT_S = 15.0  # a graceful leave takes less; longer than this means it hangs
+RESTARTS_MAX = 5  # in a row, each within RESTART_WINDOW_S of its start: then the cause is not transient
 RESTART_WINDOW_S = 60.0
 RESTART_BACKOFF_S = 0.5
 LOG_LINES_SHOWN = 5
@@ -30,13 +30,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 class ProcessGaveUpError(ReplayError):
-    """A process of the job ended again and again."""
+    """A process of the job kept ending."""
 
 
 def require_writable(home: Path) -> None:
-    """Make the directory of the processes' logs. Raises BadInputError if nothing can be written there.
+    """Create the directory of the processes' logs. Raises BadInputError if it cannot be written.
 
-    To be called before anything is changed elsewhere: a job that cannot even log must not exist.
+    To be called before anything else is changed: a job that cannot log must not exist.
     """
     logs_of_home = home / "logs"
     try:
@@ -46,28 +46,28 @@ def require_writable(home: Path) -> None:
     except OSError as error:
         raise BadInputError(
             f"nothing can be written in {logs_of_home} ({error.strerror})",
-            "set CRM_REPLAY_HOME to a directory of yours",
+            "set CRM_REPLAY_HOME to a writable directory",
         ) from None
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent ends; runs in the child between fork and exec."""
+    """Have the kernel send SIGTERM when the parent ends; runs in the child between fork and exec."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass
 class Supervised:
-    """One role's process and what has become of it."""
+    """One role's process and its state."""
 
     name: str
     argv: Sequence[str]
     env: Mapping[str, str]
     log: Path
     finishes: bool = False  # ends by itself with exit code 0 when its work is done
-    final_codes: frozenset[int] = frozenset()  # exit codes that are an answer, not a crash
-    hopeless_codes: frozenset[int] = frozenset()  # exit codes of a first start that another would end with too
-    forks: ForkServer | None = None  # that has its libraries loaded, and is asked first
+    final_codes: frozenset[int] = frozenset()  # exit codes that are a result, not a crash
+    hopeless_codes: frozenset[int] = frozenset()  # exit codes of a first start that a restart would repeat
+    forks: ForkServer | None = None  # with its libraries loaded; tried first
     process: subprocess.Popen[bytes] | Forked | None = None
     returncode: int | None = None  # set once it has ended for good
     restarts: int = 0
@@ -82,7 +82,7 @@ class Supervised:
         except OSError as error:
             raise ProcessGaveUpError(
                 f"{self.name} cannot be started: {self.log} cannot be written ({error.strerror})",
-                "make room or give permission there",
+                "free disk space, or grant write permission",
             ) from error
         with log:
             self.process = self._forked(log.fileno()) or subprocess.Popen(  # noqa: S603 - our own modules
@@ -92,7 +92,7 @@ class Supervised:
                 stdout=log,
                 stderr=log,
                 preexec_fn=_die_with_parent,
-                start_new_session=True,  # Ctrl-C reaches the runner alone, which then stops them in order
+                start_new_session=True,  # Ctrl-C reaches only the runner, which then stops them in order
             )
         self.started_at = time.monotonic()
 
@@ -101,7 +101,7 @@ class Supervised:
             return None
         try:
             return self.forks.spawn(self.argv, self.env, out=log, err=log)
-        except OSError:  # it has died; from now on each start takes its second
+        except OSError:  # it has died; from now on each start takes a second
             self.forks = None
             return None
 
@@ -142,7 +142,7 @@ class Supervisor:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        """Stop whatever still runs."""
+        """Stop every process that still runs."""
         self.stop()
 
     def add(self, process: Supervised) -> None:
@@ -151,7 +151,7 @@ class Supervisor:
         self.processes.append(process)
 
     def check(self) -> list[Supervised]:
-        """Start again what has crashed; return the processes that ended for good since the last call.
+        """Restart crashed processes; return those that ended for good since the last call.
 
         Raises ProcessGaveUpError for one that keeps crashing, with the end of its log.
         """
@@ -164,7 +164,7 @@ class Supervisor:
                 process.returncode = code
                 ended.append(process)
                 continue
-            # What has run before was told nothing wrong: a later start that fails like this met an outage.
+            # What has run before has valid input: a later start that fails like this met an outage.
             if code in process.hopeless_codes and process.restarts == 0:
                 raise ProcessGaveUpError(f"{process.name} ended: {process.last_line()}", f"see {process.log}")
             lived_s = time.monotonic() - process.started_at
@@ -181,7 +181,7 @@ class Supervisor:
         return ended
 
     def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """End them all: SIGTERM, and SIGKILL for those that are still there after `timeout_s`."""
+        """End them all: SIGTERM, and SIGKILL for those that still run after `timeout_s`."""
         for process in self.processes:
             process.signal(signal.SIGTERM)
         deadline = Deadline(timeout_s)
@@ -198,7 +198,7 @@ class Supervisor:
 
 
 def python_module(module: str) -> list[str]:
-    """Return the command that runs one of our packages in this interpreter."""
+    """Return the command that runs one of this product's packages in this interpreter."""
     return [sys.executable, "-m", module]
 
 

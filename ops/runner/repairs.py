@@ -1,7 +1,7 @@
-"""I/O: which rows that had failed in the account's job a replay of chosen rows has brought to another end.
+"""I/O: which failed rows of the account's job a replay of chosen rows has repaired.
 
-A row had failed in a run if there is a dead letter of it in that run; Kafka keeps those for 30 days, and so long a
-repair can be counted. It has ended otherwise if it has a document now, or if the replay has skipped it.
+A row had failed in a run if that run has a dead letter of it; Kafka keeps those for 30 days, and a repair can be
+counted for as long. A row is repaired if it has a document now, or if the replay has skipped it.
 """
 
 from collections.abc import Callable, Collection
@@ -28,9 +28,9 @@ RUNNER_DIED = "its runner died; ask for the same rows again"
 def moves_of(
     partial: Job, whole: Job, audit_ids: Collection[int] | None, topics: Topics, database: Database, view: RunView
 ) -> dict[int, Move]:
-    """Return the rows that had failed in the account's job and have not in the partial one, by their audit ids.
+    """Return the rows that failed in the account's job but not in the partial one, by audit id.
 
-    `audit_ids` are those that the partial job is over; None: any. May be called again, also half-way.
+    `audit_ids` are those of the partial job; None: any. May be repeated, also half-way.
     """
     names = AccountTopics.of(partial.company_sso_id)
     chosen = None if audit_ids is None else set(audit_ids)
@@ -42,7 +42,7 @@ def moves_of(
         if letter.row is None or not (chosen is None or letter.row in chosen):
             continue
         if whole.run <= letter.run <= counted_to:
-            causes[letter.row] = letter.cause  # of several the last, as a proof has it
+            causes[letter.row] = letter.cause  # of several the last, as in a proof
         elif letter.run == partial.run:
             failed_again.add(letter.row)
     wanted = {audit_id: cause for audit_id, cause in causes.items() if audit_id not in failed_again}
@@ -67,7 +67,7 @@ def fold(
 ) -> None:
     """Move the rows that a partial replay has repaired to their new bins in the account's job. May be repeated.
 
-    `strays` returns how many documents are no row's of that job, and not counted with it.
+    `strays` returns how many documents belong to no row of that job, and are not counted with it.
     """
     whole = store.latest_whole(partial.company_sso_id)
     if whole is None or whole.run > partial.run or whole.status is JobStatus.ROLLED_BACK:
@@ -78,7 +78,7 @@ def fold(
 
 
 def documents(database: Database, job: Job) -> int:
-    """Return how many documents in MongoDB are of the rows that the job is over."""
+    """Return how many documents in MongoDB belong to rows of the job."""
     if job.date_range_start is None:
         return documents_of(database, job.company_sso_id)
     return count_since(database, job.company_sso_id, job.cutoff)
@@ -89,29 +89,29 @@ def end_dead(
 ) -> bool:
     """End the account's replay of chosen rows whose runner has died, and count what it has repaired.
 
-    Which rows are left, only whoever asked for it knows, and asks again. Returns whether there was one.
+    Only its caller knows which rows are left, and requests them again. Returns whether there was one.
     """
     latest = store.latest(company_sso_id)
     if latest is None or not latest.partial or latest.status is not JobStatus.IN_PROGRESS:
         return False
     claimed = store.claim(latest.job_id, owner)
     if claimed is None:
-        return False  # its runner lives
+        return False  # its runner is alive
     end_claimed(claimed, store, topics, database, view)
     return True
 
 
 def end_claimed(claimed: Job, store: JobStore, topics: Topics, database: Database, view: RunView) -> None:
-    """End a replay of chosen rows that its runner has left behind, as `end_dead` does. May be repeated."""
+    """End a claimed replay of chosen rows whose runner has died, as `end_dead` does. May be repeated."""
     fold(claimed, None, store, topics, database, view)
     store.transition(claimed.job_id, JobStatus.IN_PROGRESS, JobStatus.FAILED, RUNNER_DIED, fence=claimed.fence)
     store.release(claimed)
 
 
 def met_by(rerun: Job, repaired_by: Collection[int], topics: Topics, database: Database) -> dict[int, Move]:
-    """Return the rows that have failed in a rerun, and whose documents the runs `repaired_by` of chosen rows have made.
+    """Return the rows that failed in a rerun, and whose documents the runs `repaired_by` of chosen rows have written.
 
-    A rerun reads what was published before the cause was mended; such a row ends as what its document is, a duplicate.
+    A rerun reads what was published before the cause was fixed; such a row ends as a duplicate, like its document.
     """
     causes: dict[int, str] = {}
     for _, offset, value in records(topics.kafka, AccountTopics.of(rerun.company_sso_id).dead_letters):
@@ -122,16 +122,16 @@ def met_by(rerun: Job, repaired_by: Collection[int], topics: Topics, database: D
 
 
 def _counted_to(whole: Job) -> int:
-    """Return the last run whose dead letters are in the job's counts: its own; of a proof, the last one before it."""
+    """Return the last run whose dead letters are in the job's counts: its own, or the last before its proof."""
     return whole.run if whole.proof is None else max(whole.run, int(whole.proof.get("run", 0)))
 
 
 def _written(
     causes: dict[int, str], whole: Job, database: Database, runs: Collection[int] | None = None
 ) -> dict[int, Move]:
-    """Return those of the rows that have a document, migrated, or duplicates of what was there before the run.
+    """Return the rows that have a document: as migrated, or as duplicates if it was written before the run.
 
-    Only such as one of `runs` has written, if these are given.
+    If `runs` is given, only documents that one of them has written.
     """
     moves: dict[int, Move] = {}
     for audit_id, document in of_rows(database, whole.company_sso_id, causes, ("_id", "source_tag", "actor.type")):
@@ -148,6 +148,6 @@ def _written(
 
 
 def _run_of(document_id: Any) -> int:
-    """Return the run in an `_id` of ours, above RUN_MAX for a document that came by HTTP; 0 for another's."""
+    """Return the run in one of this product's `_id`s, above RUN_MAX for a document received by HTTP; 0 for others."""
     binary = getattr(document_id, "binary", b"")
     return run_in(binary)

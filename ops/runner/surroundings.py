@@ -31,7 +31,7 @@ from schemas.topics import AccountTopics
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Everything that has been checked before anything is changed."""
+    """The servers, mapping and topics of a run, checked before anything is changed."""
 
     connections: Connections
     kafka: Mapping[str, Any]
@@ -43,7 +43,7 @@ class Surroundings:
     codec: Codec
 
     def look(self, account: str, date_range_start: datetime | None, view: RunView) -> Survey:
-        """Return the source as it is now, if Kafka keeps a replay of it for long enough. Raises BadInputError."""
+        """Return a survey of the source, if Kafka's retention is enough for a replay of it. Raises BadInputError."""
         found = survey(
             self.connections.crm_audit_database_url, self.mapping, account, date_range_start=date_range_start
         )
@@ -68,9 +68,9 @@ class Surroundings:
 
 @contextmanager
 def surroundings(account: str, mapping_path: str, connections: Connections, home: Path) -> Iterator[Surroundings]:
-    """Yield the surroundings of a run after every check that needs no job; nothing has been changed by then.
+    """Yield the surroundings of a run after every check that needs no job, with nothing changed.
 
-    Raises BadInputError for a missing address, a mapping or a database that a run cannot work with,
+    Raises BadInputError for a missing address, or a mapping or database that is unusable,
     ServiceUnreachableError for a server that does not answer.
     """
     topics = AccountTopics.of(account)

@@ -13,7 +13,7 @@ from ops.jobs.jobs import Job
 from ops.progress import RunView
 from ops.runner.conclude import settling
 from ops.runner.lease import ANSWER_MAX_S, QUICK_STOP_S, Lease, OutageError, SilentError, halted_by, interrupted
-from ops.runner.options import RunOptions, Stretch
+from ops.runner.options import RunInput, RunOptions
 from ops.runner.processes import ProcessGaveUpError, Supervised, Supervisor, child_environment, python_module
 from ops.runner.surroundings import Surroundings
 from schemas.errors import ServiceUnreachableError
@@ -25,38 +25,38 @@ from schemas.vocabulary import ExitCode, JobStatus
 
 SAVE_EVERY_S = 1.0
 POLL_EVERY_S = 0.2
-POLL_AT_FIRST_S = 0.05  # a small account is over before long, and its end should not have to wait to be seen
+POLL_AT_FIRST_S = 0.05  # a small account is done soon, and its end should be noticed at once
 AT_FIRST_S = 5.0
-OUTAGE_MAX_S = 300.0  # of MongoDB; its sinks wait indefinitely, but a run without a status is no use
+OUTAGE_MAX_S = 300.0  # of MongoDB; its sinks wait indefinitely, but a run without a status is useless
 
 
 class Patience:
-    """Sits out an outage of MongoDB, and says so."""
+    """Waits during an outage of MongoDB, and reports it."""
 
     def __init__(self, view: RunView, stop: threading.Event) -> None:
-        """`view` shows the outage's beginning and end; `stop` ends the waiting."""
+        """`view` shows the beginning and end of the outage; `stop` ends the waiting."""
         self._view = view
         self._stop = stop
         self._since: float | None = None
 
     def wait(self, error: Exception) -> None:
-        """Wait a moment. Raises OutageError when it has lasted too long, InterruptedRunError when asked to stop.
+        """Wait a moment. Raises OutageError if the outage has lasted too long, InterruptedRunError if `stop` is set.
 
-        Raises the error itself if it is a client's and no outage.
+        Raises the error itself if it is not an outage.
         """
         if kind_of(error) not in (None, ServiceUnreachableError):
             raise error
         now = time.monotonic()
         if self._since is None:
             self._since = now
-            self._view.note(f"MongoDB does not answer ({type(error).__name__}); waiting for it")
+            self._view.note(f"MongoDB does not answer ({type(error).__name__}); waiting")
         if now - self._since > OUTAGE_MAX_S:
-            raise OutageError(f"MongoDB has not answered for {OUTAGE_MAX_S:.0f} s", "the same command goes on")
+            raise OutageError(f"MongoDB has not answered for {OUTAGE_MAX_S:.0f} s", "the same command continues")
         if self._stop.wait(POLL_EVERY_S):
             raise interrupted()
 
     def over(self) -> None:
-        """Note that it answers."""
+        """Note that MongoDB answers."""
         if self._since is not None:
             self._view.note(f"MongoDB answers again after {time.monotonic() - self._since:.0f} s")
             self._since = None
@@ -69,15 +69,15 @@ def processes_of(job: Job, options: RunOptions, connections: Connections) -> Ite
     """Yield every process of the job on this host."""
     logs = options.home / "logs" / AccountTopics.of(job.company_sso_id).replay.rsplit(".", 1)[1] / f"run-{job.run}"
     addresses = connections.environment()
-    told = job.replay_job()
+    replay_job = job.replay_job()
     if options.mapping_path:  # the same mapping, where it is on this host
-        told = told.model_copy(update={"mapping_path": str(Path(options.mapping_path).resolve())})
-    shared = {**addresses, "CRM_REPLAY_JOB": told.model_dump_json()}
+        replay_job = replay_job.model_copy(update={"mapping_path": str(Path(options.mapping_path).resolve())})
+    shared = {**addresses, "CRM_REPLAY_JOB": replay_job.model_dump_json()}
 
     def process(role: str, number: int, *, finishes: bool = False) -> Supervised:
         name = f"{role}-{number}"
         worker = f"{socket.gethostname()}-{name}"
-        # A processor keeps its place in the group over a restart. A sink gets none: librdkafka cannot give it back at a
+        # A processor is a static member of its group. A sink is not: librdkafka cannot give the membership up at a
         # graceful end, and the next run must find an empty group to set its offsets.
         env = child_environment(**shared, **of_children(), CRM_REPLAY_WORKER=worker)
         return Supervised(
@@ -100,7 +100,7 @@ def processes_of(job: Job, options: RunOptions, connections: Connections) -> Ite
 
 def run_processes(
     job: Job,
-    stretch: Stretch,
+    run_input: RunInput,
     options: RunOptions,
     around: Surroundings,
     view: RunView,
@@ -111,18 +111,18 @@ def run_processes(
 ) -> None:
     """Run the processes until every end marker has passed the sink, over outages of MongoDB.
 
-    Their counts are on file when an error ends them. Raises InterruptedRunError, HaltedError, LeaseLostError,
+    Their counts are saved when an error ends them. Raises InterruptedRunError, HaltedError, LeaseLostError,
     OutageError, or ProcessGaveUpError if one of them keeps dying.
     """
     while True:
         try:
-            with settling(job, stretch, around, view), Supervisor() as supervisor:
+            with settling(job, run_input, around, view), Supervisor() as supervisor:
                 for process in processes(job, options, around.connections):
                     supervisor.add(process)
                 _watch(supervisor, job, around, view, patience, lease, stop)
             return
         except SilentError as error:
-            view.note(f"{error}; its processes are stopped until MongoDB says whose job it is")
+            view.note(f"{error}; its processes are stopped until MongoDB shows which runner owns it")
             while not lease.renewed_lately:
                 lease.check(stop)
                 patience.wait(error)
@@ -155,7 +155,7 @@ def _watch(
         lease.check(stop)
         exited = supervisor.check()
         if replaced := [p for p in exited if p.returncode == ExitCode.TOPIC_REPLACED]:
-            raise ProcessGaveUpError(replaced[0].last_line())  # started again, it would take the new topic for the old
+            raise ProcessGaveUpError(replaced[0].last_line())  # restarted, it would mistake the new topic for the old
         halted |= any(p.returncode == ExitCode.HALTED for p in exited)
         try:
             with pymongo.timeout(ANSWER_MAX_S):
@@ -170,7 +170,7 @@ def _watch(
             view.progress(totals.accounted, job.records_total, dict(totals.skipped), totals.failed_total)
             if halted or job.status is JobStatus.HALTED:
                 raise halted_by(store.get(job.job_id) or job)
-        except PyMongoError as error:  # the sinks sit it out too; their counts are on file
+        except PyMongoError as error:  # the sinks wait too; their counts are saved
             patience.wait(error)
             continue
         patience.over()

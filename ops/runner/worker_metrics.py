@@ -1,9 +1,9 @@
 """I/O: the metrics of this process and of all workers that it starts, at one port.
 
 Where Prometheus can read files, workers announce themselves in a directory (`schemas.process.exposition`), and this is
-not needed. Where it cannot, as in a cluster that knows pods and their ports, CRM_REPLAY_METRICS_PORT of a runner names
-one: its workers take any that are free, and whoever asks the runner is told what they say, under the labels that they
-would have as targets. A worker that cannot be asked is `crm_replay_worker_up` 0, as a target would be `up` 0.
+not needed. Where it cannot, as in a cluster that discovers pods and their ports, CRM_REPLAY_METRICS_PORT of a runner
+sets the port: its workers use any free ports, and the runner serves their metrics with its own, under the labels that
+they would have as targets. A worker that does not answer has `crm_replay_worker_up` 0, as a target would have `up` 0.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ ASKED_AT_ONCE = 16
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 UP = METRICS["worker_up"]
 
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # workers are here, not behind a proxy
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # workers are on this host, not behind a proxy
 
 
 class Target(NamedTuple):
-    """A process that serves metrics: where, and what they are labelled with."""
+    """A process that serves metrics: its address and labels."""
 
     address: str
     labels: Mapping[str, str]
@@ -52,7 +52,7 @@ def targets_in(directory: Path) -> list[Target]:
 
 
 class Gathered:
-    """A Prometheus collector of what the workers say, and this process of itself."""
+    """A Prometheus collector of the metrics of the workers and of this process."""
 
     def __init__(self, directory: Path, own: "CollectorRegistry", labels: Mapping[str, str]) -> None:
         """`directory` is where workers announce themselves; `labels` are those of this process."""
@@ -61,21 +61,21 @@ class Gathered:
         self._labels = labels
 
     def describe(self) -> "list[Metric]":
-        """Return nothing: what there is depends on the moment."""
+        """Return nothing: the families depend on the workers that run."""
         return []
 
     def collect(self) -> "Iterator[Metric]":
-        """Yield every family that anybody has, with the samples of all."""
+        """Yield every family of any process, with the samples of all."""
         from prometheus_client import generate_latest
         from prometheus_client.core import Metric
 
         targets = targets_in(self._directory)
         with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
-            said = list(threads.map(_ask, targets))
+            texts = list(threads.map(_ask, targets))
         families: dict[str, Metric] = {}
         _add(families, generate_latest(self._own).decode(), self._labels)
         ups = Metric(UP.full_name, UP.help, UP.kind.value)
-        for target, text in zip(targets, said, strict=True):
+        for target, text in zip(targets, texts, strict=True):
             labels = {name: target.labels.get(name, "") for name in UP.labels}
             ups.add_sample(UP.full_name, labels, float(text is not None))
             if text is not None:
@@ -85,7 +85,7 @@ class Gathered:
 
 
 def _ask(target: Target) -> str | None:
-    """Return what a process says; None if it does not, or not in Prometheus's words."""
+    """Return the metrics of a process; None if it does not answer in Prometheus's text format."""
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
@@ -110,13 +110,13 @@ def _add(families: "dict[str, Metric]", text: str, labels: Mapping[str, str]) ->
 
 @contextlib.contextmanager
 def gathering(role: str, home: Path, environ: MutableMapping[str, str] = os.environ) -> Iterator[int | None]:
-    """Serve everything while the context lasts, if the environment names a port; give the port, or None.
+    """Serve all metrics while the context lasts, if the environment names a port; yield the port, or None.
 
-    Workers that are started meanwhile, with `environ`, announce themselves where this looks. Raises BadInputError for
-    a port that cannot be had.
+    Workers that are started meanwhile with `environ` announce themselves in its directory. Raises BadInputError for
+    a port that cannot be opened.
     """
     asked = asked_port(environ)
-    if not asked:  # nobody asks, or each process is a target of its own
+    if not asked:  # not wanted, or each process is a target of its own
         yield None
         return
     from prometheus_client import CollectorRegistry
@@ -138,7 +138,7 @@ def gathering(role: str, home: Path, environ: MutableMapping[str, str] = os.envi
 
 
 def _of_process(role: str) -> "CollectorRegistry":
-    """Return what this process says of itself: memory, CPU, and that it is there."""
+    """Return this process's own metrics: memory, CPU, and that it is up."""
     from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
     registry = CollectorRegistry()

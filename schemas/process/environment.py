@@ -7,11 +7,12 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ValidationError
+from pydantic import Field, Json, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from schemas.errors import BadInputError
+from schemas.job import ReplayJob
 
 FILE_SUFFIX = "_FILE"
 
@@ -61,6 +62,18 @@ class Settings(BaseSettings):
             if cls.model_fields[field].is_required():
                 to_do = "crm-replay sets it for the processes that it starts"
             raise BadInputError(f"{name}{key}: {first['msg']}", to_do) from None
+
+
+class WorkerSettings(Settings):
+    """What every worker of a job is given."""
+
+    job: Json[ReplayJob] = Field(description="the job as JSON")
+    stalled_after_s: float = Field(
+        180.0,
+        gt=0,
+        description="a worker whose loop has not turned for so long ends and is started again; one call of MongoDB's"
+        " client takes 120 s at most",
+    )
 
 
 class EnvironmentSettings(Settings):

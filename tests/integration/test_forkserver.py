@@ -188,10 +188,10 @@ with forked(("worker_here",)) as forks, log.open("ab") as out:
     mine = forks.spawn([*command, "sleep"], environment, out=out.fileno(), err=out.fileno())
     os.kill(orphan, signal.SIGKILL)
     while Path(f"/proc/{orphan}").exists():
-        forks.bury_others({mine.pid})
+        forks.reap_others({mine.pid})
     mine.kill()
     os.waitid(os.P_PID, mine.pid, os.WEXITED | os.WNOWAIT)
-    forks.bury_others({mine.pid})
+    forks.reap_others({mine.pid})
     print(json.dumps({"mine": mine.wait(20)}), flush=True)
 """
     with owner(tmp_path, script) as here:

@@ -6,8 +6,8 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
-from processors.app import Parts, ReplayApp, RunHandler
-from processors.batching import Run, Stretch
+from processors.app import BatchHandler, Parts, ReplayApp
+from processors.batching import Assignment, Batch
 from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import OutcomeNotDeliveredError, OutcomeProducer
@@ -62,7 +62,7 @@ class FakeApp:
     def __init__(self) -> None:
         self.tables = self
         self.tables_fail = False
-        self.high_waters: dict[Stretch, HighWater] = {}
+        self.high_waters: dict[Assignment, HighWater] = {}
         self.crashes: list[BaseException] = []
         self.ends_checked = 0
         self.crashed = asyncio.Event()
@@ -84,8 +84,8 @@ class FakeApp:
 
 
 class Event:
-    def __init__(self, run: Run, acked: list[int]) -> None:
-        self.value = run
+    def __init__(self, batch: Batch, acked: list[int]) -> None:
+        self.value = batch
         self._acked = acked
 
     def ack(self) -> bool:
@@ -97,21 +97,21 @@ class Bench:
     def __init__(self) -> None:
         self.app = FakeApp()
         self.producer = FakeProducer()
-        self.stretch = Stretch(1, "", 1)
-        self.app.high_waters[self.stretch] = HighWater(1)
+        self.assignment = Assignment(1, "", 1)
+        self.app.high_waters[self.assignment] = HighWater(1)
         self.acked: list[int] = []
         self.seen: list[int] = []
-        self.handler = RunHandler(
+        self.handler = BatchHandler(
             cast("ReplayApp", self.app),
             parts(FakeTransformer()),
             cast("OutcomeProducer", self.producer),
             ProcessorMetrics(),
-            lambda run: self.seen.append(run.begin),
+            lambda batch: self.seen.append(batch.begin),
         )
 
-    def event(self, begin: int, stretch: Stretch | None = None) -> Event:
+    def event(self, begin: int, assignment: Assignment | None = None) -> Event:
         records = [begin, begin + 1]
-        return Event(Run(TP, records, begin, begin + 2, stretch or self.stretch), self.acked)
+        return Event(Batch(TP, records, begin, begin + 2, assignment or self.assignment), self.acked)
 
     async def settle(self) -> None:
         for _ in range(10):
@@ -128,8 +128,8 @@ def replay_app(*, exit_at_end: bool) -> ReplayApp:
         kafka={},
         codec=Codec(),
         load_timeout_s=1,
-        run_records_max=10,
-        run_bytes_max=1000,
+        batch_records_max=10,
+        batch_bytes_max=1000,
     )
     app.high_water = partial(HighWater, 1)
     return app

@@ -15,7 +15,7 @@ import pytest
 
 from ops.local.generator.history import History, Plan
 from ops.local.generator.plain import PlainHistory
-from processors.batches import RunTransformer
+from processors.batches import BatchTransformer
 from processors.encoding import documents
 from processors.encoding.rows import RowEncoder
 from processors.encoding.transform import Transformer
@@ -131,14 +131,14 @@ class Steps:
         return [Consumed(key, value, offset) for offset, (key, value) in enumerate(records)]
 
     @staticmethod
-    def _outcomes(transformer: RunTransformer, records: Sequence[Consumed]) -> list[tuple[bytes, bytes]]:
+    def _outcomes(transformer: BatchTransformer, records: Sequence[Consumed]) -> list[tuple[bytes, bytes]]:
         return transformer.outcomes(records, transformer.decode(records), 0, HighWater(3))
 
 
-def _transformer(*, fast: bool) -> RunTransformer:
+def _transformer(*, fast: bool) -> BatchTransformer:
     transformer, lookups = Transformer(RULES, "A"), Anyone()
     rows = RowEncoder(transformer, lookups, CODEC, JOB.run, fast=fast)
-    return RunTransformer(JOB, CODEC, rows.plain, documents.encode, ProcessorMetrics(), rows)
+    return BatchTransformer(JOB, CODEC, rows.plain, documents.encode, ProcessorMetrics(), rows)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """A worker as a process of its own, with a transformation that keeps the audit id: `python -m tests....worker`.
 
-Before each ack it appends `partition begin end records` to HANDLED_FILE; SLOW_S makes each run take longer.
+Before each ack it appends `partition begin end records` to HANDLED_FILE; SLOW_S makes each batch take longer.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from processors.app import Parts, Surroundings
-from processors.batches import RunTransformer, Transform
-from processors.batching import Run
+from processors.batches import BatchTransformer, Transform
+from processors.batching import Batch
 from processors.encoding import documents
 from processors.encoding.transform import Transformed
 from processors.lookups.answers import TableLookups
@@ -42,16 +42,17 @@ def parts(around: Surroundings) -> Parts:
     made = replay_parts(around)
     transform = transform_with(TableLookups(around.app.tables))
     job, codec, metrics = around.settings.job, around.codec, around.metrics
-    return replace(made, transformer=RunTransformer(job, codec, transform, documents.encode, metrics), counts=dict)
+    return replace(made, transformer=BatchTransformer(job, codec, transform, documents.encode, metrics), counts=dict)
 
 
 def note_handled(path: str, slow_s: float) -> Any:
     log = Path(path).open("a", encoding="ascii", buffering=1)  # noqa: SIM115 - as long as the process
 
-    def note(run: Run) -> None:
+    def note(batch: Batch) -> None:
         if slow_s:
             time.sleep(slow_s)
-        log.write(f"{run.partition} {run.begin} {run.end} {len(run.records)}\n")  # line-buffered: survives SIGKILL
+        line = f"{batch.partition} {batch.begin} {batch.end} {len(batch.records)}\n"
+        log.write(line)  # line-buffered: survives SIGKILL
 
     return note
 

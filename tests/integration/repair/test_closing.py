@@ -47,4 +47,4 @@ def test_a_halted_replay_of_chosen_rows_is_not_said_to_be_continued_by_a_resume(
     assert "crm-replay resume" in lease.halted_by(whole).to_do
     store.transition(whole.job_id, JobStatus.IN_PROGRESS, JobStatus.COMPLETED)
     partial = store.create(NewJob("a", 1, 100, 1, EARLIEST, partial=True))
-    assert "ask for them again" in lease.halted_by(partial).to_do
+    assert "request them again" in lease.halted_by(partial).to_do

@@ -15,7 +15,7 @@ from ops.jobs import migrations
 from ops.jobs.jobs import NEVER, Job
 from ops.jobs.store import JobStore, LeaseLostError, NewJob
 from ops.runner.lease import InterruptedRunError, Lease
-from ops.runner.options import RunOptions, Stretch
+from ops.runner.options import RunInput, RunOptions
 from ops.runner.processes import Supervised
 from ops.runner.watch import Patience, run_processes
 from schemas.process.connections import Connections
@@ -70,7 +70,7 @@ class Run:
             patience = Patience(self.view, self.stop)
             run_processes(
                 self.job,
-                Stretch(),
+                RunInput(),
                 RunOptions(),
                 around,
                 self.view,

@@ -1,12 +1,12 @@
-"""The handler of runs: in order, acknowledged after the confirmation, and never if anything went wrong."""
+"""The handler of batches: in order, acknowledged after the confirmation, and never if anything went wrong."""
 
 import asyncio
 
 import pytest
 from faust import types
 
-from processors.app import RUNS_ON_THEIR_WAY_MAX, kafka_url
-from processors.batching import Stretch
+from processors.app import BATCHES_IN_FLIGHT_MAX, kafka_url
+from processors.batching import Assignment
 from processors.lookups.tables import HighWater
 from processors.outcomes import OutcomeNotDeliveredError
 from tests.support.bench import Bench, replay_app
@@ -19,7 +19,7 @@ def bench() -> Bench:
 
 
 @in_loop
-async def test_runs_are_acknowledged_in_order_whatever_the_order_of_the_confirmations(bench: Bench) -> None:
+async def test_batches_are_acknowledged_in_order_whatever_the_order_of_the_confirmations(bench: Bench) -> None:
     first, second = bench.event(1), bench.event(3)
     await bench.handler.handle(first)
     await bench.handler.handle(second)
@@ -31,23 +31,23 @@ async def test_runs_are_acknowledged_in_order_whatever_the_order_of_the_confirma
     await bench.settle()
     assert bench.acked == bench.seen == [1, 3]
     assert first.value.is_handled
-    # each run is committed with the high-water at its own end, not with what has been transformed since
+    # each batch is committed with the high-water at its own end, not with what has been transformed since
     assert HighWater(1, first.value.note).is_republished(0, 2)
     assert not HighWater(1, first.value.note).is_republished(0, 3)
     assert bench.app.ends_checked == 2
 
 
 @in_loop
-async def test_only_so_many_runs_are_on_their_way(bench: Bench) -> None:
-    for n in range(RUNS_ON_THEIR_WAY_MAX):
+async def test_only_so_many_batches_are_in_flight(bench: Bench) -> None:
+    for n in range(BATCHES_IN_FLIGHT_MAX):
         await bench.handler.handle(bench.event(1 + 2 * n))
-    waiting = asyncio.create_task(bench.handler.handle(bench.event(1 + 2 * RUNS_ON_THEIR_WAY_MAX)))
+    waiting = asyncio.create_task(bench.handler.handle(bench.event(1 + 2 * BATCHES_IN_FLIGHT_MAX)))
     await bench.settle()
     assert not waiting.done()
-    assert len(bench.producer.sent) == RUNS_ON_THEIR_WAY_MAX
+    assert len(bench.producer.sent) == BATCHES_IN_FLIGHT_MAX
     bench.producer.confirmations[0].set()
     await waiting
-    assert len(bench.producer.sent) == RUNS_ON_THEIR_WAY_MAX + 1
+    assert len(bench.producer.sent) == BATCHES_IN_FLIGHT_MAX + 1
     for confirmation in bench.producer.confirmations:
         confirmation.set()
     await bench.settle()
@@ -71,8 +71,8 @@ async def test_a_refused_outcome_ends_the_worker_and_no_later_run_is_acknowledge
 
 
 @in_loop
-async def test_a_run_of_a_former_assignment_is_let_go_unhandled(bench: Bench) -> None:
-    event = bench.event(1, Stretch(1, "", 0))
+async def test_a_batch_of_a_former_assignment_is_released_unhandled(bench: Bench) -> None:
+    event = bench.event(1, Assignment(1, "", 0))
     await bench.handler.handle(event)
     assert bench.acked == [1]  # the transport forgets it ...
     assert not event.value.is_handled  # ... and counts nothing
@@ -101,14 +101,14 @@ async def test_the_end_is_when_all_assigned_partitions_have_ended_and_all_is_ack
     app.high_waters = {}
     app.check_end()
     assert not app.ended.is_set()  # nothing is assigned
-    stretches = [Stretch(1, "", 1), Stretch(9, ended_note(), 2)]
-    await app.on_stretches(dict(zip(partitions, stretches, strict=True)))
+    assignments = [Assignment(1, "", 1), Assignment(9, ended_note(), 2)]
+    await app.on_assignments(dict(zip(partitions, assignments, strict=True)))
     assert not app.ended.is_set()
-    app.high_waters[stretches[0]].ended = True
-    stretches[0].delivered = 5
+    app.high_waters[assignments[0]].ended = True
+    assignments[0].delivered = 5
     app.check_end()
     assert not app.ended.is_set()  # delivered and not acknowledged
-    stretches[0].handled = 5
+    assignments[0].handled = 5
     app.check_end()
     assert app.ended.is_set()
 
@@ -116,9 +116,9 @@ async def test_the_end_is_when_all_assigned_partitions_have_ended_and_all_is_ack
 @in_loop
 async def test_the_end_is_seen_also_when_the_last_run_is_acknowledged_before_its_delivery_is_noted() -> None:
     app = replay_app(exit_at_end=True)
-    stretch = Stretch(1, ended_note(), 1)
-    app.high_waters = {stretch: HighWater(1, ended_note())}
-    stretch.handled = 5  # the consumer notes `delivered` a moment later, and then nobody asks again
+    assignment = Assignment(1, ended_note(), 1)
+    app.high_waters = {assignment: HighWater(1, ended_note())}
+    assignment.handled = 5  # the consumer notes `delivered` a moment later, and then nobody asks again
     app.check_end()
     assert app.ended.is_set()
 
@@ -126,7 +126,7 @@ async def test_the_end_is_seen_also_when_the_last_run_is_acknowledged_before_its
 @in_loop
 async def test_without_being_told_so_a_worker_goes_on_after_the_end() -> None:
     app = replay_app(exit_at_end=False)
-    app.high_waters = {Stretch(9, "", 1): HighWater(1, ended_note())}
+    app.high_waters = {Assignment(9, "", 1): HighWater(1, ended_note())}
     app.check_end()
     assert not app.ended.is_set()
 

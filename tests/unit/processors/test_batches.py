@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from processors.batches import DETAIL_CHARACTERS_MAX, KEY_BYTES_MAX, RunTransformer, acting_users
+from processors.batches import DETAIL_CHARACTERS_MAX, KEY_BYTES_MAX, BatchTransformer, acting_users
 from processors.encoding.documents import DOCUMENT_BYTES_MAX
 from processors.encoding.transform import Transformed
 from processors.lookups.tables import HighWater
@@ -35,7 +35,7 @@ class Bench:
 
     def __init__(self, transform: Transform = echo, encode_document: Callable[[Any], bytes] = encode) -> None:
         self.metrics = ProcessorMetrics()
-        self.transformer = RunTransformer(JOB, CODEC, transform, encode_document, self.metrics)
+        self.transformer = BatchTransformer(JOB, CODEC, transform, encode_document, self.metrics)
         self.high = HighWater(JOB.run)
 
     def ended(self) -> bool:

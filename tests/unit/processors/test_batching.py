@@ -15,7 +15,7 @@ from faust.types import TP
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processors.batching import CommittedOffsetMissingError, Fetched, Run, RunApp, Stretch, split
+from processors.batching import Assignment, Batch, BatchApp, CommittedOffsetMissingError, Fetched, split
 from tests.support.waiting import in_loop
 
 TOPIC = "replay"
@@ -109,11 +109,13 @@ class Partition:
 
 
 class Simulation:
-    """A real RunConsumer and its thread, not started, over a simulated partition; the queue is the agent's."""
+    """A real BatchConsumer and its thread, not started, over a simulated partition; the queue is the agent's."""
 
-    def __init__(self, partition: Partition, run_records_max: int = 3) -> None:
+    def __init__(self, partition: Partition, batch_records_max: int = 3) -> None:
         self.partition = partition
-        self.app = RunApp("unit", broker="kafka://localhost:9", run_records_max=run_records_max, run_bytes_max=10_000)
+        self.app = BatchApp(
+            "unit", broker="kafka://localhost:9", batch_records_max=batch_records_max, batch_bytes_max=10_000
+        )
         self.app.finalize()
         self.consumer = self.app.consumer
         self.thread = self.consumer._thread
@@ -155,7 +157,7 @@ class Simulation:
         await self.consumer._take(fetched)
 
     def handle(self, note: str = "") -> Any:
-        """Handle the next run in the queue, and acknowledge it."""
+        """Handle the next batch in the queue, and acknowledge it."""
         message = self.queue.popleft()
         self.handled |= {record.offset for record in message.value.records}
         message.value.set_handled(note)
@@ -173,7 +175,7 @@ class Simulation:
     async def finish(self) -> None:
         """Go on without disturbance until nothing is left."""
         self.partition.commits_fail = self.suspend_in_callback = False
-        if not self.consumer.flow_active or not self.consumer.stretches:
+        if not self.consumer.flow_active or not self.consumer.assignments:
             await self.resume()
         for _ in range(3 * len(self.partition.offsets) + 3):
             await self.deliver(await self.fetch())
@@ -206,12 +208,12 @@ async def delivered(note_characters_max: int = 4096) -> Simulation:
 
 
 @in_loop
-async def test_runs_cover_the_partition_without_a_hole_and_their_end_is_committed_with_the_note() -> None:
+async def test_batches_cover_the_partition_without_a_hole_and_their_end_is_committed_with_the_note() -> None:
     simulation = begun([1, 2, 3, 6, 7, 8, 9, 15], 18)
     await simulation.resume()
     await simulation.deliver(await simulation.fetch())
-    runs = [message.value for message in simulation.queue]
-    assert [(run.begin, run.end, len(run.records)) for run in runs] == [(1, 6, 3), (6, 9, 3), (9, 10, 1)]
+    batches = [message.value for message in simulation.queue]
+    assert [(batch.begin, batch.end, len(batch.records)) for batch in batches] == [(1, 6, 3), (6, 9, 3), (9, 10, 1)]
     while simulation.queue:
         simulation.handle("first")
     await simulation.deliver(await simulation.fetch())
@@ -219,7 +221,7 @@ async def test_runs_cover_the_partition_without_a_hole_and_their_end_is_committe
     await simulation.commit()
     assert simulation.partition.committed == OffsetAndMetadata(18, "second")
     await simulation.resume()
-    assert simulation.consumer.stretches[FAUST_TP].begin_note == "second"
+    assert simulation.consumer.assignments[FAUST_TP].begin_note == "second"
 
 
 @in_loop
@@ -253,7 +255,7 @@ async def test_once_the_flow_is_suspended_the_rest_is_dropped_and_comes_again() 
     await simulation.resume()
     simulation.suspend_in_callback = True
     await simulation.deliver(await simulation.fetch())
-    assert simulation.consumer.stretches[FAUST_TP].delivered == 1
+    assert simulation.consumer.assignments[FAUST_TP].delivered == 1
     await simulation.finish()
     assert simulation.handled == set(range(1, 30))
 
@@ -273,16 +275,16 @@ async def test_an_ack_of_a_former_assignment_moves_nothing() -> None:
 async def test_an_ack_without_being_handled_moves_nothing() -> None:
     simulation = await delivered()
     assert simulation.consumer.ack(simulation.queue[0]) is False  # as Faust does with what a stream skips
-    assert simulation.consumer.stretches[FAUST_TP].handled == 1
+    assert simulation.consumer.assignments[FAUST_TP].handled == 1
 
 
 @in_loop
 async def test_acknowledging_a_run_before_the_one_in_front_of_it_is_an_error() -> None:
     simulation = await delivered()
     simulation.queue.popleft()
-    with pytest.raises(RuntimeError, match="a run from 4 was acknowledged, 1 comes first"):
+    with pytest.raises(RuntimeError, match="a batch from 4 was acknowledged, 1 comes first"):
         simulation.handle()
-    assert simulation.consumer.stretches[FAUST_TP].handled == 1
+    assert simulation.consumer.assignments[FAUST_TP].handled == 1
 
 
 @in_loop
@@ -291,7 +293,7 @@ async def test_a_run_that_was_delivered_twice_counts_once() -> None:
     message = simulation.handle()
     message.acked = False
     assert simulation.consumer.ack(message) is False
-    assert simulation.consumer.stretches[FAUST_TP].handled == 4
+    assert simulation.consumer.assignments[FAUST_TP].handled == 4
 
 
 @in_loop
@@ -399,5 +401,5 @@ def test_whatever_happens_nothing_is_committed_that_was_not_handled(
 
 
 def test_a_run_knows_where_it_comes_from() -> None:
-    run = Run(FAUST_TP, [Record(5)], 3, 6, Stretch(3, "note", 1))
-    assert (run.topic, run.partition, run.note, run.is_handled) == (TOPIC, 0, "note", False)
+    batch = Batch(FAUST_TP, [Record(5)], 3, 6, Assignment(3, "note", 1))
+    assert (batch.topic, batch.partition, batch.note, batch.is_handled) == (TOPIC, 0, "note", False)

@@ -1,10 +1,10 @@
-"""A run of records of several pages: each outcome goes on with the trace its record came with, or without any."""
+"""A batch with records of several pages: each outcome continues the trace of its record, or without any."""
 
 from collections.abc import Sequence
 from typing import Any, cast
 
-from processors.app import RunHandler
-from processors.batching import Run
+from processors.app import BatchHandler
+from processors.batching import Batch
 from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import Delivery, OutcomeProducer
@@ -51,8 +51,8 @@ async def handled(here: Here, records: Sequence[Record]) -> list[tuple[int, byte
     bench = Bench()
     sent = Sent()
     app, producer = cast("Any", bench.app), cast("OutcomeProducer", sent)
-    handler = RunHandler(app, parts(OneToOne()), producer, ProcessorMetrics(), None, here.traces)
-    event = Event(Run(TP, records, 1, 1 + len(records), bench.stretch), bench.acked)
+    handler = BatchHandler(app, parts(OneToOne()), producer, ProcessorMetrics(), None, here.traces)
+    event = Event(Batch(TP, records, 1, 1 + len(records), bench.assignment), bench.acked)
     await handler.handle(event)
     await bench.settle()
     assert bench.acked == [1]
@@ -91,12 +91,12 @@ def test_a_feeds_run_goes_on_with_the_trace_it_came_with_or_begins_one() -> None
     here = Here()
     nothing: Any = None
     of_a_feed = parts(nothing, begins_traces=True)
-    handler = RunHandler(nothing, of_a_feed, nothing, ProcessorMetrics(), None, here.traces)
-    stretch = Bench().stretch
+    handler = BatchHandler(nothing, of_a_feed, nothing, ProcessorMetrics(), None, here.traces)
+    assignment = Bench().assignment
 
     def traced(*headers: Sequence[tuple[str, bytes]]) -> bytes:
         records = [Record(number, each) for number, each in enumerate(headers)]
-        pieces, work = handler._traced(Run(TP, records, 1, 2, stretch))
+        pieces, work = handler._traced(Batch(TP, records, 1, 2, assignment))
         contexts = {context_of(work.headers_after(piece.context)) for piece in pieces}
         work.end()
         return b" ".join(sorted(contexts))

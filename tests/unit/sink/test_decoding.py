@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ops.local.generator.history import History, Plan
 from ops.local.generator.plain import PlainHistory
-from processors.batches import RunTransformer
+from processors.batches import BatchTransformer
 from processors.encoding import documents
 from processors.encoding.rows import RowEncoder
 from processors.encoding.transform import Transformer
@@ -199,7 +199,7 @@ def test_the_largest_document_is_as_large_for_both(more: int) -> None:
 def test_outcomes_of_generated_rows_end_as_the_codec_s_reading_of_them_does(history: Any) -> None:
     job = JOB.model_copy(update={"company_sso_id": "A"})
     encoder = RowEncoder(Transformer(mapping.load(None), "A"), Anyone(), CODEC, job.run)
-    made = RunTransformer(job, CODEC, encoder.plain, documents.encode, ProcessorMetrics(), encoder)
+    made = BatchTransformer(job, CODEC, encoder.plain, documents.encode, ProcessorMetrics(), encoder)
     rows = [row.event._replace(company_sso_id="A") for row in audits(history(Plan(1_000, 1, 1, "crm")))]
     sent = [Consumed(b"k", CODEC.encode(row), at) for at, row in enumerate(rows)]
     outcomes = [Taken(0, at, *of) for at, of in enumerate(made.outcomes(sent, made.decode(sent), 0, HighWater(7)))]
