@@ -30,6 +30,7 @@ from schemas.errors import ReplayError, worker_exit_code
 from schemas.process import logs, tracing
 from schemas.process.connections import Connections
 from schemas.process.exposition import PORT_VARIABLE, serving
+from schemas.process.liveness import Liveness, Watchdog
 from schemas.process.mongodb import open_database
 from schemas.process.registry import codec_for
 from schemas.process.waiting import StoppedError, stop_on_signals
@@ -45,6 +46,16 @@ def run(only: frozenset[int], stop: threading.Event) -> None:
     """Read the whole run and publish its end markers; or read `only` these id ranges, in a child process."""
     settings = RunSettings.load()
     job = settings.job
+    liveness = Liveness(max(settings.stalled_after_s, 3 * settings.statement_timeout_s))
+    stalled: list[ReplayError] = []
+
+    def stopping() -> bool:
+        """Return whether to stop; polled between pages, and in every wait."""
+        liveness.turned()
+        if stalled:
+            raise stalled[0]
+        return stop.is_set()
+
     logs.bind(account=job.company_sso_id, job_id=job.job_id, run=job.run)
     connections = Connections()
     connections.require("crm_audit_database_url", "kafka_bootstrap_servers", "mongodb_url")
@@ -68,6 +79,7 @@ def run(only: frozenset[int], stop: threading.Event) -> None:
         closing(Publisher(kafka, topic, record_bytes)) as publisher,
     ):
         open_.callback(traces.close)
+        open_.callback(Watchdog((liveness.check,), stalled.append).start().close)
         checkpoint = Checkpoint(database, job.job_id, job.run, job.fence)
         if not only:
             checkpoint.take_over()
@@ -77,14 +89,15 @@ def run(only: frozenset[int], stop: threading.Event) -> None:
             publisher,
             checkpoint,
             Bounds(job.top_audit_id, job.snapshot_xmax, settings.horizon_wait_s, settings.checkpoint_rows),
-            stop=stop.is_set,
+            stop=stopping,
+            liveness=liveness,
             pause=Pacer(
                 Throttle(settings.throttle()),
                 reader.replica_lag,
                 time.monotonic,
                 time.sleep,
                 logger.info,
-                stop=stop.is_set,
+                stop=stopping,
             ).after_page,
             traces=traces,
         )
@@ -95,7 +108,9 @@ def run(only: frozenset[int], stop: threading.Event) -> None:
             name = f"{os.environ.get('CRM_REPLAY_WORKER') or 'producer'}-{min(only)}"
             environ = {**os.environ, PORT_VARIABLE: "0", "CRM_REPLAY_WORKER": name}
         about = {"account": job.company_sso_id, "job_id": job.job_id, "run": str(job.run)}
-        open_.enter_context(serving("producer", snapshot.counters.values, about=about, environ=environ))
+        open_.enter_context(
+            serving("producer", snapshot.counters.values, about=about, liveness=liveness, environ=environ)
+        )
         ranges = ranges_of_run(checkpoint, 0, job.top_audit_id)  # the survey has refused ids below 1
         if only:
             for range_ in ranges:
@@ -107,7 +122,7 @@ def run(only: frozenset[int], stop: threading.Event) -> None:
         if len(lots) > 1:
             # The readers share the rate limit: each child reads its part of it from this variable.
             os.environ["CRM_REPLAY_SOURCE_ROWS_PER_S"] = str(settings.throttle(len(lots)).rows_per_s)
-            read_in_children(lots, stop=stop.is_set)
+            read_in_children(lots, stop=stopping)
         else:
             for range_ in ranges:
                 snapshot.read(range_)

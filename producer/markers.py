@@ -5,7 +5,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from producer.publisher import PRODUCER_CONFIG, REPEATABLE, fetch_metadata
+from producer.publisher import PRODUCER_CONFIG, REPEATABLE, Confirmations, fetch_metadata
 from producer.topics import check_topic
 from schemas.codec import Codec
 from schemas.errors import ReplayError
@@ -54,8 +54,9 @@ def _publish(
     try:
         for partition in range(partitions):
             producer.produce(topic, value, partition=partition, on_delivery=delivered)
-        while producer.flush(1.0) and not failures:
-            pass
+        confirmations = Confirmations(topic, partitions)
+        while (left := producer.flush(1.0)) and not failures:
+            confirmations.require(left)
     except KafkaException as error:
         failures.append(error.args[0])
     if failures or len(offsets) != partitions:

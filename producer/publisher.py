@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from producer.topics import CHECK_TIMEOUT_S
-from schemas.errors import ReplayError
+from schemas.errors import ReplayError, ServiceUnreachableError
 from schemas.process.tracing import Headers
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,27 @@ class Publishes(Protocol):
         ...
 
 
+class Confirmations:
+    """How long a producer's queue has not become shorter."""
+
+    def __init__(self, topic: str, left: int) -> None:
+        """`left` is how many records are queued or in flight."""
+        self._topic = topic
+        self._left = left
+        self._moved_at = time.monotonic()
+
+    def require(self, left: int) -> None:
+        """Raise ServiceUnreachableError if nothing has been confirmed for DELIVERY_TIMEOUT_S; `left` as above."""
+        if left < self._left:
+            self._moved_at = time.monotonic()
+        elif time.monotonic() - self._moved_at > DELIVERY_TIMEOUT_S:
+            raise ServiceUnreachableError(
+                f"Kafka has confirmed nothing for {self._topic} for {DELIVERY_TIMEOUT_S:.0f} s",
+                "start again when the brokers are back; nothing is lost",
+            )
+        self._left = left
+
+
 class Publisher:
     """Publishes to one topic."""
 
@@ -68,7 +89,7 @@ class Publisher:
         self._has_metadata = False
 
     def publish(self, records: Iterable[Keyed], headers: Headers | None = None) -> None:
-        """Queue records; waits while the queue is full. Raises ReplayError if an earlier delivery has failed."""
+        """Queue records; waits while the queue is full. Raises ReplayError like `flush`."""
         produce, topic, failed = self._producer.produce, self._topic, self._failed
         if not self._has_metadata:
             fetch_metadata(self._producer, topic)
@@ -76,12 +97,14 @@ class Publisher:
         if headers:
             produce = partial(produce, headers=headers)
         for key, value in records:
+            full: Confirmations | None = None
             while True:
                 try:
                     produce(topic, value, key, on_delivery=failed)
                     break
                 except BufferError:
-                    self._flush(0.1)
+                    full = full or Confirmations(topic, len(self._producer))
+                    full.require(self._flush(0.1))
                     self._raise_failure()
                 except KafkaException as error:
                     raise self._not_delivered(error.args[0]) from error
@@ -91,18 +114,13 @@ class Publisher:
     def flush(self) -> None:
         """Return once every delivery is confirmed. Raises ReplayError with the cause of the first failure.
 
+        ServiceUnreachableError if nothing is confirmed for DELIVERY_TIMEOUT_S.
         Only failures have delivery reports: an empty queue without a reported failure confirms all records.
         """
-        left, moved_at = len(self._producer), time.monotonic()
-        while still := self._flush(1.0):
+        confirmations = Confirmations(self._topic, len(self._producer))
+        while left := self._flush(1.0):
             self._raise_failure()
-            if still < left:
-                left, moved_at = still, time.monotonic()
-            elif time.monotonic() - moved_at > DELIVERY_TIMEOUT_S:
-                raise ReplayError(
-                    f"Kafka has confirmed nothing for {self._topic} for {DELIVERY_TIMEOUT_S:.0f} s",
-                    "start again when the brokers are back; the cursor is kept, nothing is lost",
-                )
+            confirmations.require(left)
         self._raise_failure()
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from producer.messages import Encoded, Encoder, Page
 from producer.metrics import Counters
 from producer.publisher import Publishes, now_us
 from schemas.errors import ReplayError
+from schemas.process.liveness import Liveness
 from schemas.process.tracing import OFF, Traces, Work
 from schemas.process.waiting import StoppedError
 
@@ -70,6 +71,7 @@ class Snapshot:
         *,
         stop: Callable[[], bool] = lambda: False,
         counters: Counters | None = None,
+        liveness: Liveness | None = None,
         pause: Callable[[int, float], None] = lambda rows, query_s: None,  # noqa: ARG005
         traces: Traces = OFF,
     ) -> None:
@@ -83,6 +85,7 @@ class Snapshot:
         self._pause = pause
         self._traces = traces
         self.counters = counters if counters is not None else Counters()
+        self._liveness = liveness if liveness is not None else Liveness(float("inf"))
         self._horizon_passed = False
         self._horizon_read_at = float("-inf")
         self._last_read_s = 0.0  # of the last page
@@ -110,6 +113,8 @@ class Snapshot:
                 work.end(**_of_page(page, encoded))
                 self.counters.count(page, encoded)
             self.counters.saved(range_.id_range, range_.cursor)
+            self._liveness.ready = True
+            self._liveness.progressed()
             if self._stop() and not range_.done:
                 raise StoppedError
             if not (pages or range_.done):
@@ -176,6 +181,7 @@ class Snapshot:
             work.end(**_of_page(page, encoded))
             self.counters.count(page, encoded, late=True)
             self.counters.saved(late.id_range, late.cursor)
+            self._liveness.progressed()
         return late
 
     def wait_for_horizon(self) -> None:

@@ -12,6 +12,7 @@ from processors.lookups.tables import HighWater
 from processors.metrics import ProcessorMetrics
 from processors.outcomes import OutcomeNotDeliveredError, OutcomeProducer
 from schemas.codec import Codec
+from schemas.process.liveness import Liveness
 
 TP = SimpleNamespace(topic="replay", partition=0)
 
@@ -61,6 +62,7 @@ def parts(transformer: Any, *, begins_traces: bool = False) -> Parts:
 class FakeApp:
     def __init__(self) -> None:
         self.tables = self
+        self.liveness = Liveness(60.0)
         self.tables_fail = False
         self.high_waters: dict[Assignment, HighWater] = {}
         self.crashes: list[BaseException] = []
@@ -128,6 +130,7 @@ def replay_app(*, exit_at_end: bool) -> ReplayApp:
         kafka={},
         codec=Codec(),
         load_timeout_s=1,
+        liveness=Liveness(60.0),
         batch_records_max=10,
         batch_bytes_max=1000,
     )

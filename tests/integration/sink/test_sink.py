@@ -459,7 +459,7 @@ def test_a_wrong_job_is_one_line_and_exit_code_2(account: Account, job: str) -> 
 def test_outcomes_that_were_deleted_and_made_again_end_the_sink(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("schemas.process.topic_watch.CHECK_EVERY_S", 0.2)
+    monkeypatch.setattr("schemas.process.liveness.CHECK_EVERY_S", 0.2)
     account.publish([account.log(number) for number in range(1, 11)])
     sink = account.sink()
     admin, topic = AdminClient(account.kafka), account.job.topics.outcomes
