@@ -197,13 +197,17 @@ class BatchTransformer:
         self, records: Sequence[SourceRecord], decoded: Sequence[Decoded], partition: int, high: HighWater
     ) -> list[Message]:
         """Return key and value of every outcome, in order; `high` has moved on to the end of the run."""
-        metrics, encoder = self._metrics, self._encoder
+        metrics, encoder, audit_id_max = self._metrics, self._encoder, self._job.audit_id_max
         messages: list[Message] = []
         for record, what in zip(records, decoded, strict=True):
             if high.ended and not isinstance(what, SnapshotMarker):
                 metrics.beyond_end += 1  # of a later run's stretch, which a rerun from the beginning comes across
                 continue
-            if isinstance(what, Row):
+            if isinstance(what, Row | AuditEvent | DeadLetter) and not 0 < what.audit_id <= audit_id_max:
+                # Before the high-water, which such an id would raise above rows that are still to come.
+                detail = f"audit id {what.audit_id} is none of the job's, 1 to {audit_id_max}"
+                value = encoder.dead_letter(record, None, partition, DeadLetterCause.UNDECODABLE_RECORD, detail)
+            elif isinstance(what, Row):
                 if high.is_republished(what.id_range, what.audit_id):
                     metrics.republished += 1
                     continue

@@ -45,6 +45,9 @@ def replay_id(run: int, audit_id: int) -> bytes:
     return run.to_bytes(RUN_BYTES, "big") + audit_id.to_bytes(AUDIT_ID_BYTES, "big")
 
 
+SOURCE_OFFSET_MAX = 2 ** (8 * OFFSET_BYTES) - 1  # that an `_id` has room for; no topic has as many records
+
+
 def feed_id(run: int, partition: int, offset: int) -> bytes:
     """Return the twelve bytes of the `_id` that a live feed gives a record's document: run, its place on the topic.
 

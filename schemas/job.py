@@ -29,6 +29,11 @@ class ReplayJob(BaseModel):
         """The account's topic and group names."""
         return AccountTopics.of(self.company_sso_id)
 
+    @property
+    def audit_id_max(self) -> int:
+        """The highest audit id that a record of the job can have; a higher one would pass for all below it."""
+        return self.top_audit_id
+
 
 class LiveFeed(ReplayJob):
     """What the processes of a live feed have to agree on: a job of many accounts without a beginning or an end.
@@ -51,3 +56,8 @@ class LiveFeed(ReplayJob):
     def topics(self) -> AccountTopics:
         """The feed's topic and group names."""
         return AccountTopics.of_feed(self.feed, self.topic)
+
+    @property
+    def audit_id_max(self) -> int:
+        """The highest id that PostgreSQL can have: a feed has no last row."""
+        return 2**63 - 1

@@ -65,7 +65,13 @@ class LogReader:
     """Decodes the activity logs of one run and account to documents."""
 
     def __init__(
-        self, header: bytes, run: int, account_begin: bytes, with_id: IdMaker, document_bytes_max: int
+        self,
+        header: bytes,
+        run: int,
+        audit_id_max: int,
+        account_begin: bytes,
+        with_id: IdMaker,
+        document_bytes_max: int,
     ) -> None:
         """`header` precedes a log's fields, `account_begin` follows the length of its document.
 
@@ -73,6 +79,7 @@ class LogReader:
         """
         self._header = header
         self._run = run
+        self._audit_id_max = audit_id_max
         self._account_begin = account_begin
         self._with_id = with_id
         self._document_bytes_max = document_bytes_max
@@ -120,7 +127,7 @@ class LogReader:
         except (EOFError, IndexError, ValueError):
             return None
         size: i64 = len(document)
-        if reader.at != len(value) or run != self._run or audit_id <= 0:
+        if reader.at != len(value) or run != self._run or not 0 < audit_id <= self._audit_id_max:
             return None
         if size < BSON_BYTES_MIN or size > self._document_bytes_max or read_i32_le(document, 0) != size:
             return None

@@ -51,13 +51,19 @@ class Decoder:
     def __init__(self, job: ReplayJob, codec: Codec, document_bytes_max: int) -> None:
         """`document_bytes_max` is the server's limit of a document with its `_id`."""
         self._run = job.run
+        self._audit_id_max = job.audit_id_max
         self._topics = job.topics
         self._codec = codec
         self._document_bytes_max = document_bytes_max
         self._is_ours = AccountCheck(job.company_sso_id)
         self._with_id = IdMaker(job.run)
         self._reader = LogReader(
-            codec.frame(ActivityLog), job.run, self._is_ours.begin, self._with_id, document_bytes_max - ID_BYTES
+            codec.frame(ActivityLog),
+            job.run,
+            job.audit_id_max,
+            self._is_ours.begin,
+            self._with_id,
+            document_bytes_max - ID_BYTES,
         )
 
     def batch(self, messages: Iterable[Taken], now_us: int) -> Batch:
@@ -82,7 +88,7 @@ class Decoder:
             batch.undecodable += 1
             records.append(self._undecodable(taken, error.what, now_us))
             return
-        if not (isinstance(record, ActivityLog) and record.run == self._run and record.audit_id > 0):
+        if not (isinstance(record, ActivityLog) and record.run == self._run and self._has(record.audit_id)):
             records.append(self._other(record, taken, batch, now_us))
             return
         document = record.document
@@ -97,6 +103,10 @@ class Decoder:
             Decided(taken.offset, record.source_offset, record.audit_id, record.id_range, Bin.MIGRATED, reason)
         )
 
+    def _has(self, audit_id: int) -> bool:
+        """Return whether the id can be one of the job's rows."""
+        return 0 < audit_id <= self._audit_id_max
+
     def _other(self, record: Record, taken: Taken, batch: Batch, now_us: int) -> Decided:
         """Return the bin of anything but a log of this run."""
         offset = taken.offset
@@ -106,7 +116,7 @@ class Decoder:
         if record.run != self._run:
             batch.other_runs += 1
             return Decided(offset, NO_OFFSET, 0, 0, Bin.PASSED_OVER)
-        if isinstance(record, ActivityLog | SkippedRecord) and record.audit_id <= 0:
+        if isinstance(record, ActivityLog | SkippedRecord) and not self._has(record.audit_id):
             batch.undecodable += 1
             return self._undecodable(taken, f"audit id {record.audit_id}", now_us)
         if isinstance(record, SkippedRecord):
@@ -114,7 +124,7 @@ class Decoder:
             return Decided(offset, record.source_offset, record.audit_id, record.id_range, Bin.SKIPPED, reason)
         if isinstance(record, DeadLetter):
             # An audit id of another account is none of this account's.
-            foreign = record.audit_id <= 0 or record.cause == DeadLetterCause.WRONG_ACCOUNT
+            foreign = not self._has(record.audit_id) or record.cause == DeadLetterCause.WRONG_ACCOUNT
             into = Bin.FOREIGN if foreign else Bin.FAILED
             cause = countable(record.cause)
             return Decided(offset, record.source_offset, record.audit_id, record.id_range, into, cause, record)

@@ -47,6 +47,7 @@ class Waiting:
         self._metrics = metrics
         self._liveness = liveness
         self.stopping = threading.Event()
+        self.hangs = False  # a call has not returned in time: the process cannot be left in order
         self._error: ReplayError | None = None
 
     def end_with(self, error: ReplayError) -> None:

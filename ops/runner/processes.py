@@ -20,10 +20,12 @@ from ops.runner.forkserver import Forked, ForkServer
 from schemas.errors import BadInputError, ReplayError
 from schemas.process import logs
 from schemas.process.waiting import Deadline
+from schemas.vocabulary import ExitCode
 
 STOP_TIMEOUT_S = 15.0  # a graceful leave takes less; longer than this means it hangs
 RESTARTS_MAX = 5  # in a row, each within RESTART_WINDOW_S of its start: then the cause is not transient
 RESTART_WINDOW_S = 60.0
+STALL_WINDOW_S = 600.0  # the same for a worker that no longer moved, which takes minutes to be found
 RESTART_BACKOFF_S = 0.5
 LOG_LINES_SHOWN = 5
 _PR_SET_PDEATHSIG = 1
@@ -168,7 +170,8 @@ class Supervisor:
             if code in process.hopeless_codes and process.restarts == 0:
                 raise ProcessGaveUpError(f"{process.name} ended: {process.last_line()}", f"see {process.log}")
             lived_s = time.monotonic() - process.started_at
-            process.crashes_in_a_row = process.crashes_in_a_row + 1 if lived_s < RESTART_WINDOW_S else 1
+            window_s = STALL_WINDOW_S if code == ExitCode.STALLED else RESTART_WINDOW_S
+            process.crashes_in_a_row = process.crashes_in_a_row + 1 if lived_s < window_s else 1
             if process.crashes_in_a_row > RESTARTS_MAX:
                 raise ProcessGaveUpError(
                     f"{process.name} ended {process.crashes_in_a_row} times in a row (last exit code {code}): "

@@ -30,6 +30,7 @@ from processors.rules.changes import REDACTED, ChangeRules, ColumnRule, is_pair_
 from schemas.source.audited_changes import scalars
 from schemas.source.audited_changes.direct import (
     EMPTY_ROOTS,
+    KEY_LENGTH_MAX,
     LENGTH_MAX,
     ROOTS,
     Document,
@@ -182,6 +183,9 @@ class ChangesWriter:
         self._w = w
         w.truncate(0)
         self._row += 1
+        if len(self._columns) >= _KNOWN_MAX:  # between two rows: within one, a column that comes twice is to be found
+            self._columns.clear()
+            self._by_name.clear()
         self._count = 0
         if self.values:
             self.values = {}
@@ -329,13 +333,11 @@ class ChangesWriter:
         return column
 
     def _learn(self, name: bytes) -> Column | None:
-        if _NAME.fullmatch(name) is None:
+        if len(name) > KEY_LENGTH_MAX or _NAME.fullmatch(name) is None:
             return None
         key = name.decode()
         if scalars.plain(key) != key:  # `yes` and the like
             return None
-        if len(self._by_name) >= _KNOWN_MAX:
-            self._by_name.clear()
         column = self._by_name[name] = self._column(key)
         return column
 
@@ -346,11 +348,9 @@ class ChangesWriter:
             begin = BytesWriter()
             write_text(begin, b"field\x00", key.encode())
             write_text(begin, b"label\x00", rule.label.encode())
-            if len(self._columns) >= _KNOWN_MAX:
-                self._columns.clear()
-                self._by_name.clear()
             column = Column(key, begin.getvalue(), rule, key in self._wanted)
-            self._columns[key] = column
+            if len(key) <= KEY_LENGTH_MAX:  # memory is bounded by the number of columns
+                self._columns[key] = column
         return column
 
     # --- values as they are read from elsewhere

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from schemas.codec import Codec
 from schemas.errors import UndecodableRecordError
-from schemas.identity import ID_BYTES, OBJECT_ID_FIELD, feed_id
+from schemas.identity import ID_BYTES, OBJECT_ID_FIELD, SOURCE_OFFSET_MAX, feed_id
 from schemas.job import LiveFeed
 from schemas.records import ActivityLog
 from sink.decoding import Batch, Decoder
@@ -57,7 +57,7 @@ class LiveDecoder(Decoder):
                 batch.undecodable += 1
                 records.append(self._undecodable(taken, error.what, now_us))
                 continue
-            if type(record) is ActivityLog and record.run == self._run and record.audit_id > 0:
+            if type(record) is ActivityLog and record.run == self._run and self._has(record.audit_id):
                 records.append(self._log(record, taken, batch, len(records), now_us))
             else:
                 records.append(self._other(record, taken, batch, now_us))
@@ -72,7 +72,7 @@ class LiveDecoder(Decoder):
             or len(document) + ID_BYTES > self._document_bytes_max
             or not account
             or account_in(document) != account
-            or record.source_offset < 0
+            or not 0 <= record.source_offset <= SOURCE_OFFSET_MAX
         ):
             return self._unfit(record, taken, now_us)
         batch.sources.append(Source(position, record, taken))

@@ -60,6 +60,18 @@ class Servers:
         wait_until(lambda: self.is_gone(service), f"{service} to be gone")
         self.killed.append(service)
 
+    def stutter(self, service: Service, frozen_s: float, running_s: float, for_s: float) -> int:
+        """Stop and continue a server and its children in turns; return how often."""
+        process, times, until = self.process(service), 0, time.monotonic() + for_s
+        while time.monotonic() < until:
+            for number, pause_s in ((signal.SIGSTOP, frozen_s), (signal.SIGCONT, running_s)):
+                for pid in (process.pid, *children(process.pid)):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
+                time.sleep(pause_s)
+            times += 1
+        return times
+
     def limit_files(self, service: Service, bytes_max: int) -> None:
         """Let a server write no file beyond this size from now on: to it, the disk is full."""
         _, hard = resource.prlimit(self.process(service).pid, resource.RLIMIT_FSIZE)

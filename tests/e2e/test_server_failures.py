@@ -35,6 +35,7 @@ ROUNDS = int(os.environ.get("CRM_REPLAY_FAILURE_ROUNDS", "1"))
 AUDITS = 36_000  # of all accounts: half of them are the largest one's
 RUN_TIMEOUT_S = 200
 SAME = ("records_total", "records_migrated", "records_skipped", "records_failed", "skips_by_reason", "accuracy_pct")
+STUTTER_S = 14.0
 SMALL_BATCH, DELAY_S = 500, 0.1
 FETCHED_AHEAD_MIB = 32  # what a sink fetches ahead is 16 MiB, twice while a poll takes it over
 WITH_A_MIDDLE = {  # to die in: small pieces, and four seconds between the first and the last of them
@@ -182,6 +183,29 @@ def test_a_server_that_is_killed_in_the_middle_and_comes_back_changes_nothing(
         job, taken_up = replayed.finish(runner, said)
     replayed.require_same(job, said)
     record_faults(1, f"{service.value} killed; {job['seconds']} s, taken up by hand {taken_up} times")
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
+@pytest.mark.parametrize(
+    ("service", "frozen_s", "running_s"),
+    [
+        (Service.KAFKA, 0.9, 0.06),
+        (Service.KAFKA, 6.5, 0.3),
+        (Service.MONGODB, 0.9, 0.06),
+        (Service.POSTGRES, 0.9, 0.06),
+    ],
+)
+def test_a_run_through_a_server_that_stutters_ends_by_itself_and_changes_nothing(
+    replayed: Replayed, service: Service, frozen_s: float, running_s: float, number: int, record_faults: Faults
+) -> None:
+    """Frozen for less or more than a session time-out, and running too shortly for a whole rebalance."""
+    with replayed.fresh_run() as (runner, said):
+        when_read(replayed, random.Random(number).uniform(0.01, 0.3))
+        times = replayed.servers.stutter(service, frozen_s, running_s, STUTTER_S)
+        job, taken_up = replayed.finish(runner, said)
+    assert taken_up == 0, said
+    replayed.require_same(job, said)
+    record_faults(times, f"times {service.value} was frozen for {frozen_s} s; {job['seconds']} s")
 
 
 def test_a_slow_mongodb_makes_the_run_slower_and_not_bigger(replayed: Replayed, record_faults: Faults) -> None:

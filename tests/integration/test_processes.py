@@ -11,6 +11,7 @@ import pytest
 
 from ops.runner import processes
 from ops.runner.processes import ProcessGaveUpError, Supervised, Supervisor, child_environment
+from schemas.vocabulary import ExitCode
 from tests.support.programs import alive
 from tests.support.waiting import wait_until
 
@@ -53,6 +54,16 @@ def test_a_process_that_keeps_crashing_is_given_up_with_its_last_words(
     with Supervisor() as supervisor:
         supervisor.add(python("broken", "raise SystemExit('no such table')", tmp_path))
         with pytest.raises(ProcessGaveUpError, match=r"broken ended 6 times in a row.*no such table"):
+            wait_until(lambda: supervisor.check() != [], "the supervisor gives it up")
+
+
+def test_a_worker_that_stalls_again_and_again_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stall takes minutes to be found, so that none of its ends comes in the window of a crash."""
+    monkeypatch.setattr(processes, "RESTART_WINDOW_S", 0.0)
+    monkeypatch.setattr(processes, "RESTART_BACKOFF_S", 0.0)
+    with Supervisor() as supervisor:
+        supervisor.add(python("deaf", f"print('no turn'); raise SystemExit({ExitCode.STALLED.value})", tmp_path))
+        with pytest.raises(ProcessGaveUpError, match=r"deaf ended 6 times in a row \(last exit code 7\): .*no turn"):
             wait_until(lambda: supervisor.check() != [], "the supervisor gives it up")
 
 

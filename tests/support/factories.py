@@ -16,7 +16,7 @@ def event(**fields: Any) -> AuditEvent:
 
 def replay_job(**given: Any) -> ReplayJob:
     """Return a job of 2 partitions; the fields that are not given are of no account."""
-    fields = {"company_sso_id": "account-1", "job_id": "job-1", "run": 9, "partitions": 2, "top_audit_id": 1,
+    fields = {"company_sso_id": "account-1", "job_id": "job-1", "run": 9, "partitions": 2, "top_audit_id": 10**9,
               "snapshot_xmax": 1, "cutoff": datetime(2020, 1, 1, tzinfo=UTC), "mapping_path": ""}  # fmt: skip
     return ReplayJob(**{**fields, **given})
 

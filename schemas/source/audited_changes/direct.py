@@ -13,7 +13,7 @@ from schemas.source.audited_changes.nodes import json_key
 
 LENGTH_MAX = 20_000  # characters: below NODES_MAX nodes, whatever they are
 _INDENT_MAX = 40  # 20 levels, below DEPTH_MAX
-_KEY_LENGTH_MAX = 128  # YAML ends implicit keys at 1,024
+KEY_LENGTH_MAX = 128  # YAML ends implicit keys at 1,024
 _CACHED_LENGTH_MAX = 60
 _CACHE_SIZE_MAX = 20_000  # of each: together 15 MB at most
 
@@ -457,7 +457,7 @@ def names_zone(line: str) -> bool:
 
 def _key(name: str) -> str:
     """Return the key that a plain text before a colon is, and remember it."""
-    if len(name) > _KEY_LENGTH_MAX or _KEY.fullmatch(name) is None:
+    if len(name) > KEY_LENGTH_MAX or _KEY.fullmatch(name) is None:
         raise UnknownFormError
     key = scalars.plain(name)
     if type(key) is not str:

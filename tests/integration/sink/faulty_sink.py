@@ -1,6 +1,7 @@
-"""A real sink process that dies (SIGKILL) or freezes (SIGSTOP) at one durable effect: `after:write_logs:2`.
+"""A real sink process that dies (SIGKILL), freezes (SIGSTOP) or hangs at one durable effect: `after:write_logs:2`.
 
-`before` and `after` kill it there; `freeze` stops it after the effect, until somebody sends SIGCONT.
+`before` and `after` kill it there; `freeze` stops it after the effect, until it receives SIGCONT; `hang` never returns
+from the effect, as a call of a client library may.
 """
 
 import os
@@ -32,6 +33,8 @@ class FaultySeam:
             hit = effect == self.effect and self.seen[effect] == self.number
         if hit and self.when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
+        if hit and self.when == "hang":
+            threading.Event().wait()
         result = run()
         if hit:
             os.kill(os.getpid(), signal.SIGKILL if self.when == "after" else signal.SIGSTOP)

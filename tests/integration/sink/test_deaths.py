@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from schemas.records import Record
+from schemas.vocabulary import ExitCode
 from sink.effects import Effect
 from sink.progress import RunTotals
 from tests.fixtures.faults import Faults
@@ -103,6 +104,15 @@ def test_a_zombie_that_wakes_after_its_partitions_moved_counts_nothing_twice(acc
     check(account)
     zombie.send_signal(signal.SIGCONT)
     assert zombie.wait(60) == 0
+    check(account)
+
+
+@pytest.mark.parametrize("effect", [Effect.SAVE_PROGRESS, Effect.COMMIT_OFFSETS])
+def test_a_sink_that_hangs_ends_by_itself_and_the_next_one_does_its_work(account: Account, effect: Effect) -> None:
+    prepare(account)
+    deaf = account.start_process(f"hang:{effect}:2", **{**WORKER, "CRM_REPLAY_STALLED_AFTER_S": "1"})
+    assert deaf.wait(60) == ExitCode.STALLED
+    assert account.start_process(**WORKER).wait(60) == 0
     check(account)
 
 

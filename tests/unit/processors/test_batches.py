@@ -13,7 +13,16 @@ from processors.metrics import ProcessorMetrics
 from processors.rules.decide import Refused, Skip
 from schemas.codec import Codec
 from schemas.errors import UnreadableTopicError
-from schemas.records import RECORD_TYPES, ActivityLog, AuditEvent, DeadLetter, Outcome, SkippedRecord, SnapshotMarker
+from schemas.records import (
+    RECORD_TYPES,
+    ActivityLog,
+    AuditEvent,
+    DeadLetter,
+    Outcome,
+    Record,
+    SkippedRecord,
+    SnapshotMarker,
+)
 from schemas.vocabulary import DeadLetterCause, SkipReason
 from tests.support.factories import JOB, Consumed
 
@@ -221,3 +230,22 @@ def test_another_accounts_row_is_a_dead_letter_and_hides_none_of_ours() -> None:
     assert isinstance(third, DeadLetter)
     assert (first.cause, first.audit_id, first.source_offset) == ("wrong_account", 9_000, 40)
     assert second == ActivityLog(7, 1, 41, 9, b"7")
+
+
+@pytest.mark.parametrize("audit_id", [0, -1, -(2**63), JOB.top_audit_id + 1, 2**61, 2**63 - 1])
+def test_an_id_that_is_none_of_the_jobs_is_a_dead_letter_and_hides_no_row(audit_id: int) -> None:
+    """Rows behind it would be below a high-water that it had raised, and be dropped as repetitions."""
+    bench = Bench()
+    letter = DeadLetter(audit_id, 1, "", -1, -1, 8, "row_too_large", "20 MB", b"k", b"cut", 5)
+    values: list[Record] = [
+        EVENT._replace(audit_id=7),
+        EVENT._replace(audit_id=audit_id),
+        letter,
+        EVENT._replace(audit_id=8),
+    ]
+    made = [outcome for _, outcome in bench.run(*(Consumed(b"k", CODEC.encode(v), n) for n, v in enumerate(values)))]
+    assert [type(outcome) for outcome in made] == [ActivityLog, DeadLetter, DeadLetter, ActivityLog]
+    for outcome in made[1:3]:
+        assert isinstance(outcome, DeadLetter)
+        assert (outcome.cause, outcome.audit_id) == ("undecodable_record", 0)
+        assert outcome.detail == f"audit id {audit_id} is none of the job's, 1 to {JOB.top_audit_id}"

@@ -20,6 +20,7 @@ from schemas.errors import UnreadableTopicError
 from schemas.identity import ID_BYTES
 from schemas.records import RECORD_TYPES, ActivityLog, DeadLetter, Record, SkippedRecord, SnapshotMarker
 from schemas.source import mapping
+from sink.counting import PartitionProgress, advance
 from sink.decoding import Batch, Decoder
 from sink.documents import BatchOutcome, Refusal
 from sink.records import Bin, Taken
@@ -28,7 +29,7 @@ from tests.support.generator import audits
 from tests.support.lookups import Anyone
 from tests.unit.schemas.values import records, unhurried
 
-JOB = replay_job(company_sso_id="acc", job_id="j", run=7, top_audit_id=100)
+JOB = replay_job(company_sso_id="acc", job_id="j", run=7, top_audit_id=10**6)
 pytestmark = pytest.mark.hot_paths
 
 CODEC = Codec()
@@ -130,6 +131,20 @@ def test_a_dead_letter_of_another_account_is_foreign_whatever_id_it_carries() ->
     known = letter._replace(audit_id=5, cause="undecodable_changes")
     batch = DECODER.batch(taken(*map(CODEC.encode, (letter, unknown, known))), 5)
     assert [record.bin for record in batch.decided[0]] == [Bin.FOREIGN, Bin.FOREIGN, Bin.FAILED]
+
+
+@pytest.mark.parametrize("audit_id", [0, -1, JOB.top_audit_id + 1, 2**62])
+def test_an_outcome_of_a_row_that_is_none_of_the_jobs_is_foreign_and_hides_no_other(audit_id: int) -> None:
+    def log(number: int) -> ActivityLog:
+        return ActivityLog(number, 0, number, 7, bson.encode({"company_sso_id": "acc"}))
+
+    others: tuple[Record, ...] = (log(audit_id), SkippedRecord(audit_id, 0, 1, 7, "contact_not_found"))
+    letter = DeadLetter(audit_id, 0, "t", 0, 3, 7, "undecodable_changes", "", b"", b"", 1)
+    values: list[Record] = [log(1), *others, letter, log(2)]
+    batch = DECODER.batch(taken(*map(CODEC.encode, values)), 5)
+    assert [record.bin for record in batch.decided[0]] == [Bin.MIGRATED, *[Bin.FOREIGN] * 3, Bin.MIGRATED]
+    assert len(batch.documents) == 2
+    assert advance(PartitionProgress(), batch.decided[0]).progress.migrated == 2
 
 
 def by_the_codec(decoder: Decoder, outcomes: list[Taken]) -> Batch:

@@ -79,6 +79,14 @@ def test_every_sample_row_under_every_action(rules: mapping.SourceMapping) -> No
                 both.assert_equal(row.event._replace(action=action, comment='{"crm_person_id":50001}'))
 
 
+def test_a_column_that_comes_twice_is_found_also_where_more_columns_come_than_are_remembered() -> None:
+    both = Both(DEFAULT)
+    per_row = 1_500
+    for row in range(changes_writer._KNOWN_MAX // per_row + 2):
+        columns = "".join(f"c{row * per_row + n}: 1\n" for n in range(per_row))
+        both.assert_equal(_row("create", f"---\ntwice: 1\n{columns}twice: 2\n"))
+
+
 @pytest.mark.parametrize("known_max", [3, changes_writer._KNOWN_MAX], ids=["forgetful", "as it is"])
 @pytest.mark.parametrize("rules", [DEFAULT, RICH], ids=["default", "rich"])
 def test_mutated_texts(monkeypatch: pytest.MonkeyPatch, rules: mapping.SourceMapping, known_max: int) -> None:
@@ -159,6 +167,8 @@ def _time(first: str, second: str) -> str:
         "---\n" + "".join(f"c{n}:\n- 1\n- 2\n" for n in range(1_100)),
         "---\n" + "".join(f"c{n}: 1\n" for n in range(1_100)),
         "---\na:\n- " + "x" * 5_000 + "\n- 2\n",
+        # libyaml ends a key without quotes at 1,024 characters
+        *(f"---\n{'k' * length}:{value}" for length in (128, 129, 1_024, 1_025) for value in (" 1\n", "\n- 1\n- 2\n")),
     ],
 )
 def test_forms_at_the_edge(text: str) -> None:

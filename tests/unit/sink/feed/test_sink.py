@@ -104,6 +104,11 @@ def test_rows_with_ids_below_one_are_counted_as_foreign_dead_letters_whatever_th
     assert len(counted.dead_letters) == 4
 
 
+def test_a_place_that_no_id_has_room_for_ends_no_feed() -> None:
+    batch = decoder().batch([Taken(0, 1, b"acme", log(2**48)), Taken(0, 2, b"acme", log(2**48 - 1))], 0)
+    assert [record.bin for record in batch.decided[0]] == [Bin.FAILED, Bin.MIGRATED]
+
+
 bins = st.sampled_from([(Bin.MIGRATED, ""), (Bin.SKIPPED, "pre_sync_replay"), (Bin.FAILED, "write_refused")])
 
 
