@@ -30,7 +30,7 @@ ARRAY_NAMES: Final[list[bytes]] = [b"%d\x00" % n for n in range(NAMES_MAX)]
 
 
 class NotStorableError(ValueError):
-    """The value is none that BSON holds as it is: a key with a NUL, more than 64 bits, another type."""
+    """BSON cannot hold the value unchanged: a key with a NUL, more than 64 bits, another type."""
 
 
 def begin_length(w: BytesWriter) -> i64:
