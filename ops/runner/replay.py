@@ -386,8 +386,8 @@ def _prepare(
         f"references published: {published.contacts:,} contacts, {published.users:,} users, "
         f"{published.referents:,} referents"
     )
-    for line in published.said():
-        view.note(line)
+    for said in published.said():
+        view.note(said)
     check()
     if not job.planned_begin:
         outcomes_end = kafka_admin.end_offsets(kafka, topics.outcomes, partitions)
