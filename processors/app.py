@@ -167,7 +167,7 @@ class BatchHandler:
         Raises the error of this batch or of an earlier one: then the worker has to end, and nothing was acknowledged.
         """
         began = time.perf_counter()
-        self._metrics.first_run_at = self._metrics.first_run_at or began
+        self._metrics.first_batch_at = self._metrics.first_batch_at or began
         while len(self._settling) >= BATCHES_IN_FLIGHT_MAX or (self._settling and self._settling[0].done()):
             await self._settling[0]
             self._settling.popleft()
@@ -194,7 +194,7 @@ class BatchHandler:
                 messages = self._parts.batched(outcomes)
                 deliveries = [self._producer.send(messages, len(messages), batch.partition)]
         self._metrics.transform_s += time.perf_counter() - began
-        self._metrics.runs += 1
+        self._metrics.batches += 1
         before = self._settling[-1] if self._settling else None
         task = asyncio.create_task(self._settle(event, deliveries, high.note(), before, work))
         task.add_done_callback(self._end_on_failure)

@@ -1,7 +1,7 @@
-"""From the records of a run to their outcomes. Pure but for the clock that dates dead letters; every record is counted.
+"""From a batch of records to their outcomes. Pure but for the clock that dates dead letters; every record is counted.
 
 Each record ends in exactly one outcome, except begin markers, markers of other jobs, rows that the snapshot published a
-second time (those have had theirs), and whatever stands behind the run's end marker: that is another run's.
+second time (the first one had its outcome), and records behind the run's end marker: they belong to another run.
 """
 
 import time
@@ -23,7 +23,7 @@ from schemas.job import ReplayJob
 from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord, SnapshotMarker
 from schemas.vocabulary import DeadLetterCause, MarkerEdge, countable
 
-PAYLOAD_BYTES_MAX = 16 * 1024 * 1024  # of a dead letter; what is longer is cut, so that it can always be delivered
+PAYLOAD_BYTES_MAX = 16 * 1024 * 1024  # of a dead letter; a longer one is cut, so that it can always be delivered
 KEY_BYTES_MAX = 64 * 1024
 DETAIL_CHARACTERS_MAX = 500
 
@@ -41,12 +41,12 @@ class SourceRecord(Protocol):
 
     @property
     def offset(self) -> int:
-        """Return where it stands in its partition."""
+        """Return its offset in its partition."""
 
 
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """A record that is no audit event and no marker, and why."""
+    """A record that is neither an audit event nor a marker, and why."""
 
     detail: str
 
@@ -82,8 +82,8 @@ class OutcomeEncoder:
         try:
             result = self._transform(event)
         except UnreadableTopicError:
-            raise  # of a reference table: it says nothing of the row
-        except Exception:  # once more, for what a second look at the lookups can change
+            raise  # of a reference table: not an error of the row
+        except Exception:  # retried once: the lookups may have changed
             try:
                 result = self._transform(event)
             except Exception as error:  # a defect of a rule costs one record, not the replay
@@ -111,7 +111,7 @@ class OutcomeEncoder:
         return self._encode_log((event.audit_id, event.id_range, record.offset, self._run, document))
 
     def passed_on(self, record: SourceRecord, letter: DeadLetter, partition: int) -> bytes:
-        """Return a row that the snapshot could not publish as it is (too large, ...), with where its letter stands."""
+        """Return the letter of a row that the snapshot could not publish (too large, ...), with its offset."""
         self._metrics.dead_letters[countable(letter.cause)] += 1
         return self._codec.encode(
             letter._replace(
@@ -147,7 +147,7 @@ class OutcomeEncoder:
 
 
 class BatchTransformer:
-    """Turns runs of a replay into outcomes; one per process."""
+    """Turns batches of a replay into outcomes; one per process."""
 
     def __init__(
         self,
@@ -158,10 +158,10 @@ class BatchTransformer:
         metrics: ProcessorMetrics,
         rows: RowEncoder | None = None,
     ) -> None:
-        """`transform` and `encode_document` are `OutcomeEncoder`'s, for whatever `rows` does not know."""
+        """`transform` and `encode_document` are `OutcomeEncoder`'s, for the rows that `rows` does not handle."""
         self._job = job
         self._topic = job.topics.replay
-        self._accounts = ("", job.company_sso_id)  # the topic is one account's, so a row need not say it
+        self._accounts = ("", job.company_sso_id)  # the topic is one account's, so a row need not name it
         self._codec = codec
         self._encoder = OutcomeEncoder(job, codec, transform, encode_document, metrics)
         self._metrics = metrics
@@ -181,7 +181,7 @@ class BatchTransformer:
         except UnknownSchemaError as error:
             event = self._codec.read_body(AuditEvent, record.value)
             if event is not None and event.audit_id > 0 and event.company_sso_id in self._accounts:
-                # It is a row: the settings keep it from being decoded, and every other with it.
+                # It is a row: the settings prevent its decoding, and that of every other row.
                 what = f"{self._topic}, offset {record.offset} cannot be decoded: {error.what}"
                 raise UnreadableTopicError(what, error.to_do) from error
             return Undecodable(error.what)
@@ -196,12 +196,12 @@ class BatchTransformer:
     def outcomes(
         self, records: Sequence[SourceRecord], decoded: Sequence[Decoded], partition: int, high: HighWater
     ) -> list[Message]:
-        """Return key and value of every outcome, in order; `high` has moved on to the end of the run."""
+        """Return key and value of every outcome, in order; `high` has advanced to the end of the batch."""
         metrics, encoder, audit_id_max = self._metrics, self._encoder, self._job.audit_id_max
         messages: list[Message] = []
         for record, what in zip(records, decoded, strict=True):
             if high.ended and not isinstance(what, SnapshotMarker):
-                metrics.beyond_end += 1  # of a later run's stretch, which a rerun from the beginning comes across
+                metrics.beyond_end += 1  # of a later run, in a rerun from the beginning
                 continue
             if isinstance(what, Row | AuditEvent | DeadLetter) and not 0 < what.audit_id <= audit_id_max:
                 # Before the high-water, which such an id would raise above rows that are still to come.
@@ -214,7 +214,7 @@ class BatchTransformer:
                 value = self._of_row(record, what, partition)
             elif isinstance(what, AuditEvent):
                 if what.company_sso_id not in self._accounts:
-                    # Before the high-water: an id of somebody else's must not make ours look published twice.
+                    # Before the high-water mark: another account's id must not make a row look published twice.
                     detail = "the row is another account's"
                     value = encoder.dead_letter(record, what, partition, DeadLetterCause.WRONG_ACCOUNT, detail)
                 elif high.is_republished(what.id_range, what.audit_id):
@@ -247,8 +247,8 @@ class BatchTransformer:
         try:
             value = rows.outcome(row, record.offset)
         except UnreadableTopicError:
-            raise  # of a reference table: it says nothing of the row
-        except Exception:  # the plain way says what is wrong
+            raise  # of a reference table: not an error of the row
+        except Exception:  # the plain way reports the error
             value = None
         if value is None:
             event = self._codec.decode_as(AuditEvent, record.value or b"")
@@ -261,7 +261,7 @@ class BatchTransformer:
 
 
 def acting_users(decoded: Iterable[Decoded]) -> set[int]:
-    """Return the ids of the CRM users who did something in a run."""
+    """Return the ids of the CRM users who made changes in a batch."""
     return {what.user_id for what in decoded if isinstance(what, Row | AuditEvent) and what.user_id}
 
 

@@ -17,24 +17,24 @@ class ProcessorMetrics:
     logs: int = 0
     skips: Counter[str] = field(default_factory=Counter)  # by SkipReason
     dead_letters: Counter[str] = field(default_factory=Counter)  # by DeadLetterCause
-    rows_by_plain_way: int = 0  # whose form the fast way does not know; all of a live feed
-    markers: int = 0  # passed over or forwarded
+    rows_by_plain_way: int = 0  # whose form the fast way does not handle; all of a live feed
+    markers: int = 0  # ignored or forwarded
     republished: int = 0  # rows that the snapshot published a second time
-    beyond_end: int = 0  # behind this run's end marker: not its own
-    runs: int = 0
-    first_run_at: float = 0.0  # time.perf_counter() when the first run came; 0: none yet
+    beyond_end: int = 0  # behind this run's end marker: of another run
+    batches: int = 0
+    first_batch_at: float = 0.0  # time.perf_counter() at the first batch; 0: none yet
     last_ack_at: float = 0.0  # and when the last one was acknowledged
     rebalances: int = 0
     transform_s: float = 0.0  # decoding, rules, encoding, and queueing for the producer
-    deliver_s: float = 0.0  # not transforming, because Kafka had not confirmed the runs before
+    deliver_s: float = 0.0  # waiting for Kafka to confirm earlier batches
     table_load_s: float = 0.0
     table_entries: dict[str, int] = field(default_factory=dict)
     table_rejects: int = 0  # entries of a wrong account, or undecodable
-    transformation: dict[str, int] = field(default_factory=dict)  # what the rules count beside the outcomes
+    transformation: dict[str, int] = field(default_factory=dict)  # what the rules count in addition to the outcomes
 
     def running_s(self) -> float:
-        """Return the seconds from the first run to the last ack: without the start, with every pause."""
-        return max(self.last_ack_at - self.first_run_at, 0.0)
+        """Return the seconds from the first batch to the last ack: without the start, with every pause."""
+        return max(self.last_ack_at - self.first_batch_at, 0.0)
 
     def line(self) -> str:
         """Return everything as `name=value` pairs on one line."""
@@ -49,7 +49,7 @@ class ProcessorMetrics:
             "markers": self.markers,
             "republished": self.republished,
             "beyond_end": self.beyond_end,
-            "runs": self.runs,
+            "runs": self.batches,
             "running_s": f"{self.running_s():.2f}",
             "records_per_s": f"{self.records_in / self.running_s():.0f}" if self.running_s() else "0",
             "rebalances": self.rebalances,
@@ -74,7 +74,7 @@ class ProcessorMetrics:
             ),
             Value("rows_by_plain_way_total", self.rows_by_plain_way),
             Value("records_republished_total", self.republished),
-            Value("runs_total", self.runs),
+            Value("runs_total", self.batches),
             Value("transform_seconds_total", self.transform_s),
             Value("delivery_wait_seconds_total", self.deliver_s),
             Value("rebalances_total", self.rebalances),

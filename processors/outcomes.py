@@ -1,7 +1,7 @@
-"""Outcomes onto their topic: an idempotent producer, and the certainty that all of a run's outcomes are there.
+"""Produces outcomes to their topic: an idempotent producer, and confirmation of all of a batch's outcomes.
 
-Dying after some deliveries repeats the run, and the sink absorbs what it has already. A delivery that Kafka refuses for
-good is an exception here, so that the run is not acknowledged and the worker ends.
+Dying after some deliveries repeats the batch, and the sink absorbs the repetition. A delivery that Kafka refuses
+permanently is an exception here, so that the batch is not acknowledged and the worker ends.
 """
 
 import asyncio
@@ -19,22 +19,22 @@ from schemas.errors import ReplayError
 from schemas.process.tracing import Headers
 from schemas.records import OutcomeBatch
 
-OUTCOMES_A_BATCH_MAX = 500  # more saves the broker nothing that can be measured
-BATCH_BYTES_MAX = 512 * 1024  # of keys and values; what is larger on its own is no part of a batch
+OUTCOMES_A_BATCH_MAX = 500  # more saves the broker nothing measurable
+BATCH_BYTES_MAX = 512 * 1024  # of keys and values; a larger single outcome is not batched
 MESSAGE_BYTES_MAX = 20 * 1024 * 1024  # as the topic allows: a 16 MiB document and its envelope
 POLL_S = 0.1
 Message = tuple[bytes, bytes]  # key and value
 
 
 class OutcomeBatches:
-    """Pure: puts a run's outcomes together, so that the broker, the sink and every other client handle few records."""
+    """Pure: combines outcomes into batches, so that the broker, the sink and every other client handle few records."""
 
     def __init__(self, codec: Codec) -> None:
         """`codec` frames the batches as it frames the outcomes."""
         self._encode = codec.encoder(OutcomeBatch)
 
     def __call__(self, messages: Sequence[Message]) -> list[Message]:
-        """Return outcomes of one partition as records in the same order; one that stays alone is what it was."""
+        """Return outcomes of one partition as records in the same order; a single outcome stays unchanged."""
         records: list[Message] = []
         begin = size = 0
         for at, (key, value) in enumerate(messages):
@@ -52,11 +52,11 @@ class OutcomeBatches:
 
 
 class OutcomeNotDeliveredError(ReplayError):
-    """Kafka refused an outcome for good, or was not reachable for too long."""
+    """Kafka refused an outcome permanently, or was unreachable for too long."""
 
 
 class Delivery:
-    """The outcomes of one run on their way."""
+    """The outcomes of one batch in flight."""
 
     __slots__ = ("_error", "_left")
 
@@ -87,7 +87,7 @@ class Delivery:
 def _refused(error: KafkaError) -> OutcomeNotDeliveredError:
     return OutcomeNotDeliveredError(
         f"Kafka did not take an outcome ({error.str()})",
-        "nothing is lost: the worker goes on from the last committed offset when it is started again",
+        "nothing is lost: after a restart the worker continues from the last committed offset",
     )
 
 
@@ -98,7 +98,7 @@ class OutcomeProducer:
         """`config` is confluent-kafka's connection."""
         self._topic = topic
         self._delivery_timeout_s = delivery_timeout_s
-        self._failure: OutcomeNotDeliveredError | None = None  # with its cause, once it has failed for good
+        self._failure: OutcomeNotDeliveredError | None = None  # with its cause, once it has failed permanently
         logger = logging.getLogger(f"{__name__}.librdkafka")
         logger.addFilter(lambda record: "enable.gapless.guarantee is experimental" not in record.getMessage())
         self._producer = Producer(
@@ -106,11 +106,11 @@ class OutcomeProducer:
                 **config,
                 "enable.idempotence": True,
                 "acks": "all",
-                # A message that fails must not let later ones through: the sink takes a partition's ids to be in order.
-                # One that expires would, guarantee or not; so none expires, and `confirmed` keeps the time.
+                # A failed message must not let later ones pass: the sink relies on the order of a partition's ids.
+                # An expired one would, despite the guarantee; so none expires, and `confirmed` has the time-out.
                 "enable.gapless.guarantee": True,
                 "delivery.timeout.ms": 0,
-                "linger.ms": 5,  # a run is produced within one; half-filled batches cost brokers and sink more
+                "linger.ms": 5,  # a batch is produced within this; half-filled requests cost brokers and sink more
                 "batch.size": 1024 * 1024,
                 "batch.num.messages": 10_000,
                 "message.max.bytes": MESSAGE_BYTES_MAX,
@@ -122,7 +122,7 @@ class OutcomeProducer:
         )
 
     def send(self, messages: Iterable[Message], count: int, partition: int, headers: Headers | None = None) -> Delivery:
-        """Queue the messages of a run for `partition`, in order, with these headers; `count` is how many they are.
+        """Queue the messages of a batch for `partition`, in order, with these headers; `count` is how many they are.
 
         Raises OutcomeNotDeliveredError for one that librdkafka itself refuses.
         """
@@ -134,15 +134,15 @@ class OutcomeProducer:
             while True:
                 try:
                     produce(topic, value, key, partition, report)
-                except BufferError:  # what is on its way has to arrive first
+                except BufferError:  # messages in flight have to be delivered first
                     self._poll(POLL_S)
                 except KafkaException as error:
-                    if error.args[0].code() == KafkaError._FATAL:  # noqa: SLF001  which names no cause
+                    if error.args[0].code() == KafkaError._FATAL:  # noqa: SLF001  without the cause
                         self._poll(0)
                         raise self._failure or _refused(error.args[0]) from error
                     raise OutcomeNotDeliveredError(
                         f"an outcome of {len(value)} bytes could not be produced ({error.args[0].str()})",
-                        "look at the topic's settings (max.message.bytes) and permissions",
+                        "check the topic's settings (max.message.bytes) and permissions",
                     ) from error
                 else:
                     break
@@ -154,18 +154,18 @@ class OutcomeProducer:
         self._poll(0)
         left, moved_at = delivery.left, time.monotonic()
         while not delivery.done:
-            # In a thread: the event loop goes on with the next run meanwhile.
+            # In a thread: the event loop handles the next batch meanwhile.
             await asyncio.get_running_loop().run_in_executor(None, self._poll, POLL_S)
             if delivery.left != left:
                 left, moved_at = delivery.left, time.monotonic()
             elif time.monotonic() - moved_at > self._delivery_timeout_s:
                 raise OutcomeNotDeliveredError(
                     f"Kafka has confirmed no outcome for {self._delivery_timeout_s:.0f} s",
-                    "nothing is lost: the worker goes on from the last committed offset when it is started again",
+                    "nothing is lost: after a restart the worker continues from the last committed offset",
                 )
 
     def _poll(self, timeout_s: float) -> None:
-        """Take what confirmations there are; raises OutcomeNotDeliveredError once the producer has failed for good."""
+        """Process available confirmations; raises OutcomeNotDeliveredError once the producer has failed permanently."""
         try:
             self._producer.poll(timeout_s)
         except KafkaException as error:
@@ -173,6 +173,6 @@ class OutcomeProducer:
             raise self._failure from error
 
     def close(self, timeout_s: float) -> None:
-        """Deliver what is still on its way, if that is possible in time; nothing of it has been acknowledged."""
-        with contextlib.suppress(KafkaException):  # it has failed for good, and that has been said
+        """Deliver what is in flight, if possible in time; none of it has been acknowledged."""
+        with contextlib.suppress(KafkaException):  # it has failed permanently, which has been reported
             self._producer.flush(timeout_s)

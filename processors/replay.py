@@ -1,4 +1,4 @@
-"""A replay's parts: one account's tables, outcomes counted against the published high-water, a topic with an end."""
+"""A replay's parts: one account's tables, rows deduplicated by the published high-water mark, a topic with an end."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,11 +16,11 @@ from processors.tables import declare
 from schemas.process.topic_watch import RUN_AGAIN
 from schemas.source import mapping
 
-FETCH_BYTES_MIN = 256 * 1024  # of all partitions: a run costs the worker and the broker a millisecond, however small
+FETCH_BYTES_MIN = 256 * 1024  # of all partitions: a batch of any size costs the worker and the broker a millisecond
 
 
 def replay_parts(around: Surroundings) -> Parts:
-    """Return what a replay's worker is made of; the app then has the account's tables."""
+    """Return the parts of a replay's worker; declares the account's tables on the app."""
     app, job = around.app, around.settings.job
     declare(app, "contacts", job.topics.contacts, of_account(job.company_sso_id))  # with their watermarks
     declare(app, "users", job.topics.users)

@@ -23,9 +23,9 @@ class ProcessorSettings(WorkerSettings):
     )
     exit_at_end: bool = Field(False, description="end once the end markers of all assigned partitions have passed")
     run_records_max: int = Field(4000, ge=1, le=100_000, description="records that are handled and committed together")
-    run_bytes_max: int = Field(4 * 1024 * 1024, ge=1, description="of keys and values of a run")
-    # Kafka's own lower bound, group.min.session.timeout.ms: a killed worker that is not started again loses its
-    # partitions after this long; one that is started again has them back at once.
+    run_bytes_max: int = Field(4 * 1024 * 1024, ge=1, description="of keys and values of a batch")
+    # Kafka's own lower bound, group.min.session.timeout.ms: a killed worker that is not restarted loses its
+    # partitions after this long; one that is restarted gets them back at once.
     session_timeout_s: float = Field(6.0, ge=1, le=80)  # Faust wants it below its request timeout, 90
     commit_interval_s: float = Field(1.0, gt=0, le=60, description="what a killed worker repeats at most, in seconds")
     delivery_timeout_s: float = Field(120.0, ge=1, description="Kafka unreachable for longer ends the worker")
@@ -35,7 +35,7 @@ class ProcessorSettings(WorkerSettings):
 
 
 def connections() -> Connections:
-    """Return where Kafka is; raises BadInputError if nothing says so."""
+    """Return the connections, with Kafka's address; raises BadInputError without it."""
     found = Connections()
     found.require("kafka_bootstrap_servers")
     return found

@@ -3,13 +3,13 @@
     contacts = declare(app, "contacts", job.topics.contacts, of_account(job.company_sso_id))
     contacts[b"50007"]  # a Contact; KeyError if there is none
 
-Declaration, life within the app's, mapping and monitor are Faust's. Its extension points are ours:
+Declaration, life cycle, mapping interface and monitor are Faust's. Its extension points are used here:
 
-- the **store** keeps rows as the bytes that came from the topic, and decodes one when it is read (`DecodedRows`);
-- the **table** is read-only, for its topic is the producer's, and `get`, which every row of the source asks, goes to
+- the **store** keeps rows as the bytes from the topic, and decodes one when it is read (`DecodedRows`);
+- the **table** is read-only, since its topic is the producer's, and `get`, called for every row of the source, reads
   the store without Faust's sensors;
-- the **table manager** has the topics read to their ends by `ReferenceTables`, which follows them afterwards. Faust's
-  recovery is left nothing to do; `ReferenceTables` says why it could not do it. `TablesFirst` has it start first.
+- the **table manager** has `ReferenceTables` read the topics to their ends and follow them afterwards. Faust's recovery
+  has nothing to do; `ReferenceTables` documents why it cannot be used. `TablesFirst` starts the manager first.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ STORES.aliases["rows"] = f"{__name__}:RowStore"  # as an entry point in `faust.s
 
 
 class TablesApp(Protocol):
-    """What the tables need of their app, beside what Faust's has."""
+    """What the tables need of their app, in addition to Faust's."""
 
     kafka: Mapping[str, Any]  # confluent-kafka's configuration
     codec: Codec
@@ -39,22 +39,22 @@ class TablesApp(Protocol):
 
 
 class RowStore(memory.Store):  # type: ignore[misc]
-    """Faust's memory store with each row as it came, and a record made of it when it is read."""
+    """Faust's memory store with encoded rows, decoded when they are read."""
 
     app: TablesApp
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take what Faust passes; the table's option `keep` says which records may be used."""
+        """Accept Faust's arguments; the table's option `keep` decides which records may be used."""
         super().__init__(*args, **kwargs)
         self.rows: TableRows = {}
         self.data = DecodedRows(self.rows, self.app.codec, self.value_type, self.options["keep"])
 
 
 class RowState(TableState):  # type: ignore[misc]
-    """A table in Faust's monitor, with its size and what its load took."""
+    """A table in Faust's monitor, with its size and its load time."""
 
     def asdict(self) -> Mapping[str, Any]:
-        """Return Faust's counts (reads by `table[key]` only), the rows, and the seconds that the load of all took."""
+        """Return Faust's counts (reads by `table[key]` only), the rows, and the load time of all tables in seconds."""
         return {**super().asdict(), "rows": len(self.table), "load_s": self.table.app.tables.load_s}
 
 
@@ -62,10 +62,10 @@ class ReferenceTable(faust.GlobalTable):  # type: ignore[misc]
     """A compacted topic of the producer's as a table of records by key."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take what Faust passes."""
+        """Accept Faust's arguments."""
         super().__init__(*args, **kwargs)
         self._records: DecodedRows[Any] = self.data.data  # of the store
-        self.get = self._records.get  # `table[key]` of Faust's costs 2 µs, a row's whole transformation 25
+        self.get = self._records.get  # Faust's `table[key]` costs 2 µs, a row's whole transformation 25
         self.app.monitor.tables[self.name] = RowState(self)
 
     @property
@@ -74,16 +74,16 @@ class ReferenceTable(faust.GlobalTable):  # type: ignore[misc]
         return self._records.rejects
 
     def on_key_set(self, key: Any, value: Any) -> None:  # noqa: ARG002
-        """Refuse: the row would go to the producer's topic. Raises TypeError."""
+        """Raise TypeError: the row would be written to the producer's topic."""
         raise TypeError(f"the table {self.name} is read-only: the producer publishes its topic")
 
     def on_key_del(self, key: Any) -> None:
-        """Refuse, like `on_key_set`."""
+        """Raise TypeError, like `on_key_set`."""
         self.on_key_set(key, None)
 
 
 class TablesFirst(faust.App.BootStrategy):  # type: ignore[misc]
-    """Faust's order of services, but for the tables: whole before the consumer starts, and so before it joins."""
+    """Faust's order of services, except the tables: loaded before the consumer starts, and so before it joins."""
 
     def server(self) -> Iterable[Any]:
         """Return the services in the order in which they start."""
@@ -92,28 +92,28 @@ class TablesFirst(faust.App.BootStrategy):  # type: ignore[misc]
 
 
 class ReferenceTableManager(TableManager):  # type: ignore[misc]
-    """Has the tables whole before the app joins its group, and up to date from then on."""
+    """Loads the tables before the app joins its group, and keeps them up to date from then on."""
 
     app: Any  # a faust.App and TablesApp
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take what Faust passes."""
+        """Accept Faust's arguments."""
         super().__init__(*args, **kwargs)
         self._reader: ReferenceTables | None = None
         self._loading: asyncio.Task[None] | None = None
 
     def __bool__(self) -> bool:
-        """Return False, whatever tables there are: Faust's recovery then resumes the streams and restores nothing."""
+        """Return False, with any tables: Faust's recovery then resumes the streams and restores nothing."""
         return False
 
     @property
     def changelog_topics(self) -> set[str]:
-        """Return no topic: one that Faust's consumer had to read would bring its leader's assignor into the group."""
+        """Return no topic: one that Faust's consumer had to read would add its leader's assignor to the group."""
         return set()
 
     @property
     def load_s(self) -> float:
-        """Return how long the load took; 0 before its end."""
+        """Return the load time in seconds; 0 before its end."""
         return self._reader.load_s if self._reader is not None else 0.0
 
     def check(self) -> None:
@@ -135,14 +135,14 @@ class ReferenceTableManager(TableManager):  # type: ignore[misc]
             await self.recovery.start()
 
     async def _update_channels(self) -> None:
-        """Start the tables. Faust's would also subscribe to their topics; called after each rebalance, too."""
+        """Start the tables. Faust's method would also subscribe to their topics; called after each rebalance, too."""
         self._tables_finalized.set()
         for table in self.values():
             await table.maybe_start()
         self._tables_registered.set()
 
     async def on_stop(self) -> None:
-        """End a load that is still under way, and stop following."""
+        """End a load that is still in progress, and stop following."""
         await super().on_stop()
         if self._loading is not None:
             await asyncio.gather(self._loading, return_exceptions=True)  # `on_start` has raised what it raised
@@ -153,7 +153,7 @@ class ReferenceTableManager(TableManager):  # type: ignore[misc]
 def declare(app: Any, name: str, topic: str, keep: Callable[[Any], bool] | None = None) -> ReferenceTable:
     """Return the app's table `name`, one of `processors.lookups.tables.TYPES`, over the compacted `topic`.
 
-    `keep` says of a record whether it may be used at all.
+    `keep` decides whether a record may be used.
     """
     table: ReferenceTable = app.GlobalTable(
         name,

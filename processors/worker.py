@@ -22,14 +22,14 @@ from schemas.process.tracing import OFF, Traces
 
 log = logging.getLogger(__name__)
 
-GC_THRESHOLD = 50_000  # a run makes some thousand objects, none of them in cycles: look for those now and then
-STOP_TIMEOUT_S = 9.0  # with what follows well below the 15 s after which the supervisor kills
+GC_THRESHOLD = 50_000  # a batch makes some thousand objects, none of them in cycles
+STOP_TIMEOUT_S = 9.0  # with the steps after it, well below the 15 s after which the supervisor kills
 FLUSH_TIMEOUT_S = 2.0
 TURN_EVERY_S = 1.0
 
 
 class WorkerFailedError(ReplayError):
-    """The worker cannot go on; what it had not acknowledged is delivered again to whoever takes over."""
+    """The worker cannot continue; what it had not acknowledged is delivered again, to the next owner."""
 
 
 async def run_worker(
@@ -41,7 +41,7 @@ async def run_worker(
 ) -> None:
     """Return after SIGTERM, SIGINT or (if the settings say so) the last end marker, with everything committed.
 
-    Raises ReplayError for everything that keeps the worker from going on.
+    Raises ReplayError for everything that keeps the worker from continuing.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -74,9 +74,9 @@ async def run_worker(
 
     try:
         if made.topic_id:
-            await asyncio.to_thread(watch.check_now)  # before the offsets of a topic that is gone are met
+            await asyncio.to_thread(watch.check_now)  # before the offsets of a replaced topic are used
         gc.collect()
-        gc.freeze()  # what is there now stays: the collector need not look at it again
+        gc.freeze()  # present objects stay: the collector need not visit them again
         gc.set_threshold(GC_THRESHOLD, 20, 50)
         about = {"account": job.company_sso_id, "job_id": job.job_id, "run": str(job.run)}
         await serve_measured(app, stop, metrics, gather, settings.metrics_interval_s, about, watch)
@@ -96,7 +96,8 @@ async def serve_measured(
 ) -> None:
     """Run the app as `serve` does, with its metrics logged at every interval, at the end, and served to Prometheus.
 
-    `gather` brings into `metrics` what others count; `about` are the labels of the process. What `watch` finds ends it.
+    `gather` updates `metrics` with the counts of other parts; `about` are the labels of the process. A replaced topic
+    found by `watch` ends it.
     """
 
     def values() -> list[Value]:
@@ -150,10 +151,10 @@ async def serve(app: ReplayApp, stop: asyncio.Event) -> None:
         starting.cancel()
         stopped = await _stop(app)
     if failed:
-        _raise_clearly(app.crash_reason or RuntimeError("for no known reason"))
+        _raise_clearly(app.crash_reason or RuntimeError("unknown reason"))
     if not stopped:
         raise WorkerFailedError(
-            f"the worker did not stop within {STOP_TIMEOUT_S:.0f} s", "what it had not committed is handled once more"
+            f"the worker did not stop within {STOP_TIMEOUT_S:.0f} s", "what it had not committed is handled again"
         )
 
 
@@ -167,7 +168,7 @@ def _raise_clearly(error: BaseException | None) -> None:
 
 
 async def _stop(app: ReplayApp) -> bool:
-    """Stop the app; False if it does not in time: then it is left as it is, for the process ends."""
+    """Stop the app; False if that takes too long: the process ends anyway."""
     stopping = asyncio.create_task(app.stop())
     done, _ = await asyncio.wait([stopping], timeout=STOP_TIMEOUT_S)
     if stopping in done and not stopping.cancelled() and (error := stopping.exception()) is not None:

@@ -1,8 +1,8 @@
 """The Debezium connector that feeds the live topic from the CRM's PostgreSQL.
 
 The connector reads the write-ahead log through a replication slot of its own, so it needs a role with REPLICATION; the
-reader's role of the replay has no such right and keeps none. While the connector is away the slot makes PostgreSQL keep
-its log: `status` says how much, and `remove` gives the slot back.
+reader's role of the replay has no such right and does not get it. While the connector is stopped, the slot makes
+PostgreSQL keep its log: `status` reports how much, and `remove` drops the slot.
 """
 
 import os
@@ -32,36 +32,36 @@ DATABASE_VARIABLE = "CRM_CDC_DATABASE_URL"
 ACCOUNT_HEADER = "company_sso_id"  # processors.feed.change_events reads it
 HEARTBEAT_MS = 10_000  # lets PostgreSQL drop its log while other tables change and audits do not
 ANSWER_TIMEOUT_S = 30.0
-REBALANCING_S = 60.0  # Connect refuses every change while its workers find together
+REBALANCING_S = 60.0  # Connect refuses every change while its workers rebalance
 POLL_S = 0.1
 NOT_REGISTERED = "not registered"
-STALE_OFFSETS = "no longer available on the server"  # Debezium's words for a place in a slot that is gone
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")  # a replication slot's, and a part of a topic's
+STALE_OFFSETS = "no longer available on the server"  # in Debezium's message about a position in a slot that is gone
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")  # also of the replication slot, and part of a topic's name
 _SETTING = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _SSL_MODES = frozenset(("disable", "allow", "prefer", "require", "verify-ca", "verify-full"))
 
 
 class ConnectRefusedError(BadInputError):
-    """Kafka Connect does not take a request."""
+    """Kafka Connect refuses a request."""
 
 
 class OffsetsKeptError(BadInputError):
-    """Kafka Connect cannot forget where a connector was."""
+    """Kafka Connect cannot delete the offsets of a connector."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectorStatus:
-    """What is known of the connector."""
+    """The state of the connector and of its replication slot."""
 
     name: str
     state: str  # RUNNING, FAILED, PAUSED, UNASSIGNED, ... or NOT_REGISTERED
     problem: str = ""
     slot_active: bool = False
-    wal_kept_bytes: int | None = None  # by PostgreSQL, for what the connector has not confirmed; None: no slot
+    wal_kept_bytes: int | None = None  # by PostgreSQL, until the connector confirms them; None: no slot
 
     @property
     def running(self) -> bool:
-        """Whether changes arrive."""
+        """Whether change events arrive."""
         return self.state == "RUNNING" and self.slot_active
 
 
@@ -81,26 +81,26 @@ def connector_config(
 ) -> dict[str, str]:
     """Return the connector's configuration. Pure.
 
-    `account` is whose the whole table is, if the mapping has no account column. The snapshot has the rows created at
-    or after `since`, or all. `password` stands for the DSN's: a reference that Connect's workers resolve. `more` is
-    added as it is, and wins. Raises BadInputError for a mapping or an address that no connector can be made from.
+    `account` owns the whole table, if the mapping has no account column. The snapshot has the rows created at or after
+    `since`, or all. `password` replaces the DSN's: a reference that Connect's workers resolve. `more` is added
+    unchanged, and overrides. Raises BadInputError for an unsuitable mapping or address.
     """
     if not _NAME.fullmatch(name):
-        raise BadInputError(f"{name!r} is no name of a connector", "give letters a-z, digits and underscores")
+        raise BadInputError(f"{name!r} is not a valid name of a connector", "use letters a-z, digits and underscores")
     parts = _dsn_parts(dsn)
     table = mapping.source
     column = table.account
     if column is None and not account:
         raise BadInputError(
-            "the source mapping has no account column, so nobody knows whose the rows are", "name the --account"
+            "the source mapping has no account column, so the account of the rows is unknown", "give --account"
         )
     if column is not None and account:
         raise BadInputError(
-            f"the source mapping has the account column {column.column}", "leave out --account: each row says its own"
+            f"the source mapping has the account column {column.column}", "leave out --account: each row has its own"
         )
     if column is not None and not column.is_company_sso_id and column.inverse is None:
         raise BadInputError(
-            f"source.account of the mapping does not say whose the rows of a {column.column} are",
+            f"source.account of the mapping does not resolve {column.column} to an account",
             "add inverse: a query that returns that column and company_sso_id of every account",
         )
     if '"' in account or "\\" in account:
@@ -119,12 +119,12 @@ def connector_config(
         transforms["account"] = {
             "type": "org.apache.kafka.connect.transforms.InsertHeader",
             "header": ACCOUNT_HEADER,
-            "value.literal": f'"{account}"',  # in quotes: else an account 007 would travel as the number 7
+            "value.literal": f'"{account}"',  # in quotes: otherwise account 007 would become the number 7
         }
     if flatten:
         transforms["flatten"] = {
             "type": "io.debezium.transforms.ExtractNewRecordState",
-            "add.fields": "op,source.schema,source.table",  # else an update looks like an insert
+            "add.fields": "op,source.schema,source.table",  # otherwise an update looks like an insert
             "delete.tombstone.handling.mode": "rewrite-with-tombstone",
             "replace.null.with.default": "false",
         }
@@ -141,7 +141,7 @@ def connector_config(
         "slot.name": name,
         "publication.name": name,
         "publication.autocreate.mode": "filtered",
-        "publish.via.partition.root": "true",  # a partitioned table's rows are its own, not its partitions'
+        "publish.via.partition.root": "true",  # a partitioned table's rows have its name, not a partition's
         "topic.prefix": name,
         "schema.include.list": table.schema_name,
         "table.include.list": re.escape(relation).replace("\\-", "-"),
@@ -150,7 +150,7 @@ def connector_config(
         "decimal.handling.mode": "string",
         "skipped.operations": "none",  # truncations too: they are refused, and counted
         "heartbeat.interval.ms": str(HEARTBEAT_MS),
-        "errors.max.retries": "-1",  # PostgreSQL or Kafka away: it waits for them
+        "errors.max.retries": "-1",  # waits indefinitely during an outage of PostgreSQL or Kafka
         "topic.creation.default.partitions": str(partitions),
         "topic.creation.default.replication.factor": "-1",
         "transforms": ",".join(transforms),
@@ -162,7 +162,7 @@ def connector_config(
         override = "snapshot.select.statement.overrides"
         config |= {
             override: relation,
-            # Debezium takes text alone; the names are identifiers, which the mapping has checked.
+            # Debezium accepts only text here; the names are identifiers that the mapping has validated.
             f"{override}.{relation}": (
                 f'SELECT * FROM "{table.schema_name}"."{table.table}" '  # noqa: S608
                 f"WHERE created_at >= '{moment}'"
@@ -174,12 +174,12 @@ def connector_config(
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, str]:
-    """Return the settings in `NAME=VALUE` words. Raises BadInputError for a word that is none."""
+    """Return the settings in `NAME=VALUE` words. Raises BadInputError for any other word."""
     found = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not _SETTING.fullmatch(name):
-            raise BadInputError(f"{word[:40]!r} is no setting of a connector", "give --set NAME=VALUE")
+            raise BadInputError(f"{word[:40]!r} is not a setting of a connector", "give --set NAME=VALUE")
         found[name] = value
     return found
 
@@ -198,7 +198,7 @@ class Connect:
     """Kafka Connect's REST interface, as far as one connector needs it."""
 
     def __init__(self, url: str) -> None:
-        """Nothing is asked yet."""
+        """Sends no request yet."""
         self._url = shown(url)
         self._client = http_client(CONNECT_VARIABLE, url, ANSWER_TIMEOUT_S)
 
@@ -212,25 +212,25 @@ class Connect:
 
     def put(self, name: str, config: Mapping[str, str]) -> None:
         """Create the connector or change its configuration. Raises ConnectRefusedError with Connect's first reason."""
-        self._ask("PUT", f"/connectors/{name}/config", json=dict(config))
+        self._request("PUT", f"/connectors/{name}/config", json=dict(config))
 
     def delete(self, name: str, timeout_s: float = 30.0) -> bool:
-        """Remove the connector and where it was in the log; whether there was one.
+        """Remove the connector and its offsets; return whether there was one.
 
-        Connect keeps the offsets of a connector that is only deleted, and gives them to the next of that name: a place
-        in a replication slot that is gone. Raises BadInputError, with the connector deleted, if Connect cannot forget
-        them (before 3.6).
+        Connect keeps the offsets of a connector that is only deleted, and gives them to the next one of that name: a
+        position in a replication slot that is gone. Raises OffsetsKeptError, with the connector deleted, if Connect
+        cannot delete them (before 3.6).
         """
         if self.state(name)[0] == NOT_REGISTERED:
             return False
-        forgets = self._ask("PUT", f"/connectors/{name}/stop") is not None
+        can_reset = self._request("PUT", f"/connectors/{name}/stop") is not None
         deadline = Deadline(timeout_s)
-        while forgets and not self._is_stopped(name):
+        while can_reset and not self._is_stopped(name):
             if not deadline.wait(POLL_S):
                 raise BadInputError(f"connector {name} does not stop", "see the log of Kafka Connect, then try again")
-        forgets = forgets and self._ask("DELETE", f"/connectors/{name}/offsets") is not None
-        self._ask("DELETE", f"/connectors/{name}")
-        if not forgets:
+        was_reset = can_reset and self._request("DELETE", f"/connectors/{name}/offsets") is not None
+        self._request("DELETE", f"/connectors/{name}")
+        if not was_reset:
             raise OffsetsKeptError(
                 f"this Kafka Connect (before 3.6) keeps the offsets of connector {name}, which is removed",
                 "register it under another --name, or delete its offsets from Connect's offset topic",
@@ -238,12 +238,12 @@ class Connect:
         return True
 
     def _is_stopped(self, name: str) -> bool:
-        found = self._ask("GET", f"/connectors/{name}/status")
+        found = self._request("GET", f"/connectors/{name}/status")
         return found is not None and found["connector"]["state"] == "STOPPED" and not found["tasks"]
 
     def state(self, name: str) -> tuple[str, str]:
-        """Return the worst state of the connector and its task, and the first line of what went wrong."""
-        found = self._ask("GET", f"/connectors/{name}/status")
+        """Return the worst state of the connector and its task, and the cause of a failure in one line."""
+        found = self._request("GET", f"/connectors/{name}/status")
         if found is None:
             return NOT_REGISTERED, ""
         parts = [found["connector"], *found["tasks"]]
@@ -252,8 +252,8 @@ class Connect:
         worst = next((part for part in parts if part["state"] != "RUNNING"), parts[0])
         return str(worst["state"]), _cause(str(worst.get("trace") or ""))
 
-    def _ask(self, method: str, path: str, **request: Any) -> Any:
-        """Return what Connect answers, None if there is no such connector or request; waits while it rebalances."""
+    def _request(self, method: str, path: str, **request: Any) -> Any:
+        """Return Connect's response, None if it has no such connector or endpoint; waits while it rebalances."""
         deadline = Deadline(REBALANCING_S)
         while True:
             try:
@@ -261,7 +261,7 @@ class Connect:
             except httpx.HTTPError as error:
                 raise ServiceUnreachableError(
                     f"Kafka Connect at {self._url} does not answer ({type(error).__name__})",
-                    "start it: crm-replay services up --with debezium, or set KAFKA_CONNECT_URL to one of yours",
+                    "start it: crm-replay services up --with debezium, or set KAFKA_CONNECT_URL to your own",
                 ) from error
             if answer.status_code in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
                 return None
@@ -269,11 +269,11 @@ class Connect:
                 continue
             if answer.is_success:
                 return answer.json() if answer.content else {}
-            raise ConnectRefusedError(f"Kafka Connect refuses the connector: {_said(answer)}", "mend that")
+            raise ConnectRefusedError(f"Kafka Connect refuses the connector: {_reason(answer)}", "fix the cause")
 
 
-def _said(answer: httpx.Response) -> str:
-    """Return the first line that says something of an answer."""
+def _reason(answer: httpx.Response) -> str:
+    """Return the first informative line of a response."""
     try:
         text = str(answer.json().get("message", ""))
     except ValueError:
@@ -284,7 +284,7 @@ def _said(answer: httpx.Response) -> str:
 
 
 def _cause(trace: str) -> str:
-    """Return the innermost reason in a Java stack trace, on one line."""
+    """Return the root cause in a Java stack trace, on one line."""
     reasons = [line.removeprefix("Caused by: ").strip() for line in trace.splitlines() if not line.startswith("\t")]
     found = reasons[-1] if reasons else ""
     return STALE_OFFSETS if STALE_OFFSETS in found else found[:300]
@@ -311,7 +311,7 @@ def status(connect: Connect, dsn: str, name: str) -> ConnectorStatus:
 
 
 def wait_running(connect: Connect, dsn: str, name: str, timeout_s: float) -> ConnectorStatus:
-    """Return once changes arrive. Raises ReplayError with the cause if it fails, or is not there in time."""
+    """Return once change events arrive. Raises ReplayError with the cause on a failure or a time-out."""
     deadline = Deadline(timeout_s)
     while True:
         found = status(connect, dsn, name)
@@ -323,29 +323,29 @@ def wait_running(connect: Connect, dsn: str, name: str, timeout_s: float) -> Con
                 "crm-replay cdc remove, then register it again",
             )
         if found.state == "FAILED":
-            raise ReplayError(f"connector {name} has failed: {found.problem}", "mend that and register it again")
+            raise ReplayError(f"connector {name} has failed: {found.problem}", "fix the cause and register it again")
         if not deadline.wait(POLL_S):
             raise ReplayError(
-                f"connector {name} does not run after {timeout_s:.0f} s ({found.state}, replication slot "
+                f"connector {name} is not running after {timeout_s:.0f} s ({found.state}, replication slot "
                 f"{'in use' if found.slot_active else 'not in use'})",
                 "see the log of Kafka Connect: crm-replay services status",
             )
 
 
 def remove(connect: Connect, dsn: str, name: str, timeout_s: float = 30.0) -> bool:
-    """Remove the connector, its offsets, its replication slot and its publication; whether any of them was there.
+    """Remove the connector, its offsets, its replication slot and its publication; return whether any existed.
 
-    Raises OffsetsKeptError once the rest is done, if Connect cannot forget the offsets.
+    Raises OffsetsKeptError after the rest is done, if Connect cannot delete the offsets.
     """
     kept: OffsetsKeptError | None = None
     try:
-        was_there = connect.delete(name)
+        existed = connect.delete(name)
     except OffsetsKeptError as error:
-        was_there, kept = True, error
+        existed, kept = True, error
     with _database(dsn) as db:
 
         def drop() -> bool:
-            """Return whether it was there."""
+            """Return whether the slot existed."""
             return bool(
                 db.execute(
                     "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", (name,)
@@ -353,7 +353,7 @@ def remove(connect: Connect, dsn: str, name: str, timeout_s: float = 30.0) -> bo
             )
 
         try:
-            was_there |= retrying(drop, psycopg.errors.ObjectInUse, Deadline(timeout_s), POLL_S)
+            existed |= retrying(drop, psycopg.errors.ObjectInUse, Deadline(timeout_s), POLL_S)
         except psycopg.errors.ObjectInUse:
             raise BadInputError(
                 f"replication slot {name} is still in use", "is another Kafka Connect running this connector?"
@@ -361,16 +361,16 @@ def remove(connect: Connect, dsn: str, name: str, timeout_s: float = 30.0) -> bo
         db.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(name)))
     if kept is not None:
         raise kept
-    return was_there
+    return existed
 
 
 def require_logical(dsn: str) -> None:
-    """Raise BadInputError unless PostgreSQL writes what change events are made from."""
+    """Raise BadInputError unless PostgreSQL's wal_level is logical, which change events need."""
     with _database(dsn) as db:
         row = db.execute("SHOW wal_level").fetchone()
     if row is None or row[0] != "logical":
         raise BadInputError(
-            f"PostgreSQL's wal_level is {row[0] if row else 'unknown'}, change events need logical",
+            f"PostgreSQL's wal_level is {row[0] if row else 'unknown'}, but change events need logical",
             "ALTER SYSTEM SET wal_level = logical, and restart PostgreSQL",
         )
 
@@ -380,5 +380,5 @@ def _database(dsn: str) -> "psycopg.Connection[tuple[Any, ...]]":
         return psycopg.connect(dsn, autocommit=True, connect_timeout=5, application_name="crm-replay-cdc")
     except psycopg.Error as error:
         raise ServiceUnreachableError(
-            f"PostgreSQL does not let us in ({str(error).splitlines()[0]})", f"check {DATABASE_VARIABLE}"
+            f"cannot connect to PostgreSQL ({str(error).splitlines()[0]})", f"check {DATABASE_VARIABLE}"
         ) from error

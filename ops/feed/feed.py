@@ -1,13 +1,13 @@
-"""The live feed on this host: its processors and sinks, long-running under supervision, and what they look up.
+"""The live feed on this host: its supervised processors and sinks, and the reference data that they look up.
 
 Order of effects, and what a death between two of them costs:
 
 1. checks: nothing is changed before they pass.
-2. topics, the feed's document with its run, the committed offsets of the processors' group: each is made if missing.
+2. topics, the feed's document with its run, the committed offsets of the processors' group: each is created if missing.
 3. users and names of the CRM, published before the first worker starts and again at every interval.
-4. processors and sinks, until somebody asks them to stop. They go on from what they had committed.
+4. processors and sinks, until they are stopped. They resume from their committed offsets.
 
-Any number of hosts may do all of this for one feed at once: they find what the first one made, and join its groups.
+Any number of hosts may run one feed at the same time: they use what the first one created, and join its groups.
 """
 
 import datetime as dt
@@ -55,8 +55,8 @@ from sink.feed.progress import totals_by_account
 from sink.progress import RunTotals
 
 POLL_EVERY_S = 0.5
-SAY_EVERY_S = 30.0
-REST_S = 30.0  # after a process has ended again and again: an outage, for a feed is not given up
+REPORT_EVERY_S = 30.0
+PAUSE_S = 30.0  # after a process has kept ending: taken for an outage, since a feed is never given up
 PROCESSORS = "processors"
 DRAIN_MAX_S = 60.0
 ANSWER_TIMEOUT_S = 10.0
@@ -90,15 +90,15 @@ class LiveOptions:
 
 @dataclass(frozen=True, slots=True)
 class LiveStatus:
-    """What a feed has done so far, and how far it is behind."""
+    """The counts and the lag of a feed."""
 
     feed: LiveFeed
     accounts: Mapping[str, RunTotals]
-    processors_lag: int  # records of the feed that have no outcome yet
-    sink_lag: int  # outcomes that are not written yet
+    processors_lag: int  # records of the feed without an outcome
+    sink_lag: int  # outcomes that are not written
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it; the account "" has what is nobody's for certain."""
+        """Return it for JSON; the account "" has what belongs to no known account."""
         return {
             "feed": self.feed.feed,
             "topic": self.feed.topic,
@@ -118,7 +118,7 @@ class LiveStatus:
 
 
 def prepare(options: LiveOptions, connections: Connections, database: Database) -> LiveFeed:
-    """Return the feed with everything there that its first worker needs. May be repeated, also while it runs.
+    """Create everything that the feed's first worker needs and return the feed. May be repeated, also while it runs.
 
     Raises BadInputError or ServiceUnreachableError before anything is changed.
     """
@@ -134,7 +134,7 @@ def prepare(options: LiveOptions, connections: Connections, database: Database) 
         table_account=options.table_account,
         visibility_delay_s=options.visibility_delay_s,
     )
-    topics = wanted.topics  # raises for a name that is none
+    topics = wanted.topics  # raises for an invalid name
     migrations.require_current(database)
     kafka = connections.kafka()
     admin = kafka_admin.client(kafka)
@@ -145,18 +145,18 @@ def prepare(options: LiveOptions, connections: Connections, database: Database) 
             f"the feed {options.feed} reads {known['topic']}", f"give another --feed for {options.topic}"
         )
     if options.topic in present:
-        # It may be somebody else's (Debezium's) and stays as it is; ours follow it.
+        # It may be another program's (Debezium's) and stays unchanged; the others get its partition count.
         partitions = len(present[options.topic].partitions)
         kafka_admin.ensure_topics(admin, replace(topics, replay=topics.outcomes), partitions)
     else:
         partitions = kafka_admin.ensure_topics(admin, topics, options.partitions)
     topic_id = _topic_id(admin, options.topic)
     outcomes_id = _topic_id(admin, topics.outcomes)
-    # Before the new topic is on file: dying in between, the next call finds it new once more.
-    afresh = known is not None and known["topic_id"] != topic_id
-    _commit_beginnings(kafka, topics.processors_group, topics.replay, partitions, afresh=afresh)
+    # Before the new topic id is saved: after a death in between, the next call finds the topic new again.
+    reset = known is not None and known["topic_id"] != topic_id
+    _commit_beginnings(kafka, topics.processors_group, topics.replay, partitions, reset=reset)
     if known is not None and known.get("outcomes_id", outcomes_id) != outcomes_id:
-        _commit_beginnings(kafka, topics.sink_group, topics.outcomes, partitions, afresh=True)
+        _commit_beginnings(kafka, topics.sink_group, topics.outcomes, partitions, reset=True)
     run = _run_of(database, wanted, topic_id)
     feed = wanted.model_copy(update={"run": run, "partitions": partitions, "topic_id": topic_id})
     database[FEEDS].update_one(
@@ -169,23 +169,23 @@ def prepare(options: LiveOptions, connections: Connections, database: Database) 
 
 
 def _topic_id(admin: AdminClient, topic: str) -> str:
-    """Return Kafka's own id of a topic: one that was deleted and made again has another."""
+    """Return Kafka's id of a topic: one that was deleted and created again has another."""
     try:
         return retrying(
             lambda: str(admin.describe_topics(TopicCollection([topic]))[topic].result(ANSWER_TIMEOUT_S).topic_id),
             KafkaException,
             Deadline(ANSWER_TIMEOUT_S),
-            POLL_EVERY_S,  # one made a moment ago may not be known to every broker yet
+            POLL_EVERY_S,  # a new topic may not be known to every broker yet
             passes=lambda error: error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART,
         )
     except KafkaException as error:
         raise ServiceUnreachableError(
-            f"Kafka does not describe {topic} ({error.args[0].str()})", "look at the brokers and permissions"
+            f"Kafka does not describe {topic} ({error.args[0].str()})", "check the brokers and permissions"
         ) from error
 
 
 def _run_of(database: Database, feed: LiveFeed, topic_id: str) -> int:
-    """Return the feed's run: a new one if it never ran, or if its topic is not the one it has read."""
+    """Return the feed's run: a new one if it never ran, or if its topic was replaced."""
     feeds = database[FEEDS]
     found = feeds.find_one({"_id": feed.feed})
     if found is None:
@@ -201,31 +201,32 @@ def _run_of(database: Database, feed: LiveFeed, topic_id: str) -> int:
             {"_id": feed.feed, "topic_id": found["topic_id"]},
             {"$set": {"topic_id": topic_id, "run": JobStore(database).next_run()}},
         )
-        found = feeds.find_one({"_id": feed.feed}) or found  # of another host, if it was first
+        found = feeds.find_one({"_id": feed.feed}) or found  # by another host, if it was first
     return int(found["run"])
 
 
-def _commit_beginnings(kafka: Mapping[str, Any], group: str, topic: str, partitions: int, *, afresh: bool) -> None:
-    """Commit where a group begins on partitions where it has not begun: at their first record.
+def _commit_beginnings(kafka: Mapping[str, Any], group: str, topic: str, partitions: int, *, reset: bool) -> None:
+    """Commit the first record's offset on partitions where the group has no committed offset.
 
-    A group without a committed offset must never meet a worker (decision 2). `afresh`: what is committed belongs to a
-    topic of the same name that is gone.
+    No worker may join a group without committed offsets (decision 2). `reset`: the committed offsets belong to a
+    deleted topic of the same name.
     """
-    once = partial(_commit_beginnings_once, kafka, group, topic, partitions, afresh=afresh)
+    once = partial(_commit_beginnings_once, kafka, group, topic, partitions, reset=reset)
     try:
         kafka_admin.coordinated(once, COORDINATOR_TIMEOUT_S)
     except KafkaException as error:
         raise ServiceUnreachableError(
-            f"Kafka does not say where group {group} is ({error.args[0].str()})", "look at the brokers and permissions"
+            f"Kafka does not return the offsets of group {group} ({error.args[0].str()})",
+            "check the brokers and permissions",
         ) from error
 
 
-def _commit_beginnings_once(kafka: Mapping[str, Any], group: str, topic: str, partitions: int, *, afresh: bool) -> None:
+def _commit_beginnings_once(kafka: Mapping[str, Any], group: str, topic: str, partitions: int, *, reset: bool) -> None:
     committed = kafka_admin.committed_offsets(kafka, group, topic, partitions)
-    if all(offset >= 0 for offset in committed) and not afresh:
+    if all(offset >= 0 for offset in committed) and not reset:
         return
     oldest = kafka_admin.oldest_offsets(kafka, topic, partitions)
-    begin = [offset if offset >= 0 and not afresh else first for offset, first in zip(committed, oldest, strict=True)]
+    begin = [offset if offset >= 0 and not reset else first for offset, first in zip(committed, oldest, strict=True)]
     kafka_admin.commit_offsets(kafka, group, topic, begin)
 
 
@@ -233,7 +234,7 @@ def feed_of(database: Database, name: str) -> LiveFeed:
     """Return a feed that was prepared. Raises BadInputError if there is none."""
     found = database[FEEDS].find_one({"_id": name})
     if found is None or "partitions" not in found:
-        raise BadInputError(f"there is no live feed {name}", "crm-replay live makes it")
+        raise BadInputError(f"there is no live feed {name}", "crm-replay live creates it")
     return LiveFeed(
         job_id=f"live:{name}",
         run=found["run"],
@@ -248,7 +249,7 @@ def feed_of(database: Database, name: str) -> LiveFeed:
 
 
 def environment_of(feed: LiveFeed, connections: Connections) -> dict[str, str]:
-    """Return what a worker of the feed is told."""
+    """Return the environment of a worker of the feed."""
     return {**connections.environment(), "CRM_REPLAY_JOB": feed.model_dump_json(), "CRM_REPLAY_LIVE": "1"}
 
 
@@ -314,24 +315,24 @@ def _run_prepared(
 def _prepare_again(
     options: LiveOptions, connections: Connections, database: Database, view: RunView, stop: threading.Event
 ) -> LiveFeed | None:
-    """Return the feed prepared for the topics that are there now; None if told to stop before that was possible.
+    """Return the feed prepared for the present topics; None if stopped before that was possible.
 
-    Its source topic is waited for: who owns it makes it, and knows with how many partitions.
+    Waits for the source topic: its owner creates it, with the number of partitions.
     """
-    said_at = 0.0
+    reported_at = 0.0
     while not stop.is_set():
         try:
             admin = kafka_admin.client(connections.kafka())
             if options.topic in admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics:
                 return prepare(options, connections, database)
-            what = f"{options.topic} is not there"
+            what = f"{options.topic} does not exist"
         except (ReplayError, KafkaException, PyMongoError) as error:
             what = (
                 error.what if isinstance(error, ReplayError) else f"a server does not answer ({type(error).__name__})"
             )
-        if not said_at or time.monotonic() - said_at >= SAY_EVERY_S:
-            said_at = time.monotonic()
-            view.note(f"feed {options.feed}: {what}; waiting for it")
+        if not reported_at or time.monotonic() - reported_at >= REPORT_EVERY_S:
+            reported_at = time.monotonic()
+            view.note(f"feed {options.feed}: {what}; waiting")
         stop.wait(POLL_EVERY_S)
     return None
 
@@ -344,11 +345,11 @@ def _watch(
     view: RunView,
     stop: threading.Event,
 ) -> None:
-    """Keep the processes alive until told to stop; an outage that outlasts their patience is waited for.
+    """Keep the processes alive until `stop`; retry after an outage that lasts longer than their own retries.
 
-    Raises TopicReplacedError when one of them has ended for that.
+    Raises TopicReplacedError when one of them has ended for that reason.
     """
-    said_at = time.monotonic()
+    reported_at = time.monotonic()
     while not stop.wait(POLL_EVERY_S):
         try:
             if ended := supervisor.check():
@@ -357,22 +358,22 @@ def _watch(
                 raise TopicReplacedError(ended[0].last_line())
         except ProcessGaveUpError as error:
             if all(process.restarts == 0 for process in supervisor.processes):
-                raise  # it has never run: another start would end the same way
+                raise  # it has never run: a restart would end the same way
             _require_same_partitions(feed, connections)
-            view.note(f"{error.what}; trying again in {REST_S:.0f} s")
-            stop.wait(REST_S)
+            view.note(f"{error.what}; trying again in {PAUSE_S:.0f} s")
+            stop.wait(PAUSE_S)
             for process in supervisor.processes:
                 process.crashes_in_a_row = 0
-        if time.monotonic() - said_at >= SAY_EVERY_S:
-            said_at = time.monotonic()
+        if time.monotonic() - reported_at >= REPORT_EVERY_S:
+            reported_at = time.monotonic()
             try:
                 view.note(line_of(status_of(feed, connections, database)))
             except (PyMongoError, KafkaException, ReplayError) as error:
-                view.note(f"no figures at present ({type(error).__name__})")
+                view.note(f"the status cannot be read ({type(error).__name__})")
 
 
 def _drain(supervisor: Supervisor, feed: LiveFeed, connections: Connections, stop: threading.Event) -> None:
-    """Wait a while until the sinks have written what was made of the topic that is gone: the next run skips it."""
+    """Wait, for a bounded time, until the sinks have written the outcomes of the replaced topic."""
     processors = [process for process in supervisor.processes if process.name.startswith(PROCESSORS)]
     for process in processors:
         process.finishes = True
@@ -390,15 +391,15 @@ def _drain(supervisor: Supervisor, feed: LiveFeed, connections: Connections, sto
 
 
 def _require_same_partitions(feed: LiveFeed, connections: Connections) -> None:
-    """Raise ReplayError if the topic has more partitions by now: their workers lack what `prepare` makes."""
+    """Raise ReplayError if the topic has more partitions by now: their workers lack what `prepare` creates."""
     try:
         topics = kafka_admin.client(connections.kafka()).list_topics(timeout=ANSWER_TIMEOUT_S).topics
     except (ReplayError, KafkaException):
-        return  # an outage, and perhaps all that there is to it
+        return  # an outage, and perhaps the only cause
     found = len(topics[feed.topic].partitions) if feed.topic in topics else 0
     if found != feed.partitions:
         raise ReplayError(
-            f"{feed.topic} has {found} partitions now, and had {feed.partitions}", "the same command takes them up"
+            f"{feed.topic} has {found} partitions now, and had {feed.partitions}", "run the same command again"
         )
 
 
@@ -408,7 +409,7 @@ def _processes(feed: LiveFeed, options: LiveOptions, connections: Connections) -
     for role, count in ((PROCESSORS, options.processors), ("sink", options.sinks)):
         for number in range(count):
             name = f"{role}-{number}"
-            # The supervisor's pid: two of them on one host are two members, a restart by one of them is the same.
+            # With the supervisor's pid: two on one host are different members, a restart by one keeps the member.
             worker = f"{socket.gethostname()}-{os.getpid()}-{name}"
             env = child_environment(**environment_of(feed, connections), **of_children(), CRM_REPLAY_WORKER=worker)
             yield Supervised(
@@ -427,7 +428,7 @@ class Refresher:
     def __init__(
         self, feed: LiveFeed, options: LiveOptions, connections: Connections, view: RunView, stop: threading.Event
     ) -> None:
-        """Without CRM_AUDIT_DATABASE_URL nothing is published: another host does it."""
+        """Without CRM_AUDIT_DATABASE_URL nothing is published: another host has to do it."""
         self._feed = feed
         self._options = options
         self._connections = connections
@@ -435,12 +436,12 @@ class Refresher:
         self._stop = stop
         self._mapping = load(options.mapping_path or None)
         self._codec = codec_for(connections.schema_registry_url)
-        self._thread = threading.Thread(target=self._go_on, name="refresher", daemon=True)
+        self._thread = threading.Thread(target=self._refresh, name="refresher", daemon=True)
 
     def publish(self) -> tuple[int, int]:
         """Publish once; return how many users and names."""
         if not self._connections.crm_audit_database_url:
-            self._view.note("CRM_AUDIT_DATABASE_URL is not set: users and names are as another host publishes them")
+            self._view.note("CRM_AUDIT_DATABASE_URL is not set: another host has to publish users and names")
             return 0, 0
         users, names = references.publish_feed(
             self._connections.crm_audit_database_url,
@@ -453,7 +454,7 @@ class Refresher:
         return users, names
 
     def start(self) -> None:
-        """Go on in the background."""
+        """Continue in the background."""
         if self._connections.crm_audit_database_url and self._options.refresh_s > 0:
             self._thread.start()
 
@@ -462,13 +463,13 @@ class Refresher:
         if self._thread.is_alive():
             self._thread.join(ANSWER_TIMEOUT_S)
 
-    def _go_on(self) -> None:
+    def _refresh(self) -> None:
         while not self._stop.wait(self._options.refresh_s):
             try:
                 self.publish()
-            except (ReplayError, KafkaException) as error:  # an outage: the tables stay as they were
-                said = error.what if isinstance(error, ReplayError) else error.args[0].str()
-                self._view.note(f"users and names could not be refreshed ({said})")
+            except (ReplayError, KafkaException) as error:  # an outage: the tables stay unchanged
+                why = error.what if isinstance(error, ReplayError) else error.args[0].str()
+                self._view.note(f"users and names could not be refreshed ({why})")
 
 
 def status_of(feed: LiveFeed, connections: Connections, database: Database) -> LiveStatus:

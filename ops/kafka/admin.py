@@ -1,4 +1,4 @@
-"""What a job needs of Kafka before its first worker starts: topics and committed offsets. Idempotent throughout."""
+"""What a job needs in Kafka before its first worker starts: topics and committed offsets. All idempotent."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,27 +19,27 @@ ANSWER_TIMEOUT_S = 10.0
 KNOWN_POLL_S = 0.02
 COORDINATOR_POLL_S = 0.2
 EMPTY_GROUP_POLL_S = 0.5
-EMPTY_GROUP_TIMEOUT_S = 30.0  # longer than the session timeout after which Kafka gives up a dead member
+EMPTY_GROUP_TIMEOUT_S = 30.0  # longer than the session timeout after which Kafka removes a dead member
 _GROUP_IN_USE = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.REBALANCE_IN_PROGRESS, KafkaError.ILLEGAL_GENERATION)
-COORDINATOR_MOVES = (  # after a broker's start, or its end: the next attempt asks who it is now
+COORDINATOR_MOVES = (  # after a broker's start or stop: the next attempt finds the new coordinator
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
 )
 RECORD_BYTES_MAX = 20 * 1024 * 1024  # a 16 MiB document and its envelope
 DAY_MS = 24 * 3600 * 1000
-BACKLOG_RETENTION_MS = 7 * DAY_MS  # a replay is over within a day; the rest is for reruns
+BACKLOG_RETENTION_MS = 7 * DAY_MS  # a replay takes less than a day; the rest is for reruns
 DEAD_LETTER_RETENTION_MS = 30 * DAY_MS
 RETENTION_MIN_MS = 3600 * 1000
-RATE_MIN_PER_S = 500  # rows; a replay that is slower than this is out of the contract
-ROW_BYTES_GUESS = 1_000  # on a topic, with keys and envelopes
+RATE_MIN_PER_S = 500  # rows; a slower replay is outside the contract
+ROW_BYTES_GUESS = 1_000  # estimated, on a topic, with keys and envelopes
 DEAD_LETTER_PARTITIONS = 1  # few records, read by people in order
 REFERENCE_PARTITIONS = 4  # loaded whole by every worker; parallel fetches
 
 
 def client(config: Mapping[str, Any]) -> AdminClient:
     """Return an admin client that has reached the cluster; raises ServiceUnreachableError."""
-    refusals: list[str] = []  # said in between, by brokers that do not like our certificate or password
+    refusals: list[str] = []  # errors of brokers that reject the certificate or password
 
     def note(error: KafkaError) -> None:
         if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):  # noqa: SLF001 - librdkafka's own codes
@@ -50,11 +50,11 @@ def client(config: Mapping[str, Any]) -> AdminClient:
 
     def passes(_: KafkaException) -> bool:
         admin.poll(0)  # calls `note`
-        return not refusals  # it would say the same again: librdkafka only tries for ever
+        return not refusals  # a retry would be refused again, and librdkafka retries indefinitely
 
-    ask = partial(admin.list_topics, timeout=min(1.0, ANSWER_TIMEOUT_S))
+    list_topics = partial(admin.list_topics, timeout=min(1.0, ANSWER_TIMEOUT_S))
     try:
-        retrying(ask, KafkaException, Deadline(ANSWER_TIMEOUT_S), 0.0, passes=passes)
+        retrying(list_topics, KafkaException, Deadline(ANSWER_TIMEOUT_S), 0.0, passes=passes)
     except KafkaException as error:
         where = f"Kafka at {config['bootstrap.servers']}"
         if refusals:
@@ -70,7 +70,7 @@ def client(config: Mapping[str, Any]) -> AdminClient:
 
 
 def _replication_factor(admin: AdminClient) -> int:
-    """Return 3 where the cluster has three brokers, else what it has."""
+    """Return 3 if the cluster has three brokers, else their number."""
     cluster = admin.describe_cluster(request_timeout=ANSWER_TIMEOUT_S).result()
     return min(3, len(cluster.nodes))
 
@@ -91,7 +91,7 @@ def topic_settings(topics: AccountTopics, partitions: int) -> dict[str, tuple[in
 def ensure_topics(admin: AdminClient, topics: AccountTopics, partitions: int) -> int:
     """Create what is missing and return the partition count that the job has to use.
 
-    A topic that is there already keeps its partitions, or gets more; it never gets fewer, for Kafka cannot.
+    An existing topic keeps its partitions, or gets more; Kafka cannot remove partitions.
     """
     every = topic_settings(topics, partitions)
     existing = partitions_of(admin, [*every])
@@ -120,7 +120,7 @@ def ensure_topics(admin: AdminClient, topics: AccountTopics, partitions: int) ->
 
 
 def _wait_until_known(admin: AdminClient, topics: Sequence[str]) -> None:
-    """Return when the broker that is asked knows topics that were just made: brokers learn of them a moment later."""
+    """Return when the queried broker knows the new topics: brokers learn of them with a delay."""
     deadline = Deadline(ANSWER_TIMEOUT_S)
     while len(partitions_of(admin, topics)) < len(topics) and deadline.wait(KNOWN_POLL_S):
         pass
@@ -129,8 +129,8 @@ def _wait_until_known(admin: AdminClient, topics: Sequence[str]) -> None:
 def require_retention(admin: AdminClient, topics: AccountTopics, rows: int) -> None:
     """Raise BadInputError if Kafka could delete records of a replay of so many rows before they are consumed.
 
-    Looks at the topics that are there already; those still to be made get `BACKLOG_RETENTION_MS`. A replay at the
-    slowest rate that is accepted has to fit twice, and all of its bytes.
+    Checks the existing topics; new ones get `BACKLOG_RETENTION_MS`. A replay at the slowest accepted rate has to fit
+    twice, and so have its bytes.
     """
     existing = partitions_of(admin, (topics.replay, topics.outcomes))
     needed_ms = max(RETENTION_MIN_MS, rows * 2_000 // RATE_MIN_PER_S)
@@ -157,7 +157,7 @@ def _result(future: Any, what: str, ignore: int | None = None) -> None:
 
 
 def oldest_offsets(config: Mapping[str, Any], topic: str, partitions: int) -> list[int]:
-    """Return the offset of the first record that Kafka still has of each partition."""
+    """Return the offset of the first record that each partition still holds."""
     return [low for low, _ in _watermarks(config, topic, partitions)]
 
 
@@ -172,10 +172,10 @@ def _watermarks(config: Mapping[str, Any], topic: str, partitions: int) -> list[
 
 
 def commit_offsets(config: Mapping[str, Any], group: str, topic: str, offsets: Sequence[int]) -> None:
-    """Commit where `group` begins, for every partition; waits a while for members that died to be given up.
+    """Commit the begin offsets of `group`, for every partition; waits, bounded, until dead members are removed.
 
-    A group without committed offsets must never meet a worker: after a rebalance it would commit past records that
-    nobody handled (DECISIONS.md, decision 2). Raises BadInputError if the group keeps having members.
+    No worker may join a group without committed offsets: after a rebalance it would commit past unhandled records
+    (DECISIONS.md, decision 2). Raises BadInputError if the group keeps having members.
     """
     passing = (*_GROUP_IN_USE, *COORDINATOR_MOVES)
     try:
@@ -189,15 +189,15 @@ def commit_offsets(config: Mapping[str, Any], group: str, topic: str, offsets: S
     except KafkaException as error:
         raise BadInputError(
             f"offsets of group {group} could not be set ({error.args[0].str()})",
-            "workers of this account seem to run still; stop them first"
+            "workers of this account seem to be running; stop them first"
             if error.args[0].code() in _GROUP_IN_USE
-            else "look at the brokers, and at what this user may do with the group",
+            else "check the brokers, and the permissions of this user on the group",
         ) from error
 
 
 @contextlib.contextmanager
 def speaking_for(config: Mapping[str, Any], group: str) -> Iterator[Consumer]:
-    """Give a consumer that asks and commits for a group, and joins nothing."""
+    """Yield a consumer that queries and commits for a group, without joining it."""
     consumer = Consumer({**config, "group.id": group, "enable.auto.commit": False, "log_level": 0})
     try:
         yield consumer
@@ -216,19 +216,19 @@ def _commit_once(config: Mapping[str, Any], group: str, topic: str, offsets: Seq
 def committed_offsets(config: Mapping[str, Any], group: str, topic: str, partitions: int) -> list[int]:
     """Return the committed offset of each partition; -1001 where there is none.
 
-    Asked again for a while if the group's coordinator is only beginning, as at the first question to a new cluster.
+    Retried for a bounded time while the group's coordinator starts, as after the first request to a new cluster.
     Raises KafkaException.
     """
     return coordinated(partial(_committed_once, config, group, topic, partitions), ANSWER_TIMEOUT_S)
 
 
-def coordinated(ask: Callable[[], T], within_s: float) -> T:
-    """Return the answer to a question for a group's coordinator, which may be moving or only beginning.
+def coordinated(request: Callable[[], T], within_s: float) -> T:
+    """Return the result of a request to a group's coordinator, which may be moving or starting.
 
-    Raises KafkaException, that of a coordinator which still moves after the time among others.
+    Raises KafkaException, also if the coordinator is still moving after that time.
     """
     return retrying(
-        ask,
+        request,
         KafkaException,
         Deadline(within_s),
         COORDINATOR_POLL_S,

@@ -1,4 +1,4 @@
-"""I/O: how much waits on the topics of an account. Asked of Kafka once a second at most, however many look."""
+"""I/O: the lag on the topics of an account. Queries Kafka once a second at most, for any number of readers."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ from schemas.topics import AccountTopics
 
 ANSWER_TIMEOUT_S = 2.0
 FRESH_S = 1.0
-ACCOUNTS_MAX = 1_000  # remembered
+ACCOUNTS_MAX = 1_000  # cached
 DEAD_LETTER_PARTITION = 0
 EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -23,10 +23,10 @@ LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """What waits in front of each stage; None where Kafka has not said."""
+    """The backlog of each stage; None where Kafka has not answered."""
 
     processors: int | None = None  # records of the replay topic: rows and markers
-    sink: int | None = None  # of those, what has outcomes that are not counted yet
+    sink: int | None = None  # of those, with outcomes that are not counted yet
     dead_letters: int | None = None  # that the topic holds
 
 
@@ -38,10 +38,10 @@ class Committed(NamedTuple):
 
 
 def rows_waiting(records: int, sink: Committed, processors: Committed | None) -> int:
-    """Return how many rows the records of a partition hold that wait for the sink: records can hold many.
+    """Return how many rows are in the records of a partition that wait for the sink: a record can hold many.
 
-    By the sink's metadata (sink.group), as far as the processors have committed, which is a second ago at most; without
-    metadata, as of an older release, a record is taken for a row.
+    Computed from the sink's metadata (sink.group), up to the processors' last commit, at most a second ago; without
+    metadata, as of an older release, a record counts as a row.
     """
     if not records or processors is None or not (sink.metadata.isascii() and sink.metadata.isdigit()):
         return records
@@ -52,7 +52,7 @@ class LagReader:
     """Sums of offsets; safe to use from several threads."""
 
     def __init__(self, kafka: Mapping[str, Any]) -> None:
-        """`kafka` is the connection's configuration; nothing is connected yet. Empty: nothing is known, ever."""
+        """`kafka` is the connection's configuration; does not connect yet. Empty: every lag is unknown."""
         self._kafka = dict(kafka)
         self._admin: AdminClient | None = None
         self._known: dict[str, tuple[float, Lag]] = {}
@@ -68,11 +68,11 @@ class LagReader:
             if found is not None and time.monotonic() - found[0] < fresh_s:
                 return found[1]
             asking = self._asking.setdefault(account, threading.Lock())
-        with asking:  # whoever comes meanwhile waits for this answer instead of asking too
+        with asking:  # concurrent callers wait for this answer instead of querying too
             found = self._known.get(account)
             if found is not None and time.monotonic() - found[0] < fresh_s:
                 return found[1]
-            lag = self._ask(AccountTopics.of(account))
+            lag = self._query(AccountTopics.of(account))
             with self._lock:
                 self._known.pop(account, None)
                 self._known[account] = (time.monotonic(), lag)
@@ -82,13 +82,13 @@ class LagReader:
                     self._asking.pop(oldest, None)
             return lag
 
-    def _ask(self, topics: AccountTopics) -> Lag:
+    def _query(self, topics: AccountTopics) -> Lag:
         if self._admin is None:
             self._admin = AdminClient({**self._kafka, "log_level": 0})
         letters = TopicPartition(topics.dead_letters, DEAD_LETTER_PARTITION)
         first = self._admin.list_offsets({letters: EARLIEST}, request_timeout=ANSWER_TIMEOUT_S)
         groups = {topics.processors_group: topics.replay, topics.sink_group: topics.outcomes}
-        with ThreadPoolExecutor(len(groups), thread_name_prefix="lag") as both:  # where Kafka is away, both take long
+        with ThreadPoolExecutor(len(groups), thread_name_prefix="lag") as both:  # in an outage both take long
             answers = zip(groups.values(), both.map(self._committed, groups, groups.values()), strict=True)
             committed = {topic: found for topic, found in answers if found is not None}
         wanted = [TopicPartition(topic, partition) for topic, found in committed.items() for partition in found]
@@ -110,11 +110,11 @@ class LagReader:
         )
 
     def _committed(self, group: str, topic: str) -> dict[int, Committed] | None:
-        """Return what is committed by partition of those that have an offset; None if Kafka does not say.
+        """Return the committed offsets by partition, without those that have none; None if Kafka does not answer.
 
-        Asked by a consumer, which joins nothing: librdkafka's admin client ends the process with a segmentation fault
-        where a broker answers `list_consumer_group_offsets` with "not coordinator", as a new cluster does at first, and
-        any cluster whose brokers change (librdkafka issue 5040, still there in 2.16).
+        Queried by a consumer that does not join the group: librdkafka's admin client ends the process with a
+        segmentation fault if a broker answers `list_consumer_group_offsets` with "not coordinator", as a new cluster
+        does at first, and any cluster whose brokers change (librdkafka issue 5040, still open in 2.16).
         """
         try:
             with kafka_admin.speaking_for(self._kafka, group) as consumer:

@@ -1,7 +1,7 @@
-"""I/O: finds single rows on the account's topics, whose records are in no index. Plain consumers, no group, no commits.
+"""I/O: finds single rows on the account's topics, which have no index. Plain consumers, no group, no commits.
 
 A row's id is the first field of every record about it, so its bytes are compared before anything is decoded: a scan
-costs little more than the reading.
+costs little more than reading.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -20,12 +20,12 @@ from schemas.records import ActivityLog, AuditEvent, DeadLetter, SkippedRecord
 
 ANSWER_TIMEOUT_S = 10.0
 PROGRESS_EVERY_RECORDS = 20_000
-NOTE_RECORDS_MIN = 200_000  # what takes a second or more is announced
+NOTE_RECORDS_MIN = 200_000  # a scan of a second or more is announced
 AboutRow = AuditEvent | ActivityLog | SkippedRecord | DeadLetter
 
 
 class Found(NamedTuple):
-    """A record about one of the rows that were looked for; of an outcome in a batch, where the batch stands."""
+    """A record about one of the wanted rows, with its offset; of an outcome in a batch, with the batch's offset."""
 
     partition: int
     offset: int
@@ -33,19 +33,19 @@ class Found(NamedTuple):
 
 
 class Topics:
-    """The cluster as a reader of single rows sees it."""
+    """Reads single rows from the topics of a cluster."""
 
     def __init__(self, kafka: Mapping[str, Any], schema_registry_url: str = "") -> None:
-        """`kafka` is the connection's configuration. Raises BadInputError if a registry is named and not reachable."""
+        """`kafka` is the connection's configuration. Raises BadInputError if a configured registry is unreachable."""
         self.kafka = kafka
         self.codec: Codec = codec_for(schema_registry_url)
 
     def spans(self, topic: str) -> dict[int, Span]:
-        """Return what each partition holds; empty if there is no such topic."""
+        """Return the offsets that each partition holds; empty if there is no such topic."""
         return spans(self.kafka, topic)
 
     def offsets_at(self, topic: str, since: datetime) -> dict[int, int]:
-        """Return of each partition the offset of the first record at or after a moment; its end if there is none."""
+        """Return the offset of each partition's first record at or after a time; its end if there is none."""
         held = self.spans(topic)
         if not held:
             return {}
@@ -67,7 +67,7 @@ class Topics:
     ) -> Iterator[Found]:
         """Yield the records about these rows, from the `begin` offsets on, on all partitions or on some.
 
-        Bounded by what the topic holds at the call. Raises ReplayError if Kafka stops answering,
+        Ends at the end offsets at the time of the call. Raises ReplayError if Kafka stops answering,
         UnreadableTopicError for a record that may be about one of them and whose schema cannot be looked up.
         """
         held = self.spans(topic)
@@ -81,7 +81,7 @@ class Topics:
         if not total or not audit_ids:
             return
         if total >= NOTE_RECORDS_MIN:
-            view.note(f"looking through {total:,} records of {topic}")
+            view.note(f"scanning {total:,} records of {topic}")
         read = records(self.kafka, topic, starts)
         if total >= NOTE_RECORDS_MIN:
             read = _with_progress(read, total, view)
@@ -120,7 +120,7 @@ def _with_progress(read: Iterator[Read], total: int, view: RunView) -> Iterator[
 
 
 def zigzag(number: int) -> bytes:
-    """Return a long as Avro encodes it."""
+    """Return the Avro encoding of a long."""
     rest = (number << 1) ^ (number >> 63)
     out = bytearray()
     while rest > 0x7F:
@@ -131,7 +131,7 @@ def zigzag(number: int) -> bytes:
 
 
 def murmur2(key: bytes) -> int:
-    """Return the hash by which Kafka's Java client shares out keys, as an unsigned 32-bit number."""
+    """Return the hash by which Kafka's Java client partitions keys, as an unsigned 32-bit number."""
     multiplier, mask = 0x5BD1E995, 0xFFFFFFFF
     hashed = 0x9747B28C ^ len(key)
     whole = len(key) & ~3

@@ -1,6 +1,6 @@
-"""I/O: what a topic holds now, read to its end: the one reader of the tools. It joins no group and commits nothing.
+"""I/O: reads a topic to its present end: the one reader of the tools. It joins no group and commits nothing.
 
-Two others read topics to an end and stay on their own: `processors.lookups.tables`, whose consumer follows the topics
+Two others read topics to an end and stay separate: `processors.lookups.tables`, whose consumer follows the topics
 after it has loaded them, and `ops.bench.limits`, which measures the bare client. `producer.references` reads the keys
 of its topics with the same loop, `producer.topics.messages_held`.
 """
@@ -31,20 +31,20 @@ class KeyedRead(NamedTuple):
 
     partition: int
     offset: int
-    at: datetime  # aware UTC, as Kafka has it
+    at: datetime  # aware UTC, Kafka's timestamp
     key: bytes | None
     value: bytes | None
 
 
 class Span(NamedTuple):
-    """The offsets that a partition holds: from `low` up to, but not with, `end`."""
+    """The offsets that a partition holds: from `low` up to, but excluding, `end`."""
 
     low: int
     end: int
 
 
 def spans(kafka: Mapping[str, Any], topic: str) -> dict[int, Span]:
-    """Return what each partition of a topic holds; empty if there is no such topic. Raises ReplayError."""
+    """Return the offsets that each partition holds; empty if there is no such topic. Raises ReplayError."""
     try:
         with kafka_admin.speaking_for(kafka, f"{topic}.read") as consumer:
             found = consumer.list_topics(topic, timeout=ANSWER_TIMEOUT_S).topics[topic]
@@ -57,7 +57,7 @@ def spans(kafka: Mapping[str, Any], topic: str) -> dict[int, Span]:
 
 
 def records(kafka: Mapping[str, Any], topic: str, begin: Mapping[int, int] | None = None) -> Iterator[Read]:
-    """Yield the records that a topic holds now, from the `begin` offsets where given; tombstones are left out.
+    """Yield the records that a topic holds now, from the `begin` offsets where given, without tombstones.
 
     Raises ReplayError if Kafka stops answering.
     """

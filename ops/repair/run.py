@@ -1,8 +1,8 @@
-"""What a repair changes: the documents that are wrong go, and the rows that were named go through the topology again.
+"""A repair: wrong documents are deleted, and the rows found by the check are replayed.
 
-Order of effects: delete, then replay. Dying in between leaves rows missing, which the next check names; the other way
-round the unique index would take the wrong document for the row's. A repair deletes a small share of an account's
-documents at most: where more are wrong, it is likelier that the check was misled, by a mapping, a registry or a table.
+Order of effects: delete, then replay. A death in between leaves rows missing, which the next check finds; in the other
+order the unique index would take the wrong document for the row's. A repair deletes a small share of an account's
+documents at most: if more are wrong, the check was more likely misled by a mapping, a registry or a table.
 """
 
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ from schemas.vocabulary import JobStatus, SkipReason
 from sink.failure_rate import FAILURE_RATE_MAX
 
 DELETE_MAX_PCT = 1.0  # of the account's documents
-DELETE_MIN = 10  # that may be deleted in any case: of a small account, a few are more than a small share
+DELETE_MIN = 10  # may always be deleted: in a small account, a few are more than a small share
 CLOSABLE = (JobStatus.FAILED, JobStatus.HALTED)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a repair would do."""
+    """The effects of a repair, before it is done."""
 
     documents_to_delete: int
     extra: int  # of these
     rows_to_replay: int
-    refused: tuple[str, str] | None = None  # why it will not be done, and what to do instead
+    refused: tuple[str, str] | None = None  # the reason, and what to do instead
 
     def in_words(self, account: str) -> str:
         """Return it as part of a sentence."""
@@ -43,7 +43,7 @@ class Plan:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON takes it."""
+        """Return it for JSON."""
         shown: dict[str, Any] = {
             "dry_run": True,
             "documents_to_delete": self.documents_to_delete,
@@ -53,7 +53,7 @@ class Plan:
 
 
 def plan_of(report: Report, delete_max_pct: float) -> Plan:
-    """Return what a repair of the account would do, and whether that is more than a repair is made for."""
+    """Return the plan of a repair of the account, refused if it exceeds the bounds of a repair."""
     found, account = report.tally.found, report.company_sso_id
     extra = found[Kind.EXTRA.value]
     delete = extra + found[Kind.DIFFERENT.value]
@@ -64,7 +64,7 @@ def plan_of(report: Report, delete_max_pct: float) -> Plan:
         too_many = f"{delete:,} of the {report.documents:,} documents of {account}, more than {delete_max:,}"
         refused = (
             f"a repair would delete {too_many} ({delete_max_pct:g} %); nothing was changed",
-            "look at them with --repair --dry-run; if they are wrong indeed, raise --delete-max-pct",
+            "list them with --repair --dry-run; if they are really wrong, raise --delete-max-pct",
         )
     elif max(delete, replay) > REPAIR_MAX:
         refused = (
@@ -109,7 +109,7 @@ def repair(report: Report, plan: Plan, run_options: Any, connections: Connection
 
 
 def end_dead(account: str, connections: Connections, view: RunView) -> None:
-    """End a repair of the account whose runner has died: this one is in its place."""
+    """End a repair of the account whose runner has died: this one replaces it."""
     from ops.kafka.rows import Topics
     from ops.runner import repairs
     from ops.runner import replay as runner
@@ -123,15 +123,15 @@ def end_dead(account: str, connections: Connections, view: RunView) -> None:
 
 
 def is_whole(report: Report) -> bool:
-    """Return whether every row has ended as it should, whatever the job's counts say, and nothing is unhandled."""
+    """Return whether every row has the right result, regardless of the job's counts, and nothing is unhandled."""
     return not (report.tally.found or report.offsets)
 
 
 def close(report: Report, connections: Connections) -> Job | None:
-    """Complete the account's job if it had failed or was halted, by what was proved; return it, or None.
+    """Complete the account's failed or halted job with the counts of the proof; return it, or None.
 
-    Its counts become those of the proof. `report` is of a copy that is whole; a job with more dead letters than its
-    run may have stays as it is, and the report says so.
+    `report` is of a complete copy. A job with more dead letters than its run may have stays as it is, which the report
+    notes.
     """
     database = connect(connections, app_name="crm-replay-verify")
     try:
@@ -156,7 +156,7 @@ def close(report: Report, connections: Connections) -> Job | None:
 
 
 def proved(report: Report, job: Job) -> Ledger:
-    """Return the ledger that a proof comes to. Of the documents, those that the run met count as its duplicates."""
+    """Return the ledger of a proof. Documents that the run found already written count as its duplicates."""
     tally, duplicate = report.tally, SkipReason.DUPLICATE_EXTERNAL_ID.value
     met = min(job.skips_by_reason.get(duplicate, 0), tally.logs)
     skipped = {reason: count for reason, count in tally.skipped.items() if count}

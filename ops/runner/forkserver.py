@@ -313,7 +313,7 @@ def _become(order: Mapping[str, Any], files: Sequence[int]) -> NoReturn:
     argv = order["argv"]
     _entitle(argv)
     sys.argv = ["-m", *argv[3:]]
-    atexit._clear()  # noqa: SLF001 - those that are there are the owner's
+    atexit._clear()  # noqa: SLF001 - the registered handlers are the owner's
     gc.enable()
     os._exit(_run(argv[2]))
 

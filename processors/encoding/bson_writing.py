@@ -1,7 +1,7 @@
-"""BSON elements, written one behind the other into a growing buffer. Pure, and compiled where a compiler is there.
+"""BSON elements, appended to a growing buffer. Pure, and compiled where a compiler is available.
 
-What is written here is, to the byte, what `processors.encoding.documents` makes of the same value. A value that BSON
-has no place for is not written: `NotStorableError`, and `documents` decides what is stored instead.
+The output equals, byte for byte, that of `processors.encoding.documents` for the same value. A value that BSON cannot
+hold is not written: `NotStorableError`, and `documents` decides what is stored instead.
 
 A name is given with the NUL that ends it (`b"from\\x00"`), so that it is one constant and one copy.
 """
@@ -30,7 +30,7 @@ ARRAY_NAMES: Final[list[bytes]] = [b"%d\x00" % n for n in range(NAMES_MAX)]
 
 
 class NotStorableError(ValueError):
-    """The value is none that BSON holds as it is: a key with a NUL, more than 64 bits, another type."""
+    """BSON cannot hold the value unchanged: a key with a NUL, more than 64 bits, another type."""
 
 
 def begin_length(w: BytesWriter) -> i64:

@@ -4,8 +4,8 @@ Most rows have columns whose values stand on lines of their own: numbers, texts,
 to the document's. A column in another form is read by `schemas.source.audited_changes.direct`, one column at a time,
 and its value is written. JSON is read by `json_text` and its values are written.
 
-`ChangesWriter.write` never guesses: a text with anything that has to be thought about is False (or a ValueError), and
-the plain way reads it. What it does write is what the plain way writes, to the byte.
+`ChangesWriter.write` never guesses: for a text that it does not handle it returns False (or raises ValueError), and the
+plain way reads the text. What it writes equals the plain way's output, byte for byte.
 """
 
 import re
@@ -89,7 +89,7 @@ _INSTANT_BYTES: Final = 28  # `2024-01-31T17:30:00.123456Z` and a NUL
 
 
 class Column:
-    """What is known of a column of one type."""
+    """Cached properties of a column of one type."""
 
     def __init__(self, key: str, begin: bytes, rule: ColumnRule, is_wanted: bool) -> None:
         """`begin` is field and label, as its changes begin; the value of a wanted one decides more than the changes."""
@@ -115,7 +115,7 @@ class Scalar:
 
 
 class ChangesWriter:
-    """Writes the changes of rows of one type and action; has no state but what it has learnt."""
+    """Writes the changes of rows of one type and action; has no state but caches."""
 
     def __init__(self, rules: ChangeRules, type_name: str, action: str, wanted: frozenset[str]) -> None:
         """`action` is the gem's; `wanted` are the columns whose values decide more than the changes."""
@@ -143,9 +143,9 @@ class ChangesWriter:
         self._number: i64 = 0  # and its value if it is a number
 
     def write(self, w: BytesWriter, text: bytes, is_json: bool) -> bool:
-        """Write the elements of the array `changes`; False if the text is in a form that is not known here.
+        """Write the elements of the array `changes`; False if the text is in a form that is not handled here.
 
-        Raises ValueError for a value that only the plain way can tell.
+        Raises ValueError for a value that only the plain way can decide.
         """
         self._begin(w)
         if is_json or not text.startswith(b"---"):
@@ -370,7 +370,7 @@ class ChangesWriter:
         return True
 
     def _write_change(self, column: Column, value: Any) -> None:
-        """Write the change of a column with this value. Raises ValueError if only the plain way can tell it."""
+        """Write the change of a column with this value. Raises ValueError if only the plain way can decide it."""
         if column.is_wanted:
             self.values[column.key] = value
         w = self._w
@@ -423,7 +423,7 @@ class ChangesWriter:
         return at + 1 if self._scalar(line, 2, name) else -1
 
     def _goes_on(self, at: i64) -> bool:
-        """Return whether the value above goes on on line `at`."""
+        """Return whether the value above continues on line `at`."""
         line = self._lines[at]
         return len(line) > 0 and line[0] == _SPACE
 
@@ -588,7 +588,7 @@ def _read_alone(text: str, is_item: bool) -> Scalar:
 
 
 def _is_id(kind: i64) -> bool:
-    """Return whether a value of this kind is at hand as it is: a short number, or nothing."""
+    """Return whether a value of this kind is cheap to write directly: a short number, or nothing."""
     return kind in (INT32, NULL)
 
 

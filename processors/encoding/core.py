@@ -1,12 +1,12 @@
 """An audit event's bytes -> its outcome's bytes. Pure but for the lookups it is given, and compiled.
 
-`Core.row` takes an event apart; `Core.outcome` makes the outcome: an ActivityLog with its document, or a SkippedRecord.
-Either is None for whatever is not usual; then the event is decoded, decided and rendered in the plain way, which is the
-truth (`processors.rules.decide`, `processors.encoding.transform`). What is not None is what the plain way makes, to the
-byte and to the count.
+`Core.row` parses an event; `Core.outcome` makes the outcome: an ActivityLog with its document, or a SkippedRecord.
+Either returns None for an unusual event, which is then decoded, decided and rendered in the plain way, the reference
+(`processors.rules.decide`, `processors.encoding.transform`). Any other result equals that of the plain way, in bytes
+and counts.
 
-The rules are not repeated here: what a rule decides by few inputs is remembered with these inputs, and is asked for
-again when one of them is another. Only the order of the rules is here as it is in `Rules.decide`.
+The rules are not repeated here: the result of a rule with few inputs is cached with these inputs, and computed again
+when one of them differs. Only the order of the rules is repeated from `Rules.decide`.
 """
 
 from typing import Any, Final
@@ -35,7 +35,7 @@ from schemas.source.audited_changes import Unreadable
 from schemas.source.person import comment_candidates, further_candidates
 from schemas.vocabulary import FellBack, SkipReason
 
-_KNOWN_MAX: Final = 100_000  # persons whose documents' beginnings are kept, some 300 bytes each
+_KNOWN_MAX: Final = 100_000  # persons with cached beginnings of documents, about 300 bytes each
 _ACTORS_MAX: Final = 10_000
 _TYPES_MAX: Final = 1_000  # names that are known to be text
 _PERSON_DIGITS_MAX: Final = 18
@@ -62,7 +62,7 @@ _VERSION: Final = b"version\x00"
 
 
 class Row:
-    """An event, taken apart; texts are the UTF-8 that they have come as."""
+    """A parsed event; texts are UTF-8 as received."""
 
     def __init__(self) -> None:
         """To be filled."""
@@ -84,7 +84,7 @@ class Row:
         self.request_id = b""
 
     def event(self) -> AuditEvent:
-        """Return what the rules that are asked about a row look at."""
+        """Return the fields that the rules read."""
         return AuditEvent(
             int(self.audit_id), 0, int(self.created_at), self.type_name.decode(), int(self.record_id),
             self.associated_type.decode(), int(self.associated_id), self.user_type.decode(), int(self.user_id),
@@ -94,7 +94,7 @@ class Row:
 
 
 class RowRule:
-    """What is known of rows of one type and action."""
+    """Cached results for rows of one type and action."""
 
     def __init__(self, rules: Rules, type_name: str, action: str) -> None:
         """`action` is the gem's."""
@@ -135,10 +135,10 @@ class Person:
 
 
 class KnownActor:
-    """What the rules have made of a user and of the directory's answer."""
+    """The actor that the rules made of a user and the directory's answer."""
 
     def __init__(self, user: User | None, sso_id: str | None, element: bytes, fell_back: FellBack | None) -> None:
-        """`user` and `sso_id` are what the lookups said."""
+        """`user` and `sso_id` are the results of the lookups."""
         self.user = user
         self.sso_id = sso_id
         self.element = element
@@ -199,7 +199,7 @@ class Core:
     # --- the event
 
     def row(self, data: bytes) -> Row | None:
-        """Return an event of this account, taken apart; None for anything else, or unusual. Raises nothing."""
+        """Return a parsed event of this account; None for anything else, or unusual. Raises nothing."""
         if not data.startswith(self._event_frame):
             return None
         try:
@@ -277,7 +277,7 @@ class Core:
     # --- the outcome
 
     def outcome(self, row: Row, offset: i64) -> bytes | None:
-        """Return the framed outcome of a row, or None. `skip` says whether it is a log, and else why it is none.
+        """Return the framed outcome of a row, or None. `skip` is None for a log, else the reason.
 
         Raises UnreadableTopicError as the lookups do.
         """
@@ -299,7 +299,7 @@ class Core:
         return w.getvalue()
 
     def document(self, row: Row) -> bytes | SkipReason | None:
-        """Return the document (bytes), or why there is none (SkipReason); None if the plain way has to tell.
+        """Return the document (bytes), or why there is none (SkipReason); None if the plain way has to decide.
 
         Raises UnreadableTopicError as the lookups do.
         """
@@ -309,7 +309,7 @@ class Core:
             return None
 
     def _decided(self, row: Row) -> bytes | SkipReason | None:
-        """Do the rules in their order."""
+        """Apply the rules in their order."""
         rule: RowRule | None = None
         of_type = self._by_type.get(row.type_name)
         if of_type is not None:
@@ -382,7 +382,7 @@ class Core:
         end_length(w, begin)
         if len(w) > self._document_bytes_max:
             return None
-        # Nothing is handed over from here on: what is counted is counted once.
+        # From here on no row goes to the plain way, so each is counted once.
         if actor.fell_back is not None:
             self._rules.actors.fell_back[actor.fell_back] += 1
         counts = self._rules.counts
@@ -490,7 +490,7 @@ class Core:
     def _actor_of(
         self, user_type: str, user_id: int, username: str, user: User | None, sso_id: str | None
     ) -> KnownActor:
-        """Return what the rules make of these answers."""
+        """Return the actor that the rules make of these answers."""
         answers = _Answers(user, sso_id)
         named, fell_back = self._rules.actors.named(user_type, user_id, username, answers)
         w = BytesWriter()

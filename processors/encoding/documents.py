@@ -42,7 +42,7 @@ def is_too_large(encoded: bytes) -> bool:
 
 
 def storable(value: Any) -> Any:
-    """Return the value with every key and value that BSON has no place for replaced, as the module says."""
+    """Return the value with every key and value that BSON cannot hold replaced, as in the module's docstring."""
     if isinstance(value, Mapping):
         return {_text(str(key)).replace(_NUL, _NUL_SYMBOL): storable(part) for key, part in value.items()}
     if isinstance(value, list):

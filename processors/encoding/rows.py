@@ -1,7 +1,7 @@
-"""The door to a row's bytes: the fast way where it knows the row, the plain way for every other.
+"""The entry point to a row's bytes: the fast way where it handles the row, the plain way for every other.
 
-`RowEncoder.outcome` is what a worker needs, from a record's bytes to its outcome's; `document` is what checks need,
-from an event to its document. README.md says which way is the truth.
+`RowEncoder.outcome` is for workers, from a record's bytes to its outcome's; `document` is for checks, from an event to
+its document. README.md says which way is the reference.
 """
 
 from processors.encoding import documents
@@ -24,7 +24,7 @@ class RowEncoder:
     def __init__(
         self, transformer: Transformer, lookups: Lookups, codec: Codec, run: int = 0, *, fast: bool = IS_COMPILED
     ) -> None:
-        """`transformer` is of the replay and not of the live feed: what that one does differently is not known here.
+        """`transformer` is of a replay; the differences of the live feed are not implemented here.
 
         `fast` is whether the core is tried first; the bytes are the same either way.
         """
@@ -37,7 +37,7 @@ class RowEncoder:
         self.outcome = self._core.outcome
 
     def row(self, value: bytes) -> Row | None:
-        """Return an event of the account for `outcome`; None for what the plain way has to look at."""
+        """Return an event of the account for `outcome`; None if the plain way has to handle it."""
         return self._core.row(value) if self._is_fast else None
 
     @property
@@ -46,7 +46,7 @@ class RowEncoder:
         return self._core.skip
 
     def plain(self, event: AuditEvent) -> Transformed | Skip | Refused:
-        """Return what the plain way makes of an event."""
+        """Return the plain way's result for an event."""
         return self._transformer.transform(event, self._lookups)
 
     def document(self, event: AuditEvent) -> bytes | Skip | Refused:
@@ -64,6 +64,6 @@ class RowEncoder:
             row = self.row(self._encode_event(event))
             return self._core.document(row) if row is not None else None
         except UnreadableTopicError:
-            raise  # of a reference table: it says nothing of the row
-        except Exception:  # the plain way says what is wrong
+            raise  # of a reference table: not an error of the row
+        except Exception:  # the plain way reports the error
             return None

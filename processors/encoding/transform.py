@@ -1,6 +1,6 @@
 """Audit row -> activity log: a decision (`processors.rules.decide`) as a document, the plain way. Pure.
 
-This is the truth: `processors.encoding.core` writes this document as `processors.encoding.documents` encodes it.
+This is the reference: `processors.encoding.core` writes this document as `processors.encoding.documents` encodes it.
 """
 
 from copy import copy
@@ -31,7 +31,7 @@ class Transformer:
         self._live = live
 
     def for_account(self, company_sso_id: str) -> "Transformer":
-        """Return the same for another account; rules and counts are shared."""
+        """Return a transformer for another account; rules and counts are shared."""
         other = copy(self)
         other.rules = self.rules.for_account(company_sso_id)
         return other

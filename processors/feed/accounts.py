@@ -1,4 +1,4 @@
-"""Rows of an account that was made a moment ago: held until it is published, for a bounded time."""
+"""Rows of a new account: held until the account is published, for a bounded time."""
 
 import asyncio
 import logging
@@ -11,16 +11,16 @@ from processors.feed.decoding import Decoded, FeedDecoder
 
 log = logging.getLogger(__name__)
 
-ACCOUNT_WAIT_S = 90.0  # for an account to be published: accounts are, once a minute
+ACCOUNT_WAIT_S = 90.0  # for an account to be published: once a minute
 ACCOUNT_AGAIN_S = 600.0
 ACCOUNT_POLL_S = 0.25
 
 
 class Patience:
-    """Pure: how long values of the account column are waited for that no publication has named yet.
+    """Pure: how long to wait for values of the account column that are not published yet.
 
-    One that stays unknown is waited for again after ACCOUNT_AGAIN_S; until then its rows are dead letters. Each wait in
-    vain halves the next one, so that together they delay a feed by at most 2 * ACCOUNT_WAIT_S in ACCOUNT_AGAIN_S.
+    One that stays unknown is waited for again after ACCOUNT_AGAIN_S; until then its rows are dead letters. Each failed
+    wait halves the next one, so that together they delay a feed by at most 2 * ACCOUNT_WAIT_S in ACCOUNT_AGAIN_S.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Patience:
         self._given_up: dict[str, float] = {}  # when each was given up
 
     def worth_waiting_for(self, unknown: Collection[str], now_s: float) -> set[str]:
-        """Return those of the unknown values that have not been given up lately."""
+        """Return those of the unknown values that have not been given up recently."""
         self._given_up = {value: at for value, at in self._given_up.items() if now_s - at < ACCOUNT_AGAIN_S}
         if not self._given_up:
             self.wait_s = ACCOUNT_WAIT_S
@@ -43,7 +43,7 @@ class Patience:
 
 
 class UnknownAccounts:
-    """Waits for accounts that rows name and no publication has named yet."""
+    """Waits for accounts that rows name and that are not published yet."""
 
     def __init__(self, decoder: FeedDecoder, account_of: Callable[[str], str | None]) -> None:
         """`account_of` returns the account that a value of the account column stands for; None: not known yet."""

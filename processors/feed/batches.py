@@ -1,7 +1,7 @@
-"""From the records of a feed's run to their outcomes: every record has one, but those that are about no row.
+"""From a batch of a feed's records to their outcomes: every record has one, except those about no row.
 
-An outcome goes to the partition its record came from, under the account as its key, so that the sink can count by
-account. Pure but for the clock that dates dead letters.
+An outcome goes to the partition of its record, with the account as its key, so that the sink can count by account.
+Pure but for the clock that dates dead letters.
 """
 
 from collections import Counter
@@ -22,11 +22,11 @@ from schemas.records import AuditEvent, DeadLetter, SkippedRecord
 from schemas.topics import ACCOUNT_LENGTH_MAX
 from schemas.vocabulary import DeadLetterCause
 
-TRANSFORMERS_MAX = 10_000  # accounts whose rules are kept at hand
+TRANSFORMERS_MAX = 10_000  # accounts whose rules are cached
 
 
 class AccountRules:
-    """The rules of every account that has been met, by one source mapping."""
+    """The rules of every account seen, by one source mapping."""
 
     def __init__(self, rules: Transformer, lookups: Callable[[str], Lookups]) -> None:
         """`rules` are shared by all accounts; `lookups` gives an account's view."""
@@ -46,12 +46,12 @@ class AccountRules:
 
 
 class FeedTransformer:
-    """Turns runs of a feed into outcomes."""
+    """Turns batches of a feed into outcomes."""
 
     def __init__(
         self, feed: LiveFeed, codec: Codec, decoder: FeedDecoder, transform: Transform, metrics: ProcessorMetrics
     ) -> None:
-        """`transform` is that of every account."""
+        """`transform` handles rows of any account."""
         self._run = feed.run
         self._codec = codec
         self._decoder = decoder

@@ -3,14 +3,14 @@
 Values may be JSON with or without schemas, or Avro, in Confluent's wire format or with the schema's id in a header as
 Apicurio's converter sends it; each of them the whole envelope or flattened by `ExtractNewRecordState`. An insert (`op`
 c) and a snapshot's row (r) become an `AuditEvent`. History is append-only, so an update, a delete or a truncation of it
-is refused, and counted by whoever calls. Tombstones, heartbeats, transaction markers and logical decoding messages say
-nothing about a row and are passed over.
+is refused, and counted by the caller. Tombstones, heartbeats, transaction markers and logical decoding messages are not
+about a row and are ignored.
 
-What a flattened record does not say cannot be known: without `add.fields=op` an update looks like an insert, and ends
-as a duplicate of the row it changes.
+A flattened record may lack information: without `add.fields=op` an update looks like an insert, and ends as a duplicate
+of the row it changes.
 
-Debezium keys a record by the row's primary key, and neither the key nor the order of these records decides anything
-here: each row becomes a document of its own, by its own id and time. DECISIONS.md, decision 19.
+Debezium keys a record by the row's primary key, and neither the key nor the order of these records matters here: each
+row becomes a document of its own, by its own id and time. DECISIONS.md, decision 19.
 """
 
 import re
@@ -28,15 +28,15 @@ from schemas.source.mapping import SourceMapping
 from schemas.vocabulary import ChangeRefusal
 
 ACCOUNT_HEADER = "company_sso_id"  # set by the connector where a whole table is one account's
-SCHEMA_HEADER = "apicurio.value.contentId"  # with it the value is Avro without a frame; Confluent's interface knows it
+SCHEMA_HEADER = "apicurio.value.contentId"  # with it the value is Avro without a frame; an id of Confluent's API
 SCHEMA_HEADER_BYTES_MAX = 8
-FOREIGN_SCHEMA_HEADER = "apicurio.value.globalId"  # an id that Confluent's interface does not know
+FOREIGN_SCHEMA_HEADER = "apicurio.value.globalId"  # not an id of Confluent's API
 INT64_MAX = 2**63 - 1
 YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
 CONFLUENT_MAGIC = b"\x00"
 INFINITE_FROM = 9 * 10**18  # Debezium's number for infinity, in any unit, and nanoseconds of the year 2255
 DECIMAL_SCALE_MAX = 20
-DECIMAL_BYTES_MAX = 10  # what exceeds Decimal's 28 digits would be rounded
+DECIMAL_BYTES_MAX = 10  # more than Decimal's 28 digits would be rounded
 
 INTEGERS = ("id", "auditable_id", "associated_id", "user_id", "version")
 TEXTS = ("auditable_type", "associated_type", "user_type", "username", "action", "comment", "request_uuid")
@@ -76,18 +76,18 @@ class Refused(NamedTuple):
     reason: ChangeRefusal
     detail: str
     audit_id: int = 0  # if it is known
-    account: str = ""  # with UNKNOWN_ACCOUNT: the value of the account column that nobody knows yet
+    account: str = ""  # with UNKNOWN_ACCOUNT: the value of the account column that is not known yet
 
 
 class Meaning(NamedTuple):
-    """What a schema says of a column beyond its plain type."""
+    """What a schema declares of a column beyond its plain type."""
 
     name: str
     scale: int = 0
 
 
 class _UnreadableError(Exception):
-    """One line: why a record cannot be read."""
+    """Why a record cannot be read, in one line."""
 
 
 class _Change(NamedTuple):
@@ -98,7 +98,7 @@ class _Change(NamedTuple):
 
 
 class ChangeDecoder:
-    """Decodes change events; one per process, it remembers the schemas it has met."""
+    """Decodes change events; one per process, it caches schemas."""
 
     def __init__(
         self,
@@ -108,11 +108,11 @@ class ChangeDecoder:
         account_of: Callable[[str], str | None] = lambda _value: None,
         schema_of: SchemaOf | None = None,
     ) -> None:
-        """`company_sso_id` is whose the table is, if the mapping has no account column (a record's header wins).
+        """`company_sso_id` owns the table, if the mapping has no account column (a record's header overrides it).
 
-        `account_of` gives the account for a value of that column, as text; None: unknown, for now. `schema_of` gives
+        `account_of` returns the account for a value of that column, as text; None: not known yet. `schema_of` returns
         the Avro schema for an id (`schemas.process.registry.SchemaLookup`); it may raise ServiceUnreachableError, an
-        outage and no fault of the record, which `decode` lets through.
+        outage and not an error of the record, which `decode` propagates.
         """
         self._source = mapping.source
         self._company_sso_id = company_sso_id
@@ -123,7 +123,7 @@ class ChangeDecoder:
     def decode(self, key: bytes | None, value: bytes | None, headers: Headers = None) -> AuditEvent | Refused | None:  # noqa: ARG002
         """Return the audit row that was inserted, why there is none, or None for a record that is about no row.
 
-        The key is not needed: the row has its id. Never raises for what a record holds.
+        The key is not needed: the row has its id. Never raises for a record's content.
         """
         if value is None:
             return None  # a tombstone
@@ -184,7 +184,7 @@ class ChangeDecoder:
     def _of_account(
         self, event: AuditEvent, row: Mapping[str, Any], meanings: Mapping[str, Meaning], headers: Headers
     ) -> AuditEvent | Refused:
-        """Return the event with its account, or that this is not known."""
+        """Return the event with its account, or Refused if that is unknown."""
         column = self._source.account
         if column is None:
             account = _header(headers, ACCOUNT_HEADER) or self._company_sso_id
@@ -249,7 +249,7 @@ def _json_change(value: bytes) -> _Change | None:
         meanings = _connect_meanings(root["schema"])
         root = root["payload"]
     if root is None:
-        return None  # a tombstone that a converter has put into a frame
+        return None  # a tombstone framed by a converter
     if not isinstance(root, dict):
         raise _UnreadableError("JSON, but no object")
     return _Change(root, meanings)
@@ -347,7 +347,7 @@ def _event(row: Mapping[str, Any], meanings: Mapping[str, Meaning]) -> AuditEven
         username=texts["username"],
         action=texts["action"],
         audited_changes=orjson.dumps(changes).decode() if expanded else _text(changes, "audited_changes"),
-        # Without a schema nobody says so; it makes no difference, for JSON text is read as JSON anyway.
+        # Without a schema this is unknown; it makes no difference, since JSON text is read as JSON anyway.
         changes_are_json=expanded or meanings.get("audited_changes", Meaning("")).name == _JSON,
         version=integers["version"],
         comment=texts["comment"],
@@ -356,7 +356,7 @@ def _event(row: Mapping[str, Any], meanings: Mapping[str, Meaning]) -> AuditEven
 
 
 def _identifier(value: Any) -> str:
-    """Return a name as PostgreSQL has them; "?" for anything else, which may be of any length and say anything."""
+    """Return a valid PostgreSQL name; "?" for anything else, which may have any length and content."""
     return value if isinstance(value, str) and _NAME.fullmatch(value) else "?"
 
 
@@ -369,7 +369,7 @@ def _text(value: Any, column: str) -> str:
 
 
 def _integer(value: Any, column: str, meaning: Meaning | None = None) -> int:
-    """Return a whole number in any of the ways a number of PostgreSQL's is sent; NULL is 0."""
+    """Return a whole number from any encoding of a PostgreSQL number; NULL is 0."""
     if value is None:
         return 0
     number = value if type(value) is int else _whole(value, meaning)
@@ -414,7 +414,7 @@ def _account_text(value: Any, meaning: Meaning | None) -> str:
 
 def _microseconds(value: Any, meaning: Meaning | None) -> int:
     """Return a time in microseconds since 1970 UTC; a time without a zone is UTC, as Rails writes it."""
-    if isinstance(value, datetime):  # what Avro's logical types are read as
+    if isinstance(value, datetime):  # from Avro's logical types
         moment = (_aware(value) - _EPOCH) // _MICROSECOND
     elif isinstance(value, str):
         try:

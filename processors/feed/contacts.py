@@ -1,13 +1,13 @@
-"""Contacts of many accounts that appear while the live feed runs: who is known, who is asked about, and when a miss is
-final. Decides with values; asking, time and sleeping are given to it.
+"""Contacts of many accounts that appear while the live feed runs: which are cached, which are queried, and when a miss
+is final. Decides with values; the query, the clock and the sleep are injected.
 
-The rule, with D the visibility delay (how long after its `created_at` a contact can be read, clocks' differences
-included): a contact that owns a row for the live feed has `created_at <= row.created_at`, so whoever looks at or after
-`row.created_at + D` sees it. A find is final at once, for a contact's `created_at` never changes. A miss is final only
-if it was asked at or after that moment: a contact that appears later has its watermark behind the row, which is the
-replay's then. Rows whose persons are missed earlier are held until that moment, and the persons are asked about again.
+The rule, with D the visibility delay (how long after its `created_at` a contact can be read, clock skew included): a
+contact that owns a row for the live feed has `created_at <= row.created_at`, so a query at or after
+`row.created_at + D` sees it. A hit is final at once, since a contact's `created_at` never changes. A miss is final only
+if it was queried at or after that time: a contact that appears later has its watermark after the row, which then
+belongs to the replay. Rows with earlier misses are held until that time, and the persons are queried again.
 
-So one look-up decides any number of rows: a remembered miss answers for every row that is older than it by D.
+So one look-up decides any number of rows: a cached miss is valid for every row that is older than it by D.
 """
 
 import asyncio
@@ -21,17 +21,17 @@ from schemas.records import Contact
 
 log = logging.getLogger(__name__)
 
-KNOWN_MAX = 200_000  # contacts kept, about 400 bytes each
+KNOWN_MAX = 200_000  # contacts cached, about 400 bytes each
 MISSED_MAX = 200_000
 KNOWN_S = 900.0  # a contact that was deleted, or whose customer has changed, is noticed after this long
-MISSED_S = 30.0  # a miss that is final for a row is asked again for later ones, at most this often
+MISSED_S = 30.0  # a miss that is final for a row is queried again for later ones, at most this often
 
 Person = tuple[str, str]  # account, CRM person id
 Ask = Callable[[Collection[Person]], Awaitable[Mapping[Person, Contact]]]
 
 
 class Row(NamedTuple):
-    """What a row asks about: its persons in the order in which they are tried."""
+    """What a row looks up: its persons in the order in which they are tried."""
 
     company_sso_id: str
     created_at: int  # microseconds since 1970
@@ -40,14 +40,14 @@ class Row(NamedTuple):
 
 @dataclass(slots=True)
 class ContactCounts:
-    """What became of the look-ups."""
+    """Counts of the look-ups."""
 
-    asked: int = 0  # persons MongoDB was asked about
-    questions: int = 0  # in so many goes
-    remembered: int = 0  # persons answered without asking
-    waits: int = 0  # runs that were held for contacts to become visible
-    found_late: int = 0  # contacts that were not there at first and then were: without the wait, rows lost
-    unforeseen: int = 0  # persons asked about one by one, because a row named them in no way that is known beforehand
+    asked: int = 0  # persons queried in MongoDB
+    questions: int = 0  # queries for these
+    remembered: int = 0  # persons answered from the cache
+    waits: int = 0  # batches that were held for contacts to become visible
+    found_late: int = 0  # contacts found only after the wait: without it their rows would be lost
+    unforeseen: int = 0  # persons queried one by one, because their rows name them in a way that is not prefetched
 
     def as_dict(self) -> dict[str, int]:
         """Return the counts by name."""
@@ -55,14 +55,14 @@ class ContactCounts:
 
 
 class Answer(NamedTuple):
-    """What is known of a person: the contact, or that there was none when it was asked at `asked_at`."""
+    """The contact of a person, or that there was none at `asked_at`."""
 
     contact: Contact | None
-    asked_at: int  # microseconds since 1970, taken before the question went out
+    asked_at: int  # microseconds since 1970, taken before the query was sent
 
 
 class Remembered:
-    """The answers of late, bounded in number and age; those used longest ago go first."""
+    """A cache of answers, bounded in number and age; evicts the least recently used."""
 
     def __init__(
         self,
@@ -71,18 +71,18 @@ class Remembered:
         known_s: float = KNOWN_S,
         missed_s: float = MISSED_S,
     ) -> None:
-        """Contacts and misses are bounded apart, so that a flood of strangers does not push out the contacts."""
+        """Contacts and misses are bounded apart, so that a flood of unknown persons does not evict the contacts."""
         self._known: OrderedDict[Person, Answer] = OrderedDict()
         self._missed: OrderedDict[Person, Answer] = OrderedDict()
         self._known_max, self._missed_max = known_max, missed_max
         self._known_us, self._missed_us = int(known_s * 1_000_000), int(missed_s * 1_000_000)
 
     def __len__(self) -> int:
-        """Return how many persons are remembered."""
+        """Return how many persons are cached."""
         return len(self._known) + len(self._missed)
 
     def put(self, person: Person, answer: Answer) -> None:
-        """Remember an answer in place of any before it."""
+        """Cache an answer; it replaces an earlier one."""
         found = answer.contact is not None
         into, other = (self._known, self._missed) if found else (self._missed, self._known)
         other.pop(person, None)
@@ -92,7 +92,7 @@ class Remembered:
             into.popitem(last=False)
 
     def get(self, person: Person, now: int) -> Answer | None:
-        """Return what is remembered of a person and young enough at `now`."""
+        """Return the cached answer of a person that has not expired at `now`."""
         for answers, age_max in ((self._known, self._known_us), (self._missed, self._missed_us)):
             answer = answers.get(person)
             if answer is None:
@@ -106,7 +106,7 @@ class Remembered:
 
 
 class LiveContacts:
-    """Finds the contacts of runs of rows; one run at a time."""
+    """Finds the contacts of batches of rows; one batch at a time."""
 
     def __init__(
         self,
@@ -117,24 +117,24 @@ class LiveContacts:
         now_us: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`ask` returns the contacts that there are; it waits for a server that does not answer."""
+        """`ask` returns the contacts that exist; it waits during an outage."""
         self.counts = ContactCounts()
         self._ask_for = ask
         self._delay_us = int(visibility_delay_s * 1_000_000)
         self._remembered = remembered if remembered is not None else Remembered()
         self._now_us = now_us
         self._sleep = sleep
-        self._answers: dict[Person, Answer] = {}  # of the run at hand: eviction must not take them away meanwhile
+        self._answers: dict[Person, Answer] = {}  # of the present batch: eviction must not remove them meanwhile
 
     def get(self, person: Person) -> Contact | None:
-        """Return the contact of a person of the run at hand. Raises KeyError for one that it was not prepared for."""
+        """Return the contact of a person of the present batch. Raises KeyError for one that was not prepared."""
         return self._answers[person].contact
 
     async def prepare(self, rows: Sequence[Row]) -> None:
-        """Return once every row's persons are known, or missing for good as far as that row is concerned."""
+        """Return once every row's persons are known, or finally missing for that row."""
         now = self._now_us()
         self._answers = {}
-        final_from = {}  # by row: from when on a miss is final; a row from the future counts as made now
+        final_from = {}  # by row: the time from which a miss is final; a row from the future counts as created now
         for number, row in enumerate(rows):
             final_from[number] = min(row.created_at, now) + self._delay_us
             for person_id in row.persons:
@@ -145,7 +145,7 @@ class LiveContacts:
         self.counts.remembered += len(self._answers)
         for number, row in enumerate(rows):
             if unknown.isdisjoint((row.company_sso_id, p) for p in row.persons):
-                unknown |= self._missed_too_early(row, final_from[number])  # it may be there by now
+                unknown |= self._missed_too_early(row, final_from[number])  # it may exist by now
         await self._ask(unknown)
         waited = False
         while True:
@@ -170,7 +170,7 @@ class LiveContacts:
             self._answers[person] = answer
 
     def _missed_too_early(self, row: Row, final_from: int) -> set[Person]:
-        """Return the persons that decide about a row and whose miss is not final for it."""
+        """Return the persons that decide a row and whose miss is not final for it."""
         early = set()
         for person_id in row.persons:
             person = (row.company_sso_id, person_id)

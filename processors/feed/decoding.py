@@ -1,4 +1,4 @@
-"""What a record of a feed is: an audit event of our own schema, or a change event of the CRM's database."""
+"""Decodes a record of a feed: an audit event of this product's schema, or a change event of the CRM's database."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,16 +18,16 @@ Decoded = AuditEvent | DeadLetter | Undecodable | Refused | PassedOver
 
 
 class FeedDecoder:
-    """Decodes records of whatever account."""
+    """Decodes records of any account."""
 
     def __init__(self, codec: Codec, changes: ChangeDecoder, named_now: Callable[[AuditEvent], AuditEvent]) -> None:
-        """`changes` decodes what is not ours; `named_now` calls types that were renamed by their names now."""
+        """`changes` decodes change events; `named_now` replaces former names of types."""
         self._codec = codec
         self._changes = changes
         self._named_now = named_now
 
     def decode(self, record: SourceRecord) -> Decoded:
-        """Return what the record is."""
+        """Return the decoded record."""
         if record.value is None:
             return PassedOver()
         try:

@@ -1,7 +1,7 @@
 """The user directory for many accounts: one `UserDirectory` each, bounded in number and age, behind one circuit.
 
-An answer lasts `ANSWERS_S` here, and not for ever as in a replay: people join and leave while the feed runs. A
-directory that is down is noticed once for all accounts: while the circuit is open, nobody is asked about.
+An answer is valid for `ANSWERS_S` here, and not indefinitely as in a replay: people join and leave while the feed runs.
+An outage of the directory is noticed once for all accounts: while the circuit is open, no request is sent.
 """
 
 import asyncio
@@ -35,24 +35,24 @@ class LiveDirectory:
         answers_s: float = ANSWERS_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`make` gives the directory of an account; None: there is none, nobody is known."""
+        """`make` returns the directory of an account; None: without a directory, no user is known."""
         self._make = make
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
         self._accounts_max = accounts_max
         self._answers_s = answers_s
         self._clock = clock
         self._open_until = 0.0
-        self._counts: Counter[str] = Counter()  # of directories that are gone
+        self._counts: Counter[str] = Counter()  # of evicted directories
 
     def sso_id(self, account: str, email: str) -> str | None:
-        """Return what the directory has said of an account's user; None: nothing, or that there is none."""
+        """Return the directory's answer for an account's user; None: no answer, or no such user."""
         known = self._accounts.get(account)
         return known.directory.sso_id(email) if known is not None else None
 
     async def prefetch(self, emails: Mapping[str, set[str]]) -> None:
-        """Have the directory asked about those emails, by account, that it has not answered yet.
+        """Query the directory for those emails, by account, that it has not answered yet.
 
-        Returns within a few time-outs, whatever the directory does; raises nothing.
+        Returns within a few time-outs in any case; raises nothing.
         """
         if self._make is None or self._clock() < self._open_until:
             return
@@ -75,7 +75,7 @@ class LiveDirectory:
             await self._forget(next(iter(self._accounts)))
 
     def counts(self) -> dict[str, int]:
-        """Return what became of the questions, over all accounts."""
+        """Return the counts of the requests, over all accounts."""
         total = Counter(self._counts)
         for known in self._accounts.values():
             total.update(known.directory.counts.as_dict())

@@ -1,4 +1,4 @@
-"""What the rules ask about a feed's rows, of whatever account: users and names from tables, contacts from MongoDB."""
+"""What the rules look up for a feed's rows of any account: users and names in tables, contacts in MongoDB."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from schemas.topics import ACCOUNT_KEY
 
 
 class LiveLookups:
-    """Answers for rows of any account, from the tables and from what was asked for a run of rows."""
+    """Look-ups for rows of any account, from the tables and from what was prefetched for a batch."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class LiveLookups:
         directory: LiveDirectory,
         is_mapped: Callable[[AuditEvent], bool],
     ) -> None:
-        """`tables` are `users` and `referents`; `is_mapped` says of a row whether it needs a contact."""
+        """`tables` are `users` and `referents`; `is_mapped` returns whether a row needs a contact."""
         self._users: Records[User] = tables["users"]
         self._referents: Records[Referent] = tables["referents"]
         self._person = person
@@ -36,7 +36,7 @@ class LiveLookups:
         self._is_mapped = is_mapped
 
     async def prefetch(self, events: Sequence[AuditEvent]) -> None:
-        """Return once the contacts of a run's rows are known or missing for good, and the directory was asked."""
+        """Return once the contacts of a batch's rows are known or finally missing, and the directory was queried."""
         rows = [
             Row(event.company_sso_id, event.created_at, persons)
             for event in events
@@ -54,7 +54,7 @@ class LiveLookups:
         person = (account, person_id)
         try:
             return self._contacts.get(person)
-        except KeyError:  # a row names a person in a way that `person_candidates` does not see: rare, and never wrong
+        except KeyError:  # a row names a person in a way that `person_candidates` does not find: rare, and correct
             self._contacts.counts.unforeseen += 1
             return self._mongo.find([person]).get(person)
 
@@ -63,7 +63,7 @@ class LiveLookups:
         return self._users.get(b"%d" % user_id)
 
     def referent(self, referent_type: str, referent_id: int) -> Referent | None:
-        """Return what a CRM record is called."""
+        """Return the name of a CRM record."""
         return self._referents.get(f"{referent_type}:{referent_id}".encode())
 
     def account_of(self, value: str) -> str | None:
@@ -76,7 +76,7 @@ class LiveLookups:
         return self._directory.sso_id(account, email)
 
     def of(self, account: str) -> "AccountLookups":
-        """Return what a row of this account may ask."""
+        """Return the look-ups for rows of this account."""
         return AccountLookups(self, account)
 
 
@@ -86,7 +86,7 @@ class AccountLookups:
     __slots__ = ("_account", "_all", "referent", "user")
 
     def __init__(self, every: LiveLookups, account: str) -> None:
-        """Users and referents are the CRM's, whichever account asks."""
+        """Users and referents are the CRM's, the same for every account."""
         self._all = every
         self._account = account
         self.user = every.user
@@ -97,5 +97,5 @@ class AccountLookups:
         return self._all.contact(self._account, person_id)
 
     def sso_id(self, email: str) -> str | None:
-        """Return what the user directory has said."""
+        """Return the user directory's answer."""
         return self._all.sso_id(self._account, email)

@@ -1,7 +1,7 @@
-"""The CDP's contacts, asked for by CRM person id: a few queries a run, whoever and however many it names. I/O.
+"""The CDP's contacts, queried by CRM person id: a few queries a batch, for any number of persons. I/O.
 
 Each query goes through an index: `idx_company_crm_data_id`, `uniq_company_crm_person_id`, `idx_company_customer_id`, or
-`_id`. What they find is read by the rules that the replay reads all contacts by (`schemas.source.contact_rules`).
+`_id`. The results are read by the same rules as all contacts of a replay (`schemas.source.contact_rules`).
 """
 
 import asyncio
@@ -44,13 +44,13 @@ SERVER_SELECTION_TIMEOUT_MS = 5_000
 SOCKET_TIMEOUT_MS = 30_000
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
-CLAUSES_MAX = 200  # accounts of one query; each is planned for itself
-UNDECODABLE_KEPT_MAX = 10_000  # contacts that have been named already
+CLAUSES_MAX = 200  # accounts of one query; each clause is planned separately
+UNDECODABLE_KEPT_MAX = 10_000  # contacts that have been logged already
 Document = Mapping[str, Any]
 
 
 def database(connections: Connections) -> Database[dict[str, Any]]:
-    """Return the CDP's database, not reached yet. Raises BadInputError for an address that is none."""
+    """Return the CDP's database, without connecting. Raises BadInputError for an invalid address."""
     connections.require("mongodb_url")
     try:
         client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
@@ -80,11 +80,11 @@ class MongoContacts:
 
     @property
     def undecodable(self) -> int:
-        """How many contacts and entries were met that cannot be decoded: they are nobody's contact."""
+        """How many contacts and entries could not be decoded: they match no person."""
         return len(self._undecodable)
 
     async def ask(self, persons: Collection[Person]) -> dict[Person, Contact]:
-        """Return the contacts that there are; while MongoDB does not answer, try again."""
+        """Return the contacts that exist; retries while MongoDB does not answer."""
         wait_s = BACKOFF_FIRST_S
         while True:
             try:
@@ -95,7 +95,7 @@ class MongoContacts:
                 wait_s = min(BACKOFF_MAX_S, wait_s * 2)
 
     def find(self, persons: Collection[Person]) -> dict[Person, Contact]:
-        """Return the contacts that there are: those that carry the id, then those that the id map names."""
+        """Return the contacts that exist: those with the id, then those named by the id map."""
         found = self._direct(persons)
         missing = [person for person in persons if person not in found]
         if missing:
@@ -161,7 +161,7 @@ class MongoContacts:
     def _report(self, undecodable: stored.Undecodable) -> None:
         if undecodable.id not in self._undecodable and len(self._undecodable) < UNDECODABLE_KEPT_MAX:
             self._undecodable.add(undecodable.id)
-            log.warning("contact %s cannot be decoded and counts as none (%s)", undecodable.id, undecodable.why)
+            log.warning("contact %s cannot be decoded and is ignored (%s)", undecodable.id, undecodable.why)
 
 
 def _by_account(persons: Iterable[Person]) -> Iterator[tuple[str, list[str]]]:

@@ -1,9 +1,9 @@
 """The live feed's parts: the same topology over a topic of many accounts that has no end.
 
-What differs from a replay: the side of the watermark and the provenance tag; contacts are asked for in MongoDB, because
-they appear while the feed runs (`contacts` says when a miss is final); every record gets its outcome whenever it
-comes, for the rows of a feed do not rise by id: one that the source sends twice has two outcomes, and the unique index
-makes the second a duplicate.
+What differs from a replay: the side of the watermark and the provenance tag; contacts are queried in MongoDB, because
+they appear while the feed runs (`contacts` has the rule when a miss is final); every record gets an outcome each time
+it arrives, since the rows of a feed are not ordered by id: one that the source sends twice has two outcomes, and the
+unique index makes the second a duplicate.
 """
 
 import time
@@ -44,10 +44,10 @@ class LiveSettings(ProcessorSettings):
 
 
 class NoHighWater(HighWater):
-    """A feed's rows come in the order of their commits and not of their ids: no row can be told to be a repetition."""
+    """A feed's rows are ordered by commit and not by id: a repetition cannot be recognized."""
 
     def __init__(self) -> None:
-        """Begin and stay empty."""
+        """Always empty."""
         super().__init__(0)
 
     def is_republished(self, id_range: int, audit_id: int) -> bool:  # noqa: ARG002
@@ -65,7 +65,7 @@ def now_us() -> int:
 
 
 def feed_parts(feed: LiveFeed, around: Surroundings) -> Parts:
-    """Return what a feed's worker is made of; the app then has the feed's tables."""
+    """Return the parts of a feed's worker; declares the feed's tables on the app."""
     app, codec, servers = around.app, around.codec, around.connections
     declare(app, "users", feed.topics.users)
     declare(app, "referents", feed.topics.referents)

@@ -1,4 +1,4 @@
-"""What the rules ask about a row: contact, user, SSO id, name of a record. Answers come from memory, never from I/O."""
+"""What the rules look up for a row: contact, user, SSO id, name of a record. Answers are in memory, without I/O."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
@@ -14,13 +14,13 @@ DECODED_MAX = 100_000  # rows of each table kept decoded, some 300 bytes each
 
 
 class Directory(Protocol):
-    """The user directory, as far as it is asked here (processors.lookups.directory.UserDirectory)."""
+    """The user directory, as far as it is used here (processors.lookups.directory.UserDirectory)."""
 
     async def prefetch(self, emails: Iterable[str]) -> None:
-        """Learn the SSO ids of these emails, as far as they are not known; returns in bounded time in any case."""
+        """Fetch the unknown SSO ids of these emails; returns in bounded time in any case."""
 
     def sso_id(self, email: str) -> str | None:
-        """Return what has been learnt, None if nothing."""
+        """Return the fetched SSO id, or None."""
 
 
 class Records(Protocol[R_co]):
@@ -36,7 +36,7 @@ class DecodedRows(Mapping[bytes, R]):
     def __init__(
         self, rows: TableRows, codec: Codec, record_type: type[R], keep: Callable[[R], bool] | None = None
     ) -> None:
-        """`keep` says of a record whether it may be used at all; None: each may."""
+        """`keep` decides whether a record may be used; None: every record may."""
         self._rows = rows
         self._codec = codec
         self._record_type = record_type
@@ -56,13 +56,13 @@ class DecodedRows(Mapping[bytes, R]):
         return (key for key in list(self._rows) if self.get(key) is not None)
 
     def __len__(self) -> int:
-        """Return the number of rows, those that must not be used among them: none is decoded."""
+        """Return the number of rows, including those that must not be used: none is decoded."""
         return len(self._rows)
 
     def get(self, key: bytes) -> R | None:  # type: ignore[override]  # called for every row
         """Return the record under `key`; None if there is none, or none that may be used.
 
-        Raises UnreadableTopicError, which is to end the process: what is not known decides nothing.
+        Raises UnreadableTopicError, which has to end the process: nothing is decided without the record.
         """
         raw = self._rows.get(key)
         if raw is None:
@@ -88,7 +88,7 @@ class DecodedRows(Mapping[bytes, R]):
 
 
 class TableLookups:
-    """Answers from the reference tables and from what the user directory has told."""
+    """Look-ups in the reference tables and in the cached answers of the user directory."""
 
     def __init__(self, tables: Mapping[str, Records[Any]], directory: Directory | None = None) -> None:
         """`tables` are `contacts`, of one account, `users` and `referents`."""
@@ -106,7 +106,7 @@ class TableLookups:
         return self._users.get(b"%d" % user_id)
 
     def referent(self, referent_type: str, referent_id: int) -> Referent | None:
-        """Return what a CRM record is called."""
+        """Return the name of a CRM record."""
         return self._referents.get(f"{referent_type}:{referent_id}".encode())
 
     def sso_id(self, email: str) -> str | None:
@@ -114,7 +114,7 @@ class TableLookups:
         return self._directory.sso_id(email) if self._directory is not None else None
 
     async def prefetch_users(self, user_ids: Iterable[int]) -> None:
-        """Have the directory asked about those of these users whom it has not answered yet."""
+        """Query the directory for those of these users that it has not answered yet."""
         if self._directory is None:
             return
         users = (self.user(user_id) for user_id in user_ids)
@@ -124,7 +124,7 @@ class TableLookups:
 
 
 def of_account(company_sso_id: str) -> Callable[[Contact], bool]:
-    """Return what says of a contact whether it is this account's."""
+    """Return the predicate whether a contact belongs to this account."""
     return lambda contact: contact.company_sso_id == company_sso_id
 
 

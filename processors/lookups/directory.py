@@ -1,11 +1,11 @@
-"""The user directory over HTTP: which CRM users are known by which SSO id. I/O, and never in the replay's way.
+"""The user directory over HTTP: the SSO ids of CRM users. I/O, but it never blocks or fails a replay.
 
-`prefetch` is awaited before a run is transformed, `sso_id` then answers from memory. A user about whom the directory
-said nothing, answered with an error, or was too slow, falls back (the contract's "deleted user"); nothing is raised.
+`prefetch` is awaited before a batch is transformed, `sso_id` then answers from memory. A user for whom the directory
+gave no answer, an error, or a late answer falls back (the contract's "deleted user"); nothing is raised.
 
-One answer is kept per job: also that an email is unknown. What failed is asked again by a later `prefetch`, but not
-while the circuit is open: after `FAILURES_TO_OPEN` failures in a row nothing is asked for `OPEN_S`, then one request
-tries; so a directory that is down costs a job three time-outs a minute at most, and no longer than one time-out a run.
+Answers are cached for the job, also that an email is unknown. Failed requests are retried by a later `prefetch`, but
+not while the circuit is open: after `FAILURES_TO_OPEN` failures in a row no request is sent for `OPEN_S`, then one
+request tries; so an outage costs a job three time-outs a minute at most, and at most one time-out a batch.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from typing import Any, Self
 
 import httpx
 
-TIMEOUT_S = 3.0  # the contract: an answer that takes longer is none
-BATCH_SIZE_MAX = 50  # emails a request: URLs beyond 8 kB meet proxies that refuse them
+TIMEOUT_S = 3.0  # the contract: a later answer does not count
+BATCH_SIZE_MAX = 50  # emails a request: some proxies refuse URLs beyond 8 kB
 BATCH_CHARACTERS_MAX = 4_000  # of emails, before they are escaped
 REQUESTS_AT_ONCE_MAX = 4
 FAILURES_TO_OPEN = 3
@@ -29,7 +29,7 @@ PATH = "/private/users"
 
 @dataclass(slots=True)
 class DirectoryCounts:
-    """What became of the questions, by email unless it says requests."""
+    """Counts of the results, by email unless named requests."""
 
     requests: int = 0
     request_failures: int = 0
@@ -57,7 +57,7 @@ class UserDirectory:
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`url` is USER_DIRECTORY_URL: empty, nobody is known. `auth` is user and password, if it wants them."""
+        """`url` is USER_DIRECTORY_URL; if empty, no user is known. `auth` is user and password, if required."""
         self.counts = DirectoryCounts()
         self._url = url.rstrip("/")
         self._company_sso_id = company_sso_id
@@ -81,14 +81,14 @@ class UserDirectory:
         await self.aclose()
 
     def sso_id(self, email: str) -> str | None:
-        """Return the SSO id of the active user with this email; None if there is none, or none that was heard of."""
+        """Return the SSO id of the active user with this email; None if there is none, or no answer."""
         key = normalized(email)
         return self._answers.get(key) if key is not None else None
 
     async def prefetch(self, emails: Iterable[str]) -> None:
-        """Have the directory asked about those emails that it has not answered yet.
+        """Query the directory for those emails that it has not answered yet.
 
-        Returns within one time-out (all requests of a call share it), whatever the directory does; raises nothing.
+        Returns within one time-out (all requests of a call share it) in any case; raises nothing.
         """
         if not self._url:
             return
@@ -108,19 +108,19 @@ class UserDirectory:
         await asyncio.gather(*(self._ask_through(gate, batch, deadline) for batch in batches))
 
     def forget_failures(self) -> None:
-        """Close the circuit: the next `prefetch` asks again."""
+        """Close the circuit: the next `prefetch` sends requests again."""
         self._failures_in_a_row = 0
         self._open_until = None
 
     async def aclose(self) -> None:
-        """Close the connections; the answers stay."""
+        """Close the connections; the cached answers remain."""
         if self._client is not None:
             await self._client.aclose()
             self._client = None
 
     @property
     def is_open(self) -> bool:
-        """Whether nothing is asked at the moment, because the directory has failed too often."""
+        """Whether no requests are sent now, because the directory has failed too often."""
         return self._open_until is not None and self._clock() < self._open_until
 
     async def _ask_through(self, gate: asyncio.Semaphore, batch: list[str], deadline: float) -> None:
@@ -128,7 +128,7 @@ class UserDirectory:
             await self._ask(batch, deadline)
 
     async def _ask(self, batch: list[str], deadline: float) -> None:
-        """Ask about one batch, and keep what is answered."""
+        """Query one batch, and cache the answers."""
         counts = self.counts
         if self.is_open:
             counts.not_asked += len(batch)
@@ -172,7 +172,7 @@ class UserDirectory:
 
 
 def normalized(email: str) -> str | None:
-    """Return the email as it is asked for and compared: trimmed, lower case; None if it cannot be one."""
+    """Return the email as it is queried and compared: trimmed, lower case; None if it cannot be valid."""
     key = email.strip().lower()
     return key if key and "," not in key else None
 
@@ -190,7 +190,7 @@ def _batches(emails: list[str]) -> list[list[str]]:
 
 
 def _active(answer: Any) -> dict[str, str]:
-    """Return the SSO ids of the active users in an answer, by email. Raises ValueError for what is no answer."""
+    """Return the SSO ids of the active users in an answer, by email. Raises ValueError for any other response."""
     if not isinstance(answer, dict) or not isinstance(answer.get("data"), list):
         raise ValueError("not an answer of the user directory")
     found: dict[str, str] = {}

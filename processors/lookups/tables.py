@@ -1,22 +1,22 @@
-"""What a worker knows besides the record at hand: the reference tables, and the published high-water of a partition.
+"""A worker's state besides the present record: the reference tables, and the published high-water mark of a partition.
 
-**Reference tables** (contacts, users, referents) are the account's compacted topics, whole, in every worker: a row can
-name a person whose key hashes to any partition. `processors.tables` declares them as Faust's, but they are read here
-and not by Faust's recovery, for four reasons, all in faust-streaming 0.15.3, `tables/recovery.py` and `assignor/`:
+**Reference tables** (contacts, users, referents) are the account's compacted topics, complete in every worker: a row
+can name a person whose key hashes to any partition. `processors.tables` declares them as Faust's, but they are read
+here and not by Faust's recovery, for four reasons, all in faust-streaming 0.15.3, `tables/recovery.py` and `assignor/`:
 
-- of a GlobalTable only the partitions that the assignor makes "active" are waited for. The rest are standbys, read in
-  the background after the worker has begun: audits would meet a half-loaded table and end as `contact_not_found`;
+- it waits only for the partitions of a GlobalTable that the assignor makes "active". The rest are standbys, read in the
+  background after the worker has started: audits would meet a half-loaded table and end as `contact_not_found`;
 - `flow_control.resume()` is called up to three times in one recovery while the fetcher runs, and each call clears the
-  changelog queue. What it held is skipped for good, for a later offset counts as "seen";
+  changelog queue. Its records are skipped permanently, since a later offset counts as "seen";
 - recovery runs again at every rebalance, and an entry of an unknown partition is applied to the table before it;
 - a table's partitions must equal those of the source topic, and any changelog brings the leader's own assignor.
 
 So a plain consumer, assigned to all partitions and in no group, reads them to the end before the app joins its group,
-and goes on in a thread of its own for what changes afterwards. A rebalance does not touch it.
+and then follows changes in a thread of its own. A rebalance does not affect it.
 
-**The published high-water** is, by id range, the highest audit id of a partition whose outcome is delivered. It travels
-as the metadata of the committed offset: written by the same commit, so that it can neither run ahead of the offset
-(then a redelivered row would be taken for a republished one and be lost) nor need a changelog. It is a cache: without
+**The published high-water mark** is, by id range, the highest audit id of a partition whose outcome is delivered. It is
+the metadata of the committed offset: written by the same commit, so that it cannot be ahead of the offset (a
+redelivered row would then be taken for a republished one and be lost), and needs no changelog. It is a cache: without
 it a republished row is transformed once more, and the sink counts it once.
 """
 
@@ -37,11 +37,11 @@ from schemas.records import Contact, Record, Referent, User
 log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S = 10.0
-NEW_TOPIC_TIMEOUT_S = 3.0  # a topic that was created a moment ago may not be known to every broker yet
+NEW_TOPIC_TIMEOUT_S = 3.0  # a new topic may not be known to every broker yet
 LOAD_BATCH = 20_000
 UPDATE_BATCH = 1000
 POLL_S = 0.1
-LOAD_POLL_S = 0.02  # a poll ends with its time, unless the batch is full: so much may go by after the last record
+LOAD_POLL_S = 0.02  # a poll lasts its time-out unless the batch is full: the delay after the last record
 NOTE_BYTES_MAX = 4000  # Kafka's offset.metadata.max.bytes is 4096
 PUBLISH_AGAIN = "crm-replay run publishes the references again"
 TableRows = dict[bytes, bytes]
@@ -55,13 +55,13 @@ class TablesNotLoadedError(ReplayError):
 class HighWater:
     """By id range, the highest audit id of one partition that has an outcome; a range is published in order.
 
-    Pure; the note is what is stored. A range's number must never be given to other ids within a run.
+    Pure; the note is what is stored. A range's number must not be reused for other ids within a run.
     """
 
     __slots__ = ("_by_range", "_run", "ended")
 
     def __init__(self, run: int, note: str = "") -> None:
-        """Continue from a stored note; one of another run, or none of ours, begins empty."""
+        """Continue from a stored note; begins empty with a note of another run or of another program."""
         self._run = run
         self._by_range: dict[int, int] = {}
         self.ended = False  # this run's end marker has passed
@@ -71,10 +71,10 @@ class HighWater:
                 self._by_range = {int(id_range): int(audit_id) for id_range, audit_id in stored["high"].items()}
                 self.ended = bool(stored["ended"])
         except (ValueError, KeyError, AttributeError, TypeError):
-            log.warning("the committed offset's metadata is not ours; republished rows will be transformed again")
+            log.warning("the committed offset's metadata is unknown; republished rows will be transformed again")
 
     def is_republished(self, id_range: int, audit_id: int) -> bool:
-        """Return whether this row has had an outcome; from now on it has."""
+        """Return whether this row already has an outcome, and record that it has one."""
         if audit_id <= self._by_range.get(id_range, 0):
             return True
         self._by_range[id_range] = audit_id
@@ -91,11 +91,11 @@ class HighWater:
 
 
 class ReferenceTables:
-    """Rows of the compacted topics, key to framed Avro, both as they came: compact, and decoded when asked for.
+    """Rows of the compacted topics, key to framed Avro, both unchanged: compact, and decoded when looked up.
 
-    One that cannot be decoded is no row that is absent: its person's rows would be skipped, and a check would take
-    their documents for superfluous. So a frame that is none of the table's ends the loading, and with it the process;
-    what cannot be read behind its frame ends it when it is looked up (`answers.DecodedRows`).
+    A row that cannot be decoded is not treated as absent: its person's rows would be skipped, and a check would take
+    their documents for superfluous. So a frame of another schema ends the loading, and with it the process; a row that
+    cannot be read behind its frame ends it when it is looked up (`answers.DecodedRows`).
     """
 
     def __init__(
@@ -118,11 +118,11 @@ class ReferenceTables:
         self._unreadable: dict[tuple[str, bytes], UnreadableTopicError] = {}  # by topic and key
         self._config = {
             **config,
-            "group.id": "crm-replay-tables",  # librdkafka wants one; nothing is joined or committed
+            "group.id": "crm-replay-tables",  # required by librdkafka; nothing is joined or committed
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "auto.offset.reset": "earliest",
-            "fetch.wait.max.ms": 100,  # also how long the end of an empty partition takes to be seen
+            "fetch.wait.max.ms": 100,  # also the delay until the end of an empty partition is detected
             "isolation.level": "read_committed",
             "queued.min.messages": 200_000,
             "queued.max.messages.kbytes": 64 * 1024,
@@ -139,7 +139,7 @@ class ReferenceTables:
         return {table: len(rows) for table, rows in self.rows.items()}
 
     def load(self, timeout_s: float, stopping: Callable[[], bool] = lambda: False) -> None:
-        """Read every partition to its end; blocks, and returns early if `stopping` says so.
+        """Read every partition to its end; blocks, and returns early if `stopping` returns True.
 
         Raises ServiceUnreachableError if Kafka does not answer, TablesNotLoadedError if a topic is missing or the end
         is not reached in time, UnreadableTopicError if the last value of a key is no record of the table.
@@ -151,14 +151,14 @@ class ReferenceTables:
             if time.monotonic() - began > timeout_s:
                 raise TablesNotLoadedError(
                     f"the reference tables are not loaded after {timeout_s:.0f} s ({sum(self.sizes().values())} rows)",
-                    "raise CRM_REPLAY_LOAD_TIMEOUT_S, or look at the brokers",
+                    "raise CRM_REPLAY_LOAD_TIMEOUT_S, or check the brokers",
                 )
             try:
                 self._apply(consumer.consume(LOAD_BATCH, LOAD_POLL_S), left)
             except KafkaException as error:
                 raise TablesNotLoadedError(
                     f"the reference tables cannot be read ({error.args[0].str()})",
-                    "look at the brokers and permissions",
+                    "check the brokers and permissions",
                 ) from error
         for unreadable in self._unreadable.values():
             raise unreadable
@@ -175,7 +175,7 @@ class ReferenceTables:
             raise self._failure
         if self._failure is not None:
             raise TablesNotLoadedError(
-                f"the reference tables can no longer be read ({self._failure})", "the worker has to be started again"
+                f"the reference tables can no longer be read ({self._failure})", "restart the worker"
             ) from self._failure
 
     def close(self) -> None:
@@ -215,14 +215,14 @@ class ReferenceTables:
                 )
 
     def _apply(self, messages: list[Message], left: set[tuple[str, int]]) -> None:
-        """Take over rows; a partition that has been read to its end leaves `left`."""
+        """Store rows; remove partitions that have been read to their end from `left`."""
         tables = self._table_of
         for message in messages:
             error = message.error()
             if error is None:
                 key, value = message.key(), message.value()
                 if key is None:
-                    continue  # a compacted topic refuses it; there is nothing to store it under
+                    continue  # a compacted topic refuses it; there is no key to store it under
                 topic = str(message.topic())
                 rows, record_type, frame = tables[topic]
                 if self._unreadable:
@@ -248,7 +248,7 @@ class ReferenceTables:
             elif left or error.fatal():
                 raise KafkaException(error)
             else:
-                log.warning("reference tables: %s", error.str())  # librdkafka goes on by itself
+                log.warning("reference tables: %s", error.str())  # librdkafka retries by itself
 
     def _follow(self) -> None:
         consumer = self._consumer
@@ -259,5 +259,5 @@ class ReferenceTables:
                 self._apply(consumer.consume(UPDATE_BATCH, POLL_S), nothing_left)
                 for unreadable in self._unreadable.values():
                     raise unreadable
-        except Exception as error:  # handed to the worker's own thread
+        except Exception as error:  # re-raised in the worker's thread
             self._failure = error

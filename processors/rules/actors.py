@@ -1,4 +1,4 @@
-"""Who did it. Pure: four cases, and none of them is a reason to drop a record."""
+"""Names the actor of a row. Pure: four cases, none of which drops a record."""
 
 from collections import Counter
 from typing import Protocol
@@ -11,20 +11,20 @@ Actor = tuple[str, str | None, str]  # type, id and name, as the document has th
 
 
 class UserLookups(Protocol):
-    """What is known of the CRM's users."""
+    """Look-ups of the CRM's users."""
 
     def user(self, user_id: int) -> User | None:
         """Return the CRM user, soft-deleted or not."""
 
     def sso_id(self, email: str) -> str | None:
-        """Return what the user directory has said; None if it knows no active user of this email, or said nothing."""
+        """Return the user directory's SSO id; None if it has no active user with this email, or did not answer."""
 
 
 class ActorRules:
     """Names actors, by one source mapping."""
 
     def __init__(self, mapping: SourceMapping) -> None:
-        """The two actors that are nobody in particular are made once."""
+        """The two actors that are no specific user are created once."""
         self.fell_back: Counter[FellBack] = Counter()  # actors that became the deleted user, by case
         self.user_type = mapping.users.type
         self.deleted_user = str(ActorKind.DELETED_USER), None, mapping.actors.deleted_user
@@ -39,7 +39,7 @@ class ActorRules:
         return actor
 
     def named(self, user_type: str, user_id: int, username: str, lookups: UserLookups) -> tuple[Actor, FellBack | None]:
-        """Return the actor, and by which case it has become `deleted_user`; it depends on nothing else."""
+        """Return the actor, and the case by which it became `deleted_user`; depends only on the arguments."""
         if not user_id:
             return (self.deleted_user, FellBack.USERNAME_ONLY) if username else (self.system, None)
         if user_type != self.user_type:

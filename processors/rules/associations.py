@@ -1,8 +1,8 @@
 """What a row links: ids and names of CRM records for the document's `metadata`. Pure.
 
 `linked_entity_*` is the record that the log is about from the customer's point of view: the row's own record, or, in a
-join row, the side that gives the log its category. The other side of a join that is no person is there under its own
-column: `crm_company_id`, `crm_company_name`. A name that is not known is left out: the enricher adds it later.
+join row, the side that gives the log its category. The other side of a join, unless a person, is stored under its own
+column: `crm_company_id`, `crm_company_name`. An unknown name is left out: the enricher adds it later.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,10 +16,10 @@ TYPE_KEY, ID_KEY, NAME_KEY = "linked_entity_type", "linked_entity_id", "linked_e
 
 
 class ReferentLookups(Protocol):
-    """What is known of the names of CRM records."""
+    """Look-ups of the names of CRM records."""
 
     def referent(self, referent_type: str, referent_id: int) -> Referent | None:
-        """Return what a CRM record is called."""
+        """Return the name of a CRM record."""
 
 
 # A CRM record that a log links: under which keys id and name stand in `metadata`, its type, id, and name ("": not

@@ -44,7 +44,7 @@ def category_rules(mapping: SourceMapping) -> dict[tuple[str, str], CategoryOf]:
 def changes_status(rule: CategoryOf, columns: Mapping[str, Any]) -> bool:
     """Return whether an update changes the status column its rule watches.
 
-    A bare value is none: a combined row carries it over from the folded `create`, which is no status change either.
+    A bare value does not: a combined row has it from the folded `create`, which is no status change either.
     """
     value = columns.get(rule.status_column) if rule.status_column else None
     return type(value) is list and len(value) == 2

@@ -7,10 +7,10 @@ What can be told from a row alone, and what only from the mapping:
   and a combined row carries over the columns of the `create` that was folded into it. Bare values have no `from`.
 * A list of two in an update is a pair, unless all of this holds: the row has other bare values, which redaction does
   not explain, so a `create` was folded in; the mapping says that the column can hold lists (`list_columns`); and no
-  side of it is a list, an object or null, as a pair of such a column has. Without the mapping's word it is a pair.
+  side of it is a list, an object or null, as a pair of such a column has. If the mapping does not say so, it is a pair.
 * Secrets that old versions stored in the clear cannot be told from other text: columns to redact are the mapping's.
 * An enum's number and its name cannot be told apart from other numbers and texts: the mapping's `enums` gives names.
-* An instant on 2000-01-01 can be a date: which columns are times of day is the mapping's word, too.
+* An instant on 2000-01-01 can be a date: the mapping also says which columns are times of day.
 """
 
 import re
@@ -53,7 +53,7 @@ class ChangeRules:
     """Turns columns into changes, by one source mapping."""
 
     def __init__(self, mapping: SourceMapping) -> None:
-        """The rules of a column are worked out when it first comes by."""
+        """The rules of a column are computed when it first appears."""
         self._mapping = mapping
         self._zone = ZoneInfo(mapping.time_zone) if mapping.time_zone is not None else None
         self._columns: dict[tuple[str, str], ColumnRule] = {}

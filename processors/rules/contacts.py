@@ -1,4 +1,4 @@
-"""Which CDP contact a row belongs to. Pure; persons are tried in order, and another account's contact never fits."""
+"""Which CDP contact a row belongs to. Pure; persons are tried in order, and another account's contact never matches."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -7,7 +7,7 @@ from schemas.records import Contact
 
 
 class ContactLookups(Protocol):
-    """What is known of the account's contacts."""
+    """Look-ups of the account's contacts."""
 
     def contact(self, person_id: str) -> Contact | None:
         """Return the contact with this CRM person id: by `crm_data.id`, then by `crm_contact_id_map`."""
@@ -20,7 +20,7 @@ def resolve(person_ids: Iterable[str], company_sso_id: str, lookups: ContactLook
     """Return the first of the persons that is a contact of this account, None if none is.
 
     The account is compared although lookups are loaded per account: a person id is unique in a CRM only, and a log
-    that is written to another tenant's customer cannot be taken back.
+    that is written to another tenant's customer cannot be undone.
     """
     for person_id in person_ids:
         contact = lookups.contact(person_id)

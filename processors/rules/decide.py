@@ -59,9 +59,9 @@ class Decision(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a rule has looked at. The last of a trail decided, if the row is skipped or refused.
+    """The inputs of a rule. The last one of a trail decided, if the row is skipped or refused.
 
-    `crm-replay explain` has a sentence for each rule here; the facts of another are shown as they are, so plain values.
+    `crm-replay explain` has a sentence for each rule here; the facts of any other rule are shown as plain values.
     """
 
     rule: str
@@ -69,7 +69,7 @@ class Answer(NamedTuple):
 
 
 class Lookups(Protocol):
-    """Pure reads of what has been loaded before."""
+    """Pure reads of preloaded data."""
 
     def contact(self, person_id: str) -> Contact | None:
         """Return the contact with this CRM person id: by `crm_data.id`, then by `crm_contact_id_map`."""
@@ -78,15 +78,15 @@ class Lookups(Protocol):
         """Return the CRM user, soft-deleted or not."""
 
     def sso_id(self, email: str) -> str | None:
-        """Return what the user directory has said; None: the actor falls back."""
+        """Return the user directory's SSO id; None: the actor falls back."""
 
     def referent(self, referent_type: str, referent_id: int) -> Referent | None:
-        """Return what a CRM record is called."""
+        """Return the name of a CRM record."""
 
 
 @dataclass(slots=True)
 class Counts:
-    """What an operator wants to know beside the outcomes; the sums of one account's rules and of its renderers."""
+    """What operators watch in addition to the outcomes; sums over one account's rules and renderers."""
 
     refused_values: int = 0  # Ruby objects that became {"$ruby": ...}
     status_id_set_missing: int = 0  # status changes that stayed updates, for want of an id set in the mapping
@@ -126,7 +126,7 @@ class Rules:
         self.associations = AssociationRules(mapping)
 
     def for_account(self, company_sso_id: str) -> "Rules":
-        """Return these rules for another account; what they know and count is shared."""
+        """Return these rules for another account; caches and counts are shared."""
         other = copy(self)
         other.company_sso_id = company_sso_id
         return other
@@ -209,7 +209,7 @@ class Rules:
         return self.associations.columns_of(type_name) | {self.categories[type_name, action].status_column}
 
     def _count(self, columns: Columns) -> None:
-        """Count what is remarkable about the reading of a row that becomes a log."""
+        """Count unusual readings of a row that becomes a log."""
         self.counts.refused_values += columns.refused
         self.counts.read_by_nodes += not columns.direct
 

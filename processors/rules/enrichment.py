@@ -67,7 +67,7 @@ class AssociationFinder:
         return tuple((*key, "" if rule.is_link else rule.status_column) for key, rule in sorted(self._rules.items()))
 
     def may_be(self, event: AuditEvent) -> bool:
-        """Return whether a row can be an association row; says no to most others, cheaply."""
+        """Return whether a row can be an association row; rejects most others cheaply."""
         key = event.auditable_type, event.action
         rule = self._rules.get(key)
         if rule is None:

@@ -100,7 +100,7 @@ def test_records_that_retention_took_end_the_worker_instead_of_being_jumped_over
     for future in job.admin.delete_records([TopicPartition(job.topics.replay, 0, 50)]).values():
         future.result(10)
     said = finish(job.start("a", **UNTIL_END), 1)
-    assert "worker: the topic has no records at the committed offset any more" in said
+    assert "worker: the topic no longer has the records at the committed offset" in said
     assert job.committed() == [1]
     assert job.outcomes() == []
 

@@ -4,7 +4,7 @@ from processors.metrics import ProcessorMetrics
 
 
 def test_the_line_names_every_count_and_the_rate_between_first_run_and_last_ack() -> None:
-    metrics = ProcessorMetrics(records_in=3000, logs=2000, first_run_at=10.0, last_ack_at=12.0)
+    metrics = ProcessorMetrics(records_in=3000, logs=2000, first_batch_at=10.0, last_ack_at=12.0)
     metrics.skips["contact_not_found"] += 990
     metrics.dead_letters["undecodable_changes"] += 10
     metrics.table_entries = {"contacts": 5}

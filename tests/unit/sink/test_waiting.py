@@ -28,7 +28,7 @@ def test_one_that_does_not_return_in_time_is_an_outage_and_leaves_the_process_to
     sink_waiting: Waiting,
 ) -> None:
     released = threading.Event()
-    with pytest.raises(ServiceUnreachableError, match="Kafka has not answered for [01] s"):
+    with pytest.raises(ServiceUnreachableError, match=r"Kafka has not answered for [01] s"):
         sink_waiting.in_time("Kafka", released.wait, 0.05)
     released.set()
     assert sink_waiting.hangs

@@ -83,9 +83,9 @@ def test_a_snapshot_can_begin_later_or_be_left_out() -> None:
 @pytest.mark.parametrize(
     ("mapping", "more", "message"),
     [
-        (load(None), {}, "name the --account"),
+        (load(None), {}, "give --account"),
         (load(None), {"account": 'a"b'}, "cannot be sent in a header"),
-        (load(None), {"account": "a", "name": "Feed-1"}, "no name of a connector"),
+        (load(None), {"account": "a", "name": "Feed-1"}, "not a valid name of a connector"),
         (multi_tenant(), {"account": "a"}, "leave out --account"),
         (multi_tenant(""), {}, "add inverse"),
     ],
@@ -176,7 +176,7 @@ def test_further_settings_are_added_and_win() -> None:
     config = connector_config(load(None), DSN, account="acme", more=more)
     assert (config["value.converter"], config["errors.max.retries"]) == ("a.b.Avro", "3")
     for word in ("value.converter", "=x", "no name=1"):
-        with pytest.raises(BadInputError, match="is no setting"):
+        with pytest.raises(BadInputError, match="is not a setting"):
             cdc.parse_settings([word])
 
 
