@@ -1,6 +1,7 @@
 """Compiles the hot paths with mypyc, where a C compiler is; without one the package is installed all the same."""
 
 import runpy
+import shutil
 import warnings
 from pathlib import Path
 
@@ -10,21 +11,35 @@ from setuptools.command.build_ext import build_ext
 HOT = runpy.run_path("schemas/compiled.py")
 # What is not named is not read: its types would differ with what is installed beside the compiler, and its constants
 # would be written into the extensions, whose digest does not cover it.
-OPTIONS = ["--config-file=", "--cache-dir=build/mypy_cache", "--follow-imports=skip", "--ignore-missing-imports"]
+CACHE = "build/mypy_cache"
+OPTIONS = ["--config-file=", f"--cache-dir={CACHE}", "--follow-imports=skip", "--ignore-missing-imports"]
 
 
 def extensions() -> list[Extension]:
     """Return one extension for each named module and their library; none where mypyc cannot make their C sources."""
-    try:
-        from mypyc.build import mypycify
+    for last in (False, True):
+        try:
+            made = translated()
+        # mypyc ends the process where a source does not compile, and its cache may be damaged or another user's.
+        except (Exception, SystemExit) as error:
+            if last:
+                warnings.warn(f"the hot paths are not compiled ({type(error).__name__}: {error})", stacklevel=1)
+            shutil.rmtree(CACHE, ignore_errors=True)
+        else:
+            for extension in made:
+                extension.optional = True
+            return made
+    return []
 
-        paths = [str(source.relative_to(HOT["ROOT"])) for source in HOT["MODULES"].values()]
-        made = mypycify([*OPTIONS, *paths], group_name=f"schemas.{HOT['library_name']()}", target_dir="build")
-    except (ImportError, SystemExit) as error:  # mypyc ends the process where a source does not compile
-        warnings.warn(f"the hot paths are not compiled ({error})", stacklevel=1)
-        return []
-    for extension in made:
-        extension.optional = True
+
+def translated() -> list[Extension]:
+    """Return the extensions, with their C sources written."""
+    from mypyc.build import mypycify
+
+    paths = [str(source.relative_to(HOT["ROOT"])) for source in HOT["MODULES"].values()]
+    made: list[Extension] = mypycify(
+        [*OPTIONS, *paths], group_name=f"schemas.{HOT['library_name']()}", target_dir="build"
+    )
     return made
 
 

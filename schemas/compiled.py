@@ -24,6 +24,9 @@ from types import ModuleType
 VARIABLE = "CRM_REPLAY_COMPILED"
 COMPILED = "compiled"
 NO_COMPILER = "no C compiler: install gcc and Python's headers"
+INSTALL_LOUDLY = "pip install -v -e . tells why"
+ELF_HEADER_BYTES = 64
+ELF_SECTIONS = ((40, 48), (58, 60), (60, 62))  # in the header: offset, size of an entry, number of entries
 HERE = Path(__file__).resolve().parent  # whatever link it is reached by
 ROOT = HERE.parent
 SUFFIX = EXTENSION_SUFFIXES[0]
@@ -31,6 +34,9 @@ MODULES = {
     path.removesuffix(".py").replace("/", "."): ROOT / path
     for path in HERE.joinpath("compiled.txt").read_text("utf-8").split()
 }
+
+
+PACKAGES = {name.partition(".")[0] for name in MODULES}
 
 
 def library_name() -> str:
@@ -47,9 +53,9 @@ def extension_of(source: Path) -> Path:
 
 
 def built() -> list[Path]:
-    """Return the extensions and libraries that are there for this interpreter, of whatever sources."""
-    extensions = [path for source in MODULES.values() if (path := extension_of(source)).exists()]
-    return [*HERE.glob(f"compiled_*__mypyc{SUFFIX}"), *extensions]
+    """Return the extensions and libraries that are there for this interpreter, of whatever sources and modules."""
+    packages = [package.parent for package in ROOT.glob("*/__init__.py")]
+    return [path for package in packages for path in package.rglob(f"*{SUFFIX}")]
 
 
 @cache
@@ -66,20 +72,46 @@ def is_due() -> bool:
 
 def _unusable() -> str:
     """Return why what is built cannot be used; "" if it can."""
-    if not built():
-        return "not built: pip install -v -e . tells why" if _has_compiler() else NO_COMPILER
-    library = f"{library_name()}__mypyc"
+    name = f"{library_name()}__mypyc"
+    library = HERE / (name + SUFFIX)
     extensions = [extension_of(source) for source in MODULES.values()]
-    of_these_sources = HERE.joinpath(library + SUFFIX).exists() and all(
-        extension.exists() and library.encode() in extension.read_bytes() for extension in extensions
-    )
-    if not of_these_sources:
-        return "the sources have changed since they were compiled: make setup"
     try:
-        import_module(f"schemas.{library}")
+        there = [extension.read_bytes() for extension in extensions if extension.exists()]
+        if not there:
+            return f"not built: {INSTALL_LOUDLY}" if _has_compiler() else NO_COMPILER
+        if len(there) < len(extensions) or not all(name.encode() in extension for extension in there):
+            to_do = "make setup" if _has_compiler() else NO_COMPILER
+            return f"the sources have changed since they were compiled: {to_do}"
+        if not library.exists():
+            return f"the compiled library is missing: {INSTALL_LOUDLY}"
+        # Whoever maps a file that was cut short dies by a signal.
+        if not all(map(_is_whole, there, map(len, there))) or not _is_whole(_header(library), library.stat().st_size):
+            return "a compiled file is not complete: make clean setup"
+    except OSError as error:
+        return f"the compiled files cannot be read: {error}"
+    try:
+        import_module(f"schemas.{name}")
     except ImportError as error:
         return f"the compiled library cannot be loaded: {error}"
     return ""
+
+
+def _header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(ELF_HEADER_BYTES)
+
+
+def _is_whole(begin: bytes, size: int) -> bool:
+    """Return whether an ELF file of so many bytes, that begins like this, has its last part: its table of sections.
+
+    Files of other kinds of systems are taken as they are.
+    """
+    if not begin.startswith(b"\x7fELF\x02"):  # of 64 bits
+        return not begin.startswith(b"\x7fELF") and size > 0
+    if len(begin) < ELF_HEADER_BYTES:
+        return False
+    offset, entry_bytes, entries = (int.from_bytes(begin[at:end], sys.byteorder) for at, end in ELF_SECTIONS)
+    return size >= offset + entry_bytes * entries
 
 
 def _has_compiler() -> bool:
@@ -98,9 +130,12 @@ class Finder:
     ) -> ModuleSpec | None:
         """Return where to load a module from."""
         source = MODULES.get(name)
-        if source is None or hot_paths() == COMPILED:
-            return None
-        return spec_from_file_location(name, source)
+        if source is None:
+            # One that was compiled, and is no longer named: Python would prefer its extension to its source.
+            source = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+            is_left_over = name.partition(".")[0] in PACKAGES and extension_of(source).exists() and source.exists()
+            return spec_from_file_location(name, source) if is_left_over else None
+        return None if hot_paths() == COMPILED else spec_from_file_location(name, source)
 
 
 def install() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ print(compiled.is_due())
 print(*{import_module(name).__file__.endswith(".py") for name in compiled.MODULES})
 """
 NOT_DUE = ("interpreted (CRM_REPLAY_COMPILED=0)", f"interpreted ({compiled.NO_COMPILER})")
+LIBRARY = Path(f"schemas/compiled_*__mypyc{compiled.SUFFIX}")
 FIRST = next(iter(compiled.MODULES.values())).relative_to(ROOT)
 
 needs_compiled = pytest.mark.skipif(
@@ -71,7 +73,7 @@ def test_what_is_compiled_of_other_sources_is_not_used(tree: Path) -> None:
 
 
 @needs_compiled
-@pytest.mark.parametrize("missing", [compiled.extension_of(FIRST), Path(f"schemas/compiled_*__mypyc{compiled.SUFFIX}")])
+@pytest.mark.parametrize("missing", [compiled.extension_of(FIRST), LIBRARY])
 def test_where_a_part_is_missing_all_is_interpreted(tree: Path, missing: Path) -> None:
     (found,) = tree.glob(str(missing))
     found.unlink()
@@ -97,6 +99,49 @@ def test_a_library_that_cannot_be_loaded_is_not_used(tree: Path) -> None:
     said, all_sources = shown(tree)
     assert said.startswith("interpreted (the compiled library cannot be loaded")
     assert all_sources
+
+
+@needs_compiled
+@pytest.mark.parametrize("cut", [compiled.extension_of(FIRST), LIBRARY])
+@pytest.mark.parametrize("left", [0, 40, 0.5, 0.99])
+def test_a_file_that_was_cut_short_is_not_used(tree: Path, cut: Path, left: float) -> None:
+    """Loaded, it would end the process by a signal."""
+    (found,) = tree.glob(str(cut))
+    found.write_bytes(found.read_bytes()[: int(left if left >= 1 else found.stat().st_size * left)])
+    said, all_sources = shown(tree)
+    assert said.startswith("interpreted (")
+    assert all_sources
+
+
+@needs_compiled
+@pytest.mark.parametrize(
+    "unreadable", [compiled.extension_of(FIRST), Path(f"schemas/compiled_*__mypyc{compiled.SUFFIX}")]
+)
+def test_a_file_that_cannot_be_read_is_not_used(tree: Path, unreadable: Path) -> None:
+    (found,) = tree.glob(str(unreadable))
+    found.unlink()
+    found.mkdir()
+    said, all_sources = shown(tree)
+    assert said.startswith("interpreted (")
+    assert all_sources
+
+
+@needs_compiled
+def test_the_extension_of_a_module_that_is_no_longer_named_is_not_used(tree: Path) -> None:
+    """Python prefers an extension to a source; after a change of the list, what is built for it is of old sources."""
+    named = tree / "schemas/compiled.txt"
+    module = str(FIRST).removesuffix(".py").replace("/", ".")
+    named.write_text(named.read_text().replace(f"{FIRST}\n", ""))
+    code = f"import sys; sys.path[:0] = {[str(tree), *sys.path]!r}; import {module} as m; print(m.__file__)"
+    command = [sys.executable, "-S", "-c", code]
+    ran = subprocess.run(command, cwd=tree, text=True, capture_output=True, check=True, timeout=60)
+    assert ran.stdout.strip() == str(tree / FIRST)
+    assert compiled.extension_of(tree / FIRST) in built_in(tree)  # for the next installation to delete
+
+
+def built_in(tree: Path) -> list[Path]:
+    found = runpy.run_path(str(tree / "schemas/compiled.py"))["built"]()
+    return [Path(path) for path in found]
 
 
 def wheel(root: Path, environ: Mapping[str, str]) -> Path:
