@@ -137,7 +137,7 @@ def prepare(options: LiveOptions, connections: Connections, database: Database) 
     topics = wanted.topics  # raises for an invalid name
     migrations.require_current(database)
     kafka = connections.kafka()
-    admin = kafka_admin.client(kafka)
+    admin, copies = kafka_admin.client(kafka), connections.kafka_replication_factor
     present = admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics
     known = database[FEEDS].find_one({"_id": options.feed})
     if known is not None and known["topic"] != options.topic:
@@ -147,9 +147,9 @@ def prepare(options: LiveOptions, connections: Connections, database: Database) 
     if options.topic in present:
         # It may be another program's (Debezium's) and stays unchanged; the others get its partition count.
         partitions = len(present[options.topic].partitions)
-        kafka_admin.ensure_topics(admin, replace(topics, replay=topics.outcomes), partitions)
+        kafka_admin.ensure_topics(admin, replace(topics, replay=topics.outcomes), partitions, copies)
     else:
-        partitions = kafka_admin.ensure_topics(admin, topics, options.partitions)
+        partitions = kafka_admin.ensure_topics(admin, topics, options.partitions, copies)
     topic_id = _topic_id(admin, options.topic)
     outcomes_id = _topic_id(admin, topics.outcomes)
     # Before the new topic id is saved: after a death in between, the next call finds the topic new again.
@@ -172,7 +172,7 @@ def _topic_id(admin: AdminClient, topic: str) -> str:
     """Return Kafka's id of a topic: one that was deleted and created again has another."""
     try:
         return retrying(
-            lambda: str(admin.describe_topics(TopicCollection([topic]))[topic].result(ANSWER_TIMEOUT_S).topic_id),
+            lambda: str(kafka_admin.answer(admin.describe_topics(TopicCollection([topic]))[topic]).topic_id),
             KafkaException,
             Deadline(ANSWER_TIMEOUT_S),
             POLL_EVERY_S,  # a new topic may not be known to every broker yet

@@ -10,12 +10,14 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, Ne
 
 from producer.topics import offsets_held, partitions_of
 from schemas.errors import BadInputError, ServiceUnreachableError
+from schemas.process.client_errors import kind_of
 from schemas.process.waiting import Deadline, retrying
 from schemas.topics import AccountTopics
 
 T = TypeVar("T")
 
 ANSWER_TIMEOUT_S = 10.0
+CLUSTERS_DEFAULT = -1  # of the copies of a topic, as Kafka has it
 KNOWN_POLL_S = 0.02
 COORDINATOR_POLL_S = 0.2
 EMPTY_GROUP_POLL_S = 0.5
@@ -69,10 +71,36 @@ def client(config: Mapping[str, Any]) -> AdminClient:
     return admin
 
 
-def _replication_factor(admin: AdminClient) -> int:
-    """Return 3 if the cluster has three brokers, else their number."""
-    cluster = admin.describe_cluster(request_timeout=ANSWER_TIMEOUT_S).result()
-    return min(3, len(cluster.nodes))
+def answer(future: Any) -> Any:
+    """Return an admin request's result. Raises KafkaException, for a broker that is silent, too."""
+    try:
+        return future.result(ANSWER_TIMEOUT_S)
+    except TimeoutError as error:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from error  # noqa: SLF001 - librdkafka's own code
+
+
+def default_copies(admin: AdminClient) -> tuple[int, int | None]:
+    """Return the number of brokers, and how many copies the cluster gives a topic; None if we may not know."""
+    brokers = answer(admin.describe_cluster(request_timeout=ANSWER_TIMEOUT_S)).nodes
+    resource = ConfigResource(ResourceType.BROKER, str(brokers[0].id))
+    try:
+        entries = answer(admin.describe_configs([resource])[resource])
+        return len(brokers), int(entries["default.replication.factor"].value)
+    except (KafkaException, KeyError, TypeError, ValueError):
+        return len(brokers), None
+
+
+def _require_copies(admin: AdminClient, copies: int) -> None:
+    """Raise BadInputError if each new topic would have one copy on a cluster, and no setting says so."""
+    if copies != CLUSTERS_DEFAULT:
+        return
+    brokers, default = default_copies(admin)
+    if brokers > 1 and default == 1:
+        raise BadInputError(
+            f"this cluster of {brokers} brokers keeps one copy of a new topic (default.replication.factor), which is"
+            " lost with its broker",
+            "set KAFKA_REPLICATION_FACTOR to 3, or to 1 if one copy is meant",
+        )
 
 
 def topic_settings(topics: AccountTopics, partitions: int) -> dict[str, tuple[int, dict[str, str]]]:
@@ -88,23 +116,25 @@ def topic_settings(topics: AccountTopics, partitions: int) -> dict[str, tuple[in
     }
 
 
-def ensure_topics(admin: AdminClient, topics: AccountTopics, partitions: int) -> int:
+def ensure_topics(admin: AdminClient, topics: AccountTopics, partitions: int, copies: int = CLUSTERS_DEFAULT) -> int:
     """Create what is missing and return the partition count that the job has to use.
 
-    An existing topic keeps its partitions, or gets more; Kafka cannot remove partitions.
+    An existing topic keeps its partitions, or gets more; Kafka cannot remove partitions. `copies` of each new one do
+    not depend on how many brokers are up: one that was made during an outage would have too few for good. Raises
+    BadInputError if topics cannot be made like that, ServiceUnreachableError for an outage.
     """
     every = topic_settings(topics, partitions)
     existing = partitions_of(admin, [*every])
     present = max((existing[t] for t in (topics.replay, topics.outcomes) if t in existing), default=0)
     partitions = max(partitions, present)
     wanted = topic_settings(topics, partitions)
-    replicas = _replication_factor(admin) if existing.keys() != wanted.keys() else 0
     new = [
-        NewTopic(name, num_partitions=count, replication_factor=replicas, config=config)
+        NewTopic(name, num_partitions=count, replication_factor=copies, config=config)
         for name, (count, config) in wanted.items()
         if name not in existing
     ]
     if new:
+        _require_copies(admin, copies)
         for name, future in admin.create_topics(new, operation_timeout=ANSWER_TIMEOUT_S).items():
             _result(future, f"topic {name} could not be created", ignore=KafkaError.TOPIC_ALREADY_EXISTS)
         _wait_until_known(admin, [topic.topic for topic in new])
@@ -150,10 +180,13 @@ def require_retention(admin: AdminClient, topics: AccountTopics, rows: int) -> N
 
 def _result(future: Any, what: str, ignore: int | None = None) -> None:
     try:
-        future.result(ANSWER_TIMEOUT_S)
+        answer(future)
     except KafkaException as error:
+        why = f"{what} ({error.args[0].str()})"
+        if kind_of(error) is ServiceUnreachableError:
+            raise ServiceUnreachableError(why, "start again when Kafka answers") from error
         if error.args[0].code() != ignore:
-            raise BadInputError(f"{what} ({error.args[0].str()})", "check the cluster and its permissions") from error
+            raise BadInputError(why, "check the cluster and its permissions") from error
 
 
 def oldest_offsets(config: Mapping[str, Any], topic: str, partitions: int) -> list[int]:
@@ -245,5 +278,5 @@ def _committed_once(config: Mapping[str, Any], group: str, topic: str, partition
 def topic_config(admin: AdminClient, topic: str) -> dict[str, str]:
     """Return the effective configuration of a topic."""
     resource = ConfigResource(ResourceType.TOPIC, topic)
-    entries = admin.describe_configs([resource])[resource].result(ANSWER_TIMEOUT_S)
+    entries = answer(admin.describe_configs([resource])[resource])
     return {name: entry.value for name, entry in entries.items()}

@@ -137,8 +137,8 @@ def _offset(futures: Mapping[TopicPartition, Any], topic: str, partition: int) -
     if future is None:
         return None
     try:
-        return int(future.result(ANSWER_TIMEOUT_S).offset)
-    except (KafkaException, TimeoutError):  # no such topic yet, or no answer
+        return int(kafka_admin.answer(future).offset)
+    except KafkaException:  # no such topic yet, or no answer
         return None
 
 

@@ -53,7 +53,7 @@ from producer.cursor import EARLIEST, Gap, IdRange
 from producer.survey import Survey
 from schemas.collections import JOBS
 from schemas.compiled import hot_paths
-from schemas.errors import BadInputError, ReplayError
+from schemas.errors import BadInputError, ReplayError, ServiceUnreachableError
 from schemas.process.connections import Connections
 from schemas.process.waiting import Deadline, retrying, stop_on_signals
 from schemas.vocabulary import JobStatus
@@ -221,7 +221,9 @@ def _work_on(
         found = around.look(job.company_sso_id, job.date_range_start, view)
         job = around.store.prepare(job, _surveyed(job, found))
         lease.check(stop)
-    partitions = kafka_admin.ensure_topics(around.admin, around.topics, job.partitions)
+    partitions = kafka_admin.ensure_topics(
+        around.admin, around.topics, job.partitions, around.connections.kafka_replication_factor
+    )
     job = _prepare(job, run_input, partitions, around, view, lambda: lease.check(stop))
     if job.status is JobStatus.HALTED:
         raise halted_by(job)
@@ -240,6 +242,8 @@ def _outages_in_one_line() -> Iterator[None]:
     """Turn an error of a server's client or of the disk into one line; the next run continues from there."""
     try:
         yield
+    except ServiceUnreachableError as error:  # which is no bad call any more: the servers have answered before
+        raise OutageError(error.what, "the same command continues") from error
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise ReplayError(f"{error.strerror or type(error).__name__}{where}", "the same command continues") from error

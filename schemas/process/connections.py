@@ -35,6 +35,9 @@ class Connections(EnvironmentSettings):
     )
     kafka_ssl_key_file: str = Field("", description="its private key (PEM)")
     kafka_ssl_key_password: SecretStr = Field(SecretStr(""), description="of the private key, if it has one")
+    kafka_replication_factor: int = Field(
+        -1, ge=-1, le=32_767, description="copies of each new topic; -1: as many as the cluster's default"
+    )
     mongodb_url: str = Field("", description="MongoDB of the customer data platform: mongodb://host:port", repr=False)
     mongodb_database: str = Field("cdp", description="its database")
     schema_registry_url: str = Field(

@@ -99,14 +99,15 @@ def check_names(kafka: Mapping[str, Any], account: str) -> Check:
     )
 
 
-def check_permissions(kafka: Mapping[str, Any], account: str, partitions: int) -> Check:
+def check_permissions(
+    kafka: Mapping[str, Any], account: str, partitions: int, copies: int = kafka_admin.CLUSTERS_DEFAULT
+) -> Check:
     """Return whether we may create missing topics, and use existing ones; none is created."""
     topics, admin = AccountTopics.of(account), _admin(kafka)
     metadata = admin.list_topics(timeout=TIMEOUT_S)
     wanted = kafka_admin.topic_settings(topics, partitions)
-    replicas = min(3, len(metadata.brokers))
     new = [
-        NewTopic(name, num_partitions=count, replication_factor=replicas, config=config)
+        NewTopic(name, num_partitions=count, replication_factor=copies, config=config)
         for name, (count, config) in wanted.items()
         if name not in metadata.topics
     ]
@@ -147,7 +148,18 @@ def check_permissions(kafka: Mapping[str, Any], account: str, partitions: int) -
             " offsets.topic.replication.factor with the number of brokers",
             **facts,
         )
-    made = f"{len(new)} topics may be made, {replicas} copies each" if new else "all topics are there"
+    if not new:
+        return ok("kafka_permissions", f"all topics are there, {len(there)} may be used", **facts)
+    brokers, default = kafka_admin.default_copies(admin)
+    each = default if copies == kafka_admin.CLUSTERS_DEFAULT else copies
+    if copies == kafka_admin.CLUSTERS_DEFAULT and each == 1 < brokers:
+        return fail(
+            "kafka_permissions",
+            f"new topics would have one copy on {brokers} brokers",
+            "set KAFKA_REPLICATION_FACTOR to 3, or to 1 if one copy is meant",
+            **facts,
+        )
+    made = f"{len(new)} topics may be made, {each or 'the default number of'} copies each"
     return ok("kafka_permissions", f"{made}, {len(there)} may be used", **facts)
 
 
@@ -184,12 +196,16 @@ def _rights_lacking_on_groups(admin: AdminClient, groups: Iterable[str]) -> tupl
             return lacking, left
 
 
-def check_topics(kafka: Mapping[str, Any], account: str, partitions: int) -> Check:
+def check_topics(
+    kafka: Mapping[str, Any], account: str, partitions: int, wanted_copies: int = kafka_admin.CLUSTERS_DEFAULT
+) -> Check:
     """Return whether the existing topics are configured as a run needs them."""
     topics, admin = AccountTopics.of(account), _admin(kafka)
     metadata = admin.list_topics(timeout=TIMEOUT_S)
     findings: list[tuple[Verdict, str, str]] = []
     seen = 0
+    if wanted_copies == kafka_admin.CLUSTERS_DEFAULT:
+        wanted_copies = kafka_admin.default_copies(admin)[1] or min(3, len(metadata.brokers))
     for name, (count, config) in kafka_admin.topic_settings(topics, partitions).items():
         if name not in metadata.topics:
             continue
@@ -199,14 +215,9 @@ def check_topics(kafka: Mapping[str, Any], account: str, partitions: int) -> Che
         findings += topic_findings(name, present, config)
         copies = min(len(partition.replicas) for partition in shape.values())
         out = sum(len(partition.isrs) < len(partition.replicas) for partition in shape.values())
-        if copies < min(3, len(metadata.brokers)):
-            findings.append(
-                (
-                    Verdict.WARN,
-                    f"{name} has {copies} cop{'y' if copies == 1 else 'ies'}",
-                    "raise its replication factor",
-                )
-            )
+        if copies < wanted_copies:
+            found = f"{name} has {copies} cop{'y' if copies == 1 else 'ies'} of the {wanted_copies} that are configured"
+            findings.append((Verdict.WARN, found, "raise its replication factor: kafka-reassign-partitions.sh"))
         if out:
             findings.append(
                 (Verdict.WARN, f"{name}: {out} partitions lack a replica in sync", "see which broker is behind")

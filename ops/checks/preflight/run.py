@@ -169,15 +169,18 @@ def _kafka_lane(account: str, options: PreflightOptions, connections: Connection
         connections.require("kafka_bootstrap_servers")
         return kafka.check_reachable(connections.kafka())
 
+    copies = connections.kafka_replication_factor
     return Lane(
         "Kafka",
         [
             Step("kafka_reachable", reachable, timeout_s, essential=True),
             Step("kafka_names", lambda: kafka.check_names(connections.kafka(), account), timeout_s),
-            Step("kafka_topics", lambda: kafka.check_topics(connections.kafka(), account, partitions), timeout_s),
+            Step(
+                "kafka_topics", lambda: kafka.check_topics(connections.kafka(), account, partitions, copies), timeout_s
+            ),
             Step(
                 "kafka_permissions",
-                lambda: kafka.check_permissions(connections.kafka(), account, partitions),
+                lambda: kafka.check_permissions(connections.kafka(), account, partitions, copies),
                 timeout_s,
             ),
         ],
