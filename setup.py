@@ -48,9 +48,10 @@ class Build(build_ext):
 
     def run(self) -> None:
         """Build them all."""
-        if self.inplace or self.editable_mode:
-            for path in HOT["built"]():
-                Path(path).unlink()
+        in_place = self.inplace or self.editable_mode
+        others = HOT["built"]() if in_place else Path(self.build_lib).rglob(f"*{HOT['SUFFIX']}")
+        for path in list(others):
+            Path(path).unlink()
         super().run()
 
 

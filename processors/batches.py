@@ -266,7 +266,7 @@ def acting_users(decoded: Iterable[Decoded]) -> set[int]:
 
 
 def _where(error: BaseException) -> str:
-    """Return file and line where it was raised: no text of the error, which can hold personal data."""
+    """Return function and line in which it was raised: no text of the error, which can hold personal data."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -17,9 +17,9 @@ from producer.audits import INTEGERS, Connection, answering, columns_of, connect
 from producer.checkpoint import answering as mongo_answering
 from producer.publisher import Publisher
 from producer.topics import check_topics, message_bytes_max, messages_held, offsets_held_by
-from schemas import stored
 from schemas.codec import Codec
 from schemas.collections import CONTACT_ID_MAP, CONTACTS
+from schemas.process import stored
 from schemas.process.mongodb import Database
 from schemas.records import Contact, Referent, User
 from schemas.source.contact_rules import (

@@ -61,7 +61,8 @@ def built() -> list[Path]:
 @cache
 def hot_paths() -> str:
     """Return in which form this process uses the modules: `compiled`, or `interpreted` and in brackets why."""
-    why = f"{VARIABLE}=0" if os.environ.get(VARIABLE) == "0" else _unusable()
+    asked = os.environ.get(VARIABLE, "")
+    why = _unusable() if asked in ("", "1") else f"{VARIABLE}={asked}"
     return f"interpreted ({why})" if why else COMPILED
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 RANGES_BITS = 6  # an account's ids are divided into up to 64 ranges
 ALL_IN_ONE = 64  # a shift that leaves one range
 _SPREAD = 0x9E3779B97F4A7C15  # odd, and near 2**64 / 1.618: a Fibonacci hash
-_UPPER = 2**64 - 1
+_MASK_64 = 2**64 - 1
 _SUM = 2**63 - 1  # MongoDB's largest integer
 
 Figure = tuple[int, int]  # how many ids, and their checksum
@@ -35,7 +35,7 @@ def with_ids(known: Identities, audit_ids: Sequence[int], shift: int) -> Identit
     for id_range, ids in _by_range(audit_ids, shift).items():
         count, checksum = after.get(id_range, (0, 0))
         # Scrambled, and not only multiplied: else the sum would be linear, and two pairs of ids could have the same.
-        more = sum([spread ^ spread >> 32 for spread in [audit_id * _SPREAD & _UPPER for audit_id in ids]])
+        more = sum([spread ^ spread >> 32 for spread in [audit_id * _SPREAD & _MASK_64 for audit_id in ids]])
         after[id_range] = count + len(ids), checksum + more & _SUM
     return after
 

@@ -1,4 +1,4 @@
-"""The cost of processes, from /proc (Linux): CPU seconds and peak memory, children included, by sampling."""
+"""The cost of processes, from /proc (Linux), by sampling: CPU seconds with children, peak memory of the largest one."""
 
 import contextlib
 import os
@@ -57,7 +57,7 @@ def children(pid: int) -> list[int]:
 
 
 def workers_of(pid: int) -> dict[str, int]:
-    """Return module -> pid of a process's children that run one of our packages."""
+    """Return module -> pid of a process's children that were started with `-m`."""
     found: dict[str, int] = {}
     for child in children(pid):
         try:

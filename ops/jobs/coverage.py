@@ -15,8 +15,8 @@ from ops.jobs.guards import Coverage
 from processors.rules.categories import RECORD_ACTIONS
 from producer.audits import AuditReader, Limits, answering, connect, resolve
 from producer.cursor import EARLIEST
-from schemas import stored
 from schemas.collections import CONTACT_ID_MAP, CONTACTS
+from schemas.process import stored
 from schemas.process.mongodb import Database
 from schemas.process.waiting import Deadline
 from schemas.records import AuditEvent

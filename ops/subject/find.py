@@ -8,11 +8,11 @@ from ops.kafka.topics import KeyedRead, keyed_records
 from ops.progress import RunView
 from ops.subject.model import Person, is_about
 from producer.audits import answering, connect, resolve
-from schemas import stored
 from schemas.codec import Codec
 from schemas.collections import ACTIVITY_LOGS, CONTACT_ID_MAP, CONTACTS
 from schemas.errors import UndecodableRecordError, UnknownSchemaError, UnreadableTopicError
 from schemas.identity import EXTERNAL_ID_PREFIX
+from schemas.process import stored
 from schemas.process.mongodb import Database
 from schemas.records import Contact
 from schemas.source.contact_rules import customer_key, customer_of, spellings

@@ -17,9 +17,9 @@ from pymongo.database import Database
 from pymongo.errors import ConfigurationError, InvalidURI, PyMongoError
 
 from processors.feed.contacts import Person
-from schemas import stored
 from schemas.collections import CONTACT_ID_MAP, CONTACTS
 from schemas.errors import BadInputError
+from schemas.process import stored
 from schemas.process.connections import Connections
 from schemas.records import Contact
 from schemas.secrets import about

@@ -35,10 +35,10 @@ from producer.audits import AuditReader, connect, resolve
 from producer.checkpoint import Checkpoint
 from producer.cursor import EARLIEST, all_gaps
 from producer.survey import first_behind
-from schemas import stored
 from schemas.collections import ACTIVITY_LOGS, CONTACTS, JOBS
 from schemas.errors import BadInputError, ReplayError
 from schemas.identity import SOURCE_TAG, replay_id
+from schemas.process import stored
 from schemas.process.connections import Connections
 from schemas.process.mongodb import Database, Documents
 from schemas.process.mongodb import connect as connect_mongodb

@@ -91,7 +91,7 @@ def _ask(url: str, account: str, emails: Sequence[str]) -> dict[str, str]:
 
 
 def outage(error: Exception) -> Check:
-    """Return the check of a directory that gave no answer: every actor falls back, and the replay continues."""
+    """Return the check of a directory that gave no answer. A run would go through, with every actor fallen back."""
     what = f"HTTP {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
     return fail(
         "user_directory",

@@ -27,9 +27,9 @@ from producer.audits import connect as db_connect
 from producer.cursor import EARLIEST
 from producer.references import FoundContacts, find_contacts
 from producer.survey import count_in_scope, survey
-from schemas import stored
 from schemas.collections import ACTIVITY_LOGS
 from schemas.errors import BadInputError, ReplayError
+from schemas.process import stored
 from schemas.process.connections import Connections
 from schemas.process.mongodb import Database, Documents, connect
 from schemas.records import AuditEvent, Contact, Referent, User

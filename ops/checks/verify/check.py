@@ -1,7 +1,8 @@
 """The check, from its first query to its report. It saves seals, and changes nothing else.
 
-The order follows from forking: dead letters and tables are read and their clients closed, then the workers
-are forked, and only then this process opens clients that it keeps.
+The order follows from forking: no client with threads of its own may be open when the workers are forked. Dead letters
+and tables are read before and their clients closed, MongoDB's client that is kept is opened after. The connection to
+PostgreSQL has no threads; workers open their own.
 """
 
 import os

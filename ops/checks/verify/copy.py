@@ -13,10 +13,10 @@ from ops.checks.verify.model import Finding
 from ops.checks.verify.segments import SegmentChecker, extra, why_extra
 from ops.jobs import http_documents
 from producer.references import find_contacts
-from schemas import stored
 from schemas.collections import ACTIVITY_LOGS, CONTACTS, PROGRESS
 from schemas.errors import BadInputError
 from schemas.identity import SOURCE_TAG, audit_id_of, replay_id
+from schemas.process import stored
 from schemas.process.mongodb import Database, Documents
 from sink.indexes import COMPANY_SOURCE_TAG, UNIQUE_EXTERNAL_ID
 

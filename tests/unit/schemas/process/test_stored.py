@@ -7,8 +7,8 @@ import pytest
 from bson import encode
 from bson.datetime_ms import DatetimeMS
 
+from schemas.process.stored import Undecodable, decoded
 from schemas.source.contact_rules import MICROSECONDS_MAX, microseconds
-from schemas.stored import Undecodable, decoded
 
 
 def damaged(document: dict[str, Any], data: bytes) -> bytes:
