@@ -55,6 +55,11 @@ class JobMetrics:
         self._seen: dict[str, _Seen] = {}  # by account: Kafka's values
         self._away_until = float("-inf")
 
+    @property
+    def known(self) -> list[Value]:
+        """The values that were read last; none before the first read."""
+        return self._values
+
     def read(self) -> list[Value]:
         """Return the values; raises pymongo's errors. A Kafka that does not answer leaves its values out."""
         with self._lock:

@@ -224,11 +224,14 @@ def own_routes(backend: Backend, metrics: HttpMetrics) -> APIRouter:
         return Response(metrics.text() + await _of_jobs(), media_type=http_metrics.CONTENT_TYPE)
 
     async def _of_jobs() -> bytes:
-        """Return the jobs' metrics; nothing while MongoDB is away, which `crm_control_jobs_known` reports."""
+        """Return the jobs' metrics; while MongoDB is away, which `crm_control_jobs_known` reports, the last known ones.
+
+        Without them an alert that is firing would be taken for resolved.
+        """
         try:
             values = await asyncio.wait_for(backend.query(jobs.read), JOBS_TIMEOUT_S)
         except (ApiError, PyMongoError, TimeoutError):
-            return b""
+            values = jobs.known
         registry = CollectorRegistry()
         registry.register(Collected(lambda: values))  # type: ignore[arg-type]
         return generate_latest(registry)

@@ -18,8 +18,10 @@ import httpx
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
+from pymongo.errors import AutoReconnect
 
 from ops.control.console_models import AccountDetail, LetterDetail, LetterPage
+from ops.control.job_exposition import JobMetrics
 from ops.jobs import audit_log, flags, migrations
 from ops.jobs.jobs import Job
 from ops.jobs.store import JobStore, NewJob
@@ -493,6 +495,21 @@ def test_prometheus_is_told_of_jobs_and_of_enrichments_that_nobody_could_scrape(
         f'crm_replay_job_state{{account="{company}",status="in_progress"}} 1.0',
         f'crm_replay_job_rows{{account="{company}",bin="total"}} 200.0',
     }
+
+
+def test_an_outage_of_mongodb_leaves_the_last_values_so_that_no_alert_resolves_by_it(
+    served: Served, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    company = account()
+    make_job(database, company, JobStatus.HALTED)
+    halted = f'crm_replay_job_state{{account="{company}",status="halted"}} 1.0'
+    wait_until(lambda: halted in served.client.get("/metrics").text, "the job is exposed")
+
+    def away(*_: object) -> None:
+        raise AutoReconnect("gone")
+
+    monkeypatch.setattr(JobMetrics, "read", away)
+    assert halted in served.client.get("/metrics").text
 
 
 def test_trouble_is_said_once_and_its_end_shows_how_things_are(served: Served, database: Any) -> None:
