@@ -22,6 +22,7 @@ from producer.cursor import next_number, share_out
 from producer.messages import Encoder
 from producer.parallel import end_with_parent, ranges_of_run, read_in_children, split_for
 from producer.publisher import Publisher
+from producer.session import INTERRUPTIONS_MAX
 from producer.settings import RunSettings
 from producer.snapshot import Bounds, Snapshot
 from producer.throttle import Pacer, Throttle
@@ -46,7 +47,9 @@ def run(only: frozenset[int], stop: threading.Event) -> None:
     """Read the whole run and publish its end markers; or read `only` these id ranges, in a child process."""
     settings = RunSettings.load()
     job = settings.job
-    liveness = Liveness(max(settings.stalled_after_s, 3 * settings.statement_timeout_s))
+    # One read is repeated where recovery interrupts it, and each attempt may take the time limit.
+    longest_read_s = (INTERRUPTIONS_MAX + 1) * settings.statement_timeout_s
+    liveness = Liveness(max(settings.stalled_after_s, longest_read_s))
     stalled: list[ReplayError] = []
 
     def stopping() -> bool:

@@ -100,6 +100,7 @@ class Waiting:
         )
 
     def _passes(self, server: str, error: Exception) -> bool:
+        self._liveness.turned()
         self.raise_error()
         if isinstance(error, InvalidOperation | ConfigurationError):
             return False  # a defect of ours, which retries do not fix

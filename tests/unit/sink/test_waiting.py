@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from pymongo.errors import AutoReconnect
 
 from schemas.errors import ServiceUnreachableError
 from schemas.process.liveness import Liveness
@@ -49,4 +50,23 @@ def test_a_wait_is_a_turn_of_the_loop(sink_waiting: Waiting, monkeypatch: pytest
     liveness = sink_waiting._liveness
     liveness._turned_at = 0.0
     sink_waiting.in_time("Kafka", lambda: time.sleep(0.05), 60.0)
+    assert liveness.since_turn_s < 30
+
+
+def test_each_attempt_of_an_outage_is_a_turn_of_the_loop(
+    sink_waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a sink that waits for MongoDB, as long as it takes, would be ended for not moving."""
+    monkeypatch.setattr(waiting, "BACKOFF_FIRST_S", 0.0)
+    attempts, liveness = 0, sink_waiting._liveness
+
+    def write() -> str:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            liveness._turned_at = 0.0
+            raise AutoReconnect("gone")
+        return "written"
+
+    assert sink_waiting.until_answered("MongoDB", write) == "written"
     assert liveness.since_turn_s < 30
