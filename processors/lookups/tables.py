@@ -118,7 +118,9 @@ class ReferenceTables:
         self._unreadable: dict[tuple[str, bytes], UnreadableTopicError] = {}  # by topic and key
         self._config = {
             **config,
-            "group.id": "crm-replay-tables",  # required by librdkafka; nothing is joined or committed
+            # Required by librdkafka, which looks up its coordinator; nothing is joined or committed. Under the prefix of
+            # the topics, so that the rights on these cover it.
+            "group.id": f"{min(topics.values())}.read",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "auto.offset.reset": "earliest",

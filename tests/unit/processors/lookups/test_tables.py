@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processors.lookups.tables import NOTE_BYTES_MAX, HighWater
+from processors.lookups.tables import NOTE_BYTES_MAX, HighWater, ReferenceTables
+from schemas.codec import Codec
+from schemas.topics import AccountTopics
 
 
 def test_rows_of_a_range_are_published_once() -> None:
@@ -58,3 +60,10 @@ def test_a_note_fits_kafkas_bound_and_keeps_the_highest_ranges() -> None:
     kept = json.loads(note)["high"]
     assert len(kept) > 80
     assert min(map(int, kept)) == 1000 - len(kept)
+
+
+def test_the_readers_group_is_under_the_prefix_of_its_topics() -> None:
+    """A right on `crm.*` has to cover it: librdkafka looks up the coordinator of a group that nothing joins."""
+    topics = AccountTopics.of("acme")
+    references = {"contacts": topics.contacts, "users": topics.users, "referents": topics.referents}
+    assert ReferenceTables({}, references, Codec())._config["group.id"].startswith("crm.")
