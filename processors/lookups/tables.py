@@ -118,8 +118,8 @@ class ReferenceTables:
         self._unreadable: dict[tuple[str, bytes], UnreadableTopicError] = {}  # by topic and key
         self._config = {
             **config,
-            # Required by librdkafka, which looks up its coordinator; nothing is joined or committed. Under the prefix of
-            # the topics, so that the rights on these cover it.
+            # Required by librdkafka, which looks up its coordinator; nothing is joined or committed. Under the prefix
+            # of the topics, so that the rights on these cover it.
             "group.id": f"{min(topics.values())}.read",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
