@@ -139,7 +139,7 @@ def print_report(console: Console, report: Report) -> None:
     table.add_row("copy", verdict, style="bold green" if report.equal else "bold red")
     console.print(table)
     for finding in tally.findings:
-        console.print(_line(finding.as_dict(now_us)), highlight=False, markup=False, soft_wrap=True)
+        console.print(line_of(finding.as_dict(now_us)), highlight=False, markup=False, soft_wrap=True)
     if left_out := sum(tally.found.values()) - len(tally.findings):
         console.print(f"{left_out:,} more; name them with --limit", highlight=False)
     for failed in tally.failures:
@@ -164,10 +164,11 @@ def print_report(console: Console, report: Report) -> None:
         )
 
 
-def _line(finding: dict[str, object]) -> str:
+def line_of(finding: dict[str, object]) -> str:
     """Return a finding in one line."""
     name = f"row {finding['audit_id']}" if finding["audit_id"] is not None else "no row of the account"
-    document = f", document {finding['document_id']} ({finding['external_id']})" if "document_id" in finding else ""
+    external_id = finding.get("external_id", "without external_id")
+    document = f", document {finding['document_id']} ({external_id})" if "document_id" in finding else ""
     age_s = finding["age_s"]
     age = f", {age_text(age_s)} old" if isinstance(age_s, int) else ""
     return f"{finding['kind']}: {name}{document}{age}: {finding['why']}"
