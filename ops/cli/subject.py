@@ -112,18 +112,28 @@ def _everything(place: _Place, view: RunView) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _writer(output: str) -> Iterator[Any]:
+    """Give a stream to a new file, which is there if all was written, or to standard output."""
     if not output:
         yield sys.stdout
         return
     try:
         # Personal data, for the caller's eyes only from the first moment; a link is no way to another file.
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream, _removed_on_error(output):
             yield stream
     except FileExistsError as error:
         raise BadInputError(f"{output} exists already", "name a new file") from error
     except OSError as error:
         raise BadInputError(f"{output}: {error.strerror}", "name a file that can be written with --output") from error
+
+
+@contextmanager
+def _removed_on_error(path: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        os.unlink(path)  # noqa: PTH108 - of os.open above
+        raise
 
 
 @app.command("purge")

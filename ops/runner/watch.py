@@ -4,19 +4,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pymongo
 from pymongo.errors import PyMongoError
 
 from ops.jobs.jobs import Job
+from ops.kafka.lag import Lag, LagReader
 from ops.progress import RunView
 from ops.runner.conclude import settling
 from ops.runner.lease import ANSWER_MAX_S, QUICK_STOP_S, Lease, OutageError, SilentError, halted_by, interrupted
 from ops.runner.options import RunInput, RunOptions
 from ops.runner.processes import ProcessGaveUpError, Supervised, Supervisor, child_environment, python_module
 from ops.runner.surroundings import Surroundings
-from schemas.errors import ServiceUnreachableError
+from schemas.errors import ReplayError, ServiceUnreachableError
 from schemas.process.client_errors import kind_of
 from schemas.process.connections import Connections
 from schemas.process.exposition import of_children
@@ -27,6 +29,8 @@ SAVE_EVERY_S = 1.0
 POLL_EVERY_S = 0.2
 POLL_AT_FIRST_S = 0.05  # a small account is done soon, and its end should be noticed at once
 AT_FIRST_S = 5.0
+REPORT_EVERY_S = 20.0  # while nothing is counted
+END_LOST_AFTER_S = 60.0  # with nothing left to consume; the last batch of a sink takes less
 OUTAGE_MAX_S = 300.0  # of MongoDB; its sinks wait indefinitely, but a run without a status is useless
 
 
@@ -60,6 +64,69 @@ class Patience:
         if self._since is not None:
             self._view.note(f"MongoDB answers again after {time.monotonic() - self._since:.0f} s")
             self._since = None
+
+
+class EndLostError(ReplayError):
+    """Rows or the end of a run were consumed without being counted, so that it cannot end by itself."""
+
+
+class Standstill:
+    """Reports what a run waits for while nothing is counted, and ends one that waits for nothing."""
+
+    def __init__(
+        self,
+        account: str,
+        lag: Callable[[], Lag],
+        view: RunView,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`lag` is queried only while nothing is counted."""
+        self._account = account
+        self._lag = lag
+        self._view = view
+        self._clock = clock
+        self._accounted = -1
+        self._since = self._reported_at = clock()
+        self._empty_since: float | None = None
+
+    def check(self, accounted: int, total: int, *, producing: bool) -> None:
+        """Compare the count with the last one. `producing`: the producer has not ended.
+
+        Raises EndLostError if for long nothing is left to consume, and the end has not come.
+        """
+        now = self._clock()
+        if accounted != self._accounted:
+            if self._reported_at > self._since:
+                self._view.note(f"rows are counted again, after {now - self._since:.0f} s")
+            self._accounted, self._since, self._reported_at, self._empty_since = accounted, now, now, None
+            return
+        if now - self._reported_at < REPORT_EVERY_S:
+            return
+        lag = self._lag()
+        waits_for = _what_waits(lag, producing=producing)
+        if waits_for:
+            self._empty_since = None
+        else:
+            self._empty_since = self._empty_since if self._empty_since is not None else now
+            if now - self._empty_since >= END_LOST_AFTER_S:
+                raise EndLostError(
+                    f"the run cannot end: {total - accounted:,} of {total:,} rows are not counted, and nothing is left"
+                    " to consume (a worker of another release in the group?)",
+                    f"crm-replay halt --account {self._account}, then verify --repair replays what is missing",
+                )
+        self._reported_at = now
+        self._view.note(f"no row has been counted for {now - self._since:.0f} s: {waits_for or 'waiting for the end'}")
+
+
+def _what_waits(lag: Lag, *, producing: bool) -> str:
+    """Return what is waited for; "" if nothing is left that could be."""
+    if lag.processors is None or lag.sink is None:
+        return "Kafka does not answer"
+    if lag.processors:
+        return f"{lag.processors:,} records wait for the processors"
+    if lag.sink:
+        return f"{lag.sink:,} records wait for the sinks"
+    return "the producer has published no further row" if producing else ""
 
 
 Processes = Callable[[Job, RunOptions, Connections], Iterable[Supervised]]  # those of a job on this host
@@ -146,6 +213,7 @@ def _watch(
     saved_at = 0.0
     halted = False
     accounted = None
+    standstill = Standstill(job.company_sso_id, partial(LagReader(around.kafka).of, job.company_sso_id), view)
     while True:
         if not lease.renewed_lately:
             supervisor.stop(timeout_s=QUICK_STOP_S)
@@ -176,4 +244,6 @@ def _watch(
         patience.over()
         if ended:
             return
+        producing = any(p.finishes and p.returncode is None for p in supervisor.processes)
+        standstill.check(totals.accounted, job.records_total, producing=producing)
         time.sleep(POLL_AT_FIRST_S if time.monotonic() - began < AT_FIRST_S else POLL_EVERY_S)

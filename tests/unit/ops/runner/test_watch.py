@@ -5,10 +5,11 @@ import threading
 import pytest
 from pymongo.errors import AutoReconnect, ExecutionTimeout, OperationFailure
 
+from ops.kafka.lag import Lag
 from ops.progress import PlainView
 from ops.runner import watch
 from ops.runner.lease import InterruptedRunError, OutageError
-from ops.runner.watch import Patience
+from ops.runner.watch import EndLostError, Patience, Standstill
 
 
 @pytest.fixture
@@ -40,3 +41,66 @@ def test_a_stop_ends_the_waiting() -> None:
     stop.set()
     with pytest.raises(InterruptedRunError):
         Patience(PlainView(), stop).wait(AutoReconnect(""))
+
+
+class Notes:
+    """A view that keeps its notes, and a clock."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.now = 0.0
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def standstill(view: Notes, *lags: Lag) -> tuple[Standstill, list[Lag]]:
+    left = list(lags)
+    return Standstill("acme", lambda: left.pop(0), view, lambda: view.now), left  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("lag", "producing", "said"),
+    [
+        (Lag(), True, "Kafka does not answer"),
+        (Lag(7, None), True, "Kafka does not answer"),
+        (Lag(1_200, 5), True, "1,200 records wait for the processors"),
+        (Lag(0, 5), False, "5 records wait for the sinks"),
+        (Lag(0, 0), True, "the producer has published no further row"),
+    ],
+)
+def test_a_run_that_counts_nothing_says_what_it_waits_for(lag: Lag, producing: bool, said: str) -> None:
+    view = Notes()
+    checked, left = standstill(view, *[lag] * 3)
+    for view.now in (0.0, 5.0, 19.0):
+        checked.check(3, 10, producing=producing)
+    assert len(left) == 3, "Kafka is not queried while it may go on"
+    for view.now in (20.0, 30.0, 45.0):
+        checked.check(3, 10, producing=producing)
+    assert view.notes == [f"no row has been counted for {seconds} s: {said}" for seconds in (20, 45)]
+    view.now = 50.0
+    checked.check(4, 10, producing=producing)
+    assert view.notes[2:] == ["rows are counted again, after 50 s"]
+
+
+def test_a_run_whose_end_was_consumed_uncounted_ends_in_one_line() -> None:
+    view = Notes()
+    checked, _ = standstill(view, Lag(0, 4), *[Lag(0, 0)] * 9)
+
+    def wait() -> None:
+        for second in range(300):
+            view.now = float(second)
+            checked.check(7, 10, producing=False)
+
+    with pytest.raises(EndLostError, match=r"3 of 10 rows are not counted.* acme, then verify --repair"):
+        wait()
+    assert view.now >= 60.0
+
+
+def test_a_run_that_counts_is_silent() -> None:
+    view = Notes()
+    checked, _ = standstill(view)
+    for second in range(300):
+        view.now = float(second)
+        checked.check(second // 15, 10_000, producing=True)
+    assert view.notes == []
