@@ -10,9 +10,14 @@ from schemas.errors import BadInputError
 
 def test_a_file_is_there_only_if_all_was_written(tmp_path: Path) -> None:
     file = tmp_path / "certificate.json"
-    with pytest.raises(BadInputError, match="a run is in progress"), _writer(str(file)) as out:
-        out.write("{")
-        raise BadInputError("a run is in progress", "purge when it has ended")
+
+    def refused() -> None:
+        with _writer(str(file)) as out:
+            out.write("{")
+            raise BadInputError("a run is in progress", "purge when it has ended")
+
+    with pytest.raises(BadInputError, match="a run is in progress"):
+        refused()
     assert not file.exists()
     with _writer(str(file)) as out:
         out.write("{}")
