@@ -11,7 +11,6 @@ from schemas.errors import ReplayError, ServiceUnreachableError, worker_exit_cod
 from schemas.process import logs, tracing
 from schemas.process.connections import Connections
 from schemas.process.exposition import serving
-from schemas.process.liveness import end_process
 from schemas.process.mongodb import Database, connect
 from schemas.process.registry import codec_for
 from schemas.process.waiting import Deadline, retrying, stop_on_signals
@@ -43,7 +42,6 @@ def connect_patiently(connections: Connections, patience_s: float) -> Database:
 
 def main(hook: EffectHook = no_hook) -> int:
     """Run a sink until it ends; return the exit code."""
-    code, sink = 0, None
     try:
         logs.configure("sink")
         settings = (live.LiveSinkSettings if live.is_wanted() else SinkSettings).load()
@@ -72,10 +70,8 @@ def main(hook: EffectHook = no_hook) -> int:
             traces.close()
     except ReplayError as error:
         logging.getLogger("sink").error("%s", error)
-        code = worker_exit_code(error)
-    if sink is not None and sink.hangs:
-        end_process(code)  # the interpreter would wait for the client library
-    return code
+        return worker_exit_code(error)
+    return 0
 
 
 if __name__ == "__main__":

@@ -190,11 +190,6 @@ class Sink:
             watchdog.close()  # may wait for a response of Kafka
             self.metrics.log()
 
-    @property
-    def hangs(self) -> bool:
-        """Whether a call of a client library has not returned: then only the end of the process ends it."""
-        return self._waiting.hangs
-
     def _turn(self, batch: Batch | None) -> int:
         """Submit a batch for writing, and account for the oldest one in flight; return its number of dead letters.
 

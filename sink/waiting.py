@@ -2,16 +2,14 @@
 
 import logging
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from functools import partial
 from typing import TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 from pymongo.errors import ConfigurationError, InvalidOperation, PyMongoError
 
-from schemas.errors import ReplayError, ServiceUnreachableError
+from schemas.errors import ReplayError
 from schemas.process.liveness import Liveness
 from schemas.process.waiting import INDEFINITELY_S, Deadline, retrying
 from sink.metrics import SinkMetrics
@@ -22,8 +20,6 @@ T = TypeVar("T")
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
-STOPPING_MAX_S = 5.0  # of a call that is under way when the sink is asked to stop
-POLL_S = 0.5  # between two looks at whether it is
 
 # The group has rebalanced: another sink owns what was to be committed, and will repeat it.
 ASSIGNMENT_LOST = frozenset(
@@ -47,7 +43,6 @@ class Waiting:
         self._metrics = metrics
         self._liveness = liveness
         self.stopping = threading.Event()
-        self.hangs = False  # a call has not returned in time: the process cannot be left in order
         self._error: ReplayError | None = None
 
     def end_with(self, error: ReplayError) -> None:
@@ -58,32 +53,6 @@ class Waiting:
         """Raise the error given to `end_with`, if there is one."""
         if self._error is not None:
             raise self._error
-
-    def in_time(self, server: str, call: Callable[[], T], within_s: float) -> T:
-        """Return what a call returns that has no time limit of its own; signals are received meanwhile.
-
-        Raises ServiceUnreachableError if it does not return in time: it hangs on in its thread, so end the process.
-        """
-        answer: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                answer.set_result(call())
-            except BaseException as error:
-                answer.set_exception(error)
-
-        threading.Thread(target=run, name=f"in-time-{server}", daemon=True).start()
-        began = time.monotonic()
-        while not answer.done():
-            waited_s = time.monotonic() - began
-            if waited_s >= (min(within_s, STOPPING_MAX_S) if self.stopping.is_set() else within_s):
-                self.hangs = True
-                raise ServiceUnreachableError(
-                    f"{server} has not answered for {waited_s:.0f} s", "the batch in progress is delivered again"
-                )
-            self._liveness.turned()
-            wait((answer,), POLL_S)
-        return answer.result()
 
     def until_answered(self, server: str, effect: Callable[[], T], within_s: float = INDEFINITELY_S) -> T:
         """Return what the effect returns; retried with back-off while the server does not answer.

@@ -126,10 +126,19 @@ class LagReader:
         except KafkaException:
             return None
         return {
-            tp.partition: Committed(tp.offset, tp.metadata or "")
-            for tp in answers
-            if tp.error is None and tp.offset >= 0
+            tp.partition: Committed(tp.offset, _metadata(tp)) for tp in answers if tp.error is None and tp.offset >= 0
         }
+
+
+def _metadata(tp: TopicPartition) -> str:
+    """Return the metadata of a commit, "" where the client cannot give it.
+
+    It takes the bytes for a text that ends with a NUL, and reads on behind one that does not.
+    """
+    try:
+        return tp.metadata or ""
+    except UnicodeDecodeError:
+        return ""
 
 
 def _offset(futures: Mapping[TopicPartition, Any], topic: str, partition: int) -> int | None:

@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 import pymongo
@@ -213,7 +213,8 @@ def _watch(
     saved_at = 0.0
     halted = False
     accounted = None
-    standstill = Standstill(job.company_sso_id, partial(LagReader(around.kafka).of, job.company_sso_id), view)
+    reader = cache(lambda: LagReader(around.kafka))  # most runs need none
+    standstill = Standstill(job.company_sso_id, lambda: reader().of(job.company_sso_id), view)
     while True:
         if not lease.renewed_lately:
             supervisor.stop(timeout_s=QUICK_STOP_S)

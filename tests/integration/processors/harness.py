@@ -80,7 +80,7 @@ class JobOnKafka:
             job_id=JOB_ID,
             run=7,
             partitions=self.partitions,
-            top_audit_id=10**9,
+            top_audit_id=2**62,
             snapshot_xmax=1,
             cutoff=datetime(2020, 1, 1, tzinfo=UTC),
             mapping_path="",

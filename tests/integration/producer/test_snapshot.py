@@ -190,7 +190,7 @@ def test_sigterm_stops_after_the_chunk_and_the_next_start_repeats_nothing(
     process.terminate()
     _, said = process.communicate(timeout=30)
     assert process.returncode == ExitCode.STOPPED, said
-    assert last_event(said.strip().splitlines()[-1]).endswith("start again to go on from the saved cursor")
+    assert last_event(said.strip().splitlines()[-1]).endswith("a restart continues from the saved cursor")
     assert 0 < len(here.events()) == saved_rows(mongo_database) < 20_000
     assert here.markers() == []
     assert here.run()[0] == 0
