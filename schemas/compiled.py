@@ -85,7 +85,7 @@ def _unusable() -> str:
             return f"the sources have changed since they were compiled: {to_do}"
         if not library.exists():
             return f"the compiled library is missing: {INSTALL_LOUDLY}"
-        # Whoever maps a file that was cut short dies by a signal.
+        # A process that maps a file which was cut short dies by a signal.
         if not all(map(_is_whole, there, map(len, there))) or not _is_whole(_header(library), library.stat().st_size):
             return "a compiled file is not complete: make clean setup"
     except OSError as error:

@@ -90,10 +90,13 @@ def default_copies(admin: AdminClient) -> tuple[int, int | None]:
         return len(brokers), None
 
 
-def _require_copies(admin: AdminClient, copies: int) -> None:
-    """Raise BadInputError if each new topic would have one copy on a cluster, and no setting says so."""
+def require_copies(admin: AdminClient, copies: int) -> int | None:
+    """Return how many copies each new topic gets; None if we may not know.
+
+    Raises BadInputError if it is one on a cluster, and no setting says so.
+    """
     if copies != CLUSTERS_DEFAULT:
-        return
+        return copies
     brokers, default = default_copies(admin)
     if brokers > 1 and default == 1:
         raise BadInputError(
@@ -101,6 +104,7 @@ def _require_copies(admin: AdminClient, copies: int) -> None:
             " lost with its broker",
             "set KAFKA_REPLICATION_FACTOR to 3, or to 1 if one copy is meant",
         )
+    return default
 
 
 def topic_settings(topics: AccountTopics, partitions: int) -> dict[str, tuple[int, dict[str, str]]]:
@@ -134,7 +138,7 @@ def ensure_topics(admin: AdminClient, topics: AccountTopics, partitions: int, co
         if name not in existing
     ]
     if new:
-        _require_copies(admin, copies)
+        require_copies(admin, copies)
         for name, future in admin.create_topics(new, operation_timeout=ANSWER_TIMEOUT_S).items():
             _result(future, f"topic {name} could not be created", ignore=KafkaError.TOPIC_ALREADY_EXISTS)
         _wait_until_known(admin, [topic.topic for topic in new])

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 CHECK_EVERY_S = 5.0
 END_WITHIN_S = 20.0  # in order, from the report of a finding to the end of the process
 CLOSE_TIMEOUT_S = 2.0
+RESTARTS = "this process ends, and is started again by its supervisor"
 
 
 def end_process(code: int) -> None:
@@ -70,7 +71,7 @@ class Liveness:
         if not self.is_live:
             raise StalledError(
                 f"the loop has not turned for {self.since_turn_s:.0f} s (allowed: {self.stuck_after_s:.0f} s)",
-                "this process ends, and is started again by its supervisor",
+                RESTARTS,
             )
 
     def values(self) -> list[Value]:

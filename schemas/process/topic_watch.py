@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from schemas.errors import ReplayError
-from schemas.process.liveness import CHECK_EVERY_S, StalledError
+from schemas.process.liveness import CHECK_EVERY_S, RESTARTS, StalledError
 from schemas.vocabulary import ExitCode
 
 log = logging.getLogger(__name__)
@@ -193,5 +193,5 @@ class TopicWatch:
             raise StalledError(
                 f"group {self._group} has had no members for {STALLED_AFTER_CHECKS * CHECK_EVERY_S:.0f} s, so this"
                 " process is none either",
-                "this process ends, and is started again by its supervisor",
+                RESTARTS,
             )

@@ -150,15 +150,10 @@ def check_permissions(
         )
     if not new:
         return ok("kafka_permissions", f"all topics are there, {len(there)} may be used", **facts)
-    brokers, default = kafka_admin.default_copies(admin)
-    each = default if copies == kafka_admin.CLUSTERS_DEFAULT else copies
-    if copies == kafka_admin.CLUSTERS_DEFAULT and each == 1 < brokers:
-        return fail(
-            "kafka_permissions",
-            f"new topics would have one copy on {brokers} brokers",
-            "set KAFKA_REPLICATION_FACTOR to 3, or to 1 if one copy is meant",
-            **facts,
-        )
+    try:
+        each = kafka_admin.require_copies(admin, copies)
+    except BadInputError as error:
+        return fail("kafka_permissions", error.what, error.to_do, **facts)
     made = f"{len(new)} topics may be made, {each or 'the default number of'} copies each"
     return ok("kafka_permissions", f"{made}, {len(there)} may be used", **facts)
 

@@ -118,7 +118,7 @@ async def test_the_end_is_seen_also_when_the_last_run_is_acknowledged_before_its
     app = replay_app(exit_at_end=True)
     assignment = Assignment(1, ended_note(), 1)
     app.high_waters = {assignment: HighWater(1, ended_note())}
-    assignment.handled = 5  # the consumer notes `delivered` a moment later, and then nobody asks again
+    assignment.handled = 5  # the consumer notes `delivered` a moment later, and no check follows it
     app.check_end()
     assert app.ended.is_set()
 

@@ -49,6 +49,12 @@ def shown(root: Path, **environ: str) -> tuple[str, bool]:
     return said, {"True": True, "False": False}[sources]
 
 
+def require_interpreted(root: Path) -> None:
+    said, all_sources = shown(root)
+    assert said.startswith("interpreted (")
+    assert all_sources
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Return the root of a copy of the packages, what is compiled included."""
@@ -84,9 +90,7 @@ def test_what_is_compiled_of_other_sources_is_not_used(tree: Path) -> None:
 def test_where_a_part_is_missing_all_is_interpreted(tree: Path, missing: Path) -> None:
     (found,) = tree.glob(str(missing))
     found.unlink()
-    said, all_sources = shown(tree)
-    assert said.startswith("interpreted (")
-    assert all_sources
+    require_interpreted(tree)
 
 
 @needs_compiled
@@ -115,9 +119,7 @@ def test_a_file_that_was_cut_short_is_not_used(tree: Path, cut: Path, left: floa
     """Loaded, it would end the process by a signal."""
     (found,) = tree.glob(str(cut))
     found.write_bytes(found.read_bytes()[: int(left if left >= 1 else found.stat().st_size * left)])
-    said, all_sources = shown(tree)
-    assert said.startswith("interpreted (")
-    assert all_sources
+    require_interpreted(tree)
 
 
 @needs_compiled
@@ -128,9 +130,7 @@ def test_a_file_that_cannot_be_read_is_not_used(tree: Path, unreadable: Path) ->
     (found,) = tree.glob(str(unreadable))
     found.unlink()
     found.mkdir()
-    said, all_sources = shown(tree)
-    assert said.startswith("interpreted (")
-    assert all_sources
+    require_interpreted(tree)
 
 
 @needs_compiled
